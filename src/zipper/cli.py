@@ -1,0 +1,98 @@
+"""The command line: `python -m zipper COMMAND CONFIG.yaml [key=value ...]`."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+# Before any import that reads them: tokenizers warns about forks, W&B talks a lot.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+from zipper.config import RunConfig, describe, load_config
+from zipper.errors import ZipperError
+
+
+def prepare(cfg: RunConfig, command: str) -> None:
+    """make the corpus and encode it once: waves to EnCodec units, text to subwords"""
+    from zipper.units.prepare import prepare as prepare_store
+
+    store = prepare_store(cfg)
+    print(json.dumps(store.facts, indent=2))
+    print(f"store -> {store.folder}")
+
+
+def train_codec(cfg: RunConfig, command: str) -> None:
+    """train the small EnCodec on the training split, and write it to train_codec.out"""
+    from zipper.corpora.open import open_corpus
+    from zipper.train.codec import train_codec as run
+
+    print(f"codec -> {run(cfg, open_corpus(cfg), command)}")
+
+
+def pretrain(cfg: RunConfig, command: str) -> None:
+    """train one tower alone on one modality, and export it"""
+    from zipper.train.run import pretrain as run
+
+    run(cfg, command)
+
+
+def train(cfg: RunConfig, command: str) -> None:
+    """zip towers: prepare what is missing, train, evaluate on the test split"""
+    from zipper.train.run import train as run
+
+    run(cfg, command)
+
+
+def evaluate(cfg: RunConfig, command: str) -> None:
+    """decode a split with a trained run (give the config.yaml in its folder)"""
+    from zipper.evaluate.run import evaluate_run
+
+    evaluate_run(cfg, command)
+
+
+COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
+    "prepare": prepare,
+    "train-codec": train_codec,
+    "pretrain": pretrain,
+    "train": train,
+    "evaluate": evaluate,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one command. A user's mistake ends it with one line and status 2."""
+    args = parser().parse_args(argv)
+    command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
+    try:
+        COMMANDS[args.command](load_config(args.config, args.settings), command)
+    except ZipperError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command takes a config and words that change it; --help lists them all."""
+    rows = [f"  {key:<{WIDTH}} {meaning} (default: {default})" for key, default, meaning in describe()]
+    settings = (
+        "settings, as key=value, also by section from configs/SECTION/NAME.yaml as SECTION=NAME:\n"
+        + "\n".join(rows)
+    )
+    shape = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
+        "zipper", description="Pre-trained towers, zipped.", epilog=settings, formatter_class=shape
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, function in COMMANDS.items():
+        one = commands.add_parser(
+            name, help=function.__doc__, description=function.__doc__, epilog=settings, formatter_class=shape
+        )
+        one.add_argument("config", type=Path, help="YAML file that holds what differs from the defaults")
+        one.add_argument("settings", nargs="*", metavar="key=value", help="changes to it")
+    return top
+
+
+WIDTH = max(len(key) for key, _, _ in describe())

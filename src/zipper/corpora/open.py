@@ -1,0 +1,13 @@
+"""The corpus that a config names, as utterances."""
+
+import os
+from pathlib import Path
+
+from zipper.config import RunConfig
+from zipper.corpora.spoken import spoken_corpus
+from zipper.corpora.utterance import Utterance
+
+
+def open_corpus(cfg: RunConfig) -> list[Utterance]:
+    """All utterances of all splits; what is not there yet is made first, on all cores."""
+    return spoken_corpus(cfg.data, Path(cfg.build) / "corpora", os.cpu_count() or 1)

@@ -1,0 +1,152 @@
+"""The embedded corpus: sentences of the grammar, or of a folder of text, read aloud by a small neural voice.
+
+Deterministic by seed and resumable: every file's rate, pitch and noise follow from (seed, id), a file that
+exists is not spoken again, and the manifest is written last.
+"""
+
+import hashlib
+import itertools
+import json
+import random
+import re
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile as sf
+import torch
+import torchaudio.functional as AF
+from tqdm import tqdm
+
+from zipper.config import DataConfig
+from zipper.corpora.grammar import sentences
+from zipper.corpora.utterance import SPLITS, Utterance, read_manifest, write_manifest
+from zipper.errors import DataError
+from zipper.units.text import NORMALISER, normalise
+
+if TYPE_CHECKING:
+    from hibari import Hibari
+
+VOICE_RATE = 24_000  # Hz, what the voice speaks in
+SILENCE = 0.01  # amplitude under which the edges of a recording count as silent
+MARGIN = 0.1  # seconds of silence kept at each edge
+MAX_WORDS = 40  # longer sentences of a text folder are skipped, and counted
+PITCHES = [
+    round(0.88 + 0.02 * step, 2) for step in range(13)
+]  # ratios; 2 % apart, so that resampling stays cheap
+
+
+def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
+    """Speaks what is not spoken yet, `workers` files at a time, and returns all utterances, by split and id.
+
+    root: folder of all spoken corpora; this one's own folder in it is named by the recipe's hash.
+    Raises DataError where the text folder is missing or too small.
+    """
+    folder = root / f"spoken-{recipe_hash(cfg)}"
+    manifest = folder / "manifest.jsonl"
+    if manifest.exists():
+        return read_manifest(manifest)
+    utterances = [
+        Utterance(
+            f"{split}-{i:05d}",
+            str((folder / split / f"{split}-{i:05d}.flac").resolve()),
+            text,
+            "heart",
+            split,
+        )
+        for split, texts in spoken_texts(cfg).items()
+        for i, text in enumerate(texts)
+    ]
+    for split in SPLITS:
+        (folder / split).mkdir(parents=True, exist_ok=True)
+    todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio).exists()]
+    with ProcessPoolExecutor(max(workers, 1), mp_context=get_context("spawn")) as pool:
+        spoken = pool.map(_speak, todo, chunksize=16)
+        for _ in tqdm(spoken, total=len(todo), desc="speak", unit="utterance", mininterval=1.0):
+            pass
+    write_manifest(manifest, utterances)
+    return utterances
+
+
+def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
+    """The normalised sentences of every split; no sentence stands in two of them."""
+    counts = {"train": cfg.train, "dev": cfg.dev, "test": cfg.test}
+    total = sum(counts.values())
+    if cfg.text_folder is None:
+        pool = list(itertools.islice(sentences(cfg.seed), total))
+    else:
+        pool = _sentences_of_folder(Path(cfg.text_folder))
+        if len(pool) < total:
+            raise DataError(
+                f"data.text_folder={cfg.text_folder} holds {len(pool)} usable sentences, but data.train + "
+                f"data.dev + "
+                f"data.test ask for {total}. Ask for fewer, or add text."
+            )
+        random.Random(cfg.seed).shuffle(pool)
+    stream = iter(pool)
+    return {split: list(itertools.islice(stream, counts[split])) for split in SPLITS}
+
+
+def recipe_hash(cfg: DataConfig) -> str:
+    """Names what a spoken corpus is made from: its sentences, rates and seed."""
+    recipe = [spoken_texts(cfg), cfg.seed, cfg.rates, PITCHES, MARGIN, NORMALISER]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
+
+
+def _sentences_of_folder(folder: Path) -> list[str]:
+    """Distinct normalised sentences of all .txt files, in order. Those with digits have no one reading:
+    skipped.
+    """
+    files = sorted(folder.glob("**/*.txt"))
+    if not files:
+        raise DataError(f"data.text_folder={folder} holds no .txt file. Name a folder of plain text (UTF-8).")
+    found: dict[str, None] = {}
+    digits = long = 0
+    for file in files:
+        for sentence in re.split(
+            r"(?<=[.!?;])\s+|\n\s*\n", file.read_text(encoding="utf-8-sig", errors="replace")
+        ):
+            words = normalise(sentence)
+            if re.search(r"\d", sentence):
+                digits += 1
+            elif len(words.split()) > MAX_WORDS:
+                long += 1
+            elif words:
+                found[words] = None
+    print(
+        f"{folder}: {len(found)} sentences; skipped {digits} with digits, {long} of more than {MAX_WORDS} "
+        f"words"
+    )
+    return list(found)
+
+
+@cache
+def _voice() -> "Hibari":
+    from hibari import Hibari
+
+    torch.set_num_threads(1)
+    return Hibari()
+
+
+def _speak(job: tuple[Utterance, int, tuple[float, float]]) -> None:
+    """Speaks one utterance into its file, through a temporary name."""
+    utterance, seed, rates = job
+    draw = random.Random(f"{seed} {utterance.id}")
+    pitch = draw.choice(PITCHES)
+    wave = _voice()(utterance.text + ".", speed=draw.uniform(*rates) / pitch, seed=draw.randrange(2**31))
+    wave = _trim(wave)
+    # Played `pitch` times faster: higher voice, and the rate asked for above comes out.
+    resampled = AF.resample(torch.from_numpy(wave), round(VOICE_RATE * pitch), VOICE_RATE).numpy()
+    aside = Path(utterance.audio).with_suffix(".part")
+    sf.write(aside, resampled, VOICE_RATE, format="FLAC", subtype="PCM_16")
+    aside.rename(utterance.audio)
+
+
+def _trim(wave: np.ndarray) -> np.ndarray:
+    """The voice leaves about 0.7 s of silence at the edges; MARGIN of it stays on each side."""
+    loud = np.flatnonzero(np.abs(wave) > SILENCE)
+    margin = int(MARGIN * VOICE_RATE)
+    return wave[max(loud[0] - margin, 0) : loud[-1] + margin] if len(loud) else wave

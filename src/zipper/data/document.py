@@ -1,0 +1,70 @@
+"""A row and a task make a document: segments of tokens in one linear order, prompt before answer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zipper.config import TASKS
+from zipper.units.pattern import delay, scored
+from zipper.units.store import Row, Store
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens of one modality: begin, content, end. tokens int64 [T, Q]; scored bool [T, Q].
+
+    weight is the loss weight of its scored tokens; 0 for what is given and not to be learnt.
+    """
+
+    modality: str
+    tokens: Tensor
+    scored: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class Document:
+    """multimodal is set here, by the template, and never inferred from what comes later: that would not be
+    causal.
+    """
+
+    id: str
+    segments: list[Segment]
+    multimodal: bool
+
+
+def document(store: Store, row: Row, task: str, prompt_weight: float) -> Document:
+    """The template of a task: its modalities in order, the last one the answer."""
+    order = TASKS[task]
+    weights = [prompt_weight] * (len(order) - 1) + [1.0]
+    segments = [segment(store, row, name, weight) for name, weight in zip(order, weights, strict=True)]
+    return Document(row["id"], segments, multimodal=len(order) > 1)
+
+
+def segment(store: Store, row: Row, modality: str, weight: float) -> Segment:
+    """One modality of a row as tokens, begin and end included."""
+    if modality == "speech":
+        tokens = delay(store.row_codes(row), store.codes)
+        return Segment(modality, tokens, scored(tokens, store.codes), weight)
+    words = store.subwords
+    tokens = torch.tensor([words.begin, *row["ids"], words.end])[:, None]
+    return Segment(modality, tokens, tokens != words.begin, weight)
+
+
+def scored_weight(
+    store: Store, subwords: int, frames: int, task: str, prompt_weight: float
+) -> dict[str, float]:
+    """Sum of loss weights that a document scores, by modality, from the counts alone (see `scored`)."""
+    pairs = {"text": subwords + 1, "speech": frames * store.codebooks + 1}
+    order = TASKS[task]
+    return {name: pairs[name] * (1.0 if name == order[-1] else prompt_weight) for name in order}
+
+
+def looks(tasks: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """(asking, asked) pairs of modalities that occur in these tasks: all other directions stay idle for the
+    whole run.
+    """
+    pairs = {(b, a) for task in tasks for i, a in enumerate(TASKS[task]) for b in TASKS[task][i + 1 :]}
+    return tuple(sorted(pairs))

@@ -1,0 +1,57 @@
+"""The LightningDataModule over an opened store."""
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from zipper.config import RunConfig
+from zipper.data.batch import Batch
+from zipper.data.order import From, MicroBatches, Steps
+from zipper.errors import ConfigError
+from zipper.units.store import Store
+
+
+class ZipperData(L.LightningDataModule):
+    """Batches of the training split by step, and of the dev split once through."""
+
+    def __init__(self, cfg: RunConfig, store: Store) -> None:
+        super().__init__()
+        self.cfg, self.store = cfg, store
+        self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
+        # Mistakes in the sizes show here, before a Trainer exists.
+        self.steps = self._steps(
+            "train", cfg.train.tasks.shares(), cfg.train.devices * cfg.train.nodes * cfg.train.accumulate
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer, train = self.trainer, self.cfg.train
+        assert trainer is not None
+        if trainer.world_size * train.accumulate != self.steps.slices:
+            raise ConfigError(
+                f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
+                f"{trainer.world_size} "
+                "processes: say both as they are."
+            )
+        batches = MicroBatches(
+            self.steps, self.codebooks, trainer.global_rank, trainer.world_size, train.accumulate
+        )
+        sampler = From(trainer.global_step * train.accumulate, train.steps * train.accumulate)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=train.workers,
+            persistent_workers=train.workers > 0,
+            pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        tasks = dict.fromkeys(self.cfg.train.tasks.shares(), 1.0)
+        steps = self._steps("dev", tasks, self.trainer.world_size)
+        batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
+        return DataLoader(batches, batch_size=None, sampler=From(0, steps.epoch_length(0)))
+
+    def _steps(self, split: str, tasks: dict[str, float], slices: int) -> Steps:
+        only = self.cfg.data.only if split == "train" else None
+        train = self.cfg.train
+        return Steps(self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight, only)

@@ -1,0 +1,148 @@
+"""The order of training: every step's batch is a pure function of (seed, step), sliced by rank and
+accumulation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from zipper.data.batch import Batch, collate
+from zipper.data.document import document, looks, scored_weight
+from zipper.errors import ConfigError
+from zipper.units.pattern import columns
+from zipper.units.store import Store
+
+JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step trains on: (row, task) examples, the longest first."""
+
+    examples: list[tuple[int, str]]
+
+
+class Steps:
+    """Steps of a training: `plan(step)`, and micro-batches as slices of it."""
+
+    def __init__(
+        self, store: Store, split: str, tasks: dict[str, float], tokens: int, slices: int, seed: int,
+        prompt_weight: float, only: int | None = None,
+    ) -> None:  # fmt: skip
+        """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
+        accumulation.
+
+        Raises ConfigError where a single example is over the cap, or a step too small to be sliced.
+        """
+        self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
+        self.prompt_weight = prompt_weight
+        self.rows = store.splits[split].select(range(min(only or 10**9, len(store.splits[split]))))
+        self.subwords = np.array([len(ids) for ids in self.rows["ids"]])
+        self.frames = np.array([len(codes) for codes in self.rows["codes"]]) // store.codebooks
+        self.speech = np.array([columns(int(f), store.codebooks) for f in self.frames])
+        longest = int(max(self.speech.max(), self.subwords.max() + 2))
+        if longest * slices > tokens:
+            raise ConfigError(
+                f"train.tokens={tokens} is less than {slices} slice(s) of the longest utterance ({longest} "
+                f"tokens). "
+                f"Give at least {longest * slices}."
+            )
+        self._epoch = lru_cache(maxsize=2)(self._cut_epoch)
+        self._starts = [0]  # first step of each epoch known so far
+
+    def plan(self, step: int) -> Plan:
+        """The examples of one step."""
+        epoch = 0
+        while True:
+            if epoch + 1 == len(self._starts):
+                self._starts.append(self._starts[-1] + len(self._epoch(epoch)))
+            if step < self._starts[epoch + 1]:
+                return self._epoch(epoch)[step - self._starts[epoch]]
+            epoch += 1
+
+    def epoch_length(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        return len(self._epoch(epoch))
+
+    def batch(self, step: int, part: int, codebooks: dict[str, int]) -> Batch:
+        """Slice `part` of a step. Its totals are those of the whole step."""
+        examples = self.plan(step).examples
+        total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
+        for row, task in examples:
+            weights = scored_weight(
+                self.store, int(self.subwords[row]), int(self.frames[row]), task, self.prompt_weight
+            )
+            for name, weight in weights.items():
+                total[name] += weight
+        documents = [
+            document(self.store, self.rows[row], task, self.prompt_weight)
+            for row, task in examples[part :: self.slices]
+        ]
+        return collate(documents, codebooks, looks(self.tasks), total)
+
+    def _cut_epoch(self, epoch: int) -> list[Plan]:
+        draw = np.random.default_rng([self.seed, epoch])
+        examples = [
+            (int(row), task) for task, share in self.tasks.items() for row in self._drawn(share, draw)
+        ]
+        lengths = np.array([self._length(row, task) for row, task in examples])
+        order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
+        plans: list[Plan] = []
+        group: list[tuple[int, str]] = []
+        longest = 0
+        for index in order:
+            longest = max(longest, int(lengths[index]))
+            if group and -(-(len(group) + 1) // self.slices) * self.slices * longest > self.tokens:
+                plans.append(Plan(group))
+                group, longest = [], int(lengths[index])
+            group.append(examples[index])
+        if len(group) >= self.slices:
+            plans.append(Plan(group))
+        return [plans[i] for i in draw.permutation(len(plans))]
+
+    def _drawn(self, share: float, draw: np.random.Generator) -> np.ndarray:
+        """Rows of one task in one epoch: a share of 1 is every row once, 1.26 a further quarter of them
+        twice.
+        """
+        whole, rest = divmod(share, 1.0)
+        count = round(rest * len(self.rows))
+        return np.concatenate(
+            [np.arange(len(self.rows))] * int(whole) + [draw.permutation(len(self.rows))[:count]]
+        )
+
+    def _length(self, row: int, task: str) -> int:
+        return int(self.subwords[row]) + 2 if task == "text" else int(self.speech[row])
+
+
+class MicroBatches(Dataset[Batch]):
+    """Item i is the i-th micro-batch of one rank: step i // accumulate, slice rank + ranks * (i %
+    accumulate).
+    """
+
+    def __init__(
+        self, steps: Steps, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
+    ) -> None:
+        self.steps, self.codebooks = steps, codebooks
+        self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
+
+    def __getitem__(self, index: int) -> Batch:
+        step, turn = divmod(index, self.accumulate)
+        return self.steps.batch(step, self.rank + self.ranks * turn, self.codebooks)
+
+
+class From(Sampler[int]):
+    """Indices `start` to `end`. Its length counts those before the start as well, as Lightning's progress
+    does.
+    """
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.end))
+
+    def __len__(self) -> int:
+        return self.end

@@ -1,0 +1,1 @@
+"""Generation: prompt segments and an order of output modalities to tokens, cached and batched."""

@@ -1,0 +1,62 @@
+"""Towers in folders: tower.safetensors, and tower.json with shape, hash and origin."""
+
+import hashlib
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from zipper.config import TowerConfig
+from zipper.errors import ConfigError, DataError
+from zipper.model.tower import Tower
+
+WEIGHTS, FACTS = "tower.safetensors", "tower.json"
+SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "rope_base", "norm_eps", "vocabulary", "codebooks")
+
+
+def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
+    """Writes weights and shape. facts: what it was trained on, by which command, how well; `reads` names its
+    units.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()},
+        folder / WEIGHTS,
+    )
+    shape = {name: getattr(tower.cfg, name) for name in SHAPE}
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    (folder / FACTS).write_text(json.dumps({"shape": shape, "sha256": digest, **facts}, indent=2) + "\n")
+
+
+def tower_facts(folder: Path) -> dict[str, Any]:
+    """tower.json. Raises DataError where the folder is no tower's, or its weights are not those described."""
+    if not (folder / WEIGHTS).is_file() or not (folder / FACTS).is_file():
+        raise DataError(
+            f"init={folder} holds no {WEIGHTS} and {FACTS}. Run `make pretrain`, or name a tower's folder."
+        )
+    facts = json.loads((folder / FACTS).read_text())
+    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != facts["sha256"]:
+        raise DataError(
+            f"{folder / WEIGHTS} is not the file that {FACTS} describes (its hash differs). Restore both."
+        )
+    return facts
+
+
+def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
+    """The config with the shape that the folder gives. Raises ConfigError where it asks for another one."""
+    facts = tower_facts(folder)
+    plain = {f.name: f.default for f in fields(TowerConfig)}
+    for name, value in facts["shape"].items():
+        if getattr(cfg, name) not in (plain[name], value):
+            raise ConfigError(
+                f"{name}={getattr(cfg, name)}, but the tower in init={folder} has {name}={value}. Leave "
+                f"{name} out, or init."
+            )
+    return replace(cfg, **facts["shape"])
+
+
+def load_weights(tower: Tower, folder: Path) -> None:
+    """Fills a tower of the folder's shape, strictly."""
+    tower.load_state_dict(load_file(folder / WEIGHTS))

@@ -1,0 +1,158 @@
+"""A decoder-only language model of one modality, Llama-shaped, that can be run a few layers at a time.
+
+RMSNorm before each block, rotary positions, grouped queries, SwiGLU, head tied to the embedding. A column
+holds Q
+tokens (the codebooks of a speech frame; 1 for text): their embeddings are summed, and Q tied heads predict
+the next.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper.config import TowerConfig
+
+
+class KeyValue(NamedTuple):
+    """Keys and values [B, H, T, K] of one layer, or of one zip."""
+
+    key: Tensor
+    value: Tensor
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, cfg: TowerConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.width // cfg.heads
+        self.dropout = cfg.dropout
+        self.to_q = nn.Linear(cfg.width, cfg.heads * self.size, bias=False)
+        self.to_k = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
+        self.to_v = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
+        self.to_out = nn.Linear(cfg.heads * self.size, cfg.width, bias=False)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        """x [B, T, D]; mask bool [B, T, Tpast + T], True = may look, or None: plain causal, without a past.
+
+        Returns the output [B, T, D] and the keys and values of past and present.
+        """
+        q = rotate(self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), rotation)  # [B, H, T, K]
+        k = rotate(self.to_k(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), rotation)
+        v = self.to_v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        if past is not None:
+            k, v = torch.cat([past.key, k], dim=2), torch.cat([past.value, v], dim=2)
+        y = F.scaled_dot_product_attention(
+            q, k, v,
+            attn_mask=None if mask is None else mask[:, None],
+            is_causal=mask is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )  # fmt: skip
+        return self.to_out(y.transpose(1, 2).flatten(2)), KeyValue(k, v)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D]"""
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, cfg: TowerConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
+        self.attention = Attention(cfg)
+        self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
+        self.feed_forward = FeedForward(cfg.width, cfg.hidden)
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]:
+        """As Attention."""
+        y, present = self.attention(self.attention_norm(x), rotation, mask, past)
+        x = x + self.dropout(y)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), present
+
+
+class Tower(nn.Module):
+    """`embed`, then `run` over all layers in as many pieces as wanted, then `finish` and `logits`."""
+
+    def __init__(self, cfg: TowerConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.embedding = nn.Embedding(cfg.codebooks * cfg.vocabulary, cfg.width)  # codebook after codebook
+        self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
+        self.norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
+        self.apply(_initialise)
+        for name, weight in self.named_parameters():
+            if name.endswith(
+                ("to_out.weight", "down.weight")
+            ):  # the residual stream keeps its scale with depth
+                nn.init.normal_(weight, std=0.02 / (2 * cfg.layers) ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The tower alone: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for `logits`."""
+        x = self.embed(tokens)
+        rotation = self.rotation(torch.arange(x.shape[1], device=x.device)[None])
+        for layer in self.layers:
+            x, _ = layer(x, rotation, None, None)
+        return self.finish(x)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B, T, Q] -> [B, T, D], the sum over codebooks."""
+        offset = torch.arange(self.cfg.codebooks, device=tokens.device) * self.cfg.vocabulary
+        return self.embedding(tokens + offset).sum(dim=2)
+
+    def rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """position int64 [B, T], of a token within its tower and document -> cosines, sines for `run`."""
+        return rotation(
+            position, self.cfg.width // self.cfg.heads, self.cfg.rope_base, self.embedding.weight.dtype
+        )
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The final norm: x [B, T, D] -> [B, T, D]"""
+        return self.norm(x)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states [..., D] after `finish` -> [..., Q, V], by the tied embedding."""
+        return F.linear(states, self.embedding.weight).unflatten(
+            -1, (self.cfg.codebooks, self.cfg.vocabulary)
+        )
+
+
+def rotation(position: Tensor, size: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], any real -> two of [B, 1, T, K].
+
+    Angles are computed in float32 at least: bfloat16 cannot tell neighbouring positions apart.
+    """
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    frequency = base ** (-torch.arange(0, size, 2, device=position.device, dtype=exact) / size)
+    angle = (position[..., None].to(exact) * frequency).repeat(1, 1, 2)[:, None]  # [B, 1, T, K]
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """x [B, H, T, K], halves paired as in Llama -> the same shape and dtype."""
+    cos, sin = by
+    a, b = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)

@@ -1,0 +1,110 @@
+"""A zip, in one direction: the asking tower looks at another one through gates that start closed.
+
+Paper 3.1: h = ReLU(g(m_asked)), then Flamingo's gated cross-attention block (arXiv 2204.14198):
+x + tanh(a) attention(x, h), then + tanh(b) FFW.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper.config import ZipConfig
+from zipper.model.tower import KeyValue, rotate, rotation
+
+SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
+STEP = 0.05  # seconds a radian of the fastest rotation
+
+
+def cross_mask(place_q: Tensor, place_k: Tensor, valid_k: Tensor) -> Tensor:
+    """Which tokens of the asked tower each token may look at: those before it in the one linear order (paper
+    3.1).
+
+    place_q [B, Tq], place_k [B, Tk]: index of each token in the linear order of its document.
+    valid_k bool [B, Tk]: False on padding. Returns bool [B, Tq, Tk], True = may look.
+    """
+    return (place_k[:, None, :] < place_q[:, :, None]) & valid_k[:, None, :]
+
+
+class ZipBlock(nn.Module):
+    """What the asked tower adds to the asking one. The caller sums the contributions of all asked towers."""
+
+    def __init__(self, cfg: ZipConfig, asking: int, asked: int) -> None:
+        """asking, asked: widths D and C of the towers."""
+        super().__init__()
+        self.cfg, self.heads, self.size = cfg, cfg.heads, asking // cfg.heads
+        self.asked_norm = nn.RMSNorm(asked)
+        self.projection = mlp(asked, asking, cfg.projection_depth)  # g
+        self.query_norm = nn.RMSNorm(asking)
+        self.to_q = nn.Linear(asking, asking, bias=False)
+        self.to_k = nn.Linear(asking, asking, bias=False)
+        self.to_v = nn.Linear(asking, asking, bias=False)
+        self.to_out = nn.Linear(asking, asking, bias=False)
+        self.feed_forward_norm = nn.RMSNorm(asking)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(asking, cfg.feed_forward * asking, bias=False),
+            nn.GELU(),
+            nn.Linear(cfg.feed_forward * asking, asking, bias=False),
+        )
+        self.attention_gate = nn.Parameter(torch.full((), cfg.gate_init))  # a
+        self.feed_forward_gate = nn.Parameter(torch.full((), cfg.gate_init))  # b
+
+    def forward(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
+        """x [B, Tq, D], time_q [B, Tq] in seconds, asked from `look_at`, mask bool [B, Tq, Tk] -> [B, Tq, D]
+        to add.
+
+        Zero for a token that may look at nothing: it passes the whole block untouched, feed-forward included.
+        """
+        attended = self.attend(x, time_q, asked, mask)
+        y = x + self.attention_gate.tanh() * attended
+        y = y + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(y))
+        sees_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
+        return torch.where(sees_any, y - x, 0.0)
+
+    def attend(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
+        """The cross-attention alone, before its gate: [B, Tq, D]"""
+        q = self.query(x, time_q)
+        # A boolean mask gives 0, not NaN, where a row may look at nothing (torch >= 2.5).
+        y = F.scaled_dot_product_attention(q, asked.key, asked.value, attn_mask=mask[:, None])
+        return self.to_out(y.transpose(1, 2).flatten(2))
+
+    def query(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [B, Tq, D] -> [B, H, Tq, K]"""
+        x = self.query_norm(x)
+        if self.cfg.position == "sinusoidal":
+            x = x + sinusoid(time, x.shape[-1], x.dtype)
+        return self._place(self._split(self.to_q(x)), time)
+
+    def look_at(self, asked: Tensor, time: Tensor) -> KeyValue:
+        """States of the asked tower [B, Tk, C], their times [B, Tk] in seconds -> keys and values [B, H, Tk,
+        K].
+        """
+        h = F.relu(self.projection(self.asked_norm(asked)))
+        at = h + sinusoid(time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
+        return KeyValue(self._place(self._split(self.to_k(at)), time), self._split(self.to_v(h)))
+
+    def _place(self, x: Tensor, time: Tensor) -> Tensor:
+        return (
+            rotate(x, rotation(time / STEP, self.size, SECONDS_BASE, x.dtype))
+            if self.cfg.position == "rotary"
+            else x
+        )
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]
+
+
+def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
+    """Linear layers with ReLU between them; paper 4.1 has 3."""
+    layers: list[nn.Module] = [nn.Linear(inside, outside)]
+    for _ in range(depth - 1):
+        layers += [nn.ReLU(), nn.Linear(outside, outside)]
+    return nn.Sequential(*layers)
+
+
+def sinusoid(time: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Sines and cosines of time [B, T] in seconds -> [B, T, width]; same wavelengths as the rotary choice."""
+    frequency = SECONDS_BASE ** (-torch.arange(0, width, 2, device=time.device, dtype=time.dtype) / width)
+    angle = time[..., None] / STEP * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width].to(dtype) * math.sqrt(0.5)

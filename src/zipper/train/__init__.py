@@ -1,0 +1,1 @@
+"""Training: LightningModules, callbacks, the run folder. Networks themselves know nothing of Lightning."""

@@ -1,0 +1,85 @@
+"""Codebooks of a residual quantiser, learnt as moving averages, with dead codes brought back to life.
+
+The package's own update divides a replaced code by its old average in the same call, which undoes the
+replacement:
+a codebook that starts badly stays collapsed. So training goes through here, and only inference through the
+package.
+"""
+
+import torch
+from encodec.quantization import ResidualVectorQuantizer
+from encodec.quantization.core_vq import EuclideanCodebook
+from torch import Tensor, nn
+
+
+class CodebookLearner(nn.Module):
+    """Quantises with a straight-through gradient and moves the codes towards what they stand for."""
+
+    def __init__(self, quantizer: ResidualVectorQuantizer, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.books: list[EuclideanCodebook] = [layer._codebook for layer in quantizer.vq.layers]
+
+    def forward(self, latents: Tensor, codebooks: int) -> tuple[Tensor, Tensor]:
+        """latents [B, D, F] -> (quantised by the first `codebooks`, [B, D, F]; commitment loss [])."""
+        flat = latents.transpose(1, 2).flatten(0, 1)  # [B * F, D]
+        residual, quantised = flat, torch.zeros_like(flat)
+        commitment = flat.new_zeros(())
+        for level, book in enumerate(self.books):
+            with torch.no_grad():
+                code = nearest(residual.detach(), book.embed)
+                chosen = book.embed[code]
+                if self.training:
+                    self._move(book, residual.detach(), code)
+            if level < codebooks:
+                commitment = commitment + (residual - chosen).square().mean()
+                quantised = quantised + chosen
+            residual = residual - chosen
+        through = flat + (quantised - flat).detach()
+        return through.unflatten(0, (latents.shape[0], -1)).transpose(1, 2), commitment
+
+    @torch.no_grad()
+    def initialise(self, latents: Tensor, rounds: int = 20) -> None:
+        """Sets each codebook by k-means on latents [N, D], and the next one on what that leaves."""
+        residual = latents
+        for book in self.books:
+            centres = k_means(residual, len(book.embed), rounds)
+            code = nearest(residual, centres)
+            count = torch.bincount(code, minlength=len(centres)).float()
+            book.embed.copy_(centres)
+            # As if the averages had been running for long on batches of this kind.
+            share = count / len(residual) * 160
+            book.cluster_size.copy_(share.clamp(min=1e-3))
+            book.embed_avg.copy_(centres * book.cluster_size[:, None])
+            book.inited.fill_(1)
+            residual = residual - centres[code]
+
+    def _move(self, book: EuclideanCodebook, residual: Tensor, code: Tensor) -> None:
+        count = torch.bincount(code, minlength=len(book.embed)).to(residual.dtype)
+        total = torch.zeros_like(book.embed).index_add_(0, code, residual)
+        book.cluster_size.lerp_(count, 1 - self.decay)
+        book.embed_avg.lerp_(total, 1 - self.decay)
+        # Dead: chosen a tenth as often as the average code, over the window of the moving average.
+        dead = book.cluster_size < 0.1 * book.cluster_size.mean()
+        if dead.any():
+            fresh = residual[torch.randint(len(residual), (int(dead.sum()),), device=residual.device)]
+            book.cluster_size[dead] = book.cluster_size.mean()
+            book.embed_avg[dead] = fresh * book.cluster_size.mean()
+        book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
+
+
+def nearest(x: Tensor, centres: Tensor) -> Tensor:
+    """Index of the nearest centre of each row: x [N, D], centres [V, D] -> int64 [N]."""
+    return (centres.square().sum(1) - 2 * x @ centres.T).argmin(1)
+
+
+def k_means(x: Tensor, count: int, rounds: int) -> Tensor:
+    """x [N, D] -> centres [count, D]. An empty centre is moved to a random row."""
+    centres = x[torch.randperm(len(x), device=x.device)[:count]].clone()
+    for _ in range(rounds):
+        code = nearest(x, centres)
+        size = torch.bincount(code, minlength=count)
+        centres = torch.zeros_like(centres).index_add_(0, code, x) / size.clamp(min=1)[:, None]
+        empty = size == 0
+        centres[empty] = x[torch.randint(len(x), (int(empty.sum()),), device=x.device)]
+    return centres

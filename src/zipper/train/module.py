@@ -1,0 +1,171 @@
+"""Training only: losses, logging, optimiser. The network itself knows nothing of Lightning."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from zipper.config import RunConfig, from_dict, to_dict
+from zipper.data.batch import Batch, Stream
+from zipper.data.document import looks
+from zipper.model.tower import Tower
+from zipper.model.zipper import Zipper
+
+
+class ZipperModule(L.LightningModule):
+    """A Zipper in training; with a single tower it is plain pre-training."""
+
+    def __init__(self, cfg: dict[str, Any], rates: dict[str, float], store: str) -> None:
+        """cfg: of a resolved RunConfig, as plain dicts, so that checkpoints load with weights_only=True.
+
+        rates: tokens a second of each modality. store: fingerprint of what it trains on, kept with the
+        checkpoint.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        self.cfg: RunConfig = from_dict(cfg)
+        self.model = Zipper(self.cfg.model, rates)
+        for name in self.model.names:
+            if self.cfg.model.towers[name].frozen:
+                self.model.tower(name).requires_grad_(False)
+        self.idle = idle_parts(self.model, looks(self.cfg.train.tasks.shares()))
+        for part in self.idle.values():
+            part.requires_grad_(False)
+        self.units = 0  # tokens trained on, padding left out
+
+    @classmethod
+    def of(cls, cfg: RunConfig, rates: dict[str, float], store: str) -> "ZipperModule":
+        """From a resolved config."""
+        return cls(to_dict(cfg), rates, store)
+
+    def on_train_start(self) -> None:
+        """A frozen tower stays in eval (no dropout); everything else trains, whatever state it was loaded
+        in.
+        """
+        self.train()
+        for name in self.model.names:
+            self.model.tower(name).train(not self.cfg.model.towers[name].frozen)
+
+    def on_validation_end(self) -> None:
+        self.on_train_start()
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Loss of this slice, scaled so that the sum over ranks and accumulation is the mean over the whole
+        step.
+        """
+        slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        states = self.model(batch)
+        loss = states[self.model.names[0]].new_zeros(())
+        for name, stream in batch.streams.items():
+            part = (
+                stream_loss(self.model.tower(name), states[name], stream)
+                * slices
+                / max(batch.total[name], 1.0)
+            )
+            if batch.total[name]:
+                self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + part
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
+        self.log("train/padding", padding(batch), batch_size=len(batch.ids))
+        self.units += sum(int(stream.valid.sum()) for stream in batch.streams.values())
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.dev = {name: [0.0, 0.0] for name in self.model.names}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        states = self.model(batch)
+        for name, stream in batch.streams.items():
+            self.dev[name][0] += float(stream_loss(self.model.tower(name), states[name], stream))
+            self.dev[name][1] += float((stream.weight[..., None] * (stream.target != -100)).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean over all scored tokens of the dev split, added up over ranks before it is divided."""
+        mean = torch.zeros((), device=self.device)
+        for name, counts in self.dev.items():
+            loss, weight = self.trainer.strategy.reduce(
+                torch.tensor(counts, device=self.device), reduce_op="sum"
+            )
+            if weight:
+                self.log(f"dev/loss_{name}", loss / weight)
+                mean = mean + loss / weight
+        self.log("dev/loss", mean, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        train = self.cfg.train
+        optimiser = torch.optim.AdamW(
+            parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay),
+            lr=train.lr,
+            betas=train.betas,
+            fused=True,
+        )
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / max(train.warmup, 1))
+            fall = (
+                0.5 * (1 + math.cos(math.pi * min(step / train.steps, 1.0)))
+                if train.schedule == "cosine"
+                else 1.0
+            )
+            return rise * fall
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def stream_loss(tower: Tower, states: Tensor, stream: Stream) -> Tensor:
+    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
+
+    Logits are made only where something is scored: the head is a good part of a small tower's work.
+    """
+    due = (stream.target != -100).any(-1)  # [B, T]
+    target = stream.target[due]  # [N, Q]
+    logits = tower.logits(states[due])  # [N, Q, V]
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none")
+    return (loss.view_as(target).sum(-1) * stream.weight[due]).sum()
+
+
+def padding(batch: Batch) -> float:
+    """Share of the batch's tokens that are padding, silent towers left out."""
+    used = [stream for stream in batch.streams.values() if stream.valid.any()]
+    return 1 - sum(int(s.valid.sum()) for s in used) / max(sum(s.valid.numel() for s in used), 1)
+
+
+def idle_parts(model: Zipper, used: tuple[tuple[str, str], ...]) -> dict[str, nn.Module]:
+    """Zips whose direction no task of the run uses. They are not computed, get no gradient and no weight
+    decay.
+    """
+    return {
+        f"zips.{stage}.{asking}_from_{asked}": model.zip(stage, asking, asked)
+        for stage in range(model.stages)
+        for asking, asked in model.pairs
+        if (asking, asked) not in used
+    }
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, gate_lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and embeddings do not; gates neither, and they learn faster."""
+    gates, decayed, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim == 0:
+            gates.append(parameter)
+        elif parameter.ndim == 1 or name.endswith("embedding.weight"):
+            rest.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+        {"params": gates, "weight_decay": 0.0, "lr": lr * gate_lr},
+    ]
+    return [group for group in groups if group["params"]]

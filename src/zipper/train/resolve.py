@@ -1,0 +1,64 @@
+"""Fills in what only the store and the pre-trained towers know: vocabularies, codebooks, shapes."""
+
+from dataclasses import replace
+
+from zipper.config import TASKS, RunConfig, TowerConfig, asset
+from zipper.errors import ConfigError, DataError
+from zipper.model.pretrained import tower_facts, with_shape_of
+from zipper.units.pattern import vocabulary
+from zipper.units.store import Store
+
+
+def resolve(cfg: RunConfig, store: Store) -> RunConfig:
+    """The config with every tower's shape settled.
+
+    Raises DataError where a pre-trained tower reads other units than the store holds, ConfigError where a
+    task needs a modality that has no tower, or the config asks for a shape that does not fit.
+    """
+    shares = cfg.train.tasks.shares()
+    if not shares:
+        raise ConfigError(
+            f"train.tasks: every share is 0, nothing would be trained. Give one of {sorted(TASKS)} a share."
+        )
+    needed = {name for task in shares for name in TASKS[task]}
+    if missing := sorted(needed - set(cfg.model.modalities)):
+        raise ConfigError(
+            f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}."
+        )
+    towers = {name: _settle(name, cfg.model.towers[name], store) for name in cfg.model.modalities}
+    return replace(cfg, model=replace(cfg.model, towers=towers))
+
+
+def rates(store: Store) -> dict[str, float]:
+    """Tokens a second of each modality, on average over the training split."""
+    return {"text": store.facts["subwords_per_second"], "speech": store.facts["frame_rate"]}
+
+
+def reads(store: Store, modality: str) -> str:
+    """Names the units of a modality; a tower only understands those it was trained on."""
+    return store.facts["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
+
+
+def _settle(name: str, tower: TowerConfig, store: Store) -> TowerConfig:
+    own = {"text": (store.subwords.vocabulary, 1), "speech": (vocabulary(store.codes), store.codebooks)}
+    if name not in own:
+        raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
+    if tower.init:
+        folder = asset(tower.init)
+        facts = tower_facts(folder)
+        if facts["reads"] != reads(store, name):
+            raise DataError(
+                f"model.towers.{name}.init={tower.init} was trained on {facts['reads']!r}, but the store "
+                f"holds "
+                f"{reads(store, name)!r}. Use the codec or tokenizer of that tower, or pre-train one on "
+                f"these."
+            )
+        tower = with_shape_of(tower, folder)
+    count, books = own[name]
+    if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
+        raise ConfigError(
+            f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the store "
+            f"has {count} and "
+            f"{books}. Leave both out."
+        )
+    return replace(tower, vocabulary=count, codebooks=books)

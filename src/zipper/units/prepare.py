@@ -1,0 +1,20 @@
+"""`zipper prepare`: corpus, codec and subwords to a store, each made only where it is missing."""
+
+from pathlib import Path
+
+from zipper.config import RunConfig, asset
+from zipper.corpora.open import open_corpus
+from zipper.units.codec import load_codec
+from zipper.units.store import Store, prepare_store
+from zipper.units.text import Subwords
+
+
+def prepare(cfg: RunConfig) -> Store:
+    """Opens the store of a config, after making whatever of it is missing. Mistakes in codec or tokenizer
+    come first.
+    """
+    codec = load_codec(cfg.codec)
+    given = Subwords.load(asset(cfg.data.tokenizer)) if cfg.data.tokenizer else None
+    utterances = open_corpus(cfg)
+    subwords = given or Subwords.train((u.text for u in utterances if u.split == "train"), cfg.data.subwords)
+    return prepare_store(Path(cfg.build) / "stores", utterances, codec, subwords, cfg.codec.batch_seconds)
