@@ -25,14 +25,12 @@ class Batch(NamedTuple):
     ids: list[str]
     streams: dict[str, Stream]
     multimodal: Tensor  # bool [B]
-    looks: tuple[tuple[str, str], ...]  # (asking, asked) directions that are in use in this run
     total: dict[str, float]
 
 
 def collate(
     documents: Sequence[Document],
     codebooks: dict[str, int],
-    looks: tuple[tuple[str, str], ...],
     total: dict[str, float] | None = None,
 ) -> Batch:
     """codebooks: Q of every tower. A tower that a document leaves silent gets no valid token there (one of
@@ -41,7 +39,7 @@ def collate(
     streams = {name: _stream(documents, name, q) for name, q in codebooks.items()}
     own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
     multimodal = torch.tensor([d.multimodal for d in documents])
-    return Batch([d.id for d in documents], streams, multimodal, looks, total or own)
+    return Batch([d.id for d in documents], streams, multimodal, total or own)
 
 
 def _stream(documents: Sequence[Document], modality: str, codebooks: int) -> Stream:

@@ -62,9 +62,9 @@ def scored_weight(
     return {name: pairs[name] * (1.0 if name == order[-1] else prompt_weight) for name in order}
 
 
-def looks(tasks: Iterable[str]) -> tuple[tuple[str, str], ...]:
+def looks(tasks: Iterable[str]) -> list[tuple[str, str]]:
     """(asking, asked) pairs of modalities that occur in these tasks: all other directions stay idle for the
     whole run.
     """
     pairs = {(b, a) for task in tasks for i, a in enumerate(TASKS[task]) for b in TASKS[task][i + 1 :]}
-    return tuple(sorted(pairs))
+    return sorted(pairs)

@@ -38,6 +38,7 @@ class ZipperData(L.LightningDataModule):
         return DataLoader(
             batches,
             batch_size=None,
+            collate_fn=whole,
             sampler=sampler,
             num_workers=train.workers,
             persistent_workers=train.workers > 0,
@@ -49,9 +50,14 @@ class ZipperData(L.LightningDataModule):
         tasks = dict.fromkeys(self.cfg.train.tasks.shares(), 1.0)
         steps = self._steps("dev", tasks, self.trainer.world_size)
         batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
-        return DataLoader(batches, batch_size=None, sampler=From(0, steps.epoch_length(0)))
+        return DataLoader(batches, batch_size=None, collate_fn=whole, sampler=From(0, steps.epoch_length(0)))
 
     def _steps(self, split: str, tasks: dict[str, float], slices: int) -> Steps:
         only = self.cfg.data.only if split == "train" else None
         train = self.cfg.train
         return Steps(self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight, only)
+
+
+def whole(batch: Batch) -> Batch:
+    """A batch leaves the dataset as it is to be; the loader's own conversion would turn tuples into lists."""
+    return batch

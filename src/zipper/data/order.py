@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from zipper.data.batch import Batch, collate
-from zipper.data.document import document, looks, scored_weight
+from zipper.data.document import document, scored_weight
 from zipper.errors import ConfigError
 from zipper.units.pattern import columns
 from zipper.units.store import Store
@@ -81,7 +81,7 @@ class Steps:
             document(self.store, self.rows[row], task, self.prompt_weight)
             for row, task in examples[part :: self.slices]
         ]
-        return collate(documents, codebooks, looks(self.tasks), total)
+        return collate(documents, codebooks, total)
 
     def _cut_epoch(self, epoch: int) -> list[Plan]:
         draw = np.random.default_rng([self.seed, epoch])

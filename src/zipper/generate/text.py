@@ -60,7 +60,7 @@ def read_prompts(model: Zipper, prompts: list[Document]) -> Memory:
     memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
     for turn, name in enumerate(order):
         parts = [Document(p.id, [p.segments[turn]], p.multimodal) for p in prompts]
-        stream = collate(parts, {name: parts[0].segments[0].tokens.shape[1]}, ()).streams[name]
+        stream = collate(parts, {name: parts[0].segments[0].tokens.shape[1]}).streams[name]
         memory.extend(name, stream.tokens.to(device), stream.valid.to(device))
     return memory
 

@@ -39,6 +39,7 @@ class Zipper(nn.Module):
         towers = {name: cfg.towers[name] for name in self.names}
         self.towers = nn.ModuleDict({name: Tower(tower) for name, tower in towers.items()})
         self.pairs: list[Pair] = [(a, b) for a in self.names for b in self.names if a != b]
+        self.used = self.pairs  # a training whose tasks never look one way narrows this, and saves that work
         self.stages = min(t.layers // t.interval for t in towers.values()) if self.pairs else 0
         self.zips = nn.ModuleList(
             nn.ModuleDict(
@@ -64,7 +65,7 @@ class Zipper(nn.Module):
             (a, b): cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
             & batch.multimodal[:, None, None]
             for a, b in self.pairs
-            if (a, b) in batch.looks
+            if (a, b) in self.used
         }
         for stage in range(self.stages):
             for name in self.names:

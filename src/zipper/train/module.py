@@ -32,7 +32,8 @@ class ZipperModule(L.LightningModule):
         for name in self.model.names:
             if self.cfg.model.towers[name].frozen:
                 self.model.tower(name).requires_grad_(False)
-        self.idle = idle_parts(self.model, looks(self.cfg.train.tasks.shares()))
+        self.model.used = looks(self.cfg.train.tasks.shares())
+        self.idle = idle_parts(self.model)
         for part in self.idle.values():
             part.requires_grad_(False)
         self.units = 0  # tokens trained on, padding left out
@@ -137,7 +138,7 @@ def padding(batch: Batch) -> float:
     return 1 - sum(int(s.valid.sum()) for s in used) / max(sum(s.valid.numel() for s in used), 1)
 
 
-def idle_parts(model: Zipper, used: tuple[tuple[str, str], ...]) -> dict[str, nn.Module]:
+def idle_parts(model: Zipper) -> dict[str, nn.Module]:
     """Zips whose direction no task of the run uses. They are not computed, get no gradient and no weight
     decay.
     """
@@ -145,7 +146,7 @@ def idle_parts(model: Zipper, used: tuple[tuple[str, str], ...]) -> dict[str, nn
         f"zips.{stage}.{asking}_from_{asked}": model.zip(stage, asking, asked)
         for stage in range(model.stages)
         for asking, asked in model.pairs
-        if (asking, asked) not in used
+        if (asking, asked) not in model.used
     }
 
 

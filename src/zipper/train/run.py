@@ -95,6 +95,9 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
         raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     save_config(cfg, saved)
+    metrics = cfg.run_dir / "metrics.csv"
+    if metrics.exists():  # the logger would begin it anew
+        metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")
     last = cfg.run_dir / "checkpoints" / "last.ckpt"
     return last if last.exists() else None
 
@@ -142,16 +145,13 @@ def callbacks(cfg: RunConfig, store: Store) -> list[L.Callback]:
         if recognises(cfg)
         else []
     )
-    best = ModelCheckpoint(
-        cfg.run_dir / "checkpoints",
-        filename="best",
-        monitor="dev/wer" if watch else "dev/loss",
-        save_last=True,
-        enable_version_counter=False,
-        auto_insert_metric_name=False,
-    )
+    folder = cfg.run_dir / "checkpoints"
+    # Two of them: Lightning's own save_last only follows when the best is saved anew.
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    monitor = "dev/wer" if watch else "dev/loss"
+    best = ModelCheckpoint(folder, filename="best", monitor=monitor, enable_version_counter=False)
     bar = TQDMProgressBar(refresh_rate=10)
-    return [*watch, GateMonitor(), Throughput(), LearningRateMonitor("step"), best, bar]
+    return [*watch, GateMonitor(), Throughput(), LearningRateMonitor("step"), best, last, bar]
 
 
 def loggers(cfg: RunConfig) -> list[Logger]:

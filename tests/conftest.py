@@ -1,0 +1,121 @@
+"""A tiny store of noise and grammar sentences, and tiny towers: every test runs in seconds, without network
+or GPU.
+"""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+
+from zipper.config import ModelConfig, TowerConfig, TrainCodecConfig, ZipConfig
+from zipper.corpora.grammar import sentences
+from zipper.corpora.utterance import Utterance
+from zipper.data.batch import Batch, collate
+from zipper.data.document import Document, Segment
+from zipper.model.zipper import Zipper
+from zipper.units.codec import Codec, build_embedded
+from zipper.units.store import Store, prepare_store
+from zipper.units.text import Subwords
+
+torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and lose much where cores are shared
+COUNTS = {"train": 24, "dev": 6, "test": 6}
+RATES = {"text": 4.0, "speech": 25.0, "music": 10.0}
+
+
+@pytest.fixture(scope="session")
+def utterances(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
+    """Noise of 0.3 to 1 s, 16 kHz, with sentences of the grammar."""
+    folder = tmp_path_factory.mktemp("corpus")
+    texts, draw, out = sentences(seed=3), np.random.default_rng(0), []
+    for split, count in COUNTS.items():
+        (folder / split).mkdir()
+        for i in range(count):
+            file = folder / split / f"{split}-{i}.flac"
+            sf.write(file, draw.normal(0, 0.1, int(draw.integers(4800, 16000))), 16000)
+            out.append(Utterance(f"{split}-{i}", str(file), next(texts), "noise", split))
+    return out
+
+
+@pytest.fixture(scope="session")
+def codec() -> Codec:
+    """An untrained EnCodec, 3 codebooks of 16 codes, at 25 frames a second."""
+    torch.manual_seed(0)
+    model = build_embedded(TrainCodecConfig(filters=2, dimension=8, codebooks=3, codes=16))
+    for layer in model.quantizer.vq.layers:
+        layer._codebook.embed.normal_(0, 0.05)
+    return Codec(model, 3, 10.0, "embedded")
+
+
+@pytest.fixture(scope="session")
+def subwords(utterances: list[Utterance]) -> Subwords:
+    return Subwords.train([u.text for u in utterances if u.split == "train"], 64)
+
+
+@pytest.fixture(scope="session")
+def store(
+    tmp_path_factory: pytest.TempPathFactory, utterances: list[Utterance], codec: Codec, subwords: Subwords
+) -> Store:
+    return prepare_store(tmp_path_factory.mktemp("stores"), utterances, codec, subwords, 5.0)
+
+
+def tiny_model(
+    names: tuple[str, ...] = ("text", "speech"),
+    layers: int = 5,
+    gate: float = 0.7,
+    seed: int = 0,
+    **zip_settings,
+) -> Zipper:
+    """Towers of different widths, zips with open gates, in float64 and eval; weights large enough to
+    matter.
+    """
+    torch.manual_seed(seed)
+    shapes = {
+        "text": TowerConfig(
+            layers=layers, width=16, heads=2, kv_heads=1, hidden=24, vocabulary=11, codebooks=1
+        ),
+        "speech": TowerConfig(
+            layers=layers, width=24, heads=4, kv_heads=2, hidden=32, vocabulary=9, codebooks=3
+        ),
+        "music": TowerConfig(
+            layers=layers - 1, width=8, heads=2, kv_heads=2, hidden=8, vocabulary=7, codebooks=2
+        ),
+    }
+    zips = ZipConfig(heads=2, gate_init=gate, **zip_settings)
+    cfg = ModelConfig(modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips)
+    model = Zipper(cfg, RATES).double().eval()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.25)
+        if name.endswith(".gate"):
+            torch.nn.init.constant_(parameter, 0.5)
+    return model
+
+
+def interleaving(model: Zipper, draw: random.Random, parts: int, multimodal: bool = True) -> Document:
+    """A document of random segments in random order."""
+    made = []
+    for _ in range(parts):
+        name = draw.choice(model.names)
+        cfg, count = model.cfg.towers[name], draw.randint(2, 5)
+        tokens = torch.randint(cfg.vocabulary, (count, cfg.codebooks), generator=_generator(draw))
+        made.append(Segment(name, tokens, torch.ones_like(tokens, dtype=torch.bool), 1.0))
+    return Document(f"doc-{draw.random()}", made, multimodal)
+
+
+def as_batch(model: Zipper, documents: list[Document]) -> Batch:
+    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
+    return collate(documents, codebooks)
+
+
+def _generator(draw: random.Random) -> torch.Generator:
+    return torch.Generator().manual_seed(draw.randrange(2**31))
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

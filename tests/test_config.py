@@ -1,0 +1,139 @@
+"""Settings: three layers, clear errors, nothing silently accepted."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipper.cli import main, parser
+from zipper.config import ROOT, RunConfig, TowerConfig, describe, from_dict, load_config, save_config, to_dict
+from zipper.errors import ConfigError
+
+
+def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {lr: 0.5, steps: 7}\n")
+    cfg = load_config(file, ["train.steps=9"])
+    assert (cfg.train.lr, cfg.train.steps, cfg.train.clip) == (0.5, 9, 1.0)
+
+
+def test_a_section_file_stands_between_the_file_and_the_words(monkeypatch, tmp_path):
+    (tmp_path / "configs" / "data").mkdir(parents=True)
+    (tmp_path / "configs" / "data" / "small.yaml").write_text("{train: 10, dev: 2}")
+    monkeypatch.setattr("zipper.config.ROOT", tmp_path)
+    cfg = load_config(None, ["data=small", "data.dev=3"])
+    assert (cfg.data.train, cfg.data.dev, cfg.data.test) == (10, 3, 400)
+    with pytest.raises(ConfigError, match=r"data=large.*There are: small"):
+        load_config(None, ["data=large"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["trian.steps=3"], "trian.*Did you mean: 'train'"),
+        (["train.step=3"], "step.*Did you mean: 'steps'"),
+        (["model.towers.speach.width=64"], r"model\.towers\.speach: no such modality.*Did you mean 'speech'"),
+        (["model.modalities=[text,speech,music]"], r"names \['music'\], but model\.towers has no such tower"),
+        (["model.towers.text.interval=9"], "interval=9 leaves no zip in a tower of layers=6.*1 to 6"),
+        (["model.towers.text.interval=0"], "interval=0 leaves no zip"),
+        (["model.towers.text.heads=5"], "heads=5 does not divide width=128"),
+        (["model.towers.text.kv_heads=3"], "kv_heads=3 does not divide heads=4"),
+        (["model.towers.text={width: 12, heads: 4}"], "odd"),
+        (["model.zip.heads=48"], r"model\.zip\.heads=48 does not divide model\.towers\.text\.width=128"),
+        (["train.precision=16"], "Invalid value '16', expected one of"),
+        (["train.tasks.asr=-1"], "must not be negative"),
+        (["train.tasks.mt=1"], "Key 'mt' not in 'TasksConfig'"),
+        (["train.steps=0"], r"train\.steps=0 must be at least 1"),
+        (["train.steps=many"], "'many'"),
+        (["data.train=0"], "every split needs an utterance"),
+        (["data.only=5000"], r"data\.only=5000 must lie within 1 and data\.train=4000"),
+        (["data.rates=[2,1]"], "slowest and fastest"),
+        (["codec.name=opus"], "Invalid value 'opus'"),
+        (["codec.name=encodec_24khz"], "bandwidth_kbps is not set"),
+        (["steps"], "'steps' is not key=value"),
+    ],
+)
+def test_settings_that_cannot_work_name_the_key_the_value_and_the_fix(words, says):
+    with pytest.raises(ConfigError, match=says):
+        load_config(None, words)
+
+
+def test_a_missing_config_lists_those_that_exist(tmp_path):
+    with pytest.raises(ConfigError, match=r"no such config.*asr"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_yaml_that_is_none_is_an_error_too(tmp_path):
+    (tmp_path / "a.yaml").write_text("train: {steps: [")
+    with pytest.raises(ConfigError, match=r"a\.yaml"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_saved_and_loaded_configs_are_equal(tmp_path):
+    cfg = load_config(ROOT / "configs" / "asr.yaml", ["train.lr=0.25", "data.rates=[1.0,1.5]"])
+    save_config(cfg, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == cfg
+    assert from_dict(to_dict(cfg)) == cfg
+
+
+@given(
+    layers=st.integers(1, 12), width=st.integers(1, 64), heads=st.integers(0, 9), kv=st.integers(0, 9), n=st.integers(0, 13)
+)
+@settings(max_examples=300, deadline=None)
+def test_any_tower_is_valid_or_a_config_error(layers, width, heads, kv, n):
+    good = heads >= 1 and kv >= 1 and width % heads == 0 and (width // heads) % 2 == 0
+    good = good and heads % kv == 0 and 1 <= n <= layers
+    try:
+        TowerConfig(layers=layers, width=width, heads=heads, kv_heads=kv, interval=n)
+    except ConfigError:
+        assert not good
+    else:
+        assert good
+
+
+def test_help_shows_every_setting_with_its_meaning_and_default():
+    rows = list(describe())
+    assert len(rows) > 70
+    assert all(meaning for _, _, meaning in rows)
+    text = parser().format_help()
+    for key, default, meaning in rows:
+        assert f"  {key} " in text
+        assert f"{meaning} (default: {default})" in text
+
+
+def test_a_users_mistake_ends_with_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(ROOT / "configs" / "asr.yaml"), "train.stepz=3"])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: Key 'stepz'")
+    assert "Traceback" not in err
+
+
+def test_commands_named_in_the_readme_exist():
+    """Every `make X` is a target, every `python -m zipper Y FILE` a command with a file that is there."""
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"\bmake ([a-z][a-z-]+)", readme))
+    assert {"train-asr", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    commands = re.findall(r"python -m zipper ([a-z-]+) (\S+)", readme + makefile.replace("$(RUN)", "python -m zipper"))
+    assert len(commands) > 4
+    known = subprocess.run([sys.executable, "-m", "zipper", "--help"], capture_output=True, text=True, check=True).stdout
+    for command, file in commands:
+        assert re.search(rf"^    {command} ", known, re.M), command
+        assert file.startswith("build/") or (ROOT / file).is_file(), file
+
+
+def test_make_help_lists_all_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    listed = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"^\.PHONY: (.*)", makefile, re.M)[0].split():
+        assert f"  {target} " in listed
+
+
+def test_defaults_alone_are_valid():
+    assert isinstance(load_config(None), RunConfig)

@@ -1,0 +1,83 @@
+"""The embedded corpus, and what the shipped assets were made from."""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+
+import pytest
+
+from zipper.config import ROOT, DataConfig
+from zipper.corpora.grammar import SHAPES, SLOTS, bits, sentences, vocabulary
+from zipper.corpora.spoken import recipe_hash, spoken_corpus, spoken_texts
+from zipper.corpora.utterance import read_manifest
+from zipper.errors import DataError
+from zipper.units.text import normalise
+
+
+def test_the_grammar_is_as_large_as_it_should_be():
+    assert 150 <= len(vocabulary()) <= 300
+    assert len(set(SHAPES)) >= 9
+    assert sum(map(bits, SHAPES)) / len(SHAPES) >= 20
+    assert all(len(set(words)) == len(words) for words in SLOTS.values())
+    assert all(normalise(s) == s and not re.search(r"\d", s) for s in itertools.islice(sentences(0), 500))
+
+
+def test_bits_are_the_logarithm_of_how_many_sentences_a_shape_has():
+    shape = "the {person} {waited} at {hour}"
+    count = math.prod(len(SLOTS[slot]) for slot in ("person", "waited", "hour"))
+    assert bits(shape) == pytest.approx(math.log2(count))
+
+
+def test_no_sentence_stands_in_two_splits():
+    texts = spoken_texts(DataConfig())
+    flat = [text for split in texts.values() for text in split]
+    assert len(flat) == len(set(flat)) == 4700
+    assert len(texts["test"]) >= 300
+    assert spoken_texts(DataConfig()) == texts
+    assert spoken_texts(DataConfig(seed=2)) != texts
+
+
+def small(**changes) -> DataConfig:
+    return DataConfig(train=3, dev=1, test=1, **changes)
+
+
+def test_the_voice_is_deterministic_resumable_and_never_speaks_twice(tmp_path):
+    first = spoken_corpus(small(), tmp_path / "a", workers=1)
+    assert [u.split for u in first] == ["train"] * 3 + ["dev", "test"]
+    sounds = [u.wave(16000) for u in first]
+    assert all(1.0 < len(w) / 16000 < 6.0 and w.abs().max() > 0.05 for w in sounds)
+    manifest = tmp_path / "a" / f"spoken-{recipe_hash(small())}" / "manifest.jsonl"
+    assert read_manifest(manifest) == first
+    # Killed before the manifest, with one file missing: only that one is spoken again, and it is the same.
+    from pathlib import Path
+
+    manifest.unlink()
+    Path(first[1].audio).unlink()
+    kept = Path(first[0].audio).stat().st_mtime_ns
+    again = spoken_corpus(small(), tmp_path / "a", workers=1)
+    assert again == first
+    assert Path(first[0].audio).stat().st_mtime_ns == kept
+    assert all((a.wave(16000) == b).all() for a, b in zip(again, sounds, strict=True))
+
+
+def test_a_folder_of_text_is_spoken_too(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\ufeffOne is enough. It's \u2014 well \u2014 two! In 1851 it rained.\n\nA third;\nand more.")
+    texts = spoken_texts(DataConfig(train=2, dev=1, test=1, text_folder=str(folder)))
+    flat = sorted(text for split in texts.values() for text in split)
+    assert flat == ["a third", "and more", "it's well two", "one is enough"]
+    with pytest.raises(DataError, match=r"holds 4 usable sentences, but .* ask for 5"):
+        spoken_texts(DataConfig(train=3, dev=1, test=1, text_folder=str(folder)))
+    with pytest.raises(DataError, match=r"no \.txt file"):
+        spoken_texts(DataConfig(text_folder=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("asset", ["codec/codec.json", "text-tower/tower.json", "speech-tower/tower.json"])
+def test_assets_are_made_from_training_sentences_alone(asset):
+    facts = json.loads((ROOT / "assets" / asset).read_text())
+    train = "\n".join(spoken_texts(DataConfig())["train"])
+    assert facts["trained_on"] == hashlib.sha256(train.encode()).hexdigest()
+    assert facts["command"].startswith("python -m zipper ")

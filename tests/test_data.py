@@ -1,0 +1,141 @@
+"""Templates, collation, and the order of training."""
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from conftest import as_batch, interleaving, tiny_model
+from zipper.data.batch import collate
+from zipper.data.document import document, looks, scored_weight
+from zipper.data.order import From, Steps
+from zipper.errors import ConfigError
+from zipper.train.module import stream_loss
+
+BOOKS = {"text": 1, "speech": 3}
+
+
+@pytest.mark.parametrize("task", ["asr", "tts", "speech", "text"])
+def test_end_is_scored_exactly_once_a_segment_and_begin_never(store, task):
+    ends = {"text": store.subwords.end, "speech": store.codes + 1}
+    begins = {"text": store.subwords.begin, "speech": store.codes}
+    for row in store.splits["train"]:
+        batch = collate([document(store, row, task, 1.0)], BOOKS)
+        for name, stream in batch.streams.items():
+            used = bool(stream.valid.any())
+            assert (stream.target == ends[name]).sum() == int(used)
+            assert (stream.target == begins[name]).sum() == 0
+        weights = scored_weight(store, len(row["ids"]), len(row["codes"]) // 3, task, 1.0)
+        assert {n: w for n, w in batch.total.items() if w} == pytest.approx(weights)
+
+
+def test_the_prompt_comes_first_and_is_scored_only_with_a_weight(store):
+    row = store.splits["train"][0]
+    silent = collate([document(store, row, "asr", 0.0)], BOOKS)
+    assert (silent.streams["speech"].target == -100).all()
+    assert silent.streams["speech"].place.max() < silent.streams["text"].place.min()
+    spoken = collate([document(store, row, "asr", 0.5)], BOOKS)
+    assert spoken.total["speech"] == pytest.approx(0.5 * (len(row["codes"]) + 1))
+    assert silent.multimodal.all()
+    assert not collate([document(store, row, "text", 0.0)], BOOKS).multimodal.any()
+
+
+def test_places_are_the_one_linear_order():
+    model = tiny_model(("text", "speech", "music"))
+    doc = interleaving(model, random.Random(3), 9)
+    batch = as_batch(model, [doc])
+    places = torch.cat([s.place[s.valid] for s in batch.streams.values()])
+    assert sorted(places.tolist()) == list(range(sum(len(s.tokens) for s in doc.segments)))
+
+
+def test_directions_in_use():
+    assert looks(["asr"]) == [("text", "speech")]
+    assert looks(["tts", "text"]) == [("speech", "text")]
+    assert looks(["asr", "tts"]) == [("speech", "text"), ("text", "speech")]
+
+
+def test_loss_is_exact_under_padding_and_slicing():
+    """The sum of the slices' losses over the step's total is the mean over all scored pairs, one by one."""
+    draw, model = random.Random(1), tiny_model()
+    documents = [interleaving(model, draw, parts) for parts in (5, 2, 7, 3)]
+    whole = as_batch(model, documents)
+    for name in ("text", "speech"):
+        tower = model.tower(name)
+        slow, pairs = 0.0, 0
+        for doc in documents:
+            alone = as_batch(model, [doc])
+            logits = tower.logits(model(alone)[name])[0]
+            for t, row in enumerate(alone.streams[name].target[0]):
+                for q, target in enumerate(row):
+                    if target >= 0:
+                        slow += float(F.cross_entropy(logits[t, q][None], target[None]))
+                        pairs += 1
+        assert whole.total[name] == pairs
+        for cut in ([0, 4], [0, 1, 4], [0, 2, 3, 4]):
+            parts = [as_batch(model, documents[a:b]) for a, b in pairwise(cut)]
+            loss = sum(stream_loss(tower, model(p)[name], p.streams[name]) for p in parts)
+            assert float(loss) / whole.total[name] == pytest.approx(slow / pairs, abs=1e-10)
+
+
+def steps(store, slices=1, tokens=200, seed=0, tasks=None, only=None):
+    return Steps(store, "train", tasks or {"asr": 1.0}, tokens, slices, seed, 0.0, only)
+
+
+def test_batches_are_a_pure_function_of_seed_and_step(store):
+    one, other = steps(store), steps(store)
+    forwards = [one.plan(i).examples for i in range(40)]
+    assert [other.plan(i).examples for i in reversed(range(40))] == forwards[::-1]
+    assert [steps(store, seed=1).plan(i).examples for i in range(40)] != forwards
+    a, b = one.batch(17, 0, BOOKS), other.batch(17, 0, BOOKS)
+    assert a.ids == b.ids
+    assert all(torch.equal(x, y) for n in BOOKS for x, y in zip(a.streams[n], b.streams[n], strict=True))
+
+
+def test_every_epoch_holds_every_example_once_within_the_cap(store):
+    one = steps(store, tasks={"asr": 1.0, "tts": 1.25})
+    for epoch in range(3):
+        plans = one._epoch(epoch)
+        examples = [e for plan in plans for e in plan.examples]
+        assert sorted(r for r, task in examples if task == "asr") == list(range(24))
+        spoken = [r for r, task in examples if task == "tts"]
+        assert len(spoken) == 30
+        assert set(spoken) == set(range(24))
+        for plan in plans:
+            longest = max(one._length(*e) for e in plan.examples)
+            assert longest * len(plan.examples) <= 200
+    assert one._epoch(0) != one._epoch(1)
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_of_a_step_are_the_step(store, slices):
+    """Two ranks, or two accumulated micro-batches, train on what one process does, with the same totals."""
+    one, cut = steps(store, tokens=400), steps(store, slices=slices, tokens=400)
+    for step in range(6):
+        parts = [cut.batch(step, part, BOOKS) for part in range(slices)]
+        assert sorted(i for part in parts for i in part.ids) == sorted(
+            store.splits["train"][row]["id"] for row, _ in cut.plan(step).examples
+        )
+        assert all(part.total == parts[0].total for part in parts)
+        own = {n: sum(float((p.streams[n].target != -100).sum()) for p in parts) for n in BOOKS}
+        assert own == pytest.approx(parts[0].total)
+        assert all(part.ids for part in parts)
+    assert one.batch(0, 0, BOOKS).total == pytest.approx(
+        {n: float((s.target != -100).sum()) for n, s in one.batch(0, 0, BOOKS).streams.items()}
+    )
+
+
+def test_shares_are_nested(store):
+    few = {row for i in range(20) for row, _ in steps(store, only=5).plan(i).examples}
+    assert few == set(range(5))
+
+
+def test_a_cap_below_the_longest_utterance_is_refused(store):
+    with pytest.raises(ConfigError, match=r"train\.tokens=20 is less.*Give at least"):
+        steps(store, tokens=20)
+
+
+def test_a_resumed_order_goes_on_where_it_stopped():
+    assert list(From(3, 6)) == [3, 4, 5]
+    assert len(From(3, 6)) == 6

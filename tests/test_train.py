@@ -1,0 +1,308 @@
+"""Training through Lightning, on a store of noise: frozen stays frozen, resumed equals unbroken, small sets
+are learnt.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import as_batch
+from zipper.config import ROOT, RunConfig, TowerConfig, TrainCodecConfig, load_config
+from zipper.data.document import Document, Segment
+from zipper.data.module import ZipperData
+from zipper.data.order import Steps
+from zipper.errors import ConfigError, DataError
+from zipper.evaluate.asr import recognise, total
+from zipper.evaluate.run import evaluate_run
+from zipper.model.pretrained import load_weights, save_tower, tower_facts, with_shape_of
+from zipper.model.tower import Tower
+from zipper.train import run as run_module
+from zipper.train.codec import CodecModule, Crops
+from zipper.train.module import ZipperModule, parameter_groups, stream_loss
+from zipper.train.resolve import rates, reads, resolve
+
+WORDS = [
+    "model.towers.text={layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
+    "model.towers.speech={layers: 2, width: 24, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
+    "model.zip.heads=2",
+    "train={tokens: 200, steps: 6, validate_every: 3, warmup: 2, tasks: {asr: 1}}",
+    "train.accelerator=cpu",
+    "log={wandb: 'off', every: 1}",
+]
+
+
+def config(*words: str) -> RunConfig:
+    return load_config(None, [*WORDS, *words])
+
+
+@pytest.fixture
+def prepared(store, monkeypatch, in_tmp):
+    """`train` finds the tiny store, and works in an empty folder."""
+    monkeypatch.setattr(run_module, "prepare", lambda cfg: store)
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg: store)
+    return store
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_leaves_everything_that_a_reader_needs(prepared):
+    cfg = config("name=one", "result=elsewhere/one.json")
+    result = run_module.train(cfg, "python -m zipper train x.yaml")
+    files = {p.relative_to(cfg.run_dir).as_posix() for p in cfg.run_dir.rglob("*") if p.is_file()}
+    assert {"config.yaml", "metrics.csv", "result.json", "predictions.tsv"} <= files
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    assert json.loads((cfg.run_dir / "result.json").read_text()) == json.loads(
+        Path("elsewhere/one.json").read_text()
+    )
+    assert result["model"] == "zipper"
+    assert result["task"] == "asr"
+    assert result["utterances"] == len(result["per_utterance"]) == 6
+    assert result["words"] == sum(one["words"] for one in result["per_utterance"])
+    assert result["wer"] == pytest.approx(result["errors"] / result["words"], abs=1e-6)
+    assert result["data_fingerprint"] == prepared.fingerprint
+    assert set(result["per_utterance"][0]) == {
+        "id", "errors", "words", "seconds", "reference", "hypothesis", "stopped"
+    }  # fmt: skip
+    assert (
+        0 < result["parameters_trained"] < result["parameters_total"]
+    )  # the speech-to-text zips alone are used
+    assert load_config(cfg.run_dir / "config.yaml").model == resolve(cfg, prepared).model
+    header = (cfg.run_dir / "metrics.csv").read_text().splitlines()[0]
+    for metric in ("train/loss_text", "train/padding", "dev/wer", "dev/loss", "gate/"):
+        assert metric in header
+
+
+def test_a_finished_run_is_not_overwritten(prepared):
+    run_module.train(config("name=one"), "x")
+    before = (Path("build/runs/one") / "result.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        run_module.train(config("name=one", "train.lr=0.1"), "x")
+    assert (Path("build/runs/one") / "result.json").read_bytes() == before
+
+
+def test_a_strange_folder_and_another_config_are_refused(prepared):
+    folder = Path("build/runs/mine")
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="no run's folder"):
+        run_module.train(config("name=mine"), "x")
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
+    run_module.claim_run_dir(config("name=half"))
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.1"):
+        run_module.claim_run_dir(config("name=half", "train.lr=0.1"))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_equals_an_unbroken_one(prepared, monkeypatch, accumulate, workers):
+    words = [f"train.accumulate={accumulate}", f"train.workers={workers}", "train.validate_every=2"]
+    run_module.train(config("name=unbroken", *words), "x")
+    step = ZipperModule.training_step
+
+    def die_in_the_fifth_step(self, batch, index):
+        if self.global_step == 4:
+            raise Killed
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ZipperModule, "training_step", die_in_the_fifth_step)
+    with pytest.raises(Killed):
+        run_module.train(config("name=broken", *words), "x")
+    monkeypatch.setattr(ZipperModule, "training_step", step)
+    run_module.train(config("name=broken", *words), "x")
+    one, other = state(Path("build/runs/unbroken")), state(Path("build/runs/broken"))
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_two_accumulated_micro_batches_give_the_gradient_of_one_batch(prepared):
+    """Also what two ranks would do: a step's slices, each divided by the whole step's count."""
+    cfg = resolve(config(), prepared)
+    torch.manual_seed(0)
+    module = ZipperModule.of(cfg, rates(prepared), prepared.fingerprint).double()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    books = {"text": 1, "speech": 3}
+
+    def gradients(slices: int) -> list[torch.Tensor]:
+        steps = Steps(prepared, "train", {"asr": 1.0}, 600, slices, 0, 0.3)
+        steps._epoch = lambda epoch: Steps._cut_epoch(
+            Steps(prepared, "train", {"asr": 1.0}, 600, 2, 0, 0.3), epoch
+        )
+        module.zero_grad()
+        for part in range(slices):
+            batch = steps.batch(0, part, books)
+            states = module.model(batch)
+            for name, stream in batch.streams.items():
+                (stream_loss(module.model.tower(name), states[name], stream) / batch.total[name]).backward(
+                    retain_graph=True
+                )
+        return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+    for one, two in zip(gradients(1), gradients(2), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+
+
+def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepared):
+    cfg = config("name=frozen", "model.towers.text.frozen=true", "model.towers.text.dropout=0.2")
+    resolved = resolve(cfg, prepared)
+    store, data = prepared, ZipperData(resolved, prepared)
+    torch.manual_seed(5)
+    tower = Tower(resolved.model.towers["text"])
+    save_tower(Path("text"), tower, {"reads": reads(store, "text")})
+    cfg = config(
+        "name=frozen", "model.towers.text.frozen=true", "model.towers.text.init=text", "train.lr=0.05"
+    )
+    resolved = resolve(cfg, store)
+    resolved.run_dir.mkdir(parents=True)
+    module, _ = run_module.fit(resolved, store, data, None)
+    module.eval()
+    row = store.splits["dev"][0]
+    tokens = torch.tensor([[0, *row["ids"], 1]])[..., None]
+    segment = Segment("text", tokens[0], tokens[0] >= 0, 1.0)
+    batch = as_batch(module.model, [Document("text alone", [segment], multimodal=False)])
+    after = module.model.tower("text").logits(module.model(batch)["text"])
+    assert torch.equal(after, tower.eval().logits(tower(tokens)))
+    multimodal = as_batch(module.model, [Document("text alone", [segment], multimodal=True)])
+    assert not torch.equal(
+        module.model(multimodal)["text"], module.model(batch)["text"]
+    )  # the projection has learnt
+
+
+def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
+    cfg = config("name=idle", "train.weight_decay=0.5")
+    torch.manual_seed(0)
+    run_module.train(cfg, "x")
+    out = capsys.readouterr().out
+    assert "zips.0.speech_from_text" in out
+    fresh = ZipperModule.of(resolve(cfg, prepared), rates(prepared), "")
+    trained = {id(p) for group in parameter_groups(fresh.model, 1, 1, 1) for p in group["params"]}
+    for stage in range(2):
+        assert not any(id(p) in trained for p in fresh.model.zip(stage, "speech", "text").parameters())
+        assert all(id(p) in trained for p in fresh.model.zip(stage, "text", "speech").parameters())
+
+
+def test_gates_learn_faster_and_nothing_small_decays(prepared):
+    module = ZipperModule.of(resolve(config(), prepared), rates(prepared), "")
+    groups = parameter_groups(module.model, lr=1e-3, gate_lr=10.0, weight_decay=0.1)
+    for group in groups:
+        for parameter in group["params"]:
+            assert (group["weight_decay"] == 0) or parameter.ndim == 2
+            assert (group.get("lr") == 1e-2) == (parameter.ndim == 0)
+
+
+def test_a_handful_of_utterances_is_learnt_by_heart(prepared):
+    """Noise in, sentences out: only who listens can tell which."""
+    cfg = config(
+        *("name=overfit", "data.only=8", "data.train=24", "train.tokens=300", "evaluate.dev_utterances=1"),
+        *("train.steps=400", "train.validate_every=400", "train.lr=0.01"),
+    )
+    resolved = resolve(cfg, prepared)
+    resolved.run_dir.mkdir(parents=True)
+    module, _ = run_module.fit(resolved, prepared, ZipperData(resolved, prepared), None)
+    rows = [prepared.splits["train"][i] for i in range(8)]
+    assert total(recognise(module.model, prepared, rows, 8)).errors == 0
+    swapped = rows[1:] + rows[:1]
+    assert total(recognise(module.model, prepared, rows, 8, heard=swapped)).rate > 0.5
+
+
+def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
+    cfg = config("name=one")
+    result = run_module.train(cfg, "x")
+    evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
+    again = json.loads((cfg.run_dir / "evaluation-test.json").read_text())
+    assert again["per_utterance"] == result["per_utterance"]
+    with pytest.raises(ConfigError, match="does not exist"):
+        evaluate_run(config("name=never"), "y")
+
+
+def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
+    run_module.train(config("name=one"), "x")
+    other = prepared.__class__(
+        prepared.folder,
+        {**prepared.facts, "fingerprint": {**prepared.facts["fingerprint"], "codec": "another"}},
+        prepared.splits,
+        prepared.subwords,
+    )
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg: other)
+    with pytest.raises(ConfigError, match="was trained on the store"):
+        evaluate_run(config("name=one"), "y")
+
+
+def test_a_tower_is_exported_and_zipped(prepared):
+    words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre", "export=tower"]
+    result = run_module.pretrain(config(*words), "x")
+    assert result["perplexity"] > 1
+    facts = tower_facts(Path("tower"))
+    assert facts["reads"] == prepared.facts["fingerprint"]["codec"]
+    assert facts["trained_on"] == prepared.facts["trained_on"]
+    settled = resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    assert settled.model.towers["speech"].width == 24
+    with pytest.raises(ConfigError, match=r"width=48.*has width=24"):
+        with_shape_of(TowerConfig(width=48), Path("tower"))
+    again = Tower(settled.model.towers["speech"])
+    load_weights(again, Path("tower"))
+    assert torch.equal(
+        again.embedding.weight,
+        run_module.load_module(Path("build/runs/pre/checkpoints/best.ckpt"))
+        .model.tower("speech")
+        .embedding.weight,
+    )
+    facts["reads"] = "another codec"
+    (Path("tower") / "tower.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="was trained on 'another codec'"):
+        resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    (Path("tower") / "tower.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="hash differs"):
+        tower_facts(Path("tower"))
+
+
+def test_pretraining_takes_one_modality(prepared):
+    with pytest.raises(ConfigError, match="same single modality"):
+        run_module.pretrain(config("name=pre"), "x")
+
+
+def test_tasks_need_towers_and_a_share(prepared):
+    with pytest.raises(ConfigError, match=r"needs towers for \['speech'\]"):
+        resolve(config("model.modalities=[text]"), prepared)
+    with pytest.raises(ConfigError, match="every share is 0"):
+        resolve(config("train.tasks.asr=0"), prepared)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_loads_and_takes_a_step(file, store, utterances):
+    cfg = load_config(file)
+    if not cfg.train.tasks.shares():
+        small = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=2, batch=2, seconds=0.2)
+        crops = Crops([u for u in utterances if u.split == "train"], small, 0)
+        module = CodecModule(small, crops)
+        wave = next(iter(crops))
+        loss = module.loss(
+            module.model.decoder(module.model.encoder(wave[:, None]))[:, 0, : wave.shape[-1]], wave
+        )
+        loss.backward()
+        assert torch.isfinite(loss)
+        return
+    values = yaml.safe_load(file.read_text())
+    for tower in cfg.model.towers.values():
+        tower.init = None
+    cfg = resolve(cfg, store)
+    module = ZipperModule.of(cfg, rates(store), store.fingerprint)
+    data = ZipperData(cfg, store)
+    batch = data.steps.batch(0, 0, data.codebooks)
+    states = module.model(batch)
+    optimiser = torch.optim.AdamW(parameter_groups(module.model, 1e-3, 10.0, 0.01))
+    loss = sum(stream_loss(module.model.tower(n), states[n], s) for n, s in batch.streams.items())
+    loss.backward()
+    optimiser.step()
+    assert torch.isfinite(loss)
+    assert values["name"] == cfg.name

@@ -1,0 +1,209 @@
+"""Delay pattern, subwords, codec, store."""
+
+import json
+import math
+
+import pytest
+import torch
+from encodec import EncodecModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zipper.config import CodecConfig
+from zipper.corpora.utterance import Utterance
+from zipper.errors import ConfigError, DataError
+from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
+from zipper.units.pattern import Specials, columns, delay, scored, undelay, vocabulary
+from zipper.units.store import open_store, prepare_store
+from zipper.units.text import Subwords, normalise
+
+
+@given(books=st.integers(1, 8), frames=st.integers(1, 20), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_delay_and_its_inverse(books, frames, seed):
+    codes = torch.randint(16, (books, frames), generator=torch.Generator().manual_seed(seed))
+    out = delay(codes, 16)
+    special = Specials.after(16)
+    assert len(out) == columns(frames, books) == 1 + frames + max(1, books - 1)
+    assert torch.equal(undelay(out, 16), codes)
+    assert (out[0] == special.begin).all()
+    assert (out == special.begin).sum() == books
+    assert (out[:, 0] == special.end).sum() == 1
+    assert (out[:, 1:] == special.end).sum() == 0
+    assert out.max() < vocabulary(16)
+    for q in range(books):
+        assert torch.equal(out[1 + q : 1 + q + frames, q], codes[q])
+    assert scored(out, 16).sum() == books * frames + 1
+
+
+def test_a_stream_cut_before_its_end_gives_the_frames_that_are_whole():
+    codes = torch.arange(15).view(3, 5)
+    assert torch.equal(undelay(delay(codes, 16)[:5], 16), codes[:, :2])
+    assert undelay(delay(codes, 16)[:1], 16).shape == (3, 0)
+
+
+def test_specials_are_never_clamped_into_codes():
+    out = delay(torch.arange(15).view(3, 5), 16)
+    out[3, 1] = Specials.after(16).filler
+    with pytest.raises(DataError, match="special stands where"):
+        undelay(out, 16)
+    with pytest.raises(DataError, match="0 and 15"):
+        delay(torch.tensor([[3, 16]]), 16)
+    with pytest.raises(DataError, match="0 and 15"):
+        delay(torch.tensor([[-1, 2]]), 16)
+
+
+def test_normalise_is_librispeechs_convention():
+    assert normalise("\u201cDon\u2019t,\u201d  said Ren\u00e9e\u2014STOP!") == "don't said renee stop"
+
+
+def test_subwords_and_their_inverse(subwords, utterances, tmp_path):
+    for u in utterances:
+        ids = subwords.encode(u.text)
+        assert subwords.decode([subwords.begin, *ids, subwords.end]) == u.text
+        assert min(ids) > subwords.end
+        assert max(ids) < subwords.vocabulary
+    subwords.save(tmp_path / "tokenizer.json")
+    again = Subwords.load(tmp_path / "tokenizer.json")
+    assert again.fingerprint == subwords.fingerprint
+    assert subwords.decode(subwords.encode("it's a quizzical fox")) == "it's a quizzical fox"
+
+
+def test_subwords_are_the_same_when_trained_again(subwords, utterances):
+    again = Subwords.train([u.text for u in utterances if u.split == "train"], 64)
+    assert again.fingerprint == subwords.fingerprint
+
+
+def test_codes_do_not_depend_on_the_batch(codec):
+    waves = [torch.randn(n) * 0.1 for n in (3000, 12800, 7001, 640)]
+    together = codec.encode(waves)
+    for wave, codes in zip(waves, together, strict=True):
+        assert codes.shape == (3, math.ceil(len(wave) / 640))
+        assert torch.equal(codec.encode([wave])[0], codes)
+
+
+def test_decoding_gives_as_many_samples_as_were_encoded(codec):
+    codes = codec.encode([torch.randn(7001) * 0.1])[0]
+    assert codec.decode(codes).shape == (11 * 640,)
+    assert codec.decode(codes, samples=7001).shape == (7001,)
+    with pytest.raises(DataError, match="outside 0 to 15"):
+        codec.decode(codes + 16)
+    with pytest.raises(DataError, match="empty"):
+        codec.encode([torch.zeros(0)])
+
+
+def test_official_codec_from_a_file(tmp_path):
+    """Random weights of the official architecture: loaded strictly, hash enforced under the official name."""
+    torch.manual_seed(0)
+    model = EncodecModel.encodec_model_24khz(pretrained=False)
+    file = tmp_path / "own.th"
+    torch.save(model.state_dict(), file)
+    codec = load_codec(CodecConfig(name="encodec_24khz", weights=str(file), bandwidth_kbps=1.5))
+    assert (codec.codebooks, codec.frame_rate, codec.kbps) == (2, 75.0, 1.5)
+    waves = [torch.randn(n) * 0.1 for n in (4800, 3333)]
+    together = codec.encode(waves)
+    assert [c.shape[1] for c in together] == [15, 11]
+    assert torch.equal(codec.encode([waves[1]])[0], together[1])
+    file.rename(tmp_path / OFFICIAL_FILE)
+    with pytest.raises(DataError, match="damaged"):
+        load_codec(
+            CodecConfig(name="encodec_24khz", weights=str(tmp_path / OFFICIAL_FILE), bandwidth_kbps=1.5)
+        )
+
+
+def test_codec_settings_that_cannot_work():
+    with pytest.raises(ConfigError, match=r"1\.5 \(2 codebooks\)"):
+        load_codec(CodecConfig(name="encodec_24khz", bandwidth_kbps=2.0))
+    with pytest.raises(ConfigError, match="bandwidth_kbps"):
+        CodecConfig(name="encodec_24khz")
+    with pytest.raises(DataError, match="train-codec"):
+        load_codec(CodecConfig(weights="/nowhere"))
+
+
+def test_store_holds_every_utterance_as_it_was_encoded(store, utterances, codec, subwords):
+    for split, rows in store.splits.items():
+        expected = [u for u in utterances if u.split == split]
+        assert [row["id"] for row in rows] == [u.id for u in expected]
+        for row, u in zip(rows, expected, strict=True):
+            assert torch.equal(store.row_codes(row), codec.encode([u.wave(16000)])[0])
+            assert row["ids"] == subwords.encode(u.text)
+    assert store.facts["rows"] == {"train": 24, "dev": 6, "test": 6}
+
+
+def test_a_killed_preparation_goes_on_and_gives_the_same_store(
+    tmp_path, utterances, codec, subwords, monkeypatch
+):
+    whole = prepare_store(tmp_path / "a", utterances, codec, subwords, 5.0)
+    monkeypatch.setattr("zipper.units.store.SHARD", 5)
+    calls = 0
+    encode = Codec.encode
+
+    def stop_at_third_shard(self, waves):
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise KeyboardInterrupt
+        return encode(self, waves)
+
+    monkeypatch.setattr(Codec, "encode", stop_at_third_shard)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0)
+    (folder,) = (tmp_path / "b").iterdir()
+    with pytest.raises(DataError, match="no finished store"):
+        open_store(folder)
+    monkeypatch.setattr(Codec, "encode", encode)
+    again = prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0)
+    assert again.facts == whole.facts
+    for split in whole.splits:
+        assert again.splits[split].to_list() == whole.splits[split].to_list()
+
+
+@pytest.mark.parametrize("part", ["codec", "corpus", "tokenizer"])
+def test_a_store_made_with_something_else_is_refused(store, part):
+    expected = {**store.facts["fingerprint"], part: "another"}
+    with pytest.raises(DataError, match=f"made with another {part}"):
+        open_store(store.folder, expected)
+
+
+def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
+    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0)
+    shard = next(store.folder.glob("train-*.arrow"))
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"damaged|rows"):
+        open_store(store.folder)
+    shard.unlink()
+    with pytest.raises(DataError, match="missing or damaged"):
+        open_store(store.folder)
+    with pytest.raises(DataError, match="no finished store"):
+        open_store(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "does not exist"), (b"", "cannot be read"), (b"fLaC" + b"x" * 50, "cannot be read")],
+)
+def test_unusable_audio_is_counted_listed_and_fails_past_the_budget(
+    tmp_path, utterances, codec, subwords, content, reason
+):
+    broken = tmp_path / "train" / "broken.flac"
+    broken.parent.mkdir()
+    if content is not None:
+        broken.write_bytes(content)
+    bad = Utterance("broken", str(broken), "so it is", "x", "train")
+    with pytest.raises(DataError, match=reason):
+        bad.wave(16000)
+    with pytest.raises(DataError, match=r"1 of 37 utterances.*broken"):
+        prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0)
+    (listing,) = (tmp_path / "s").glob("*/*.skipped")
+    assert reason in json.loads(listing.read_text())["reason"]
+
+
+def test_audio_without_samples_and_with_nan_is_refused(tmp_path):
+    import soundfile as sf
+
+    sf.write(tmp_path / "empty.wav", torch.zeros(0).numpy(), 16000)
+    with pytest.raises(DataError, match="no samples"):
+        Utterance("e", str(tmp_path / "empty.wav"), "x", "x", "train").wave(16000)
+    sf.write(tmp_path / "nan.wav", torch.tensor([0.0, math.nan]).numpy(), 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match="NaN"):
+        Utterance("n", str(tmp_path / "nan.wav"), "x", "x", "train").wave(16000)

@@ -1,0 +1,108 @@
+"""One zip, against a slow loop, and what it must leave alone."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper.config import ZipConfig
+from zipper.model.tower import rotate, rotation
+from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, cross_mask, sinusoid
+
+
+def make(position: str, gate: float = 0.8) -> tuple[ZipBlock, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Block, asking states, asked states, their times, mask with blind rows and padding."""
+    torch.manual_seed(1)
+    block = ZipBlock(ZipConfig(heads=2, gate_init=gate, position=position), asking=8, asked=12).double()
+    for parameter in block.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.5)
+    with torch.no_grad():
+        block.feed_forward_gate.fill_(-0.6)
+    x, asked = torch.randn(2, 5, 8).double(), torch.randn(2, 6, 12).double()
+    place_q = torch.tensor([[0, 1, 5, 6, 11], [3, 4, 5, 8, 9]])
+    place_k = torch.tensor([[2, 3, 4, 7, 8, 9], [0, 1, 2, 6, 7, 0]])
+    valid_k = torch.tensor([[True] * 6, [True] * 5 + [False]])
+    time_q, time_k = torch.arange(5)[None].double() / 4, torch.arange(6)[None].double() / 25
+    return block, x, asked, time_q, time_k, cross_mask(place_q, place_k, valid_k)
+
+
+def slow(block: ZipBlock, x: Tensor, asked: Tensor, time_q: Tensor, time_k: Tensor, mask: Tensor) -> Tensor:
+    """Paper 3.1 and Flamingo's block, one token and one head at a time, with no mask and no batching."""
+    kind, size = block.cfg.position, block.size
+    out = torch.zeros_like(x)
+    for b in range(x.shape[0]):
+        h = F.relu(block.projection(block.asked_norm(asked[b])))
+        at = h + sinusoid(time_k[0], h.shape[-1], h.dtype) if kind == "sinusoidal" else h
+        keys, values = block.to_k(at), block.to_v(h)
+        for t in range(x.shape[1]):
+            seen = mask[b, t].nonzero().flatten()
+            if len(seen) == 0:
+                continue
+            query = block.query_norm(x[b, t])
+            if kind == "sinusoidal":
+                query = query + sinusoid(time_q[0, t], x.shape[-1], x.dtype)
+            query = block.to_q(query)
+            heads = []
+            for head in range(block.heads):
+                cut = slice(head * size, (head + 1) * size)
+                q, k = query[cut], keys[seen][:, cut]
+                if kind == "rotary":
+                    turn_q = rotation(time_q[:, t : t + 1] / STEP, size, SECONDS_BASE, x.dtype)
+                    turn_k = rotation(time_k[:, seen] / STEP, size, SECONDS_BASE, x.dtype)
+                    q, k = rotate(q[None, None, None], turn_q)[0, 0, 0], rotate(k[None, None], turn_k)[0, 0]
+                weights = torch.softmax(k @ q / math.sqrt(size), dim=0)
+                heads.append(weights @ values[seen][:, cut])
+            y = x[b, t] + torch.tanh(block.attention_gate) * block.to_out(torch.cat(heads))
+            y = y + torch.tanh(block.feed_forward_gate) * block.feed_forward(block.feed_forward_norm(y))
+            out[b, t] = y - x[b, t]
+    return out
+
+
+@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
+def test_zip_equals_a_slow_loop(position):
+    block, x, asked, time_q, time_k, mask = make(position)
+    fast = block(x, time_q, block.look_at(asked, time_k), mask)
+    torch.testing.assert_close(fast, slow(block, x, asked, time_q, time_k, mask), rtol=1e-9, atol=1e-12)
+    assert fast.abs().max() > 0.1
+
+
+def test_a_token_with_nothing_before_it_is_untouched_bit_for_bit():
+    block, x, asked, time_q, time_k, mask = make("rotary")
+    blind = ~mask.any(-1)
+    assert blind.any()
+    assert not blind.all()
+    out = x + block(x, time_q, block.look_at(asked, time_k), mask)
+    assert torch.equal(out[blind], x[blind])
+    assert (out[~blind] != x[~blind]).any(-1).all()
+
+
+def test_closed_gates_change_nothing_and_still_learn():
+    block, x, asked, time_q, time_k, mask = make("rotary")
+    with torch.no_grad():
+        block.attention_gate.zero_()
+        block.feed_forward_gate.zero_()
+    out = block(x, time_q, block.look_at(asked, time_k), mask)
+    assert torch.equal(out, torch.zeros_like(out))
+    out.sum().backward()
+    assert block.attention_gate.grad.abs() > 0
+    assert block.feed_forward_gate.grad.abs() > 0
+
+
+def test_gradient_reaches_exactly_the_tokens_that_may_be_seen():
+    block, x, asked, time_q, time_k, mask = make("rotary")
+    asked.requires_grad_()
+    for t in range(x.shape[1]):
+        (grad,) = torch.autograd.grad(block(x, time_q, block.look_at(asked, time_k), mask)[0, t].sum(), asked)
+        assert torch.equal(grad[0].abs().sum(-1) > 0, mask[0, t])
+        assert grad[1].abs().sum() == 0
+
+
+def test_blind_batches_give_no_nan():
+    block, x, asked, time_q, time_k, mask = make("rotary")
+    out = block(x, time_q, block.look_at(asked, time_k), torch.zeros_like(mask))
+    out.sum().backward()
+    assert torch.equal(out, torch.zeros_like(out))
+    assert all(torch.isfinite(p.grad).all() for p in block.parameters() if p.grad is not None)

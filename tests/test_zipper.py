@@ -1,0 +1,130 @@
+"""Towers and zips together: order, exact preservation, and that nothing leaks."""
+
+import random
+
+import pytest
+import torch
+
+from conftest import as_batch, interleaving, tiny_model
+from zipper.data.document import Document
+
+TWO, THREE = ("text", "speech"), ("text", "speech", "music")
+
+
+@pytest.mark.parametrize("names", [TWO, THREE])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_gradient_comes_from_later_tokens_padding_or_neighbours(names, seed):
+    draw = random.Random(seed)
+    model = tiny_model(names, seed=seed)
+    batch = as_batch(model, [interleaving(model, draw, parts) for parts in (6, 3)])
+    embedded = {}
+
+    def keep(name):
+        def hook(module, args, out):
+            out.requires_grad_()
+            embedded[name] = out
+            return out
+
+        return hook
+
+    for name in names:
+        model.tower(name).embedding.register_forward_hook(keep(name))
+    states = model(batch)
+    for asking in names:
+        stream = batch.streams[asking]
+        for t in range(stream.tokens.shape[1]):
+            if not stream.valid[0, t]:
+                continue
+            grads = torch.autograd.grad(
+                states[asking][0, t].sum(), [embedded[n] for n in names], retain_graph=True, allow_unused=True
+            )
+            for asked, grad in zip(names, grads, strict=True):
+                other = batch.streams[asked]
+                reached = torch.zeros_like(other.valid) if grad is None else grad.abs().sum((-1, -2)) > 0
+                allowed = other.valid[0] & (other.place[0] <= stream.place[0, t])
+                assert not (reached[0] & ~allowed).any()
+                assert not reached[1].any()
+                if asked == asking:
+                    assert torch.equal(reached[0], allowed)
+
+
+@pytest.mark.parametrize("names", [TWO, THREE])
+def test_what_stands_before_in_another_modality_is_seen(names):
+    draw = random.Random(5)
+    model = tiny_model(names)
+    batch = as_batch(model, [interleaving(model, draw, 8)])
+    changed = {
+        n: s._replace(tokens=(s.tokens + 1) % model.cfg.towers[n].vocabulary)
+        for n, s in batch.streams.items()
+    }
+    states = model(batch)
+    for asked in names:
+        mixed = model(batch._replace(streams={**batch.streams, asked: changed[asked]}))
+        for asking in set(names) - {asked}:
+            first = batch.streams[asked].place[0][batch.streams[asked].valid[0]].min()
+            later = batch.streams[asking].valid[0] & (batch.streams[asking].place[0] > first)
+            differs = (mixed[asking] != states[asking]).any(-1)[0]
+            assert torch.equal(differs & batch.streams[asking].valid[0], later)
+
+
+def test_a_document_of_one_modality_gives_the_towers_own_logits_bit_for_bit():
+    draw = random.Random(0)
+    model = tiny_model()
+    plain = interleaving(model, draw, 1, multimodal=False)
+    for name in TWO:
+        doc = Document("x", [s for s in plain.segments if s.modality == name], False)
+        if not doc.segments:
+            cfg = model.cfg.towers[name]
+            tokens = torch.randint(cfg.vocabulary, (4, cfg.codebooks))
+            doc = Document("x", [plain.segments[0].__class__(name, tokens, tokens >= 0, 1.0)], False)
+        # Beside a multimodal neighbour, which does use projections and zips.
+        batch = as_batch(model, [doc, interleaving(model, draw, 4)])
+        count = len(doc.segments[0].tokens)
+        alone = model.tower(name)(batch.streams[name].tokens)
+        together = model(batch)[name]
+        assert torch.equal(together[0, :count], alone[0, :count])
+        assert torch.equal(
+            model.tower(name).logits(together)[0, :count], model.tower(name).logits(alone)[0, :count]
+        )
+
+
+def test_multimodal_documents_use_the_input_projection_from_their_first_token():
+    model = tiny_model()
+    draw = random.Random(0)
+    doc = interleaving(model, draw, 1)
+    name = doc.segments[0].modality
+    states = model(as_batch(model, [doc]))[name]
+    plain = model(as_batch(model, [Document("x", doc.segments, False)]))[name]
+    assert (states[0, 0] != plain[0, 0]).any()
+
+
+def test_unused_directions_change_nothing_that_is_scored():
+    model = tiny_model()
+    cfg = {n: model.cfg.towers[n] for n in TWO}
+    parts = []
+    for name in ("speech", "text"):
+        tokens = torch.randint(cfg[name].vocabulary, (5, cfg[name].codebooks))
+        parts.append(
+            interleaving(model, random.Random(0), 1).segments[0].__class__(name, tokens, tokens >= 0, 1.0)
+        )
+    batch = as_batch(model, [Document("asr", parts, True)])
+    every = model(batch)["text"]
+    model.used = [("text", "speech")]
+    assert torch.equal(model(batch)["text"], every)
+
+
+def test_stages_are_the_fewest_that_all_towers_have_and_layers_left_over_run_last():
+    model = tiny_model(THREE, layers=5)
+    assert model.stages == 2
+    assert [list(model.layers("text", s)) for s in range(3)] == [[0, 1], [2, 3], [4]]
+    assert [list(model.layers("music", s)) for s in range(3)] == [[0, 1], [2, 3], []]
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_the_states_that_zips_read_are_those_before_any_update(name):
+    """With two stages' worth of layers but one zip, swapping the order of the pairs cannot matter."""
+    model = tiny_model()
+    batch = as_batch(model, [interleaving(model, random.Random(2), 6)])
+    forward = model(batch)
+    model.pairs.reverse()
+    torch.testing.assert_close(model(batch)[name], forward[name], rtol=0, atol=1e-12)
