@@ -30,7 +30,7 @@ WORDS = [
     "model.zip.heads=2",
     "train={tokens: 200, steps: 6, validate_every: 3, warmup: 2, tasks: {asr: 1}}",
     "train.accelerator=cpu",
-    "log={wandb: 'off', every: 1}",
+    "log={wandb: disabled, every: 1}",
 ]
 
 

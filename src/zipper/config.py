@@ -49,7 +49,7 @@ class DataConfig:
     tokenizer: str | None = setting(
         None, "tokenizer.json of the text tower; none: trained on the training text"
     )
-    subwords: int = setting(384, "vocabulary of a tokenizer trained here, specials included")
+    subwords: int = setting(640, "most subwords of a tokenizer trained here, specials included")
     only: int | None = setting(
         None, "train on the first so many utterances only; a smaller share is nested in a larger one"
     )
@@ -245,7 +245,7 @@ class TrainCodecConfig:
 
 @dataclass
 class LogConfig:
-    wandb: Literal["offline", "online", "off"] = setting("offline", "online needs a key (wandb login)")
+    wandb: Literal["offline", "online", "disabled"] = setting("offline", "online needs a key (wandb login)")
     project: str = setting("zipper", "W&B project")
     every: int = setting(20, "steps between logged metrics")
 

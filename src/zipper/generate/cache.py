@@ -34,7 +34,7 @@ class Memory:
         model, tower = self.model, self.model.tower(name)
         past = self.valid[name]
         position = past.sum(1, keepdim=True) + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
-        rotation, time = tower.rotation(position), model.time(name, position)
+        rotation, times = tower.rotation(position), (model.time(name, position), model.time(name, position + 1))
         causal = torch.ones(valid.shape[1], valid.shape[1], dtype=torch.bool, device=valid.device).tril()
         mask = torch.cat(
             [past[:, None].expand(-1, valid.shape[1], -1), causal & valid[:, None]], dim=2
@@ -44,11 +44,11 @@ class Memory:
             for index in model.layers(name, stage):
                 x, self.own[name, index] = tower.layers[index](x, rotation, mask, self.own.get((name, index)))
             if stage < model.stages:
-                x = self._look_across(stage, name, x, time)
+                x = self._look_across(stage, name, x, *times)
         self.valid[name] = torch.cat([past, valid], dim=1)
         return tower.finish(x)
 
-    def _look_across(self, stage: int, name: str, before: Tensor, time: Tensor) -> Tensor:
+    def _look_across(self, stage: int, name: str, before: Tensor, time: Tensor, coming: Tensor) -> Tensor:
         """The zips of one stage: `name` asks the others, and leaves its keys and values to those who will ask
         it.
         """
@@ -59,7 +59,7 @@ class Memory:
             asked = self.zipped.get((stage, (name, other)))
             if asked is not None:
                 mask = (self.valid[other] & self.multimodal[:, None])[:, None].expand(-1, before.shape[1], -1)
-                x = x + self.model.zip(stage, name, other)(before, time, asked, mask)
+                x = x + self.model.zip(stage, name, other)(before, coming, asked, mask)
             left = self.model.zip(stage, other, name).look_at(before, time)
             earlier = self.zipped.get((stage, (other, name)))
             if earlier is not None:

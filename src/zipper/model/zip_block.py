@@ -14,6 +14,7 @@ from zipper.config import ZipConfig
 from zipper.model.tower import KeyValue, rotate, rotation
 
 SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
+DIAGONAL = 1.0  # initial biases of queries and keys
 STEP = 0.05  # seconds a radian of the fastest rotation
 
 
@@ -37,8 +38,12 @@ class ZipBlock(nn.Module):
         self.asked_norm = nn.RMSNorm(asked)
         self.projection = mlp(asked, asking, cfg.projection_depth)  # g
         self.query_norm = nn.RMSNorm(asking)
-        self.to_q = nn.Linear(asking, asking, bias=False)
-        self.to_k = nn.Linear(asking, asking, bias=False)
+        # Equal constant biases, turned by the rotary positions, make each token look first at what was said at its own
+        # time: sum of cos(frequency x difference). A zip that has to find the diagonal by itself sits still for long.
+        self.to_q = nn.Linear(asking, asking)
+        self.to_k = nn.Linear(asking, asking)
+        nn.init.constant_(self.to_q.bias, DIAGONAL)
+        nn.init.constant_(self.to_k.bias, DIAGONAL)
         self.to_v = nn.Linear(asking, asking, bias=False)
         self.to_out = nn.Linear(asking, asking, bias=False)
         self.feed_forward_norm = nn.RMSNorm(asking)

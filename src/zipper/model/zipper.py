@@ -54,13 +54,13 @@ class Zipper(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """States [B, T, D] of every tower, for its `logits`."""
-        x, rotations, times = {}, {}, {}
+        x, rotations, times, coming = {}, {}, {}, {}
         for name in self.names:
             stream, tower = batch.streams[name], self.tower(name)
             position = torch.arange(stream.tokens.shape[1], device=stream.tokens.device)[None]
             x[name] = self.project(name, tower.embed(stream.tokens), batch.multimodal)
             rotations[name] = tower.rotation(position)
-            times[name] = self.time(name, position)
+            times[name], coming[name] = self.time(name, position), self.time(name, position + 1)
         masks = {
             (a, b): cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
             & batch.multimodal[:, None, None]
@@ -75,7 +75,7 @@ class Zipper(nn.Module):
             for (a, b), mask in masks.items():
                 block = self.zip(stage, a, b)
                 asked = block.look_at(before[b], times[b])
-                x[a] = x[a] + block(before[a], times[a], asked, mask)
+                x[a] = x[a] + block(before[a], coming[a], asked, mask)
         for name in self.names:
             for index in self.layers(name, self.stages):
                 x[name], _ = self.tower(name).layers[index](x[name], rotations[name], None, None)
@@ -96,7 +96,10 @@ class Zipper(nn.Module):
         return torch.where(multimodal[:, None, None], self.projections[name](x), x)
 
     def time(self, name: str, position: Tensor) -> Tensor:
-        """position int64 [B, T] within the tower -> seconds [B, T], by the tower's mean rate."""
+        """position int64 [B, T] within the tower -> seconds [B, T], by the tower's mean rate.
+
+        A token is asked at the time of its own end, and asks with that of the token it is about to predict.
+        """
         exact = torch.float64 if self.tower(name).embedding.weight.dtype == torch.float64 else torch.float32
         return position.to(exact) / self.rates[name]
 

@@ -157,7 +157,7 @@ def callbacks(cfg: RunConfig, store: Store) -> list[L.Callback]:
 def loggers(cfg: RunConfig) -> list[Logger]:
     """CSV in the run folder is the truth; W&B mirrors it, offline unless it is told otherwise."""
     out: list[Logger] = [CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")]
-    if cfg.log.wandb != "off":
+    if cfg.log.wandb != "disabled":
         out.append(
             WandbLogger(
                 name=cfg.name,
