@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m zipper
 READY  := $(VENV)/.ready
 
-.PHONY: help setup prepare train-asr train-codec pretrain test lint
+.PHONY: help setup prepare train-asr overfit train-codec pretrain test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ prepare: $(READY)  ## speak the embedded corpus and encode it (train-asr does so
 
 train-asr: $(READY)  ## zip the shipped towers, train recognition, print the test WER
 	$(RUN) train configs/asr.yaml $(ARGS)
+
+overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
+	$(RUN) train configs/overfit.yaml $(ARGS)
 
 train-codec: $(READY)  ## train the small EnCodec of assets/codec anew
 	$(RUN) train-codec configs/codec.yaml $(ARGS)

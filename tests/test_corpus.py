@@ -65,7 +65,9 @@ def test_the_voice_is_deterministic_resumable_and_never_speaks_twice(tmp_path):
 def test_a_folder_of_text_is_spoken_too(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
-    (folder / "a.txt").write_text("\ufeffOne is enough. It's \u2014 well \u2014 two! In 1851 it rained.\n\nA third;\nand more.")
+    (folder / "a.txt").write_text(
+        "\ufeffOne is enough. It's \u2014 well \u2014 two! In 1851 it rained.\n\nA third;\nand more."
+    )
     texts = spoken_texts(DataConfig(train=2, dev=1, test=1, text_folder=str(folder)))
     flat = sorted(text for split in texts.values() for text in split)
     assert flat == ["a third", "and more", "it's well two", "one is enough"]

@@ -1,5 +1,7 @@
 """The LightningDataModule over an opened store."""
 
+from typing import Any
+
 import lightning as L
 from torch.utils.data import DataLoader
 
@@ -28,8 +30,7 @@ class ZipperData(L.LightningDataModule):
         if trainer.world_size * train.accumulate != self.steps.slices:
             raise ConfigError(
                 f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
-                f"{trainer.world_size} "
-                "processes: say both as they are."
+                f"{trainer.world_size} processes: say both as they are."
             )
         batches = MicroBatches(
             self.steps, self.codebooks, trainer.global_rank, trainer.world_size, train.accumulate
@@ -58,6 +59,6 @@ class ZipperData(L.LightningDataModule):
         return Steps(self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight, only)
 
 
-def whole(batch: Batch) -> Batch:
+def whole(batch: Any) -> Any:
     """A batch leaves the dataset as it is to be; the loader's own conversion would turn tuples into lists."""
     return batch

@@ -22,7 +22,10 @@ def evaluate_asr(
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out. wall: seconds of training so far."""
     split = store.splits[cfg.evaluate.split]
-    rows: list[Row] = [split[i] for i in range(len(split))]
+    only = (
+        cfg.data.only if cfg.evaluate.split == "train" else None
+    )  # what a run has not trained on is no training split
+    rows: list[Row] = [split[i] for i in range(min(only or len(split), len(split)))]
     found = recognise(model, store, rows, cfg.evaluate.batch)
     result = {
         **describe_run(model, store, cfg, command, wall, steps),

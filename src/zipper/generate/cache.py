@@ -34,7 +34,10 @@ class Memory:
         model, tower = self.model, self.model.tower(name)
         past = self.valid[name]
         position = past.sum(1, keepdim=True) + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
-        rotation, times = tower.rotation(position), (model.time(name, position), model.time(name, position + 1))
+        rotation, times = (
+            tower.rotation(position),
+            (model.time(name, position), model.time(name, position + 1)),
+        )
         causal = torch.ones(valid.shape[1], valid.shape[1], dtype=torch.bool, device=valid.device).tril()
         mask = torch.cat(
             [past[:, None].expand(-1, valid.shape[1], -1), causal & valid[:, None]], dim=2

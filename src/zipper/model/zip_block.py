@@ -38,8 +38,9 @@ class ZipBlock(nn.Module):
         self.asked_norm = nn.RMSNorm(asked)
         self.projection = mlp(asked, asking, cfg.projection_depth)  # g
         self.query_norm = nn.RMSNorm(asking)
-        # Equal constant biases, turned by the rotary positions, make each token look first at what was said at its own
-        # time: sum of cos(frequency x difference). A zip that has to find the diagonal by itself sits still for long.
+        # Equal constant biases, turned by the rotary positions, make each token look first at what was said
+        # at its own time (the sum of cos(frequency x difference) is largest at 0). A zip that has to find
+        # the diagonal by itself sits still for long.
         self.to_q = nn.Linear(asking, asking)
         self.to_k = nn.Linear(asking, asking)
         nn.init.constant_(self.to_q.bias, DIAGONAL)
