@@ -22,9 +22,8 @@ def evaluate_asr(
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out. wall: seconds of training so far."""
     split = store.splits[cfg.evaluate.split]
-    only = (
-        cfg.data.only if cfg.evaluate.split == "train" else None
-    )  # what a run has not trained on is no training split
+    # Of the training split, only what the run has trained on: a check of the wiring, never a result.
+    only = cfg.data.only if cfg.evaluate.split == "train" else None
     rows: list[Row] = [split[i] for i in range(min(only or len(split), len(split)))]
     found = recognise(model, store, rows, cfg.evaluate.batch)
     result = {
