@@ -68,9 +68,7 @@ def tiny_model(
     seed: int = 0,
     **zip_settings,
 ) -> Zipper:
-    """Towers of different widths, zips with open gates, in float64 and eval; weights large enough to
-    matter.
-    """
+    """Towers of different widths, zips with open gates, float64, eval; weights large enough to matter."""
     torch.manual_seed(seed)
     shapes = {
         "text": TowerConfig(

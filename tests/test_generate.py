@@ -34,6 +34,21 @@ def test_cached_states_equal_uncached_ones_for_any_interleaving(names, position)
             done[part.modality] += len(piece)
 
 
+def test_directions_that_are_not_in_use_stay_out_of_the_cache_too():
+    model = tiny_model()
+    model.used = [("text", "speech")]
+    doc = interleaving(model, random.Random(7), 7)
+    batch = as_batch(model, [doc])
+    memory, whole, done = Memory(model, batch.multimodal), model(batch), dict.fromkeys(model.names, 0)
+    for part in doc.segments:
+        valid = torch.ones(1, len(part.tokens), dtype=torch.bool)
+        start, done[part.modality] = done[part.modality], done[part.modality] + len(part.tokens)
+        states = memory.extend(part.modality, part.tokens[None], valid)
+        torch.testing.assert_close(
+            states, whole[part.modality][:, start : done[part.modality]], rtol=0, atol=1e-10
+        )
+
+
 def uncached_greedy(model, prompt: Document, begin: int, end: int, cap: int) -> list[int]:
     """The whole Zipper over the whole document for every new subword."""
     ids: list[int] = []

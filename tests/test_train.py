@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from conftest import as_batch
-from zipper.config import ROOT, RunConfig, TowerConfig, TrainCodecConfig, load_config
+from zipper.config import ROOT, CodecConfig, RunConfig, TowerConfig, TrainCodecConfig, load_config
 from zipper.data.document import Document, Segment
 from zipper.data.module import ZipperData
 from zipper.data.order import Steps
@@ -23,6 +23,8 @@ from zipper.train import run as run_module
 from zipper.train.codec import CodecModule, Crops
 from zipper.train.module import ZipperModule, parameter_groups, stream_loss
 from zipper.train.resolve import rates, reads, resolve
+from zipper.units.codec import load_codec
+from zipper.units.text import Subwords
 
 WORDS = [
     "model.towers.text={layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
@@ -105,6 +107,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_run_equals_an_unbroken_one(prepared, monkeypatch, accumulate, workers):
     words = [f"train.accumulate={accumulate}", f"train.workers={workers}", "train.validate_every=2"]
+    words += ["model.towers.text.dropout=0.2", "model.towers.speech.dropout=0.1"]
     run_module.train(config("name=unbroken", *words), "x")
     step = ZipperModule.training_step
 
@@ -124,32 +127,30 @@ def test_a_resumed_run_equals_an_unbroken_one(prepared, monkeypatch, accumulate,
         assert torch.equal(one[name], other[name]), name
 
 
-def test_two_accumulated_micro_batches_give_the_gradient_of_one_batch(prepared):
-    """Also what two ranks would do: a step's slices, each divided by the whole step's count."""
-    cfg = resolve(config(), prepared)
-    torch.manual_seed(0)
-    module = ZipperModule.of(cfg, rates(prepared), prepared.fingerprint).double()
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    books = {"text": 1, "speech": 3}
+def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatch):
+    """Through Lightning, on the same steps: also what two ranks would do, with a step cut between them."""
+    cut = Steps._cut_epoch
 
-    def gradients(slices: int) -> list[torch.Tensor]:
-        steps = Steps(prepared, "train", {"asr": 1.0}, 600, slices, 0, 0.3)
-        steps._epoch = lambda epoch: Steps._cut_epoch(
-            Steps(prepared, "train", {"asr": 1.0}, 600, 2, 0, 0.3), epoch
+    def cut_for_two(self, epoch):
+        slices, self.slices = self.slices, 2
+        plans = cut(self, epoch)
+        self.slices = slices
+        return plans
+
+    monkeypatch.setattr(Steps, "_cut_epoch", cut_for_two)
+    monkeypatch.setattr(
+        ZipperModule, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), lr=0.3)
+    )
+    for accumulate in (1, 2):
+        words = [f"name=a{accumulate}", f"train.accumulate={accumulate}", "train.prompt_weight=0.3"]
+        run_module.train(
+            config(*words, "train.precision=64-true", "train.clip=1000", "train.tokens=600"), "x"
         )
-        module.zero_grad()
-        for part in range(slices):
-            batch = steps.batch(0, part, books)
-            states = module.model(batch)
-            for name, stream in batch.streams.items():
-                (stream_loss(module.model.tower(name), states[name], stream) / batch.total[name]).backward(
-                    retain_graph=True
-                )
-        return [p.grad.clone() for p in module.parameters() if p.grad is not None]
-
-    for one, two in zip(gradients(1), gradients(2), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
+    one, two = state(Path("build/runs/a1")), state(Path("build/runs/a2"))
+    fresh = ZipperModule.of(resolve(config(), prepared), rates(prepared), "").state_dict()
+    assert (one["model.towers.text.embedding.weight"] != fresh["model.towers.text.embedding.weight"]).any()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12)
 
 
 def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepared):
@@ -158,7 +159,7 @@ def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepar
     store, data = prepared, ZipperData(resolved, prepared)
     torch.manual_seed(5)
     tower = Tower(resolved.model.towers["text"])
-    save_tower(Path("text"), tower, {"reads": reads(store, "text")})
+    save_tower(Path("text"), tower, {"reads": reads(store, "text"), "trained_on": store.facts["trained_on"]})
     cfg = config(
         "name=frozen", "model.towers.text.frozen=true", "model.towers.text.init=text", "train.lr=0.05"
     )
@@ -172,6 +173,9 @@ def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepar
     batch = as_batch(module.model, [Document("text alone", [segment], multimodal=False)])
     after = module.model.tower("text").logits(module.model(batch)["text"])
     assert torch.equal(after, tower.eval().logits(tower(tokens)))
+    module.on_train_start()
+    assert module.training
+    assert not any(part.training for part in module.model.tower("text").modules())
     multimodal = as_batch(module.model, [Document("text alone", [segment], multimodal=True)])
     assert not torch.equal(
         module.model(multimodal)["text"], module.model(batch)["text"]
@@ -180,11 +184,15 @@ def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepar
 
 def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
     cfg = config("name=idle", "train.weight_decay=0.5")
-    torch.manual_seed(0)
     run_module.train(cfg, "x")
     out = capsys.readouterr().out
     assert "zips.0.speech_from_text" in out
+    torch.manual_seed(cfg.seed)
     fresh = ZipperModule.of(resolve(cfg, prepared), rates(prepared), "")
+    after = state(cfg.run_dir)
+    moved = {name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, after[name])}
+    assert not any("speech_from_text" in name for name in moved)
+    assert any("text_from_speech" in name for name in moved)
     trained = {id(p) for group in parameter_groups(fresh.model, 1, 1, 1) for p in group["params"]}
     for stage in range(2):
         assert not any(id(p) in trained for p in fresh.model.zip(stage, "speech", "text").parameters())
@@ -221,19 +229,37 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
     again = json.loads((cfg.run_dir / "evaluation-test.json").read_text())
     assert again["per_utterance"] == result["per_utterance"]
+    assert again["config"]["train"] == json.loads(json.dumps(result["config"]["train"]))
+    evaluate_run(
+        config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y"
+    )  # how it was trained, not how it is called
+    assert (
+        json.loads((cfg.run_dir / "evaluation-dev.json").read_text())["config"]["train"]["lr"] == cfg.train.lr
+    )
     with pytest.raises(ConfigError, match="does not exist"):
         evaluate_run(config("name=never"), "y")
+    words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre"]
+    run_module.pretrain(config(*words), "x")
+    with pytest.raises(ConfigError, match="there is no text to score"):
+        evaluate_run(config(*words), "y")
+
+
+def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):
+    run_module.train(config("name=one"), "x")
+    last = Path("build/runs/one/checkpoints/last.ckpt")
+    run_module.check_store(last, prepared)
+    with pytest.raises(ConfigError, match="was trained on the store"):
+        run_module.check_store(last, other_store(prepared))
+
+
+def other_store(store):
+    parts = {**store.facts["fingerprint"], "codec": "another"}
+    return store.__class__(store.folder, {**store.facts, "fingerprint": parts}, store.splits, store.subwords)
 
 
 def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
     run_module.train(config("name=one"), "x")
-    other = prepared.__class__(
-        prepared.folder,
-        {**prepared.facts, "fingerprint": {**prepared.facts["fingerprint"], "codec": "another"}},
-        prepared.splits,
-        prepared.subwords,
-    )
-    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg: other)
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg: other_store(prepared))
     with pytest.raises(ConfigError, match="was trained on the store"):
         evaluate_run(config("name=one"), "y")
 
@@ -257,6 +283,9 @@ def test_a_tower_is_exported_and_zipped(prepared):
         .model.tower("speech")
         .embedding.weight,
     )
+    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": "test sentences"}))
+    with pytest.raises(DataError, match="trained on other sentences of the grammar"):
+        resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     facts["reads"] = "another codec"
     (Path("tower") / "tower.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="was trained on 'another codec'"):
@@ -266,7 +295,19 @@ def test_a_tower_is_exported_and_zipped(prepared):
         tower_facts(Path("tower"))
 
 
+def test_the_shipped_assets_fit_each_other():
+    codec, words = load_codec(CodecConfig()), Subwords.load(ROOT / "assets/text-tower/tokenizer.json")
+    speech, text = tower_facts(ROOT / "assets/speech-tower"), tower_facts(ROOT / "assets/text-tower")
+    assert speech["reads"] == codec.fingerprint
+    assert speech["shape"]["vocabulary"] == codec.codes + 3
+    assert speech["shape"]["codebooks"] == codec.codebooks
+    assert text["reads"] == words.fingerprint
+    assert text["shape"]["vocabulary"] == words.vocabulary
+
+
 def test_pretraining_takes_one_modality(prepared):
+    with pytest.raises(ConfigError, match="export=x writes one tower"):
+        run_module.train(config("export=x"), "x")
     with pytest.raises(ConfigError, match="same single modality"):
         run_module.pretrain(config("name=pre"), "x")
 

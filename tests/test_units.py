@@ -8,6 +8,7 @@ import torch
 from encodec import EncodecModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, trainers
 
 from zipper.config import CodecConfig
 from zipper.corpora.utterance import Utterance
@@ -67,6 +68,19 @@ def test_subwords_and_their_inverse(subwords, utterances, tmp_path):
     again = Subwords.load(tmp_path / "tokenizer.json")
     assert again.fingerprint == subwords.fingerprint
     assert subwords.decode(subwords.encode("it's a quizzical fox")) == "it's a quizzical fox"
+
+
+def test_a_tokenizer_of_elsewhere_is_refused(tmp_path):
+    other = Tokenizer(models.BPE())
+    other.train_from_iterator(["a b"], trainers.BpeTrainer(special_tokens=["<s>"], show_progress=False))
+    other.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="no <begin> and <end>"):
+        Subwords.load(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"is no tokenizer\.json"):
+        Subwords.load(tmp_path / "tokenizer.json")
+    with pytest.raises(DataError, match="does not exist"):
+        Subwords.load(tmp_path / "nowhere.json")
 
 
 def test_subwords_are_the_same_when_trained_again(subwords, utterances):
@@ -196,6 +210,12 @@ def test_unusable_audio_is_counted_listed_and_fails_past_the_budget(
         prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0)
     (listing,) = (tmp_path / "s").glob("*/*.skipped")
     assert reason in json.loads(listing.read_text())["reason"]
+    utterances[0].wave(16000)
+    broken.unlink(missing_ok=True)
+    broken.symlink_to(utterances[0].audio)  # mended: the same command goes on
+    store = prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0)
+    assert store.facts["skipped"] == 0
+    assert "broken" in store.splits["train"]["id"]
 
 
 def test_audio_without_samples_and_with_nan_is_refused(tmp_path):

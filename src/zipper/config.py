@@ -57,8 +57,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if min(self.train, self.dev, self.test) < 1:
             raise ConfigError(
-                f"data.train={self.train}, data.dev={self.dev}, data.test={self.test}: every split needs an "
-                f"utterance."
+                f"data.train={self.train}, data.dev={self.dev}, data.test={self.test}: "
+                "every split needs an utterance."
             )
         if not 0.5 <= self.rates[0] <= self.rates[1] <= 2.0:
             raise ConfigError(
@@ -118,10 +118,12 @@ class TowerConfig:
             )
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Pick a divisor.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is a share: give at least 0 and less than 1.")
         if self.interval < 1 or self.interval > self.layers:
             raise ConfigError(
-                f"interval={self.interval} leaves no zip in a tower of layers={self.layers}. Pick 1 to "
-                f"{self.layers}."
+                f"interval={self.interval} leaves no zip in a tower "
+                f"of layers={self.layers}. Pick 1 to {self.layers}."
             )
 
 
@@ -134,6 +136,14 @@ class ZipConfig:
     )
     gate_init: float = setting(0.0, "a and b in tanh(a), tanh(b); 0: each tower starts as its own old self")
     feed_forward: int = setting(4, "hidden width of the block's feed-forward, in widths of the tower")
+    diagonal: float = setting(
+        1.0, "initial bias of rotary queries and keys: a zip starts by looking at its own time"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("heads", "projection_depth", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.zip.{name}={getattr(self, name)} must be at least 1.")
 
 
 def _default_towers() -> dict[str, TowerConfig]:
@@ -164,7 +174,7 @@ class ModelConfig:
             if len(self.modalities) > 1 and width % (2 * self.zip.heads):
                 raise ConfigError(
                     f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "
-                    f"into even heads."
+                    "into even heads."
                 )
 
 
@@ -212,6 +222,15 @@ class TrainConfig:
         for name in ("steps", "tokens", "accumulate", "validate_every", "devices", "nodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        if self.steps > self.validate_every and self.steps % self.validate_every:
+            rest = self.steps % self.validate_every
+            raise ConfigError(
+                f"train.steps={self.steps} is not a multiple of train.validate_every={self.validate_every}: "
+                f"the last {rest} steps would be neither validated nor saved. "
+                f"Use train.steps={self.steps - rest}, or another train.validate_every."
+            )
+        if self.workers < 0:
+            raise ConfigError(f"train.workers={self.workers} must not be negative.")
         if not self.prompt_weight >= 0:
             raise ConfigError(f"train.prompt_weight={self.prompt_weight} must not be negative.")
 
@@ -225,6 +244,11 @@ class EvaluateConfig:
     shuffled: bool = setting(
         True, "decode once more with each sentence's audio swapped for another's: does it listen?"
     )
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "dev_utterances"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluate.{name}={getattr(self, name)} must be at least 1.")
 
 
 @dataclass
@@ -248,6 +272,10 @@ class LogConfig:
     wandb: Literal["offline", "online", "disabled"] = setting("offline", "online needs a key (wandb login)")
     project: str = setting("zipper", "W&B project")
     every: int = setting(20, "steps between logged metrics")
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ConfigError(f"log.every={self.every} must be at least 1.")
 
 
 @dataclass

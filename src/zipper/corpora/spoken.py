@@ -11,6 +11,7 @@ import random
 import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,8 +83,7 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
         if len(pool) < total:
             raise DataError(
                 f"data.text_folder={cfg.text_folder} holds {len(pool)} usable sentences, but data.train + "
-                f"data.dev + "
-                f"data.test ask for {total}. Ask for fewer, or add text."
+                f"data.dev + data.test ask for {total}. Ask for fewer, or add text."
             )
         random.Random(cfg.seed).shuffle(pool)
     stream = iter(pool)
@@ -91,15 +91,14 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
 
 
 def recipe_hash(cfg: DataConfig) -> str:
-    """Names what a spoken corpus is made from: its sentences, rates and seed."""
-    recipe = [spoken_texts(cfg), cfg.seed, cfg.rates, PITCHES, MARGIN, NORMALISER]
+    """Names what a spoken corpus is made from: its sentences, rates and seed, and the voice."""
+    voice = [version("hibari-tts"), VOICE_RATE, SILENCE, MARGIN, PITCHES]
+    recipe = [spoken_texts(cfg), cfg.seed, cfg.rates, voice, NORMALISER]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
 
 
 def _sentences_of_folder(folder: Path) -> list[str]:
-    """Distinct normalised sentences of all .txt files, in order. Those with digits have no one reading:
-    skipped.
-    """
+    """Distinct normalised sentences of all .txt files, in order. Digits have no one reading: skipped."""
     files = sorted(folder.glob("**/*.txt"))
     if not files:
         raise DataError(f"data.text_folder={folder} holds no .txt file. Name a folder of plain text (UTF-8).")
@@ -117,8 +116,8 @@ def _sentences_of_folder(folder: Path) -> list[str]:
             elif words:
                 found[words] = None
     print(
-        f"{folder}: {len(found)} sentences; skipped {digits} with digits, {long} of more than {MAX_WORDS} "
-        f"words"
+        f"{folder}: {len(found)} sentences; skipped {digits} "
+        f"with digits, {long} of more than {MAX_WORDS} words"
     )
     return list(found)
 

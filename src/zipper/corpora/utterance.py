@@ -26,9 +26,7 @@ class Utterance:
     split: str
 
     def wave(self, sample_rate: int) -> Tensor:
-        """float32 [n] at `sample_rate` Hz, channels averaged. Raises DataError on a missing or unusable
-        file.
-        """
+        """float32 [n] at `sample_rate` Hz, channels averaged. Raises DataError on an unusable file."""
         path = Path(self.audio)
         if not path.exists():
             raise DataError(

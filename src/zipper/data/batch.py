@@ -33,9 +33,7 @@ def collate(
     codebooks: dict[str, int],
     total: dict[str, float] | None = None,
 ) -> Batch:
-    """codebooks: Q of every tower. A tower that a document leaves silent gets no valid token there (one of
-    padding).
-    """
+    """codebooks: Q of every tower. A tower that a document leaves silent has no valid token there."""
     streams = {name: _stream(documents, name, q) for name, q in codebooks.items()}
     own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
     multimodal = torch.tensor([d.multimodal for d in documents])

@@ -26,9 +26,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Document:
-    """multimodal is set here, by the template, and never inferred from what comes later: that would not be
-    causal.
-    """
+    """multimodal is set by the template, never inferred from what comes later: that would not be causal."""
 
     id: str
     segments: list[Segment]
@@ -63,8 +61,6 @@ def scored_weight(
 
 
 def looks(tasks: Iterable[str]) -> list[tuple[str, str]]:
-    """(asking, asked) pairs of modalities that occur in these tasks: all other directions stay idle for the
-    whole run.
-    """
+    """(asking, asked) pairs of modalities that occur in these tasks; other directions stay idle."""
     pairs = {(b, a) for task in tasks for i, a in enumerate(TASKS[task]) for b in TASKS[task][i + 1 :]}
     return sorted(pairs)

@@ -6,6 +6,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from zipper.config import RunConfig
+from zipper.corpora.utterance import SPLITS
 from zipper.data.batch import Batch
 from zipper.data.order import From, MicroBatches, Steps
 from zipper.errors import ConfigError
@@ -19,7 +20,9 @@ class ZipperData(L.LightningDataModule):
         super().__init__()
         self.cfg, self.store = cfg, store
         self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
-        # Mistakes in the sizes show here, before a Trainer exists.
+        # Mistakes in the sizes show here, before a Trainer exists; those of the other splits too.
+        for split in SPLITS:
+            self._steps(split, cfg.train.tasks.shares(), 1)
         self.steps = self._steps(
             "train", cfg.train.tasks.shares(), cfg.train.devices * cfg.train.nodes * cfg.train.accumulate
         )

@@ -4,7 +4,6 @@ accumulation.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -47,10 +46,9 @@ class Steps:
         if longest * slices > tokens:
             raise ConfigError(
                 f"train.tokens={tokens} is less than {slices} slice(s) of the longest utterance ({longest} "
-                f"tokens). "
-                f"Give at least {longest * slices}."
+                f"tokens). Give at least {longest * slices}."
             )
-        self._epoch = lru_cache(maxsize=2)(self._cut_epoch)
+        self._cut: dict[int, list[Plan]] = {}  # the epoch last asked for
         self._starts = [0]  # first step of each epoch known so far
 
     def plan(self, step: int) -> Plan:
@@ -83,6 +81,11 @@ class Steps:
         ]
         return collate(documents, codebooks, total)
 
+    def _epoch(self, epoch: int) -> list[Plan]:
+        if epoch not in self._cut:
+            self._cut = {epoch: self._cut_epoch(epoch)}
+        return self._cut[epoch]
+
     def _cut_epoch(self, epoch: int) -> list[Plan]:
         draw = np.random.default_rng([self.seed, epoch])
         examples = [
@@ -104,9 +107,7 @@ class Steps:
         return [plans[i] for i in draw.permutation(len(plans))]
 
     def _drawn(self, share: float, draw: np.random.Generator) -> np.ndarray:
-        """Rows of one task in one epoch: a share of 1 is every row once, 1.26 a further quarter of them
-        twice.
-        """
+        """Rows of one task in one epoch: a share of 1 is every row once, of 1.26 a quarter of them twice."""
         whole, rest = divmod(share, 1.0)
         count = round(rest * len(self.rows))
         return np.concatenate(
@@ -118,9 +119,7 @@ class Steps:
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item i is the i-th micro-batch of one rank: step i // accumulate, slice rank + ranks * (i %
-    accumulate).
-    """
+    """Item i of a rank: step i // accumulate, slice rank + ranks * (i % accumulate)."""
 
     def __init__(
         self, steps: Steps, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
@@ -134,9 +133,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 class From(Sampler[int]):
-    """Indices `start` to `end`. Its length counts those before the start as well, as Lightning's progress
-    does.
-    """
+    """Indices `start` to `end`. Its length counts those before the start, as Lightning's progress."""
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,25 @@ from zipper.units.store import Row, Store
 from zipper.units.text import NORMALISER
 
 
-def evaluate_asr(
-    model: Zipper, store: Store, cfg: RunConfig, command: str, wall: float, steps: int
-) -> dict[str, Any]:
-    """Decodes a split and describes what came out. wall: seconds of training so far."""
+@dataclass(frozen=True)
+class Origin:
+    """How a result came to be: command, commit, steps and seconds of training."""
+
+    command: str
+    commit: str
+    steps: int
+    wall_seconds: float
+
+
+def evaluate_asr(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
+    """Decodes a split and describes what came out."""
     split = store.splits[cfg.evaluate.split]
     # Of the training split, only what the run has trained on: a check of the wiring, never a result.
     only = cfg.data.only if cfg.evaluate.split == "train" else None
     rows: list[Row] = [split[i] for i in range(min(only or len(split), len(split)))]
     found = recognise(model, store, rows, cfg.evaluate.batch)
     result = {
-        **describe_run(model, store, cfg, command, wall, steps),
+        **describe_run(model, store, cfg, origin),
         "task": "asr",
         "split": cfg.evaluate.split,
         **summary(found),
@@ -54,9 +63,7 @@ def summary(found: list[Recognised]) -> dict[str, Any]:
     }
 
 
-def describe_run(
-    model: Zipper, store: Store, cfg: RunConfig, command: str, wall: float, steps: int
-) -> dict[str, Any]:
+def describe_run(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
     """Everything about a run but its figures."""
     parameters = list(model.parameters())
     return {
@@ -64,11 +71,12 @@ def describe_run(
         "model": "zipper" if len(model.names) > 1 else "tower",
         "parameters_total": sum(p.numel() for p in parameters),
         "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
-        "steps": steps,
-        "wall_seconds": round(wall, 1),
+        "steps": origin.steps,
+        "wall_seconds": round(origin.wall_seconds, 1),
         "seed": cfg.seed,
-        "commit": commit(),
-        "command": command,
+        "commit": origin.commit,
+        "command": origin.command,
+        "checkpoint": cfg.evaluate.checkpoint,
         "data_fingerprint": store.fingerprint,
         "data": store.facts["fingerprint"],
         "versions": {
@@ -95,8 +103,7 @@ def last_line(result: dict[str, Any], file: Path) -> str:
     control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
     return (
         f"ASR WER {result['wer']:.1%} ({result['errors']} errors, {result['words']} words, "
-        f"{result['utterances']} utterances"
-        f"{control}) -> {file}"
+        f"{result['utterances']} utterances{control}) -> {file}"
     ).replace("%", " %")
 
 

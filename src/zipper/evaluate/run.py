@@ -1,9 +1,12 @@
 """`zipper evaluate`: a trained run on any split."""
 
+import json
+from dataclasses import replace
+
 from zipper.config import RunConfig
 from zipper.errors import ConfigError
-from zipper.evaluate.result import evaluate_asr, last_line, write_result
-from zipper.train.run import load_module, write_predictions
+from zipper.evaluate.result import Origin, commit, evaluate_asr, last_line, write_result
+from zipper.train.run import check_store, load_module, recognises, write_predictions
 from zipper.units.prepare import prepare
 
 
@@ -15,14 +18,18 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
     if not checkpoint.is_file():
         raise ConfigError(f"{checkpoint} does not exist. Train the run first, or name another (name=...).")
-    store = prepare(cfg)
     module = load_module(checkpoint)
-    if module.hparams["store"] != store.fingerprint:
+    cfg = replace(module.cfg, evaluate=cfg.evaluate, name=cfg.name, build=cfg.build)  # as it was trained
+    if not recognises(cfg):
         raise ConfigError(
-            f"{cfg.run_dir} was trained on the store {module.hparams['store']}, but its config now leads to "
-            f"{store.fingerprint}: corpus, codec or tokenizer have changed. Restore them, or train again."
+            f"{cfg.run_dir} was trained on {sorted(cfg.train.tasks.shares())}: there is no text to score."
         )
-    result = evaluate_asr(module.model, store, cfg, command, 0.0, cfg.train.steps)
+    store = prepare(cfg)
+    check_store(checkpoint, store)
+    finished = cfg.run_dir / "result.json"
+    trained = json.loads(finished.read_text()) if finished.exists() else {}
+    origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
+    result = evaluate_asr(module.model, store, cfg, origin)
     file = cfg.run_dir / f"evaluation-{cfg.evaluate.split}.json"
     write_result(result, file)
     write_predictions(cfg.run_dir / f"predictions-{cfg.evaluate.split}.tsv", result)

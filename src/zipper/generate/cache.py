@@ -52,17 +52,15 @@ class Memory:
         return tower.finish(x)
 
     def _look_across(self, stage: int, name: str, before: Tensor, time: Tensor, coming: Tensor) -> Tensor:
-        """The zips of one stage: `name` asks the others, and leaves its keys and values to those who will ask
-        it.
-        """
+        """The zips of one stage: `name` asks the others, and leaves them what they will ask for."""
         x = before
         for other in self.model.names:
-            if other == name:
-                continue
             asked = self.zipped.get((stage, (name, other)))
             if asked is not None:
                 mask = (self.valid[other] & self.multimodal[:, None])[:, None].expand(-1, before.shape[1], -1)
                 x = x + self.model.zip(stage, name, other)(before, coming, asked, mask)
+            if (other, name) not in self.model.used:
+                continue
             left = self.model.zip(stage, other, name).look_at(before, time)
             earlier = self.zipped.get((stage, (other, name)))
             if earlier is not None:

@@ -17,9 +17,7 @@ SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "rope_base", "norm_ep
 
 
 def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
-    """Writes weights and shape. facts: what it was trained on, by which command, how well; `reads` names its
-    units.
-    """
+    """Writes weights and shape. facts: trained on what, by which command, how well; `reads`: its units."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()},
@@ -51,8 +49,8 @@ def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
     for name, value in facts["shape"].items():
         if getattr(cfg, name) not in (plain[name], value):
             raise ConfigError(
-                f"{name}={getattr(cfg, name)}, but the tower in init={folder} has {name}={value}. Leave "
-                f"{name} out, or init."
+                f"{name}={getattr(cfg, name)}, but the tower in init={folder} "
+                f"has {name}={value}. Leave {name} out, or init."
             )
     return replace(cfg, **facts["shape"])
 

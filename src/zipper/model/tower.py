@@ -28,7 +28,6 @@ class Attention(nn.Module):
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.width // cfg.heads
-        self.dropout = cfg.dropout
         self.to_q = nn.Linear(cfg.width, cfg.heads * self.size, bias=False)
         self.to_k = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
         self.to_v = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)

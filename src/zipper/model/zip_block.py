@@ -14,7 +14,6 @@ from zipper.config import ZipConfig
 from zipper.model.tower import KeyValue, rotate, rotation
 
 SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
-DIAGONAL = 1.0  # initial biases of queries and keys
 STEP = 0.05  # seconds a radian of the fastest rotation
 
 
@@ -38,13 +37,14 @@ class ZipBlock(nn.Module):
         self.asked_norm = nn.RMSNorm(asked)
         self.projection = mlp(asked, asking, cfg.projection_depth)  # g
         self.query_norm = nn.RMSNorm(asking)
+        diagonal = cfg.diagonal if cfg.position == "rotary" else 0.0
         # Equal constant biases, turned by the rotary positions, make each token look first at what was said
         # at its own time (the sum of cos(frequency x difference) is largest at 0). A zip that has to find
         # the diagonal by itself sits still for long.
         self.to_q = nn.Linear(asking, asking)
         self.to_k = nn.Linear(asking, asking)
-        nn.init.constant_(self.to_q.bias, DIAGONAL)
-        nn.init.constant_(self.to_k.bias, DIAGONAL)
+        nn.init.constant_(self.to_q.bias, diagonal)
+        nn.init.constant_(self.to_k.bias, diagonal)
         self.to_v = nn.Linear(asking, asking, bias=False)
         self.to_out = nn.Linear(asking, asking, bias=False)
         self.feed_forward_norm = nn.RMSNorm(asking)
@@ -83,9 +83,7 @@ class ZipBlock(nn.Module):
         return self._place(self._split(self.to_q(x)), time)
 
     def look_at(self, asked: Tensor, time: Tensor) -> KeyValue:
-        """States of the asked tower [B, Tk, C], their times [B, Tk] in seconds -> keys and values [B, H, Tk,
-        K].
-        """
+        """States of the asked tower [B, Tk, C], times [B, Tk] in seconds -> keys, values [B, H, Tk, K]."""
         h = F.relu(self.projection(self.asked_norm(asked)))
         at = h + sinusoid(time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
         return KeyValue(self._place(self._split(self.to_k(at)), time), self._split(self.to_v(h)))

@@ -88,9 +88,7 @@ class Zipper(nn.Module):
         return range(first, cfg.layers if stage == self.stages else first + cfg.interval)
 
     def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
-        """The input projection, skipped bit for bit in documents of one modality. x [B, T, D], multimodal
-        bool [B].
-        """
+        """The input projection, skipped in documents of one modality. x [B, T, D], multimodal bool [B]."""
         if name not in self.projections:
             return x
         return torch.where(multimodal[:, None, None], self.projections[name](x), x)

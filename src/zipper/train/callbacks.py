@@ -15,9 +15,7 @@ SHOWN = 5  # utterances printed and sent to W&B at a validation
 
 
 class RecognitionMonitor(L.Callback):
-    """Greedy WER on the first dev utterances at every validation, with a sample table: reference,
-    hypothesis.
-    """
+    """Greedy WER on the first dev utterances at every validation, with a table of samples."""
 
     def __init__(self, store: Store, utterances: int, batch: int) -> None:
         self.store, self.batch = store, batch
@@ -28,7 +26,7 @@ class RecognitionMonitor(L.Callback):
         assert isinstance(module, ZipperModule)
         found = recognise(module.model, self.store, self.rows, self.batch)
         wer = total(found).rate
-        module.log("dev/wer", wer, prog_bar=True, rank_zero_only=True)
+        module.log("dev/wer", wer, prog_bar=True)  # every rank decodes the same utterances
         lines = [f"step {trainer.global_step}: dev WER {wer:.1%} on {len(found)} utterances"]
         for one in found[:SHOWN]:
             lines += [

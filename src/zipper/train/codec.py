@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from zipper.config import RunConfig, TrainCodecConfig
 from zipper.corpora.utterance import Utterance
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
 from zipper.train.codebooks import CodebookLearner, nearest
 from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, sha256
 
@@ -75,8 +75,7 @@ class CodecModule(L.LightningModule):
         latents = self.model.encoder(wave[:, None])  # [B, D, F]
         commitment, variance = latents.new_zeros(()), latents.detach().var()
         if self.global_step >= self.quantise_from:
-            # One step in four decodes from fewer codebooks, so that the first ones carry the most (EnCodec
-            # 3.2).
+            # One step in four decodes from fewer codebooks: the first carry the most (EnCodec 3.2).
             few = index % 4 == 0
             codebooks = 1 + (index // 4) % self.cfg.codebooks if few else self.cfg.codebooks
             latents, commitment = self.learner(latents, codebooks)
@@ -138,9 +137,9 @@ class Crops(IterableDataset):
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
-    """Trains on the training split alone and writes weights, shape, hash, usage of the codebooks and the
-    command.
-    """
+    """Trains on the training split alone; writes weights, shape, hash, usage of codebooks, command."""
+    if (cfg.run_dir / "finished").exists():
+        raise ConfigError(f"{cfg.run_dir} holds a finished codec training. Choose another name (name=...).")
     started = time.monotonic()
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]
@@ -165,7 +164,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     model = module.model.cpu().eval()
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
     settings = {
-        "shape": asdict(cfg.train_codec),
+        "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,
         "sha256": sha256(folder / WEIGHTS),
         "command": command,
@@ -174,6 +173,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "codebooks": usage(module),
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    (cfg.run_dir / "finished").touch()
     return folder
 
 

@@ -44,20 +44,17 @@ class ZipperModule(L.LightningModule):
         return cls(to_dict(cfg), rates, store)
 
     def on_train_start(self) -> None:
-        """A frozen tower stays in eval (no dropout); everything else trains, whatever state it was loaded
-        in.
-        """
+        """A frozen tower stays in eval (no dropout); all else trains, whatever state it was loaded in."""
         self.train()
         for name in self.model.names:
             self.model.tower(name).train(not self.cfg.model.towers[name].frozen)
 
-    def on_validation_end(self) -> None:
-        self.on_train_start()
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Dropout follows from (seed, micro-batch, rank): a resumed run draws what the unbroken one does."""
+        torch.manual_seed((self.cfg.seed * 1_000_003 + index) * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Loss of this slice, scaled so that the sum over ranks and accumulation is the mean over the whole
-        step.
-        """
+        """Loss of this slice, scaled so that all slices average to the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
         states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
@@ -139,9 +136,7 @@ def padding(batch: Batch) -> float:
 
 
 def idle_parts(model: Zipper) -> dict[str, nn.Module]:
-    """Zips whose direction no task of the run uses. They are not computed, get no gradient and no weight
-    decay.
-    """
+    """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
     return {
         f"zips.{stage}.{asking}_from_{asked}": model.zip(stage, asking, asked)
         for stage in range(model.stages)

@@ -25,7 +25,10 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
         raise ConfigError(
             f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}."
         )
-    towers = {name: _settle(name, cfg.model.towers[name], store) for name in cfg.model.modalities}
+    towers = {
+        name: _settle(name, cfg.model.towers[name], store, cfg.data.text_folder is None)
+        for name in cfg.model.modalities
+    }
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
@@ -39,7 +42,7 @@ def reads(store: Store, modality: str) -> str:
     return store.facts["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
 
 
-def _settle(name: str, tower: TowerConfig, store: Store) -> TowerConfig:
+def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> TowerConfig:
     own = {"text": (store.subwords.vocabulary, 1), "speech": (vocabulary(store.codes), store.codebooks)}
     if name not in own:
         raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
@@ -49,16 +52,23 @@ def _settle(name: str, tower: TowerConfig, store: Store) -> TowerConfig:
         if facts["reads"] != reads(store, name):
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on {facts['reads']!r}, but the store "
-                f"holds "
-                f"{reads(store, name)!r}. Use the codec or tokenizer of that tower, or pre-train one on "
-                f"these."
+                f"holds {reads(store, name)!r}. Use the codec or tokenizer "
+                "of that tower, or pre-train one on these."
+            )
+        if grammar and facts["trained_on"] != store.facts["trained_on"]:
+            raise DataError(
+                f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
+                f"this "
+                "store's training split, so dev and test may hold some of them. Keep data.train, data.dev, "
+                "data.test "
+                "and data.seed (data.only takes a share of the training split), or pre-train towers on this "
+                "store."
             )
         tower = with_shape_of(tower, folder)
     count, books = own[name]
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
-            f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the store "
-            f"has {count} and "
-            f"{books}. Leave both out."
+            f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
+            f"store has {count} and {books}. Leave both out."
         )
     return replace(tower, vocabulary=count, codebooks=books)

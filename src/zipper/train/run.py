@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -19,8 +20,9 @@ from zipper.config import RunConfig, asset, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
 from zipper.evaluate.loss import split_loss
-from zipper.evaluate.result import describe_run, evaluate_asr, last_line, write_result
+from zipper.evaluate.result import Origin, commit, describe_run, evaluate_asr, last_line, write_result
 from zipper.model.pretrained import load_weights, save_tower
+from zipper.model.zipper import Zipper
 from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput
 from zipper.train.module import ZipperModule
 from zipper.train.resolve import rates, reads, resolve
@@ -34,32 +36,38 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     A run folder with an unfinished run of the same config is taken up again; any other is refused.
     """
     check_run_dir(cfg)
+    if cfg.export and len(cfg.model.modalities) > 1:
+        raise ConfigError(
+            f"export={cfg.export} writes one tower, but model.modalities={cfg.model.modalities}."
+        )
+    code = commit()  # what trains, not what the checkout holds once it is done
     store = prepare(cfg)
     cfg = resolve(cfg, store)
     data = ZipperData(cfg, store)
     checkpoint = claim_run_dir(cfg)
+    if checkpoint:
+        check_store(checkpoint, store)
     started = time.monotonic()
     module, trainer = fit(cfg, store, data, checkpoint)
-    wall = time.monotonic() - started
-    best = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
-    module = load_module(best)
+    origin = Origin(command, code, trainer.global_step, time.monotonic() - started)
+    module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
     file = cfg.run_dir / "result.json"
-    extra = [Path(cfg.result)] if cfg.result else []
     if recognises(cfg):
-        result = evaluate_asr(module.model, store, cfg, command, wall, trainer.global_step)
+        result = evaluate_asr(module.model, store, cfg, origin)
         write_predictions(cfg.run_dir / "predictions.tsv", result)
         line = last_line(result, file)
     else:
-        result = evaluate_loss(cfg, module, store, command, wall, trainer.global_step)
+        result = evaluate_loss(module.model, store, cfg, origin)
         line = f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+    figures = {f"test/{key}": result[key] for key in ("wer", "shuffled_wer", "perplexity") if key in result}
     for logger in trainer.loggers:
-        logger.log_metrics(
-            {f"test/{key}": result[key] for key in ("wer", "shuffled_wer", "perplexity") if key in result}
-        )
+        logger.log_metrics(figures, step=origin.steps)
         logger.finalize("success")
-    write_result(result, file, *extra)
     if cfg.export:
-        export(cfg, module, store, command, result)
+        export(cfg, module, store, result)
+    write_result(
+        result, file, *([Path(cfg.result)] if cfg.result else [])
+    )  # last: with it, a run is finished
     print(line)
     return result
 
@@ -68,15 +76,13 @@ def check_run_dir(cfg: RunConfig) -> None:
     """Refuses a run folder that holds a finished run, before any work."""
     if (cfg.run_dir / "result.json").exists():
         raise ConfigError(
-            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), or move that folder away; "
-            f"it is not overwritten."
+            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), "
+            "or move that folder away; it is not overwritten."
         )
 
 
 def claim_run_dir(cfg: RunConfig) -> Path | None:
-    """Makes the run folder and saves the resolved config; returns the checkpoint to go on from, if there is
-    one.
-    """
+    """Makes the run folder, saves the resolved config; returns the checkpoint to go on from, if any."""
     saved = cfg.run_dir / "config.yaml"
     if saved.exists():
         old, new = flat(yaml.safe_load(saved.read_text())), flat(json.loads(json.dumps(to_dict(cfg))))
@@ -88,8 +94,7 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
         if changed:
             raise ConfigError(
                 f"{cfg.run_dir} holds an unfinished run of another config ({'; '.join(changed)}). Choose "
-                f"another name (name=...), "
-                "or give that run's settings to go on with it."
+                "another name (name=...), or give that run's settings to go on with it."
             )
     elif cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
         raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
@@ -102,12 +107,26 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     return last if last.exists() else None
 
 
+def check_store(checkpoint: Path, store: Store) -> None:
+    """Refuses to go on with weights that were learnt on other units."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]["store"]
+    if saved != store.fingerprint:
+        raise ConfigError(
+            f"{checkpoint} was trained on the store {saved}, but its config now leads to "
+            f"{store.fingerprint}: corpus, "
+            "codec or tokenizer have changed. Restore them, or train again under another name."
+        )
+
+
 def fit(
     cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None
 ) -> tuple[ZipperModule, L.Trainer]:
     """Builds module and Trainer, and trains to the last step."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # The run folder holds its config before the training, and the order of batches follows from the step.
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module = ZipperModule.of(cfg, rates(store), store.fingerprint)
     for name in module.model.names:
@@ -180,17 +199,15 @@ def recognises(cfg: RunConfig) -> bool:
     return cfg.train.tasks.asr > 0
 
 
-def evaluate_loss(
-    cfg: RunConfig, module: ZipperModule, store: Store, command: str, wall: float, steps: int
-) -> dict[str, Any]:
+def evaluate_loss(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
     """Perplexity a scored (token, codebook) pair on the split to report on."""
-    loss = split_loss(module.model, store, cfg)
-    result = describe_run(module.model, store, cfg, command, wall, steps)
+    loss = split_loss(model, store, cfg)
+    result = describe_run(model, store, cfg, origin)
     task = "+".join(cfg.train.tasks.shares())
     return {**result, "task": task, "split": cfg.evaluate.split, "loss": loss, "perplexity": math.exp(loss)}
 
 
-def export(cfg: RunConfig, module: ZipperModule, store: Store, command: str, result: dict[str, Any]) -> None:
+def export(cfg: RunConfig, module: ZipperModule, store: Store, result: dict[str, Any]) -> None:
     """A pre-trained tower, into a folder that `init` can name."""
     (name,) = module.model.names
     folder = Path(cfg.export or "")
@@ -199,7 +216,7 @@ def export(cfg: RunConfig, module: ZipperModule, store: Store, command: str, res
         "reads": reads(store, name),
         "trained_on": store.facts["trained_on"],
         "perplexity": {result["split"]: round(result["perplexity"], 4)},
-        "command": command,
+        "command": result["command"],
         "commit": result["commit"],
         "steps": result["steps"],
         "minutes": round(result["wall_seconds"] / 60, 1),

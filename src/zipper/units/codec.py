@@ -39,8 +39,7 @@ class Codec:
         self.codebooks, self.gain, self.name = codebooks, gain, name
         self.sample_rate: int = model.sample_rate
         self.hop = int(math.prod(model.encoder.ratios))
-        # Samples of silence after the longest wave of a batch: more than half a receptive field. A causal
-        # encoder needs none.
+        # Samples of silence after the longest wave of a batch: over half a receptive field; none if causal.
         self.margin = 0 if model.encoder.model[0].causal else 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
@@ -89,9 +88,7 @@ class Codec:
 
 
 def load_codec(cfg: CodecConfig) -> Codec:
-    """The codec that the config names. Raises DataError on weights that are missing or not what they claim to
-    be.
-    """
+    """The codec that the config names. Raises DataError on weights that are missing or damaged."""
     if cfg.name == "embedded":
         return load_embedded(asset(cfg.weights or "assets/codec"))
     return load_official(cfg.bandwidth_kbps, Path(cfg.weights) if cfg.weights else None)
@@ -101,8 +98,8 @@ def load_embedded(folder: Path) -> Codec:
     """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
-            f"codec.weights={folder} holds no {WEIGHTS} and {SETTINGS}. Run `make train-codec`, or name "
-            f"another."
+            f"codec.weights={folder} holds no {WEIGHTS} and {SETTINGS}. "
+            "Run `make train-codec`, or name another."
         )
     settings = json.loads((folder / SETTINGS).read_text())
     if sha256(folder / WEIGHTS) != settings["sha256"]:
@@ -116,9 +113,7 @@ def load_embedded(folder: Path) -> Codec:
 
 
 def build_embedded(cfg: TrainCodecConfig) -> EncodecModel:
-    """A small EnCodec of the package's own classes: not causal, no LSTM, the large strides nearest to the
-    wave.
-    """
+    """A small EnCodec of the package's own classes: not causal, no LSTM, large strides near the wave."""
     shape = {
         "dimension": cfg.dimension,
         "n_filters": cfg.filters,
@@ -158,8 +153,8 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
             torch.hub.download_url_to_file(OFFICIAL_URL, str(file), hash_prefix="d7cc33bc")
         except OSError as error:
             raise DataError(
-                f"{OFFICIAL_URL} cannot be reached ({error}). Put the file at {file}, or name it: "
-                f"codec.weights=FILE."
+                f"{OFFICIAL_URL} cannot be reached ({error}). Put the "
+                f"file at {file}, or name it: codec.weights=FILE."
             ) from error
     if not file.is_file():
         raise DataError(f"codec.weights={file} does not exist.")

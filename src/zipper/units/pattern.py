@@ -41,9 +41,7 @@ def columns(frames: int, codebooks: int) -> int:
 
 
 def delay(codes: Tensor, size: int) -> Tensor:
-    """codes int64 [Q, F], each below `size` -> columns int64 [S, Q]. Raises DataError on a code out of
-    range.
-    """
+    """codes int64 [Q, F], each below `size` -> columns int64 [S, Q]. DataError on a code out of range."""
     if codes.numel() == 0:
         raise DataError("An utterance without a single frame has no columns.")
     if codes.min() < 0 or codes.max() >= size:

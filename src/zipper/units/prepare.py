@@ -10,9 +10,7 @@ from zipper.units.text import Subwords
 
 
 def prepare(cfg: RunConfig) -> Store:
-    """Opens the store of a config, after making whatever of it is missing. Mistakes in codec or tokenizer
-    come first.
-    """
+    """Opens the store of a config, after making what is missing. Codec and tokenizer are checked first."""
     codec = load_codec(cfg.codec)
     given = Subwords.load(asset(cfg.data.tokenizer)) if cfg.data.tokenizer else None
     utterances = open_corpus(cfg)

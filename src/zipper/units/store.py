@@ -8,9 +8,9 @@ preparation that was killed goes on with the next shard.
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -54,9 +54,7 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store. `facts` is store.json: fingerprint, counts, rates and the longest ratios of the
-    training split.
-    """
+    """An opened store. `facts` is store.json: fingerprint, counts, and rates of the training split."""
 
     folder: Path
     facts: dict[str, Any]
@@ -91,6 +89,7 @@ def fingerprint(utterances: list[Utterance], codec: Codec, subwords: Subwords) -
         "codec": codec.fingerprint,
         "tokenizer": subwords.fingerprint,
         "normaliser": NORMALISER,
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("encodec", "torch", "torchaudio")),
     }
 
 
@@ -136,9 +135,7 @@ def prepare_store(
 
 
 def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
-    """Memory-maps a finished store. Raises DataError where it is unfinished, damaged, or not of
-    `expected`.
-    """
+    """Memory-maps a finished store. Raises DataError if unfinished, damaged, or not of `expected`."""
     if not (folder / "store.json").is_file():
         raise DataError(
             f"{folder} holds no finished store. Run `zipper prepare` with the config that names it."
@@ -148,15 +145,14 @@ def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
         if facts["fingerprint"].get(part) != value:
             raise DataError(
                 f"The store {folder} was made with another {part}: {facts['fingerprint'].get(part)!r}, but "
-                f"the config "
-                f"asks for {value!r}. Prepare it again, or name the {part} that it was made with."
+                f"the config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
             )
     splits = {split: _open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():
         if len(rows) != facts["rows"][split]:
             raise DataError(
-                f"{folder}: split {split} has {len(rows)} rows, store.json says {facts['rows'][split]}. "
-                f"Delete it."
+                f"{folder}: split {split} has {len(rows)} rows, store.json "
+                f"says {facts['rows'][split]}. Delete it."
             )
     return Store(folder, facts, splits, Subwords.load(folder / "tokenizer.json"))
 
@@ -175,7 +171,7 @@ def _write_shard(
     file: Path, part: list[Utterance], codec: Codec, subwords: Subwords, seconds: float, bar: tqdm
 ) -> None:
     """One shard, in the manifest's order; a shard that exists is whole, and is left as it is."""
-    if file.exists():
+    if file.exists() and not file.with_suffix(".skipped").exists():  # what was skipped may be mended by now
         bar.update(len(part))
         return
     aside = file.with_suffix(".part")
@@ -198,6 +194,7 @@ def _write_shard(
         writer.write(rows[u.id])
     writer.finalize()
     writer.close()
+    file.with_suffix(".skipped").unlink(missing_ok=True)
     if skipped:
         file.with_suffix(".skipped").write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
     aside.rename(file)
@@ -234,6 +231,6 @@ def _facts(folder: Path, parts: dict[str, str], codec: Codec) -> dict[str, Any]:
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
         "subwords_per_second": sum(ids) / seconds,
         "subwords_per_frame_max": max(i / f for i, f in zip(ids, frames, strict=True)),
-        "frames_per_subword_max": math.ceil(max(f / i for i, f in zip(ids, frames, strict=True))),
+        "skipped": sum(len(f.read_text().splitlines()) for f in folder.glob("*.skipped")),
         "trained_on": hashlib.sha256("\n".join(train["text"]).encode()).hexdigest(),
     }

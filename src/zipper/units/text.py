@@ -35,9 +35,7 @@ class Subwords:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> "Subwords":
-        """Learns at most `vocabulary` subwords from normalised texts. Raises DataError where that is too
-        few.
-        """
+        """Learns at most `vocabulary` subwords from normalised texts. DataError where that is too few."""
         specials = ["<begin>", "<end>"]
         if vocabulary < len(specials) + len(LETTERS) + 1:
             raise DataError(
@@ -61,9 +59,14 @@ class Subwords:
                 f"{file} does not exist: it should hold the tokenizer (tokenizer.json) of the text tower."
             )
         try:
-            return cls(Tokenizer.from_file(str(file)))
+            tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception
             raise DataError(f"{file} is no tokenizer.json: {error}") from error
+        if tokenizer.token_to_id("<begin>") != cls.begin or tokenizer.token_to_id("<end>") != cls.end:
+            raise DataError(
+                f"{file} has no <begin> and <end> at ids {cls.begin} and {cls.end}: it was not made here."
+            )
+        return cls(tokenizer)
 
     def save(self, file: Path) -> None:
         """Writes tokenizer.json."""
