@@ -79,6 +79,15 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared):
         assert metric in header
 
 
+def test_wandb_mirrors_a_run_offline_without_an_account(prepared):
+    cfg = config("name=mirrored", "log.wandb=offline")
+    run_module.train(cfg, "x")
+    (folder,) = (cfg.run_dir / "wandb").glob("offline-run-*")
+    assert list(folder.glob("*.wandb"))
+    tables = {path.parent.name for path in folder.glob("files/media/table/*/*.json")}
+    assert tables == {"dev", "test"}
+
+
 def test_a_finished_run_is_not_overwritten(prepared):
     run_module.train(config("name=one"), "x")
     before = (Path("build/runs/one") / "result.json").read_bytes()

@@ -98,7 +98,7 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
         aside.rename(file)
 
 
-def last_line(result: dict[str, Any], file: Path) -> str:
+def last_line(result: dict[str, Any], file: Path | str) -> str:
     """What a training ends with."""
     control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
     return (

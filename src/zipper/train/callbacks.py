@@ -4,14 +4,15 @@ import time
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from zipper.evaluate.asr import recognise, total
 from zipper.train.module import ZipperModule
 from zipper.units.store import Row, Store
 
-SHOWN = 5  # utterances printed and sent to W&B at a validation
+SHOWN = 5  # utterances printed at a validation
+TABLE = 50  # utterances in a table of W&B
 
 
 class RecognitionMonitor(L.Callback):
@@ -34,14 +35,18 @@ class RecognitionMonitor(L.Callback):
                 f"    hypothesis {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
         _say("\n".join(lines))
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                data = [
-                    [one.id, one.reference, one.hypothesis, one.errors, one.stopped]
-                    for one in found[: 4 * SHOWN]
-                ]
-                columns = ["id", "reference", "hypothesis", "errors", "stopped"]
-                logger.log_table("dev/recognised", columns=columns, data=data, step=trainer.global_step)
+        log_samples(trainer.loggers, "dev/recognised", [one.entry() for one in found], trainer.global_step)
+
+
+def log_samples(
+    loggers: list[Logger], name: str, entries: list[dict[str, str | int | float]], step: int
+) -> None:
+    """A table of the first recognised utterances, for W&B."""
+    columns = ["id", "reference", "hypothesis", "errors", "stopped"]
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            data = [[one[column] for column in columns] for one in entries[:TABLE]]
+            logger.log_table(name, columns=columns, data=data, step=step)
 
 
 class GateMonitor(L.Callback):

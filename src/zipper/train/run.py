@@ -23,7 +23,7 @@ from zipper.evaluate.loss import split_loss
 from zipper.evaluate.result import Origin, commit, describe_run, evaluate_asr, last_line, write_result
 from zipper.model.pretrained import load_weights, save_tower
 from zipper.model.zipper import Zipper
-from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput
+from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput, log_samples
 from zipper.train.module import ZipperModule
 from zipper.train.resolve import rates, reads, resolve
 from zipper.units.prepare import prepare
@@ -55,6 +55,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     if recognises(cfg):
         result = evaluate_asr(module.model, store, cfg, origin)
         write_predictions(cfg.run_dir / "predictions.tsv", result)
+        log_samples(trainer.loggers, "test/recognised", result["per_utterance"], origin.steps)
         line = last_line(result, file)
     else:
         result = evaluate_loss(module.model, store, cfg, origin)

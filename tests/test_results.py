@@ -1,0 +1,42 @@
+"""Figures in the README come from files, and the files say where they come from."""
+
+import json
+
+import pytest
+
+from zipper.config import ROOT
+from zipper.evaluate.result import last_line
+from zipper.evaluate.wer import WordErrors, word_errors
+
+FILES = sorted((ROOT / "results").glob("*.json"))
+QUICKSTART = ROOT / "results" / "quickstart.json"
+
+
+def load(name: str) -> dict:
+    return json.loads((ROOT / "results" / name).read_text())
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != QUICKSTART], ids=lambda f: f.stem)
+def test_a_result_can_be_made_again_and_adds_up(file):
+    result = json.loads(file.read_text())
+    assert result["command"].startswith("python -m zipper ")
+    assert result["commit"] != "unknown"
+    assert not result["commit"].endswith("-dirty")
+    assert result["data_fingerprint"]
+    assert result["normaliser"]
+    counts = sum((WordErrors(o["errors"], o["words"]) for o in result["per_utterance"]), WordErrors())
+    assert (counts.errors, counts.words) == (result["errors"], result["words"])
+    assert result["wer"] == pytest.approx(counts.rate, abs=1e-6)
+    for one in result["per_utterance"]:
+        assert word_errors(one["reference"], one["hypothesis"]) == WordErrors(one["errors"], one["words"])
+
+
+def test_the_readme_shows_what_the_result_files_say():
+    readme = (ROOT / "README.md").read_text()
+    asr, overfit, times = load("asr.json"), load("overfit.json"), load("quickstart.json")
+    assert last_line(asr, "build/runs/asr/result.json") in readme
+    assert last_line(overfit, "build/runs/overfit/result.json") in readme
+    assert f"{times['make train-asr']['seconds'] / 60:.1f} minutes" in readme
+    assert asr["split"] == "test"
+    assert asr["utterances"] >= 300
+    assert overfit["split"] == "train"
