@@ -10,12 +10,12 @@ import pytest
 import soundfile as sf
 import torch
 
-from zipper.config import ModelConfig, TowerConfig, TrainCodecConfig, ZipConfig
 from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
 from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, Segment
 from zipper.model.zipper import Zipper
+from zipper.schema import ModelConfig, TowerConfig, TrainCodecConfig, ZipConfig
 from zipper.units.codec import Codec, build_embedded
 from zipper.units.store import Store, prepare_store
 from zipper.units.text import Subwords

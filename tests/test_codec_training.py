@@ -8,8 +8,8 @@ import pytest
 import torch
 from encodec.quantization import ResidualVectorQuantizer
 
-from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import DataError
+from zipper.schema import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.train.codebooks import CodebookLearner, k_means, nearest
 from zipper.train.codec import SpectralLoss, train_codec
 from zipper.units.codec import load_codec

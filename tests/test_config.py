@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipper.cli import main, parser
-from zipper.config import ROOT, RunConfig, TowerConfig, describe, from_dict, load_config, save_config, to_dict
+from zipper.config import ROOT, describe, from_dict, load_config, save_config, to_dict
 from zipper.errors import ConfigError
+from zipper.schema import RunConfig, TowerConfig
 
 
 def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):

@@ -8,11 +8,12 @@ import re
 
 import pytest
 
-from zipper.config import ROOT, DataConfig
+from zipper.config import ROOT
 from zipper.corpora.grammar import SHAPES, SLOTS, bits, sentences, vocabulary
 from zipper.corpora.spoken import recipe_hash, spoken_corpus, spoken_texts
 from zipper.corpora.utterance import read_manifest
 from zipper.errors import DataError
+from zipper.schema import DataConfig
 from zipper.units.text import normalise
 
 

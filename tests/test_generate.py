@@ -118,7 +118,7 @@ def test_recognition_does_not_depend_on_the_batch(store):
 
 
 def tiny_model_for(store):
-    from zipper.config import RunConfig, TasksConfig, TowerConfig
+    from zipper.schema import RunConfig, TasksConfig, TowerConfig
     from zipper.train.module import ZipperModule
     from zipper.train.resolve import rates, resolve
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from conftest import as_batch
-from zipper.config import ROOT, CodecConfig, RunConfig, TowerConfig, TrainCodecConfig, load_config
+from zipper.config import ROOT, load_config
 from zipper.data.document import Document, Segment
 from zipper.data.module import ZipperData
 from zipper.data.order import Steps
@@ -19,6 +19,7 @@ from zipper.evaluate.asr import recognise, total
 from zipper.evaluate.run import evaluate_run
 from zipper.model.pretrained import load_weights, save_tower, tower_facts, with_shape_of
 from zipper.model.tower import Tower
+from zipper.schema import CodecConfig, RunConfig, TowerConfig, TrainCodecConfig
 from zipper.train import run as run_module
 from zipper.train.codec import CodecModule, Crops
 from zipper.train.module import ZipperModule, parameter_groups, stream_loss

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
-from zipper.config import CodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.errors import ConfigError, DataError
+from zipper.schema import CodecConfig
 from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
 from zipper.units.pattern import Specials, columns, delay, scored, undelay, vocabulary
 from zipper.units.store import open_store, prepare_store

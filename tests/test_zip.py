@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipper.config import ZipConfig
 from zipper.model.tower import rotate, rotation
 from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, cross_mask, sinusoid
+from zipper.schema import ZipConfig
 
 
 def make(position: str, gate: float = 0.8) -> tuple[ZipBlock, Tensor, Tensor, Tensor, Tensor, Tensor]:

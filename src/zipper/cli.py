@@ -12,8 +12,9 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
 
-from zipper.config import RunConfig, describe, load_config
+from zipper.config import describe, load_config
 from zipper.errors import ZipperError
+from zipper.schema import RunConfig
 
 
 def prepare(cfg: RunConfig, command: str) -> None:

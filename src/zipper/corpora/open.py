@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from zipper.config import RunConfig
 from zipper.corpora.spoken import spoken_corpus
 from zipper.corpora.utterance import Utterance
+from zipper.schema import RunConfig
 
 
 def open_corpus(cfg: RunConfig) -> list[Utterance]:

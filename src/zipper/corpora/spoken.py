@@ -22,10 +22,10 @@ import torch
 import torchaudio.functional as AF
 from tqdm import tqdm
 
-from zipper.config import DataConfig
 from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
+from zipper.schema import DataConfig
 from zipper.units.text import NORMALISER, normalise
 
 if TYPE_CHECKING:

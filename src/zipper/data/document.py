@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zipper.config import TASKS
+from zipper.schema import TASKS
 from zipper.units.pattern import delay, scored
 from zipper.units.store import Row, Store
 

@@ -5,11 +5,11 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
-from zipper.config import RunConfig
 from zipper.corpora.utterance import SPLITS
 from zipper.data.batch import Batch
 from zipper.data.order import From, MicroBatches, Steps
 from zipper.errors import ConfigError
+from zipper.schema import RunConfig
 from zipper.units.store import Store
 
 

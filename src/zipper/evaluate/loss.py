@@ -2,9 +2,9 @@
 
 import torch
 
-from zipper.config import RunConfig
 from zipper.data.order import Steps
 from zipper.model.zipper import Zipper
+from zipper.schema import RunConfig
 from zipper.train.module import stream_loss
 from zipper.units.store import Store
 

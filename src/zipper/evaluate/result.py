@@ -11,9 +11,10 @@ from typing import Any
 import lightning
 import torch
 
-from zipper.config import ROOT, RunConfig, to_dict
+from zipper.config import ROOT, to_dict
 from zipper.evaluate.asr import Recognised, recognise, shuffled, total
 from zipper.model.zipper import Zipper
+from zipper.schema import RunConfig
 from zipper.units.store import Row, Store
 from zipper.units.text import NORMALISER
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from zipper.config import TowerConfig
 from zipper.errors import ConfigError, DataError
 from zipper.model.tower import Tower
+from zipper.schema import TowerConfig
 
 WEIGHTS, FACTS = "tower.safetensors", "tower.json"
 SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "rope_base", "norm_eps", "vocabulary", "codebooks")

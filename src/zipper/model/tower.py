@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipper.config import TowerConfig
+from zipper.schema import TowerConfig
 
 
 class KeyValue(NamedTuple):

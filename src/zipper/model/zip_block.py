@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipper.config import ZipConfig
 from zipper.model.tower import KeyValue, rotate, rotation
+from zipper.schema import ZipConfig
 
 SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
 STEP = 0.05  # seconds a radian of the fastest rotation

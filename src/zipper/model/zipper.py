@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipper.config import ModelConfig, TowerConfig
 from zipper.data.batch import Batch
 from zipper.model.tower import Tower
 from zipper.model.zip_block import ZipBlock, cross_mask, mlp
+from zipper.schema import ModelConfig, TowerConfig
 
 Pair = tuple[str, str]  # (asking, asked)
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from zipper.config import RunConfig, TrainCodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.errors import ConfigError, DataError
+from zipper.schema import RunConfig, TrainCodecConfig
 from zipper.train.codebooks import CodebookLearner, nearest
 from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, sha256
 

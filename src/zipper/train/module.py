@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from zipper.config import RunConfig, from_dict, to_dict
+from zipper.config import from_dict, to_dict
 from zipper.data.batch import Batch, Stream
 from zipper.data.document import looks
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
+from zipper.schema import RunConfig
 
 
 class ZipperModule(L.LightningModule):

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from zipper.config import TASKS, RunConfig, TowerConfig, asset
+from zipper.config import asset
 from zipper.errors import ConfigError, DataError
 from zipper.model.pretrained import tower_facts, with_shape_of
+from zipper.schema import TASKS, RunConfig, TowerConfig
 from zipper.units.pattern import vocabulary
 from zipper.units.store import Store
 

@@ -16,13 +16,14 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from zipper.config import RunConfig, asset, save_config, to_dict
+from zipper.config import asset, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
 from zipper.evaluate.loss import split_loss
 from zipper.evaluate.result import Origin, commit, describe_run, evaluate_asr, last_line, write_result
 from zipper.model.pretrained import load_weights, save_tower
 from zipper.model.zipper import Zipper
+from zipper.schema import RunConfig
 from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput, log_samples
 from zipper.train.module import ZipperModule
 from zipper.train.resolve import rates, reads, resolve

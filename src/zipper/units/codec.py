@@ -17,8 +17,9 @@ from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zipper.config import CodecConfig, TrainCodecConfig, asset
+from zipper.config import asset
 from zipper.errors import ConfigError, DataError
+from zipper.schema import CodecConfig, TrainCodecConfig
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name carries the beginning of its SHA-256

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from zipper.config import RunConfig, asset
+from zipper.config import asset
 from zipper.corpora.open import open_corpus
+from zipper.schema import RunConfig
 from zipper.units.codec import load_codec
 from zipper.units.store import Store, prepare_store
 from zipper.units.text import Subwords
