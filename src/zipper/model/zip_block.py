@@ -18,8 +18,7 @@ STEP = 0.05  # seconds a radian of the fastest rotation
 
 
 def cross_mask(place_q: Tensor, place_k: Tensor, valid_k: Tensor) -> Tensor:
-    """Which tokens of the asked tower each token may look at: those before it in the one linear order (paper
-    3.1).
+    """Which tokens of the asked tower each token may look at: those before it in the one order (paper 3.1).
 
     place_q [B, Tq], place_k [B, Tk]: index of each token in the linear order of its document.
     valid_k bool [B, Tk]: False on padding. Returns bool [B, Tq, Tk], True = may look.
@@ -57,8 +56,7 @@ class ZipBlock(nn.Module):
         self.feed_forward_gate = nn.Parameter(torch.full((), cfg.gate_init))  # b
 
     def forward(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
-        """x [B, Tq, D], time_q [B, Tq] in seconds, asked from `look_at`, mask bool [B, Tq, Tk] -> [B, Tq, D]
-        to add.
+        """What is to be added: x [B, Tq, D], time_q [B, Tq] in seconds, mask bool [B, Tq, Tk] -> [B, Tq, D].
 
         Zero for a token that may look at nothing: it passes the whole block untouched, feed-forward included.
         """

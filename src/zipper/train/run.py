@@ -67,9 +67,8 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
         logger.finalize("success")
     if cfg.export:
         export(cfg, module, store, result)
-    write_result(
-        result, file, *([Path(cfg.result)] if cfg.result else [])
-    )  # last: with it, a run is finished
+    # Last: with a result, a run is finished.
+    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
     print(line)
     return result
 

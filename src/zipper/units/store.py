@@ -72,7 +72,7 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that made the store."""
+        """Short name of what made the store."""
         return fingerprint_hash(self.facts["fingerprint"])
 
     def row_codes(self, row: Row) -> Tensor:
@@ -81,7 +81,7 @@ class Store:
 
 
 def fingerprint(utterances: list[Utterance], codec: Codec, subwords: Subwords) -> dict[str, str]:
-    """What a store is made of. Two stores with equal fingerprints hold the same rows."""
+    """What a store is made of: names, texts, codec, tokenizer, versions. The audio is not hashed."""
     listing = "\n".join(f"{u.id}\t{u.split}\t{u.text}\t{Path(u.audio).name}" for u in utterances)
     return {
         "corpus": hashlib.sha256(listing.encode()).hexdigest()[:16],
@@ -103,7 +103,7 @@ def prepare_store(
 ) -> Store:
     """Opens the store of these utterances under `root`, encoding what is missing.
 
-    Raises DataError past a budget of unusable utterances, which are listed in skipped.jsonl.
+    Raises DataError past a budget of unusable utterances, which are listed in *.skipped beside the shards.
     """
     parts = fingerprint(utterances, codec, subwords)
     folder = root / fingerprint_hash(parts)
