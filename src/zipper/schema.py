@@ -253,6 +253,9 @@ class TrainCodecConfig:
     sample_rate: int = setting(16_000, "Hz")
     codebooks: int = setting(4, "residual quantisers")
     codes: int = setting(1024, "of a codebook, a power of 2")
+    init: str | None = setting(
+        None, "folder of a codec to go on from, quantiser included; none: random, then k-means"
+    )
     out: str = setting("assets/codec", "folder that the codec is written to")
 
 

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from zipper.config import asset
 from zipper.corpora.utterance import Utterance
 from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TrainCodecConfig
 from zipper.train.codebooks import CodebookLearner, nearest
-from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, sha256
+from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
 
 GAIN = 10.0  # speech of the corpus has an RMS near 0.05; inside, near 0.5
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
@@ -69,6 +70,9 @@ class CodecModule(L.LightningModule):
         self.learner = CodebookLearner(self.model.quantizer)
         self.loss = SpectralLoss(cfg.sample_rate)
         self.quantise_from = int(cfg.steps * cfg.autoencoder)
+        if cfg.init:
+            self.quantise_from = 0
+            self.model.load_state_dict(load_embedded(asset(cfg.init)).model.state_dict())
 
     def training_step(self, wave: Tensor, index: int) -> Tensor:
         """wave [B, n], already times GAIN."""
@@ -88,8 +92,8 @@ class CodecModule(L.LightningModule):
         return spectral + 0.25 * commitment / variance
 
     def on_train_batch_start(self, batch: Tensor, index: int) -> None:
-        """At the change from autoencoder to quantiser: k-means on many latents."""
-        if self.global_step == self.quantise_from:
+        """At the change from autoencoder to quantiser: k-means on many latents. A given codec has codebooks."""
+        if self.global_step == self.quantise_from and not self.cfg.init:
             loader = self.crops.crops(seed=self.cfg.steps)
             rows: list[Tensor] = []
             with torch.no_grad():
