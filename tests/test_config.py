@@ -1,5 +1,6 @@
 """Settings: three layers, clear errors, nothing silently accepted."""
 
+import math
 import re
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zipper.cli import main, parser
-from zipper.config import ROOT, describe, from_dict, load_config, save_config, to_dict
+from zipper.config import ROOT, describe, flat, from_dict, load_config, save_config, to_dict
 from zipper.errors import ConfigError
 from zipper.schema import RunConfig, TowerConfig
+
+KEYS = [key for key, _, _ in describe()]
 
 
 def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -103,6 +106,39 @@ def test_any_tower_is_valid_or_a_config_error(layers, width, heads, kv, n):
         assert not good
     else:
         assert good
+
+
+NASTY = [
+    "0",
+    "-1",
+    "1",
+    "3",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "x",
+    "[]",
+    "[1,2]",
+    "{}",
+    "null",
+    "true",
+    "''",
+    "1e400",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(NASTY)), min_size=1, max_size=4))
+@settings(max_examples=400, deadline=None)
+def test_any_words_make_a_config_that_saves_or_a_config_error(words):
+    try:
+        cfg = load_config(None, [f"{key}={value}" for key, value in words])
+    except ConfigError:
+        return
+    assert from_dict(to_dict(cfg)) == cfg
+    for one in flat(to_dict(cfg)).values():
+        for number in one if isinstance(one, list) else [one]:
+            assert not (isinstance(number, float) and not math.isfinite(number)), words
 
 
 def test_help_shows_every_setting_with_its_meaning_and_default():

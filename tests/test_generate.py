@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.document import Document
@@ -13,11 +15,20 @@ from zipper.generate.cache import Memory
 from zipper.generate.text import write_text
 
 
-@pytest.mark.parametrize("names", [("text", "speech"), ("text", "speech", "music")])
-@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
-def test_cached_states_equal_uncached_ones_for_any_interleaving(names, position):
-    model = tiny_model(names, position=position)
-    doc = interleaving(model, random.Random(7), 7)
+@given(
+    names=st.sampled_from([("text", "speech"), ("speech", "text"), ("text", "speech", "music")]),
+    position=st.sampled_from(["none", "sinusoidal", "rotary"]),
+    layers=st.integers(4, 6),
+    parts=st.integers(1, 8),
+    multimodal=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+@settings(max_examples=25, deadline=None)
+def test_cached_states_equal_uncached_ones_for_any_interleaving(
+    names, position, layers, parts, multimodal, seed
+):
+    model = tiny_model(names, layers=layers, position=position)
+    doc = interleaving(model, random.Random(seed), parts, multimodal)
     batch = as_batch(model, [doc])
     whole = model(batch)
     memory = Memory(model, batch.multimodal)

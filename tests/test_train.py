@@ -44,8 +44,8 @@ def config(*words: str) -> RunConfig:
 @pytest.fixture
 def prepared(store, monkeypatch, in_tmp):
     """`train` finds the tiny store, and works in an empty folder."""
-    monkeypatch.setattr(run_module, "prepare", lambda cfg: store)
-    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg: store)
+    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: store)
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: store)
     return store
 
 

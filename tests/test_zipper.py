@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.document import Document
@@ -11,12 +13,17 @@ from zipper.data.document import Document
 TWO, THREE = ("text", "speech"), ("text", "speech", "music")
 
 
-@pytest.mark.parametrize("names", [TWO, THREE])
-@pytest.mark.parametrize("seed", range(3))
-def test_no_gradient_comes_from_later_tokens_padding_or_neighbours(names, seed):
+@given(
+    names=st.sampled_from([TWO, THREE]),
+    seed=st.integers(0, 2**20),
+    own=st.integers(1, 6),
+    other=st.integers(1, 6),
+)
+@settings(max_examples=8, deadline=None)
+def test_no_gradient_comes_from_later_tokens_padding_or_neighbours(names, seed, own, other):
     draw = random.Random(seed)
-    model = tiny_model(names, seed=seed)
-    batch = as_batch(model, [interleaving(model, draw, parts) for parts in (6, 3)])
+    model = tiny_model(names, seed=seed % 5)
+    batch = as_batch(model, [interleaving(model, draw, parts) for parts in (own, other)])
     embedded = {}
 
     def keep(name):

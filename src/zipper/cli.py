@@ -13,16 +13,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
 
 from zipper.config import describe, load_config
+from zipper.disk import full_disk
 from zipper.errors import ZipperError
 from zipper.schema import RunConfig
 
 
 def prepare(cfg: RunConfig, command: str) -> None:
     """make the corpus and encode it once: waves to EnCodec units, text to subwords"""
+    from zipper.report.clock import Clock
     from zipper.units.prepare import prepare as prepare_store
 
-    store = prepare_store(cfg)
-    print(json.dumps(store.facts, indent=2))
+    clock = Clock()
+    store = prepare_store(cfg, clock)
+    print(json.dumps({**store.facts, "stage_seconds": clock.rounded()}, indent=2))
     print(f"store -> {store.folder}")
 
 
@@ -72,6 +75,11 @@ def main(argv: list[str] | None = None) -> None:
         COMMANDS[args.command](load_config(args.config, args.settings), command)
     except ZipperError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if not (reason := full_disk(error)):
+            raise
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -4,6 +4,8 @@
 No DictConfig leaves this file.
 """
 
+import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -14,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TowerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,9 +44,14 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
             else:
                 plain.append(word)
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(plain))
-        return cast(RunConfig, OmegaConf.to_object(merged))
+        cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
+    for key, value in flat(to_dict(cfg)).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{key}={value} is not a finite number.")
+    return cfg
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
@@ -55,6 +62,15 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
     """Plain dicts, lists and numbers: what checkpoints may hold (weights_only)."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg)))
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        k: v for key, value in values.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()
+    }
 
 
 def save_config(cfg: RunConfig, path: Path) -> None:
@@ -95,3 +111,14 @@ def _names(folder: Path) -> str:
 
 def _where(path: Path | None, words: Sequence[str]) -> str:
     return f" (in {path or 'the defaults'}{', ' + ' '.join(words) if words else ''})"
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """The JSON that describes an asset or a store. Raises DataError where it is damaged."""
+    try:
+        facts = json.loads(file.read_text())
+    except ValueError as error:  # a UnicodeDecodeError is one too
+        raise DataError(f"{file} is damaged ({error}). Restore it, or make its folder again.") from error
+    if not isinstance(facts, dict):
+        raise DataError(f"{file} is damaged: it holds no JSON object. Restore it, or make its folder again.")
+    return facts

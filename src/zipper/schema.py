@@ -39,6 +39,7 @@ class DataConfig:
         None, "tokenizer.json of the text tower; none: trained on the training text"
     )
     subwords: int = setting(640, "most subwords of a tokenizer trained here, specials included")
+    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed")
     only: int | None = setting(
         None, "train on the first so many utterances only; a smaller share is nested in a larger one"
     )
@@ -53,6 +54,8 @@ class DataConfig:
             raise ConfigError(
                 f"data.rates={list(self.rates)}: give slowest and fastest within 0.5 and 2.0, in order."
             )
+        if not self.max_seconds > 0:
+            raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
         if self.only is not None and not 1 <= self.only <= self.train:
             raise ConfigError(f"data.only={self.only} must lie within 1 and data.train={self.train}.")
 
@@ -184,8 +187,22 @@ class TasksConfig:
 
 
 @dataclass
+class MaskConfig:
+    tokens: float = setting(0.0, "share of speech tokens that training hides from the tower, one by one")
+    spans: float = setting(0.0, "share of speech columns hidden in spans (SpecAugment, arXiv 1904.08779)")
+    span: int = setting(4, "columns of such a span")
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.tokens < 1 and 0 <= self.spans < 1 and self.span >= 1):
+            raise ConfigError(
+                f"train.mask={self}: tokens and spans are shares from 0 to less than 1, span is at least 1."
+            )
+
+
+@dataclass
 class TrainConfig:
     tasks: TasksConfig = section(TasksConfig)
+    mask: MaskConfig = section(MaskConfig)
     steps: int = setting(2000, "optimiser steps")
     tokens: int = setting(
         4096, "padded tokens of a step (the longest tower's), over all ranks and accumulation"

@@ -12,6 +12,7 @@ import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,11 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     root: folder of all spoken corpora; this one's own folder in it is named by the recipe's hash.
     Raises DataError where the text folder is missing or too small.
     """
+    if find_spec("hibari") is None:
+        raise DataError(
+            "data.corpus=spoken needs the voice hibari-tts, which is not installed here. "
+            "Run `make setup`, or `pip install hibari-tts` into this environment."
+        )
     folder = root / f"spoken-{recipe_hash(cfg)}"
     manifest = folder / "manifest.jsonl"
     if manifest.exists():

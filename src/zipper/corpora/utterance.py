@@ -1,6 +1,8 @@
 """One recorded sentence, and the manifest (JSON lines) that lists them."""
 
 import json
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from zipper.errors import DataError
+from zipper.units.text import NORMALISER, normalise
 
 SPLITS = ("train", "dev", "test")
+SILENCE = 1e-4  # of full scale, -80 dB
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,39 @@ class Utterance:
     speaker: str
     split: str
 
-    def wave(self, sample_rate: int) -> Tensor:
-        """float32 [n] at `sample_rate` Hz, channels averaged. Raises DataError on an unusable file."""
+    def check_text(self) -> None:
+        """Raises DataError on a transcript that no model could be held to."""
+        if digits := re.findall(r"\S*\d\S*", self.text):
+            raise DataError(
+                f"Utterance {self.id}: its text has digits ({digits[0]!r}), which have no one reading. "
+                "Write them in words."
+            )
+        if not normalise(self.text):
+            raise DataError(f"Utterance {self.id}: its text {self.text!r} normalises to nothing.")
+        if normalise(self.text) != self.text:
+            raise DataError(
+                f"Utterance {self.id}: its text {self.text!r} is not normalised ({NORMALISER}: "
+                f"{normalise(self.text)!r})."
+            )
+
+    def wave(self, sample_rate: int, longest: float = math.inf) -> Tensor:
+        """float32 [n] at `sample_rate` Hz, channels averaged.
+
+        Raises DataError on a file that is missing, damaged, empty, silent, not finite, or of more than
+        `longest` seconds.
+        """
         path = Path(self.audio)
         if not path.exists():
             raise DataError(
                 f"Utterance {self.id}: {path} does not exist. Make the corpus again, or fix its manifest."
             )
         try:
+            info = sf.info(path)
+            if info.frames > longest * info.samplerate:
+                raise DataError(
+                    f"Utterance {self.id}: {path} has {info.frames / info.samplerate:.1f} s, more than "
+                    f"data.max_seconds={longest:g}. Cut it, or allow more."
+                )
             samples, rate = sf.read(path, dtype="float32", always_2d=True)
         except sf.LibsndfileError as error:
             raise DataError(f"Utterance {self.id}: {path} cannot be read as audio ({error}).") from error
@@ -40,6 +69,10 @@ class Utterance:
             raise DataError(f"Utterance {self.id}: {path} holds no samples.")
         if not np.isfinite(samples).all():
             raise DataError(f"Utterance {self.id}: {path} holds NaN or infinite samples.")
+        if np.abs(samples).max() < SILENCE:
+            raise DataError(
+                f"Utterance {self.id}: {path} is silent (nothing over {SILENCE:g} of full scale)."
+            )
         wave = torch.from_numpy(samples).mean(dim=1)
         return wave if rate == sample_rate else AF.resample(wave, rate, sample_rate)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from zipper.errors import ConfigError
 from zipper.evaluate.result import Origin, commit, evaluate_asr, last_line, write_result
+from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.train.run import check_store, load_module, recognises, write_predictions
 from zipper.units.prepare import prepare
@@ -24,12 +25,15 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
         raise ConfigError(
             f"{cfg.run_dir} was trained on {sorted(cfg.train.tasks.shares())}: there is no text to score."
         )
-    store = prepare(cfg)
+    clock = Clock()
+    store = prepare(cfg, clock)
     check_store(checkpoint, store)
     finished = cfg.run_dir / "result.json"
     trained = json.loads(finished.read_text()) if finished.exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
-    result = evaluate_asr(module.model, store, cfg, origin)
+    with clock.stage("evaluate"):
+        result = evaluate_asr(module.model, store, cfg, origin)
+    result["stage_seconds"] = clock.rounded()
     file = cfg.run_dir / f"evaluation-{cfg.evaluate.split}.json"
     write_result(result, file)
     write_predictions(cfg.run_dir / f"predictions-{cfg.evaluate.split}.tsv", result)

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from zipper.config import read_facts
 from zipper.errors import ConfigError, DataError
 from zipper.model.tower import Tower
 from zipper.schema import TowerConfig
@@ -34,7 +35,7 @@ def tower_facts(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"init={folder} holds no {WEIGHTS} and {FACTS}. Run `make pretrain`, or name a tower's folder."
         )
-    facts = json.loads((folder / FACTS).read_text())
+    facts = read_facts(folder / FACTS)
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != facts["sha256"]:
         raise DataError(
             f"{folder / WEIGHTS} is not the file that {FACTS} describes (its hash differs). Restore both."

@@ -42,10 +42,14 @@ class ZipBlock(nn.Module):
         # the diagonal by itself sits still for long.
         self.to_q = nn.Linear(asking, asking)
         self.to_k = nn.Linear(asking, asking)
+        for linear in (self.to_q, self.to_k):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.constant_(self.to_q.bias, diagonal)
         nn.init.constant_(self.to_k.bias, diagonal)
         self.to_v = nn.Linear(asking, asking, bias=False)
         self.to_out = nn.Linear(asking, asking, bias=False)
+        for linear in (self.to_v, self.to_out):
+            nn.init.normal_(linear.weight, std=asking**-0.5)
         self.feed_forward_norm = nn.RMSNorm(asking)
         self.feed_forward = nn.Sequential(
             nn.Linear(asking, cfg.feed_forward * asking, bias=False),
@@ -73,6 +77,11 @@ class ZipBlock(nn.Module):
         y = F.scaled_dot_product_attention(q, asked.key, asked.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
+    def weights(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
+        """Where `attend` looks, to be drawn: [B, H, Tq, Tk], rows that may look at nothing are 0."""
+        scores = self.query(x, time_q) @ asked.key.transpose(2, 3) / math.sqrt(self.size)
+        return torch.nan_to_num(scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1))
+
     def query(self, x: Tensor, time: Tensor) -> Tensor:
         """x [B, Tq, D] -> [B, H, Tq, K]"""
         x = self.query_norm(x)
@@ -99,9 +108,13 @@ class ZipBlock(nn.Module):
 
 def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
     """Linear layers with ReLU between them; paper 4.1 has 3."""
-    layers: list[nn.Module] = [nn.Linear(inside, outside)]
-    for _ in range(depth - 1):
-        layers += [nn.ReLU(), nn.Linear(outside, outside)]
+    layers: list[nn.Module] = []
+    for index in range(depth):
+        linear = nn.Linear(outside if index else inside, outside)
+        # PyTorch's own start would leave 7 % of the signal after three layers, less than their biases.
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        layers += [nn.ReLU(), linear] if index else [linear]
     return nn.Sequential(*layers)
 
 

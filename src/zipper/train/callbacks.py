@@ -1,9 +1,11 @@
 """What is watched during a training: recognition on dev, gates, throughput."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -12,7 +14,7 @@ from zipper.train.module import ZipperModule
 from zipper.units.store import Row, Store
 
 SHOWN = 5  # utterances printed at a validation
-TABLE = 50  # utterances in a table of W&B
+TABLE = 20  # utterances in a table of W&B, about 40 kB of audio each
 
 
 class RecognitionMonitor(L.Callback):
@@ -35,18 +37,32 @@ class RecognitionMonitor(L.Callback):
                 f"    hypothesis {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
         _say("\n".join(lines))
-        log_samples(trainer.loggers, "dev/recognised", [one.entry() for one in found], trainer.global_step)
+        entries = [one.entry() for one in found]
+        log_samples(trainer.loggers, "dev/recognised", entries, self.store, trainer.global_step)
 
 
 def log_samples(
-    loggers: list[Logger], name: str, entries: list[dict[str, str | int | float]], step: int
+    loggers: list[Logger], name: str, entries: list[dict[str, str | int | float]], store: Store, step: int
 ) -> None:
-    """A table of the first recognised utterances, for W&B."""
+    """A table of the first recognised utterances, with their audio, for W&B."""
     columns = ["id", "reference", "hypothesis", "errors", "stopped"]
+    split = name.split("/")[0]
+    audio = {row["id"]: row["audio"] for row in store.splits[split].select(range(min(TABLE, len(entries))))}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            data = [[one[column] for column in columns] for one in entries[:TABLE]]
-            logger.log_table(name, columns=columns, data=data, step=step)
+            data = [
+                [*(one[column] for column in columns), wandb.Audio(audio[str(one["id"])])]
+                for one in entries[:TABLE]
+            ]
+            logger.log_table(name, columns=[*columns, "audio"], data=data, step=step)
+
+
+def log_figures(loggers: list[Logger], files: list[Path], step: int) -> None:
+    """The run's figures, for W&B."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for file in files:
+                logger.log_image(f"figures/{file.stem}", [str(file)], step=step)
 
 
 class GateMonitor(L.Callback):

@@ -92,7 +92,7 @@ class CodecModule(L.LightningModule):
         return spectral + 0.25 * commitment / variance
 
     def on_train_batch_start(self, batch: Tensor, index: int) -> None:
-        """At the change from autoencoder to quantiser: k-means on many latents. A given codec has codebooks."""
+        """At the change from autoencoder to quantiser: k-means on many latents."""
         if self.global_step == self.quantise_from and not self.cfg.init:
             loader = self.crops.crops(seed=self.cfg.steps)
             rows: list[Tensor] = []

@@ -1,11 +1,11 @@
 """`zipper train` and `zipper pretrain`: config to run folder.
 
-build/runs/NAME/  config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  predictions.tsv  result.json  wandb/
+build/runs/NAME/  config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  predictions.tsv  result.json
+                  figures/*.png  wandb/
 """
 
 import json
 import math
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,22 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from zipper.config import asset, save_config, to_dict
+from zipper.config import asset, flat, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
 from zipper.evaluate.loss import split_loss
 from zipper.evaluate.result import Origin, commit, describe_run, evaluate_asr, last_line, write_result
 from zipper.model.pretrained import load_weights, save_tower
 from zipper.model.zipper import Zipper
+from zipper.report.clock import Clock
+from zipper.report.figures import draw_run
+from zipper.report.summary import summary_text
 from zipper.schema import RunConfig
-from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput, log_samples
+from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput, log_figures, log_samples
 from zipper.train.module import ZipperModule
 from zipper.train.resolve import rates, reads, resolve
 from zipper.units.prepare import prepare
-from zipper.units.store import Store
+from zipper.units.store import Row, Store
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
@@ -42,25 +45,32 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
             f"export={cfg.export} writes one tower, but model.modalities={cfg.model.modalities}."
         )
     code = commit()  # what trains, not what the checkout holds once it is done
-    store = prepare(cfg)
+    clock = Clock()
+    store = prepare(cfg, clock)
     cfg = resolve(cfg, store)
     data = ZipperData(cfg, store)
     checkpoint = claim_run_dir(cfg)
     if checkpoint:
         check_store(checkpoint, store)
-    started = time.monotonic()
-    module, trainer = fit(cfg, store, data, checkpoint)
-    origin = Origin(command, code, trainer.global_step, time.monotonic() - started)
+    with clock.stage("train"):
+        module, trainer = fit(cfg, store, data, checkpoint)
+    origin = Origin(command, code, trainer.global_step, clock.seconds["train"])
     module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
     file = cfg.run_dir / "result.json"
-    if recognises(cfg):
-        result = evaluate_asr(module.model, store, cfg, origin)
-        write_predictions(cfg.run_dir / "predictions.tsv", result)
-        log_samples(trainer.loggers, "test/recognised", result["per_utterance"], origin.steps)
-        line = last_line(result, file)
-    else:
-        result = evaluate_loss(module.model, store, cfg, origin)
-        line = f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+    shown: Row | None = None
+    with clock.stage("evaluate"):
+        if recognises(cfg):
+            result = evaluate_asr(module.model, store, cfg, origin)
+            write_predictions(cfg.run_dir / "predictions.tsv", result)
+            log_samples(trainer.loggers, "test/recognised", result["per_utterance"], store, origin.steps)
+            line = last_line(result, file)
+            shown = store.splits[cfg.evaluate.split][0]
+        else:
+            result = evaluate_loss(module.model, store, cfg, origin)
+            line = f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+    with clock.stage("draw"):
+        log_figures(trainer.loggers, draw_run(cfg.run_dir, module.model, store, shown), origin.steps)
+    result["stage_seconds"] = clock.rounded()
     figures = {f"test/{key}": result[key] for key in ("wer", "shuffled_wer", "perplexity") if key in result}
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=origin.steps)
@@ -69,6 +79,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
         export(cfg, module, store, result)
     # Last: with a result, a run is finished.
     write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
+    print("\n" + summary_text(result, cfg.run_dir))
     print(line)
     return result
 
@@ -232,15 +243,6 @@ def write_predictions(file: Path, result: dict[str, Any]) -> None:
     keys = ("id", "errors", "words", "stopped", "reference", "hypothesis")
     rows = ["\t".join(keys), *("\t".join(str(one[key]) for key in keys) for one in result["per_utterance"])]
     file.write_text("\n".join(rows) + "\n")
-
-
-def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        k: v for key, value in values.items() for k, v in flat(value, f"{prefix}.{key}".lstrip(".")).items()
-    }
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:

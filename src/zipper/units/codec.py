@@ -3,7 +3,6 @@ assets/.
 """
 
 import hashlib
-import json
 import math
 import os
 import warnings
@@ -17,7 +16,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zipper.config import asset
+from zipper.config import asset, read_facts
 from zipper.errors import ConfigError, DataError
 from zipper.schema import CodecConfig, TrainCodecConfig
 
@@ -102,7 +101,7 @@ def load_embedded(folder: Path) -> Codec:
             f"codec.weights={folder} holds no {WEIGHTS} and {SETTINGS}. "
             "Run `make train-codec`, or name another."
         )
-    settings = json.loads((folder / SETTINGS).read_text())
+    settings = read_facts(folder / SETTINGS)
     if sha256(folder / WEIGHTS) != settings["sha256"]:
         raise DataError(
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."

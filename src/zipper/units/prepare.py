@@ -4,16 +4,28 @@ from pathlib import Path
 
 from zipper.config import asset
 from zipper.corpora.open import open_corpus
+from zipper.disk import check_places
+from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.units.codec import load_codec
 from zipper.units.store import Store, prepare_store
 from zipper.units.text import Subwords
 
 
-def prepare(cfg: RunConfig) -> Store:
+def prepare(cfg: RunConfig, clock: Clock) -> Store:
     """Opens the store of a config, after making what is missing. Codec and tokenizer are checked first."""
+    check_places(cfg)
     codec = load_codec(cfg.codec)
     given = Subwords.load(asset(cfg.data.tokenizer)) if cfg.data.tokenizer else None
-    utterances = open_corpus(cfg)
+    with clock.stage("speak"):
+        utterances = open_corpus(cfg)
     subwords = given or Subwords.train((u.text for u in utterances if u.split == "train"), cfg.data.subwords)
-    return prepare_store(Path(cfg.build) / "stores", utterances, codec, subwords, cfg.codec.batch_seconds)
+    with clock.stage("encode"):
+        store = prepare_store(
+            Path(cfg.build) / "stores", utterances, codec, subwords, cfg.codec.batch_seconds
+        )
+    if store.facts["skipped"]:
+        print(
+            f"{store.facts['skipped']} utterances were skipped: {store.folder}/*.skipped lists them and why"
+        )
+    return store

@@ -8,6 +8,7 @@ preparation that was killed goes on with the next shard.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import datasets
+import pyarrow.compute as pc
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 from tqdm import tqdm
 
+from zipper.config import read_facts
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
 from zipper.units.codec import Codec
@@ -99,11 +102,12 @@ def fingerprint_hash(parts: dict[str, str]) -> str:
 
 
 def prepare_store(
-    root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float
-) -> Store:
+    root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float,
+    max_seconds: float = math.inf,
+) -> Store:  # fmt: skip
     """Opens the store of these utterances under `root`, encoding what is missing.
 
-    Raises DataError past a budget of unusable utterances, which are listed in *.skipped beside the shards.
+    Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards lists them.
     """
     parts = fingerprint(utterances, codec, subwords)
     folder = root / fingerprint_hash(parts)
@@ -111,22 +115,21 @@ def prepare_store(
         return open_store(folder, parts)
     folder.mkdir(parents=True, exist_ok=True)
     subwords.save(folder / "tokenizer.json")
-    with tqdm(total=len(utterances), desc="encode", unit="utterance", mininterval=1.0) as bar:
+    usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
+    _list_skipped(folder / "texts.skipped", skipped)
+    _check_budget(folder, skipped, len(utterances))
+    with tqdm(total=len(usable), desc="encode", unit="utterance", mininterval=1.0) as bar:
         for split in SPLITS:
-            chosen = [u for u in utterances if u.split == split]
+            chosen = [u for u in usable if u.split == split]
             for shard, start in enumerate(range(0, len(chosen), SHARD)):
-                part = chosen[start : start + SHARD]
-                _write_shard(folder / f"{split}-{shard:05d}.arrow", part, codec, subwords, batch_seconds, bar)
-    skipped = {
-        e["id"]: e
-        for f in sorted(folder.glob("*.skipped"))
-        for e in map(json.loads, f.read_text().splitlines())
-    }
-    if len(skipped) > SKIP_BUDGET * len(utterances):
-        raise DataError(
-            f"{len(skipped)} of {len(utterances)} utterances cannot be used, more than {SKIP_BUDGET:.0%}; "
-            f"{folder}/*.skipped lists them, the first: {next(iter(skipped.values()))}."
-        )
+                part, file = chosen[start : start + SHARD], folder / f"{split}-{shard:05d}.arrow"
+                if (
+                    file.exists() and not file.with_suffix(".skipped").exists()
+                ):  # else it may be mended by now
+                    bar.update(len(part))
+                    continue
+                skipped += _write_shard(file, part, codec, subwords, batch_seconds, max_seconds, bar)
+                _check_budget(folder, skipped, len(utterances))
     facts = _facts(folder, parts, codec)
     aside = folder / "store.part"
     aside.write_text(json.dumps(facts, indent=2) + "\n")
@@ -140,7 +143,7 @@ def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
         raise DataError(
             f"{folder} holds no finished store. Run `zipper prepare` with the config that names it."
         )
-    facts = json.loads((folder / "store.json").read_text())
+    facts = read_facts(folder / "store.json")
     for part, value in (expected or {}).items():
         if facts["fingerprint"].get(part) != value:
             raise DataError(
@@ -154,7 +157,19 @@ def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
                 f"{folder}: split {split} has {len(rows)} rows, store.json "
                 f"says {facts['rows'][split]}. Delete it."
             )
+        _check_range(folder, split, rows, "codes", facts["codes"])
     return Store(folder, facts, splits, Subwords.load(folder / "tokenizer.json"))
+
+
+def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, size: int) -> None:
+    """Raises DataError where a value lies outside 0 to size - 1: it would index another row's embedding."""
+    for chunk in rows.data.column(column).chunks:
+        least, most = pc.min_max(chunk.flatten()).as_py().values()
+        if least is not None and not 0 <= least <= most < size:
+            raise DataError(
+                f"{folder}: split {split} holds {column} from {least} to {most}, outside 0 to {size - 1}. "
+                "The store is damaged: delete the folder."
+            )
 
 
 def _open_split(folder: Path, split: str) -> datasets.Dataset:
@@ -167,21 +182,53 @@ def _open_split(folder: Path, split: str) -> datasets.Dataset:
         ) from error
 
 
+class Skipped(TypedDict):
+    """An utterance that cannot be used."""
+
+    id: str
+    reason: str
+
+
+def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], list[Skipped]]:
+    usable: list[Utterance] = []
+    skipped: list[Skipped] = []
+    for u in utterances:
+        try:
+            u.check_text()
+            usable.append(u)
+        except DataError as error:
+            skipped.append(Skipped(id=u.id, reason=str(error)))
+    return usable, skipped
+
+
+def _list_skipped(file: Path, skipped: list[Skipped]) -> None:
+    file.unlink(missing_ok=True)
+    if skipped:
+        file.write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
+
+
+def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None:
+    if len(skipped) > SKIP_BUDGET * utterances:
+        raise DataError(
+            f"{len(skipped)} of {utterances} utterances cannot be used, more than {SKIP_BUDGET:.0%}; "
+            f"{folder}/*.skipped lists them, the first: {skipped[0]['reason']}"
+        )
+
+
 def _write_shard(
-    file: Path, part: list[Utterance], codec: Codec, subwords: Subwords, seconds: float, bar: tqdm
-) -> None:
-    """One shard, in the manifest's order; a shard that exists is whole, and is left as it is."""
-    if file.exists() and not file.with_suffix(".skipped").exists():  # what was skipped may be mended by now
-        bar.update(len(part))
-        return
+    file: Path, part: list[Utterance], codec: Codec, subwords: Subwords, seconds: float, longest: float,
+    bar: tqdm,
+) -> list[Skipped]:  # fmt: skip
+    """One shard, in the manifest's order. What cannot be read is listed beside it, and returned."""
     aside = file.with_suffix(".part")
     writer = ArrowWriter(features=FEATURES, path=str(aside))
-    found, skipped = [], []
+    found: list[tuple[Utterance, Tensor]] = []
+    skipped: list[Skipped] = []
     for u in part:
         try:
-            found.append((u, u.wave(codec.sample_rate)))
+            found.append((u, u.wave(codec.sample_rate, longest)))
         except DataError as error:
-            skipped.append({"id": u.id, "reason": str(error)})
+            skipped.append(Skipped(id=u.id, reason=str(error)))
     rows: dict[str, Row] = {}
     for group in _groups(found, seconds * codec.sample_rate):
         for (u, wave), codes in zip(group, codec.encode([wave for _, wave in group]), strict=True):
@@ -194,10 +241,9 @@ def _write_shard(
         writer.write(rows[u.id])
     writer.finalize()
     writer.close()
-    file.with_suffix(".skipped").unlink(missing_ok=True)
-    if skipped:
-        file.with_suffix(".skipped").write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
+    _list_skipped(file.with_suffix(".skipped"), skipped)
     aside.rename(file)
+    return skipped
 
 
 def _groups(

@@ -70,7 +70,7 @@ class Subwords:
 
     def save(self, file: Path) -> None:
         """Writes tokenizer.json."""
-        self.tokenizer.save(str(file))
+        file.write_text(self.tokenizer.to_str(pretty=True))  # its own save hides why a write failed
 
     def encode(self, text: str) -> list[int]:
         """Ids of normalised text, without begin and end."""
@@ -79,6 +79,10 @@ class Subwords:
     def decode(self, ids: Iterable[int]) -> str:
         """The inverse of `encode`; begin and end, should they be there, are left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+    def piece(self, index: int) -> str:
+        """One subword as it is written in the tokenizer, with a mark where a word begins."""
+        return self.tokenizer.id_to_token(index)
 
     @property
     def vocabulary(self) -> int:

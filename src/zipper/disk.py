@@ -1,0 +1,57 @@
+"""Can it be written, and does it fit? Asked before work starts; and what a full disk looks like later."""
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from zipper.errors import DataError
+from zipper.schema import RunConfig
+
+UTTERANCE = 100_000  # bytes that a spoken utterance takes, with its codes (measured: 88 kB at 2.6 s)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_places(cfg: RunConfig) -> None:
+    """Raises DataError where a folder that the config names cannot be written, or the disk is too full."""
+    data = cfg.data
+    check_place(Path(cfg.build), UTTERANCE * (data.train + data.dev + data.test), "build")
+    if cfg.result:
+        check_place(Path(cfg.result).parent, 0, "result")
+    if cfg.export:
+        check_place(Path(cfg.export), 0, "export")
+
+
+def check_place(folder: Path, needed: int, setting: str) -> None:
+    """folder: made if missing. needed: bytes. setting: the key that names it, for the message."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{setting}={folder} cannot be written ({error.strerror}). Give that folder to user {_user()}, "
+            f"or name another: {setting}=FOLDER."
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(
+            f"{setting}={folder}: {free / 1e6:.0f} MB are free, but this needs about {needed / 1e6:.0f} MB. "
+            f"Free some, or name a folder on another disk: {setting}=FOLDER."
+        )
+
+
+def full_disk(error: OSError) -> str | None:
+    """What to tell the user when writing failed for want of space; None if that was not the reason."""
+    if error.errno not in FULL:
+        return None
+    where = f" while writing {error.filename}" if error.filename else ""
+    return (
+        f"no space left{where} ({error.strerror}). What was finished is kept: free some space, "
+        "and give the same command again to go on."
+    )
+
+
+def _user() -> str:
+    return str(os.environ.get("USER", os.getuid()))

@@ -1,0 +1,130 @@
+"""Figures of a run, as PNG: learning curve, gates over steps, where the zips look in one test utterance."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from zipper.data.batch import collate
+from zipper.data.document import document
+from zipper.model.zip_block import ZipBlock
+from zipper.model.zipper import Zipper
+from zipper.report.metrics import Series, read_metrics
+from zipper.units.store import Row, Store
+
+
+def draw_run(run: Path, model: Zipper, store: Store, row: Row | None) -> list[Path]:
+    """All figures of a run into run/figures. row: the utterance whose attention is shown, if any."""
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    metrics = read_metrics(run)
+    files = [learning_curve(metrics, folder / "learning-curve.png")]
+    if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
+        files.append(gate_curves(gates, folder / "gates.png"))
+    if row is not None and ("text", "speech") in model.used and model.stages:
+        files.append(attention_map(model, store, row, folder / "attention.png"))
+    return files
+
+
+def learning_curve(metrics: dict[str, Series], file: Path) -> Path:
+    """Loss of training and dev over the steps, and the WER on dev where the run recognises."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, 2 if "dev/wer" in metrics else 1, squeeze=False)[0]
+    train = metrics.get("train/loss", [])
+    panels[0].plot(*_columns(train), color="0.8", linewidth=0.8)
+    panels[0].plot(*_columns(_smooth(train)), color="tab:blue", label="train (mean of 20 points)")
+    panels[0].plot(*_columns(metrics.get("dev/loss", [])), "o-", color="tab:orange", label="dev")
+    panels[0].set(xlabel="step", ylabel="loss (nats a scored token)", ylim=(0, None))
+    panels[0].legend()
+    if "dev/wer" in metrics:
+        steps, rates = _columns(metrics["dev/wer"])
+        panels[1].plot(steps, [100 * rate for rate in rates], "o-", color="tab:orange")
+        panels[1].set(xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    return _save(figure, file)
+
+
+def gate_curves(gates: dict[str, Series], file: Path) -> Path:
+    """tanh of every trained gate over the steps: those of attention, feed-forward and input projections."""
+    kinds = {"attention_gate": "zips, attention: tanh(a)", "feed_forward_gate": "zips, feed-forward: tanh(b)"}
+    groups: dict[str, dict[str, Series]] = {}
+    for name, series in gates.items():
+        kind = kinds.get(name.rsplit(".", 1)[-1], "input projections")
+        label = name.removeprefix("gate/").rsplit(".", 1)[0]
+        groups.setdefault(kind, {})[label] = series
+    figure = Figure(figsize=(4.5 * len(groups), 4), layout="constrained")
+    for panel, (kind, lines) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True
+    ):
+        for label, series in lines.items():
+            panel.plot(*_columns(series), label=label)
+        panel.axhline(0, color="0.7", linewidth=0.8)
+        panel.set(title=kind, xlabel="step")
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    return _save(figure, file)
+
+
+def attention_map(model: Zipper, store: Store, row: Row, file: Path) -> Path:
+    """Where each zip from text to speech looks for the subword that comes next, mean over heads."""
+    maps = cross_attention(model, store, row)
+    ids = [*row["ids"], store.subwords.end]
+    coming = [store.subwords.piece(i) for i in ids]  # a row asks for the subword that is about to come
+    seconds = maps[0].shape[1] / store.facts["frame_rate"]
+    figure = Figure(figsize=(4.5 * len(maps), 1.5 + 0.28 * len(coming)), layout="constrained")
+    panel: Axes
+    for stage, (panel, weights) in enumerate(
+        zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True)
+    ):
+        panel.imshow(
+            weights[: len(coming)], aspect="auto", cmap="magma", interpolation="nearest",
+            extent=(0, seconds, len(coming) - 0.5, -0.5),
+        )  # fmt: skip
+        panel.set(title=f"zip {stage + 1}: text looks at speech", xlabel="seconds of speech")
+        panel.set_yticks(range(len(coming)), coming if stage == 0 else [""] * len(coming))
+    figure.suptitle(f"{row['id']}: {row['text']}", fontsize="medium")
+    return _save(figure, file)
+
+
+@torch.no_grad()
+def cross_attention(model: Zipper, store: Store, row: Row) -> list[Tensor]:
+    """Weights [T, S] of each stage's zip from text to speech, mean over heads, the transcript being given."""
+    found: list[Tensor] = []
+
+    def keep(block: ZipBlock, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        found.append(block.weights(*inputs).mean(1)[0].cpu())
+
+    hooks = [model.zip(s, "text", "speech").register_forward_hook(keep) for s in range(model.stages)]
+    try:
+        device = next(model.parameters()).device
+        batch = collate(
+            [document(store, row, "asr", 0.0)],
+            {name: model.cfg.towers[name].codebooks for name in model.names},
+        )
+        streams = {name: type(s)(*(t.to(device) for t in s)) for name, s in batch.streams.items()}
+        model.eval()(batch._replace(streams=streams, multimodal=batch.multimodal.to(device)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _columns(series: Series) -> tuple[list[int], list[float]]:
+    return [step for step, _ in series], [value for _, value in series]
+
+
+def _smooth(series: Series, window: int = 20) -> Series:
+    """Mean of the last `window` points."""
+    out = []
+    for i in range(window, len(series) + 1):
+        part = series[i - window : i]
+        out.append((part[-1][0], sum(value for _, value in part) / window))
+    return out
+
+
+def _save(figure: Figure, file: Path) -> Path:
+    figure.savefig(file, dpi=120)
+    return file
