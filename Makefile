@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m zipper
 READY  := $(VENV)/.ready
 
-.PHONY: help setup prepare train-asr overfit train-codec pretrain test lint
+.PHONY: help setup setup-judge prepare train-asr variants overfit train-codec codec-table pretrain bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -17,6 +17,12 @@ $(READY): pyproject.toml
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
 
+setup-judge: $(VENV)/.judge  ## add the recogniser that judges speech
+
+$(VENV)/.judge $(VENV)/.bench: $(VENV)/.%: $(READY)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[$*]'
+	@touch $@
+
 prepare: $(READY)  ## speak the embedded corpus and encode it (train-asr does so by itself)
 	$(RUN) prepare configs/asr.yaml $(ARGS)
 
@@ -26,12 +32,32 @@ train-asr: $(READY)  ## zip the shipped towers, train recognition, print the tes
 overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
 	$(RUN) train configs/overfit.yaml $(ARGS)
 
-train-codec: $(READY)  ## train the small EnCodec of assets/codec anew
+variants: $(READY)  ## recognition again: two more seeds, speech tower frozen, no pre-training, paper's projection
+	$(RUN) train configs/asr.yaml name=asr-seed1 seed=1 result=results/asr-seed1.json $(ARGS)
+	$(RUN) train configs/asr.yaml name=asr-seed2 seed=2 result=results/asr-seed2.json $(ARGS)
+	$(RUN) train configs/asr.yaml name=asr-speech-frozen result=results/asr-speech-frozen.json \
+	  model.towers.speech.frozen=true $(ARGS)
+	$(RUN) train configs/asr.yaml name=asr-scratch result=results/asr-scratch.json \
+	  model.towers.text.init=null model.towers.text.frozen=false model.towers.speech.init=null $(ARGS)
+	$(RUN) train configs/asr.yaml name=asr-paper-projection result=results/asr-paper-projection.json \
+	  model.towers.text.input_projection=paper model.towers.speech.input_projection=paper $(ARGS)
+
+train-codec: $(READY)  ## train the small EnCodec of assets/codec anew, in two rounds
 	$(RUN) train-codec configs/codec.yaml $(ARGS)
+	$(RUN) train-codec configs/codec-longer.yaml $(ARGS)
+
+codec-table: $(VENV)/.judge  ## hear the codec's round trips with every number of codebooks
+	$(RUN) evaluate-codec configs/codec.yaml name=codec-table result=results/codec.json $(ARGS)
+
+bench: $(VENV)/.bench  ## speed of training and decoding against transformers, padding, waiting, memory
+	$(RUN) bench configs/asr.yaml name=bench result=results/bench.json $(ARGS)
 
 pretrain: $(READY)  ## train the text and the speech tower of assets/ anew
 	$(RUN) pretrain configs/pretrain-text.yaml $(ARGS)
 	$(RUN) pretrain configs/pretrain-speech.yaml $(ARGS)
+
+report: $(READY)  ## write RESULTS.md from results/*.json
+	$(RUN) report
 
 test: $(READY)  ## run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)

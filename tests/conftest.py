@@ -10,14 +10,17 @@ import pytest
 import soundfile as sf
 import torch
 
+from zipper.config import load_config
 from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
 from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, Segment
 from zipper.model.zipper import Zipper
-from zipper.schema import ModelConfig, TowerConfig, TrainCodecConfig, ZipConfig
+from zipper.schema import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig
+from zipper.train import run as run_module
 from zipper.units.codec import Codec, build_embedded
-from zipper.units.store import Store, prepare_store
+from zipper.units.encode import prepare_store
+from zipper.units.store import Store
 from zipper.units.text import Subwords
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and lose much where cores are shared
@@ -117,3 +120,25 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+WORDS = [
+    "model.towers.text={layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
+    "model.towers.speech={layers: 2, width: 24, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
+    "model.zip.heads=2",
+    "train={tokens: 200, steps: 6, validate_every: 3, warmup: 2, tasks: {asr: 1}}",
+    "train.accelerator=cpu",
+    "log={wandb: disabled, every: 1}",
+]
+
+
+def config(*words: str) -> RunConfig:
+    return load_config(None, [*WORDS, *words])
+
+
+@pytest.fixture
+def prepared(store, monkeypatch, in_tmp):
+    """`train` finds the tiny store, and works in an empty folder."""
+    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: store)
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: store)
+    return store

@@ -21,7 +21,8 @@ from zipper.errors import DataError
 from zipper.model.pretrained import tower_facts
 from zipper.schema import DataConfig
 from zipper.units.codec import load_embedded
-from zipper.units.store import open_store, prepare_store
+from zipper.units.encode import prepare_store
+from zipper.units.store import open_store
 
 RATE = 16_000
 
@@ -86,7 +87,7 @@ def test_text_that_cannot_be_used_is_listed_before_anything_is_encoded(
 def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
-    monkeypatch.setattr("zipper.units.store.SKIP_BUDGET", 0.06)
+    monkeypatch.setattr("zipper.units.encode.SKIP_BUDGET", 0.06)
     quiet = said(tmp_path, np.zeros(RATE, np.float32))
     digits = Utterance("digits", utterances[0].audio, "room 101", "x", "dev")
     store = prepare_store(tmp_path / "s", [*utterances, quiet, digits], codec, subwords, 5.0)

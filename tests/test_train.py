@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from conftest import as_batch
+from conftest import as_batch, config
 from zipper.config import ROOT, load_config
 from zipper.data.document import Document, Segment
 from zipper.data.module import ZipperData
@@ -19,34 +19,13 @@ from zipper.evaluate.asr import recognise, total
 from zipper.evaluate.run import evaluate_run
 from zipper.model.pretrained import load_weights, save_tower, tower_facts, with_shape_of
 from zipper.model.tower import Tower
-from zipper.schema import CodecConfig, RunConfig, TowerConfig, TrainCodecConfig
+from zipper.schema import CodecConfig, TowerConfig, TrainCodecConfig
 from zipper.train import run as run_module
 from zipper.train.codec import CodecModule, Crops
 from zipper.train.module import ZipperModule, parameter_groups, stream_loss
 from zipper.train.resolve import rates, reads, resolve
 from zipper.units.codec import load_codec
 from zipper.units.text import Subwords
-
-WORDS = [
-    "model.towers.text={layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
-    "model.towers.speech={layers: 2, width: 24, heads: 2, kv_heads: 2, hidden: 32, interval: 1}",
-    "model.zip.heads=2",
-    "train={tokens: 200, steps: 6, validate_every: 3, warmup: 2, tasks: {asr: 1}}",
-    "train.accelerator=cpu",
-    "log={wandb: disabled, every: 1}",
-]
-
-
-def config(*words: str) -> RunConfig:
-    return load_config(None, [*WORDS, *words])
-
-
-@pytest.fixture
-def prepared(store, monkeypatch, in_tmp):
-    """`train` finds the tiny store, and works in an empty folder."""
-    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: store)
-    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: store)
-    return store
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:

@@ -14,8 +14,9 @@ from zipper.corpora.utterance import Utterance
 from zipper.errors import ConfigError, DataError
 from zipper.schema import CodecConfig
 from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
+from zipper.units.encode import prepare_store
 from zipper.units.pattern import Specials, columns, delay, scored, undelay, vocabulary
-from zipper.units.store import open_store, prepare_store
+from zipper.units.store import open_store
 from zipper.units.text import Subwords, normalise
 
 
@@ -148,7 +149,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
     whole = prepare_store(tmp_path / "a", utterances, codec, subwords, 5.0)
-    monkeypatch.setattr("zipper.units.store.SHARD", 5)
+    monkeypatch.setattr("zipper.units.encode.SHARD", 5)
     calls = 0
     encode = Codec.encode
 

@@ -106,3 +106,25 @@ def test_blind_batches_give_no_nan():
     out.sum().backward()
     assert torch.equal(out, torch.zeros_like(out))
     assert all(torch.isfinite(p.grad).all() for p in block.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
+def test_the_weights_that_are_drawn_are_those_that_attention_uses(position):
+    block, x, asked, time_q, time_k, mask = make(position)
+    seen = block.look_at(asked, time_k)
+    weights = block.weights(x, time_q, seen, mask)
+    heads = (weights @ seen.value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(block.to_out(heads), block.attend(x, time_q, seen, mask), rtol=0, atol=1e-12)
+    assert (weights.sum(-1)[:, 0] > 0.999).equal(mask.any(-1))
+
+
+def test_what_is_asked_reaches_keys_and_values_at_its_own_scale():
+    """PyTorch's own start leaves 7 % of it after three layers: zips then learnt nothing for 500 steps."""
+    torch.manual_seed(0)
+    block = ZipBlock(ZipConfig(heads=4, position="none"), asking=128, asked=96)
+    states = torch.randn(4, 200, 96)
+    h = F.relu(block.projection(block.asked_norm(states)))
+    value = block.look_at(states, torch.zeros(4, 200)).value
+    for signal in (h, value):
+        spread = (signal - signal.mean((0, 1) if signal is h else (0, 2), keepdim=True)).std()
+        assert 0.4 < spread < 2

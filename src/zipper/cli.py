@@ -37,6 +37,13 @@ def train_codec(cfg: RunConfig, command: str) -> None:
     print(f"codec -> {run(cfg, open_corpus(cfg), command)}")
 
 
+def evaluate_codec(cfg: RunConfig, command: str) -> None:
+    """let the judge hear the codec's round trips, with every number of codebooks"""
+    from zipper.evaluate.codec import evaluate_codec as run
+
+    run(cfg, command)
+
+
 def pretrain(cfg: RunConfig, command: str) -> None:
     """train one tower alone on one modality, and export it"""
     from zipper.train.run import pretrain as run
@@ -58,12 +65,29 @@ def evaluate(cfg: RunConfig, command: str) -> None:
     evaluate_run(cfg, command)
 
 
+def bench(cfg: RunConfig, command: str) -> None:
+    """measure speed of training and decoding, padding and waiting, as ratios within one run"""
+    from zipper.bench.speed import bench as run
+
+    run(cfg, command)
+
+
+def report(cfg: RunConfig, command: str) -> None:
+    """write RESULTS.md from results/*.json"""
+    from zipper.report.results import report as run
+
+    print(run())
+
+
 COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
     "prepare": prepare,
     "train-codec": train_codec,
+    "evaluate-codec": evaluate_codec,
     "pretrain": pretrain,
     "train": train,
     "evaluate": evaluate,
+    "bench": bench,
+    "report": report,
 }
 
 
@@ -99,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
         one = commands.add_parser(
             name, help=function.__doc__, description=function.__doc__, epilog=settings, formatter_class=shape
         )
+        if function is report:
+            one.set_defaults(config=None, settings=[])
+            continue
         one.add_argument("config", type=Path, help="YAML file that holds what differs from the defaults")
         one.add_argument("settings", nargs="*", metavar="key=value", help="changes to it")
     return top

@@ -258,6 +258,13 @@ class EvaluateConfig:
 
 
 @dataclass
+class JudgeConfig:
+    model: str | None = setting(
+        None, "size or folder of a Whisper for faster-whisper; none: tiny.en from the wheel of extra `judge`"
+    )
+
+
+@dataclass
 class TrainCodecConfig:
     steps: int = setting(14_000, "optimiser steps")
     autoencoder: float = setting(0.15, "share of the steps before the quantiser comes in")
@@ -300,6 +307,7 @@ class RunConfig:
     train: TrainConfig = section(TrainConfig)
     train_codec: TrainCodecConfig = section(TrainCodecConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
+    judge: JudgeConfig = section(JudgeConfig)
     log: LogConfig = section(LogConfig)
 
     @property

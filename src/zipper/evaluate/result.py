@@ -80,13 +80,18 @@ def describe_run(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) ->
         "checkpoint": cfg.evaluate.checkpoint,
         "data_fingerprint": store.fingerprint,
         "data": store.facts["fingerprint"],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-        },
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "config": to_dict(cfg),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a figure depends on most."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
     }
 
 

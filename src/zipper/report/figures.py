@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import torch
+import torchaudio
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from zipper.data.batch import collate
 from zipper.data.document import document
+from zipper.model.tower import KeyValue
 from zipper.model.zip_block import ZipBlock
 from zipper.model.zipper import Zipper
 from zipper.report.metrics import Series, read_metrics
@@ -94,7 +96,7 @@ def cross_attention(model: Zipper, store: Store, row: Row) -> list[Tensor]:
     """Weights [T, S] of each stage's zip from text to speech, mean over heads, the transcript being given."""
     found: list[Tensor] = []
 
-    def keep(block: ZipBlock, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def keep(block: ZipBlock, inputs: tuple[Tensor, Tensor, KeyValue, Tensor], _: Tensor) -> None:
         found.append(block.weights(*inputs).mean(1)[0].cpu())
 
     hooks = [model.zip(s, "text", "speech").register_forward_hook(keep) for s in range(model.stages)]
@@ -112,6 +114,24 @@ def cross_attention(model: Zipper, store: Store, row: Row) -> list[Tensor]:
     return found
 
 
+def spectrograms(waves: dict[str, Tensor], sample_rate: int, title: str, file: Path) -> Path:
+    """Log-mel spectrograms of waves float32 [n] below each other, on one scale."""
+    mel = torchaudio.transforms.MelSpectrogram(sample_rate, n_fft=512, hop_length=128, n_mels=64)
+    figure = Figure(figsize=(9, 1.6 * len(waves)), layout="constrained")
+    panels = figure.subplots(len(waves), 1, squeeze=False, sharex=True)[:, 0]
+    for panel, (name, wave) in zip(panels, waves.items(), strict=True):
+        picture = (mel(wave) + 1e-6).log10()
+        panel.imshow(
+            picture, aspect="auto", origin="lower", cmap="magma", vmin=-5, vmax=1,
+            extent=(0, len(wave) / sample_rate, 0, 64),
+        )  # fmt: skip
+        panel.set(ylabel=name)
+        panel.set_yticks([])
+    panels[-1].set(xlabel="seconds")
+    figure.suptitle(title, fontsize="medium")
+    return _save(figure, file)
+
+
 def _columns(series: Series) -> tuple[list[int], list[float]]:
     return [step for step, _ in series], [value for _, value in series]
 
@@ -119,8 +139,8 @@ def _columns(series: Series) -> tuple[list[int], list[float]]:
 def _smooth(series: Series, window: int = 20) -> Series:
     """Mean of the last `window` points."""
     out = []
-    for i in range(window, len(series) + 1):
-        part = series[i - window : i]
+    for i in range(1, len(series) + 1):
+        part = series[max(i - window, 0) : i]
         out.append((part[-1][0], sum(value for _, value in part) / window))
     return out
 

@@ -8,7 +8,8 @@ from zipper.disk import check_places
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.units.codec import load_codec
-from zipper.units.store import Store, prepare_store
+from zipper.units.encode import prepare_store
+from zipper.units.store import Store
 from zipper.units.text import Subwords
 
 

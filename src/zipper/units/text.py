@@ -82,7 +82,7 @@ class Subwords:
 
     def piece(self, index: int) -> str:
         """One subword as it is written in the tokenizer, with a mark where a word begins."""
-        return self.tokenizer.id_to_token(index)
+        return self.tokenizer.id_to_token(index) or f"<{index}>"
 
     @property
     def vocabulary(self) -> int:

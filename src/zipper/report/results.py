@@ -1,0 +1,199 @@
+"""`zipper report`: results/*.json to RESULTS.md. Nothing in it is written by hand."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from zipper.config import ROOT
+
+Result = dict[str, Any]
+HEAD = """# Results
+
+Made by `make report` from `results/*.json`; each of those holds its command, commit, seed, versions and the
+fingerprint of its data. The embedded corpus is small and has one voice: its figures say nothing about
+LibriSpeech.
+"""
+
+
+def render(folder: Path, assets: Path) -> str:
+    """RESULTS.md from all result files of a folder; a section without files is left out."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    sections = [
+        quickstart(found.get("quickstart", {})),
+        recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
+        codec(found.get("codec")),
+        towers(assets),
+        bench(found.get("bench")),
+    ]
+    return "\n".join([HEAD, *(section for section in sections if section)])
+
+
+def report(folder: Path = ROOT / "results", file: Path = ROOT / "RESULTS.md") -> Path:
+    """Writes RESULTS.md."""
+    file.write_text(render(folder, ROOT / "assets"))
+    return file
+
+
+def quickstart(commands: dict[str, Result]) -> str:
+    """Time and memory of the README's commands."""
+    if not commands:
+        return ""
+    rows = [
+        [
+            f"`{name}`",
+            f"{one['seconds'] / 60:.1f} min",
+            f"{one['peak_pss_mb'] / 1000:.1f} GB",
+            str(one["cores"]),
+        ]
+        for name, one in commands.items()
+    ]
+    text = (
+        "In a fresh clone, set-up included, nothing made before. "
+        "Memory: PSS of all processes together, at its peak."
+    )
+    return section("Quick start", text, table(["command", "time", "peak memory", "cores"], rows), [])
+
+
+def recognition(results: list[Result]) -> str:
+    """Every recognition run on test; seeds of one recipe together."""
+    if not results:
+        return ""
+    rows = []
+    for one in results:
+        rows.append(
+            [
+                one["name"],
+                f"{one['parameters_total'] / 1e6:.2f} M",
+                f"{one['parameters_trained'] / 1e6:.2f} M",
+                str(one["seed"]),
+                percent(one["wer"]),
+                f"{one['errors']} / {one['words']}",
+                percent(one["shuffled_wer"], 0) if "shuffled_wer" in one else "",
+                percent(one["share_at_cap"]),
+                str(one["steps"]),
+                f"`{one['commit']}`",
+            ]
+        )
+    seeds = [one["wer"] for one in results if one["name"] == "asr" or one["name"].startswith("asr-seed")]
+    text = (
+        f"Greedy, {results[0]['utterances']} test utterances, normaliser {results[0]['normaliser']}. "
+        "*Shuffled*: each sentence is given another one's audio, the control that the model listens."
+    )
+    if len(seeds) > 1:
+        text += (
+            f" {len(seeds)} seeds of the recipe: mean {percent(statistics.fmean(seeds))}, "
+            f"{percent(min(seeds))} to {percent(max(seeds))}."
+        )
+    head = [
+        "run",
+        "parameters",
+        "trained",
+        "seed",
+        "WER",
+        "errors / words",
+        "shuffled",
+        "at cap",
+        "steps",
+        "commit",
+    ]
+    return section("Speech recognition", text, table(head, rows), [one["command"] for one in results])
+
+
+def codec(result: Result | None) -> str:
+    """What the codec loses."""
+    if not result:
+        return ""
+    rows = [
+        [
+            "original" if row["codebooks"] is None else str(row["codebooks"]),
+            f"{row['bits_per_second']:.0f}" if "bits_per_second" in row else "",
+            percent(row["wer"]),
+            f"{100 * (row['wer'] - result['rows'][0]['wer']):+.1f}" if row["codebooks"] else "",
+            f"{row['decode_times_real_time']:.0f} x" if "decode_times_real_time" in row else "",
+        ]
+        for row in result["rows"]
+    ]
+    text = (
+        f"Judge: {result['judge']}, normaliser {result['normaliser']}, "
+        f"{result['utterances']} {result['split']} utterances, {result['rows'][0]['words']} words, "
+        f"at {result['sample_rate'] / 1000:.0f} kHz. "
+        f"Encoding one by one: {result['encode_times_real_time']:.0f} x real time, "
+        f"{result['threads']} threads."
+    )
+    head = ["codebooks", "bit/s", "judge's WER", "points lost", "decoding"]
+    return section(f"Codec ({result['codec']})", text, table(head, rows), [result["command"]])
+
+
+def towers(assets: Path) -> str:
+    """The shipped towers."""
+    rows, commands = [], []
+    for file in sorted(assets.glob("*/tower.json")):
+        facts = json.loads(file.read_text())
+        shape = facts["shape"]
+        rows.append(
+            [
+                file.parent.name,
+                f"{shape['layers']} x {shape['width']}",
+                f"{shape['codebooks']} x {shape['vocabulary']}",
+                ", ".join(f"{value:.2f} ({split})" for split, value in facts["perplexity"].items()),
+                str(facts["steps"]),
+                f"{facts['minutes']}",
+                f"`{facts['commit']}`",
+            ]
+        )
+        commands.append(facts["command"])
+    if not rows:
+        return ""
+    head = ["tower", "layers x width", "vocabulary", "perplexity a token", "steps", "minutes", "commit"]
+    return section("Pre-trained towers", "They ship in `assets/`.", table(head, rows), commands)
+
+
+def bench(result: Result | None) -> str:
+    """Speed, as ratios within one run."""
+    if not result:
+        return ""
+    tower, zipper, loader = (result["figures"][key] for key in ("tower", "zipper", "loader"))
+    rows = [
+        [
+            "training, tower alone",
+            f"{tower['units_per_second']:,} units/s",
+            f"{tower['ratio']:.2f} x transformers' Llama",
+        ],
+        [
+            "training, Zipper",
+            f"{zipper['units_per_second']:,} units/s",
+            f"{zipper['ratio']:.2f} x its towers unzipped",
+        ],
+    ]
+    for name, value in result["figures"]["decoding"].items():
+        rows.append(
+            [f"recognition, batch {name.rsplit('_', 1)[1]}", f"{value} x real time", "untrained, to the cap"]
+        )
+    rows += [
+        ["padding", percent(loader["padding_share"]), "of a step's tokens"],
+        ["data wait", percent(loader["data_wait_share"]), "of a step, without workers"],
+        ["peak memory of this bench", f"{result['peak_pss_mb']:,} MB", "PSS"],
+    ]
+    text = (
+        f"{result['threads']} threads, float32, torch {result['versions']['torch']}, transformers "
+        f"{result['versions']['transformers']}; what is compared takes turns, medians."
+    )
+    return section("Speed", text, table(["what", "figure", "against"], rows), [result["command"]])
+
+
+def section(title: str, text: str, rows: str, commands: list[str]) -> str:
+    """A heading, a sentence, a table, and the commands that made it."""
+    made = "\n".join(f"    {command}" for command in commands)
+    return "\n".join([f"## {title}\n", f"{text}\n", rows, *([made + "\n"] if made else [])])
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.0423 -> 4.2 %"""
+    return f"{100 * share:.{digits}f} %"

@@ -1,0 +1,69 @@
+"""Figures, summary, clock, and that RESULTS.md is what the result files say."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from conftest import config
+from zipper.bench.memory import pss_of_tree, watch
+from zipper.config import ROOT
+from zipper.report.clock import Clock
+from zipper.report.metrics import read_metrics
+from zipper.report.results import render
+from zipper.train import run as run_module
+
+
+def test_results_md_is_what_the_result_files_say():
+    assert (ROOT / "RESULTS.md").read_text() == render(ROOT / "results", ROOT / "assets"), "run `make report`"
+
+
+def test_metrics_of_a_resumed_run_are_one_series(tmp_path):
+    def write(name: str, rows: list[tuple[int, str]]) -> None:
+        with (tmp_path / name).open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["epoch", "step", "a", "b"])
+            out.writerows([[0, step, a, ""] for step, a in rows])
+
+    write("metrics-1.csv", [(1, "1.0"), (3, "3.0")])
+    write("metrics-2.csv", [(3, "3.5"), (10, "4.0")])
+    write("metrics.csv", [(12, "5.0")])
+    assert read_metrics(tmp_path) == {"a": [(1, 1.0), (3, 3.5), (10, 4.0), (12, 5.0)]}
+
+
+def test_a_run_ends_with_figures_samples_times_and_files(prepared, capsys):
+    cfg = config("name=seen")
+    result = run_module.train(cfg, "x")
+    for name in ("learning-curve", "gates", "attention"):
+        assert (cfg.run_dir / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert set(result["stage_seconds"]) == {"train", "evaluate", "draw"}
+    assert result["wall_seconds"] == result["stage_seconds"]["train"]
+    shown = capsys.readouterr().out
+    assert result["per_utterance"][0]["reference"] in shown
+    assert "figures/" in shown or "figures  " in shown
+    assert shown.rstrip().splitlines()[-1].startswith("ASR WER")
+
+
+def test_the_clock_adds_up_and_counts_a_stage_that_fails():
+    clock = Clock()
+    for _ in range(2):
+        with pytest.raises(KeyError), clock.stage("x"):
+            raise KeyError
+    assert list(clock.seconds) == ["x"]
+    assert clock.seconds["x"] >= 0
+
+
+def test_memory_counts_this_process_and_its_children(tmp_path):
+    alone = pss_of_tree()
+    assert alone > 10e6
+    held = "x = bytearray(b'1' * 50_000_000); import time; time.sleep(1.5)"
+    child = subprocess.Popen([sys.executable, "-c", held])
+    grown = 0
+    while child.poll() is None:
+        grown = max(grown, pss_of_tree() - alone)
+    assert grown > 45e6
+    measured = watch([sys.executable, "-c", held])
+    assert 50 <= float(measured["peak_pss_mb"]) < 500
+    with pytest.raises(subprocess.CalledProcessError):
+        watch([sys.executable, "-c", "raise SystemExit(3)"])
