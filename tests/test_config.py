@@ -129,7 +129,7 @@ NASTY = [
 
 
 @given(st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(NASTY)), min_size=1, max_size=4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_words_make_a_config_that_saves_or_a_config_error(words):
     try:
         cfg = load_config(None, [f"{key}={value}" for key, value in words])

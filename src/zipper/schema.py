@@ -187,22 +187,8 @@ class TasksConfig:
 
 
 @dataclass
-class MaskConfig:
-    tokens: float = setting(0.0, "share of speech tokens that training hides from the tower, one by one")
-    spans: float = setting(0.0, "share of speech columns hidden in spans (SpecAugment, arXiv 1904.08779)")
-    span: int = setting(4, "columns of such a span")
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.tokens < 1 and 0 <= self.spans < 1 and self.span >= 1):
-            raise ConfigError(
-                f"train.mask={self}: tokens and spans are shares from 0 to less than 1, span is at least 1."
-            )
-
-
-@dataclass
 class TrainConfig:
     tasks: TasksConfig = section(TasksConfig)
-    mask: MaskConfig = section(MaskConfig)
     steps: int = setting(2000, "optimiser steps")
     tokens: int = setting(
         4096, "padded tokens of a step (the longest tower's), over all ranks and accumulation"

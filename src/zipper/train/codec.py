@@ -25,6 +25,7 @@ from tqdm import tqdm
 from zipper.config import asset
 from zipper.corpora.utterance import Utterance
 from zipper.errors import ConfigError, DataError
+from zipper.evaluate.result import commit
 from zipper.schema import RunConfig, TrainCodecConfig
 from zipper.train.codebooks import CodebookLearner, nearest
 from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
@@ -144,7 +145,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     """Trains on the training split alone; writes weights, shape, hash, usage of codebooks, command."""
     if (cfg.run_dir / "finished").exists():
         raise ConfigError(f"{cfg.run_dir} holds a finished codec training. Choose another name (name=...).")
-    started = time.monotonic()
+    started, code = time.monotonic(), commit()
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]
     crops = Crops(train, cfg.train_codec, cfg.seed)
@@ -172,6 +173,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "gain": GAIN,
         "sha256": sha256(folder / WEIGHTS),
         "command": command,
+        "commit": code,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "trained_on": hashlib.sha256("\n".join(u.text for u in train).encode()).hexdigest(),
         "codebooks": usage(module),

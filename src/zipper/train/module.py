@@ -15,7 +15,6 @@ from zipper.data.document import looks
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
-from zipper.train.mask import mask_tokens
 
 
 class ZipperModule(L.LightningModule):
@@ -58,7 +57,7 @@ class ZipperModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss of this slice, scaled so that all slices average to the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        states = self.model(self.masked(batch))
+        states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
             part = (
@@ -73,15 +72,6 @@ class ZipperModule(L.LightningModule):
         self.log("train/padding", padding(batch), batch_size=len(batch.ids))
         self.units += sum(int(stream.valid.sum()) for stream in batch.streams.values())
         return loss
-
-    def masked(self, batch: Batch) -> Batch:
-        """With part of the speech hidden, as train.mask says."""
-        mask = self.cfg.train.mask
-        if "speech" not in batch.streams or not (mask.tokens or mask.spans):
-            return batch
-        filler = self.cfg.model.towers["speech"].vocabulary - 1
-        speech = mask_tokens(batch.streams["speech"], mask, filler)
-        return batch._replace(streams={**batch.streams, "speech": speech})
 
     def on_validation_epoch_start(self) -> None:
         self.dev = {name: [0.0, 0.0] for name in self.model.names}
