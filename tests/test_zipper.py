@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.document import Document
+from zipper.model.tower import rotate, rotation
 
 TWO, THREE = ("text", "speech"), ("text", "speech", "music")
 
@@ -135,3 +136,16 @@ def test_the_states_that_zips_read_are_those_before_any_update(name):
     forward = model(batch)
     model.pairs.reverse()
     torch.testing.assert_close(model(batch)[name], forward[name], rtol=0, atol=1e-12)
+
+
+def test_rotation_is_llamas_and_its_gradient_is_exact():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    by = rotation(torch.arange(5)[None] + torch.tensor([[0], [70]]), 8, 100.0, torch.float64)
+    cos, sin = (part.repeat(1, 1, 1, 2) for part in by)
+    a, b = x.chunk(2, dim=-1)
+    torch.testing.assert_close(rotate(x, by), x * cos + torch.cat([-b, a], dim=-1) * sin, rtol=0, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, by), (x,))
+    assert rotate(x.detach().bfloat16(), rotation(torch.arange(5)[None], 8, 100.0, torch.bfloat16)).dtype == (
+        torch.bfloat16
+    )

@@ -6,11 +6,12 @@ tokens (the codebooks of a speech frame; 1 for text): their embeddings are summe
 the next.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from zipper.schema import TowerConfig
 
@@ -135,21 +136,47 @@ class Tower(nn.Module):
 
 
 def rotation(position: Tensor, size: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], any real -> two of [B, 1, T, K].
+    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], any real -> two of [B, 1, T, K / 2].
 
     Angles are computed in float32 at least: bfloat16 cannot tell neighbouring positions apart.
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = base ** (-torch.arange(0, size, 2, device=position.device, dtype=exact) / size)
-    angle = (position[..., None].to(exact) * frequency).repeat(1, 1, 2)[:, None]  # [B, 1, T, K]
+    angle = (position[..., None].to(exact) * frequency)[:, None]  # [B, 1, T, K / 2]
     return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     """x [B, H, T, K], halves paired as in Llama -> the same shape and dtype."""
     cos, sin = by
-    a, b = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-b, a], dim=-1) * sin).to(x.dtype)
+    return Rotate.apply(x.to(cos.dtype), cos, sin).to(x.dtype)
+
+
+class Rotate(torch.autograd.Function):
+    """Turns (a, b) to (a cos - b sin, b cos + a sin), and the gradient back by the same angle.
+
+    Written into place: as five plain operators, with their five gradients, it was a tenth of a small tower's
+    step.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [..., K]; cos, sin [..., K / 2]"""
+    (a, b), out = x.chunk(2, dim=-1), torch.empty_like(x)
+    left, right = out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=left).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=right).addcmul_(a, sin)
+    return out
 
 
 def _initialise(module: nn.Module) -> None:
