@@ -149,3 +149,17 @@ def test_rotation_is_llamas_and_its_gradient_is_exact():
     assert rotate(x.detach().bfloat16(), rotation(torch.arange(5)[None], 8, 100.0, torch.bfloat16)).dtype == (
         torch.bfloat16
     )
+
+
+def test_a_frozen_tower_below_its_first_zip_keeps_no_graph():
+    model = tiny_model()
+    model.used = [("text", "speech")]
+    model.towers["speech"].requires_grad_(False)
+    del model.projections["speech"]
+    graphs = []
+    for index, layer in enumerate(model.tower("speech").layers):
+        layer.register_forward_hook(
+            lambda _, __, out, index=index: graphs.append((index, out[0].requires_grad))
+        )
+    model(as_batch(model, [interleaving(model, random.Random(1), 6)]))
+    assert graphs == [(index, False) for index in range(5)]
