@@ -17,12 +17,21 @@ def load(name: str) -> dict:
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f != QUICKSTART], ids=lambda f: f.stem)
-def test_a_result_can_be_made_again_and_adds_up(file):
+def test_a_result_can_be_made_again(file):
     result = json.loads(file.read_text())
     assert result["command"].startswith("python -m zipper ")
     assert result["commit"] != "unknown"
     assert not result["commit"].endswith("-dirty")
     assert result["data_fingerprint"]
+    assert result["versions"]["torch"]
+    assert result["seed"] == result["config"]["seed"]
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if json.loads(f.read_text()).get("task") == "asr"], ids=lambda f: f.stem
+)
+def test_the_counts_of_recognition_add_up(file):
+    result = json.loads(file.read_text())
     assert result["normaliser"]
     counts = sum((WordErrors(o["errors"], o["words"]) for o in result["per_utterance"]), WordErrors())
     assert (counts.errors, counts.words) == (result["errors"], result["words"])
@@ -37,6 +46,10 @@ def test_the_readme_shows_what_the_result_files_say():
     assert last_line(asr, "build/runs/asr/result.json") in readme
     assert last_line(overfit, "build/runs/overfit/result.json") in readme
     assert f"{times['make train-asr']['seconds'] / 60:.1f} minutes" in readme
+    assert f"{times['make train-asr']['peak_pss_mb'] / 1000:.1f} GB" in readme
+    codec = load("codec.json")
+    lost = [100 * (row["wer"] - codec["rows"][0]["wer"]) for row in codec["rows"]]
+    assert f"loses {lost[1]:.1f} points" in readme
     assert asr["split"] == "test"
     assert asr["utterances"] >= 300
     assert overfit["split"] == "train"

@@ -66,6 +66,10 @@ def test_wandb_mirrors_a_run_offline_without_an_account(prepared):
     assert list(folder.glob("*.wandb"))
     tables = {path.parent.name for path in folder.glob("files/media/table/*/*.json")}
     assert tables == {"dev", "test"}
+    heard = list(folder.glob("files/media/audio/**/*.flac"))
+    assert heard  # to be played in the table
+    pictures = {path.parent.name for path in folder.glob("files/media/images/**/*.png")}
+    assert pictures == {"figures"}
 
 
 def test_a_finished_run_is_not_overwritten(prepared):

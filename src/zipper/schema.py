@@ -72,7 +72,7 @@ class CodecConfig:
         None, "1.5, 3, 6, 12 or 24 for encodec_24khz; none: all codebooks of embedded"
     )
     batch_seconds: float = setting(
-        20.0, "seconds of audio encoded at a time; with 60, a CPU spends half its time on fresh memory"
+        8.0, "seconds of audio encoded at a time; more is slower on a CPU, whose memory it asks for anew"
     )
 
     def __post_init__(self) -> None:
