@@ -1,10 +1,12 @@
 """Figures in the README come from files, and the files say where they come from."""
 
 import json
+import subprocess
 
 import pytest
 
 from zipper.config import ROOT
+from zipper.evaluate import result as result_module
 from zipper.evaluate.result import last_line
 from zipper.evaluate.wer import WordErrors, word_errors
 
@@ -53,3 +55,25 @@ def test_the_readme_shows_what_the_result_files_say():
     assert asr["split"] == "test"
     assert asr["utterances"] >= 300
     assert overfit["split"] == "train"
+
+
+def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+
+    monkeypatch.setattr(result_module, "ROOT", tmp_path)
+    assert result_module.commit() == "unknown"
+    for name in ("src/a.py", "results/a.json", "RESULTS.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "x")
+    clean = result_module.commit()
+    assert len(clean) == 12
+    (tmp_path / "results" / "a.json").write_text("2")
+    (tmp_path / "RESULTS.md").write_text("2")
+    assert result_module.commit() == clean
+    (tmp_path / "src" / "a.py").write_text("2")
+    assert result_module.commit() == f"{clean}-dirty"

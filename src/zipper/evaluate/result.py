@@ -114,9 +114,17 @@ def last_line(result: dict[str, Any], file: Path | str) -> str:
 
 
 def commit() -> str:
-    """Of the project's checkout; `-dirty` where files differ from it, `unknown` outside one."""
+    """Of the checkout; `-dirty` where files differ from it (results aside), `unknown` outside of one."""
+    git = ["git", "-C", str(ROOT)]
+    made = [
+        ":(top,exclude)results",
+        ":(top,exclude)RESULTS.md",
+    ]  # by the runs themselves, one after the other
     try:
-        run = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+        name = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", *made]).returncode == 0
+        return name if clean else f"{name}-dirty"
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
