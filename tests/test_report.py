@@ -10,6 +10,7 @@ from conftest import config
 from zipper.bench.memory import pss_of_tree, watch
 from zipper.config import ROOT
 from zipper.report.clock import Clock
+from zipper.report.figures import smooth
 from zipper.report.metrics import read_metrics
 from zipper.report.results import render
 from zipper.train import run as run_module
@@ -30,6 +31,11 @@ def test_metrics_of_a_resumed_run_are_one_series(tmp_path):
     write("metrics-2.csv", [(3, "3.5"), (10, "4.0")])
     write("metrics.csv", [(12, "5.0")])
     assert read_metrics(tmp_path) == {"a": [(1, 1.0), (3, 3.5), (10, 4.0), (12, 5.0)]}
+
+
+def test_smoothing_keeps_a_constant_and_begins_at_the_beginning():
+    assert smooth([(step, 2.0) for step in range(5)], 3) == [(step, 2.0) for step in range(5)]
+    assert smooth([(0, 0.0), (1, 2.0), (2, 4.0), (3, 6.0)], 2) == [(0, 0.0), (1, 1.0), (2, 3.0), (3, 5.0)]
 
 
 def test_a_run_ends_with_figures_samples_times_and_files(prepared, capsys):

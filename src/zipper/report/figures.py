@@ -36,7 +36,7 @@ def learning_curve(metrics: dict[str, Series], file: Path) -> Path:
     panels = figure.subplots(1, 2 if "dev/wer" in metrics else 1, squeeze=False)[0]
     train = metrics.get("train/loss", [])
     panels[0].plot(*_columns(train), color="0.8", linewidth=0.8)
-    panels[0].plot(*_columns(_smooth(train)), color="tab:blue", label="train (mean of 20 points)")
+    panels[0].plot(*_columns(smooth(train)), color="tab:blue", label="train (mean of 10 points)")
     panels[0].plot(*_columns(metrics.get("dev/loss", [])), "o-", color="tab:orange", label="dev")
     panels[0].set(xlabel="step", ylabel="loss (nats a scored token)", ylim=(0, None))
     panels[0].legend()
@@ -136,12 +136,12 @@ def _columns(series: Series) -> tuple[list[int], list[float]]:
     return [step for step, _ in series], [value for _, value in series]
 
 
-def _smooth(series: Series, window: int = 20) -> Series:
-    """Mean of the last `window` points."""
+def smooth(series: Series, window: int = 10) -> Series:
+    """Mean of the last `window` points, of fewer at the beginning."""
     out = []
     for i in range(1, len(series) + 1):
         part = series[max(i - window, 0) : i]
-        out.append((part[-1][0], sum(value for _, value in part) / window))
+        out.append((part[-1][0], sum(value for _, value in part) / len(part)))
     return out
 
 
