@@ -13,6 +13,7 @@ from tqdm import tqdm
 from zipper.config import to_dict
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
+from zipper.disk import check_places
 from zipper.errors import ConfigError
 from zipper.evaluate.judge import JUDGE_RATE, Judge, load_judge
 from zipper.evaluate.result import commit, versions, write_result
@@ -28,12 +29,14 @@ LISTENED = 3  # utterances whose round trips are written to be listened to
 def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     """Round trips of cfg.evaluate.split with every number of codebooks, heard by the judge.
 
-    Leaves result.json, samples/*.flac and samples/*.png in the run folder. The original audio is heard at the
-    codec's sample rate. Raises ConfigError where the run folder is taken.
+    Leaves result.json, samples/*.flac and samples/*.png in build/codecs/NAME. The original audio is heard at
+    the codec's sample rate. Raises ConfigError where that folder is taken.
     """
-    file = cfg.run_dir / "result.json"
+    check_places(cfg)
+    folder = Path(cfg.build) / "codecs" / cfg.name
+    file = folder / "result.json"
     if file.exists():
-        raise ConfigError(f"{cfg.run_dir} holds a finished evaluation. Choose another name (name=...).")
+        raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
     judge, codec = load_judge(cfg.judge), load_codec(cfg.codec)
     code = commit()
     chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
@@ -76,10 +79,10 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         "versions": versions(),
         "config": to_dict(cfg),
     }
-    write_samples(cfg.run_dir / "samples", codec, chosen, waves, codes)
+    write_samples(folder / "samples", codec, chosen, waves, codes)
     write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
     print(table(result))
-    print(f"listen: {cfg.run_dir}/samples; figures -> {file}")
+    print(f"listen: {folder}/samples; figures -> {file}")
     return result
 
 

