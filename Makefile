@@ -6,7 +6,8 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge prepare train-asr variants overfit train-codec codec-table pretrain bench report test lint
+.PHONY: help setup setup-judge prepare train-asr variants overfit train-codec codec-table pretrain bench report
+.PHONY: test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -34,19 +35,24 @@ train-asr: $(READY)  ## zip the shipped towers, train recognition, print the tes
 overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
 	$(RUN) train configs/overfit.yaml $(ARGS)
 
-variants: $(READY)  ## recognition again: two more seeds, speech tower frozen, no pre-training, paper's projection
-	$(RUN) train configs/asr.yaml name=asr-seed1 seed=1 result=results/asr-seed1.json $(ARGS)
-	$(RUN) train configs/asr.yaml name=asr-seed2 seed=2 result=results/asr-seed2.json $(ARGS)
-	$(RUN) train configs/asr.yaml name=asr-speech-frozen result=results/asr-speech-frozen.json \
-	  model.towers.speech.frozen=true $(ARGS)
-	$(RUN) train configs/asr.yaml name=asr-scratch result=results/asr-scratch.json \
-	  model.towers.text.init=null model.towers.text.frozen=false model.towers.speech.init=null $(ARGS)
-	$(RUN) train configs/asr.yaml name=asr-paper-projection result=results/asr-paper-projection.json \
-	  model.towers.text.input_projection=paper model.towers.speech.input_projection=paper $(ARGS)
+# One run each, so that a command that was cut off goes on where it stopped. ARGS must not set name or result.
+VARIANTS := seed1 seed2 speech-frozen scratch paper-projection
+WORDS_seed1 := seed=1
+WORDS_seed2 := seed=2
+WORDS_speech-frozen := model.towers.speech.frozen=true
+WORDS_scratch := model.towers.text.init=null model.towers.text.frozen=false model.towers.speech.init=null
+WORDS_paper-projection := model.towers.text.input_projection=paper model.towers.speech.input_projection=paper
 
-train-codec: $(READY)  ## train the small EnCodec of assets/codec anew, in two rounds
-	$(RUN) train-codec configs/codec.yaml $(ARGS)
-	$(RUN) train-codec configs/codec-longer.yaml $(ARGS)
+variants: $(VARIANTS:%=build/runs/asr-%/result.json)  ## recognition: more seeds, frozen speech, no pre-training, ...
+
+build/runs/asr-%/result.json: | $(READY)
+	$(RUN) train configs/asr.yaml name=asr-$* result=results/asr-$*.json $(WORDS_$*) $(ARGS)
+
+train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec anew, in two rounds
+
+build/runs/codec-longer/finished: build/runs/codec/finished
+build/runs/%/finished: | $(READY)
+	$(RUN) train-codec configs/$*.yaml $(ARGS)
 
 codec-table: $(VENV)/.judge  ## hear the codec's round trips with every number of codebooks
 	$(RUN) evaluate-codec configs/codec.yaml name=codec-table result=results/codec.json $(ARGS)
@@ -54,9 +60,10 @@ codec-table: $(VENV)/.judge  ## hear the codec's round trips with every number o
 bench: $(VENV)/.bench  ## speed of training and decoding against transformers, padding, waiting, memory
 	$(RUN) bench configs/asr.yaml name=bench result=results/bench.json $(ARGS)
 
-pretrain: $(READY)  ## train the text and the speech tower of assets/ anew
-	$(RUN) pretrain configs/pretrain-text.yaml $(ARGS)
-	$(RUN) pretrain configs/pretrain-speech.yaml $(ARGS)
+pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result.json  ## train both towers anew
+
+build/runs/pretrain-%/result.json: | $(READY)
+	$(RUN) pretrain configs/pretrain-$*.yaml $(ARGS)
 
 report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report

@@ -61,7 +61,7 @@ def subwords(utterances: list[Utterance]) -> Subwords:
 def store(
     tmp_path_factory: pytest.TempPathFactory, utterances: list[Utterance], codec: Codec, subwords: Subwords
 ) -> Store:
-    return prepare_store(tmp_path_factory.mktemp("stores"), utterances, codec, subwords, 5.0)
+    return prepare_store(tmp_path_factory.mktemp("stores"), utterances, codec, subwords, 5.0, 30.0)
 
 
 def tiny_model(

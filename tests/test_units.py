@@ -148,7 +148,7 @@ def test_store_holds_every_utterance_as_it_was_encoded(store, utterances, codec,
 def test_a_killed_preparation_goes_on_and_gives_the_same_store(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
-    whole = prepare_store(tmp_path / "a", utterances, codec, subwords, 5.0)
+    whole = prepare_store(tmp_path / "a", utterances, codec, subwords, 5.0, 30.0)
     monkeypatch.setattr("zipper.units.encode.SHARD", 5)
     calls = 0
     encode = Codec.encode
@@ -162,12 +162,12 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
 
     monkeypatch.setattr(Codec, "encode", stop_at_third_shard)
     with pytest.raises(KeyboardInterrupt):
-        prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0)
+        prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
     (folder,) = (tmp_path / "b").iterdir()
     with pytest.raises(DataError, match="no finished store"):
         open_store(folder)
     monkeypatch.setattr(Codec, "encode", encode)
-    again = prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0)
+    again = prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
     assert again.facts == whole.facts
     for split in whole.splits:
         assert again.splits[split].to_list() == whole.splits[split].to_list()
@@ -181,7 +181,7 @@ def test_a_store_made_with_something_else_is_refused(store, part):
 
 
 def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
-    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0)
+    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
     shard = next(store.folder.glob("train-*.arrow"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(DataError, match=r"damaged|rows"):
@@ -208,13 +208,13 @@ def test_unusable_audio_is_counted_listed_and_fails_past_the_budget(
     with pytest.raises(DataError, match=reason):
         bad.wave(16000)
     with pytest.raises(DataError, match=r"1 of 37 utterances.*broken"):
-        prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0)
+        prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
     (listing,) = (tmp_path / "s").glob("*/*.skipped")
     assert reason in json.loads(listing.read_text())["reason"]
     utterances[0].wave(16000)
     broken.unlink(missing_ok=True)
     broken.symlink_to(utterances[0].audio)  # mended: the same command goes on
-    store = prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0)
+    store = prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
     assert store.facts["skipped"] == 0
     assert "broken" in store.splits["train"]["id"]
 

@@ -32,8 +32,12 @@ def prepare(cfg: RunConfig, command: str) -> None:
 def train_codec(cfg: RunConfig, command: str) -> None:
     """train the small EnCodec on the training split, and write it to train_codec.out"""
     from zipper.corpora.open import open_corpus
+    from zipper.disk import check_places
+    from zipper.train.codec import check_codec_training
     from zipper.train.codec import train_codec as run
 
+    check_places(cfg)
+    check_codec_training(cfg)
     print(f"codec -> {run(cfg, open_corpus(cfg), command)}")
 
 

@@ -14,31 +14,37 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_places(cfg: RunConfig) -> None:
-    """Raises DataError where a folder that the config names cannot be written, or the disk is too full."""
-    data = cfg.data
-    check_place(Path(cfg.build), UTTERANCE * (data.train + data.dev + data.test), "build")
+    """Raises DataError where a place that the config names cannot be written, or the disk is too full."""
+    data, build = cfg.data, Path(cfg.build)
+    made = any(build.glob("corpora/*/manifest.jsonl")) and any(build.glob("stores/*/store.json"))
+    needed = 0 if made else UTTERANCE * (data.train + data.dev + data.test)
+    check_place(build, needed, f"build={cfg.build}", "build=FOLDER")
     if cfg.result:
-        check_place(Path(cfg.result).parent, 0, "result")
+        if Path(cfg.result).is_dir():
+            raise DataError(
+                f"result={cfg.result} is a folder. Name a file: result={cfg.result}/{cfg.name}.json"
+            )
+        check_place(Path(cfg.result).parent, 0, f"result={cfg.result}", "result=FILE")
     if cfg.export:
-        check_place(Path(cfg.export), 0, "export")
+        check_place(Path(cfg.export), 0, f"export={cfg.export}", "export=FOLDER")
 
 
-def check_place(folder: Path, needed: int, setting: str) -> None:
-    """folder: made if missing. needed: bytes. setting: the key that names it, for the message."""
+def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
+    """folder: made if missing. needed: bytes. setting: key and value; other: what to give instead."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise DataError(
-            f"{setting}={folder} cannot be written ({error.strerror}). Give that folder to user {_user()}, "
-            f"or name another: {setting}=FOLDER."
+            f"{setting}: {folder} cannot be written ({error.strerror}). Give that folder to user {_user()}, "
+            f"or name another: {other}."
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
-            f"{setting}={folder}: {free / 1e6:.0f} MB are free, but this needs about {needed / 1e6:.0f} MB. "
-            f"Free some, or name a folder on another disk: {setting}=FOLDER."
+            f"{setting}: {free / 1e6:.0f} MB are free, but this needs about {needed / 1e6:.0f} MB. "
+            f"Free some, or name a place on another disk: {other}."
         )
 
 

@@ -223,6 +223,10 @@ class TrainConfig:
                 f"the last {rest} steps would be neither validated nor saved. "
                 f"Use train.steps={self.steps - rest}, or another train.validate_every."
             )
+        if self.lr <= 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"train.lr={self.lr} must be more than 0, train.betas={list(self.betas)} below 1."
+            )
         if self.workers < 0:
             raise ConfigError(f"train.workers={self.workers} must not be negative.")
         if not self.prompt_weight >= 0:
@@ -269,6 +273,18 @@ class TrainCodecConfig:
         None, "folder of a codec to go on from, quantiser included; none: random, then k-means"
     )
     out: str = setting("assets/codec", "folder that the codec is written to")
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "filters", "dimension", "sample_rate", "codebooks"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train_codec.{name}={getattr(self, name)} must be at least 1.")
+        if not 0 <= self.autoencoder < 1:
+            raise ConfigError(
+                f"train_codec.autoencoder={self.autoencoder} is a share of the steps, from 0 to less than 1; "
+                "the rest trains the quantiser."
+            )
+        if self.seconds <= 0 or self.lr <= 0:
+            raise ConfigError(f"train_codec.seconds={self.seconds} and lr={self.lr} must be more than 0.")
 
 
 @dataclass

@@ -19,14 +19,18 @@ def pss_of_tree(root: int | None = None) -> int:
     total, todo = 0, [root or os.getpid()]
     while todo:
         process = Path("/proc") / str(todo.pop())
-        try:
-            rollup = (process / "smaps_rollup").read_text()
-            for task in (process / "task").iterdir():
-                todo += map(int, (task / "children").read_text().split())
-        except OSError:  # it ended while we looked
-            continue
-        total += next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+        for children in process.glob("task/*/children"):
+            todo += map(int, _text(children).split())
+        lines = _text(process / "smaps_rollup").splitlines()
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:  # the process ended while we looked
+        return ""
 
 
 def watch(command: list[str]) -> dict[str, float | int | str]:

@@ -36,7 +36,7 @@ class Judge:
     normaliser: str = "whisper-english"
 
     def transcribe(self, wave: Tensor) -> str:
-        """wave float32 [n] at 16 kHz -> what was heard. Never sampled: the package's default would retry so."""
+        """wave float32 [n] at 16 kHz -> what was heard; temperature 0, or hard audio would be sampled."""
         segments, _ = self.model.transcribe(wave.numpy(), language="en", beam_size=1, temperature=0.0)
         return " ".join(segment.text.strip() for segment in segments)
 

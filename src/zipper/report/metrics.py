@@ -10,7 +10,8 @@ def read_metrics(run: Path) -> dict[str, Series]:
     """All metrics of a run folder; those of a run that was resumed stand in several files."""
     parts = sorted(run.glob("metrics-*.csv"), key=lambda file: int(file.stem.split("-")[1]))
     found: dict[str, dict[int, float]] = {}
-    for file in [*parts, run / "metrics.csv"]:  # what was done again after a resume wins
+    last = run / "metrics.csv"  # absent where a run was taken up again with nothing left to train
+    for file in [*parts, *([last] if last.exists() else [])]:  # what was done again after a resume wins
         with file.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 for name, value in row.items():

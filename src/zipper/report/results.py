@@ -11,8 +11,8 @@ Result = dict[str, Any]
 HEAD = """# Results
 
 Made by `make report` from `results/*.json`; each of those holds its command, commit, seed, versions and the
-fingerprint of its data. The embedded corpus is small and has one voice: its figures say nothing about
-LibriSpeech.
+fingerprint of its data (`quickstart.json`: command and commit). The embedded corpus is small and has one
+voice: its figures say nothing about LibriSpeech.
 """
 
 
@@ -49,8 +49,8 @@ def quickstart(commands: dict[str, Result]) -> str:
         for name, one in commands.items()
     ]
     text = (
-        "In a fresh clone, set-up included, nothing made before. "
-        "Memory: PSS of all processes together, at its peak."
+        "`make train-asr` in a fresh clone, set-up included, nothing made before; others in the same clone, "
+        "after it. Memory: PSS of all processes together, at its peak."
     )
     return section("Quick start", text, table(["command", "time", "peak memory", "cores"], rows), [])
 
@@ -155,29 +155,22 @@ def bench(result: Result | None) -> str:
         return ""
     tower, zipper, loader = (result["figures"][key] for key in ("tower", "zipper", "loader"))
     rows = [
-        [
-            "training, tower alone",
-            f"{tower['units_per_second']:,} units/s",
-            f"{tower['ratio']:.2f} x transformers' Llama",
-        ],
-        [
-            "training, Zipper",
-            f"{zipper['units_per_second']:,} units/s",
-            f"{zipper['ratio']:.2f} x its towers unzipped",
-        ],
+        ["training, tower alone", f"{tower['units_per_second']:,} units/s", f"{tower['ratio']:.2f} x Llama"],
+        ["training, Zipper", f"{zipper['units_per_second']:,} units/s", f"{zipper['ratio']:.2f} x Llama"],
     ]
-    for name, value in result["figures"]["decoding"].items():
-        rows.append(
-            [f"recognition, batch {name.rsplit('_', 1)[1]}", f"{value} x real time", "untrained, to the cap"]
-        )
+    for name, one in result["figures"]["decoding"].items():
+        cap = f"untrained, {percent(one['share_at_cap'], 0)} written to the cap"
+        rows.append([f"recognition, {name}", f"{one['times_real_time']} x real time", cap])
     rows += [
-        ["padding", percent(loader["padding_share"]), "of a step's tokens"],
+        ["padding", percent(loader["padding_share"]), "of an epoch's tokens"],
         ["data wait", percent(loader["data_wait_share"]), "of a step, without workers"],
-        ["peak memory of this bench", f"{result['peak_pss_mb']:,} MB", "PSS"],
+        ["peak memory of this bench", f"{result['peak_rss_mb']:,} MB", "RSS"],
     ]
     text = (
-        f"{result['threads']} threads, float32, torch {result['versions']['torch']}, transformers "
-        f"{result['versions']['transformers']}; what is compared takes turns, medians."
+        f"{result['threads']} threads, float32, torch {result['versions']['torch']}. *Llama*: the one of "
+        f"transformers {result['versions']['transformers']} in the speech tower's shape, with one codebook, "
+        "trained on the same columns; it and what it is compared with take turns, medians. Units of Zipper "
+        "are columns and subwords; its text tower is frozen, zips and input projections come on top."
     )
     return section("Speed", text, table(["what", "figure", "against"], rows), [result["command"]])
 

@@ -1,6 +1,7 @@
 """What is watched during a training: recognition on dev, gates, throughput."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +39,32 @@ class RecognitionMonitor(L.Callback):
             ]
         _say("\n".join(lines))
         entries = [one.entry() for one in found]
-        log_samples(trainer.loggers, "dev/recognised", entries, self.store, trainer.global_step)
+        log_samples(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
 
 
 def log_samples(
-    loggers: list[Logger], name: str, entries: list[dict[str, str | int | float]], store: Store, step: int
+    loggers: list[Logger],
+    split: str,
+    entries: list[dict[str, str | int | float]],
+    rows: Iterable[Row],
+    step: int,
 ) -> None:
-    """A table of the first recognised utterances, with their audio, for W&B."""
+    """A table of the first recognised utterances of a split, with their audio where it still is, for W&B.
+
+    rows: those of the store, in the order of entries.
+    """
     columns = ["id", "reference", "hypothesis", "errors", "stopped"]
-    split = name.split("/")[0]
-    audio = {row["id"]: row["audio"] for row in store.splits[split].select(range(min(TABLE, len(entries))))}
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             data = [
-                [*(one[column] for column in columns), wandb.Audio(audio[str(one["id"])])]
-                for one in entries[:TABLE]
+                [*(one[column] for column in columns), _audio(row)]
+                for one, row in zip(entries[:TABLE], rows, strict=False)
             ]
-            logger.log_table(name, columns=[*columns, "audio"], data=data, step=step)
+            logger.log_table(f"{split}/recognised", columns=[*columns, "audio"], data=data, step=step)
+
+
+def _audio(row: Row) -> wandb.Audio | None:
+    return wandb.Audio(row["audio"]) if Path(row["audio"]).is_file() else None
 
 
 def log_figures(loggers: list[Logger], files: list[Path], step: int) -> None:

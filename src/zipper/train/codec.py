@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from zipper.config import asset
 from zipper.corpora.utterance import Utterance
+from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
 from zipper.evaluate.result import commit
 from zipper.schema import RunConfig, TrainCodecConfig
@@ -139,6 +140,23 @@ class Crops(IterableDataset):
                 first = int(torch.randint(len(wave) - self.length, (1,), generator=draw))
                 rows.append(wave[first : first + self.length])
             yield torch.stack(rows).float() * (GAIN / 32767)
+
+
+def check_codec_training(cfg: RunConfig) -> None:
+    """Before any audio is made or read: DataError where the codec cannot be written or gone on from, ConfigError
+    where that one has another shape.
+    """
+    mine = cfg.train_codec
+    check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
+    if not mine.init:
+        return
+    first = load_embedded(asset(mine.init)).model.state_dict()
+    shapes = {key: tensor.shape for key, tensor in build_embedded(mine).state_dict().items()}
+    if {key: tensor.shape for key, tensor in first.items()} != shapes:
+        raise ConfigError(
+            f"train_codec.init={mine.init} has another shape than this config asks for. Give its filters, "
+            "dimension, ratios, codebooks and codes, or leave init out."
+        )
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:

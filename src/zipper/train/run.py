@@ -62,9 +62,10 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
         if recognises(cfg):
             result = evaluate_asr(module.model, store, cfg, origin)
             write_predictions(cfg.run_dir / "predictions.tsv", result)
-            log_samples(trainer.loggers, "test/recognised", result["per_utterance"], store, origin.steps)
+            rows = store.splits[cfg.evaluate.split]
+            log_samples(trainer.loggers, cfg.evaluate.split, result["per_utterance"], rows, origin.steps)
             line = last_line(result, file)
-            shown = store.splits[cfg.evaluate.split][0]
+            shown = rows[0]
         else:
             result = evaluate_loss(module.model, store, cfg, origin)
             line = f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"

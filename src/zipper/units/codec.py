@@ -98,7 +98,7 @@ def load_embedded(folder: Path) -> Codec:
     """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
-            f"codec.weights={folder} holds no {WEIGHTS} and {SETTINGS}. "
+            f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
             "Run `make train-codec`, or name another."
         )
     settings = read_facts(folder / SETTINGS)

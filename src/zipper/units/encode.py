@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,20 +25,21 @@ SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 
 def prepare_store(
     root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float,
-    max_seconds: float = math.inf,
+    max_seconds: float,
 ) -> Store:  # fmt: skip
     """Opens the store of these utterances under `root`, encoding what is missing.
 
     Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards lists them.
     """
-    parts = fingerprint(utterances, codec, subwords)
+    parts = fingerprint(utterances, codec, subwords, max_seconds)
     folder = root / fingerprint_hash(parts)
     if (folder / "store.json").exists():
         return open_store(folder, parts)
     folder.mkdir(parents=True, exist_ok=True)
     subwords.save(folder / "tokenizer.json")
     usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
-    _list_skipped(folder / "texts.skipped", skipped)
+    if skipped:
+        _list_skipped(folder / "texts.skipped", skipped)
     _check_budget(folder, skipped, len(utterances))
     with (
         _workers(codec) as pool,
@@ -83,9 +83,9 @@ def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], lis
 
 
 def _list_skipped(file: Path, skipped: list[Skipped]) -> None:
-    file.unlink(missing_ok=True)
-    if skipped:
-        file.write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
+    aside = file.with_suffix(".listing")
+    aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
+    aside.rename(file)
 
 
 def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None:
@@ -124,8 +124,12 @@ def _write_shard(
         writer.write(rows[u.id])
     writer.finalize()
     writer.close()
-    _list_skipped(file.with_suffix(".skipped"), skipped)
+    # A shard never stands without the list of what it lacks, wherever this is cut off.
+    if skipped:
+        _list_skipped(file.with_suffix(".skipped"), skipped)
     aside.rename(file)
+    if not skipped:
+        file.with_suffix(".skipped").unlink(missing_ok=True)
     return skipped
 
 
@@ -138,7 +142,7 @@ def _read(u: Utterance, sample_rate: int, longest: float) -> Tensor | DataError:
 
 @contextmanager
 def _workers(codec: Codec) -> Iterator[ThreadPoolExecutor]:
-    """As many as there are cores, of one thread each: that is 1.5 times faster than all cores on one operator
+    """As many as there are cores, of one thread each: that is a fifth faster than all cores on one operator
     after the other, and codes do not depend on the number of cores. On an accelerator one worker feeds it.
     """
     threads = torch.get_num_threads()

@@ -23,7 +23,12 @@ def prepare(cfg: RunConfig, clock: Clock) -> Store:
     subwords = given or Subwords.train((u.text for u in utterances if u.split == "train"), cfg.data.subwords)
     with clock.stage("encode"):
         store = prepare_store(
-            Path(cfg.build) / "stores", utterances, codec, subwords, cfg.codec.batch_seconds
+            Path(cfg.build) / "stores",
+            utterances,
+            codec,
+            subwords,
+            cfg.codec.batch_seconds,
+            cfg.data.max_seconds,
         )
     if store.facts["skipped"]:
         print(

@@ -21,6 +21,7 @@ from torch import Tensor
 from zipper.config import read_facts
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
+from zipper.schema import DataConfig
 from zipper.units.codec import Codec
 from zipper.units.text import NORMALISER, Subwords
 
@@ -77,9 +78,13 @@ class Store:
         return torch.tensor(row["codes"], dtype=torch.int64).view(self.codebooks, -1)
 
 
-def fingerprint(utterances: list[Utterance], codec: Codec, subwords: Subwords) -> dict[str, str]:
+def fingerprint(
+    utterances: list[Utterance], codec: Codec, subwords: Subwords, max_seconds: float
+) -> dict[str, str]:
     """What a store is made of: names, texts, codec, tokenizer, versions. The audio is not hashed."""
+    usual = DataConfig().max_seconds  # only another one is named: usual stores keep the name they had
     return {
+        **({} if max_seconds == usual else {"max_seconds": f"{max_seconds:g}"}),
         "corpus": listing_hash(utterances),
         "corpus_folder": str(Path(utterances[0].audio).parents[1].name),
         "codec": codec.fingerprint,
