@@ -4,19 +4,20 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from conftest import config
-from zipper.bench.speed import loader, take_turns, zipper_against_towers
-from zipper.data.order import Steps
+from zipper.bench import speed as speed_module
+from zipper.bench.speed import WARM, bench, take_turns
 from zipper.errors import ConfigError
 from zipper.evaluate import codec as codec_module
 from zipper.evaluate import judge as judge_module
 from zipper.evaluate.codec import evaluate_codec, table
 from zipper.evaluate.judge import Judge, load_judge
 from zipper.evaluate.wer import word_errors
+from zipper.report import results as results_module
+from zipper.report.clock import Clock
 from zipper.schema import JudgeConfig, RunConfig
-from zipper.train.resolve import resolve
+from zipper.units.prepare import prepare
 
 
 class DeafJudge(Judge):
@@ -61,26 +62,51 @@ def test_a_judge_without_its_packages_says_what_to_install(monkeypatch):
         load_judge(JudgeConfig())
 
 
-def test_turns_are_taken_and_the_median_counts():
-    order: list[str] = []
-    a, b = take_turns(lambda turn: order.append("a"), lambda turn: order.append("b"))
+def test_turns_are_taken_and_the_median_counts(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def takes(seconds: float, name: str):
+        def step(turn: int) -> None:
+            order.append(name)
+            now[0] += (
+                100.0 if turn in (0, WARM) else seconds
+            )  # one that is not counted, one that is an outlier
+
+        return step
+
+    assert take_turns(takes(1.0, "a"), takes(2.5, "b")) == (1.0, 2.5)
     assert order[:4] == ["a", "b", "a", "b"]
-    assert a >= 0
-    assert b >= 0
 
 
-def test_speed_is_measured_on_the_configs_own_batches(store):
-    cfg = resolve(config(), store)
-    steps = Steps(store, "train", {"asr": 1.0}, 200, 1, 0, 0.0)
-    books = {"text": 1, "speech": 3}
-    batches = [steps.batch(step, 0, books) for step in range(2)]
-    figures = zipper_against_towers(cfg, store, batches)
-    valid = sum(int(s.valid.sum()) for batch in batches for s in batch.streams.values())
-    assert figures["units_a_step"] == valid / 2
-    assert 0 < figures["parameters_trained"] < figures["parameters"]
-    waiting = loader(cfg, store, steps, books, figures["seconds_a_step"])
-    assert 0 <= waiting["padding_share"] < 1
-    assert waiting["data_wait_share"] == pytest.approx(
-        waiting["seconds_a_batch"] / (waiting["seconds_a_batch"] + figures["seconds_a_step"]), abs=0.02
-    )
-    assert torch.is_grad_enabled()
+def test_the_bench_measures_a_store(store, in_tmp, monkeypatch):
+    pytest.importorskip("transformers", reason="extra `bench` is not installed")
+    monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: store)
+    monkeypatch.setattr(speed_module, "TURNS", 2)
+    result = bench(config("name=bench", "result=out.json"), "x")
+    figures = result["figures"]
+    assert figures["tower"]["ratio"] > 0
+    assert 0 < figures["zipper"]["parameters_trained"] < figures["zipper"]["parameters"]
+    assert 0 <= figures["loader"]["padding_share"] < 1
+    assert set(figures["decoding"]) == {"batch 1", "batch 6"}
+    assert "x transformers" in speed_module.table(figures)
+    assert "Units of Zipper" in results_module.bench(json.loads(Path("out.json").read_text()))
+
+
+def test_a_bench_without_transformers_says_so_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr(speed_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: pytest.fail("prepared first"))
+    with pytest.raises(ConfigError, match=r"transformers.*make bench"):
+        bench(config("name=bench"), "x")
+
+
+def test_the_limit_of_the_settings_reaches_the_store(utterances, codec, in_tmp, monkeypatch):
+    monkeypatch.setattr("zipper.units.prepare.load_codec", lambda cfg: codec)
+    monkeypatch.setattr("zipper.units.prepare.open_corpus", lambda cfg: utterances)
+    monkeypatch.setattr("zipper.units.encode.SKIP_BUDGET", 1.0)
+    whole = prepare(config("data.subwords=64"), Clock())
+    short = prepare(config("data.subwords=64", "data.max_seconds=0.7"), Clock())
+    longer = sum(s > 0.7 for rows in whole.splits.values() for s in rows["seconds"])
+    assert 0 < longer == short.facts["skipped"]
+    assert whole.facts["skipped"] == 0
+    assert whole.fingerprint != short.fingerprint

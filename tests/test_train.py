@@ -4,6 +4,7 @@ are learnt.
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,17 +60,38 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared):
         assert metric in header
 
 
-def test_wandb_mirrors_a_run_offline_without_an_account(prepared):
+def test_wandb_mirrors_a_run_offline_without_an_account(prepared, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
     cfg = config("name=mirrored", "log.wandb=offline")
     run_module.train(cfg, "x")
     (folder,) = (cfg.run_dir / "wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))
     tables = {path.parent.name for path in folder.glob("files/media/table/*/*.json")}
     assert tables == {"dev", "test"}
-    heard = list(folder.glob("files/media/audio/**/*.flac"))
-    assert heard  # to be played in the table
+    staged = [path for path in (cfg.run_dir / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    assert any(path.read_bytes()[:4] == b"fLaC" for path in staged)  # to be played in the tables
     pictures = {path.parent.name for path in folder.glob("files/media/images/**/*.png")}
     assert pictures == {"figures"}
+
+
+def test_any_split_can_be_reported_on_and_audio_may_be_gone(prepared, monkeypatch):
+    gone = SimpleNamespace(is_file=lambda: False)
+    monkeypatch.setattr("zipper.train.callbacks.Path", lambda _: gone)
+    result = run_module.train(config("name=own", "log.wandb=offline", "evaluate.split=train"), "x")
+    assert result["split"] == "train"
+    tables = {path.parent.name for path in Path("build/runs/own").glob("wandb/*/files/media/table/*/*.json")}
+    assert tables == {"dev", "train"}
+
+
+def test_a_run_killed_after_its_last_step_is_finished_by_the_same_command(prepared, monkeypatch):
+    evaluate = run_module.evaluate_asr
+    monkeypatch.setattr(run_module, "evaluate_asr", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        run_module.train(config("name=late"), "x")
+    monkeypatch.setattr(run_module, "evaluate_asr", evaluate)
+    run_module.train(config("name=late"), "x")
+    assert Path("build/runs/late/result.json").is_file()
+    assert Path("build/runs/late/figures/learning-curve.png").is_file()
 
 
 def test_a_finished_run_is_not_overwritten(prepared):
@@ -252,7 +274,7 @@ def other_store(store):
 
 def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
     run_module.train(config("name=one"), "x")
-    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg: other_store(prepared))
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: other_store(prepared))
     with pytest.raises(ConfigError, match="was trained on the store"):
         evaluate_run(config("name=one"), "y")
 

@@ -143,8 +143,8 @@ class Crops(IterableDataset):
 
 
 def check_codec_training(cfg: RunConfig) -> None:
-    """Before any audio is made or read: DataError where the codec cannot be written or gone on from, ConfigError
-    where that one has another shape.
+    """Before any audio is made or read: raises DataError where the codec cannot be written or gone on from,
+    ConfigError where that one has another shape.
     """
     mine = cfg.train_codec
     check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")

@@ -6,6 +6,7 @@ build/runs/NAME/  config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  predic
 
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,8 @@ def loggers(cfg: RunConfig) -> list[Logger]:
     """CSV in the run folder is the truth; W&B mirrors it, offline unless it is told otherwise."""
     out: list[Logger] = [CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")]
     if cfg.log.wandb != "disabled":
+        # Tables with audio are staged as files until they are sent: here, and not in the home folder.
+        os.environ["WANDB_DATA_DIR"] = str((cfg.run_dir / "wandb").resolve())
         out.append(
             WandbLogger(
                 name=cfg.name,
