@@ -49,6 +49,8 @@ def test_the_readme_shows_what_the_result_files_say():
     assert last_line(overfit, "build/runs/overfit/result.json") in readme
     assert f"{times['make train-asr']['seconds'] / 60:.1f} minutes" in readme
     assert f"{times['make train-asr']['peak_pss_mb'] / 1000:.1f} GB" in readme
+    seeds = [f"{100 * load(f'asr-seed{seed}.json')['wer']:.1f} %" for seed in (1, 2)]
+    assert f"Two more seeds give {' and '.join(seeds)}" in readme
     codec = load("codec.json")
     lost = [100 * (row["wer"] - codec["rows"][0]["wer"]) for row in codec["rows"]]
     assert f"loses {lost[1]:.1f} points" in readme
