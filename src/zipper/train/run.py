@@ -77,6 +77,8 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     for logger in trainer.loggers:
         logger.log_metrics(figures, step=origin.steps)
         logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next run of this process would be logged into this one
     if cfg.export:
         export(cfg, module, store, result)
     # Last: with a result, a run is finished.
