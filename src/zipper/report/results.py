@@ -60,6 +60,7 @@ def recognition(results: list[Result]) -> str:
     if not results:
         return ""
     rows = []
+    results = sorted(results, key=lambda one: one["name"])
     for one in results:
         rows.append(
             [
