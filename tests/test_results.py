@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
+from zipper import commit as commit_module
 from zipper.config import ROOT
-from zipper.evaluate import result as result_module
 from zipper.evaluate.result import last_line
 from zipper.evaluate.wer import WordErrors, word_errors
 
@@ -64,18 +64,18 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypa
         who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
 
-    monkeypatch.setattr(result_module, "ROOT", tmp_path)
-    assert result_module.commit() == "unknown"
+    monkeypatch.setattr(commit_module, "CHECKOUT", tmp_path)
+    assert commit_module.commit() == "unknown"
     for name in ("src/a.py", "results/a.json", "RESULTS.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
     git("init")
     git("add", ".")
     git("commit", "-m", "x")
-    clean = result_module.commit()
+    clean = commit_module.commit()
     assert len(clean) == 12
     (tmp_path / "results" / "a.json").write_text("2")
     (tmp_path / "RESULTS.md").write_text("2")
-    assert result_module.commit() == clean
+    assert commit_module.commit() == clean
     (tmp_path / "src" / "a.py").write_text("2")
-    assert result_module.commit() == f"{clean}-dirty"
+    assert commit_module.commit() == f"{clean}-dirty"

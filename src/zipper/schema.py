@@ -22,6 +22,12 @@ def section(of: type) -> Any:
     return field(default_factory=of)
 
 
+def _at_least_one(of: Any, section: str, *names: str) -> None:
+    for name in names:
+        if getattr(of, name) < 1:
+            raise ConfigError(f"{section}.{name}={getattr(of, name)} must be at least 1.")
+
+
 @dataclass
 class DataConfig:
     corpus: Literal["spoken"] = setting(
@@ -135,9 +141,7 @@ class ZipConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("heads", "projection_depth", "feed_forward"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.zip.{name}={getattr(self, name)} must be at least 1.")
+        _at_least_one(self, "model.zip", "heads", "projection_depth", "feed_forward")
 
 
 def _default_towers() -> dict[str, TowerConfig]:
@@ -213,9 +217,7 @@ class TrainConfig:
     strategy: str = setting("auto", "as Lightning names them")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "accumulate", "validate_every", "devices", "nodes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1.")
+        _at_least_one(self, "train", "steps", "tokens", "accumulate", "validate_every", "devices", "nodes")
         if self.steps > self.validate_every and self.steps % self.validate_every:
             rest = self.steps % self.validate_every
             raise ConfigError(
@@ -244,9 +246,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch", "dev_utterances"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"evaluate.{name}={getattr(self, name)} must be at least 1.")
+        _at_least_one(self, "evaluate", "batch", "dev_utterances")
 
 
 @dataclass
@@ -275,9 +275,9 @@ class TrainCodecConfig:
     out: str = setting("assets/codec", "folder that the codec is written to")
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "filters", "dimension", "sample_rate", "codebooks"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train_codec.{name}={getattr(self, name)} must be at least 1.")
+        _at_least_one(
+            self, "train_codec", "steps", "batch", "filters", "dimension", "sample_rate", "codebooks"
+        )
         if not 0 <= self.autoencoder < 1:
             raise ConfigError(
                 f"train_codec.autoencoder={self.autoencoder} is a share of the steps, from 0 to less than 1; "
@@ -294,8 +294,7 @@ class LogConfig:
     every: int = setting(20, "steps between logged metrics")
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ConfigError(f"log.every={self.every} must be at least 1.")
+        _at_least_one(self, "log", "every")
 
 
 @dataclass

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+from zipper.commit import commit
+
 EVERY = 0.5  # seconds
 
 
@@ -52,16 +54,10 @@ def main() -> None:
     file, name, command = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:]
     measured = watch(command)
     known = json.loads(file.read_text()) if file.exists() else {}
-    known[name] = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": _commit()}
+    known[name] = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": commit()}
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(known, indent=1) + "\n")
     print(f"{name}: {measured['seconds']} s, peak {measured['peak_pss_mb']} MB -> {file}")
-
-
-def _commit() -> str:
-    """Of the checkout that the command ran in."""
-    run = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    return subprocess.run(run, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipper.commit import commit
 from zipper.config import to_dict
 from zipper.data.batch import Batch
 from zipper.data.order import Steps
 from zipper.errors import ConfigError
 from zipper.evaluate.asr import recognise
-from zipper.evaluate.result import commit, versions, write_result
+from zipper.evaluate.result import versions, write_result
 from zipper.model.tower import Tower
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig, TowerConfig
@@ -38,7 +39,7 @@ DECODED = 100  # utterances
 
 
 def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Measures and writes build/bench.json (and cfg.result). Takes about two minutes on two cores."""
+    """Measures and writes build/bench.json (and cfg.result). Takes about half a minute on two cores."""
     if find_spec("transformers") is None:
         raise ConfigError(
             "bench compares with transformers, which is not installed here. "

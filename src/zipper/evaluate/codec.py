@@ -7,16 +7,18 @@ from typing import Any
 
 import soundfile as sf
 import torch
+import torchaudio.functional as AF
 from torch import Tensor
 from tqdm import tqdm
 
+from zipper.commit import commit
 from zipper.config import to_dict
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.disk import check_places
 from zipper.errors import ConfigError
 from zipper.evaluate.judge import JUDGE_RATE, Judge, load_judge
-from zipper.evaluate.result import commit, versions, write_result
+from zipper.evaluate.result import versions, write_result
 from zipper.evaluate.wer import WordErrors
 from zipper.report.figures import spectrograms
 from zipper.schema import RunConfig
@@ -92,15 +94,8 @@ def heard(
     """Word errors of the judge, counts added up."""
     counts = WordErrors()
     for u, wave in zip(tqdm(said, desc=f"judge {what}", mininterval=1.0), waves, strict=True):
-        counts += judge.errors(u.text, judge.transcribe(at_rate(wave, codec.sample_rate)))
+        counts += judge.errors(u.text, judge.transcribe(AF.resample(wave, codec.sample_rate, JUDGE_RATE)))
     return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
-
-
-def at_rate(wave: Tensor, rate: int) -> Tensor:
-    """As the judge wants it: 16 kHz."""
-    import torchaudio.functional as AF
-
-    return wave if rate == JUDGE_RATE else AF.resample(wave, rate, JUDGE_RATE)
 
 
 def write_samples(
@@ -109,12 +104,12 @@ def write_samples(
     """The first utterances, original and with every number of codebooks; FLAC, and spectrograms."""
     folder.mkdir(parents=True, exist_ok=True)
     for u, wave, code in list(zip(said, waves, codes, strict=True))[:LISTENED]:
-        versions_of = {"original": wave} | {
+        waves_of = {"original": wave} | {
             f"{q}-codebooks": codec.decode(code[:q], len(wave)) for q in range(codec.codebooks, 0, -1)
         }
-        for name, samples in versions_of.items():
+        for name, samples in waves_of.items():
             sf.write(folder / f"{u.id}-{name}.flac", samples.clamp(-1, 1).numpy(), codec.sample_rate)
-        spectrograms(versions_of, codec.sample_rate, u.text, folder / f"{u.id}.png")
+        spectrograms(waves_of, codec.sample_rate, u.text, folder / f"{u.id}.png")
 
 
 def table(result: dict[str, Any]) -> str:

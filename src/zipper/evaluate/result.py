@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 
-from zipper.config import ROOT, to_dict
+from zipper.config import to_dict
 from zipper.evaluate.asr import Recognised, recognise, shuffled, total
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
@@ -111,20 +110,3 @@ def last_line(result: dict[str, Any], file: Path | str) -> str:
         f"ASR WER {result['wer']:.1%} ({result['errors']} errors, {result['words']} words, "
         f"{result['utterances']} utterances{control}) -> {file}"
     ).replace("%", " %")
-
-
-def commit() -> str:
-    """Of the checkout; `-dirty` where files differ from it (results aside), `unknown` outside of one."""
-    git = ["git", "-C", str(ROOT)]
-    made = [
-        ":(top,exclude)results",
-        ":(top,exclude)RESULTS.md",
-    ]  # by the runs themselves, one after the other
-    try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", *made]).returncode == 0
-        return name if clean else f"{name}-dirty"
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -3,8 +3,9 @@
 import json
 from dataclasses import replace
 
+from zipper.commit import commit
 from zipper.errors import ConfigError
-from zipper.evaluate.result import Origin, commit, evaluate_asr, last_line, write_result
+from zipper.evaluate.result import Origin, evaluate_asr, last_line, write_result
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.train.run import check_store, load_module, recognises, write_predictions

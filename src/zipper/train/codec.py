@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from zipper.commit import commit
 from zipper.config import asset
 from zipper.corpora.utterance import Utterance
 from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
-from zipper.evaluate.result import commit
 from zipper.schema import RunConfig, TrainCodecConfig
 from zipper.train.codebooks import CodebookLearner, nearest
 from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256

@@ -59,11 +59,9 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> Tower
         if grammar and facts["trained_on"] != store.facts["trained_on"]:
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
-                f"this "
-                "store's training split, so dev and test may hold some of them. Keep data.train, data.dev, "
-                "data.test "
-                "and data.seed (data.only takes a share of the training split), or pre-train towers on this "
-                "store."
+                "this store's training split, so dev and test may hold some of them. Keep data.train, "
+                "data.dev, data.test and data.seed (data.only takes a share of the training split), "
+                "or pre-train towers on this store."
             )
         tower = with_shape_of(tower, folder)
     count, books = own[name]

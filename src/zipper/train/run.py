@@ -17,11 +17,12 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from zipper.commit import commit
 from zipper.config import asset, flat, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
 from zipper.evaluate.loss import split_loss
-from zipper.evaluate.result import Origin, commit, describe_run, evaluate_asr, last_line, write_result
+from zipper.evaluate.result import Origin, describe_run, evaluate_asr, last_line, write_result
 from zipper.model.pretrained import load_weights, save_tower
 from zipper.model.zipper import Zipper
 from zipper.report.clock import Clock

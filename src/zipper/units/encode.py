@@ -49,9 +49,8 @@ def prepare_store(
             chosen = [u for u in usable if u.split == split]
             for shard, start in enumerate(range(0, len(chosen), SHARD)):
                 part, file = chosen[start : start + SHARD], folder / f"{split}-{shard:05d}.arrow"
-                if (
-                    file.exists() and not file.with_suffix(".skipped").exists()
-                ):  # else it may be mended by now
+                # What was skipped may be mended by now: only a shard that lacks nothing stays as it is.
+                if file.exists() and not file.with_suffix(".skipped").exists():
                     bar.update(len(part))
                     continue
                 skipped += _write_shard(file, part, codec, subwords, batch_seconds, max_seconds, pool, bar)
