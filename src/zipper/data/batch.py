@@ -27,6 +27,11 @@ class Batch(NamedTuple):
     multimodal: Tensor  # bool [B]
     total: dict[str, float]
 
+    def on(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors there."""
+        streams = {name: Stream(*(t.to(device) for t in stream)) for name, stream in self.streams.items()}
+        return self._replace(streams=streams, multimodal=self.multimodal.to(device))
+
 
 def collate(
     documents: Sequence[Document],

@@ -19,11 +19,10 @@ def split_loss(model: Zipper, store: Store, cfg: RunConfig) -> float:
     codebooks = {name: cfg.model.towers[name].codebooks for name in model.names}
     loss = weight = 0.0
     for step in range(steps.epoch_length(0)):
-        batch = steps.batch(step, 0, codebooks)
-        streams = {name: type(s)(*(t.to(device) for t in s)) for name, s in batch.streams.items()}
-        states = model(batch._replace(streams=streams, multimodal=batch.multimodal.to(device)))
+        batch = steps.batch(step, 0, codebooks).on(device)
+        states = model(batch)
         loss += sum(
-            float(stream_loss(model.tower(name), states[name], streams[name])) for name in model.names
+            float(stream_loss(model.tower(name), states[name], batch.streams[name])) for name in model.names
         )
         weight += sum(batch.total.values())
     return loss / weight

@@ -106,8 +106,7 @@ def cross_attention(model: Zipper, store: Store, row: Row) -> list[Tensor]:
             [document(store, row, "asr", 0.0)],
             {name: model.cfg.towers[name].codebooks for name in model.names},
         )
-        streams = {name: type(s)(*(t.to(device) for t in s)) for name, s in batch.streams.items()}
-        model.eval()(batch._replace(streams=streams, multimodal=batch.multimodal.to(device)))
+        model.eval()(batch.on(device))
     finally:
         for hook in hooks:
             hook.remove()
