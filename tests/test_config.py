@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zipper.cli import main, parser
@@ -97,7 +97,7 @@ def test_saved_and_loaded_configs_are_equal(tmp_path):
     kv=st.integers(0, 9),
     n=st.integers(0, 13),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_tower_is_valid_or_a_config_error(layers, width, heads, kv, n):
     good = heads >= 1 and kv >= 1 and width % heads == 0 and (width // heads) % 2 == 0
     good = good and heads % kv == 0 and 1 <= n <= layers
@@ -129,8 +129,9 @@ NASTY = [
 ]
 
 
+@example([("data.rates", "{}")])  # a dict for a tuple is a TypeError of the merge, not an OmegaConf error
 @given(st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(NASTY)), min_size=1, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_words_make_a_config_that_saves_or_a_config_error(words):
     try:
         cfg = load_config(None, [f"{key}={value}" for key, value in words])

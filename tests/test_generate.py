@@ -23,7 +23,7 @@ from zipper.generate.text import write_text
     multimodal=st.booleans(),
     seed=st.integers(0, 2**20),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_cached_states_equal_uncached_ones_for_any_interleaving(
     names, position, layers, parts, multimodal, seed
 ):

@@ -21,7 +21,7 @@ from zipper.units.text import Subwords, normalise
 
 
 @given(books=st.integers(1, 8), frames=st.integers(1, 20), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_delay_and_its_inverse(books, frames, seed):
     codes = torch.randint(16, (books, frames), generator=torch.Generator().manual_seed(seed))
     out = delay(codes, 16)

@@ -25,7 +25,7 @@ def test_planted_errors_are_counted(reference, hypothesis, errors, words):
 
 
 @given(LINES, LINES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_equal_to_a_slow_edit_distance(a, b):
     grid = [[i + j if not i * j else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
     for i in range(1, len(a) + 1):

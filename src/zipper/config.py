@@ -45,7 +45,7 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
                 plain.append(word)
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(plain))
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
     for key, value in flat(to_dict(cfg)).items():
         for number in value if isinstance(value, list) else [value]:
