@@ -74,6 +74,7 @@ def tiny_model(
     layers: int = 5,
     gate: float = 0.7,
     seed: int = 0,
+    switch: bool = False,
     **zip_settings,
 ) -> Zipper:
     """Towers of different widths, zips with open gates, float64, eval; weights large enough to matter."""
@@ -90,7 +91,9 @@ def tiny_model(
         ),
     }
     zips = ZipConfig(heads=2, gate_init=gate, **zip_settings)
-    cfg = ModelConfig(modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips)
+    cfg = ModelConfig(
+        modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips, switch=switch
+    )
     model = Zipper(cfg, RATES).double().eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:

@@ -1,18 +1,28 @@
 """Cached equals uncached, batched equals single."""
 
+import itertools
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import as_batch, interleaving, tiny_model
-from zipper.data.document import Document
-from zipper.errors import ZipperError
+from conftest import RATES, as_batch, interleaving, tiny_model
+from zipper.data.document import Document, Segment
+from zipper.errors import ConfigError
 from zipper.evaluate.asr import recognise, shuffled
+from zipper.evaluate.tts import speak
+from zipper.generate.alphabet import NEVER, Alphabet
+from zipper.generate.beam import beam_search
 from zipper.generate.cache import Memory
-from zipper.generate.text import write_text
+from zipper.generate.sample import choose
+from zipper.generate.write import MOST, Written, _length, read_prompts, write
+from zipper.schema import SamplingConfig, TowerConfig
+from zipper.units.facts import Facts, facts_of
+from zipper.units.pattern import delay
 
 
 @given(
@@ -60,87 +70,299 @@ def test_directions_that_are_not_in_use_stay_out_of_the_cache_too():
         )
 
 
-def uncached_greedy(model, prompt: Document, begin: int, end: int, cap: int) -> list[int]:
-    """The whole Zipper over the whole document for every new subword."""
-    ids: list[int] = []
-    kind = prompt.segments[0].__class__
-    while len(ids) < cap:
-        tokens = torch.tensor([begin, *ids])[:, None]
-        doc = Document("x", [*prompt.segments, kind("text", tokens, tokens >= 0, 1.0)], prompt.multimodal)
+FACTS = Facts(
+    store="",
+    reads={},
+    rates=RATES,
+    seconds={},
+    longest={"text": 4, "speech": 5, "music": 4},
+    ratio={"text": {"speech": 1.5}, "speech": {"text": 2.0}},
+    repeats={},
+)
+
+
+@torch.no_grad()
+def slow_greedy(model, given: Document, name: str, cap: int) -> torch.Tensor:
+    """The whole Zipper over the whole document for every new column, by the rules of `units.pattern` alone:
+    columns [S, Q] of one segment."""
+    tower = model.cfg.towers[name]
+    books, text = tower.codebooks, name == "text"
+    codes = range(2, tower.vocabulary) if text else range(tower.vocabulary - 3)
+    begin, end, filler = (
+        (0, 1, -1) if text else (tower.vocabulary - 3, tower.vocabulary - 2, tower.vocabulary - 1)
+    )
+    columns, frames = [[begin] * books], None
+    while frames is None or len(columns) < 1 + frames + max(1, books - 1):
+        doc = Document(
+            given.id,
+            [
+                *given.segments,
+                Segment(name, torch.tensor(columns), torch.zeros(len(columns), books, dtype=bool), 1.0),
+            ],
+            given.multimodal,
+        )
         batch = as_batch(model, [doc])
-        row = int(batch.streams["text"].valid.sum()) - 1
-        logits = model.tower("text").logits(model(batch)["text"][0, row])[0]
-        logits[begin] = float("-inf")
-        token = int(logits.argmax())
-        if token == end:
-            break
-        ids.append(token)
-    return ids
+        row = int(batch.streams[name].valid.sum()) - 1
+        logits = model.tower(name).logits(model(batch)[name][0, row])
+        column = []
+        for q in range(books):
+            frame = len(columns) - 1 - q
+            if q == 0 and frames is None:
+                allowed = [end] if frame == cap else [*codes, end]
+            elif frame >= 0 and (frames is None or frame < frames):
+                allowed = list(codes)
+            else:
+                allowed = [filler]
+            column.append(max(allowed, key=lambda token, q=q: float(logits[q, token])))
+        columns.append(column)
+        if frames is None and column[0] == end:
+            frames = len(columns) - 2
+    return torch.tensor(columns)
 
 
-def speech_prompts(model, count: int) -> list[Document]:
-    draw, out = random.Random(11), []
+def prompts(model, count: int, first: str | None = None, parts: int = 1, seed: int = 11) -> list[Document]:
+    draw, out = random.Random(seed), []
     while len(out) < count:
-        doc = interleaving(model, draw, 1)
-        if doc.segments[0].modality == "speech":
+        doc = interleaving(model, draw, parts)
+        if first in (None, doc.segments[-1].modality):
             out.append(doc)
     return out
 
 
-def test_greedy_text_is_the_same_cached_or_not_batched_or_single():
-    model = tiny_model()
-    prompts = speech_prompts(model, 8)
-    caps = [12, 3, 12, 12, 7, 12, 0, 12]
-    together = write_text(model, prompts, 0, 1, caps)
-    for prompt, cap, out in zip(prompts, caps, together, strict=True):
-        (alone,) = write_text(model, [prompt], 0, 1, [cap])
-        assert out == alone
-        assert out.ids == uncached_greedy(model, prompt, 0, 1, cap)
-        assert len(out.ids) <= cap
-        assert out.stopped == ("cap" if len(out.ids) == cap else "end")
-    assert len({len(p.segments[0].tokens) for p in prompts}) > 1
-    assert len({tuple(out.ids) for out in together}) > 2
+ORDERS = [["text"], ["speech"], ["text", "speech"], ["speech", "text"], ["speech", "speech", "text"]]
 
 
-def test_begin_is_never_written():
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts):
     model = tiny_model()
+    given = prompts(model, 3, parts=parts)
+    assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
+    together = write(model, given, order, FACTS)
+    for doc, segments in zip(given, together, strict=True):
+        (alone,) = write(model, [doc], order, FACTS)
+        assert [s.modality for s in segments] == order
+        for turn, (one, other) in enumerate(zip(segments, alone, strict=True)):
+            assert torch.equal(one.columns, other.columns)
+            assert one.stopped == other.stopped
+            before = [Segment(s.modality, s.columns, s.columns >= 0, 1.0) for s in segments[:turn]]
+            so_far = Document(doc.id, [*doc.segments, *before], doc.multimodal)
+            last = so_far.segments[-1]
+            cap = FACTS.cap(one.modality, last.modality, _length(model, last.modality, last.tokens))
+            assert torch.equal(one.columns, slow_greedy(model, so_far, one.modality, cap))
+
+
+@pytest.mark.parametrize(
+    "how", [SamplingConfig(1.5), SamplingConfig(1.0, top_k=3), SamplingConfig(2.0, top_p=0.6)]
+)
+def test_sampling_follows_from_the_seed_and_never_leaves_its_modality(how):
+    model = tiny_model(layers=3)
+    given, decode = prompts(model, 12), {"speech": how, "text": how}
+    together = write(model, given, ["speech", "text"], FACTS, decode, seed=3)
+    again = [write(model, [one], ["speech", "text"], FACTS, decode, seed=3)[0] for one in given]
+    other = write(model, given, ["speech", "text"], FACTS, decode, seed=4)
+    columns = [[s.columns.tolist() for s in segments] for segments in together]
+    assert columns == [[s.columns.tolist() for s in segments] for segments in again]
+    assert columns != [[s.columns.tolist() for s in segments] for segments in other]
+    for speech, text in together:
+        assert speech.content.shape[0] == 3
+        assert not speech.content.numel() or 0 <= speech.content.min() <= speech.content.max() < 6
+        assert not ({0, 1} & set(text.content[0].tolist()))
+    assert {s.stopped for segments in together for s in segments} >= {"end", "cap"}
+
+
+@given(
+    logits=st.lists(st.floats(-5, 5), min_size=2, max_size=9),
+    hidden=st.integers(0, 8),
+    temperature=st.floats(0.1, 3),
+    top_k=st.one_of(st.none(), st.integers(1, 9)),
+    top_p=st.floats(0.01, 1),
+    uniform=st.sampled_from([0.0, 0.3, 0.999999, 1 - 2**-24]),
+)
+def test_a_token_that_may_not_stand_is_never_chosen(logits, hidden, temperature, top_k, top_p, uniform):
+    row = torch.tensor(logits)
+    row[hidden % len(logits)] = float("-inf")
+    how = SamplingConfig(temperature, top_k, top_p)
+    assert int(choose(row, how, torch.tensor(uniform))) != hidden % len(logits)
+
+
+def test_drawn_shares_are_those_of_the_softmax():
+    row = torch.tensor([0.0, 1.0, 2.0, float("-inf")]).expand(20_000, -1)
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    drawn = choose(row, SamplingConfig(0.7), uniform)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, (row[0] / 0.7).softmax(-1), atol=0.01, rtol=0)
+    kept = choose(row, SamplingConfig(0.7, top_p=0.5), uniform)
+    assert set(kept.tolist()) == {2}
+    assert set(choose(row, SamplingConfig(0.7, top_k=2), uniform).tolist()) == {1, 2}
+
+
+def test_a_beam_of_one_is_greedy():
+    model = tiny_model()
+    given = prompts(model, 6, "speech")
+    greedy = [s.columns.tolist() for (s,) in write(model, given, ["text"], FACTS)]
+    caps = [FACTS.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
+    assert greedy == [found.tolist() for found in searched(model, given, caps, 1)]
+
+
+def test_a_wide_beam_finds_the_likeliest_of_all_texts():
+    model = tiny_model()
+    given = prompts(model, 3, "speech")
+    every = [list(ids) for n in range(3) for ids in itertools.product(range(2, 11), repeat=n)]
+    for doc, found in zip(given, searched(model, given, [2, 2, 2], len(every)), strict=True):
+        best = max(every, key=lambda ids: mean_likelihood(model, doc, ids, cap=2))
+        assert found[1:-1, 0].tolist() == best
+
+
+@torch.no_grad()
+def searched(model, given: list[Document], caps: list[int], beams: int) -> list[torch.Tensor]:
+    alphabet = Alphabet.of("text", model.cfg.towers["text"])
+    rows = list(range(len(given)))
+    columns, ended = beam_search(read_prompts(model, given), "text", alphabet, rows, caps, beams, keep=False)
+    return [row[: end + 1] for row, end in zip(columns, ended.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
+    """Log probability a token, of the text and its end; an end that the cap forces costs nothing."""
+    columns = torch.tensor([0, *ids, 1])[:, None]
+    batch = as_batch(
+        model, [Document(doc.id, [*doc.segments, Segment("text", columns, columns > 0, 1.0)], True)]
+    )
+    count = int(batch.streams["text"].valid.sum())
+    logits = model.tower("text").logits(model(batch)["text"][0, count - len(columns) : count - 1])[:, 0]
+    logits[:, 0] = float("-inf")
+    likely = logits.log_softmax(-1).gather(1, columns[1:])[:, 0]
+    return float(likely[: len(ids) if len(ids) == cap else None].sum() / len(likely))
+
+
+def test_text_may_be_searched_in_the_middle_of_an_interleaving():
+    model = tiny_model()
+    given = prompts(model, 3, "speech")
+    out = write(model, given, ["text", "speech"], FACTS, {"text": SamplingConfig(beams=4)})
+    for doc, (text, speech) in zip(given, out, strict=True):
+        so_far = Document(doc.id, [*doc.segments, Segment("text", text.columns, text.columns > 0, 1.0)], True)
+        cap = FACTS.cap("speech", "text", text.content.shape[1])
+        assert torch.equal(speech.columns, slow_greedy(model, so_far, "speech", cap))
+
+
+def test_the_reason_of_every_stop_is_told():
+    model = tiny_model(layers=3)
+    towers = {name: Alphabet.of(name, model.cfg.towers[name]) for name in model.names}
+    speech = towers["speech"]
     with torch.no_grad():
-        model.tower("text").embedding.weight[0] *= 100  # begin would win most steps
-    for out in write_text(model, speech_prompts(model, 6), 0, 1, [10] * 6):
-        assert 0 not in out.ids
+        weight = model.tower("speech").embedding.weight
+        model.tower("speech").norm.weight.zero_()
+        model.tower("speech").norm.weight[0] = 1.0
+        weight[:, 0] = 0.0
+    (doc,) = prompts(model, 1, "text")
+
+    def stop(facts: Facts) -> Written:
+        return write(model, [doc], ["speech"], facts)[0][0]
+
+    # All logits are alike but that of one token of codebook 0: it is written for ever, or at once.
+    state = read_prompts(model, [doc]).extend(
+        "speech", torch.full((1, 1, 3), speech.begin), torch.ones(1, 1) > 0
+    )
+    sign = float(state[0, -1, 0].sign())
+    weight.data[speech.end, 0] = 5.0 * sign
+    ended = stop(FACTS)
+    assert (ended.stopped, ended.content.shape[1]) == ("end", 0)
+    weight.data[speech.end, 0] = -5.0 * sign
+    model.tower("speech").norm.weight.data.zero_()
+    weight.data[0] = 0.0
+    capped = stop(FACTS)
+    assert (capped.stopped, capped.content.shape[1]) == (
+        "cap",
+        FACTS.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
+    )
+    looped = stop(
+        replace(FACTS, longest={**FACTS.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]})
+    )
+    assert looped.stopped == "loop"
+    assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
 
-def test_prompts_of_different_order_are_refused():
+def test_a_switch_lets_each_row_go_on_as_it_likes():
+    model = tiny_model(switch=True)
+    given = prompts(model, 8, parts=2)
+    together = write(model, given, "auto", FACTS)
+    shapes = {tuple(s.modality for s in segments) for segments in together}
+    assert len(shapes) > 2
+    for doc, segments in zip(given, together, strict=True):
+        (alone,) = write(model, [doc], "auto", FACTS)
+        assert [s.columns.tolist() for s in segments] == [s.columns.tolist() for s in alone]
+        so_far = list(doc.segments)
+        for turn in range(min(len(segments) + 1, MOST)):
+            batch = as_batch(model, [Document(doc.id, so_far, True)])
+            name = so_far[-1].modality
+            row = int(batch.streams[name].valid.sum()) - 1
+            choice = int(model.switches[name](model(batch)[name][0, row]).argmax())
+            expected = segments[turn].modality if turn < len(segments) else None
+            assert (model.names[choice] if choice < len(model.names) else None) == expected
+            if expected:
+                so_far.append(Segment(expected, segments[turn].columns, segments[turn].columns >= 0, 1.0))
+
+
+def test_what_cannot_be_written_is_refused():
     model = tiny_model()
-    speech = speech_prompts(model, 1)[0]
-    other = Document("x", speech.segments * 2, True)
-    with pytest.raises(ZipperError, match="same modalities in the same order"):
-        write_text(model, [speech, other], 0, 1, [2, 2])
+    (doc,) = prompts(model, 1)
+    with pytest.raises(ConfigError, match="no tower for 'music', only for text, speech"):
+        write(model, [doc], ["music"], FACTS)
+    with pytest.raises(ConfigError, match=r"without model\.switch=true"):
+        write(model, [doc], "auto", FACTS)
+    with pytest.raises(ConfigError, match="holds no segment"):
+        write(model, [Document("x", [], True)], ["text"], FACTS)
+
+
+def test_the_alphabet_makes_what_the_delay_pattern_undoes():
+    tower = TowerConfig(vocabulary=9, codebooks=3)
+    alphabet = Alphabet.of("speech", tower)
+    draw = torch.Generator().manual_seed(0)
+    for frames in range(5):
+        ended, columns = torch.tensor([NEVER]), [torch.full((3,), alphabet.begin)]
+        while len(columns) <= int(alphabet.last_column(ended)):
+            legal = alphabet.legal(len(columns), ended, torch.tensor([len(columns) == frames + 1]))[0]
+            if len(columns) <= frames:
+                legal[0, alphabet.end] = False
+            columns.append(torch.multinomial(legal.double(), 1, generator=draw)[:, 0])
+            if columns[-1][0] == alphabet.end:
+                ended = torch.tensor([len(columns) - 1])
+        content = alphabet.content(torch.stack(columns))
+        assert content.shape == (3, frames)
+        if frames:
+            assert torch.equal(delay(content, 6), torch.stack(columns))
 
 
 def test_recognition_does_not_depend_on_the_batch(store):
     model = tiny_model_for(store)
     rows = [store.splits["test"][i] for i in range(6)]
-    assert (
-        recognise(model, store, rows, 6)
-        == recognise(model, store, rows, 1)
-        == recognise(model, store, rows, 4)
-    )
+    facts = facts_of(store)
+    one, some, all_of_them = (recognise(model, store, facts, rows, batch) for batch in (1, 4, 6))
+    assert one == some == all_of_them
+
+
+def test_speaking_does_not_depend_on_the_batch(store):
+    model = tiny_model_for(store)
+    rows, how = [store.splits["test"][i] for i in range(6)], SamplingConfig(1.0, top_k=8)
+    facts = facts_of(store)
+    one, some = (speak(model, store, facts, rows, batch, how, seed=2) for batch in (1, 4))
+    assert [w.columns.tolist() for w in one] == [w.columns.tolist() for w in some]
 
 
 def tiny_model_for(store):
     from zipper.schema import RunConfig, TasksConfig, TowerConfig
     from zipper.train.module import ZipperModule
-    from zipper.train.resolve import rates, resolve
+    from zipper.train.resolve import resolve
 
     cfg = RunConfig()
-    cfg.train.tasks = TasksConfig(asr=1.0)
+    cfg.train.tasks = TasksConfig(asr=1.0, tts=1.0)
     cfg.model.towers = {
         n: TowerConfig(layers=2, width=16, heads=2, kv_heads=2, hidden=16) for n in ("text", "speech")
     }
     cfg.model.zip.heads = 2
     torch.manual_seed(0)
-    model = ZipperModule.of(resolve(cfg, store), rates(store), store.fingerprint).model.double().eval()
+    model = ZipperModule.of(resolve(cfg, store), facts_of(store)).model.double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model

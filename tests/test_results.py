@@ -7,7 +7,7 @@ import pytest
 
 from zipper import commit as commit_module
 from zipper.config import ROOT
-from zipper.evaluate.result import last_line
+from zipper.evaluate.asr import last_line
 from zipper.evaluate.wer import WordErrors, word_errors
 
 FILES = sorted((ROOT / "results").glob("*.json"))

@@ -24,8 +24,9 @@ from zipper.schema import CodecConfig, TowerConfig, TrainCodecConfig
 from zipper.train import run as run_module
 from zipper.train.codec import CodecModule, Crops
 from zipper.train.module import ZipperModule, parameter_groups, stream_loss
-from zipper.train.resolve import rates, reads, resolve
+from zipper.train.resolve import resolve
 from zipper.units.codec import load_codec
+from zipper.units.facts import facts_of, reads
 from zipper.units.text import Subwords
 
 
@@ -162,7 +163,7 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
             config(*words, "train.precision=64-true", "train.clip=1000", "train.tokens=600"), "x"
         )
     one, two = state(Path("build/runs/a1")), state(Path("build/runs/a2"))
-    fresh = ZipperModule.of(resolve(config(), prepared), rates(prepared), "").state_dict()
+    fresh = ZipperModule.of(resolve(config(), prepared), facts_of(prepared)).state_dict()
     assert (one["model.towers.text.embedding.weight"] != fresh["model.towers.text.embedding.weight"]).any()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12)
@@ -203,7 +204,7 @@ def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
     out = capsys.readouterr().out
     assert "zips.0.speech_from_text" in out
     torch.manual_seed(cfg.seed)
-    fresh = ZipperModule.of(resolve(cfg, prepared), rates(prepared), "")
+    fresh = ZipperModule.of(resolve(cfg, prepared), facts_of(prepared))
     after = state(cfg.run_dir)
     moved = {name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, after[name])}
     assert not any("speech_from_text" in name for name in moved)
@@ -215,7 +216,7 @@ def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
 
 
 def test_gates_learn_faster_and_nothing_small_decays(prepared):
-    module = ZipperModule.of(resolve(config(), prepared), rates(prepared), "")
+    module = ZipperModule.of(resolve(config(), prepared), facts_of(prepared))
     groups = parameter_groups(module.model, lr=1e-3, gate_lr=10.0, weight_decay=0.1)
     for group in groups:
         for parameter in group["params"]:
@@ -352,7 +353,7 @@ def test_every_config_loads_and_takes_a_step(file, store, utterances):
     for tower in cfg.model.towers.values():
         tower.init = None
     cfg = resolve(cfg, store)
-    module = ZipperModule.of(cfg, rates(store), store.fingerprint)
+    module = ZipperModule.of(cfg, facts_of(store))
     data = ZipperData(cfg, store)
     batch = data.steps.batch(0, 0, data.codebooks)
     states = module.model(batch)

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
 
+from zipper.arguments import add_arguments
 from zipper.config import describe, load_config
 from zipper.disk import full_disk
 from zipper.errors import ZipperError
@@ -95,12 +96,22 @@ COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
 }
 
 
+def generate(args: argparse.Namespace) -> None:
+    """speak a text, write down speech, or go on from both, with a trained or shipped model"""
+    from zipper.generate.command import generate as run
+
+    run(args)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one command. A user's mistake ends it with one line and status 2."""
     args = parser().parse_args(argv)
     command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
     try:
-        COMMANDS[args.command](load_config(args.config, args.settings), command)
+        if args.command == "generate":
+            generate(args)
+        else:
+            COMMANDS[args.command](load_config(args.config, args.settings), command)
     except ZipperError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -132,6 +143,10 @@ def parser() -> argparse.ArgumentParser:
             continue
         one.add_argument("config", type=Path, help="YAML file that holds what differs from the defaults")
         one.add_argument("settings", nargs="*", metavar="key=value", help="changes to it")
+    one = commands.add_parser(
+        "generate", help=generate.__doc__, description=generate.__doc__, formatter_class=shape
+    )
+    add_arguments(one)
     return top
 
 

@@ -59,6 +59,17 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values)))
 
 
+def changed(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
+    """A config with key=value words on top. Raises ConfigError as `load_config`."""
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(RunConfig), to_dict(cfg), OmegaConf.from_dotlist(list(words))
+        )
+        return cast(RunConfig, OmegaConf.to_object(merged))
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+        raise ConfigError(str(error).splitlines()[0] + f" (in {' '.join(words)})") from error
+
+
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
     """Plain dicts, lists and numbers: what checkpoints may hold (weights_only)."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg)))

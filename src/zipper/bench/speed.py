@@ -27,7 +27,8 @@ from zipper.model.tower import Tower
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig, TowerConfig
 from zipper.train.module import ZipperModule, padding, parameter_groups, stream_loss
-from zipper.train.resolve import rates, resolve
+from zipper.train.resolve import resolve
+from zipper.units.facts import facts_of
 from zipper.units.prepare import prepare
 from zipper.units.store import Store
 
@@ -103,7 +104,7 @@ def zipper_against_llama(cfg: RunConfig, store: Store, batches: list[Batch]) -> 
 
     Units a second, padding left out: the Zipper's are speech columns and subwords, the Llama's the columns.
     """
-    module = ZipperModule.of(cfg, rates(store), store.fingerprint)
+    module = ZipperModule.of(cfg, facts_of(store))
     model = module.model
     optimiser = torch.optim.AdamW(
         parameter_groups(model, cfg.train.lr, cfg.train.gate_lr, cfg.train.weight_decay), fused=True
@@ -178,13 +179,13 @@ def language_model_step(
 
 def decoding(cfg: RunConfig, store: Store) -> dict[str, Any]:
     """Greedy recognition of dev utterances by an untrained Zipper, and the share cut at the cap."""
-    module = ZipperModule.of(cfg, rates(store), store.fingerprint)
+    module = ZipperModule.of(cfg, facts_of(store))
     rows = [store.splits["dev"][i] for i in range(min(DECODED, len(store.splits["dev"])))]
-    recognise(module.model, store, rows[:2], 2)
+    recognise(module.model, store, module.facts, rows[:2], 2)
     found: dict[str, Any] = {}
     for batch, part in ((1, rows[:10]), (len(rows), rows)):
         started = time.monotonic()
-        written = recognise(module.model, store, part, batch)
+        written = recognise(module.model, store, module.facts, part, batch)
         took = time.monotonic() - started
         found[f"batch {batch}"] = {
             "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),

@@ -17,15 +17,18 @@ class Stream(NamedTuple):
     valid: Tensor  # bool [B, T]  False on padding
     target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
     weight: Tensor  # float32 [B, T]  of that loss
+    turn: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
 
 
 class Batch(NamedTuple):
-    """`total`: by modality, the loss weight of the whole step, over ranks and accumulation."""
+    """`total`: by modality, the loss weight of the whole step, over ranks and accumulation; `turns`: the
+    choices of what follows a segment, likewise."""
 
     ids: list[str]
     streams: dict[str, Stream]
     multimodal: Tensor  # bool [B]
     total: dict[str, float]
+    turns: int
 
     def on(self, device: torch.device) -> "Batch":
         """The same batch with its tensors there."""
@@ -37,27 +40,33 @@ def collate(
     documents: Sequence[Document],
     codebooks: dict[str, int],
     total: dict[str, float] | None = None,
+    turns: int | None = None,
 ) -> Batch:
     """codebooks: Q of every tower. A tower that a document leaves silent has no valid token there."""
-    streams = {name: _stream(documents, name, q) for name, q in codebooks.items()}
+    streams = {name: _stream(documents, name, codebooks) for name in codebooks}
     own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
     multimodal = torch.tensor([d.multimodal for d in documents])
-    return Batch([d.id for d in documents], streams, multimodal, total or own)
+    if turns is None:
+        turns = sum(int((s.turn != -100).sum()) for s in streams.values())
+    return Batch([d.id for d in documents], streams, multimodal, total or own, turns)
 
 
-def _stream(documents: Sequence[Document], modality: str, codebooks: int) -> Stream:
+def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, int]) -> Stream:
+    books, names = codebooks[modality], list(codebooks)
     lengths = [sum(len(s.tokens) for s in d.segments if s.modality == modality) for d in documents]
     rows, width = len(documents), max(*lengths, 1)
     stream = Stream(
-        tokens=torch.zeros(rows, width, codebooks, dtype=torch.int64),
+        tokens=torch.zeros(rows, width, books, dtype=torch.int64),
         place=torch.zeros(rows, width, dtype=torch.int64),
         valid=torch.arange(width) < torch.tensor(lengths)[:, None],
-        target=torch.full((rows, width, codebooks), -100),
+        target=torch.full((rows, width, books), -100),
         weight=torch.zeros(rows, width),
+        turn=torch.full((rows, width), -100),
     )
     for row, doc in enumerate(documents):
         start = place = 0
-        for part in doc.segments:
+        following = [*(s.modality for s in doc.segments[1:]), "nothing"]
+        for part, then in zip(doc.segments, following, strict=False):  # a document may hold nothing
             count = len(part.tokens)
             if part.modality == modality:
                 end = start + count
@@ -66,6 +75,8 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: int) -> Str
                 stream.weight[row, start:end] = part.weight
                 if part.weight:  # the last token of a segment, its end, has nothing to predict
                     stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
+                if doc.multimodal:
+                    stream.turn[row, end - 1] = names.index(then) if then in names else len(names)
                 start = end
             place += count
     return stream

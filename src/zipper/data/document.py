@@ -1,6 +1,6 @@
 """A row and a task make a document: segments of tokens in one linear order, prompt before answer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +52,16 @@ def segment(store: Store, row: Row, modality: str, weight: float) -> Segment:
 
 
 def scored_weight(
-    store: Store, subwords: int, frames: int, task: str, prompt_weight: float
+    store: Store,
+    subwords: int,
+    frames: int,
+    task: str,
+    prompt_weight: float,
+    codebook_weights: Sequence[float],
 ) -> dict[str, float]:
     """Sum of loss weights that a document scores, by modality, from the counts alone (see `scored`)."""
-    pairs = {"text": subwords + 1, "speech": frames * store.codebooks + 1}
+    books = codebook_weights or [1.0] * store.codebooks
+    pairs = {"text": subwords + 1.0, "speech": frames * sum(books) + books[0]}
     order = TASKS[task]
     return {name: pairs[name] * (1.0 if name == order[-1] else prompt_weight) for name in order}
 

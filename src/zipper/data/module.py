@@ -57,9 +57,11 @@ class ZipperData(L.LightningDataModule):
         return DataLoader(batches, batch_size=None, collate_fn=whole, sampler=From(0, steps.epoch_length(0)))
 
     def _steps(self, split: str, tasks: dict[str, float], slices: int) -> Steps:
-        only = self.cfg.data.only if split == "train" else None
-        train = self.cfg.train
-        return Steps(self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight, only)
+        train, learnt = self.cfg.train, split == "train"
+        return Steps(
+            self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight,
+            self.cfg.data.only if learnt else None, train.codebook_weights if learnt else (),
+        )  # fmt: skip
 
 
 def whole(batch: Any) -> Any:

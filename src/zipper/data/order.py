@@ -2,7 +2,7 @@
 accumulation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, Sampler
 from zipper.data.batch import Batch, collate
 from zipper.data.document import document, scored_weight
 from zipper.errors import ConfigError
+from zipper.schema import TASKS
 from zipper.units.pattern import columns
 from zipper.units.store import Store
 
@@ -29,7 +30,7 @@ class Steps:
 
     def __init__(
         self, store: Store, split: str, tasks: dict[str, float], tokens: int, slices: int, seed: int,
-        prompt_weight: float, only: int | None = None,
+        prompt_weight: float, only: int | None = None, codebook_weights: Sequence[float] = (),
     ) -> None:  # fmt: skip
         """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
         accumulation.
@@ -37,7 +38,7 @@ class Steps:
         Raises ConfigError where a single example is over the cap, or a step too small to be sliced.
         """
         self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
-        self.prompt_weight = prompt_weight
+        self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
         self.rows = store.splits[split].select(range(min(only or 10**9, len(store.splits[split]))))
         self.subwords = np.array([len(ids) for ids in self.rows["ids"]])
         self.frames = np.array([len(codes) for codes in self.rows["codes"]]) // store.codebooks
@@ -71,15 +72,17 @@ class Steps:
         total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
         for row, task in examples:
             weights = scored_weight(
-                self.store, int(self.subwords[row]), int(self.frames[row]), task, self.prompt_weight
-            )
+                self.store, int(self.subwords[row]), int(self.frames[row]), task,
+                self.prompt_weight, self.codebook_weights,
+            )  # fmt: skip
             for name, weight in weights.items():
                 total[name] += weight
         documents = [
             document(self.store, self.rows[row], task, self.prompt_weight)
             for row, task in examples[part :: self.slices]
         ]
-        return collate(documents, codebooks, total)
+        turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
+        return collate(documents, codebooks, total, turns)
 
     def _epoch(self, epoch: int) -> list[Plan]:
         if epoch not in self._cut:

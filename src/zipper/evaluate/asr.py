@@ -1,19 +1,22 @@
 """Recognition: rows of a store to hypotheses, errors and stop reasons."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from zipper.data.document import Document, document
+from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors, word_errors
-from zipper.generate.text import write_text
+from zipper.generate.write import GREEDY, write
 from zipper.model.zipper import Zipper
+from zipper.schema import RunConfig, SamplingConfig
+from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
-
-CAP = 1.5  # times the largest ratio of subwords to frames in training
+from zipper.units.text import NORMALISER
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,15 @@ class Recognised:
 
 
 def recognise(
-    model: Zipper, store: Store, rows: list[Row], batch: int, heard: list[Row] | None = None
+    model: Zipper,
+    store: Store,
+    facts: Facts,
+    rows: list[Row],
+    batch: int,
+    how: SamplingConfig = GREEDY,
+    heard: list[Row] | None = None,
 ) -> list[Recognised]:
-    """Greedy ASR of every row, in its order; `batch` utterances at a time, neighbours in length together.
+    """ASR of every row, in its order; `batch` utterances at a time, neighbours in length together.
 
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
@@ -53,11 +62,8 @@ def recognise(
         for start in range(0, len(rows), batch):
             part = order[start : start + batch]
             prompts = [_prompt(store, heard[i]) for i in part]
-            caps = [cap(store, heard[i]) for i in part]
-            for i, out in zip(
-                part, write_text(model, prompts, store.subwords.begin, store.subwords.end, caps), strict=True
-            ):
-                hypothesis = store.subwords.decode(out.ids)
+            for i, (out,) in zip(part, write(model, prompts, ["text"], facts, {"text": how}), strict=True):
+                hypothesis = store.subwords.decode(out.content[0].tolist())
                 errors = word_errors(rows[i]["text"], hypothesis)
                 found[i] = Recognised(
                     rows[i]["id"],
@@ -73,10 +79,36 @@ def recognise(
     return [found[i] for i in range(len(rows))]
 
 
-def cap(store: Store, row: Row) -> int:
-    """Most subwords that are written for an utterance."""
-    frames = len(row["codes"]) // store.codebooks
-    return math.ceil(CAP * store.facts["subwords_per_frame_max"] * frames) + 1
+def evaluate_asr(model: Zipper, store: Store, facts: Facts, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
+    """Decodes a split and describes what came out: a result file."""
+    rows, how, batch = chosen_rows(store, cfg), cfg.decode.text, cfg.evaluate.batch
+    found = recognise(model, store, facts, rows, batch, how)
+    counts = total(found)
+    result = {
+        **describe_run(model, store, cfg, origin),
+        "task": "asr",
+        "split": cfg.evaluate.split,
+        "wer": round(counts.rate, 6),
+        "errors": counts.errors,
+        "words": counts.words,
+        "utterances": len(found),
+        **stops([one.stopped for one in found]),
+        "decoding": how.describe(),
+        "normaliser": NORMALISER,
+    }
+    if cfg.evaluate.shuffled:
+        control = total(recognise(model, store, facts, rows, batch, how, heard=shuffled(rows)))
+        result["shuffled_wer"] = round(control.rate, 6)
+    return {**result, "per_utterance": [one.entry() for one in found]}
+
+
+def last_line(result: dict[str, Any], file: Path | str) -> str:
+    """What a training ends with."""
+    control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
+    return (
+        f"ASR WER {result['wer']:.1%} ({result['errors']} errors, {result['words']} words, "
+        f"{result['utterances']} utterances{control}) -> {file}"
+    ).replace("%", " %")
 
 
 def total(found: Iterable[Recognised]) -> WordErrors:

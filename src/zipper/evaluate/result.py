@@ -11,11 +11,9 @@ import lightning
 import torch
 
 from zipper.config import to_dict
-from zipper.evaluate.asr import Recognised, recognise, shuffled, total
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
 from zipper.units.store import Row, Store
-from zipper.units.text import NORMALISER
 
 
 @dataclass(frozen=True)
@@ -26,41 +24,6 @@ class Origin:
     commit: str
     steps: int
     wall_seconds: float
-
-
-def evaluate_asr(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
-    """Decodes a split and describes what came out."""
-    split = store.splits[cfg.evaluate.split]
-    # Of the training split, only what the run has trained on: a check of the wiring, never a result.
-    only = cfg.data.only if cfg.evaluate.split == "train" else None
-    rows: list[Row] = [split[i] for i in range(min(only or len(split), len(split)))]
-    found = recognise(model, store, rows, cfg.evaluate.batch)
-    result = {
-        **describe_run(model, store, cfg, origin),
-        "task": "asr",
-        "split": cfg.evaluate.split,
-        **summary(found),
-        "decoding": "greedy",
-        "normaliser": NORMALISER,
-    }
-    if cfg.evaluate.shuffled:
-        control = total(recognise(model, store, rows, cfg.evaluate.batch, heard=shuffled(rows)))
-        result["shuffled_wer"] = round(control.rate, 6)
-    return {**result, "per_utterance": [one.entry() for one in found]}
-
-
-def summary(found: list[Recognised]) -> dict[str, Any]:
-    """Counts added up over the corpus, divided once."""
-    counts = total(found)
-    stops = Counter(one.stopped for one in found)
-    return {
-        "wer": round(counts.rate, 6),
-        "errors": counts.errors,
-        "words": counts.words,
-        "utterances": len(found),
-        "stopped": dict(stops),
-        "share_at_cap": round(stops["cap"] / max(len(found), 1), 6),
-    }
 
 
 def describe_run(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
@@ -103,10 +66,24 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
         aside.rename(file)
 
 
-def last_line(result: dict[str, Any], file: Path | str) -> str:
-    """What a training ends with."""
-    control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
-    return (
-        f"ASR WER {result['wer']:.1%} ({result['errors']} errors, {result['words']} words, "
-        f"{result['utterances']} utterances{control}) -> {file}"
-    ).replace("%", " %")
+def chosen_rows(store: Store, cfg: RunConfig) -> list[Row]:
+    """Rows of cfg.evaluate.split. Of the training split, only what the run has trained on: a check of the
+    wiring, never a result."""
+    split = store.splits[cfg.evaluate.split]
+    only = cfg.data.only if cfg.evaluate.split == "train" else None
+    return [split[i] for i in range(min(only or len(split), len(split)))]
+
+
+def stops(reasons: list[str]) -> dict[str, Any]:
+    """Why the writing stopped, counted."""
+    counts = Counter(reasons)
+    return {"stopped": dict(counts), "share_at_cap": round(counts["cap"] / max(len(reasons), 1), 6)}
+
+
+def write_predictions(result: dict[str, Any], file: Path) -> None:
+    """One utterance a line, tab-separated: its entries in the result file, where it has any."""
+    if "per_utterance" not in result:
+        return
+    keys = list(result["per_utterance"][0])
+    rows = ["\t".join(keys), *("\t".join(str(one[key]) for key in keys) for one in result["per_utterance"])]
+    file.write_text("\n".join(rows) + "\n")

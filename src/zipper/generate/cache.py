@@ -1,20 +1,24 @@
 """What a Zipper remembers while documents are written.
 
 The strict order makes states append-only: a token's state in its tower never changes once written. So each
-tower keeps
-the keys and values of its layers, each zip those of the tower it asks, and while one modality is written only
-its own tower runs.
+tower keeps the keys and values of its layers, each zip those of the tower it asks, and while one modality is
+written only its own tower runs.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from zipper.model.tower import KeyValue
+from zipper.model.tower import Cache, KeyValue
 from zipper.model.zipper import Pair, Zipper
+
+BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
 
 
 class Memory:
-    """Grows by `extend`; rows may be ragged: an invalid token is remembered, but never looked at."""
+    """Grows by `extend`. Rows may be ragged, and write different towers: an invalid token is remembered, but
+    never looked at."""
 
     def __init__(self, model: Zipper, multimodal: Tensor) -> None:
         """multimodal bool [B]: of each document, known before its first token."""
@@ -22,7 +26,11 @@ class Memory:
         self.own: dict[tuple[str, int], KeyValue] = {}  # (tower, layer)
         self.zipped: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
         empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
-        self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, T] of each tower
+        self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each tower
+        self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
+        self.clock: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
+        self.last: dict[str, Tensor] = {}  # [B, D] state of each row's last valid token, for the switch
+        self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
 
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
         """Writes tokens int64 [B, T, Q] of tower `name`, after all that is written; valid bool [B, T], padded
@@ -31,41 +39,97 @@ class Memory:
         Returns their states [B, T, D], for the tower's `logits`. Equal to the whole Zipper run on the whole
         document.
         """
+        start, end = self.length[name], self.length[name] + valid.shape[1]
+        self._make_room(name, end)
+        at = torch.arange(start, end, device=valid.device)
+        self.valid[name].index_copy_(1, at, valid)
+        position = self.count[name] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
+        self.count[name] = self.count[name] + valid.sum(1, keepdim=True)
+        self.length[name] = end
+        read = _blocks(end)
+        mask = self.valid[name][:, None, :read]
+        if valid.shape[1] > 1:
+            mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
+        time, coming, self.clock[name] = self.model.times(name, tokens, valid, self.clock.get(name))
+        states = self._run(name, tokens, position, (time, coming), mask, at, read)
+        if self.model.switches:
+            self._keep_last(name, states, valid)
+        return states
+
+    def _run(
+        self, name: str, tokens: Tensor, position: Tensor, times: tuple[Tensor, Tensor], mask: Tensor,
+        at: Tensor, read: int,
+    ) -> Tensor:  # fmt: skip
         model, tower = self.model, self.model.tower(name)
-        past = self.valid[name]
-        position = past.sum(1, keepdim=True) + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
-        rotation, times = (
-            tower.rotation(position),
-            (model.time(name, position), model.time(name, position + 1)),
-        )
-        causal = torch.ones(valid.shape[1], valid.shape[1], dtype=torch.bool, device=valid.device).tril()
-        mask = torch.cat(
-            [past[:, None].expand(-1, valid.shape[1], -1), causal & valid[:, None]], dim=2
-        )  # [B, T, Tpast + T]
+        rotation, (time, coming) = tower.rotation(position), times
+        asked = {  # where there is something to look at, and how much of it
+            other: (_blocks(self.length[other]), self._looks(other, tokens.shape[1]))
+            for other in model.names
+            if (name, other) in model.used and self.length[other]
+        }
         x = model.project(name, tower.embed(tokens), self.multimodal)
         for stage in range(model.stages + 1):
             for index in model.layers(name, stage):
-                x, self.own[name, index] = tower.layers[index](x, rotation, mask, self.own.get((name, index)))
-            if stage < model.stages:
-                x = self._look_across(stage, name, x, *times)
-        self.valid[name] = torch.cat([past, valid], dim=1)
+                x = tower.layers[index](x, rotation, mask, Cache(self.own[name, index], at, read))
+            if stage == model.stages:
+                break
+            before = x
+            for other, (columns, may_look) in asked.items():
+                keys = KeyValue(*(b[:, :, :columns] for b in self.zipped[stage, (name, other)]))
+                x = x + model.zip(stage, name, other)(before, coming, keys, may_look)
+            for other in model.names:
+                if (other, name) in model.used:
+                    left = model.zip(stage, other, name).look_at(before, time)
+                    Cache(self.zipped[stage, (other, name)], at, read).add(left)
         return tower.finish(x)
 
-    def _look_across(self, stage: int, name: str, before: Tensor, time: Tensor, coming: Tensor) -> Tensor:
-        """The zips of one stage: `name` asks the others, and leaves them what they will ask for."""
-        x = before
-        for other in self.model.names:
-            asked = self.zipped.get((stage, (name, other)))
-            if asked is not None:
-                mask = (self.valid[other] & self.multimodal[:, None])[:, None].expand(-1, before.shape[1], -1)
-                x = x + self.model.zip(stage, name, other)(before, coming, asked, mask)
-            if (other, name) not in self.model.used:
-                continue
-            left = self.model.zip(stage, other, name).look_at(before, time)
-            earlier = self.zipped.get((stage, (other, name)))
-            if earlier is not None:
-                left = KeyValue(
-                    torch.cat([earlier.key, left.key], 2), torch.cat([earlier.value, left.value], 2)
-                )
-            self.zipped[stage, (other, name)] = left
-        return x
+    def _keep_last(self, name: str, states: Tensor, valid: Tensor) -> None:
+        rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
+        latest = states[rows, (count - 1).clamp(min=0)]
+        before = self.last.get(name, latest)
+        self.last[name] = torch.where((count > 0)[:, None], latest, before)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
+        self.multimodal = self.multimodal[rows]
+        for kept in (self.valid, self.count, self.clock, self.last):
+            kept.update({name: tensor[rows] for name, tensor in kept.items()})
+        self.own = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.own.items()}
+        self.zipped = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zipped.items()}
+
+    def _looks(self, other: str, tokens: int) -> Tensor:
+        """bool [B, tokens, columns read]: all of the other tower that is there, in multimodal documents."""
+        there = self.valid[other][:, : _blocks(self.length[other])] & self.multimodal[:, None]
+        return there[:, None].expand(-1, tokens, -1)
+
+    def _make_room(self, name: str, columns: int) -> None:
+        """Buffers of at least so many columns for a tower, and for the zips that ask it."""
+        have = self.valid[name].shape[1]
+        if columns <= have:
+            return
+        room = _blocks(max(columns, 2 * have))
+        grown = self.valid[name].new_zeros(len(self.multimodal), room)
+        grown[:, :have] = self.valid[name]
+        self.valid[name] = grown
+        for kept, key, heads, size in self._buffers(name):
+            weight = self.model.tower(name).embedding.weight
+            new = KeyValue(*(weight.new_zeros(len(self.multimodal), heads, room, size) for _ in range(2)))
+            if have:
+                for buffer, old in zip(new, kept[key], strict=True):
+                    buffer[:, :, :have] = old
+            kept[key] = new
+
+    def _buffers(self, name: str) -> Iterator[tuple[dict, tuple, int, int]]:
+        """(dictionary, key, heads, head size) of all that a token of this tower is written to."""
+        tower = self.model.cfg.towers[name]
+        for index in range(tower.layers):
+            yield self.own, (name, index), tower.kv_heads, tower.width // tower.heads
+        for stage in range(self.model.stages):
+            for asking, asked in self.model.used:
+                if asked == name:
+                    block = self.model.zip(stage, asking, asked)
+                    yield self.zipped, (stage, (asking, asked)), block.heads, block.size
+
+
+def _blocks(columns: int) -> int:
+    return -(-columns // BLOCK) * BLOCK

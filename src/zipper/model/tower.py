@@ -23,6 +23,21 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
+class Cache(NamedTuple):
+    """What one layer or zip remembers while tokens are written: buffers, the columns being filled now, and
+    how much is read (what lies behind the tokens written so far is masked)."""
+
+    buffers: KeyValue  # [B, H, capacity, K]
+    at: Tensor  # int64 [T], the columns of these tokens
+    read: int  # columns
+
+    def add(self, new: KeyValue) -> KeyValue:
+        """Writes keys and values [B, H, T, K] of new tokens; returns all of them, [B, H, read, K]."""
+        for buffer, values in zip(self.buffers, new, strict=True):
+            buffer.index_copy_(2, self.at, values)
+        return KeyValue(*(buffer[:, :, : self.read] for buffer in self.buffers))
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -35,24 +50,25 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(cfg.heads * self.size, cfg.width, bias=False)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
-    ) -> tuple[Tensor, KeyValue]:
-        """x [B, T, D]; mask bool [B, T, Tpast + T], True = may look, or None: plain causal, without a past.
-
-        Returns the output [B, T, D] and the keys and values of past and present.
-        """
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = may look; neither: plain causal."""
         q = rotate(self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), rotation)  # [B, H, T, K]
         k = rotate(self.to_k(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), rotation)
         v = self.to_v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-        if past is not None:
-            k, v = torch.cat([past.key, k], dim=2), torch.cat([past.value, v], dim=2)
+        if cache is not None:
+            k, v = cache.add(KeyValue(k, v))
         y = F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=None if mask is None else mask[:, None],
             is_causal=mask is None,
             enable_gqa=self.kv_heads != self.heads,
         )  # fmt: skip
-        return self.to_out(y.transpose(1, 2).flatten(2)), KeyValue(k, v)
+        return self.to_out(y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -81,12 +97,15 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, past: KeyValue | None
-    ) -> tuple[Tensor, KeyValue]:
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
         """As Attention."""
-        y, present = self.attention(self.attention_norm(x), rotation, mask, past)
-        x = x + self.dropout(y)
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), present
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class Tower(nn.Module):
@@ -110,7 +129,7 @@ class Tower(nn.Module):
         x = self.embed(tokens)
         rotation = self.rotation(torch.arange(x.shape[1], device=x.device)[None])
         for layer in self.layers:
-            x, _ = layer(x, rotation, None, None)
+            x = layer(x, rotation)
         return self.finish(x)
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -31,11 +31,18 @@ class Zipper(nn.Module):
     """Stage n runs `interval` layers of every tower; then all zips of the stage look across, at states from
     before any of them is updated. Layers left over run after the last zip."""
 
-    def __init__(self, cfg: ModelConfig, rates: dict[str, float]) -> None:
-        """rates: tokens a second of each tower, on average; they place all towers on one axis of time."""
+    def __init__(
+        self, cfg: ModelConfig, rates: dict[str, float], seconds: dict[str, list[float]] | None = None
+    ) -> None:
+        """They place all towers on one axis of time. rates: tokens a second of each tower, on average.
+        seconds: what each token of a tower's first codebook is expected to take, [V]; else 1 / rate."""
         super().__init__()
         self.cfg, self.rates = cfg, rates
         self.names = list(cfg.modalities)
+        for name in self.names:
+            each = (seconds or {}).get(name) or [1 / rates[name]] * cfg.towers[name].vocabulary
+            # Not of the checkpoint: they come with its facts.
+            self.register_buffer(f"seconds_{name}", torch.tensor(each), persistent=False)
         towers = {name: cfg.towers[name] for name in self.names}
         self.towers = nn.ModuleDict({name: Tower(tower) for name, tower in towers.items()})
         self.pairs: list[Pair] = [(a, b) for a in self.names for b in self.names if a != b]
@@ -52,6 +59,13 @@ class Zipper(nn.Module):
             {n: InputProjection(t.input_projection, t.width) for n, t in projected.items()}
         )
 
+        # What follows a segment, from the state of its last token: one of `names`, or nothing more. It reads
+        # the towers and never moves them (the paper leaves the choice to future work, section 3.2).
+        choices = len(self.names) + 1
+        self.switches = nn.ModuleDict(
+            {n: nn.Linear(t.width, choices) for n, t in towers.items() if cfg.switch and self.pairs}
+        )
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """States [B, T, D] of every tower, for its `logits`."""
         x, rotations, times, coming = {}, {}, {}, {}
@@ -60,7 +74,7 @@ class Zipper(nn.Module):
             position = torch.arange(stream.tokens.shape[1], device=stream.tokens.device)[None]
             x[name] = self.project(name, tower.embed(stream.tokens), batch.multimodal)
             rotations[name] = tower.rotation(position)
-            times[name], coming[name] = self.time(name, position), self.time(name, position + 1)
+            times[name], coming[name], _ = self.times(name, stream.tokens, stream.valid)
         masks = {
             (a, b): cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
             & batch.multimodal[:, None, None]
@@ -70,7 +84,7 @@ class Zipper(nn.Module):
         for stage in range(self.stages):
             for name in self.names:
                 for index in self.layers(name, stage):
-                    x[name], _ = self.tower(name).layers[index](x[name], rotations[name], None, None)
+                    x[name] = self.tower(name).layers[index](x[name], rotations[name])
             before = dict(x)
             for (a, b), mask in masks.items():
                 block = self.zip(stage, a, b)
@@ -78,7 +92,7 @@ class Zipper(nn.Module):
                 x[a] = x[a] + block(before[a], coming[a], asked, mask)
         for name in self.names:
             for index in self.layers(name, self.stages):
-                x[name], _ = self.tower(name).layers[index](x[name], rotations[name], None, None)
+                x[name] = self.tower(name).layers[index](x[name], rotations[name])
         return {name: self.tower(name).finish(x[name]) for name in self.names}
 
     def layers(self, name: str, stage: int) -> range:
@@ -93,13 +107,19 @@ class Zipper(nn.Module):
             return x
         return torch.where(multimodal[:, None, None], self.projections[name](x), x)
 
-    def time(self, name: str, position: Tensor) -> Tensor:
-        """position int64 [B, T] within the tower -> seconds [B, T], by the tower's mean rate.
+    def times(
+        self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """When tokens int64 [B, T, Q] are said, going on from `since` [B, 1], all in seconds.
 
-        A token is asked at the time of its own end, and asks with that of the token it is about to predict.
+        Returns for each token [B, T] the time at which it is asked, the middle of its own span, and the one
+        with which it asks, the end of the token that it is about to predict; and [B, 1] the end of the last
+        valid one.
         """
         exact = torch.float64 if self.tower(name).embedding.weight.dtype == torch.float64 else torch.float32
-        return position.to(exact) / self.rates[name]
+        each = self.get_buffer(f"seconds_{name}").to(exact)[tokens[..., 0]] * valid  # [B, T]
+        end = each.cumsum(1) + (0.0 if since is None else since)
+        return end - each / 2, end + 1 / self.rates[name], end[:, -1:]
 
     def tower(self, name: str) -> Tower:
         tower = self.towers[name]

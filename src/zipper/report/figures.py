@@ -1,6 +1,7 @@
 """Figures of a run, as PNG: learning curve, gates over steps, where the zips look in one test utterance."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchaudio
@@ -12,38 +13,47 @@ from zipper.data.batch import collate
 from zipper.data.document import document
 from zipper.model.tower import KeyValue
 from zipper.model.zip_block import ZipBlock
-from zipper.model.zipper import Zipper
+from zipper.model.zipper import Pair, Zipper
 from zipper.report.metrics import Series, read_metrics
 from zipper.units.store import Row, Store
 
 
-def draw_run(run: Path, model: Zipper, store: Store, row: Row | None) -> list[Path]:
-    """All figures of a run into run/figures. row: the utterance whose attention is shown, if any."""
+def draw_run(run: Path, model: Zipper, store: Store, row: Row, results: dict[str, Any]) -> list[Path]:
+    """All figures of a run into run/figures. row: whose attention is shown. results: by task."""
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     metrics = read_metrics(run)
     files = [learning_curve(metrics, folder / "learning-curve.png")]
     if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
         files.append(gate_curves(gates, folder / "gates.png"))
-    if row is not None and ("text", "speech") in model.used and model.stages:
-        files.append(attention_map(model, store, row, folder / "attention.png"))
+    if model.stages:
+        files += [
+            attention_map(model, store, row, pair, folder / f"attention-{'-'.join(pair)}.png")
+            for pair in model.used
+            if set(pair) == {"text", "speech"}
+        ]
+    if "tts" in results:
+        files.append(wer_by_length(results["tts"], folder / "wer-by-length.png"))
     return files
 
 
 def learning_curve(metrics: dict[str, Series], file: Path) -> Path:
-    """Loss of training and dev over the steps, and the WER on dev where the run recognises."""
+    """Loss of training and dev over the steps, and the WER on dev of what the run learns."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2 if "dev/wer" in metrics else 1, squeeze=False)[0]
+    tasks = {"recognition": "dev/asr_wer", "speech, heard by the judge": "dev/tts_wer"}
+    shown = {label: metrics[name] for label, name in tasks.items() if name in metrics}
+    panels = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
     train = metrics.get("train/loss", [])
     panels[0].plot(*_columns(train), color="0.8", linewidth=0.8)
     panels[0].plot(*_columns(smooth(train)), color="tab:blue", label="train (mean of 10 points)")
     panels[0].plot(*_columns(metrics.get("dev/loss", [])), "o-", color="tab:orange", label="dev")
     panels[0].set(xlabel="step", ylabel="loss (nats a scored token)", ylim=(0, None))
     panels[0].legend()
-    if "dev/wer" in metrics:
-        steps, rates = _columns(metrics["dev/wer"])
-        panels[1].plot(steps, [100 * rate for rate in rates], "o-", color="tab:orange")
+    for label, series in shown.items():
+        steps, rates = _columns(series)
+        panels[1].plot(steps, [100 * rate for rate in rates], "o-", label=label)
         panels[1].set(xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
+        panels[1].legend()
     for panel in panels:
         panel.grid(alpha=0.3)
     return _save(figure, file)
@@ -70,40 +80,45 @@ def gate_curves(gates: dict[str, Series], file: Path) -> Path:
     return _save(figure, file)
 
 
-def attention_map(model: Zipper, store: Store, row: Row, file: Path) -> Path:
-    """Where each zip from text to speech looks for the subword that comes next, mean over heads."""
-    maps = cross_attention(model, store, row)
-    ids = [*row["ids"], store.subwords.end]
-    coming = [store.subwords.piece(i) for i in ids]  # a row asks for the subword that is about to come
+def attention_map(model: Zipper, store: Store, row: Row, pair: Pair, file: Path) -> Path:
+    """Where each zip of one direction looks for the token that comes next, mean over heads: text downwards,
+    seconds of speech to the right, whichever of the two asks."""
+    asks_text = pair[0] == "text"
+    maps = cross_attention(model, store, row, pair)
+    maps = maps if asks_text else [weights.T for weights in maps]
+    words = store.subwords
+    said = [*(words.piece(i) for i in row["ids"]), words.piece(words.end)]
+    # A row that asks is about the subword to come; one that is asked, about the subword that it is.
+    rows = said if asks_text else [words.piece(words.begin), *said]
     seconds = maps[0].shape[1] / store.facts["frame_rate"]
-    figure = Figure(figsize=(4.5 * len(maps), 1.5 + 0.28 * len(coming)), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(maps), 1.5 + 0.28 * len(rows)), layout="constrained")
     panel: Axes
     for stage, (panel, weights) in enumerate(
         zip(figure.subplots(1, len(maps), squeeze=False)[0], maps, strict=True)
     ):
         panel.imshow(
-            weights[: len(coming)], aspect="auto", cmap="magma", interpolation="nearest",
-            extent=(0, seconds, len(coming) - 0.5, -0.5),
+            weights[: len(rows)], aspect="auto", cmap="magma", interpolation="nearest",
+            extent=(0, seconds, len(rows) - 0.5, -0.5),
         )  # fmt: skip
-        panel.set(title=f"zip {stage + 1}: text looks at speech", xlabel="seconds of speech")
-        panel.set_yticks(range(len(coming)), coming if stage == 0 else [""] * len(coming))
+        panel.set(title=f"zip {stage + 1}: {pair[0]} looks at {pair[1]}", xlabel="seconds of speech")
+        panel.set_yticks(range(len(rows)), rows if stage == 0 else [""] * len(rows))
     figure.suptitle(f"{row['id']}: {row['text']}", fontsize="medium")
     return _save(figure, file)
 
 
 @torch.no_grad()
-def cross_attention(model: Zipper, store: Store, row: Row) -> list[Tensor]:
-    """Weights [T, S] of each stage's zip from text to speech, mean over heads, the transcript being given."""
+def cross_attention(model: Zipper, store: Store, row: Row, pair: Pair) -> list[Tensor]:
+    """Weights [Tq, Tk] of each stage's zip of one direction, mean over heads, the document being given."""
     found: list[Tensor] = []
 
     def keep(block: ZipBlock, inputs: tuple[Tensor, Tensor, KeyValue, Tensor], _: Tensor) -> None:
         found.append(block.weights(*inputs).mean(1)[0].cpu())
 
-    hooks = [model.zip(s, "text", "speech").register_forward_hook(keep) for s in range(model.stages)]
+    hooks = [model.zip(stage, *pair).register_forward_hook(keep) for stage in range(model.stages)]
     try:
         device = next(model.parameters()).device
         batch = collate(
-            [document(store, row, "asr", 0.0)],
+            [document(store, row, "asr" if pair[0] == "text" else "tts", 0.0)],
             {name: model.cfg.towers[name].codebooks for name in model.names},
         )
         model.eval()(batch.on(device))
@@ -111,6 +126,24 @@ def cross_attention(model: Zipper, store: Store, row: Row) -> list[Tensor]:
         for hook in hooks:
             hook.remove()
     return found
+
+
+def wer_by_length(result: dict[str, Any], file: Path) -> Path:
+    """WER of speech by the length of what was to be said (paper, figure 2): up to a length, and in bins."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    up_to, bins = figure.subplots(1, 2, sharey=True)
+    lengths = [one["characters"] for one in result["by_length"]]
+    up_to.plot(lengths, [100 * one["wer_up_to"] for one in result["by_length"]], "o-")
+    up_to.axhline(100 * result["oracle_wer"], color="0.5", linestyle="--", label="oracle: codec round trip")
+    up_to.set(xlabel="characters of the transcript, at most", ylabel="WER (%)", ylim=(0, None))
+    up_to.legend()
+    drawn = bins.bar(range(len(lengths)), [100 * one["wer"] for one in result["by_length"]])
+    bins.bar_label(drawn, [str(one["utterances"]) for one in result["by_length"]], fontsize="small")
+    bins.set_xticks(range(len(lengths)), [f"to {length}" for length in lengths])
+    bins.set(xlabel="characters of the transcript (above each bar: sentences)")
+    for panel in (up_to, bins):
+        panel.grid(alpha=0.3)
+    return _save(figure, file)
 
 
 def spectrograms(waves: dict[str, Tensor], sample_rate: int, title: str, file: Path) -> Path:

@@ -1,37 +1,36 @@
-"""What is watched during a training: recognition on dev, gates, throughput."""
+"""What is watched during a training: recognition and speaking on dev, gates, throughput."""
 
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
-import wandb
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from zipper.evaluate.asr import recognise, total
+from zipper.evaluate import asr, tts
+from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluate.tts import Listener
+from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule
 from zipper.units.store import Row, Store
 
 SHOWN = 5  # utterances printed at a validation
-TABLE = 20  # utterances in a table of W&B, about 40 kB of audio each
 
 
 class RecognitionMonitor(L.Callback):
-    """Greedy WER on the first dev utterances at every validation, with a table of samples."""
+    """WER on the first dev utterances at every validation, with a table of samples."""
 
-    def __init__(self, store: Store, utterances: int, batch: int) -> None:
-        self.store, self.batch = store, batch
-        split = store.splits["dev"]
-        self.rows: list[Row] = [split[i] for i in range(min(utterances, len(split)))]
+    def __init__(self, store: Store, cfg: RunConfig) -> None:
+        self.store, self.cfg = store, cfg
+        self.rows = _first(store, cfg.evaluate.dev_utterances)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
-        found = recognise(module.model, self.store, self.rows, self.batch)
-        wer = total(found).rate
-        module.log("dev/wer", wer, prog_bar=True)  # every rank decodes the same utterances
-        lines = [f"step {trainer.global_step}: dev WER {wer:.1%} on {len(found)} utterances"]
+        batch, how = self.cfg.evaluate.batch, self.cfg.decode.text
+        found = asr.recognise(module.model, self.store, module.facts, self.rows, batch, how)
+        wer = asr.total(found).rate
+        module.log("dev/asr_wer", wer, prog_bar=True)  # every rank decodes the same utterances
+        lines = [f"step {trainer.global_step}: dev WER of recognition {wer:.1%} on {len(found)} utterances"]
         for one in found[:SHOWN]:
             lines += [
                 f"    reference  {one.reference}",
@@ -39,40 +38,51 @@ class RecognitionMonitor(L.Callback):
             ]
         _say("\n".join(lines))
         entries = [one.entry() for one in found]
-        log_samples(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
+        log_recognised(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
 
 
-def log_samples(
-    loggers: list[Logger],
-    split: str,
-    entries: list[dict[str, str | int | float]],
-    rows: Iterable[Row],
-    step: int,
-) -> None:
-    """A table of the first recognised utterances of a split, with their audio where it still is, for W&B.
+class SpeechMonitor(L.Callback):
+    """Speaks the first dev sentences at every validation, and lets the judge hear them."""
 
-    rows: those of the store, in the order of entries.
-    """
-    columns = ["id", "reference", "hypothesis", "errors", "stopped"]
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            data = [
-                [*(one[column] for column in columns), _audio(row)]
-                for one, row in zip(entries[:TABLE], rows, strict=False)
+    def __init__(self, store: Store, cfg: RunConfig, listener: Listener) -> None:
+        self.store, self.listener = store, listener
+        self.rows = _first(store, cfg.evaluate.dev_spoken)
+        self.cfg = replace(cfg, evaluate=replace(cfg.evaluate, split="dev"))
+        self.recorded = listener.recordings(store, self.rows)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ZipperModule)
+        batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
+        written = tts.speak(module.model, self.store, module.facts, self.rows, batch, how, self.cfg.seed)
+        found = self.listener.score(self.rows, written, self.recorded)
+        wer = tts.total(found).rate
+        module.log("dev/tts_wer", wer, prog_bar=True)
+        cut = sum(one.stopped != "end" for one in found)
+        lines = [
+            f"step {trainer.global_step}: dev WER of speech {wer:.1%} on {len(found)} sentences, {cut} cut"
+        ]
+        for one in found[:SHOWN]:
+            lines += [
+                f"    to say {one.reference}",
+                f"    heard  {one.hypothesis or '(nothing)'} [{one.stopped}]",
             ]
-            logger.log_table(f"{split}/recognised", columns=[*columns, "audio"], data=data, step=step)
+        _say("\n".join(lines))
+        if trainer.is_global_zero:
+            entries = [one.entry() for one in found]
+            shown = write_samples(self.cfg, self.listener, self.store, entries, written)
+            log_spoken(trainer.loggers, "dev", entries, shown, trainer.global_step)
 
 
-def _audio(row: Row) -> wandb.Audio | None:
-    return wandb.Audio(row["audio"]) if Path(row["audio"]).is_file() else None
+class MeanWer(L.Callback):
+    """dev/wer, by which the best checkpoint is chosen: the mean over what the run learns."""
 
-
-def log_figures(loggers: list[Logger], files: list[Path], step: int) -> None:
-    """The run's figures, for W&B."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            for file in files:
-                logger.log_image(f"figures/{file.stem}", [str(file)], step=step)
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        found = [
+            trainer.callback_metrics[k]
+            for k in ("dev/asr_wer", "dev/tts_wer")
+            if k in trainer.callback_metrics
+        ]
+        module.log("dev/wer", sum(found) / len(found))
 
 
 class GateMonitor(L.Callback):
@@ -115,6 +125,11 @@ class Throughput(L.Callback):
             rank_zero_only=True,
         )
         self.since, self.units = now, module.units
+
+
+def _first(store: Store, count: int) -> list[Row]:
+    split = store.splits["dev"]
+    return [split[i] for i in range(min(count, len(split)))]
 
 
 @rank_zero_only

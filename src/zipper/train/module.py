@@ -1,6 +1,7 @@
 """Training only: losses, logging, optimiser. The network itself knows nothing of Lightning."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -12,24 +13,25 @@ from torch import Tensor, nn
 from zipper.config import from_dict, to_dict
 from zipper.data.batch import Batch, Stream
 from zipper.data.document import looks
+from zipper.generate.alphabet import Alphabet
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
+from zipper.units.facts import Facts
 
 
 class ZipperModule(L.LightningModule):
     """A Zipper in training; with a single tower it is plain pre-training."""
 
-    def __init__(self, cfg: dict[str, Any], rates: dict[str, float], store: str) -> None:
-        """cfg: of a resolved RunConfig, as plain dicts, so that checkpoints load with weights_only=True.
-
-        rates: tokens a second of each modality. store: fingerprint of what it trains on, kept with the
-        checkpoint.
+    def __init__(self, cfg: dict[str, Any], facts: dict[str, Any]) -> None:
+        """cfg: of a resolved RunConfig, facts: of the store, both as plain dicts, so that checkpoints load
+        with weights_only=True.
         """
         super().__init__()
         self.save_hyperparameters()
         self.cfg: RunConfig = from_dict(cfg)
-        self.model = Zipper(self.cfg.model, rates)
+        self.facts = Facts(**facts)
+        self.model = Zipper(self.cfg.model, self.facts.rates, self.facts.seconds)
         for name in self.model.names:
             if self.cfg.model.towers[name].frozen:
                 self.model.tower(name).requires_grad_(False)
@@ -40,9 +42,9 @@ class ZipperModule(L.LightningModule):
         self.units = 0  # tokens trained on, padding left out
 
     @classmethod
-    def of(cls, cfg: RunConfig, rates: dict[str, float], store: str) -> "ZipperModule":
+    def of(cls, cfg: RunConfig, facts: Facts) -> "ZipperModule":
         """From a resolved config."""
-        return cls(to_dict(cfg), rates, store)
+        return cls(to_dict(cfg), facts.to_dict())
 
     def on_train_start(self) -> None:
         """A frozen tower stays in eval (no dropout); all else trains, whatever state it was loaded in."""
@@ -57,17 +59,21 @@ class ZipperModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss of this slice, scaled so that all slices average to the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if self.cfg.train.hide:
+            batch = hide_past(batch, self.model, self.cfg.train.hide, self.cfg.train.hide_span)
         states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
-            part = (
-                stream_loss(self.model.tower(name), states[name], stream)
-                * slices
-                / max(batch.total[name], 1.0)
-            )
+            books = self.cfg.train.codebook_weights if name == "speech" else []
+            part = stream_loss(self.model.tower(name), states[name], stream, books)
+            part = part * slices / max(batch.total[name], 1.0)
             if batch.total[name]:
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
+        if self.model.switches:
+            switch = switch_loss(self.model, states, batch) * slices / max(batch.turns, 1)
+            self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + switch
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         self.log("train/padding", padding(batch), batch_size=len(batch.ids))
         self.units += sum(int(stream.valid.sum()) for stream in batch.streams.values())
@@ -116,8 +122,10 @@ class ZipperModule(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def stream_loss(tower: Tower, states: Tensor, stream: Stream) -> Tensor:
+def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
     """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
+
+    books: a weight for each codebook; none: all alike.
 
     Logits are made only where something is scored: the head is a good part of a small tower's work.
     """
@@ -127,7 +135,37 @@ def stream_loss(tower: Tower, states: Tensor, stream: Stream) -> Tensor:
     if logits.dtype != torch.float64:
         logits = logits.float()
     loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none")
-    return (loss.view_as(target).sum(-1) * stream.weight[due]).sum()
+    loss = loss.view_as(target)
+    if books:
+        loss = loss * loss.new_tensor(books)
+    return (loss.sum(-1) * stream.weight[due]).sum()
+
+
+def hide_past(batch: Batch, model: Zipper, share: float, span: int) -> Batch:
+    """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
+    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little from the
+    text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
+    streams = dict(batch.streams)
+    for name, stream in streams.items():
+        alphabet = Alphabet.of(name, model.tower(name).cfg)
+        if alphabet.filler is None:
+            continue
+        begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)
+        spans = F.pad(begun[:, None].float(), (span - 1, 0))
+        hidden = F.max_pool1d(spans, span, stride=1)[:, 0] > 0
+        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != alphabet.begin)
+        streams[name] = stream._replace(tokens=torch.where(hidden[..., None], alphabet.filler, stream.tokens))
+    return batch._replace(streams=streams)
+
+
+def switch_loss(model: Zipper, states: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
+    loss = states[model.names[0]].new_zeros(())
+    for name, stream in batch.streams.items():
+        due = stream.turn != -100
+        logits = model.switches[name](states[name][due].detach())
+        loss = loss + F.cross_entropy(logits, stream.turn[due], reduction="sum")
+    return loss
 
 
 def padding(batch: Batch) -> float:

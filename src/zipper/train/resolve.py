@@ -6,6 +6,7 @@ from zipper.config import asset
 from zipper.errors import ConfigError, DataError
 from zipper.model.pretrained import tower_facts, with_shape_of
 from zipper.schema import TASKS, RunConfig, TowerConfig
+from zipper.units.facts import reads
 from zipper.units.pattern import vocabulary
 from zipper.units.store import Store
 
@@ -26,21 +27,15 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
         raise ConfigError(
             f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}."
         )
+    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != store.codebooks:
+        raise ConfigError(
+            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} codebooks."
+        )
     towers = {
         name: _settle(name, cfg.model.towers[name], store, cfg.data.text_folder is None)
         for name in cfg.model.modalities
     }
     return replace(cfg, model=replace(cfg.model, towers=towers))
-
-
-def rates(store: Store) -> dict[str, float]:
-    """Tokens a second of each modality, on average over the training split."""
-    return {"text": store.facts["subwords_per_second"], "speech": store.facts["frame_rate"]}
-
-
-def reads(store: Store, modality: str) -> str:
-    """Names the units of a modality; a tower only understands those it was trained on."""
-    return store.facts["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
 
 
 def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> TowerConfig:

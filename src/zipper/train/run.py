@@ -1,11 +1,10 @@
 """`zipper train` and `zipper pretrain`: config to run folder.
 
-build/runs/NAME/  config.yaml  metrics.csv  checkpoints/{last,best}.ckpt  predictions.tsv  result.json
-                  figures/*.png  wandb/
+build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,best}.ckpt  figures/*.png
+                  {asr,tts,loss}.json  {asr,tts}.tsv  samples/*.{wav,png}  wandb/  result.json
 """
 
 import json
-import math
 import os
 import warnings
 from pathlib import Path
@@ -21,32 +20,35 @@ from zipper.commit import commit
 from zipper.config import asset, flat, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
-from zipper.evaluate.loss import split_loss
-from zipper.evaluate.result import Origin, describe_run, evaluate_asr, last_line, write_result
+from zipper.evaluate.result import Origin, write_predictions, write_result
+from zipper.evaluate.samples import log_figures
+from zipper.evaluate.tasks import evaluate_tasks, headlines, last_lines, load_listener
+from zipper.evaluate.tts import Listener
+from zipper.generate.zipped import save_zipped
 from zipper.model.pretrained import load_weights, save_tower
-from zipper.model.zipper import Zipper
 from zipper.report.clock import Clock
 from zipper.report.figures import draw_run
 from zipper.report.summary import summary_text
 from zipper.schema import RunConfig
-from zipper.train.callbacks import GateMonitor, RecognitionMonitor, Throughput, log_figures, log_samples
+from zipper.train.callbacks import GateMonitor, MeanWer, RecognitionMonitor, SpeechMonitor, Throughput
 from zipper.train.module import ZipperModule
-from zipper.train.resolve import rates, reads, resolve
+from zipper.train.resolve import resolve
+from zipper.train.whiten import whiten_zips
+from zipper.units.facts import facts_of, reads
 from zipper.units.prepare import prepare
-from zipper.units.store import Row, Store
+from zipper.units.store import Store
+
+WHITENED = 16  # batches that the zips' start is measured on
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Prepares, trains, evaluates. Returns the result, which stands in the run folder as well.
+    """Prepares, trains, evaluates. Returns the results by task, which stand in the run folder as well.
 
     A run folder with an unfinished run of the same config is taken up again; any other is refused.
     """
     check_run_dir(cfg)
-    if cfg.export and len(cfg.model.modalities) > 1:
-        raise ConfigError(
-            f"export={cfg.export} writes one tower, but model.modalities={cfg.model.modalities}."
-        )
     code = commit()  # what trains, not what the checkout holds once it is done
+    listener = load_listener(cfg)
     clock = Clock()
     store = prepare(cfg, clock)
     cfg = resolve(cfg, store)
@@ -54,44 +56,53 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     checkpoint = claim_run_dir(cfg)
     if checkpoint:
         check_store(checkpoint, store)
+    store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
     with clock.stage("train"):
-        module, trainer = fit(cfg, store, data, checkpoint)
+        module, trainer = fit(cfg, store, data, checkpoint, listener)
     origin = Origin(command, code, trainer.global_step, clock.seconds["train"])
     module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
-    file = cfg.run_dir / "result.json"
-    shown: Row | None = None
     with clock.stage("evaluate"):
-        if recognises(cfg):
-            result = evaluate_asr(module.model, store, cfg, origin)
-            write_predictions(cfg.run_dir / "predictions.tsv", result)
-            rows = store.splits[cfg.evaluate.split]
-            log_samples(trainer.loggers, cfg.evaluate.split, result["per_utterance"], rows, origin.steps)
-            line = last_line(result, file)
-            shown = rows[0]
-        else:
-            result = evaluate_loss(module.model, store, cfg, origin)
-            line = f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+        results = evaluate_tasks(module, store, cfg, origin, listener, trainer.loggers)
     with clock.stage("draw"):
-        log_figures(trainer.loggers, draw_run(cfg.run_dir, module.model, store, shown), origin.steps)
-    result["stage_seconds"] = clock.rounded()
-    figures = {f"test/{key}": result[key] for key in ("wer", "shuffled_wer", "perplexity") if key in result}
+        pictures = draw_run(cfg.run_dir, module.model, store, store.splits[cfg.evaluate.split][0], results)
+        log_figures(trainer.loggers, pictures, origin.steps)
     for logger in trainer.loggers:
-        logger.log_metrics(figures, step=origin.steps)
+        logger.log_metrics(headlines(results), step=origin.steps)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()  # or the next run of this process would be logged into this one
+    for result in results.values():
+        result["stage_seconds"] = clock.rounded()
     if cfg.export:
-        export(cfg, module, store, result)
-    # Last: with a result, a run is finished.
-    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
-    print("\n" + summary_text(result, cfg.run_dir))
-    print(line)
-    return result
+        export(cfg, module, store, results)
+    copies = result_files(cfg, list(results))
+    for task, result in results.items():
+        write_result(result, cfg.run_dir / f"{task}.json", *copies[task])
+        write_predictions(result, cfg.run_dir / f"{task}.tsv")
+    # Last: with this file, a run is finished.
+    seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
+    write_result({"name": cfg.name, "command": command, **headlines(results), **seconds}, finished(cfg))
+    print("\n" + summary_text(results, cfg.run_dir))
+    print("\n".join(last_lines(results, cfg.run_dir)))
+    return results
+
+
+def finished(cfg: RunConfig) -> Path:
+    """The file that ends a run."""
+    return cfg.run_dir / "result.json"
+
+
+def result_files(cfg: RunConfig, tasks: list[str]) -> dict[str, list[Path]]:
+    """Where cfg.result wants each task's result: x.json, or x-TASK.json where there are several."""
+    if not cfg.result:
+        return {task: [] for task in tasks}
+    file = Path(cfg.result)
+    return {task: [file if len(tasks) == 1 else file.with_stem(f"{file.stem}-{task}")] for task in tasks}
 
 
 def check_run_dir(cfg: RunConfig) -> None:
     """Refuses a run folder that holds a finished run, before any work."""
-    if (cfg.run_dir / "result.json").exists():
+    if finished(cfg).exists():
         raise ConfigError(
             f"{cfg.run_dir} holds a finished run. Choose another name (name=...), "
             "or move that folder away; it is not overwritten."
@@ -126,7 +137,9 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
 
 def check_store(checkpoint: Path, store: Store) -> None:
     """Refuses to go on with weights that were learnt on other units."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]["store"]
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]["facts"][
+        "store"
+    ]
     if saved != store.fingerprint:
         raise ConfigError(
             f"{checkpoint} was trained on the store {saved}, but its config now leads to "
@@ -136,7 +149,7 @@ def check_store(checkpoint: Path, store: Store) -> None:
 
 
 def fit(
-    cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None
+    cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None, listener: Listener | None
 ) -> tuple[ZipperModule, L.Trainer]:
     """Builds module and Trainer, and trains to the last step."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -145,11 +158,14 @@ def fit(
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = ZipperModule.of(cfg, rates(store), store.fingerprint)
+    module = ZipperModule.of(cfg, facts_of(store))
     for name in module.model.names:
         init = cfg.model.towers[name].init
         if init:
             load_weights(module.model.tower(name), asset(init))
+    if checkpoint is None and cfg.model.zip.whiten and module.model.stages:
+        books = {name: cfg.model.towers[name].codebooks for name in module.model.names}
+        whiten_zips(module.model, [data.steps.batch(step, 0, books) for step in range(WHITENED)])
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(
@@ -167,27 +183,28 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=cfg.log.every,
         logger=loggers(cfg),
-        callbacks=callbacks(cfg, store),
+        callbacks=callbacks(cfg, store, listener),
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, trainer
 
 
-def callbacks(cfg: RunConfig, store: Store) -> list[L.Callback]:
-    """Recognition first: the checkpoint looks at what it logs."""
-    watch = (
-        [RecognitionMonitor(store, cfg.evaluate.dev_utterances, cfg.evaluate.batch)]
-        if recognises(cfg)
-        else []
-    )
+def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L.Callback]:
+    """Recognition and speaking first: the checkpoint looks at what they log."""
+    watch: list[L.Callback] = []
+    if cfg.train.tasks.asr:
+        watch.append(RecognitionMonitor(store, cfg))
+    if listener:
+        watch.append(SpeechMonitor(store, cfg, listener))
     folder = cfg.run_dir / "checkpoints"
     # Two of them: Lightning's own save_last only follows when the best is saved anew.
     last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     monitor = "dev/wer" if watch else "dev/loss"
     best = ModelCheckpoint(folder, filename="best", monitor=monitor, enable_version_counter=False)
     bar = TQDMProgressBar(refresh_rate=10)
-    return [*watch, GateMonitor(), Throughput(), LearningRateMonitor("step"), best, last, bar]
+    mean = [MeanWer()] if watch else []
+    return [*watch, *mean, GateMonitor(), Throughput(), LearningRateMonitor("step"), best, last, bar]
 
 
 def loggers(cfg: RunConfig) -> list[Logger]:
@@ -213,43 +230,29 @@ def load_module(checkpoint: Path) -> ZipperModule:
     return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
 
 
-def recognises(cfg: RunConfig) -> bool:
-    """Whether the run learns to write what it hears."""
-    return cfg.train.tasks.asr > 0
-
-
-def evaluate_loss(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
-    """Perplexity a scored (token, codebook) pair on the split to report on."""
-    loss = split_loss(model, store, cfg)
-    result = describe_run(model, store, cfg, origin)
-    task = "+".join(cfg.train.tasks.shares())
-    return {**result, "task": task, "split": cfg.evaluate.split, "loss": loss, "perplexity": math.exp(loss)}
-
-
-def export(cfg: RunConfig, module: ZipperModule, store: Store, result: dict[str, Any]) -> None:
-    """A pre-trained tower, into a folder that `init` can name."""
+def export(cfg: RunConfig, module: ZipperModule, store: Store, results: dict[str, Any]) -> None:
+    """A tower, into a folder that `init` can name; or the zipped model, into one to generate from."""
+    folder, first = Path(cfg.export or ""), next(iter(results.values()))
+    made = {
+        "command": first["command"],
+        "commit": first["commit"],
+        "steps": first["steps"],
+        "minutes": round(first["wall_seconds"] / 60, 1),
+    }
+    if len(module.model.names) > 1:
+        save_zipped(folder, module, store.subwords, {**made, **headlines(results)})
+        return
     (name,) = module.model.names
-    folder = Path(cfg.export or "")
     facts = {
         "modality": name,
         "reads": reads(store, name),
         "trained_on": store.facts["trained_on"],
-        "perplexity": {result["split"]: round(result["perplexity"], 4)},
-        "command": result["command"],
-        "commit": result["commit"],
-        "steps": result["steps"],
-        "minutes": round(result["wall_seconds"] / 60, 1),
+        "perplexity": {first["split"]: round(first["perplexity"], 4)},
+        **made,
     }
     save_tower(folder, module.model.tower(name), facts)
     if name == "text":
         store.subwords.save(folder / "tokenizer.json")
-
-
-def write_predictions(file: Path, result: dict[str, Any]) -> None:
-    """One utterance a line: id, errors, words, stop reason, reference, hypothesis."""
-    keys = ("id", "errors", "words", "stopped", "reference", "hypothesis")
-    rows = ["\t".join(keys), *("\t".join(str(one[key]) for key in keys) for one in result["per_utterance"])]
-    file.write_text("\n".join(rows) + "\n")
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:

@@ -173,7 +173,6 @@ def _facts(folder: Path, parts: dict[str, str], codec: Codec) -> dict[str, Any]:
     splits = {split: open_split(folder, split) for split in SPLITS}
     train = splits["train"]
     ids = [len(row) for row in train["ids"]]
-    frames = [len(row) // codec.codebooks for row in train["codes"]]
     seconds = sum(train["seconds"])
     return {
         "fingerprint": parts,
@@ -184,7 +183,6 @@ def _facts(folder: Path, parts: dict[str, str], codec: Codec) -> dict[str, Any]:
         "rows": {split: len(rows) for split, rows in splits.items()},
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
         "subwords_per_second": sum(ids) / seconds,
-        "subwords_per_frame_max": max(i / f for i, f in zip(ids, frames, strict=True)),
         "skipped": sum(len(f.read_text().splitlines()) for f in folder.glob("*.skipped")),
         "trained_on": hashlib.sha256("\n".join(train["text"]).encode()).hexdigest(),
     }

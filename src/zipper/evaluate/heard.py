@@ -1,0 +1,40 @@
+"""What the judge hears in the recordings themselves: the floor, and the ceiling, of every TTS figure.
+
+Heard once and kept: build/heard/HASH.json, by utterance.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from zipper.corpora.utterance import Utterance
+from zipper.evaluate.judge import JUDGE_RATE, Judge
+from zipper.evaluate.result import write_result
+from zipper.units.codec import Codec
+from zipper.units.store import Row, Store
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What the judge wrote down: of the recording, and of its codec round trip (the paper's target)."""
+
+    original: str
+    target: str
+
+
+def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: list[Row]) -> list[Heard]:
+    """Of every row, in its order. What was heard before is read back. DataError where a recording is gone."""
+    key = hashlib.sha256(f"{store.fingerprint} {codec.fingerprint} {judge.name}".encode()).hexdigest()[:12]
+    file = Path(build) / "heard" / f"{key}.json"
+    known = json.loads(file.read_text())["heard"] if file.exists() else {}
+    missing = [row for row in rows if row["id"] not in known]
+    if missing:
+        said = [Utterance(row["id"], row["audio"], row["text"], row["speaker"], "") for row in missing]
+        originals = judge.hear_all((one.wave(JUDGE_RATE) for one in said), JUDGE_RATE, "recordings")
+        trips = (codec.decode(store.row_codes(row)) for row in missing)
+        targets = judge.hear_all(trips, codec.sample_rate, "round trips")
+        for row, original, target in zip(missing, originals, targets, strict=True):
+            known[row["id"]] = {"original": original, "target": target}
+        write_result({"judge": judge.name, "store": store.fingerprint, "heard": known}, file)
+    return [Heard(**known[row["id"]]) for row in rows]

@@ -1,0 +1,83 @@
+"""Every task of a run, evaluated: recognition, speaking, or plain perplexity."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from zipper.evaluate import asr, tts
+from zipper.evaluate.judge import load_judge
+from zipper.evaluate.loss import split_loss
+from zipper.evaluate.result import Origin, describe_run
+from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluate.tts import Listener
+from zipper.schema import RunConfig
+from zipper.train.module import ZipperModule
+from zipper.units.codec import load_codec
+from zipper.units.store import Store
+
+HEADLINES = ("wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "perplexity", "share_at_cap")
+Results = dict[str, dict[str, Any]]  # by task: asr, tts, or loss
+
+
+def load_listener(cfg: RunConfig) -> Listener | None:
+    """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
+    if not cfg.train.tasks.tts:
+        return None
+    return Listener(load_codec(cfg.codec), load_judge(cfg.judge), cfg.build)
+
+
+def evaluate_tasks(
+    module: ZipperModule,
+    store: Store,
+    cfg: RunConfig,
+    origin: Origin,
+    listener: Listener | None,
+    loggers: list[Logger],
+) -> Results:
+    """Results by task; samples and predictions are written into the run folder, and shown to the loggers."""
+    model, facts, split = module.model, module.facts, cfg.evaluate.split
+    results: Results = {}
+    rows = store.splits[split]
+    if cfg.train.tasks.asr:
+        results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin)
+        log_recognised(loggers, split, results["asr"]["per_utterance"], rows, origin.steps)
+    if listener:
+        results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener)
+        shown = write_samples(cfg, listener, store, results["tts"]["per_utterance"], segments)
+        log_spoken(loggers, split, results["tts"]["per_utterance"], shown, origin.steps)
+    if not results:
+        loss = split_loss(model, store, cfg)
+        results["loss"] = {
+            **describe_run(model, store, cfg, origin),
+            "task": "+".join(cfg.train.tasks.shares()),
+            "split": split,
+            "loss": loss,
+            "perplexity": math.exp(loss),
+        }
+    return results
+
+
+def headlines(results: Results) -> dict[str, float]:
+    """The figures of each task: test/asr/wer, ..."""
+    return {
+        f"{result['split']}/{task}/{key}": result[key]
+        for task, result in results.items()
+        for key in HEADLINES
+        if key in result
+    }
+
+
+def last_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
+    """A line for each task, and its file in the run folder."""
+    lines = []
+    for task, result in results.items():
+        file = folder / f"{task}{suffix}.json"
+        if task == "loss":
+            lines.append(
+                f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+            )
+        else:
+            lines.append({"asr": asr, "tts": tts}[task].last_line(result, file))
+    return lines

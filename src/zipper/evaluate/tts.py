@@ -1,0 +1,199 @@
+"""Speaking: rows of a store to waves, and the WER of what a judge hears in them (paper 4.1.4)."""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from zipper.data.document import Document, document
+from zipper.evaluate.heard import Heard, hear_recordings
+from zipper.evaluate.judge import Judge
+from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
+from zipper.evaluate.wer import WordErrors
+from zipper.generate.write import GREEDY, Written, write
+from zipper.model.zipper import Zipper
+from zipper.schema import RunConfig, SamplingConfig
+from zipper.units.codec import Codec
+from zipper.units.facts import Facts
+from zipper.units.store import Row, Store
+
+BINS = 12  # at most so many lengths are told apart
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One sentence: what was to be said (gold), what the judge heard in the speech made from it (hypothesis)
+    and in the codec's round trip of the recording (target), the errors against each, and why the writing
+    stopped. seconds: of the speech made."""
+
+    id: str
+    errors: int
+    words: int
+    target_errors: int
+    target_words: int
+    seconds: float
+    reference: str
+    hypothesis: str
+    target: str
+    stopped: str
+
+    def entry(self) -> dict[str, str | int | float]:
+        """As it stands in a result file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """All that it takes to score speech."""
+
+    codec: Codec
+    judge: Judge
+    build: str
+
+    def wave(self, written: Written) -> Tensor:
+        """float32 [n] at the codec's rate; empty where no frame was written."""
+        return self.codec.decode(written.content)
+
+    def recordings(self, store: Store, rows: list[Row]) -> list[Heard]:
+        return hear_recordings(self.build, store, self.codec, self.judge, rows)
+
+    def score(self, rows: list[Row], written: list[Written], recorded: list[Heard]) -> list[Spoken]:
+        """What is heard in each segment, against gold and target."""
+        out, rate = [], self.codec.sample_rate
+        waves = [self.wave(segment) for segment in written]
+        parts = zip(rows, written, recorded, waves, self.judge.hear_all(waves, rate, "speech"), strict=True)
+        for row, segment, record, wave, heard in parts:
+            gold, target = self.judge.errors(row["text"], heard), self.judge.errors(record.target, heard)
+            out.append(
+                Spoken(
+                    row["id"], gold.errors, gold.words, target.errors, target.words,
+                    round(len(wave) / rate, 3), row["text"], heard, record.target,
+                    segment.stopped,
+                )
+            )  # fmt: skip
+        return out
+
+
+def speak(
+    model: Zipper,
+    store: Store,
+    facts: Facts,
+    rows: list[Row],
+    batch: int,
+    how: SamplingConfig = GREEDY,
+    seed: int = 0,
+) -> list[Written]:
+    """Speech for the text of every row, in its order; `batch` sentences at a time, neighbours in length
+    together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]))
+    found: dict[int, Written] = {}
+    was_training = model.training
+    model.eval()
+    with tqdm(total=len(rows), desc="speak", unit="sentence", mininterval=1.0, leave=False) as bar:
+        for start in range(0, len(rows), batch):
+            part = order[start : start + batch]
+            prompts = [_prompt(store, rows[i]) for i in part]
+            for i, (out,) in zip(
+                part, write(model, prompts, ["speech"], facts, {"speech": how}, seed), strict=True
+            ):
+                found[i] = out
+            bar.update(len(part))
+    model.train(was_training)
+    return [found[i] for i in range(len(rows))]
+
+
+def evaluate_tts(
+    model: Zipper, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener
+) -> tuple[dict[str, Any], list[Written]]:
+    """Speaks a split and describes what the judge heard: a result file, and the segments first sampled.
+
+    Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
+    belong together: none of them means anything alone.
+    """
+    rows, how = chosen_rows(store, cfg), cfg.decode.speech
+    recorded = listener.recordings(store, rows)
+    judge = listener.judge
+    samplings, segments = [], []
+    for turn in range(cfg.evaluate.samplings):
+        segments.append(speak(model, store, facts, rows, cfg.evaluate.batch, how, cfg.seed + turn))
+        samplings.append(listener.score(rows, segments[-1], recorded))
+    found = samplings[0]
+    gold = total(found)
+    target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())
+    pairs = list(zip(rows, recorded, strict=True))
+    original = sum((judge.errors(row["text"], heard.original) for row, heard in pairs), WordErrors())
+    oracle = sum((judge.errors(row["text"], heard.target) for row, heard in pairs), WordErrors())
+    result = {
+        **describe_run(model, store, cfg, origin),
+        "task": "tts",
+        "split": cfg.evaluate.split,
+        "wer": round(gold.rate, 6),
+        "errors": gold.errors,
+        "words": gold.words,
+        "utterances": len(found),
+        "target_wer": round(target.rate, 6),
+        "oracle_wer": round(oracle.rate, 6),
+        "original_wer": round(original.rate, 6),
+        **stops([one.stopped for one in found]),
+        "decoding": how.describe(),
+        "judge": judge.name,
+        "normaliser": judge.normaliser,
+        "codec": listener.codec.fingerprint,
+        "by_length": by_length(found),
+    }
+    if len(samplings) > 1:
+        rates = [total(one).rate for one in samplings]
+        best = [min(several, key=lambda one: one.errors) for several in zip(*samplings, strict=True)]
+        result["samplings"] = {
+            "wer": [round(rate, 6) for rate in rates],
+            "mean": round(statistics.fmean(rates), 6),
+            "deviation": round(statistics.stdev(rates), 6),
+            "best_of_wer": round(
+                total(best).rate, 6
+            ),  # ours: the paper's best of 3 is over vocoder and judge
+        }
+    return {**result, "per_utterance": [one.entry() for one in found]}, segments[0]
+
+
+def total(found: Iterable[Spoken]) -> WordErrors:
+    """The corpus figure, against gold."""
+    return sum((WordErrors(one.errors, one.words) for one in found), WordErrors())
+
+
+def by_length(found: list[Spoken]) -> list[dict[str, float]]:
+    """Errors by the length of the gold transcript in characters (paper, figure 2): in bins, and of all that
+    are no longer. Each entry: most characters, utterances, wer of the bin, wer of all up to there."""
+    longest = max(len(one.reference) for one in found)
+    width = max(10, 10 * -(-longest // (10 * BINS)))
+    out, upto = [], WordErrors()
+    for top in range(width, longest + width, width):
+        inside = [one for one in found if top - width < len(one.reference) <= top]
+        if inside:
+            upto += total(inside)
+            out.append(
+                {
+                    "characters": top,
+                    "utterances": len(inside),
+                    "wer": round(total(inside).rate, 6),
+                    "wer_up_to": round(upto.rate, 6),
+                }
+            )
+    return out
+
+
+def last_line(result: dict[str, Any], file: Path | str) -> str:
+    """What a training ends with."""
+    return (
+        f"TTS WER by the judge: {result['wer']:.1%} against gold, {result['target_wer']:.1%} against target "
+        f"(recordings {result['original_wer']:.1%}, their codec round trip {result['oracle_wer']:.1%}; "
+        f"{result['utterances']} utterances, {result['share_at_cap']:.1%} at the cap) -> {file}"
+    ).replace("%", " %")
+
+
+def _prompt(store: Store, row: Row) -> Document:
+    whole = document(store, row, "tts", 0.0)
+    return Document(whole.id, whole.segments[:-1], whole.multimodal)

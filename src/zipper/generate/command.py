@@ -1,0 +1,152 @@
+"""`zipper generate`: text and audio in, speech and text out, by a run's folder or a shipped model."""
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import soundfile as sf
+from tqdm import tqdm
+
+from zipper.config import asset, changed
+from zipper.corpora.utterance import Utterance
+from zipper.data.document import Segment
+from zipper.errors import ConfigError, DataError
+from zipper.generate.write import Written, write
+from zipper.generate.zipped import Zipped, load_zipped, prompt
+
+Order = list[str] | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is given, in order: ("text", the words) or ("speech", an audio file)."""
+
+    id: str
+    given: list[tuple[str, str]]
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
+    if bool(args.given) == bool(args.batch):
+        raise ConfigError("Give what to go on from: --text or --audio (or several, in order), or --batch.")
+    requests = read_requests(args.batch) if args.batch else [Request("out", args.given)]
+    out: Path = args.out or Path("generated" if args.batch else "out.wav")
+    if out.exists() and not args.overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not overwritten. Choose another -o, or give --overwrite.")
+    zipped = load_zipped(asset(args.model))
+    words = [word if word.startswith("decode.") else f"decode.{word}" for word in args.settings]
+    decode = changed(zipped.cfg, words).decode.by_modality()
+    groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
+    for request in requests:  # all of them are read before the first is written
+        groups.setdefault(" ".join(order_of(request, args.then)), []).append(
+            (request, segments_of(zipped, request))
+        )
+    target = out if args.batch else out.parent
+    target.mkdir(parents=True, exist_ok=True)
+    lines: dict[str, str] = {}
+    with tqdm(total=len(requests), desc="generate", unit="prompt", disable=len(requests) == 1) as bar:
+        for name, group in groups.items():
+            modalities: Order = "auto" if name == "auto" else name.split()
+            for start in range(0, len(group), args.at_a_time):
+                part = group[start : start + args.at_a_time]
+                started = time.monotonic()
+                prompts = [prompt(request.id, *segments) for request, segments in part]
+                written = write(zipped.model, prompts, modalities, zipped.facts, decode, args.seed)
+                for (request, _), segments in zip(part, written, strict=True):
+                    stem = target / request.id if args.batch else out.with_suffix("")
+                    entry = save(zipped, request, segments, stem)
+                    lines[request.id] = json.dumps(entry)
+                    if not args.batch:
+                        show(entry, time.monotonic() - started)
+                bar.update(len(part))
+    if args.batch:
+        (out / "generated.jsonl").write_text("".join(lines[request.id] + "\n" for request in requests))
+        print(f"{len(requests)} prompts -> {out}/generated.jsonl")
+
+
+def order_of(request: Request, then: list[str] | None) -> list[str]:
+    """What follows: as asked, or the other modality than the last one given."""
+    if then is None:
+        return ["speech" if request.given[-1][0] == "text" else "text"]
+    if "auto" in then and len(then) > 1:
+        raise ConfigError(f"--then {' '.join(then)}: auto stands alone, the model chooses every segment.")
+    return then
+
+
+def segments_of(zipped: Zipped, request: Request) -> list[Segment]:
+    """The prompt's tokens. Raises ConfigError or DataError that names the request."""
+    try:
+        return [
+            zipped.text(value) if kind == "text" else zipped.speech(_wave(zipped, value))
+            for kind, value in request.given
+        ]
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{request.id}: {error}") from error
+
+
+def save(zipped: Zipped, request: Request, segments: list[Written], stem: Path) -> dict[str, Any]:
+    """Speech to STEM.wav (STEM-2.wav, ... if there are several); returns what was written, plainly."""
+    entries: list[dict[str, Any]] = []
+    for segment in segments:
+        if segment.modality == "text":
+            words = zipped.subwords.decode(segment.content[0].tolist())
+            entries.append({"text": words, "stopped": segment.stopped})
+            continue
+        spoken = sum("wav" in entry for entry in entries)
+        file = stem.with_name(f"{stem.name}{f'-{spoken + 1}' if spoken else ''}.wav")
+        wave = zipped.codec.decode(segment.content)
+        sf.write(file, wave.clamp(-1, 1).numpy(), zipped.codec.sample_rate)
+        seconds = round(len(wave) / zipped.codec.sample_rate, 3)
+        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.stopped})
+    return {"id": request.id, "given": [list(one) for one in request.given], "written": entries}
+
+
+def show(entry: dict[str, Any], took: float) -> None:
+    """What was written, a line each."""
+    for one in entry["written"]:
+        why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
+        if "text" in one:
+            print(f"text    {one['text'] or '(empty)'}{why}")
+        else:
+            print(f"speech  {one['wav']}, {one['seconds']:.2f} s{why}")
+    seconds = sum(one.get("seconds", 0.0) for one in entry["written"])
+    print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
+
+
+def read_requests(file: Path) -> list[Request]:
+    """Of a .tsv with a header or a .jsonl. Raises ConfigError that names the line."""
+    if not file.is_file():
+        raise ConfigError(f"--batch {file}: no such file.")
+    if file.suffix == ".jsonl":
+        try:
+            rows: Iterable[dict[str, Any]] = [
+                json.loads(line) for line in file.read_text().splitlines() if line
+            ]
+        except ValueError as error:
+            raise ConfigError(f"--batch {file}: a line is no JSON object ({error}).") from error
+    elif file.suffix == ".tsv":
+        rows = list(csv.DictReader(file.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    else:
+        raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
+    out: dict[str, Request] = {}
+    for number, row in enumerate(rows, 1):
+        kinds = [(kind, row[key]) for key, kind in (("text", "text"), ("audio", "speech")) if row.get(key)]
+        name = str(row.get("id") or "")
+        if len(kinds) != 1 or not name or name in out or "/" in name:
+            raise ConfigError(
+                f"--batch {file}, entry {number}: needs an id of its own without slashes, and "
+                f"text or audio; it has {row}."
+            )
+        out[name] = Request(name, kinds)
+    if not out:
+        raise ConfigError(f"--batch {file} holds no prompt.")
+    return list(out.values())
+
+
+def _wave(zipped: Zipped, file: str) -> Any:
+    return Utterance(Path(file).stem, file, "", "", "").wave(zipped.codec.sample_rate)

@@ -1,0 +1,184 @@
+"""Writing: prompts and an order of output modalities to segments, cached and batched, with a reason for every
+stop (paper 3.2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from zipper.data.batch import collate
+from zipper.data.document import Document
+from zipper.errors import ConfigError
+from zipper.generate.alphabet import NEVER, Alphabet
+from zipper.generate.beam import beam_search
+from zipper.generate.cache import Memory
+from zipper.generate.sample import choose, randomness
+from zipper.model.zipper import Zipper
+from zipper.schema import SamplingConfig
+from zipper.units.facts import Facts
+
+MOST = 8  # segments that `auto` may go on for
+Stop = Literal["end", "cap", "loop"]
+GREEDY = SamplingConfig()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A segment. columns int64 [S, Q], begin and end included; content int64 [Q, F]: codes, or subwords with
+    Q = 1. stopped by: the model's own end, the length cap, or the loop detector."""
+
+    modality: str
+    columns: Tensor
+    content: Tensor
+    stopped: Stop
+
+
+@torch.no_grad()
+def write(
+    model: Zipper,
+    prompts: Sequence[Document],
+    order: Sequence[str] | Literal["auto"],
+    facts: Facts,
+    decode: dict[str, SamplingConfig] | None = None,
+    seed: int = 0,
+) -> list[list[Written]]:
+    """One segment of each modality of `order` after each prompt, which may be any segments; `auto`: the model
+    chooses after each segment which modality follows, or to stop, at most MOST times.
+
+    decode: by modality; greedy where nothing is said. What is written for a prompt depends on the seed, its
+    id and itself, not on its neighbours. Raises ConfigError on a modality that has no tower, on a prompt of
+    nothing, and on `auto` where the model has no switch.
+    """
+    _check(model, prompts, order)
+    memory = read_prompts(model, prompts)
+    latest = [{s.modality: _length(model, s.modality, s.tokens) for s in p.segments} for p in prompts]
+    last = [p.segments[-1].modality for p in prompts]
+    out: list[list[Written]] = [[] for _ in prompts]
+    for turn in range(MOST if order == "auto" else len(order)):
+        if order == "auto":
+            coming = _chosen(memory, last, [turn == 0 or bool(len(done) == turn) for done in out])
+        else:
+            coming = [order[turn]] * len(prompts)
+        for name in model.names:
+            rows = [i for i, one in enumerate(coming) if one == name]
+            if not rows:
+                continue
+            caps = [facts.cap(name, last[i], latest[i][last[i]]) for i in range(len(prompts))]
+            how = (decode or {}).get(name, GREEDY)
+            writer = Writer(memory, name, facts.patience(name))
+            writer.keep = order == "auto" or turn + 1 < len(order)
+            seeds = [f"{p.id}/{turn}" for p in prompts]
+            for i, segment in zip(rows, writer.write(rows, caps, how, seeds, seed), strict=True):
+                out[i].append(segment)
+                last[i], latest[i][name] = name, segment.content.shape[1]
+    return out
+
+
+def _check(model: Zipper, prompts: Sequence[Document], order: Sequence[str]) -> None:
+    asked = [] if order == "auto" else list(order)
+    for name in {*asked, *(s.modality for p in prompts for s in p.segments)}:
+        if name not in model.names:
+            raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
+    if not all(prompt.segments for prompt in prompts):
+        raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
+    if order == "auto" and not model.switches:
+        raise ConfigError(
+            "This model was trained without model.switch=true: it cannot choose what follows. "
+            "Name the order, for example `--then speech`."
+        )
+
+
+def _chosen(memory: Memory, last: list[str], still: list[bool]) -> list[str | None]:
+    """What the switch of each row's last tower chooses to follow; None: nothing more."""
+    names = memory.model.names
+    out: list[str | None] = [None] * len(last)
+    for name in set(last):
+        choice = memory.model.switches[name](memory.last[name]).argmax(-1).tolist()
+        for i, pick in enumerate(choice):
+            if last[i] == name and still[i] and pick < len(names):
+                out[i] = names[pick]
+    return out
+
+
+class Writer:
+    """One segment of one modality, for every row of a memory."""
+
+    def __init__(self, memory: Memory, name: str, patience: list[int]) -> None:
+        self.memory, self.name = memory, name
+        self.tower = memory.model.tower(name)
+        self.alphabet = Alphabet.of(name, self.tower.cfg)
+        self.device = memory.multimodal.device
+        self.patience = torch.tensor(patience, dtype=torch.int64, device=self.device)  # [P]
+        self.keep = False  # whether the memory gets the last column too, to go on from
+
+    def write(
+        self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int
+    ) -> list[Written]:
+        """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed."""
+        if how.beams > 1:
+            columns, ended = beam_search(
+                self.memory, self.name, self.alphabet, rows, caps, how.beams, self.keep
+            )
+            return self._segments(rows, columns, ended, torch.zeros_like(ended, dtype=torch.bool), caps)
+        count, books = len(caps), self.alphabet.codebooks
+        uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
+        cap = torch.tensor(caps, device=self.device)
+        ended = torch.full((count,), NEVER, device=self.device)
+        looping = torch.zeros(count, dtype=torch.bool, device=self.device)
+        column = torch.full((count, books), self.alphabet.begin, device=self.device)
+        past = torch.full((count, len(self.patience)), -1, device=self.device)  # of codebook 0, latest first
+        run = torch.zeros_like(past)
+        open_rows = torch.zeros(count, dtype=torch.bool, device=self.device)
+        open_rows[rows] = True
+        fresh, written = open_rows, [column]
+        while bool(open_rows.any()):
+            states = self.memory.extend(self.name, column[:, None], fresh[:, None])
+            at = len(written)
+            legal = self.alphabet.legal(at, ended, must_end=looping | (at > cap))
+            logits = self.tower.logits(states[:, -1]).masked_fill(~legal, float("-inf"))  # [B, Q, V]
+            column = choose(logits, how, uniform[:, at])
+            written.append(column)
+            fresh = open_rows
+            ended = torch.where((column[:, 0] == self.alphabet.end) & (ended == NEVER), at, ended)
+            open_rows = open_rows & (self.alphabet.last_column(ended) > at)
+            if len(self.patience):
+                run = (run + 1) * (past == column[:, :1])
+                past = torch.cat([column[:, :1], past[:, :-1]], dim=1)
+                looping = looping | ((run >= self.patience).any(1) & (ended == NEVER))
+        if self.keep:
+            self.memory.extend(self.name, column[:, None], fresh[:, None])
+        return self._segments(rows, torch.stack(written, 1), ended, looping, caps)
+
+    def _segments(
+        self, rows: list[int], columns: Tensor, ended: Tensor, looping: Tensor, caps: list[int]
+    ) -> list[Written]:
+        columns, last = columns.cpu(), (self.alphabet.last_column(ended) + 1).tolist()
+        ends, looped, out = ended.tolist(), looping.tolist(), []
+        for row in rows:
+            own = columns[row, : last[row]]
+            stopped: Stop = "loop" if looped[row] else "cap" if ends[row] == caps[row] + 1 else "end"
+            out.append(Written(self.name, own, self.alphabet.content(own), stopped))
+        return out
+
+
+def read_prompts(model: Zipper, prompts: Sequence[Document]) -> Memory:
+    """A Memory that has read all segments of the prompts, each in its own order."""
+    device = next(model.parameters()).device
+    memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
+    for turn in range(max(len(prompt.segments) for prompt in prompts)):
+        for name in model.names:
+            parts = [
+                Document(p.id, [s for s in p.segments[turn : turn + 1] if s.modality == name], p.multimodal)
+                for p in prompts
+            ]
+            if any(part.segments for part in parts):
+                stream = collate(parts, {name: model.cfg.towers[name].codebooks}).streams[name]
+                memory.extend(name, stream.tokens.to(device), stream.valid.to(device))
+    return memory
+
+
+def _length(model: Zipper, name: str, columns: Tensor) -> int:
+    """Subwords or frames of a segment."""
+    return len(columns) - 1 - max(1, model.cfg.towers[name].codebooks - 1)

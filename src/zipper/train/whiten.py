@@ -1,0 +1,56 @@
+"""The start of the zips: what they ask for is whitened, so that all of it is equally easy to read.
+
+The states of a pre-trained tower are far from round: a few directions hold nearly all of their variance,
+and what tells one word from others that are used alike (Helen from Laura) stands in those that hold the
+least. A g with random weights passes on the former alone, and learns the latter last.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from zipper.data.batch import Batch
+from zipper.model.zipper import Zipper
+
+FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
+
+
+@torch.no_grad()
+def whiten_zips(model: Zipper, batches: list[Batch]) -> None:
+    """Sets the first layer of every g in use: after it, states of these batches have mean 0 and covariance
+    2 I (or a projection of it), whose scale a ReLU keeps. A few thousand tokens are enough."""
+    model.eval()
+    device = next(model.parameters()).device
+    seen: dict[nn.Linear, list[Tensor]] = {}
+    valid: dict[str, Tensor] = {}
+    hooks = []
+    for stage in range(model.stages):
+        for asking, asked in model.used:
+            first = model.zip(stage, asking, asked).projection[0]
+            assert isinstance(first, nn.Linear)
+            seen[first] = []
+            hooks.append(first.register_forward_pre_hook(_keeper(seen[first], valid, asked)))
+    for batch in batches:
+        valid.update({n: s.valid & batch.multimodal[:, None] for n, s in batch.on(device).streams.items()})
+        model(batch.on(device))
+    for hook in hooks:
+        hook.remove()
+    for linear, parts in seen.items():
+        states = torch.cat(parts).double()
+        mean, covariance = states.mean(0), states.T.cov()
+        values, vectors = torch.linalg.eigh(covariance)
+        scale = values.clamp(min=FLOOR * float(values.mean())).rsqrt()
+        turn = nn.init.orthogonal_(torch.empty_like(linear.weight), 2**0.5).double()
+        weight = turn @ (vectors * scale) @ vectors.T
+        linear.weight.copy_(weight)
+        linear.bias.copy_(-(weight @ mean))
+
+
+def _keeper(
+    kept: list[Tensor], valid: dict[str, Tensor], asked: str
+) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        kept.append(inputs[0][valid[asked]])
+
+    return keep

@@ -1,0 +1,96 @@
+"""What a trained model keeps of the store it was trained on: which units, how fast, how long."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from zipper.units.store import Store
+
+BEYOND = 1.5  # a generation may go so many times beyond the largest figure of the training split
+PERIODS = 8  # repetitions of up to so many frames are looked for
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Figures of the training split, by modality. Plain numbers: they are kept in checkpoints.
+
+    store: its fingerprint. reads: codec or tokenizer. rates: tokens a second, on average. seconds: what
+    each subword is expected to take, by its letters. longest: subwords or frames of a segment.
+    ratio[of][to]: largest ratio of subwords or frames to those of the other modality. repeats: frames for
+    which the first codebook equals itself one, two, ... frames before.
+    """
+
+    store: str
+    reads: dict[str, str]
+    rates: dict[str, float]
+    seconds: dict[str, list[float]]
+    longest: dict[str, int]
+    ratio: dict[str, dict[str, float]]
+    repeats: dict[str, list[int]]
+
+    def cap(self, name: str, to: str | None, length: int) -> int:
+        """Most subwords or frames that are written of `name`, after `length` of modality `to`."""
+        if to is None or to not in self.ratio.get(name, {}):
+            return math.ceil(BEYOND * self.longest[name])
+        return math.ceil(BEYOND * self.ratio[name][to] * length) + 1
+
+    def patience(self, name: str) -> list[int]:
+        """Frames that may repeat those one, two, ... before them; none: not looked at (text)."""
+        return [math.ceil(BEYOND * run) + 1 for run in self.repeats.get(name, [])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, for checkpoints that load with weights_only."""
+        return asdict(self)
+
+
+def facts_of(store: Store) -> Facts:
+    """Measured on the whole training split."""
+    rows = store.splits["train"].with_format("numpy")
+    subwords = np.array([len(ids) for ids in rows["ids"]])
+    codes = [np.asarray(row).reshape(store.codebooks, -1)[0] for row in rows["codes"]]
+    frames = np.array([len(row) for row in codes])
+    return Facts(
+        store=store.fingerprint,
+        reads={name: reads(store, name) for name in ("text", "speech")},
+        rates={"text": store.facts["subwords_per_second"], "speech": store.facts["frame_rate"]},
+        seconds={"text": seconds_of_subwords(store)},
+        longest={"text": int(subwords.max()), "speech": int(frames.max())},
+        ratio={
+            "text": {"speech": float((subwords / frames).max())},
+            "speech": {"text": float((frames / subwords).max())},
+        },
+        repeats={"speech": [longest_repeat(codes, period) for period in range(1, PERIODS + 1)]},
+    )
+
+
+def seconds_of_subwords(store: Store) -> list[float]:
+    """Expected seconds of each id, [V]: a line through the training split's seconds over their letters.
+
+    Its slope is the time of a letter (or of the space before a word), its constant the silence around a
+    sentence, half of it the begin's and half the end's.
+    """
+    letters = np.array([len(store.subwords.piece(i)) for i in range(store.subwords.vocabulary)])
+    letters[[store.subwords.begin, store.subwords.end]] = 0
+    rows = store.splits["train"].with_format("numpy")
+    said, took = np.array([letters[ids].sum() for ids in rows["ids"]]), np.array(rows["seconds"])
+    slope, constant = np.polyfit(said, took, 1) if len(set(said.tolist())) > 1 else (0.0, 0.0)
+    if slope <= 0 or constant < 0:  # too few sentences, or all of one length
+        slope, constant = took.sum() / said.sum(), 0.0
+    seconds = slope * letters
+    seconds[[store.subwords.begin, store.subwords.end]] = constant / 2
+    return [round(float(one), 5) for one in seconds]
+
+
+def reads(store: Store, modality: str) -> str:
+    """Names the units of a modality; a tower only understands those it was trained on."""
+    return store.facts["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
+
+
+def longest_repeat(rows: list[np.ndarray], period: int) -> int:
+    """Most consecutive elements that equal the one `period` before, within a row."""
+    # -1 - i: a boundary between rows that equals nothing.
+    joined = np.concatenate([part for i, row in enumerate(rows) for part in (row, [-1 - i] * period)])
+    different = np.flatnonzero(joined[period:] != joined[:-period])
+    return int(np.diff(different, prepend=-1).max()) - 1
