@@ -13,29 +13,26 @@ from zipper.evaluate import codec as codec_module
 from zipper.evaluate import judge as judge_module
 from zipper.evaluate.codec import evaluate_codec, table
 from zipper.evaluate.judge import Judge, load_judge
-from zipper.evaluate.wer import word_errors
 from zipper.report import results as results_module
 from zipper.report.clock import Clock
 from zipper.schema import JudgeConfig, RunConfig
 from zipper.units.prepare import prepare
 
 
-class DeafJudge(Judge):
+def deaf_judge(texts: list[str], calls: list[int]) -> Judge:
     """Hears the first utterance right, and nothing of the others."""
 
-    def transcribe(self, wave):
-        self.calls.append(len(wave))
-        return self.texts[0] if len(self.calls) % len(self.texts) == 1 else ""
+    def transcribe(wave):
+        calls.append(len(wave))
+        return texts[0] if len(calls) % len(texts) == 1 else ""
 
-    def errors(self, reference, heard):
-        return word_errors(reference, heard)
+    return Judge(transcribe, str, "deaf")
 
 
 def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, monkeypatch):
     test = [u for u in utterances if u.split == "test"]
-    judge = DeafJudge(None, str, "deaf")
-    object.__setattr__(judge, "calls", [])
-    object.__setattr__(judge, "texts", [u.text for u in test])
+    calls: list[int] = []
+    judge = deaf_judge([u.text for u in test], calls)
     monkeypatch.setattr(codec_module, "load_judge", lambda cfg: judge)
     monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
     monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
@@ -48,7 +45,7 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
         assert row["words"] == words
         assert row["errors"] == words - len(test[0].text.split())
     assert [row["bits_per_second"] for row in result["rows"][1:]] == [300.0, 200.0, 100.0]
-    assert judge.calls[: len(test)] == judge.calls[len(test) : 2 * len(test)]  # a round trip keeps the length
+    assert calls[: len(test)] == calls[len(test) : 2 * len(test)]  # a round trip keeps the length
     samples = {file.name for file in Path("build/codecs/table/samples").iterdir()}
     assert {f"{test[0].id}.png", f"{test[0].id}-original.flac", f"{test[0].id}-1-codebooks.flac"} <= samples
     assert "3 codebooks" in table(result)

@@ -40,8 +40,8 @@ def test_smoothing_keeps_a_constant_and_begins_at_the_beginning():
 
 def test_a_run_ends_with_figures_samples_times_and_files(prepared, capsys):
     cfg = config("name=seen")
-    result = run_module.train(cfg, "x")
-    for name in ("learning-curve", "gates", "attention"):
+    result = run_module.train(cfg, "x")["asr"]
+    for name in ("learning-curve", "gates", "attention-text-speech"):
         assert (cfg.run_dir / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert set(result["stage_seconds"]) == {"train", "evaluate", "draw"}
     assert result["wall_seconds"] == result["stage_seconds"]["train"]

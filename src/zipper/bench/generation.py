@@ -37,7 +37,7 @@ class NeverEnds(Alphabet):
 def generation(
     model: Zipper, store: Store, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
 ) -> dict[str, Any]:
-    """Frames a second of an untrained Zipper, by batch, and the ratios; from text to sound by the shipped one."""
+    """Frames a second of an untrained Zipper, by batch, and ratios; from text to sound by the shipped one."""
     model.eval()
     rows = [store.splits["dev"][i] for i in range(16)]
     documents = [document(store, row, "tts", 0.0) for row in rows]
@@ -80,7 +80,7 @@ def speak_on(model: Zipper, prompts: list[Document]) -> None:
 
 @torch.no_grad()
 def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
-    """The same, by a forward pass over whole documents for every new frame; logits of the last column alone."""
+    """The same, by a forward pass over whole documents for each new frame; logits of its column alone."""
     tower, total = model.cfg.towers["speech"], 0.0
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for length in range(EVERY, FRAMES + 1, EVERY):
@@ -95,7 +95,7 @@ def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
 
 @torch.no_grad()
 def llama_on(llama: "LlamaForCausalLM", batch: int) -> None:
-    """transformers' own generation with its static cache: FRAMES tokens of one codebook, no prompt but a begin."""
+    """transformers' own generation with its static cache: FRAMES tokens of one codebook, after a begin."""
     out = llama.generate(
         torch.zeros(batch, 1, dtype=torch.int64), attention_mask=torch.ones(batch, 1, dtype=torch.int64),
         min_new_tokens=FRAMES, max_new_tokens=FRAMES, do_sample=False, cache_implementation="static",

@@ -57,7 +57,7 @@ def scored_weight(
     frames: int,
     task: str,
     prompt_weight: float,
-    codebook_weights: Sequence[float],
+    codebook_weights: Sequence[float] = (),
 ) -> dict[str, float]:
     """Sum of loss weights that a document scores, by modality, from the counts alone (see `scored`)."""
     books = codebook_weights or [1.0] * store.codebooks

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from zipper.data.batch import Batch, collate
-from zipper.data.document import document, scored_weight
+from zipper.data.document import Document, document, scored_weight
 from zipper.errors import ConfigError
 from zipper.schema import TASKS
 from zipper.units.pattern import columns
@@ -83,6 +83,16 @@ class Steps:
         ]
         turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
         return collate(documents, codebooks, total, turns)
+
+    def first(self, count: int) -> list[Document]:
+        """The first documents of the training, about so many, however steps are sliced."""
+        found: list[Document] = []
+        for step in range(self.epoch_length(0)):
+            if len(found) >= count:
+                break
+            examples = self.plan(step).examples
+            found += [document(self.store, self.rows[i], task, self.prompt_weight) for i, task in examples]
+        return found
 
     def _epoch(self, epoch: int) -> list[Plan]:
         if epoch not in self._cut:

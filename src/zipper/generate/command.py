@@ -39,8 +39,7 @@ def generate(args: argparse.Namespace) -> None:
     if out.exists() and not args.overwrite and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not overwritten. Choose another -o, or give --overwrite.")
     zipped = load_zipped(asset(args.model))
-    words = [word if word.startswith("decode.") else f"decode.{word}" for word in args.settings]
-    decode = changed(zipped.cfg, words).decode.by_modality()
+    decode = changed(zipped.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
     for request in requests:  # all of them are read before the first is written
         groups.setdefault(" ".join(order_of(request, args.then)), []).append(

@@ -143,8 +143,8 @@ def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[fl
 
 def hide_past(batch: Batch, model: Zipper, share: float, span: int) -> Batch:
     """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
-    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little from the
-    text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
+    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
+    from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
     streams = dict(batch.streams)
     for name, stream in streams.items():
         alphabet = Alphabet.of(name, model.tower(name).cfg)

@@ -38,7 +38,7 @@ from zipper.units.facts import facts_of, reads
 from zipper.units.prepare import prepare
 from zipper.units.store import Store
 
-WHITENED = 16  # batches that the zips' start is measured on
+WHITENED = 256  # documents that the zips' start is measured on
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
@@ -164,8 +164,7 @@ def fit(
         if init:
             load_weights(module.model.tower(name), asset(init))
     if checkpoint is None and cfg.model.zip.whiten and module.model.stages:
-        books = {name: cfg.model.towers[name].codebooks for name in module.model.names}
-        whiten_zips(module.model, [data.steps.batch(step, 0, books) for step in range(WHITENED)])
+        whiten_zips(module.model, data.steps.first(WHITENED))
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(

@@ -10,16 +10,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from zipper.data.batch import Batch
+from zipper.data.batch import collate
+from zipper.data.document import Document
 from zipper.model.zipper import Zipper
 
 FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
+TOGETHER = 16  # documents
 
 
 @torch.no_grad()
-def whiten_zips(model: Zipper, batches: list[Batch]) -> None:
-    """Sets the first layer of every g in use: after it, states of these batches have mean 0 and covariance
-    2 I (or a projection of it), whose scale a ReLU keeps. A few thousand tokens are enough."""
+def whiten_zips(model: Zipper, documents: list[Document]) -> None:
+    """Sets the first layer of every g in use: after it, states of these documents have mean 0 and covariance
+    2 I (or a projection of it), whose scale a ReLU keeps. A few hundred are enough."""
     model.eval()
     device = next(model.parameters()).device
     seen: dict[nn.Linear, list[Tensor]] = {}
@@ -31,7 +33,9 @@ def whiten_zips(model: Zipper, batches: list[Batch]) -> None:
             assert isinstance(first, nn.Linear)
             seen[first] = []
             hooks.append(first.register_forward_pre_hook(_keeper(seen[first], valid, asked)))
-    for batch in batches:
+    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
+    for start in range(0, len(documents), TOGETHER):
+        batch = collate(documents[start : start + TOGETHER], codebooks)
         valid.update({n: s.valid & batch.multimodal[:, None] for n, s in batch.on(device).streams.items()})
         model(batch.on(device))
     for hook in hooks:
