@@ -6,8 +6,8 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge prepare train-asr variants overfit train-codec codec-table pretrain bench report
-.PHONY: test lint
+.PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
+.PHONY: pretrain bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -31,6 +31,16 @@ prepare: $(READY)  ## speak the embedded corpus and encode it (train-asr does so
 
 train-asr: $(READY)  ## zip the shipped towers, train recognition, print the test WER
 	$(RUN) train configs/asr.yaml $(ARGS)
+
+train-tts: $(VENV)/.judge  ## zip the shipped towers, train speech, print the WER of what a judge hears
+	$(RUN) train configs/tts.yaml $(ARGS)
+
+train: $(VENV)/.judge  ## recognition and speech in one model, as the one in assets/zipped
+	$(RUN) train configs/joint.yaml $(ARGS)
+
+demo: $(READY)  ## the shipped model speaks a sentence, and writes down what it hears in a recording
+	$(RUN) generate assets/zipped --text "the old teacher found the green lamp beside the river" -o build/demo.wav --overwrite
+	$(RUN) generate assets/zipped --audio results/samples/test-00000-original.flac
 
 overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
 	$(RUN) train configs/overfit.yaml $(ARGS)

@@ -42,6 +42,26 @@ def test_the_counts_of_recognition_add_up(file):
         assert word_errors(one["reference"], one["hypothesis"]) == WordErrors(one["errors"], one["words"])
 
 
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if json.loads(f.read_text()).get("task") == "tts"], ids=lambda f: f.stem
+)
+def test_the_counts_of_speech_add_up(file):
+    result = json.loads(file.read_text())
+    parts = result["per_utterance"]
+    assert result["judge"]
+    assert result["normaliser"]
+    assert (sum(o["errors"] for o in parts), sum(o["words"] for o in parts)) == (
+        result["errors"],
+        result["words"],
+    )
+    assert result["wer"] == pytest.approx(result["errors"] / result["words"], abs=1e-6)
+    target = sum(o["target_errors"] for o in parts) / sum(o["target_words"] for o in parts)
+    assert result["target_wer"] == pytest.approx(target, abs=1e-6)
+    assert result["by_length"][-1]["wer_up_to"] == pytest.approx(result["wer"], abs=1e-6)
+    assert sum(one["utterances"] for one in result["by_length"]) == result["utterances"] >= 300
+    assert 0 < result["original_wer"] <= result["oracle_wer"]
+
+
 def test_the_readme_shows_what_the_result_files_say():
     readme = (ROOT / "README.md").read_text()
     asr, overfit, times = load("asr.json"), load("overfit.json"), load("quickstart.json")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipper.model.tower import rotate, rotation
-from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, cross_mask, sinusoid
+from zipper.model.zip_block import SECONDS_BASE, STEP, When, ZipBlock, cross_mask, sinusoid
 from zipper.schema import ZipConfig
 
 
@@ -64,7 +64,7 @@ def slow(block: ZipBlock, x: Tensor, asked: Tensor, time_q: Tensor, time_k: Tens
 @pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
 def test_zip_equals_a_slow_loop(position):
     block, x, asked, time_q, time_k, mask = make(position)
-    fast = block(x, time_q, block.look_at(asked, time_k), mask)
+    fast = block(x, When(time_q), block.look_at(asked, When(time_k)), mask)
     torch.testing.assert_close(fast, slow(block, x, asked, time_q, time_k, mask), rtol=1e-9, atol=1e-12)
     assert fast.abs().max() > 0.1
 
@@ -74,7 +74,7 @@ def test_a_token_with_nothing_before_it_is_untouched_bit_for_bit():
     blind = ~mask.any(-1)
     assert blind.any()
     assert not blind.all()
-    out = x + block(x, time_q, block.look_at(asked, time_k), mask)
+    out = x + block(x, When(time_q), block.look_at(asked, When(time_k)), mask)
     assert torch.equal(out[blind], x[blind])
     assert (out[~blind] != x[~blind]).any(-1).all()
 
@@ -84,7 +84,7 @@ def test_closed_gates_change_nothing_and_still_learn():
     with torch.no_grad():
         block.attention_gate.zero_()
         block.feed_forward_gate.zero_()
-    out = block(x, time_q, block.look_at(asked, time_k), mask)
+    out = block(x, When(time_q), block.look_at(asked, When(time_k)), mask)
     assert torch.equal(out, torch.zeros_like(out))
     out.sum().backward()
     assert block.attention_gate.grad.abs() > 0
@@ -95,14 +95,16 @@ def test_gradient_reaches_exactly_the_tokens_that_may_be_seen():
     block, x, asked, time_q, time_k, mask = make("rotary")
     asked.requires_grad_()
     for t in range(x.shape[1]):
-        (grad,) = torch.autograd.grad(block(x, time_q, block.look_at(asked, time_k), mask)[0, t].sum(), asked)
+        (grad,) = torch.autograd.grad(
+            block(x, When(time_q), block.look_at(asked, When(time_k)), mask)[0, t].sum(), asked
+        )
         assert torch.equal(grad[0].abs().sum(-1) > 0, mask[0, t])
         assert grad[1].abs().sum() == 0
 
 
 def test_blind_batches_give_no_nan():
     block, x, asked, time_q, time_k, mask = make("rotary")
-    out = block(x, time_q, block.look_at(asked, time_k), torch.zeros_like(mask))
+    out = block(x, When(time_q), block.look_at(asked, When(time_k)), torch.zeros_like(mask))
     out.sum().backward()
     assert torch.equal(out, torch.zeros_like(out))
     assert all(torch.isfinite(p.grad).all() for p in block.parameters() if p.grad is not None)
@@ -111,10 +113,10 @@ def test_blind_batches_give_no_nan():
 @pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
 def test_the_weights_that_are_drawn_are_those_that_attention_uses(position):
     block, x, asked, time_q, time_k, mask = make(position)
-    seen = block.look_at(asked, time_k)
-    weights = block.weights(x, time_q, seen, mask)
+    seen, when = block.look_at(asked, When(time_k)), When(time_q)
+    weights = block.weights(x, when, seen, mask)
     heads = (weights @ seen.value).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(block.to_out(heads), block.attend(x, time_q, seen, mask), rtol=0, atol=1e-12)
+    torch.testing.assert_close(block.to_out(heads), block.attend(x, when, seen, mask), rtol=0, atol=1e-12)
     assert (weights.sum(-1)[:, 0] > 0.999).equal(mask.any(-1))
 
 

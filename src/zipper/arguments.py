@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run, or of an exported model (assets/zipped)")
     parser.add_argument(
         "--decode", nargs="+", default=[], metavar="KEY=VALUE",
-        help="how, if not as trained: speech.temperature=0.7, text.beams=4, ... (decode.* of `zipper --help`)",
+        help="if not as trained: speech.temperature=0.7, text.beams=4, ... (decode.* in `zipper --help`)",
     )  # fmt: skip
     parser.add_argument("--text", action=_Given, dest="given", metavar="WORDS", help="text to go on from")
     parser.add_argument("--audio", action=_Given, dest="given", metavar="FILE", help="speech to go on from")

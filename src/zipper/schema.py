@@ -141,7 +141,7 @@ class ZipConfig:
     )
 
     whiten: bool = setting(
-        True, "start each g by whitening the states that it reads, measured on a few batches"
+        False, "start each g by whitening the states that it reads; for towers that have been pre-trained"
     )
 
     def __post_init__(self) -> None:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from zipper.config import ROOT
-from zipper.data.batch import collate
+from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, Segment, document
 from zipper.generate.alphabet import Alphabet
 from zipper.generate.write import GREEDY, Writer, read_prompts, write
@@ -44,8 +45,8 @@ def generation(
     prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in documents]
     found: dict[str, Any] = {}
     for batch in (1, 16):
-        cached = fastest(lambda batch=batch: speak_on(model, prompts[:batch]))
-        theirs = fastest(lambda batch=batch: llama_on(llama(model.cfg.towers["speech"]), batch))
+        cached = fastest(partial(speak_on, model, prompts[:batch]))
+        theirs = fastest(partial(llama_on, llama(model.cfg.towers["speech"]), batch))
         uncached = uncached_seconds(model, prompts[:batch])
         found[f"batch {batch}"] = {
             "frames_per_second": round(batch * FRAMES / cached, 1),
@@ -87,10 +88,13 @@ def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
         tokens = torch.randint(tower.vocabulary - 3, (length, tower.codebooks))
         speech = Segment("speech", tokens, tokens >= 0, 0.0)
         batch = collate([Document(p.id, [*p.segments, speech], p.multimodal) for p in prompts], codebooks)
-        total += EVERY * fastest(
-            lambda batch=batch: model.tower("speech").logits(model(batch)["speech"][:, -1]), 2
-        )
+        total += EVERY * fastest(partial(one_forward, model, batch), 2)
     return total
+
+
+def one_forward(model: Zipper, batch: Batch) -> None:
+    """Logits of the last column."""
+    model.tower("speech").logits(model(batch)["speech"][:, -1])
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipper.bench.generation import generation
 from zipper.commit import commit
 from zipper.config import to_dict
 from zipper.data.batch import Batch
@@ -61,6 +62,9 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     figures["zipper"] = zipper_against_llama(cfg, store, batches)
     print("decoding ...", flush=True)
     figures["decoding"] = decoding(cfg, store)
+    print("speaking ...", flush=True)
+    module = ZipperModule.of(cfg, facts_of(store))
+    figures["generation"] = generation(module.model, store, llama)
     figures["loader"] = loader(steps, books, figures["zipper"]["seconds_a_step"])
     result = {
         "name": cfg.name,
@@ -228,6 +232,15 @@ def table(figures: dict[str, Any]) -> str:
         *(
             ("decoding", f"{one['times_real_time']} x real", f"{name}, {one['share_at_cap']:.0%} to the cap")
             for name, one in figures["decoding"].items()
+        ),
+        *(
+            (
+                f"speaking, {n}",
+                f"{one['frames_per_second']:.0f} frames/s",
+                f"{one['times_uncached']:.1f} x uncached, {one['times_llama']:.2f} x Llama's generate",
+            )
+            for n, one in figures["generation"].items()
+            if isinstance(one, dict)
         ),
         ("padding", f"{wait['padding_share']:.1%}", "of a step's tokens"),
         ("data wait", f"{wait['data_wait_share']:.1%}", "of a step's time"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zipper.model.tower import Cache, KeyValue
+from zipper.model.zip_block import When
 from zipper.model.zipper import Pair, Zipper
 
 BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
@@ -23,6 +24,7 @@ class Memory:
     def __init__(self, model: Zipper, multimodal: Tensor) -> None:
         """multimodal bool [B]: of each document, known before its first token."""
         self.model, self.multimodal = model, multimodal
+        self.awaited = set(model.names)  # towers that are yet to write: the others need nothing kept for them
         self.own: dict[tuple[str, int], KeyValue] = {}  # (tower, layer)
         self.zipped: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
         empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
@@ -57,7 +59,7 @@ class Memory:
         return states
 
     def _run(
-        self, name: str, tokens: Tensor, position: Tensor, times: tuple[Tensor, Tensor], mask: Tensor,
+        self, name: str, tokens: Tensor, position: Tensor, times: tuple[When, When], mask: Tensor,
         at: Tensor, read: int,
     ) -> Tensor:  # fmt: skip
         model, tower = self.model, self.model.tower(name)
@@ -78,7 +80,7 @@ class Memory:
                 keys = KeyValue(*(b[:, :, :columns] for b in self.zipped[stage, (name, other)]))
                 x = x + model.zip(stage, name, other)(before, coming, keys, may_look)
             for other in model.names:
-                if (other, name) in model.used:
+                if (other, name) in model.used and other in self.awaited:
                     left = model.zip(stage, other, name).look_at(before, time)
                     Cache(self.zipped[stage, (other, name)], at, read).add(left)
         return tower.finish(x)

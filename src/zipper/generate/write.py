@@ -52,7 +52,8 @@ def write(
     nothing, and on `auto` where the model has no switch.
     """
     _check(model, prompts, order)
-    memory = read_prompts(model, prompts)
+    given = {segment.modality for one in prompts for segment in one.segments[1:]}
+    memory = read_prompts(model, prompts, set(model.names) if order == "auto" else {*order, *given})
     latest = [{s.modality: _length(model, s.modality, s.tokens) for s in p.segments} for p in prompts]
     last = [p.segments[-1].modality for p in prompts]
     out: list[list[Written]] = [[] for _ in prompts]
@@ -61,6 +62,8 @@ def write(
             coming = _chosen(memory, last, [turn == 0 or bool(len(done) == turn) for done in out])
         else:
             coming = [order[turn]] * len(prompts)
+        if order != "auto":
+            memory.awaited = set(order[turn:])
         for name in model.names:
             rows = [i for i, one in enumerate(coming) if one == name]
             if not rows:
@@ -163,10 +166,12 @@ class Writer:
         return out
 
 
-def read_prompts(model: Zipper, prompts: Sequence[Document]) -> Memory:
-    """A Memory that has read all segments of the prompts, each in its own order."""
+def read_prompts(model: Zipper, prompts: Sequence[Document], awaited: set[str] | None = None) -> Memory:
+    """A Memory that has read all segments of the prompts, each in its own order. awaited: towers that will read
+    or write after another one; all of them, if not given."""
     device = next(model.parameters()).device
     memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
+    memory.awaited = awaited or memory.awaited
     for turn in range(max(len(prompt.segments) for prompt in prompts)):
         for name in model.names:
             parts = [

@@ -26,6 +26,20 @@ def cross_mask(place_q: Tensor, place_k: Tensor, valid_k: Tensor) -> Tensor:
     return (place_k[:, None, :] < place_q[:, :, None]) & valid_k[:, None, :]
 
 
+class When:
+    """Times [B, T] in seconds, and what the zips make of them, each of it computed once for all stages."""
+
+    def __init__(self, time: Tensor) -> None:
+        self.time = time
+        self._turned: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def rotation(self, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines for heads of that size."""
+        if (size, dtype) not in self._turned:
+            self._turned[size, dtype] = rotation(self.time / STEP, size, SECONDS_BASE, dtype)
+        return self._turned[size, dtype]
+
+
 class ZipBlock(nn.Module):
     """What the asked tower adds to the asking one. The caller sums the contributions of all asked towers."""
 
@@ -59,48 +73,44 @@ class ZipBlock(nn.Module):
         self.attention_gate = nn.Parameter(torch.full((), cfg.gate_init))  # a
         self.feed_forward_gate = nn.Parameter(torch.full((), cfg.gate_init))  # b
 
-    def forward(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
-        """What is to be added: x [B, Tq, D], time_q [B, Tq] in seconds, mask bool [B, Tq, Tk] -> [B, Tq, D].
+    def forward(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
+        """What is to be added: x [B, Tq, D], when [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
 
         Zero for a token that may look at nothing: it passes the whole block untouched, feed-forward included.
         """
-        attended = self.attend(x, time_q, asked, mask)
+        attended = self.attend(x, when, asked, mask)
         y = x + self.attention_gate.tanh() * attended
         y = y + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(y))
         sees_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
         return torch.where(sees_any, y - x, 0.0)
 
-    def attend(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
         """The cross-attention alone, before its gate: [B, Tq, D]"""
-        q = self.query(x, time_q)
+        q = self.query(x, when)
         # A boolean mask gives 0, not NaN, where a row may look at nothing (torch >= 2.5).
         y = F.scaled_dot_product_attention(q, asked.key, asked.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, time_q: Tensor, asked: KeyValue, mask: Tensor) -> Tensor:
+    def weights(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
         """Where `attend` looks, to be drawn: [B, H, Tq, Tk], rows that may look at nothing are 0."""
-        scores = self.query(x, time_q) @ asked.key.transpose(2, 3) / math.sqrt(self.size)
+        scores = self.query(x, when) @ asked.key.transpose(2, 3) / math.sqrt(self.size)
         return torch.nan_to_num(scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1))
 
-    def query(self, x: Tensor, time: Tensor) -> Tensor:
+    def query(self, x: Tensor, when: When) -> Tensor:
         """x [B, Tq, D] -> [B, H, Tq, K]"""
         x = self.query_norm(x)
         if self.cfg.position == "sinusoidal":
-            x = x + sinusoid(time, x.shape[-1], x.dtype)
-        return self._place(self._split(self.to_q(x)), time)
+            x = x + sinusoid(when.time, x.shape[-1], x.dtype)
+        return self._place(self._split(self.to_q(x)), when)
 
-    def look_at(self, asked: Tensor, time: Tensor) -> KeyValue:
-        """States of the asked tower [B, Tk, C], times [B, Tk] in seconds -> keys, values [B, H, Tk, K]."""
+    def look_at(self, asked: Tensor, when: When) -> KeyValue:
+        """States of the asked tower [B, Tk, C], when [B, Tk] -> keys, values [B, H, Tk, K]."""
         h = F.relu(self.projection(self.asked_norm(asked)))
-        at = h + sinusoid(time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
-        return KeyValue(self._place(self._split(self.to_k(at)), time), self._split(self.to_v(h)))
+        at = h + sinusoid(when.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
+        return KeyValue(self._place(self._split(self.to_k(at)), when), self._split(self.to_v(h)))
 
-    def _place(self, x: Tensor, time: Tensor) -> Tensor:
-        return (
-            rotate(x, rotation(time / STEP, self.size, SECONDS_BASE, x.dtype))
-            if self.cfg.position == "rotary"
-            else x
-        )
+    def _place(self, x: Tensor, when: When) -> Tensor:
+        return rotate(x, when.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]

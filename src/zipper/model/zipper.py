@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from zipper.data.batch import Batch
 from zipper.model.tower import Tower
-from zipper.model.zip_block import ZipBlock, cross_mask, mlp
+from zipper.model.zip_block import When, ZipBlock, cross_mask, mlp
 from zipper.schema import ModelConfig, TowerConfig
 
 Pair = tuple[str, str]  # (asking, asked)
@@ -109,7 +109,7 @@ class Zipper(nn.Module):
 
     def times(
         self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[When, When, Tensor]:
         """When tokens int64 [B, T, Q] are said, going on from `since` [B, 1], all in seconds.
 
         Returns for each token [B, T] the time at which it is asked, the middle of its own span, and the one
@@ -119,7 +119,7 @@ class Zipper(nn.Module):
         exact = torch.float64 if self.tower(name).embedding.weight.dtype == torch.float64 else torch.float32
         each = self.get_buffer(f"seconds_{name}").to(exact)[tokens[..., 0]] * valid  # [B, T]
         end = each.cumsum(1) + (0.0 if since is None else since)
-        return end - each / 2, end + 1 / self.rates[name], end[:, -1:]
+        return When(end - each / 2), When(end + 1 / self.rates[name]), end[:, -1:]
 
     def tower(self, name: str) -> Tower:
         tower = self.towers[name]
