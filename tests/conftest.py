@@ -16,11 +16,18 @@ from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
 from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, Segment
+from zipper.evaluate import tasks as tasks_module
+from zipper.evaluate.judge import Judge
+from zipper.evaluate.tts import Listener
+from zipper.generate import zipped as zipped_module
 from zipper.model.zipper import Zipper
 from zipper.schema import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig
 from zipper.train import run as run_module
+from zipper.train.module import ZipperModule
+from zipper.train.resolve import resolve
 from zipper.units.codec import Codec, build_embedded
 from zipper.units.encode import prepare_store
+from zipper.units.facts import facts_of
 from zipper.units.store import Store
 from zipper.units.text import Subwords
 
@@ -150,3 +157,45 @@ def prepared(store, monkeypatch, in_tmp):
     monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: store)
     monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: store)
     return store
+
+
+JOINT = ["name=joint", "model.switch=true", "train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
+
+
+def perfect(store, codec) -> Judge:
+    """Hears what was said in every recording and round trip of the test split, by their samples; in all else,
+    nothing."""
+    known = {}
+    for split in ("train", "dev", "test"):
+        for row in store.splits[split]:
+            known[_key(codec.decode(store.row_codes(row)))] = row["text"]
+            known[_key(torch.from_numpy(sf.read(row["audio"], dtype="float32")[0]))] = row["text"]
+    return Judge(lambda wave: known.get(_key(wave), ""), str, "perfect", "none")
+
+
+def _key(wave: torch.Tensor) -> str:
+    return f"{len(wave)} {float(wave.double().abs().sum()):.6f}"
+
+
+@pytest.fixture
+def listening(prepared, codec, monkeypatch):
+    """`train` finds the tiny codec and a perfect judge."""
+    monkeypatch.setattr(tasks_module, "load_codec", lambda cfg: codec)
+    monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: codec)
+    judge = perfect(prepared, codec)
+    monkeypatch.setattr(tasks_module, "load_judge", lambda cfg: judge)
+    return Listener(codec, judge, "build")
+
+
+@pytest.fixture
+def trained(listening, prepared):
+    """A run folder as `generate` needs it, untrained."""
+    cfg = resolve(config(*JOINT), prepared)
+    module = ZipperModule.of(cfg, facts_of(prepared))
+    folder = cfg.run_dir / "checkpoints"
+    folder.mkdir(parents=True)
+    state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save({**state, "pytorch-lightning_version": "2.6.0"}, folder / "best.ckpt")
+    (cfg.run_dir / "config.yaml").write_text("name: joint\n")
+    prepared.subwords.save(cfg.run_dir / "tokenizer.json")
+    return cfg

@@ -167,8 +167,8 @@ class Writer:
 
 
 def read_prompts(model: Zipper, prompts: Sequence[Document], awaited: set[str] | None = None) -> Memory:
-    """A Memory that has read all segments of the prompts, each in its own order. awaited: towers that will read
-    or write after another one; all of them, if not given."""
+    """A Memory that has read all segments of the prompts, each in its own order. awaited: towers that will
+    read or write after another one; all of them, if not given."""
     device = next(model.parameters()).device
     memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
     memory.awaited = awaited or memory.awaited

@@ -168,7 +168,8 @@ def rotation(position: Tensor, size: int, base: float, dtype: torch.dtype) -> tu
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     """x [B, H, T, K], halves paired as in Llama -> the same shape and dtype."""
     cos, sin = by
-    return Rotate.apply(x.to(cos.dtype), cos, sin).to(x.dtype)
+    turn = Rotate.apply if x.requires_grad else _turn  # autograd's own work is felt in a token's time
+    return turn(x.to(cos.dtype), cos, sin).to(x.dtype)
 
 
 class Rotate(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 from zipper.data.batch import collate
 from zipper.data.document import document
 from zipper.model.tower import KeyValue
-from zipper.model.zip_block import ZipBlock
+from zipper.model.zip_block import When, ZipBlock
 from zipper.model.zipper import Pair, Zipper
 from zipper.report.metrics import Series, read_metrics
 from zipper.units.store import Row, Store
@@ -111,7 +111,7 @@ def cross_attention(model: Zipper, store: Store, row: Row, pair: Pair) -> list[T
     """Weights [Tq, Tk] of each stage's zip of one direction, mean over heads, the document being given."""
     found: list[Tensor] = []
 
-    def keep(block: ZipBlock, inputs: tuple[Tensor, Tensor, KeyValue, Tensor], _: Tensor) -> None:
+    def keep(block: ZipBlock, inputs: tuple[Tensor, When, KeyValue, Tensor], _: Tensor) -> None:
         found.append(block.weights(*inputs).mean(1)[0].cpu())
 
     hooks = [model.zip(stage, *pair).register_forward_hook(keep) for stage in range(model.stages)]

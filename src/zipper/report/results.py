@@ -125,10 +125,10 @@ def speaking(results: list[Result]) -> str:
     ]
     first = results[0]
     text = (
-        f"{first['utterances']} test sentences, {first['words']} words. Judge: {first['judge']}; normaliser "
-        f"{first['normaliser']} on both sides. *Recordings*: the judge's errors on the real audio. *Oracle*: on "
-        "its codec round trip, the ceiling of every model. *Gold*: the model's speech against the transcript. "
-        "*Target*: against what the judge heard in the round trip (paper 4.1.4)."
+        f"{first['utterances']} test sentences, {first['words']} words. Judge: {first['judge']}; "
+        f"normaliser {first['normaliser']} on both sides. *Recordings*: the judge's errors on real audio. "
+        "*Oracle*: on its codec round trip, the ceiling of every model. *Gold*: the model's speech against "
+        "the transcript. *Target*: against what the judge heard in the round trip (paper 4.1.4)."
     )
     head = [
         "run",
@@ -141,8 +141,9 @@ def speaking(results: list[Result]) -> str:
         "seed",
         "steps",
         "training",
+        "commit",
     ]
-    return section("Speech", text, table([*head, "commit"], rows), [one["command"] for one in results])
+    return section("Speech", text, table(head, rows), [one["command"] for one in results])
 
 
 def codec(result: Result | None) -> str:

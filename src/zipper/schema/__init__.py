@@ -1,0 +1,122 @@
+"""Every setting, its meaning and its default. Mistakes that can be seen here are refused here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from zipper.errors import ConfigError
+from zipper.schema.base import TASKS, at_least_one, section, setting
+from zipper.schema.model import ModelConfig, TowerConfig, ZipConfig
+from zipper.schema.train import TasksConfig, TrainCodecConfig, TrainConfig
+from zipper.schema.use import DecodeConfig, EvaluateConfig, JudgeConfig, SamplingConfig
+
+__all__ = [
+    "TASKS",
+    "CodecConfig",
+    "DataConfig",
+    "DecodeConfig",
+    "EvaluateConfig",
+    "JudgeConfig",
+    "LogConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SamplingConfig",
+    "TasksConfig",
+    "TowerConfig",
+    "TrainCodecConfig",
+    "TrainConfig",
+    "ZipConfig",
+]
+
+
+@dataclass
+class DataConfig:
+    corpus: Literal["spoken"] = setting(
+        "spoken", "spoken: the embedded corpus, read aloud by a small neural voice"
+    )
+    text_folder: str | None = setting(
+        None, "folder of .txt files to read aloud; none: our grammar's sentences"
+    )
+    train: int = setting(4000, "utterances to train on")
+    dev: int = setting(300, "utterances to choose by")
+    test: int = setting(400, "utterances to report on")
+    rates: tuple[float, float] = setting((1.05, 1.3), "slowest and fastest speaking rate, drawn evenly")
+    seed: int = setting(1, "of the sentences, rates and pitches")
+    tokenizer: str | None = setting(
+        None, "tokenizer.json of the text tower; none: trained on the training text"
+    )
+    subwords: int = setting(640, "most subwords of a tokenizer trained here, specials included")
+    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed")
+    only: int | None = setting(
+        None, "train on the first so many utterances only; a smaller share is nested in a larger one"
+    )
+
+    def __post_init__(self) -> None:
+        if min(self.train, self.dev, self.test) < 1:
+            raise ConfigError(
+                f"data.train={self.train}, data.dev={self.dev}, data.test={self.test}: "
+                "every split needs an utterance."
+            )
+        if not 0.5 <= self.rates[0] <= self.rates[1] <= 2.0:
+            raise ConfigError(
+                f"data.rates={list(self.rates)}: give slowest and fastest within 0.5 and 2.0, in order."
+            )
+        if not self.max_seconds > 0:
+            raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
+        if self.only is not None and not 1 <= self.only <= self.train:
+            raise ConfigError(f"data.only={self.only} must lie within 1 and data.train={self.train}.")
+
+
+@dataclass
+class CodecConfig:
+    name: Literal["embedded", "encodec_24khz"] = setting(
+        "embedded", "embedded: the small EnCodec in assets/; or the official one"
+    )
+    weights: str | None = setting(
+        None, "folder (embedded) or file (encodec_24khz); none: assets/codec, or cache and download"
+    )
+    bandwidth_kbps: float | None = setting(
+        None, "1.5, 3, 6, 12 or 24 for encodec_24khz; none: all codebooks of embedded"
+    )
+    batch_seconds: float = setting(
+        8.0, "seconds of audio encoded at a time; more is slower on a CPU, whose memory it asks for anew"
+    )
+
+    def __post_init__(self) -> None:
+        if self.name == "encodec_24khz" and self.bandwidth_kbps is None:
+            raise ConfigError(
+                "codec.bandwidth_kbps is not set: choose 1.5, 3, 6, 12 or 24 (2 to 32 codebooks)."
+            )
+
+
+@dataclass
+class LogConfig:
+    wandb: Literal["offline", "online", "disabled"] = setting("offline", "online needs a key (wandb login)")
+    project: str = setting("zipper", "W&B project")
+    every: int = setting(20, "steps between logged metrics")
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "log", "every")
+
+
+@dataclass
+class RunConfig:
+    name: str = setting("run", "of the run, and of its folder under build/runs")
+    seed: int = setting(0, "of weights, dropout and data order")
+    build: str = setting("build", "folder of corpora, stores and runs")
+    result: str | None = setting(None, "file the result is copied to, beside the run folder's own")
+    export: str | None = setting(None, "folder that a pre-trained tower is written to")
+    data: DataConfig = section(DataConfig)
+    codec: CodecConfig = section(CodecConfig)
+    model: ModelConfig = section(ModelConfig)
+    train: TrainConfig = section(TrainConfig)
+    train_codec: TrainCodecConfig = section(TrainCodecConfig)
+    decode: DecodeConfig = section(DecodeConfig)
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    judge: JudgeConfig = section(JudgeConfig)
+    log: LogConfig = section(LogConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this run keeps everything it makes."""
+        return Path(self.build) / "runs" / self.name

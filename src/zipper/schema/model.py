@@ -1,0 +1,103 @@
+"""Settings of towers and zips."""
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zipper.errors import ConfigError
+from zipper.schema.base import at_least_one, section, setting
+
+
+@dataclass
+class TowerConfig:
+    layers: int = setting(6, "transformer layers")
+    width: int = setting(128, "of the residual stream")
+    heads: int = setting(4, "query heads")
+    kv_heads: int = setting(4, "key and value heads (GQA); divides heads")
+    hidden: int = setting(384, "of the SwiGLU feed-forward")
+    rope_base: float = setting(10_000.0, "of the rotary positions")
+    norm_eps: float = setting(1e-6, "of RMSNorm")
+    vocabulary: int = setting(0, "tokens of one codebook; 0: from the store")
+    codebooks: int = setting(0, "tokens a column; 0: from the store (text has 1)")
+    dropout: float = setting(0.0, "after attention and feed-forward, in training")
+    init: str | None = setting(
+        None, "folder of a pre-trained tower, which then gives the shape; none: random"
+    )
+    frozen: bool = setting(False, "keep the tower's own weights as they are")
+    interval: int = setting(2, "layers from one zip to the next")
+    input_projection: Literal["residual", "paper", "none"] = setting(
+        "residual", "residual: x + gate * MLP(x); paper: ReLU(MLP(x)); none"
+    )
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % self.heads:
+            raise ConfigError(f"heads={self.heads} does not divide width={self.width}. Pick a divisor.")
+        if (self.width // self.heads) % 2:
+            raise ConfigError(
+                f"width={self.width} / heads={self.heads} is odd; rotary positions need an even head size."
+            )
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Pick a divisor.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is a share: give at least 0 and less than 1.")
+        if self.interval < 1 or self.interval > self.layers:
+            raise ConfigError(
+                f"interval={self.interval} leaves no zip in a tower "
+                f"of layers={self.layers}. Pick 1 to {self.layers}."
+            )
+
+
+@dataclass
+class ZipConfig:
+    heads: int = setting(4, "of the cross-attention; divides the width of each tower")
+    projection_depth: int = setting(3, "layers of g, the MLP that bridges the widths (paper 4.1: 3)")
+    position: Literal["none", "sinusoidal", "rotary"] = setting(
+        "rotary", "what the cross-attention knows of positions"
+    )
+    gate_init: float = setting(0.0, "a and b in tanh(a), tanh(b); 0: each tower starts as its own old self")
+    feed_forward: int = setting(4, "hidden width of the block's feed-forward, in widths of the tower")
+    diagonal: float = setting(
+        1.0, "initial bias of rotary queries and keys: a zip starts by looking at its own time"
+    )
+
+    whiten: bool = setting(
+        False, "start each g by whitening the states that it reads; for towers that have been pre-trained"
+    )
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "model.zip", "heads", "projection_depth", "feed_forward")
+
+
+def _default_towers() -> dict[str, TowerConfig]:
+    return {"text": TowerConfig(), "speech": TowerConfig()}
+
+
+@dataclass
+class ModelConfig:
+    modalities: list[str] = setting(["text", "speech"], "names of the towers, declared once")
+    towers: dict[str, TowerConfig] = field(default_factory=_default_towers)
+    zip: ZipConfig = section(ZipConfig)
+    switch: bool = setting(
+        False, "a small head that learns which modality follows a segment, or none (for `--then auto`)"
+    )
+
+    def __post_init__(self) -> None:
+        declared = {*self.modalities, *_default_towers()}
+        for name in self.towers:
+            if name not in declared:
+                close = difflib.get_close_matches(name, sorted(declared), 1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(
+                    f"model.towers.{name}: no such modality; model.modalities={self.modalities}.{hint}"
+                )
+        if missing := [name for name in self.modalities if name not in self.towers]:
+            raise ConfigError(
+                f"model.modalities names {missing}, but model.towers has no such tower. Describe it there."
+            )
+        for name in self.modalities:
+            width = self.towers[name].width
+            if len(self.modalities) > 1 and width % (2 * self.zip.heads):
+                raise ConfigError(
+                    f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "
+                    "into even heads."
+                )

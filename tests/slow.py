@@ -1,0 +1,67 @@
+"""Slow references for writing, by the rules alone."""
+
+import random
+
+import torch
+
+from conftest import RATES, as_batch, interleaving
+from zipper.data.document import Document, Segment
+from zipper.units.facts import Facts
+
+FACTS = Facts(
+    store="",
+    reads={},
+    rates=RATES,
+    seconds={},
+    longest={"text": 4, "speech": 5, "music": 4},
+    ratio={"text": {"speech": 1.5}, "speech": {"text": 2.0}},
+    repeats={},
+)
+
+
+@torch.no_grad()
+def slow_greedy(model, given: Document, name: str, cap: int) -> torch.Tensor:
+    """The whole Zipper over the whole document for every new column, by the rules of `units.pattern` alone:
+    columns [S, Q] of one segment."""
+    tower = model.cfg.towers[name]
+    books, text = tower.codebooks, name == "text"
+    codes = range(2, tower.vocabulary) if text else range(tower.vocabulary - 3)
+    begin, end, filler = (
+        (0, 1, -1) if text else (tower.vocabulary - 3, tower.vocabulary - 2, tower.vocabulary - 1)
+    )
+    columns, frames = [[begin] * books], None
+    while frames is None or len(columns) < 1 + frames + max(1, books - 1):
+        doc = Document(
+            given.id,
+            [
+                *given.segments,
+                Segment(name, torch.tensor(columns), torch.zeros(len(columns), books, dtype=bool), 1.0),
+            ],
+            given.multimodal,
+        )
+        batch = as_batch(model, [doc])
+        row = int(batch.streams[name].valid.sum()) - 1
+        logits = model.tower(name).logits(model(batch)[name][0, row])
+        column = []
+        for q in range(books):
+            frame = len(columns) - 1 - q
+            if q == 0 and frames is None:
+                allowed = [end] if frame == cap else [*codes, end]
+            elif frame >= 0 and (frames is None or frame < frames):
+                allowed = list(codes)
+            else:
+                allowed = [filler]
+            column.append(max(allowed, key=lambda token, q=q: float(logits[q, token])))
+        columns.append(column)
+        if frames is None and column[0] == end:
+            frames = len(columns) - 2
+    return torch.tensor(columns)
+
+
+def prompts(model, count: int, first: str | None = None, parts: int = 1, seed: int = 11) -> list[Document]:
+    draw, out = random.Random(seed), []
+    while len(out) < count:
+        doc = interleaving(model, draw, parts)
+        if first in (None, doc.segments[-1].modality):
+            out.append(doc)
+    return out

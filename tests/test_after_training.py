@@ -1,0 +1,105 @@
+"""What a finished run is good for: evaluated again, exported, zipped; and refused where it does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import config
+from zipper.config import ROOT, load_config
+from zipper.errors import ConfigError, DataError
+from zipper.evaluate.run import evaluate_run
+from zipper.model.pretrained import load_weights, tower_facts, with_shape_of
+from zipper.model.tower import Tower
+from zipper.schema import CodecConfig, TowerConfig
+from zipper.train import run as run_module
+from zipper.train.resolve import resolve
+from zipper.units.codec import load_codec
+from zipper.units.text import Subwords
+
+
+def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
+    cfg = config("name=one")
+    result = run_module.train(cfg, "x")["asr"]
+    evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
+    again = json.loads((cfg.run_dir / "asr-test.json").read_text())
+    assert again["per_utterance"] == result["per_utterance"]
+    assert again["config"]["train"] == json.loads(json.dumps(result["config"]["train"]))
+    evaluate_run(
+        config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y"
+    )  # how it was trained, not how it is called
+    assert json.loads((cfg.run_dir / "asr-dev.json").read_text())["config"]["train"]["lr"] == cfg.train.lr
+    with pytest.raises(ConfigError, match="does not exist"):
+        evaluate_run(config("name=never"), "y")
+    words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre"]
+    result = run_module.pretrain(config(*words), "x")["loss"]
+    evaluate_run(config(*words), "y")
+    again = json.loads(Path("build/runs/pre/loss-test.json").read_text())
+    assert again["perplexity"] == pytest.approx(result["perplexity"])
+
+
+def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):
+    run_module.train(config("name=one"), "x")
+    last = Path("build/runs/one/checkpoints/last.ckpt")
+    run_module.check_store(last, prepared)
+    with pytest.raises(ConfigError, match="was trained on the store"):
+        run_module.check_store(last, other_store(prepared))
+
+
+def other_store(store):
+    parts = {**store.facts["fingerprint"], "codec": "another"}
+    return store.__class__(store.folder, {**store.facts, "fingerprint": parts}, store.splits, store.subwords)
+
+
+def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
+    run_module.train(config("name=one"), "x")
+    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: other_store(prepared))
+    with pytest.raises(ConfigError, match="was trained on the store"):
+        evaluate_run(config("name=one"), "y")
+
+
+def test_a_tower_is_exported_and_zipped(prepared):
+    words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre", "export=tower"]
+    result = run_module.pretrain(config(*words), "x")["loss"]
+    assert result["perplexity"] > 1
+    facts = tower_facts(Path("tower"))
+    assert facts["reads"] == prepared.facts["fingerprint"]["codec"]
+    assert facts["trained_on"] == prepared.facts["trained_on"]
+    settled = resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    assert settled.model.towers["speech"].width == 24
+    with pytest.raises(ConfigError, match=r"width=48.*has width=24"):
+        with_shape_of(TowerConfig(width=48), Path("tower"))
+    again = Tower(settled.model.towers["speech"])
+    load_weights(again, Path("tower"))
+    assert torch.equal(
+        again.embedding.weight,
+        run_module.load_module(Path("build/runs/pre/checkpoints/best.ckpt"))
+        .model.tower("speech")
+        .embedding.weight,
+    )
+    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": "test sentences"}))
+    with pytest.raises(DataError, match="trained on other sentences of the grammar"):
+        resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    facts["reads"] = "another codec"
+    (Path("tower") / "tower.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match="was trained on 'another codec'"):
+        resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    (Path("tower") / "tower.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match="hash differs"):
+        tower_facts(Path("tower"))
+
+
+def test_the_shipped_assets_fit_each_other():
+    codec, words = load_codec(CodecConfig()), Subwords.load(ROOT / "assets/text-tower/tokenizer.json")
+    speech, text = tower_facts(ROOT / "assets/speech-tower"), tower_facts(ROOT / "assets/text-tower")
+    assert speech["reads"] == codec.fingerprint
+    assert speech["shape"]["vocabulary"] == codec.codes + 3
+    assert speech["shape"]["codebooks"] == codec.codebooks
+    assert text["reads"] == words.fingerprint
+    assert text["shape"]["vocabulary"] == words.vocabulary
+
+
+def test_pretraining_takes_one_modality(prepared):
+    with pytest.raises(ConfigError, match="same single modality"):
+        run_module.pretrain(config("name=pre"), "x")

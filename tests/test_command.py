@@ -1,0 +1,103 @@
+"""`zipper generate` and exported models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+import torch
+
+from conftest import JOINT, config
+from zipper.cli import main
+from zipper.errors import ConfigError, DataError
+from zipper.generate import zipped as zipped_module
+from zipper.generate.zipped import load_zipped
+from zipper.train import run as run_module
+
+
+def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys):
+    cfg = config(*JOINT, "export=shipped")
+    run_module.train(cfg, "x")
+    run, shipped = load_zipped(cfg.run_dir), load_zipped(Path("shipped"))
+    for name, tensor in run.model.state_dict().items():
+        torch.testing.assert_close(shipped.model.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    assert shipped.facts == run.facts
+    Path("wide").mkdir()
+    for path in Path("shipped").iterdir():
+        Path("wide", path.name).write_bytes(path.read_bytes())
+    Path("wide", "zipper.safetensors").write_bytes(b"x")
+    with pytest.raises(DataError, match="not the file that"):
+        load_zipped(Path("wide"))
+    facts = json.loads(Path("shipped/zipper.json").read_text())
+    facts["config"]["model"]["towers"]["speech"]["hidden"] = 48
+    Path("shipped/zipper.json").write_text(json.dumps(facts))
+    with pytest.raises(DataError, match=r"another shape than zipper\.json says"):
+        load_zipped(Path("shipped"))
+
+
+def command(*words: str) -> None:
+    main(["generate", "build/runs/joint", *words])
+
+
+def test_generate_speaks_and_recognises_from_the_command_line(listening, prepared, capsys):
+    run_module.train(config(*JOINT), "x")
+    text = prepared.splits["test"][0]["text"]
+    command("--text", text.upper() + "!", "-o", "spoken.wav")
+    assert sf.info("spoken.wav").samplerate == 16000
+    audio = prepared.splits["test"][1]["audio"]
+    capsys.readouterr()
+    command("--audio", audio, "--then", "text", "speech", "-o", "both.wav")
+    out = capsys.readouterr().out
+    assert out.startswith("text    ")
+    assert "both.wav" in out
+    Path("in.tsv").write_text(f"id\ttext\taudio\na\t{text}\t\nb\t\t{audio}\n")
+    command("--batch", "in.tsv", "-o", "many", "--decode", "text.beams=2", "speech.temperature=0.7")
+    entries = [json.loads(line) for line in Path("many/generated.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in entries] == ["a", "b"]
+    assert Path(entries[0]["written"][0]["wav"]).is_file()
+    assert "text" in entries[1]["written"][0]
+    command("--text", text, "--then", "auto", "-o", "chosen.wav")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Give what to go on from"),
+        (["--text", ""], "there is nothing to say"),
+        (["--text", "日本語"], "holds no letter"),
+        (["--text", "2 cats"], "has digits"),
+        (["--text", "the old cat " * 90], "Cut it into sentences"),
+        (["--audio", "nowhere.wav"], "does not exist"),
+        (["--audio", "long.wav"], "Cut it into sentences"),
+        (["--text", "the cat", "--then", "music"], "no tower for 'music'"),
+        (["--text", "the cat", "--then", "auto", "text"], "auto stands alone"),
+        (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
+        (["--text", "the cat", "--decode", "speech.temprature=1"], "temprature"),
+        (["--batch", "nowhere.tsv"], "no such file"),
+        (["--batch", "bad.tsv"], "entry 2: needs an id of its own"),
+        (["--batch", "bad.jsonl"], "no JSON object"),
+    ],
+)
+def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, words, message, capsys):
+    sf.write("long.wav", torch.randn(16000 * 20).numpy() * 0.1, 16000)
+    Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n")
+    Path("bad.jsonl").write_text("{\n")
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        command(*words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.splitlines()[-1].startswith("error: ")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_folder_that_is_no_model_and_units_of_another_codec_are_refused(
+    trained, listening, monkeypatch, in_tmp
+):
+    with pytest.raises(ConfigError, match=r"holds neither zipper\.json .* nor config\.yaml"):
+        load_zipped(in_tmp)
+    other = type("Other", (), {"fingerprint": "another codec"})()
+    monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: other)
+    with pytest.raises(DataError, match="reads speech units of"):
+        load_zipped(trained.run_dir)

@@ -1,0 +1,111 @@
+"""Drawing and searching: what is chosen among what may stand."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import as_batch, tiny_model
+from slow import FACTS, prompts, slow_greedy
+from zipper.data.document import Document, Segment
+from zipper.generate.alphabet import Alphabet
+from zipper.generate.beam import beam_search
+from zipper.generate.sample import choose
+from zipper.generate.write import _length, read_prompts, write
+from zipper.schema import SamplingConfig
+
+
+@pytest.mark.parametrize(
+    "how", [SamplingConfig(1.5), SamplingConfig(1.0, top_k=3), SamplingConfig(2.0, top_p=0.6)]
+)
+def test_sampling_follows_from_the_seed_and_never_leaves_its_modality(how):
+    model = tiny_model(layers=3)
+    given, decode = prompts(model, 12), {"speech": how, "text": how}
+    together = write(model, given, ["speech", "text"], FACTS, decode, seed=3)
+    again = [write(model, [one], ["speech", "text"], FACTS, decode, seed=3)[0] for one in given]
+    other = write(model, given, ["speech", "text"], FACTS, decode, seed=4)
+    columns = [[s.columns.tolist() for s in segments] for segments in together]
+    assert columns == [[s.columns.tolist() for s in segments] for segments in again]
+    assert columns != [[s.columns.tolist() for s in segments] for segments in other]
+    for speech, text in together:
+        assert speech.content.shape[0] == 3
+        assert not speech.content.numel() or 0 <= speech.content.min() <= speech.content.max() < 6
+        assert not ({0, 1} & set(text.content[0].tolist()))
+    assert {s.stopped for segments in together for s in segments} >= {"end", "cap"}
+
+
+@given(
+    logits=st.lists(st.floats(-5, 5), min_size=2, max_size=9),
+    hidden=st.integers(0, 8),
+    temperature=st.floats(0.1, 3),
+    top_k=st.one_of(st.none(), st.integers(1, 9)),
+    top_p=st.floats(0.01, 1),
+    uniform=st.sampled_from([0.0, 0.3, 0.999999, 1 - 2**-24]),
+)
+def test_a_token_that_may_not_stand_is_never_chosen(logits, hidden, temperature, top_k, top_p, uniform):
+    row = torch.tensor(logits)
+    row[hidden % len(logits)] = float("-inf")
+    how = SamplingConfig(temperature, top_k, top_p)
+    assert int(choose(row, how, torch.tensor(uniform))) != hidden % len(logits)
+
+
+def test_drawn_shares_are_those_of_the_softmax():
+    row = torch.tensor([0.0, 1.0, 2.0, float("-inf")]).expand(20_000, -1)
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    drawn = choose(row, SamplingConfig(0.7), uniform)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, (row[0] / 0.7).softmax(-1), atol=0.01, rtol=0)
+    kept = choose(row, SamplingConfig(0.7, top_p=0.5), uniform)
+    assert set(kept.tolist()) == {2}
+    assert set(choose(row, SamplingConfig(0.7, top_k=2), uniform).tolist()) == {1, 2}
+
+
+def test_a_beam_of_one_is_greedy():
+    model = tiny_model()
+    given = prompts(model, 6, "speech")
+    greedy = [s.columns.tolist() for (s,) in write(model, given, ["text"], FACTS)]
+    caps = [FACTS.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
+    assert greedy == [found.tolist() for found in searched(model, given, caps, 1)]
+
+
+def test_a_wide_beam_finds_the_likeliest_of_all_texts():
+    model = tiny_model()
+    given = prompts(model, 3, "speech")
+    every = [list(ids) for n in range(3) for ids in itertools.product(range(2, 11), repeat=n)]
+    for doc, found in zip(given, searched(model, given, [2, 2, 2], len(every)), strict=True):
+        best = max(every, key=lambda ids: mean_likelihood(model, doc, ids, cap=2))
+        assert found[1:-1, 0].tolist() == best
+
+
+@torch.no_grad()
+def searched(model, given: list[Document], caps: list[int], beams: int) -> list[torch.Tensor]:
+    alphabet = Alphabet.of("text", model.cfg.towers["text"])
+    rows = list(range(len(given)))
+    columns, ended = beam_search(read_prompts(model, given), "text", alphabet, rows, caps, beams, keep=False)
+    return [row[: end + 1] for row, end in zip(columns, ended.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
+    """Log probability a token, of the text and its end; an end that the cap forces costs nothing."""
+    columns = torch.tensor([0, *ids, 1])[:, None]
+    batch = as_batch(
+        model, [Document(doc.id, [*doc.segments, Segment("text", columns, columns > 0, 1.0)], True)]
+    )
+    count = int(batch.streams["text"].valid.sum())
+    logits = model.tower("text").logits(model(batch)["text"][0, count - len(columns) : count - 1])[:, 0]
+    logits[:, 0] = float("-inf")
+    likely = logits.log_softmax(-1).gather(1, columns[1:])[:, 0]
+    return float(likely[: len(ids) if len(ids) == cap else None].sum() / len(likely))
+
+
+def test_text_may_be_searched_in_the_middle_of_an_interleaving():
+    model = tiny_model()
+    given = prompts(model, 3, "speech")
+    out = write(model, given, ["text", "speech"], FACTS, {"text": SamplingConfig(beams=4)})
+    for doc, (text, speech) in zip(given, out, strict=True):
+        so_far = Document(doc.id, [*doc.segments, Segment("text", text.columns, text.columns > 0, 1.0)], True)
+        cap = FACTS.cap("speech", "text", text.content.shape[1])
+        assert torch.equal(speech.columns, slow_greedy(model, so_far, "speech", cap))

@@ -1,0 +1,108 @@
+"""What makes a speech tower ask the text: hidden spans, codebook weights, whitened zips; and the switch."""
+
+import pytest
+import torch
+
+from conftest import JOINT, config
+from zipper.data.batch import collate
+from zipper.data.document import document
+from zipper.errors import ConfigError
+from zipper.evaluate.result import Origin
+from zipper.evaluate.tts import evaluate_tts
+from zipper.train.module import ZipperModule, hide_past, stream_loss, switch_loss
+from zipper.train.resolve import resolve
+from zipper.train.whiten import whiten_zips
+from zipper.units.facts import facts_of
+
+
+def module_for(store, *words: str) -> ZipperModule:
+    torch.manual_seed(0)
+    cfg = resolve(config(*JOINT, *words), store)
+    return ZipperModule.of(cfg, facts_of(store))
+
+
+def joint_batch(store):
+    documents = [
+        document(store, store.splits["train"][i], task, 0.0) for i in range(8) for task in ("asr", "tts")
+    ]
+    return collate(documents, {"text": 1, "speech": 3})
+
+
+def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
+    model, batch = module_for(prepared).model, joint_batch(prepared)
+    torch.manual_seed(0)
+    hidden = hide_past(batch, model, 0.4, 3)
+    assert torch.equal(hidden.streams["text"].tokens, batch.streams["text"].tokens)
+    before, after = batch.streams["speech"], hidden.streams["speech"]
+    assert torch.equal(before.target, after.target)
+    changed = (before.tokens != after.tokens).any(-1)
+    answers = before.valid & (before.weight > 0)
+    assert not (changed & ~answers).any()
+    assert not changed[:, 0].any()
+    assert 0.25 < float(changed[answers].float().mean()) < 0.55
+    assert (after.tokens[changed] == 18).all()
+
+
+def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
+    module, batch = module_for(prepared), joint_batch(prepared)
+    tower, stream = module.model.tower("speech"), batch.streams["speech"]
+    states = module.model(batch)["speech"]
+    alone = [float(stream_loss(tower, states, stream, [float(q == k) for q in range(3)])) for k in range(3)]
+    weighted = float(stream_loss(tower, states, stream, [2.0, 0.5, 0.25]))
+    assert weighted == pytest.approx(2 * alone[0] + 0.5 * alone[1] + 0.25 * alone[2], rel=1e-5)
+    with pytest.raises(ConfigError, match="the store has 3 codebooks"):
+        resolve(config("train.codebook_weights=[1.0,1.0]"), prepared)
+    with pytest.raises(ConfigError, match="holds the end of speech"):
+        config("train.codebook_weights=[0.0,1.0]")
+
+
+def test_a_switch_learns_and_moves_nothing_else(prepared):
+    module, batch = module_for(prepared), joint_batch(prepared)
+    model = module.model
+    for parameter in model.parameters():
+        if parameter.ndim == 0:  # a text that was heard must differ from one that was given
+            parameter.data.fill_(0.5)
+    loss = switch_loss(model, model(batch), batch)
+    loss.backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert touched == {f"switches.{n}.{p}" for n in ("text", "speech") for p in ("weight", "bias")}
+    assert batch.turns == 2 * len(batch.ids)
+    optimiser = torch.optim.Adam(model.switches.parameters(), lr=0.05)
+    for _ in range(150):
+        optimiser.zero_grad()
+        switch_loss(model, model(batch), batch).backward()
+        optimiser.step()
+    assert float(switch_loss(model, model(batch), batch)) / batch.turns < 0.2 * float(loss) / batch.turns
+
+
+def test_whitened_zips_see_round_states_and_towers_stay(prepared):
+    model = module_for(prepared).model.double()
+    with torch.no_grad():  # a tower whose states are far from round
+        model.tower("text").embedding.weight[:, :3] *= 50
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    documents = [document(prepared, prepared.splits["train"][i], "tts", 0.0) for i in range(24)]
+    whiten_zips(model, documents)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(".projection.0." in name for name in moved)
+    seen = []
+    block = model.zip(0, "speech", "text")
+    hook = block.projection[0].register_forward_hook(lambda _, __, out: seen.append(out))
+    batch = collate(documents, {"text": 1, "speech": 3})
+    model(batch)
+    hook.remove()
+    out = seen[0][batch.streams["text"].valid]
+    assert out.mean(0).abs().max() < 1e-6
+    values = torch.linalg.eigvalsh(out.T.cov())
+    raw = values[values > 1e-6]
+    assert 1.0 < float(raw.median()) < 3.0
+
+
+def test_evaluating_needs_no_training(listening, prepared):
+    module = module_for(prepared)
+    cfg = config(*JOINT)
+    result, segments = evaluate_tts(
+        module.model, prepared, module.facts, resolve(cfg, prepared), Origin("x", "y", 0, 0.0), listening
+    )
+    assert len(segments) == result["utterances"] == 6
+    assert result["decoding"] == "greedy"
