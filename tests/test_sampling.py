@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from conftest import as_batch, tiny_model
 from slow import FACTS, prompts, slow_greedy
 from zipper.data.document import Document, Segment
 from zipper.generate.alphabet import Alphabet
 from zipper.generate.beam import beam_search
+from zipper.generate.cache import Memory
 from zipper.generate.sample import choose
 from zipper.generate.write import _length, read_prompts, write
 from zipper.schema import SamplingConfig
@@ -99,6 +101,22 @@ def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
     logits[:, 0] = float("-inf")
     likely = logits.log_softmax(-1).gather(1, columns[1:])[:, 0]
     return float(likely[: len(ids) if len(ids) == cap else None].sum() / len(likely))
+
+
+def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
+    """By dynamo alone: no C++ compiler is needed."""
+    counter = CompileCounter()
+    step = torch.compile(Memory._run, backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr("zipper.generate.cache.compiled", lambda: step)
+    model = tiny_model()
+    given = prompts(model, 3, "text")
+    plain = write(model, given, ["speech", "text"], FACTS)
+    how = {"speech": SamplingConfig(compile=True), "text": SamplingConfig(compile=True)}
+    fast = write(model, given, ["speech", "text"], FACTS, how)
+    assert [[s.columns.tolist() for s in one] for one in fast] == [
+        [s.columns.tolist() for s in one] for one in plain
+    ]
+    assert 0 < counter.frame_count <= 4  # text and speech, and not every column anew
 
 
 def test_text_may_be_searched_in_the_middle_of_an_interleaving():

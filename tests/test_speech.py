@@ -59,10 +59,10 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
         hear_recordings("build", prepared, listening.codec, listening.judge, lost)
 
 
-def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys):
-    cfg = config(
-        *JOINT, "result=results/joint.json", "export=shipped", "evaluate.samplings=2", "evaluate.listened=2"
-    )
+def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    words = ["evaluate.samplings=2", "evaluate.listened=2", "log.wandb=offline"]
+    cfg = config(*JOINT, "result=results/joint.json", "export=shipped", *words)
     cfg.decode.speech.temperature = 1.0
     results = run_module.train(cfg, "x")
     assert set(results) == {"asr", "tts"}
@@ -86,6 +86,14 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     header = (cfg.run_dir / "metrics.csv").read_text().splitlines()[0]
     for metric in ("train/loss_switch", "dev/asr_wer", "dev/tts_wer", "dev/wer", "train/loss_speech"):
         assert metric in header
+    (mirror,) = (cfg.run_dir / "wandb").glob("offline-run-*")
+    tables = {
+        path.parent.name + "/" + path.name.split("_")[0] for path in mirror.glob("files/media/table/*/*.json")
+    }
+    assert tables == {f"{split}/{what}" for split in ("dev", "test") for what in ("recognised", "spoken")}
+    staged = [path for path in (cfg.run_dir / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    kinds = {path.read_bytes()[:4] for path in staged}
+    assert {b"RIFF", b"\x89PNG"} <= kinds  # speech to be played, spectrograms to be seen
     for figure in ("attention-speech-text", "attention-text-speech", "wer-by-length"):
         assert (cfg.run_dir / "figures" / f"{figure}.png").is_file()
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")

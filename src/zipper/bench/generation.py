@@ -41,7 +41,8 @@ def generation(
     """Frames a second of an untrained Zipper, by batch, and ratios; from text to sound by the shipped one."""
     model.eval()
     model.used = model.pairs  # whatever the config trains, speech asks text here
-    rows = [store.splits["dev"][i] for i in range(16)]
+    dev = store.splits["dev"]
+    rows = [dev[i % len(dev)] for i in range(16)]
     documents = [document(store, row, "tts", 0.0) for row in rows]
     prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in documents]
     found: dict[str, Any] = {}

@@ -5,7 +5,8 @@ tower keeps the keys and values of its layers, each zip those of the tower it as
 written only its own tower runs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class Memory:
     def __init__(self, model: Zipper, multimodal: Tensor) -> None:
         """multimodal bool [B]: of each document, known before its first token."""
         self.model, self.multimodal = model, multimodal
+        self.compile = False  # whether `extend` is compiled; its shapes change once a block
         self.awaited = set(model.names)  # towers that are yet to write: the others need nothing kept for them
         self.own: dict[tuple[str, int], KeyValue] = {}  # (tower, layer)
         self.zipped: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
@@ -53,7 +55,8 @@ class Memory:
         if valid.shape[1] > 1:
             mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
         time, coming, self.clock[name] = self.model.times(name, tokens, valid, self.clock.get(name))
-        states = self._run(name, tokens, position, (time, coming), mask, at, read)
+        run = compiled() if self.compile else Memory._run
+        states = run(self, name, tokens, position, (time, coming), mask, at, read)
         if self.model.switches:
             self._keep_last(name, states, valid)
         return states
@@ -131,6 +134,12 @@ class Memory:
                 if asked == name:
                     block = self.model.zip(stage, asking, asked)
                     yield self.zipped, (stage, (asking, asked)), block.heads, block.size
+
+
+@cache
+def compiled() -> Callable[..., Tensor]:
+    """The work of `extend` as one graph for each shape."""
+    return torch.compile(Memory._run, fullgraph=True, dynamic=False)
 
 
 def _blocks(columns: int) -> int:

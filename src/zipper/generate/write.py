@@ -120,6 +120,7 @@ class Writer:
         self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int
     ) -> list[Written]:
         """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed."""
+        self.memory.compile = how.compile
         if how.beams > 1:
             columns, ended = beam_search(
                 self.memory, self.name, self.alphabet, rows, caps, how.beams, self.keep

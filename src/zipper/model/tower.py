@@ -192,6 +192,9 @@ class Rotate(torch.autograd.Function):
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [..., K]; cos, sin [..., K / 2]"""
+    if torch.compiler.is_compiling():  # which fuses by itself, and cannot write into half a tensor
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     (a, b), out = x.chunk(2, dim=-1), torch.empty_like(x)
     left, right = out.chunk(2, dim=-1)
     torch.mul(a, cos, out=left).addcmul_(b, sin, value=-1)

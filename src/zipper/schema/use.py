@@ -13,6 +13,9 @@ class SamplingConfig:
     top_k: int | None = setting(None, "draw among so many most likely tokens; none: all")
     top_p: float = setting(1.0, "draw among the most likely tokens that make up this share")
     beams: int = setting(1, "beam search, for text alone; 1: none")
+    compile: bool = setting(
+        False, "torch.compile the step that writes: a minute or more at first, for GPUs and many sentences"
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "decode", "beams")
