@@ -50,7 +50,7 @@ VARIANTS := seed1 seed2 speech-frozen scratch paper-projection
 WORDS_seed1 := seed=1
 WORDS_seed2 := seed=2
 WORDS_speech-frozen := model.towers.speech.frozen=true
-WORDS_scratch := model.towers.text.init=null model.towers.text.frozen=false model.towers.speech.init=null
+WORDS_scratch := model.zip.whiten=false model.towers.text.init=null model.towers.text.frozen=false model.towers.speech.init=null
 WORDS_paper-projection := model.towers.text.input_projection=paper model.towers.speech.input_projection=paper
 
 variants: $(VARIANTS:%=build/runs/asr-%/result.json)  ## recognition: more seeds, frozen speech, no pre-training, ...

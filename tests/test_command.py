@@ -68,7 +68,14 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "2 cats"], "has digits"),
         (["--text", "the old cat " * 90], "Cut it into sentences"),
         (["--audio", "nowhere.wav"], "does not exist"),
-        (["--audio", "long.wav"], "Cut it into sentences"),
+        (["--audio", "long.wav"], "Cut it, or allow more"),
+        (["--text", "the cat", "-o", "cat.flac"], "written as .wav"),
+        (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
+        (["--text", "the cat", "--at-a-time", "0"], "must be at least 1"),
+        (["--text", "the cat", "--seed", "-1"], "at least 0"),
+        (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),
+        (["--batch", "number.jsonl"], "entry 1: needs an id"),
+        (["--batch", "latin.tsv"], "no text in UTF-8"),
         (["--text", "the cat", "--then", "music"], "no tower for 'music'"),
         (["--text", "the cat", "--then", "auto", "text"], "auto stands alone"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
@@ -82,6 +89,9 @@ def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, word
     sf.write("long.wav", torch.randn(16000 * 20).numpy() * 0.1, 16000)
     Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n")
     Path("bad.jsonl").write_text("{\n")
+    Path("number.jsonl").write_text("3\n")
+    Path("latin.tsv").write_bytes(b"id\ttext\na\t\xe9\n")
+    Path("x.2.wav").write_bytes(b"mine")
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         command(*words)

@@ -156,6 +156,10 @@ def test_what_cannot_be_written_is_refused():
         write(model, [doc], ["music"], FACTS)
     with pytest.raises(ConfigError, match=r"without model\.switch=true"):
         write(model, [doc], "auto", FACTS)
+    model.used = [("text", "speech")]  # as after recognition alone
+    (given,) = prompts(model, 1, "text")
+    with pytest.raises(ConfigError, match="not trained to write speech after text"):
+        write(model, [given], ["speech"], FACTS)
     with pytest.raises(ConfigError, match="holds no segment"):
         write(model, [Document("x", [], True)], ["text"], FACTS)
 

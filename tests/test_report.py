@@ -5,12 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from conftest import config
 from zipper.bench.memory import pss_of_tree, watch
 from zipper.config import ROOT
 from zipper.report.clock import Clock
-from zipper.report.figures import smooth
+from zipper.report.figures import smooth, spectrograms
 from zipper.report.metrics import read_metrics
 from zipper.report.results import render
 from zipper.train import run as run_module
@@ -31,6 +32,11 @@ def test_metrics_of_a_resumed_run_are_one_series(tmp_path):
     write("metrics-2.csv", [(3, "3.5"), (10, "4.0")])
     write("metrics.csv", [(12, "5.0")])
     assert read_metrics(tmp_path) == {"a": [(1, 1.0), (3, 3.5), (10, 4.0), (12, 5.0)]}
+
+
+def test_a_title_may_hold_dollars(tmp_path):
+    title = "it cost $20% of $5"
+    assert spectrograms({"model": torch.randn(4000)}, 16000, title, tmp_path / "x.png").is_file()
 
 
 def test_smoothing_keeps_a_constant_and_begins_at_the_beginning():

@@ -61,9 +61,13 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
 
 def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", "")
-    words = ["evaluate.samplings=2", "evaluate.listened=2", "log.wandb=offline"]
+    words = [
+        "decode.speech.temperature=1.0",
+        "evaluate.samplings=2",
+        "evaluate.listened=2",
+        "log.wandb=offline",
+    ]
     cfg = config(*JOINT, "result=results/joint.json", "export=shipped", *words)
-    cfg.decode.speech.temperature = 1.0
     results = run_module.train(cfg, "x")
     assert set(results) == {"asr", "tts"}
     tts = results["tts"]

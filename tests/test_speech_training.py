@@ -52,6 +52,10 @@ def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
     assert weighted == pytest.approx(2 * alone[0] + 0.5 * alone[1] + 0.25 * alone[2], rel=1e-5)
     with pytest.raises(ConfigError, match="the store has 3 codebooks"):
         resolve(config("train.codebook_weights=[1.0,1.0]"), prepared)
+    with pytest.raises(ConfigError, match="would hide given speech"):
+        config("train.hide=0.2", "train.prompt_weight=0.5")
+    with pytest.raises(ConfigError, match="all would be alike"):
+        config("evaluate.samplings=3")
     with pytest.raises(ConfigError, match="holds the end of speech"):
         config("train.codebook_weights=[0.0,1.0]")
 

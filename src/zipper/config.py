@@ -47,10 +47,7 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
-    for key, value in flat(to_dict(cfg)).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{key}={value} is not a finite number.")
+    _check_finite(cfg)
     return cfg
 
 
@@ -65,9 +62,11 @@ def changed(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
         merged = OmegaConf.merge(
             OmegaConf.structured(RunConfig), to_dict(cfg), OmegaConf.from_dotlist(list(words))
         )
-        return cast(RunConfig, OmegaConf.to_object(merged))
+        cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
         raise ConfigError(str(error).splitlines()[0] + f" (in {' '.join(words)})") from error
+    _check_finite(cfg)
+    return cfg
 
 
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
@@ -105,6 +104,13 @@ def describe(of: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, 
 def asset(path: str | os.PathLike[str]) -> Path:
     """A shipped file: as given, or else beside the package's configs."""
     return Path(path) if Path(path).exists() or Path(path).is_absolute() else ROOT / path
+
+
+def _check_finite(cfg: RunConfig) -> None:
+    for key, value in flat(to_dict(cfg)).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{key}={value} is not a finite number.")
 
 
 def _section_file(key: str, value: str) -> Path:

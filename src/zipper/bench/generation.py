@@ -87,7 +87,7 @@ def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
     tower, total = model.cfg.towers["speech"], 0.0
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for length in range(EVERY, FRAMES + 1, EVERY):
-        tokens = torch.randint(tower.vocabulary - 3, (length, tower.codebooks))
+        tokens = torch.randint(tower.vocabulary - 3, (length - EVERY // 2, tower.codebooks))
         speech = Segment("speech", tokens, tokens >= 0, 0.0)
         batch = collate([Document(p.id, [*p.segments, speech], p.multimodal) for p in prompts], codebooks)
         total += EVERY * fastest(partial(one_forward, model, batch), 2)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zipper.corpora.utterance import Utterance
+from zipper.errors import DataError
 from zipper.evaluate.judge import JUDGE_RATE, Judge
 from zipper.evaluate.result import write_result
 from zipper.units.codec import Codec
@@ -21,6 +22,15 @@ class Heard:
 
     original: str
     target: str
+
+
+def check_recordings(rows: list[Row]) -> None:
+    """Raises DataError, before anything is trained, where a recording is gone that the judge is to hear."""
+    if gone := [row["audio"] for row in rows if not Path(row["audio"]).is_file()]:
+        raise DataError(
+            f"{len(gone)} recordings that the judge is to hear do not exist, {gone[0]} first. "
+            "Make the corpus again, or put them back."
+        )
 
 
 def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: list[Row]) -> list[Heard]:

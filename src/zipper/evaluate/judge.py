@@ -17,6 +17,7 @@ from tqdm import tqdm
 from zipper.errors import ConfigError, DataError
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.schema import JudgeConfig
+from zipper.units.codec import sha256
 
 JUDGE_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds; less is silence to every recogniser
@@ -133,4 +134,5 @@ def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:
         ids = torch.unique_consecutive(emission[0].argmax(-1)).tolist()
         return "".join(labels[i] for i in ids if i != 0).replace("|", " ").strip().lower()
 
-    return transcribe, f"torchaudio {version('torchaudio')}, WAV2VEC2_ASR_BASE_960H, greedy"
+    which = f" of {Path(file).name} {sha256(Path(file))[:12]}" if file else ""
+    return transcribe, f"torchaudio {version('torchaudio')}, WAV2VEC2_ASR_BASE_960H{which}, greedy"

@@ -1,6 +1,7 @@
 """The result file of a run: every figure, and what it takes to make it again."""
 
 import json
+import os
 import platform
 from collections import Counter
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
     """JSON, whole or absent."""
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
+        aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write it too
         aside.write_text(json.dumps(result, indent=1) + "\n")
         aside.rename(file)
 

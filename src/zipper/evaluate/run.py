@@ -14,7 +14,7 @@ from zipper.units.prepare import prepare
 
 
 def evaluate_run(cfg: RunConfig, command: str) -> None:
-    """Writes TASK-SPLIT.json and samples of speech into the run folder.
+    """Writes TASK-SPLIT.json, TASK-SPLIT.tsv and samples-SPLIT into the run folder, over those of before.
 
     Raises ConfigError where the run has no such checkpoint, or its store is not the one it was trained on.
     """
@@ -28,14 +28,14 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
     }
     cfg = replace(module.cfg, **asked)
     listener = load_listener(cfg)
-    clock = Clock()
+    clock, suffix = Clock(), f"-{cfg.evaluate.split}"
     store = prepare(cfg, clock)
     check_store(checkpoint, store)
     trained = json.loads(finished(cfg).read_text()) if finished(cfg).exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
     with clock.stage("evaluate"):
-        results = evaluate_tasks(module, store, cfg, origin, listener, [])
-    suffix, copies = f"-{cfg.evaluate.split}", result_files(cfg, list(results))
+        results = evaluate_tasks(module, store, cfg, origin, listener, [], suffix)
+    copies = result_files(cfg, list(results))
     for task, result in results.items():
         result["stage_seconds"] = clock.rounded()
         write_result(result, cfg.run_dir / f"{task}{suffix}.json", *copies[task])

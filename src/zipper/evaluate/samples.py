@@ -26,10 +26,14 @@ class Shown(NamedTuple):
 
 
 def write_samples(
-    cfg: RunConfig, listener: Listener, store: Store, entries: list[Entry], segments: list[Written]
+    folder: Path,
+    cfg: RunConfig,
+    listener: Listener,
+    store: Store,
+    entries: list[Entry],
+    segments: list[Written],
 ) -> list[Shown]:
-    """samples/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording."""
-    folder = cfg.run_dir / "samples"
+    """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording."""
     folder.mkdir(parents=True, exist_ok=True)
     rate, out = listener.codec.sample_rate, []
     rows = store.splits[cfg.evaluate.split]

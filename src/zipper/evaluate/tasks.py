@@ -35,8 +35,9 @@ def evaluate_tasks(
     origin: Origin,
     listener: Listener | None,
     loggers: list[Logger],
+    suffix: str = "",
 ) -> Results:
-    """Results by task; samples and predictions are written into the run folder, and shown to the loggers."""
+    """Results by task; samples are written into the run folder (samplesSUFFIX) and shown to the loggers."""
     model, facts, split = module.model, module.facts, cfg.evaluate.split
     results: Results = {}
     rows = store.splits[split]
@@ -45,7 +46,9 @@ def evaluate_tasks(
         log_recognised(loggers, split, results["asr"]["per_utterance"], rows, origin.steps)
     if listener:
         results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener)
-        shown = write_samples(cfg, listener, store, results["tts"]["per_utterance"], segments)
+        shown = write_samples(
+            cfg.run_dir / f"samples{suffix}", cfg, listener, store, results["tts"]["per_utterance"], segments
+        )
         log_spoken(loggers, split, results["tts"]["per_utterance"], shown, origin.steps)
     if not results:
         loss = split_loss(model, store, cfg)

@@ -15,6 +15,7 @@ from zipper.model.tower import Cache, KeyValue
 from zipper.model.zip_block import When
 from zipper.model.zipper import Pair, Zipper
 
+GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
 BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
 
 
@@ -138,7 +139,11 @@ class Memory:
 
 @cache
 def compiled() -> Callable[..., Tensor]:
-    """The work of `extend` as one graph for each shape."""
+    """The work of `extend` as one graph for each shape: of each tower, batch size and block."""
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.accumulated_recompile_limit = max(
+        GRAPHS, torch._dynamo.config.accumulated_recompile_limit
+    )
     return torch.compile(Memory._run, fullgraph=True, dynamic=False)
 
 

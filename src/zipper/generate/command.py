@@ -15,9 +15,11 @@ from tqdm import tqdm
 from zipper.config import asset, changed
 from zipper.corpora.utterance import Utterance
 from zipper.data.document import Segment
+from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
-from zipper.generate.write import Written, write
+from zipper.generate.write import MOST, Written, check, write
 from zipper.generate.zipped import Zipped, load_zipped, prompt
+from zipper.units.facts import BEYOND
 
 Order = list[str] | Literal["auto"]
 
@@ -34,38 +36,67 @@ def generate(args: argparse.Namespace) -> None:
     """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
     if bool(args.given) == bool(args.batch):
         raise ConfigError("Give what to go on from: --text or --audio (or several, in order), or --batch.")
+    if args.at_a_time < 1 or args.seed < 0:
+        raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
     requests = read_requests(args.batch) if args.batch else [Request("out", args.given)]
+    orders = {request.id: order_of(request, args.then) for request in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
-    if out.exists() and not args.overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not overwritten. Choose another -o, or give --overwrite.")
+    check_out(out, bool(args.batch), [*orders.values()], args.overwrite)
     zipped = load_zipped(asset(args.model))
     decode = changed(zipped.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
     for request in requests:  # all of them are read before the first is written
-        groups.setdefault(" ".join(order_of(request, args.then)), []).append(
-            (request, segments_of(zipped, request))
-        )
+        groups.setdefault(" ".join(orders[request.id]), []).append((request, segments_of(zipped, request)))
+    for name, group in groups.items():
+        check(zipped.model, [prompt(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
     target.mkdir(parents=True, exist_ok=True)
-    lines: dict[str, str] = {}
+    log = target / "generated.jsonl"
+    if args.batch:
+        log.write_text("")
     with tqdm(total=len(requests), desc="generate", unit="prompt", disable=len(requests) == 1) as bar:
         for name, group in groups.items():
-            modalities: Order = "auto" if name == "auto" else name.split()
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
                 prompts = [prompt(request.id, *segments) for request, segments in part]
-                written = write(zipped.model, prompts, modalities, zipped.facts, decode, args.seed)
+                written = write(zipped.model, prompts, _order(name), zipped.facts, decode, args.seed)
                 for (request, _), segments in zip(part, written, strict=True):
                     stem = target / request.id if args.batch else out.with_suffix("")
                     entry = save(zipped, request, segments, stem)
-                    lines[request.id] = json.dumps(entry)
-                    if not args.batch:
+                    if args.batch:
+                        with log.open("a") as lines:  # at once: nothing is lost where a later prompt fails
+                            lines.write(json.dumps(entry) + "\n")
+                    else:
                         show(entry, time.monotonic() - started)
                 bar.update(len(part))
     if args.batch:
-        (out / "generated.jsonl").write_text("".join(lines[request.id] + "\n" for request in requests))
-        print(f"{len(requests)} prompts -> {out}/generated.jsonl")
+        print(f"{len(requests)} prompts -> {log}")
+
+
+def check_out(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
+    """Raises ConfigError where something stands in the place of what is to be written, or nothing can be."""
+    if batch:
+        taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
+    else:
+        if out.suffix != ".wav" or out.is_dir():
+            raise ConfigError(f"-o {out}: speech is written as .wav. Give a file of that name.")
+        spoken = MOST if orders == [["auto"]] else orders[0].count("speech")
+        taken = [file for file in wav_files(out.with_suffix(""), spoken) if file.exists() and not overwrite]
+    if taken:
+        raise ConfigError(
+            f"{taken[0]} exists and is not overwritten. Choose another -o, or give --overwrite."
+        )
+    check_place(out if batch else out.parent, 0, f"-o {out}", "-o ELSEWHERE")
+
+
+def wav_files(stem: Path, count: int) -> list[Path]:
+    """Where the speech of one prompt goes: STEM.wav, STEM.2.wav, ..."""
+    return [stem.with_name(f"{stem.name}{f'.{n}' if n > 1 else ''}.wav") for n in range(1, count + 1)]
+
+
+def _order(name: str) -> Order:
+    return "auto" if name == "auto" else name.split()
 
 
 def order_of(request: Request, then: list[str] | None) -> list[str]:
@@ -89,15 +120,14 @@ def segments_of(zipped: Zipped, request: Request) -> list[Segment]:
 
 
 def save(zipped: Zipped, request: Request, segments: list[Written], stem: Path) -> dict[str, Any]:
-    """Speech to STEM.wav (STEM-2.wav, ... if there are several); returns what was written, plainly."""
+    """Speech to its `wav_files`; returns what was written, plainly."""
     entries: list[dict[str, Any]] = []
     for segment in segments:
         if segment.modality == "text":
             words = zipped.subwords.decode(segment.content[0].tolist())
             entries.append({"text": words, "stopped": segment.stopped})
             continue
-        spoken = sum("wav" in entry for entry in entries)
-        file = stem.with_name(f"{stem.name}{f'-{spoken + 1}' if spoken else ''}.wav")
+        file = wav_files(stem, 1 + sum("wav" in entry for entry in entries))[-1]
         wave = zipped.codec.decode(segment.content)
         sf.write(file, wave.clamp(-1, 1).numpy(), zipped.codec.sample_rate)
         seconds = round(len(wave) / zipped.codec.sample_rate, 3)
@@ -121,6 +151,10 @@ def read_requests(file: Path) -> list[Request]:
     """Of a .tsv with a header or a .jsonl. Raises ConfigError that names the line."""
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
+    try:
+        whole = file.read_text()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--batch {file} is no text in UTF-8 ({error}).") from error
     if file.suffix == ".jsonl":
         try:
             rows: Iterable[dict[str, Any]] = [
@@ -129,16 +163,18 @@ def read_requests(file: Path) -> list[Request]:
         except ValueError as error:
             raise ConfigError(f"--batch {file}: a line is no JSON object ({error}).") from error
     elif file.suffix == ".tsv":
-        rows = list(csv.DictReader(file.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+        rows = list(csv.DictReader(whole.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
     else:
         raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
     out: dict[str, Request] = {}
     for number, row in enumerate(rows, 1):
-        kinds = [(kind, row[key]) for key, kind in (("text", "text"), ("audio", "speech")) if row.get(key)]
-        name = str(row.get("id") or "")
-        if len(kinds) != 1 or not name or name in out or "/" in name:
+        known = row if isinstance(row, dict) else {}
+        keys = (("text", "text"), ("audio", "speech"))
+        kinds = [(kind, known[key]) for key, kind in keys if isinstance(known.get(key), str) and known[key]]
+        name = str(known.get("id", ""))
+        if len(kinds) != 1 or not name or name in out or "/" in name or "." in name:
             raise ConfigError(
-                f"--batch {file}, entry {number}: needs an id of its own without slashes, and "
+                f"--batch {file}, entry {number}: needs an id of its own without slashes or dots, and "
                 f"text or audio; it has {row}."
             )
         out[name] = Request(name, kinds)
@@ -148,4 +184,5 @@ def read_requests(file: Path) -> list[Request]:
 
 
 def _wave(zipped: Zipped, file: str) -> Any:
-    return Utterance(Path(file).stem, file, "", "", "").wave(zipped.codec.sample_rate)
+    longest = BEYOND * zipped.facts.longest.get("speech", 0) / zipped.codec.frame_rate
+    return Utterance(Path(file).stem, file, "", "", "").wave(zipped.codec.sample_rate, longest)

@@ -51,7 +51,7 @@ def write(
     id and itself, not on its neighbours. Raises ConfigError on a modality that has no tower, on a prompt of
     nothing, and on `auto` where the model has no switch.
     """
-    _check(model, prompts, order)
+    check(model, prompts, order)
     given = {segment.modality for one in prompts for segment in one.segments[1:]}
     memory = read_prompts(model, prompts, set(model.names) if order == "auto" else {*order, *given})
     latest = [{s.modality: _length(model, s.modality, s.tokens) for s in p.segments} for p in prompts]
@@ -79,11 +79,22 @@ def write(
     return out
 
 
-def _check(model: Zipper, prompts: Sequence[Document], order: Sequence[str]) -> None:
+def check(model: Zipper, prompts: Sequence[Document], order: Sequence[str]) -> None:
+    """Raises ConfigError where `write` would have to."""
     asked = [] if order == "auto" else list(order)
     for name in {*asked, *(s.modality for p in prompts for s in p.segments)}:
         if name not in model.names:
             raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
+    for one in prompts:
+        given = list(dict.fromkeys(s.modality for s in one.segments))
+        for name in asked:
+            for other in given:
+                if name != other and (name, other) not in model.used:
+                    raise ConfigError(
+                        f"This model was not trained to write {name} after {other}. Use one that was "
+                        "(configs/joint.yaml learns both ways), or another order."
+                    )
+            given = list(dict.fromkeys([*given, name]))
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
     if order == "auto" and not model.switches:

@@ -105,7 +105,7 @@ class RunConfig:
     seed: int = setting(0, "of weights, dropout and data order")
     build: str = setting("build", "folder of corpora, stores and runs")
     result: str | None = setting(None, "file the result is copied to, beside the run folder's own")
-    export: str | None = setting(None, "folder that a pre-trained tower is written to")
+    export: str | None = setting(None, "folder that a pre-trained tower, or the zipped model, is written to")
     data: DataConfig = section(DataConfig)
     codec: CodecConfig = section(CodecConfig)
     model: ModelConfig = section(ModelConfig)
@@ -115,6 +115,13 @@ class RunConfig:
     evaluate: EvaluateConfig = section(EvaluateConfig)
     judge: JudgeConfig = section(JudgeConfig)
     log: LogConfig = section(LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.evaluate.samplings > 1 and self.decode.speech.temperature == 0:
+            raise ConfigError(
+                f"evaluate.samplings={self.evaluate.samplings}, but decode.speech.temperature=0 is greedy: "
+                "all would be alike. Give a temperature."
+            )
 
     @property
     def run_dir(self) -> Path:

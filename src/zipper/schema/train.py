@@ -76,6 +76,11 @@ class TrainConfig:
                 f"train.codebook_weights={self.codebook_weights}: none may be negative, the first not 0: "
                 "it holds the end of speech."
             )
+        if self.hide and self.prompt_weight:
+            raise ConfigError(
+                f"train.hide={self.hide} with train.prompt_weight={self.prompt_weight} would hide given "
+                "speech as well. Set one of them to 0."
+            )
         if not 0 <= self.hide < 1:
             raise ConfigError(f"train.hide={self.hide} is a share: give at least 0 and less than 1.")
         if not self.prompt_weight >= 0:

@@ -69,7 +69,9 @@ class SpeechMonitor(L.Callback):
         _say("\n".join(lines))
         if trainer.is_global_zero:
             entries = [one.entry() for one in found]
-            shown = write_samples(self.cfg, self.listener, self.store, entries, written)
+            shown = write_samples(
+                self.cfg.run_dir / "samples", self.cfg, self.listener, self.store, entries, written
+            )
             log_spoken(trainer.loggers, "dev", entries, shown, trainer.global_step)
 
 

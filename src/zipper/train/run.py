@@ -20,7 +20,8 @@ from zipper.commit import commit
 from zipper.config import asset, flat, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
-from zipper.evaluate.result import Origin, write_predictions, write_result
+from zipper.evaluate.heard import check_recordings
+from zipper.evaluate.result import Origin, chosen_rows, write_predictions, write_result
 from zipper.evaluate.samples import log_figures
 from zipper.evaluate.tasks import evaluate_tasks, headlines, last_lines, load_listener
 from zipper.evaluate.tts import Listener
@@ -53,6 +54,8 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     store = prepare(cfg, clock)
     cfg = resolve(cfg, store)
     data = ZipperData(cfg, store)
+    if listener:
+        check_recordings(chosen_rows(store, cfg))
     checkpoint = claim_run_dir(cfg)
     if checkpoint:
         check_store(checkpoint, store)
@@ -60,6 +63,8 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     with clock.stage("train"):
         module, trainer = fit(cfg, store, data, checkpoint, listener)
     origin = Origin(command, code, trainer.global_step, clock.seconds["train"])
+    if not trainer.is_global_zero:  # one process evaluates and writes
+        return {}
     module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
     with clock.stage("evaluate"):
         results = evaluate_tasks(module, store, cfg, origin, listener, trainer.loggers)
