@@ -39,7 +39,7 @@ train: $(VENV)/.judge  ## recognition and speech in one model, as the one in ass
 	$(RUN) train configs/joint.yaml $(ARGS)
 
 demo: $(READY)  ## the shipped model speaks a sentence, and writes down what it hears in a recording
-	$(RUN) generate assets/zipped --text "the old teacher found the green lamp beside the river" -o build/demo.wav --overwrite
+	$(RUN) generate assets/zipped --text "why did helen give the blue wallet to the quiet singer" -o build/demo.wav --overwrite
 	$(RUN) generate assets/zipped --audio results/samples/test-00000-original.flac
 
 overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them

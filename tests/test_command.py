@@ -9,7 +9,9 @@ import torch
 
 from conftest import JOINT, config
 from zipper.cli import main
+from zipper.config import ROOT
 from zipper.errors import ConfigError, DataError
+from zipper.evaluate.wer import word_errors
 from zipper.generate import zipped as zipped_module
 from zipper.generate.zipped import load_zipped
 from zipper.train import run as run_module
@@ -111,3 +113,17 @@ def test_a_folder_that_is_no_model_and_units_of_another_codec_are_refused(
     monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: other)
     with pytest.raises(DataError, match="reads speech units of"):
         load_zipped(trained.run_dir)
+
+
+def test_the_shipped_model_speaks_and_recognises(in_tmp, capsys):
+    """What `make demo` shows."""
+    text = "every wednesday at five daniel slept with the clever tiger"
+    recorded = ROOT / "results/samples/test-00000-original.flac"
+    main(["generate", "assets/zipped", "--audio", str(recorded)])
+    assert capsys.readouterr().out.splitlines()[0] == f"text    {text}"
+    main(["generate", "assets/zipped", "--text", text, "--then", "auto", "-o", "spoken.wav"])
+    assert "stopped" not in capsys.readouterr().out
+    assert 0.5 < sf.info("spoken.wav").duration / sf.info(recorded).duration < 2
+    main(["generate", "assets/zipped", "--audio", "spoken.wav"])
+    heard = capsys.readouterr().out.splitlines()[0].removeprefix("text    ")
+    assert word_errors(text, heard).errors <= 3

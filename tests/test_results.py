@@ -8,6 +8,7 @@ import pytest
 from zipper import commit as commit_module
 from zipper.config import ROOT
 from zipper.evaluate.asr import last_line
+from zipper.evaluate.tts import last_line as tts_line
 from zipper.evaluate.wer import WordErrors, word_errors
 
 FILES = sorted((ROOT / "results").glob("*.json"))
@@ -65,10 +66,13 @@ def test_the_counts_of_speech_add_up(file):
 def test_the_readme_shows_what_the_result_files_say():
     readme = (ROOT / "README.md").read_text()
     asr, overfit, times = load("asr.json"), load("overfit.json"), load("quickstart.json")
-    assert last_line(asr, "build/runs/asr/result.json") in readme
-    assert last_line(overfit, "build/runs/overfit/result.json") in readme
+    assert last_line(asr, "build/runs/asr/asr.json") in readme
+    assert last_line(overfit, "build/runs/overfit/asr.json") in readme
     assert f"{times['make train-asr']['seconds'] / 60:.1f} minutes" in readme
     assert f"{times['make train-asr']['peak_pss_mb'] / 1000:.1f} GB" in readme
+    assert tts_line(load("tts.json"), "build/runs/tts/tts.json") in readme
+    assert tts_line(load("joint-tts.json"), "build/runs/joint/tts.json") in readme
+    assert last_line(load("joint-asr.json"), "build/runs/joint/asr.json") in readme
     seeds = [f"{100 * load(f'asr-seed{seed}.json')['wer']:.1f} %" for seed in (1, 2)]
     assert f"Two more seeds give {' and '.join(seeds)}" in readme
     codec = load("codec.json")

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 USAGE = """examples:
-  zipper generate assets/zipped --text "the old teacher sold the green lamp" -o lamp.wav
-  zipper generate assets/zipped --audio lamp.wav
-  zipper generate build/runs/joint --audio lamp.wav --then text speech -o again.wav
+  zipper generate assets/zipped --text "julia carried thirty five green buttons" -o julia.wav
+  zipper generate assets/zipped --audio julia.wav
+  zipper generate build/runs/joint --audio julia.wav --then text speech -o again.wav
   zipper generate assets/zipped --batch sentences.tsv -o spoken      (columns: id, and text or audio)
 """
 

@@ -52,6 +52,7 @@ def learning_curve(metrics: dict[str, Series], file: Path) -> Path:
     for label, series in shown.items():
         steps, rates = _columns(series)
         panels[1].plot(steps, [100 * rate for rate in rates], "o-", label=label)
+    if shown:  # limits last: once set, they do not grow with the next series
         panels[1].set(xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
         panels[1].legend()
     for panel in panels:
