@@ -221,7 +221,7 @@ def loggers(cfg: RunConfig) -> list[Logger]:
             WandbLogger(
                 name=cfg.name,
                 project=cfg.log.project,
-                save_dir=cfg.run_dir,
+                save_dir=cfg.run_dir.resolve(),  # its service keeps the folder that it was started in
                 offline=cfg.log.wandb == "offline",
                 config=to_dict(cfg),
             )
