@@ -14,6 +14,7 @@ from zipper.model.pretrained import load_weights, tower_facts, with_shape_of
 from zipper.model.tower import Tower
 from zipper.schema import CodecConfig, TowerConfig
 from zipper.train import run as run_module
+from zipper.train.module import load_module
 from zipper.train.resolve import resolve
 from zipper.units.codec import load_codec
 from zipper.units.text import Subwords
@@ -74,9 +75,7 @@ def test_a_tower_is_exported_and_zipped(prepared):
     load_weights(again, Path("tower"))
     assert torch.equal(
         again.embedding.weight,
-        run_module.load_module(Path("build/runs/pre/checkpoints/best.ckpt"))
-        .model.tower("speech")
-        .embedding.weight,
+        load_module(Path("build/runs/pre/checkpoints/best.ckpt")).model.tower("speech").embedding.weight,
     )
     (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": "test sentences"}))
     with pytest.raises(DataError, match="trained on other sentences of the grammar"):

@@ -14,8 +14,8 @@ from slow import FACTS, prompts, slow_greedy
 from zipper.data.document import Document, Segment
 from zipper.errors import ConfigError
 from zipper.evaluate.asr import recognise, shuffled
-from zipper.evaluate.tts import speak
 from zipper.generate.alphabet import NEVER, Alphabet
+from zipper.generate.answers import answers
 from zipper.generate.cache import Memory
 from zipper.generate.write import MOST, Written, _length, read_prompts, write
 from zipper.schema import SamplingConfig, TowerConfig
@@ -195,7 +195,7 @@ def test_speaking_does_not_depend_on_the_batch(store):
     model = tiny_model_for(store)
     rows, how = [store.splits["test"][i] for i in range(6)], SamplingConfig(1.0, top_k=8)
     facts = facts_of(store)
-    one, some = (speak(model, store, facts, rows, batch, how, seed=2) for batch in (1, 4))
+    one, some = (answers(model, store, facts, rows, "tts", batch, how, seed=2) for batch in (1, 4))
     assert [w.columns.tolist() for w in one] == [w.columns.tolist() for w in some]
 
 

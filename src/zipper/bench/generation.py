@@ -77,7 +77,7 @@ def speak_on(model: Zipper, prompts: list[Document]) -> None:
     writer = Writer(read_prompts(model, prompts), "speech", [])
     writer.alphabet = NeverEnds(*writer.alphabet)
     rows, ids = list(range(len(prompts))), [one.id for one in prompts]
-    (first, *_) = writer.write(rows, [FRAMES] * len(rows), GREEDY, ids, 0)
+    (first, *_) = writer.write(rows, [FRAMES] * len(rows), GREEDY, ids, 0, keep=False)
     assert first.content.shape[1] == FRAMES
 
 

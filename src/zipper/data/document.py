@@ -9,6 +9,7 @@ from torch import Tensor
 from zipper.schema import TASKS
 from zipper.units.pattern import delay, scored
 from zipper.units.store import Row, Store
+from zipper.units.text import Subwords
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,20 @@ def document(store: Store, row: Row, task: str, prompt_weight: float) -> Documen
 def segment(store: Store, row: Row, modality: str, weight: float) -> Segment:
     """One modality of a row as tokens, begin and end included."""
     if modality == "speech":
-        tokens = delay(store.row_codes(row), store.codes)
-        return Segment(modality, tokens, scored(tokens, store.codes), weight)
-    words = store.subwords
-    tokens = torch.tensor([words.begin, *row["ids"], words.end])[:, None]
-    return Segment(modality, tokens, tokens != words.begin, weight)
+        return speech_segment(store.row_codes(row), store.codes, weight)
+    return text_segment(row["ids"], weight)
+
+
+def text_segment(ids: Sequence[int], weight: float) -> Segment:
+    """Subwords as columns of one codebook."""
+    tokens = torch.tensor([Subwords.begin, *ids, Subwords.end])[:, None]
+    return Segment("text", tokens, tokens != Subwords.begin, weight)
+
+
+def speech_segment(codes: Tensor, size: int, weight: float) -> Segment:
+    """codes int64 [Q, F], each below `size`, as columns of the delay pattern."""
+    tokens = delay(codes, size)
+    return Segment("speech", tokens, scored(tokens, size), weight)
 
 
 def scored_weight(

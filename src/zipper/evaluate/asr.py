@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from zipper.data.document import Document, document
 from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors, word_errors
-from zipper.generate.write import GREEDY, write
+from zipper.generate.answers import answers
+from zipper.generate.write import GREEDY
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig, SamplingConfig
 from zipper.units.facts import Facts
@@ -49,34 +48,22 @@ def recognise(
     how: SamplingConfig = GREEDY,
     heard: list[Row] | None = None,
 ) -> list[Recognised]:
-    """ASR of every row, in its order; `batch` utterances at a time, neighbours in length together.
+    """ASR of every row, in its order, `batch` utterances at a time.
 
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
-    heard = heard or rows
-    order = sorted(range(len(rows)), key=lambda i: len(heard[i]["codes"]))
-    found: dict[int, Recognised] = {}
-    was_training = model.training
-    model.eval()
-    with tqdm(total=len(rows), desc="recognise", unit="utterance", mininterval=1.0, leave=False) as bar:
-        for start in range(0, len(rows), batch):
-            part = order[start : start + batch]
-            prompts = [_prompt(store, heard[i]) for i in part]
-            for i, (out,) in zip(part, write(model, prompts, ["text"], facts, {"text": how}), strict=True):
-                hypothesis = store.subwords.decode(out.content[0].tolist())
-                errors = word_errors(rows[i]["text"], hypothesis)
-                found[i] = Recognised(
-                    rows[i]["id"],
-                    errors.errors,
-                    errors.words,
-                    round(rows[i]["seconds"], 3),
-                    rows[i]["text"],
-                    hypothesis,
-                    out.stopped,
-                )
-            bar.update(len(part))
-    model.train(was_training)
-    return [found[i] for i in range(len(rows))]
+    written = answers(model, store, facts, heard or rows, "asr", batch, how)
+    out = []
+    for row, segment in zip(rows, written, strict=True):
+        hypothesis = store.subwords.decode(segment.content[0].tolist())
+        errors = word_errors(row["text"], hypothesis)
+        seconds = round(row["seconds"], 3)
+        out.append(
+            Recognised(
+                row["id"], errors.errors, errors.words, seconds, row["text"], hypothesis, segment.stopped
+            )
+        )
+    return out
 
 
 def evaluate_asr(model: Zipper, store: Store, facts: Facts, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
@@ -123,8 +110,3 @@ def shuffled(rows: list[Row], seed: int = 0) -> list[Row]:
     for here, there in zip(order, order[1:] + order[:1], strict=True):
         out[here] = rows[there]
     return [row for row in out if row is not None]
-
-
-def _prompt(store: Store, row: Row) -> Document:
-    whole = document(store, row, "asr", 0.0)
-    return Document(whole.id, whole.segments[:-1], whole.multimodal)

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
-from zipper.data.document import Document, document
 from zipper.evaluate.heard import Heard, hear_recordings
 from zipper.evaluate.judge import Judge
 from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors
-from zipper.generate.write import GREEDY, Written, write
+from zipper.generate.answers import answers
+from zipper.generate.write import Written
 from zipper.model.zipper import Zipper
-from zipper.schema import RunConfig, SamplingConfig
+from zipper.schema import RunConfig
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
@@ -78,34 +77,6 @@ class Listener:
         return out
 
 
-def speak(
-    model: Zipper,
-    store: Store,
-    facts: Facts,
-    rows: list[Row],
-    batch: int,
-    how: SamplingConfig = GREEDY,
-    seed: int = 0,
-) -> list[Written]:
-    """Speech for the text of every row, in its order; `batch` sentences at a time, neighbours in length
-    together."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]))
-    found: dict[int, Written] = {}
-    was_training = model.training
-    model.eval()
-    with tqdm(total=len(rows), desc="speak", unit="sentence", mininterval=1.0, leave=False) as bar:
-        for start in range(0, len(rows), batch):
-            part = order[start : start + batch]
-            prompts = [_prompt(store, rows[i]) for i in part]
-            for i, (out,) in zip(
-                part, write(model, prompts, ["speech"], facts, {"speech": how}, seed), strict=True
-            ):
-                found[i] = out
-            bar.update(len(part))
-    model.train(was_training)
-    return [found[i] for i in range(len(rows))]
-
-
 def evaluate_tts(
     model: Zipper, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener
 ) -> tuple[dict[str, Any], list[Written]]:
@@ -119,7 +90,7 @@ def evaluate_tts(
     judge = listener.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
-        segments.append(speak(model, store, facts, rows, cfg.evaluate.batch, how, cfg.seed + turn))
+        segments.append(answers(model, store, facts, rows, "tts", cfg.evaluate.batch, how, cfg.seed + turn))
         samplings.append(listener.score(rows, segments[-1], recorded))
     found = samplings[0]
     gold = total(found)
@@ -152,9 +123,8 @@ def evaluate_tts(
             "wer": [round(rate, 6) for rate in rates],
             "mean": round(statistics.fmean(rates), 6),
             "deviation": round(statistics.stdev(rates), 6),
-            "best_of_wer": round(
-                total(best).rate, 6
-            ),  # ours: the paper's best of 3 is over vocoder and judge
+            # Ours: the paper's best of 3 is over vocoder and judge.
+            "best_of_wer": round(total(best).rate, 6),
         }
     return {**result, "per_utterance": [one.entry() for one in found]}, segments[0]
 
@@ -192,8 +162,3 @@ def last_line(result: dict[str, Any], file: Path | str) -> str:
         f"(recordings {result['original_wer']:.1%}, their codec round trip {result['oracle_wer']:.1%}; "
         f"{result['utterances']} utterances, {result['share_at_cap']:.1%} at the cap) -> {file}"
     ).replace("%", " %")
-
-
-def _prompt(store: Store, row: Row) -> Document:
-    whole = document(store, row, "tts", 0.0)
-    return Document(whole.id, whole.segments[:-1], whole.multimodal)

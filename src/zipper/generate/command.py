@@ -157,9 +157,7 @@ def read_requests(file: Path) -> list[Request]:
         raise ConfigError(f"--batch {file} is no text in UTF-8 ({error}).") from error
     if file.suffix == ".jsonl":
         try:
-            rows: Iterable[dict[str, Any]] = [
-                json.loads(line) for line in file.read_text().splitlines() if line
-            ]
+            rows: Iterable[dict[str, Any]] = [json.loads(line) for line in whole.splitlines() if line]
         except ValueError as error:
             raise ConfigError(f"--batch {file}: a line is no JSON object ({error}).") from error
     elif file.suffix == ".tsv":

@@ -59,10 +59,9 @@ def write(
     out: list[list[Written]] = [[] for _ in prompts]
     for turn in range(MOST if order == "auto" else len(order)):
         if order == "auto":
-            coming = _chosen(memory, last, [turn == 0 or bool(len(done) == turn) for done in out])
+            coming = _chosen(memory, last, [len(done) == turn for done in out])
         else:
             coming = [order[turn]] * len(prompts)
-        if order != "auto":
             memory.awaited = set(order[turn:])
         for name in model.names:
             rows = [i for i, one in enumerate(coming) if one == name]
@@ -71,9 +70,8 @@ def write(
             caps = [facts.cap(name, last[i], latest[i][last[i]]) for i in range(len(prompts))]
             how = (decode or {}).get(name, GREEDY)
             writer = Writer(memory, name, facts.patience(name))
-            writer.keep = order == "auto" or turn + 1 < len(order)
-            seeds = [f"{p.id}/{turn}" for p in prompts]
-            for i, segment in zip(rows, writer.write(rows, caps, how, seeds, seed), strict=True):
+            ids, keep = [f"{p.id}/{turn}" for p in prompts], order == "auto" or turn + 1 < len(order)
+            for i, segment in zip(rows, writer.write(rows, caps, how, ids, seed, keep), strict=True):
                 out[i].append(segment)
                 last[i], latest[i][name] = name, segment.content.shape[1]
     return out
@@ -86,15 +84,15 @@ def check(model: Zipper, prompts: Sequence[Document], order: Sequence[str]) -> N
         if name not in model.names:
             raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
     for one in prompts:
-        given = list(dict.fromkeys(s.modality for s in one.segments))
+        given = {s.modality for s in one.segments}
         for name in asked:
-            for other in given:
+            for other in sorted(given):
                 if name != other and (name, other) not in model.used:
                     raise ConfigError(
                         f"This model was not trained to write {name} after {other}. Use one that was "
                         "(configs/joint.yaml learns both ways), or another order."
                     )
-            given = list(dict.fromkeys([*given, name]))
+            given.add(name)
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
     if order == "auto" and not model.switches:
@@ -125,17 +123,15 @@ class Writer:
         self.alphabet = Alphabet.of(name, self.tower.cfg)
         self.device = memory.multimodal.device
         self.patience = torch.tensor(patience, dtype=torch.int64, device=self.device)  # [P]
-        self.keep = False  # whether the memory gets the last column too, to go on from
 
     def write(
-        self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int
+        self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int, keep: bool
     ) -> list[Written]:
-        """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed."""
+        """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed. keep: the memory
+        gets the last column too, to go on from."""
         self.memory.compile = how.compile
         if how.beams > 1:
-            columns, ended = beam_search(
-                self.memory, self.name, self.alphabet, rows, caps, how.beams, self.keep
-            )
+            columns, ended = beam_search(self.memory, self.name, self.alphabet, rows, caps, how.beams, keep)
             return self._segments(rows, columns, ended, torch.zeros_like(ended, dtype=torch.bool), caps)
         count, books = len(caps), self.alphabet.codebooks
         uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
@@ -162,7 +158,7 @@ class Writer:
                 run = (run + 1) * (past == column[:, :1])
                 past = torch.cat([column[:, :1], past[:, :-1]], dim=1)
                 looping = looping | ((run >= self.patience).any(1) & (ended == NEVER))
-        if self.keep:
+        if keep:
             self.memory.extend(self.name, column[:, None], fresh[:, None])
         return self._segments(rows, torch.stack(written, 1), ended, looping, caps)
 

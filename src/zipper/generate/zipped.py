@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zipper.config import from_dict, read_facts, to_dict
-from zipper.data.document import Document, Segment
+from zipper.data.document import Document, Segment, speech_segment, text_segment
 from zipper.errors import ConfigError, DataError
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
-from zipper.train.module import ZipperModule
+from zipper.train.module import ZipperModule, load_module
 from zipper.units.codec import Codec, load_codec, sha256
 from zipper.units.facts import BEYOND, Facts
-from zipper.units.pattern import delay
 from zipper.units.text import Subwords, normalise
 
 WEIGHTS, FACTS, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
@@ -45,8 +44,7 @@ class Zipped:
             raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
         ids = self.subwords.encode(normal)
         self._check_length("text", len(ids), f"{normal!r} has {len(ids)} subwords")
-        tokens = torch.tensor([self.subwords.begin, *ids, self.subwords.end])[:, None]
-        return Segment("text", tokens, torch.zeros_like(tokens, dtype=torch.bool), 0.0)
+        return text_segment(ids, 0.0)
 
     def speech(self, wave: Tensor) -> Segment:
         """A speech prompt: wave float32 [n] at the codec's rate. Raises ConfigError where it is too long."""
@@ -55,8 +53,7 @@ class Zipped:
         self._check_length(
             "speech", frames, f"the audio has {frames / self.codec.frame_rate:.1f} s, {frames} frames"
         )
-        tokens = delay(codes, self.codec.codes)
-        return Segment("speech", tokens, torch.zeros_like(tokens, dtype=torch.bool), 0.0)
+        return speech_segment(codes, self.codec.codes, 0.0)
 
     def _check_length(self, name: str, length: int, what: str) -> None:
         if name not in self.model.names:
@@ -85,7 +82,7 @@ def load_zipped(folder: Path) -> Zipped:
             raise ConfigError(
                 f"{folder} has no checkpoints/best.ckpt yet: its training has not come to a validation."
             )
-        module = ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        module = load_module(checkpoint)
         model, facts, cfg = module.model, module.facts, module.cfg
     else:
         raise ConfigError(

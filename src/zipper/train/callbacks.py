@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from zipper.evaluate import asr, tts
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
+from zipper.generate.answers import answers
 from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule
 from zipper.units.store import Row, Store
@@ -53,7 +54,7 @@ class SpeechMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
-        written = tts.speak(module.model, self.store, module.facts, self.rows, batch, how, self.cfg.seed)
+        written = answers(module.model, self.store, module.facts, self.rows, "tts", batch, how, self.cfg.seed)
         found = self.listener.score(self.rows, written, self.recorded)
         wer = tts.total(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -120,6 +121,11 @@ class ZipperModule(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def load_module(checkpoint: Path) -> ZipperModule:
+    """A trained module, from tensors and plain dicts alone."""
+    return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
 
 
 def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:

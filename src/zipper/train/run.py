@@ -32,7 +32,7 @@ from zipper.report.figures import draw_run
 from zipper.report.summary import summary_text
 from zipper.schema import RunConfig
 from zipper.train.callbacks import GateMonitor, MeanWer, RecognitionMonitor, SpeechMonitor, Throughput
-from zipper.train.module import ZipperModule
+from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
 from zipper.train.whiten import whiten_zips
 from zipper.units.facts import facts_of, reads
@@ -227,11 +227,6 @@ def loggers(cfg: RunConfig) -> list[Logger]:
             )
         )
     return out
-
-
-def load_module(checkpoint: Path) -> ZipperModule:
-    """A trained module, from tensors and plain dicts alone."""
-    return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
 
 
 def export(cfg: RunConfig, module: ZipperModule, store: Store, results: dict[str, Any]) -> None:
