@@ -8,6 +8,7 @@ import torch
 
 from conftest import config
 from zipper.config import ROOT, load_config
+from zipper.corpora.utterance import sentences_hash
 from zipper.errors import ConfigError, DataError
 from zipper.evaluate.run import evaluate_run
 from zipper.model.pretrained import load_weights, tower_facts, with_shape_of
@@ -60,7 +61,7 @@ def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
         evaluate_run(config("name=one"), "y")
 
 
-def test_a_tower_is_exported_and_zipped(prepared):
+def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre", "export=tower"]
     result = run_module.pretrain(config(*words), "x")["loss"]
     assert result["perplexity"] > 1
@@ -80,6 +81,10 @@ def test_a_tower_is_exported_and_zipped(prepared):
     (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": "test sentences"}))
     with pytest.raises(DataError, match="trained on other sentences of the grammar"):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    first = sentences_hash(prepared.splits["train"]["text"][:3])
+    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": first}))
+    monkeypatch.setattr("zipper.train.resolve.FIRST", 3)  # the store's dev and test are those of three, too
+    resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     facts["reads"] = "another codec"
     (Path("tower") / "tower.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="was trained on 'another codec'"):

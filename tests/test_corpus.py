@@ -11,7 +11,7 @@ import pytest
 from zipper.config import ROOT
 from zipper.corpora.grammar import SHAPES, SLOTS, bits, sentences, vocabulary
 from zipper.corpora.spoken import recipe_hash, spoken_corpus, spoken_texts
-from zipper.corpora.utterance import read_manifest
+from zipper.corpora.utterance import FIRST, read_manifest
 from zipper.errors import DataError
 from zipper.schema import DataConfig
 from zipper.units.text import normalise
@@ -38,6 +38,14 @@ def test_no_sentence_stands_in_two_splits():
     assert len(texts["test"]) >= 300
     assert spoken_texts(DataConfig()) == texts
     assert spoken_texts(DataConfig(seed=2)) != texts
+
+
+def test_more_training_sentences_leave_dev_test_and_the_first_ones_as_they_are():
+    few, many = spoken_texts(DataConfig()), spoken_texts(DataConfig(train=4500))
+    assert (many["dev"], many["test"]) == (few["dev"], few["test"])
+    assert many["train"][:FIRST] == few["train"]
+    flat = [text for split in many.values() for text in split]
+    assert len(flat) == len(set(flat)) == 5200
 
 
 def small(**changes) -> DataConfig:

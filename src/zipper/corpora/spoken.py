@@ -24,7 +24,7 @@ import torchaudio.functional as AF
 from tqdm import tqdm
 
 from zipper.corpora.grammar import sentences
-from zipper.corpora.utterance import SPLITS, Utterance, read_manifest, write_manifest
+from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.schema import DataConfig
 from zipper.units.text import NORMALISER, normalise
@@ -79,7 +79,11 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
 
 
 def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
-    """The normalised sentences of every split; no sentence stands in two of them."""
+    """The normalised sentences of every split; no sentence stands in two of them.
+
+    Dev and test follow the FIRST training sentences, and those past them come last: dev, test and the start
+    of train stay the same however many more are trained on, so figures compare and towers fit.
+    """
     counts = {"train": cfg.train, "dev": cfg.dev, "test": cfg.test}
     total = sum(counts.values())
     if cfg.text_folder is None:
@@ -92,8 +96,12 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
                 f"data.dev + data.test ask for {total}. Ask for fewer, or add text."
             )
         random.Random(cfg.seed).shuffle(pool)
-    stream = iter(pool)
-    return {split: list(itertools.islice(stream, counts[split])) for split in SPLITS}
+    first, stream = min(cfg.train, FIRST), iter(pool)
+    texts = {
+        split: list(itertools.islice(stream, count)) for split, count in {**counts, "train": first}.items()
+    }
+    texts["train"] += itertools.islice(stream, cfg.train - first)
+    return texts
 
 
 def recipe_hash(cfg: DataConfig) -> str:

@@ -1,8 +1,10 @@
 """One recorded sentence, and the manifest (JSON lines) that lists them."""
 
+import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from zipper.errors import DataError
 from zipper.units.text import NORMALISER, normalise
 
 SPLITS = ("train", "dev", "test")
+FIRST = 4000  # training sentences that a corpus of sentences begins with; those of dev and test come next
 SILENCE = 1e-4  # of full scale, -80 dB
 
 
@@ -87,3 +90,8 @@ def write_manifest(path: Path, utterances: list[Utterance]) -> None:
 def read_manifest(path: Path) -> list[Utterance]:
     """All utterances of a manifest, in its order."""
     return [Utterance(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def sentences_hash(texts: Iterable[str]) -> str:
+    """What a tower or codec was trained on, as its JSON says it."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()

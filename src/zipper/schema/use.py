@@ -58,8 +58,8 @@ class EvaluateConfig:
     split: Literal["train", "dev", "test"] = setting("test", "what is decoded")
     batch: int = setting(100, "utterances decoded at a time")
     checkpoint: Literal["best", "last"] = setting("best", "best: of the lowest dev WER")
-    dev_utterances: int = setting(100, "utterances recognised at each validation")
-    dev_spoken: int = setting(40, "sentences spoken, and heard by the judge, at each validation")
+    dev_utterances: int = setting(300, "utterances recognised at each validation")
+    dev_spoken: int = setting(60, "sentences spoken, and heard by the judge, at each validation")
     samplings: int = setting(1, "times that every test sentence is spoken, by seeds that follow each other")
     listened: int = setting(8, "spoken sentences kept as wav and png, and shown in W&B")
     shuffled: bool = setting(

@@ -2,7 +2,6 @@
 assets/codec.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from zipper.commit import commit
 from zipper.config import asset
-from zipper.corpora.utterance import Utterance
+from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TrainCodecConfig
@@ -193,7 +192,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "command": command,
         "commit": code,
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "trained_on": hashlib.sha256("\n".join(u.text for u in train).encode()).hexdigest(),
+        "trained_on": sentences_hash(u.text for u in train),
         "codebooks": usage(module),
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from zipper.config import asset
+from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.errors import ConfigError, DataError
 from zipper.model.pretrained import tower_facts, with_shape_of
 from zipper.schema import TASKS, RunConfig, TowerConfig
@@ -51,11 +52,15 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> Tower
                 f"holds {reads(store, name)!r}. Use the codec or tokenizer "
                 "of that tower, or pre-train one on these."
             )
-        if grammar and facts["trained_on"] != store.facts["trained_on"]:
+        train = store.splits["train"]
+        if grammar and facts["trained_on"] not in (
+            store.facts["trained_on"],
+            sentences_hash(train[:FIRST]["text"]),  # dev and test are those of that many, or come later
+        ):
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
-                "this store's training split, so dev and test may hold some of them. Keep data.train, "
-                "data.dev, data.test and data.seed (data.only takes a share of the training split), "
+                "this store's training split, so dev and test may hold some of them. Keep data.seed, and "
+                f"data.train at {FIRST} or more (data.only takes a share of the training split), "
                 "or pre-train towers on this store."
             )
         tower = with_shape_of(tower, folder)

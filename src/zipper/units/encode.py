@@ -1,6 +1,5 @@
 """Encodes a corpus into a store: shard by shard, on all cores, resumable; what cannot be used is listed."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 from tqdm import tqdm
 
-from zipper.corpora.utterance import SPLITS, Utterance
+from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.errors import DataError
 from zipper.units.codec import Codec
 from zipper.units.store import FEATURES, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
@@ -184,5 +183,5 @@ def _facts(folder: Path, parts: dict[str, str], codec: Codec) -> dict[str, Any]:
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
         "subwords_per_second": sum(ids) / seconds,
         "skipped": sum(len(f.read_text().splitlines()) for f in folder.glob("*.skipped")),
-        "trained_on": hashlib.sha256("\n".join(train["text"]).encode()).hexdigest(),
+        "trained_on": sentences_hash(train["text"]),
     }
