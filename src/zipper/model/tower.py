@@ -44,9 +44,8 @@ class Attention(nn.Module):
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.width // cfg.heads
-        self.to_q = nn.Linear(cfg.width, cfg.heads * self.size, bias=False)
-        self.to_k = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
-        self.to_v = nn.Linear(cfg.width, cfg.kv_heads * self.size, bias=False)
+        both = cfg.heads + 2 * cfg.kv_heads  # queries, keys, values: one product for all of them
+        self.to_qkv = nn.Linear(cfg.width, both * self.size, bias=False)
         self.to_out = nn.Linear(cfg.heads * self.size, cfg.width, bias=False)
 
     def forward(
@@ -57,9 +56,9 @@ class Attention(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = may look; neither: plain causal."""
-        q = rotate(self.to_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2), rotation)  # [B, H, T, K]
-        k = rotate(self.to_k(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), rotation)
-        v = self.to_v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
         if cache is not None:
             k, v = cache.add(KeyValue(k, v))
         y = F.scaled_dot_product_attention(
@@ -76,13 +75,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]"""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
