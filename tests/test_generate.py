@@ -4,6 +4,7 @@ import math
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -169,14 +170,15 @@ def test_the_alphabet_makes_what_the_delay_pattern_undoes():
     alphabet = Alphabet.of("speech", tower)
     draw = torch.Generator().manual_seed(0)
     for frames in range(5):
-        ended, columns = torch.tensor([NEVER]), [torch.full((3,), alphabet.begin)]
-        while len(columns) <= int(alphabet.last_column(ended)):
-            legal = alphabet.legal(len(columns), ended, torch.tensor([len(columns) == frames + 1]))[0]
+        ended, columns = np.array([NEVER]), [torch.full((3,), alphabet.begin)]
+        while len(columns) <= alphabet.last_column(ended)[0]:
+            (kinds,) = alphabet.kinds(len(columns), ended, np.array([len(columns) == frames + 1]))
+            legal = alphabet.allowed()[kinds]
             if len(columns) <= frames:
                 legal[0, alphabet.end] = False
             columns.append(torch.multinomial(legal.double(), 1, generator=draw)[:, 0])
             if columns[-1][0] == alphabet.end:
-                ended = torch.tensor([len(columns) - 1])
+                ended = np.array([len(columns) - 1])
         content = alphabet.content(torch.stack(columns))
         assert content.shape == (3, frames)
         if frames:

@@ -11,7 +11,7 @@ from torch import Tensor
 from zipper.config import ROOT
 from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, Segment, document
-from zipper.generate.alphabet import Alphabet
+from zipper.generate.alphabet import FREE, Alphabet
 from zipper.generate.write import GREEDY, Writer, read_prompts, write
 from zipper.generate.zipped import load_zipped, prompt
 from zipper.model.zipper import Zipper
@@ -27,12 +27,12 @@ SPOKEN = 20  # sentences spoken from text to sound
 
 
 class NeverEnds(Alphabet):
-    """Forbids the end, so that an untrained model writes up to the cap."""
+    """Forbids the end where it is not forced, so that an untrained model writes up to the cap."""
 
-    def legal(self, column: int, ended: Tensor, must_end: Tensor) -> Tensor:
-        legal = super().legal(column, ended, must_end)
-        legal[:, 0, self.end] &= must_end
-        return legal
+    def allowed(self) -> Tensor:
+        allowed = super().allowed()
+        allowed[FREE, self.end] = False
+        return allowed
 
 
 def generation(
@@ -74,7 +74,7 @@ def fastest(run: Callable[[], None], turns: int = 3) -> float:
 @torch.no_grad()
 def speak_on(model: Zipper, prompts: list[Document]) -> None:
     """FRAMES frames for each prompt, cached, by the writer itself."""
-    writer = Writer(read_prompts(model, prompts), "speech", [])
+    writer = Writer(read_prompts(model, prompts, {"speech"}), "speech", [])
     writer.alphabet = NeverEnds(*writer.alphabet)
     rows, ids = list(range(len(prompts))), [one.id for one in prompts]
     (first, *_) = writer.write(rows, [FRAMES] * len(rows), GREEDY, ids, 0, keep=False)

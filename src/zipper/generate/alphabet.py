@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from zipper.units.pattern import Specials, undelay
 from zipper.units.text import Subwords
 
 NEVER = 2**30  # the column in which a segment ends that has not ended yet
+FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, and each alone
 
 
 class Alphabet(NamedTuple):
@@ -30,24 +32,28 @@ class Alphabet(NamedTuple):
         special = Specials.after(tower.vocabulary - len(Specials._fields))
         return cls(tower.vocabulary, tower.codebooks, special.begin, special.end, special.filler)
 
-    def legal(self, column: int, ended: Tensor, must_end: Tensor) -> Tensor:
-        """What may stand in a column >= 1 of each row: bool [B, Q, V].
+    def allowed(self) -> Tensor:
+        """bool [4, V]: the ids of each kind of place."""
+        allowed = torch.zeros(4, self.vocabulary, dtype=torch.bool)
+        allowed[CONTENT] = True
+        allowed[CONTENT, [i for i in (self.begin, self.end, self.filler) if i is not None]] = False
+        allowed[END, self.end] = True
+        allowed[FREE] = allowed[CONTENT] | allowed[END]
+        allowed[FILLER, self.end if self.filler is None else self.filler] = True  # rows that wait do write
+        return allowed
 
-        ended int64 [B]: column of the row's end, NEVER if there is none yet. must_end bool [B]: nothing but
+    def kinds(self, column: int, ended: np.ndarray, must_end: np.ndarray) -> np.ndarray:
+        """What may stand in a column >= 1 of each row: int [B, Q], a row of `allowed`.
+
+        ended int [B]: column of the row's end, NEVER if there is none yet. must_end bool [B]: nothing but
         the end is left to codebook 0.
         """
-        content = torch.ones(self.vocabulary, dtype=torch.bool, device=ended.device)
-        content[[i for i in (self.begin, self.end, self.filler) if i is not None]] = False
-        only_end, only_filler = torch.zeros_like(content), torch.zeros_like(content)
-        only_end[self.end] = True
-        only_filler[self.end if self.filler is None else self.filler] = True  # rows that wait do write
-        head = torch.where(must_end[:, None], only_end, content | only_end)
-        first = torch.where((ended > column)[:, None], head, only_filler)[:, None]
-        book = torch.arange(1, self.codebooks, device=ended.device)
+        first = np.where(ended > column, np.where(must_end, END, FREE), FILLER)[:, None]
+        book = np.arange(1, self.codebooks)
         due = (column - 1 - book >= 0) & (column - book < ended[:, None])  # [B, Q - 1]
-        return torch.cat([first, torch.where(due[..., None], content, only_filler)], dim=1)
+        return np.concatenate([first, np.where(due, CONTENT, FILLER)], axis=1)
 
-    def last_column(self, ended: Tensor) -> Tensor:
+    def last_column(self, ended: np.ndarray) -> np.ndarray:
         """Of a segment whose end stands in column `ended`: the other codebooks have yet to catch up."""
         return ended - 1 + max(1, self.codebooks - 1)
 

@@ -1,15 +1,17 @@
 """Beam search for a stream of one codebook: text."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zipper.generate.alphabet import NEVER, Alphabet
 from zipper.generate.cache import Memory
+from zipper.generate.progress import Rules
 
 
 def beam_search(
     memory: Memory, name: str, alphabet: Alphabet, rows: list[int], caps: list[int], beams: int, keep: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, np.ndarray]:
     """The best of `beams` hypotheses by mean log probability a token, end included; 1 beam is greedy.
 
     caps: most subwords, for all rows of the memory; `rows` write, the others wait. keep: the memory gets the
@@ -18,6 +20,7 @@ def beam_search(
     device, count = memory.multimodal.device, len(caps)
     memory.select(torch.arange(count, device=device).repeat_interleave(beams))
     tower = memory.model.tower(name)
+    rules = Rules(alphabet, tower.embedding.weight)
     cap = torch.tensor(caps, device=device)[:, None].expand(count, beams)
     waiting = torch.ones(count, beams, dtype=torch.bool, device=device)
     waiting[rows] = False
@@ -31,9 +34,9 @@ def beam_search(
         states = memory.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
         at = history.shape[2]
         closed = ended < NEVER
-        legal = alphabet.legal(at, torch.full_like(ended, NEVER).flatten(), (closed | (at > cap)).flatten())
-        logits = tower.logits(states[:, -1]).masked_fill(~legal, float("-inf"))[:, 0]
-        likely = logits.log_softmax(-1).view(count, beams, -1)
+        must_end = (closed | (at > cap)).flatten().cpu().numpy()
+        kinds = alphabet.kinds(at, np.full(len(must_end), NEVER), must_end)
+        likely = (memory.logits(name, states[:, -1]) + rules(kinds))[:, 0].log_softmax(-1).view(count, beams, -1)
         scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
         parent, token = best // alphabet.vocabulary, best % alphabet.vocabulary
         memory.select((first + parent).flatten())
@@ -47,4 +50,4 @@ def beam_search(
     best = (scores / ended.clamp(min=1)).argmax(1)
     memory.select(first[:, 0] + best)
     row = torch.arange(count, device=device)
-    return history[row, best][..., None], ended[row, best]
+    return history[row, best][..., None], ended[row, best].cpu().numpy()

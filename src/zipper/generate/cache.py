@@ -11,11 +11,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from zipper.generate.step import Sight, Step, as_bias
 from zipper.model.tower import Cache, KeyValue
 from zipper.model.zip_block import When
 from zipper.model.zipper import Pair, Zipper
 
 GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
+EVEN = 8  # columns that one step reads a multiple of: kernels of GPUs want their masks aligned
 BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
 
 
@@ -35,6 +37,9 @@ class Memory:
         self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
         self.clock: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
         self.last: dict[str, Tensor] = {}  # [B, D] state of each row's last valid token, for the switch
+        self.steps: dict[str, Step] = {}
+        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each tower's own columns
+        self.sights: dict[str, Sight] = {}  # of each tower, for those that ask it
         self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
 
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -44,6 +49,8 @@ class Memory:
         Returns their states [B, T, D], for the tower's `logits`. Equal to the whole Zipper run on the whole
         document.
         """
+        if valid.shape[1] == 1 and not self.compile:
+            return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
         start, end = self.length[name], self.length[name] + valid.shape[1]
         self._make_room(name, end)
         at = torch.arange(start, end, device=valid.device)
@@ -56,11 +63,17 @@ class Memory:
         if valid.shape[1] > 1:
             mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
         time, coming, self.clock[name] = self.model.times(name, tokens, valid, self.clock.get(name))
+        self._forget(name)
         run = compiled() if self.compile else Memory._run
         states = run(self, name, tokens, position, (time, coming), mask, at, read)
         if self.model.switches:
             self._keep_last(name, states, valid)
         return states
+
+    def logits(self, name: str, states: Tensor) -> Tensor:
+        """Of one column's states [B, D]: [B, Q, V]"""
+        step = self.steps.get(name)
+        return step.logits(states) if step else self.model.tower(name).logits(states)
 
     def _run(
         self, name: str, tokens: Tensor, position: Tensor, times: tuple[When, When], mask: Tensor,
@@ -89,6 +102,60 @@ class Memory:
                     Cache(self.zipped[stage, (other, name)], at, read).add(left)
         return tower.finish(x)
 
+    def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
+        """`extend` by one column, tokens [B, Q], valid [B, 1] -> [B, D]: see `generate.step`."""
+        if name not in self.steps:
+            self.steps[name] = Step(self.model, name)
+        model, step, column = self.model, self.steps[name], self.length[name]
+        self._make_room(name, column + 1)
+        at = torch.arange(column, column + 1, device=valid.device)
+        self.valid[name].index_copy_(1, at, valid)
+        position, self.count[name] = self.count[name], self.count[name] + valid
+        self.length[name] = column + 1
+        time, coming, self.clock[name] = model.times(name, tokens[:, None], valid, self.clock.get(name))
+        x = step.embed(tokens, self.multimodal)
+        bias = self._bias(name, valid, at, x.dtype)
+        own = [self.own[name, index] for index in range(len(step.layers))]
+        asked = {}
+        for asking, other in model.used:
+            if asking == name and self.length[other]:
+                sight = self._sight(other, x.dtype)
+                pairs = (self.zipped[stage, (name, other)] for stage in range(model.stages))
+                seen = sight.bias.shape[-1]
+                asked[other] = (sight, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
+        askers = [o for o in model.names if (o, name) in model.used and o in self.awaited]
+
+        def leave(stage: int, before: Tensor) -> None:
+            for other in askers:
+                left = model.zip(stage, other, name).look_at(before[:, None], time)
+                Cache(self.zipped[stage, (other, name)], at, 0).add(left)
+
+        self.sights.pop(name, None)
+        state = step(x, position, coming.time, bias, own, at, asked, leave)
+        if model.switches:
+            self.last[name] = torch.where(valid, state, self.last.get(name, state))
+        return state
+
+    def _bias(self, name: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, 1, 1, read] of the tower's own columns, the latest one `at` [1] included."""
+        known = self.biases.get(name)
+        if known is None or known.shape[-1] != self.valid[name].shape[1]:
+            known = self.biases[name] = as_bias(self.valid[name], dtype)
+        else:
+            known.index_copy_(3, at, as_bias(valid, dtype))
+        return known[..., : _even(self.length[name])]
+
+    def _sight(self, other: str, dtype: torch.dtype) -> Sight:
+        if other not in self.sights:
+            there = self.valid[other][:, : _even(self.length[other])]
+            self.sights[other] = Sight.of(there & self.multimodal[:, None], dtype)
+        return self.sights[other]
+
+    def _forget(self, name: str) -> None:
+        """What was made for one column of a tower, or for those that ask it, and is no longer so."""
+        self.sights.pop(name, None)
+        self.biases.pop(name, None)
+
     def _keep_last(self, name: str, states: Tensor, valid: Tensor) -> None:
         rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
         latest = states[rows, (count - 1).clamp(min=0)]
@@ -98,6 +165,8 @@ class Memory:
     def select(self, rows: Tensor) -> None:
         """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
         self.multimodal = self.multimodal[rows]
+        self.sights.clear()
+        self.biases.clear()
         for kept in (self.valid, self.count, self.clock, self.last):
             kept.update({name: tensor[rows] for name, tensor in kept.items()})
         self.own = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.own.items()}
@@ -145,6 +214,10 @@ def compiled() -> Callable[..., Tensor]:
         GRAPHS, torch._dynamo.config.accumulated_recompile_limit
     )
     return torch.compile(Memory._run, fullgraph=True, dynamic=False)
+
+
+def _even(columns: int) -> int:
+    return -(-columns // EVEN) * EVEN
 
 
 def _blocks(columns: int) -> int:

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zipper.data.batch import collate
 from zipper.data.document import Document
 from zipper.errors import ConfigError
-from zipper.generate.alphabet import NEVER, Alphabet
+from zipper.generate.alphabet import Alphabet
 from zipper.generate.beam import beam_search
 from zipper.generate.cache import Memory
+from zipper.generate.progress import Progress, Rules
 from zipper.generate.sample import choose, randomness
 from zipper.model.zipper import Zipper
 from zipper.schema import SamplingConfig
@@ -122,7 +124,7 @@ class Writer:
         self.tower = memory.model.tower(name)
         self.alphabet = Alphabet.of(name, self.tower.cfg)
         self.device = memory.multimodal.device
-        self.patience = torch.tensor(patience, dtype=torch.int64, device=self.device)  # [P]
+        self.patience = patience
 
     def write(
         self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int, keep: bool
@@ -132,44 +134,34 @@ class Writer:
         self.memory.compile = how.compile
         if how.beams > 1:
             columns, ended = beam_search(self.memory, self.name, self.alphabet, rows, caps, how.beams, keep)
-            return self._segments(rows, columns, ended, torch.zeros_like(ended, dtype=torch.bool), caps)
+            return self._segments(rows, columns, ended, np.zeros(len(ended), dtype=bool), caps)
         count, books = len(caps), self.alphabet.codebooks
         uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
-        cap = torch.tensor(caps, device=self.device)
-        ended = torch.full((count,), NEVER, device=self.device)
-        looping = torch.zeros(count, dtype=torch.bool, device=self.device)
         column = torch.full((count, books), self.alphabet.begin, device=self.device)
-        past = torch.full((count, len(self.patience)), -1, device=self.device)  # of codebook 0, latest first
-        run = torch.zeros_like(past)
-        open_rows = torch.zeros(count, dtype=torch.bool, device=self.device)
-        open_rows[rows] = True
-        fresh, written = open_rows, [column]
-        while bool(open_rows.any()):
-            states = self.memory.extend(self.name, column[:, None], fresh[:, None])
-            at = len(written)
-            legal = self.alphabet.legal(at, ended, must_end=looping | (at > cap))
-            logits = self.tower.logits(states[:, -1]).masked_fill(~legal, float("-inf"))  # [B, Q, V]
-            column = choose(logits, how, uniform[:, at])
+        written, rules = [column], Rules(self.alphabet, self.tower.embedding.weight)
+        progress = Progress(self.alphabet, rows, np.array(caps), self.patience)
+        fresh = progress.open_rows
+        while progress.open_rows.any():
+            states = self.memory.extend(self.name, column[:, None], self._flags(fresh))
+            logits = self.memory.logits(self.name, states[:, -1]) + rules(progress.kinds())  # [B, Q, V]
+            column = choose(logits, how, uniform[:, len(written)])
             written.append(column)
-            fresh = open_rows
-            ended = torch.where((column[:, 0] == self.alphabet.end) & (ended == NEVER), at, ended)
-            open_rows = open_rows & (self.alphabet.last_column(ended) > at)
-            if len(self.patience):
-                run = (run + 1) * (past == column[:, :1])
-                past = torch.cat([column[:, :1], past[:, :-1]], dim=1)
-                looping = looping | ((run >= self.patience).any(1) & (ended == NEVER))
+            fresh = progress.open_rows
+            progress.add(column[:, 0].cpu().numpy())
         if keep:
-            self.memory.extend(self.name, column[:, None], fresh[:, None])
-        return self._segments(rows, torch.stack(written, 1), ended, looping, caps)
+            self.memory.extend(self.name, column[:, None], self._flags(fresh))
+        return self._segments(rows, torch.stack(written, 1), progress.ended, progress.looping, caps)
+
+    def _flags(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)[:, None]
 
     def _segments(
-        self, rows: list[int], columns: Tensor, ended: Tensor, looping: Tensor, caps: list[int]
+        self, rows: list[int], columns: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
     ) -> list[Written]:
-        columns, last = columns.cpu(), (self.alphabet.last_column(ended) + 1).tolist()
-        ends, looped, out = ended.tolist(), looping.tolist(), []
+        columns, last, out = columns.cpu(), self.alphabet.last_column(ended) + 1, []
         for row in rows:
             own = columns[row, : last[row]]
-            stopped: Stop = "loop" if looped[row] else "cap" if ends[row] == caps[row] + 1 else "end"
+            stopped: Stop = "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
             out.append(Written(self.name, own, self.alphabet.content(own), stopped))
         return out
 

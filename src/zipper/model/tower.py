@@ -158,10 +158,15 @@ def rotation(position: Tensor, size: int, base: float, dtype: torch.dtype) -> tu
 
     Angles are computed in float32 at least: bfloat16 cannot tell neighbouring positions apart.
     """
-    exact = torch.float64 if dtype == torch.float64 else torch.float32
-    frequency = base ** (-torch.arange(0, size, 2, device=position.device, dtype=exact) / size)
-    angle = (position[..., None].to(exact) * frequency)[:, None]  # [B, 1, T, K / 2]
+    frequency = frequencies(size, base, position.device, dtype)
+    angle = (position[..., None].to(frequency.dtype) * frequency)[:, None]  # [B, 1, T, K / 2]
     return angle.cos(), angle.sin()
+
+
+def frequencies(size: int, base: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of the rotary pairs of a head, in radians a position: [K / 2]"""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    return base ** (-torch.arange(0, size, 2, device=device, dtype=exact) / size)
 
 
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:

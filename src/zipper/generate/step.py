@@ -1,0 +1,231 @@
+"""One column of a tower: what its layers and zips do with many, in as few operators as it takes.
+
+At the size of these towers a step is not arithmetic but the calling of operators: gates are plain numbers
+here, masks are biases, and what no column changes is made once. Equal to the towers and zips themselves
+(tests/test_generate.py).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper.model.tower import KeyValue, Layer, frequencies
+from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
+from zipper.model.zipper import Zipper
+
+Place = tuple[Tensor, Tensor] | Tensor | None  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
+
+
+class Sight(NamedTuple):
+    """What each row may look at in another tower while one column is written."""
+
+    bias: Tensor  # [B, 1, 1, columns], added to the scores
+    some: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
+
+    @classmethod
+    def of(cls, mask: Tensor, dtype: torch.dtype) -> "Sight":
+        """mask bool [B, columns], True = may look."""
+        some = mask.any(dim=1, keepdim=True)
+        return cls(as_bias(mask, dtype), None if bool(some.all()) else some)
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """mask bool [B, columns], True = may look -> [B, 1, 1, columns]. Finite: a row that may look at nothing
+    gets a mean, not NaN."""
+    low = torch.finfo(dtype).min / 2
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
+
+
+class Step:
+    """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
+
+    def __init__(self, model: Zipper, name: str) -> None:
+        tower = model.tower(name)
+        self.model, self.name = model, name
+        self.offset = torch.arange(tower.cfg.codebooks, device=tower.embedding.weight.device)
+        self.offset *= tower.cfg.vocabulary
+        self.layers = [_Layer.of(layer) for layer in tower.layers]  # type: ignore[arg-type]  # a ModuleList
+        self.zips = {
+            (stage, other): _Zip.of(model.zip(stage, name, other))
+            for stage in range(model.stages)
+            for asking, other in model.used
+            if asking == name
+        }
+        self.finish = _norm(tower.norm)
+        self.head = _turned(tower.embedding)
+        self.rotary = _Rotary(tower.cfg.width // tower.cfg.heads, tower.cfg.rope_base, tower.embedding.weight)
+        size = tower.cfg.width // model.cfg.zip.heads
+        self.zip_rotary = _Rotary(size, SECONDS_BASE, tower.embedding.weight)
+        self.position = model.cfg.zip.position
+
+    def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
+        """tokens int64 [B, Q] -> [B, D], the input projection included."""
+        weight = self.model.tower(self.name).embedding.weight
+        x = F.embedding_bag(tokens + self.offset, weight, mode="sum")
+        return self.model.project(self.name, x[:, None], multimodal)[:, 0]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states [B, D] -> [B, Q, V]"""
+        return torch.mm(states, self.head).view(len(states), len(self.offset), -1)
+
+    def __call__(
+        self,
+        x: Tensor,
+        position: Tensor,
+        coming: Tensor,
+        bias: Tensor,
+        own: Sequence[KeyValue],
+        at: Tensor,
+        asked: dict[str, tuple[Sight, Sequence[KeyValue]]],
+        after: Callable[[int, Tensor], None],
+    ) -> Tensor:
+        """x [B, D] -> states [B, D].
+
+        position int64 [B, 1]; coming [B, 1], seconds with which it asks; bias [B, 1, 1, read], over the
+        tower's own columns. own: buffers of each layer, this column is written to `at` [1]. asked: of each
+        other tower what may be seen, and by stage its keys and values. after: told of each stage's states
+        from before its zips.
+        """
+        by, read = self.rotary(position), bias.shape[-1]
+        place: Place = None
+        if asked and self.position == "rotary":
+            place = self.zip_rotary(coming / STEP)
+        elif asked and self.position == "sinusoidal":
+            place = sinusoid(coming, x.shape[-1], x.dtype)[:, 0]
+        for stage in range(self.model.stages + 1):
+            for index in self.model.layers(self.name, stage):
+                x = self.layers[index](x, by, bias, own[index], at, read)
+            if stage == self.model.stages:
+                break
+            before = x
+            after(stage, before)
+            for other, (sight, keys) in asked.items():
+                y = self.zips[stage, other](before, place, keys[stage], sight)
+                x = y if x is before else x + (y - before)
+        return self.finish(x)
+
+
+class _Rotary:
+    """Rotary positions of one column: `rotate` as x cos + (x with its halves swapped) sin."""
+
+    def __init__(self, size: int, base: float, like: Tensor) -> None:
+        frequency = frequencies(size, base, like.device, like.dtype)
+        self.frequency = torch.cat(
+            [-frequency, frequency]
+        )  # the cosine does not mind, the sine gets its sign
+
+    def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """position [B, 1], any real -> cosines, sines [B, 1, K]"""
+        angle = position[..., None] * self.frequency
+        return angle.cos(), angle.sin()
+
+
+def _rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """x [B, H, K]"""
+    cos, sin = by
+    wide = x.to(cos.dtype)
+    a, b = wide.chunk(2, dim=-1)
+    return torch.addcmul(wide * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
+
+
+class _Layer(NamedTuple):
+    heads: int
+    kv_heads: int
+    size: int
+    attention_norm: Callable[[Tensor], Tensor]
+    to_qkv: Tensor
+    to_out: Tensor
+    feed_forward_norm: Callable[[Tensor], Tensor]
+    gate_up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer) -> "_Layer":
+        attention, feed_forward = layer.attention, layer.feed_forward
+        return cls(
+            attention.heads, attention.kv_heads, attention.size,
+            _norm(layer.attention_norm), _turned(attention.to_qkv), _turned(attention.to_out),
+            _norm(layer.feed_forward_norm), _turned(feed_forward.gate_up), _turned(feed_forward.down),
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: KeyValue, at: Tensor, read: int
+    ) -> Tensor:  # fmt: skip
+        heads, rotated = self.heads, self.heads + self.kv_heads
+        qkv = torch.mm(self.attention_norm(x), self.to_qkv).view(len(x), -1, self.size)
+        qk = _rotated(qkv[:, :rotated], by)
+        own.key.index_copy_(2, at, qk[:, heads:, None])
+        own.value.index_copy_(2, at, qkv[:, rotated:, None])
+        y = F.scaled_dot_product_attention(
+            qk[:, :heads, None], own.key[:, :, :read], own.value[:, :, :read],
+            attn_mask=bias, enable_gqa=self.kv_heads != heads,
+        )  # fmt: skip
+        x = torch.addmm(x, y.flatten(1), self.to_out)
+        gate, up = torch.mm(self.feed_forward_norm(x), self.gate_up).chunk(2, dim=-1)
+        return torch.addmm(x, F.silu(gate) * up, self.down)
+
+
+class _Zip(NamedTuple):
+    heads: int
+    size: int
+    query_norm: Callable[[Tensor], Tensor]
+    to_q: nn.Linear
+    to_out: Tensor
+    attention_gate: float  # tanh(a)
+    feed_forward_norm: Callable[[Tensor], Tensor]
+    widen: Tensor
+    narrow: Tensor
+    feed_forward_gate: float  # tanh(b)
+
+    @classmethod
+    def of(cls, block: ZipBlock) -> "_Zip":
+        widen, _, narrow = block.feed_forward
+        assert isinstance(widen, nn.Linear)
+        assert isinstance(narrow, nn.Linear)
+        return cls(
+            block.heads, block.size,
+            _norm(block.query_norm), block.to_q, _turned(block.to_out), block.attention_gate.tanh().item(),
+            _norm(block.feed_forward_norm), _turned(widen), _turned(narrow),
+            block.feed_forward_gate.tanh().item(),
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, place: Place, asked: KeyValue, sight: Sight) -> Tensor:
+        """x [B, D] with what the zip adds to it. place: of its query, a sinusoid [B, D] or a rotation."""
+        q = self.query_norm(x)
+        if isinstance(place, Tensor):
+            q = q + place
+        q = self.to_q(q).view(len(x), self.heads, self.size)
+        if isinstance(place, tuple):
+            q = _rotated(q, place)
+        y = F.scaled_dot_product_attention(q[:, :, None], *asked, attn_mask=sight.bias)
+        y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)
+        wide = F.gelu(torch.mm(self.feed_forward_norm(y), self.widen))
+        y = torch.addmm(y, wide, self.narrow, alpha=self.feed_forward_gate)
+        return y if sight.some is None else torch.where(sight.some, y, x)
+
+
+def _turned(linear: nn.Linear | nn.Embedding) -> Tensor:
+    """The weight [out, in] as something to multiply a row with, [in, out].
+
+    A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
+    """
+    weight = linear.weight.t()
+    return weight.contiguous() if weight.device.type == "cpu" and weight.shape[0] < weight.shape[1] else weight
+
+
+def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
+    """RMSNorm of [B, D]. On a CPU PyTorch's own is a chain of seven operators; this is one of four."""
+    weight = norm.weight
+    if weight.device.type != "cpu" or weight.dtype.itemsize < 4:
+        return norm
+    width, eps = len(weight), torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps
+    scaled, floor = weight * width**0.5, weight.new_tensor([(width * eps) ** 0.5])
+
+    def lean(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / torch.hypot(length, floor) * scaled
+
+    return lean
