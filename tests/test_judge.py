@@ -80,6 +80,8 @@ def test_the_bench_measures_a_store(store, in_tmp, monkeypatch):
     pytest.importorskip("transformers", reason="extra `bench` is not installed")
     monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: store)
     monkeypatch.setattr(speed_module, "TURNS", 2)
+    monkeypatch.setattr("zipper.bench.generation.SPOKEN", 1)
+    monkeypatch.setattr("zipper.bench.generation.FRAMES", 50)
     result = bench(config("name=bench", "result=out.json"), "x")
     figures = result["figures"]
     assert figures["tower"]["ratio"] > 0

@@ -5,7 +5,7 @@ here, masks are biases, and what no column changes is made once. Equal to the to
 (tests/test_generate.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ class Step:
         bias: Tensor,
         own: Sequence[KeyValue],
         at: Tensor,
-        asked: dict[str, tuple[Sight, Sequence[KeyValue]]],
+        asked: Mapping[str, tuple[Sight, Sequence[KeyValue]]],
         after: Callable[[int, Tensor], None],
     ) -> Tensor:
         """x [B, D] -> states [B, D].
