@@ -1,9 +1,12 @@
 """The judge and the codec's table, with a stand-in for Whisper; and speed measurements that add up."""
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import config
 from zipper.bench import speed as speed_module
@@ -12,7 +15,7 @@ from zipper.errors import ConfigError
 from zipper.evaluate import codec as codec_module
 from zipper.evaluate import judge as judge_module
 from zipper.evaluate.codec import evaluate_codec, table
-from zipper.evaluate.judge import Judge, load_judge
+from zipper.evaluate.judge import Judge, load_judge, whisper
 from zipper.report import results as results_module
 from zipper.report.clock import Clock
 from zipper.schema import JudgeConfig, RunConfig
@@ -57,6 +60,26 @@ def test_a_judge_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setattr(judge_module, "find_spec", lambda module: None if "whisper" in module else object())
     with pytest.raises(ConfigError, match=r"faster-whisper, whisper-normalizer.*make setup-judge"):
         load_judge(JudgeConfig())
+
+
+def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
+    """Its engine sets the threads of the whole process: a training went on with one."""
+
+    class Model:
+        def __init__(self, *_: object, **__: object) -> None:
+            torch.set_num_threads(1)
+
+    module = types.ModuleType("faster_whisper")
+    module.WhisperModel = Model
+    monkeypatch.setitem(sys.modules, "faster_whisper", module)
+    monkeypatch.setattr("zipper.evaluate.judge.version", lambda _: "0")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whisper("anything")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_turns_are_taken_and_the_median_counts(monkeypatch):

@@ -93,15 +93,16 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         path, name = model, model
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = "float16" if device == "cuda" else "int8"
+    threads = torch.get_num_threads()
     try:
-        loaded = WhisperModel(
-            path, device=device, compute_type=kind, cpu_threads=1, num_workers=torch.get_num_threads()
-        )
+        loaded = WhisperModel(path, device=device, compute_type=kind, cpu_threads=1, num_workers=threads)
     except (ValueError, OSError, RuntimeError) as error:  # of the package, the hub and the engine
         raise DataError(
             f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). "
             "Name a size (tiny.en), a folder, or leave it out."
         ) from error
+    finally:
+        torch.set_num_threads(threads)  # its engine sets this for the whole process
 
     def transcribe(wave: Tensor) -> str:
         # Temperature 0, or hard audio would be sampled.

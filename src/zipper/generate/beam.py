@@ -36,7 +36,8 @@ def beam_search(
         closed = ended < NEVER
         must_end = (closed | (at > cap)).flatten().cpu().numpy()
         kinds = alphabet.kinds(at, np.full(len(must_end), NEVER), must_end)
-        likely = (memory.logits(name, states[:, -1]) + rules(kinds))[:, 0].log_softmax(-1).view(count, beams, -1)
+        logits = (memory.logits(name, states[:, -1]) + rules(kinds))[:, 0]
+        likely = logits.log_softmax(-1).view(count, beams, -1)
         scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
         parent, token = best // alphabet.vocabulary, best % alphabet.vocabulary
         memory.select((first + parent).flatten())

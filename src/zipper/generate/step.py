@@ -213,7 +213,8 @@ def _turned(linear: nn.Linear | nn.Embedding) -> Tensor:
     A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
     """
     weight = linear.weight.t()
-    return weight.contiguous() if weight.device.type == "cpu" and weight.shape[0] < weight.shape[1] else weight
+    wide = weight.shape[0] < weight.shape[1]
+    return weight.contiguous() if wide and weight.device.type == "cpu" else weight
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
