@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import config
 from zipper.config import ROOT, load_config
@@ -32,6 +33,10 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
         config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y"
     )  # how it was trained, not how it is called
     assert json.loads((cfg.run_dir / "asr-dev.json").read_text())["config"]["train"]["lr"] == cfg.train.lr
+    kept = (cfg.run_dir / "asr-dev.json").read_bytes()
+    evaluate_run(config("name=one", "evaluate.split=dev", "decode.text.beams=2"), "y")
+    assert (cfg.run_dir / "asr-dev.json").read_bytes() == kept
+    assert json.loads((cfg.run_dir / "asr-dev-2.json").read_text())["decoding"] == "beam search, 2 beams"
     with pytest.raises(ConfigError, match="does not exist"):
         evaluate_run(config("name=never"), "y")
     words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre"]
@@ -89,6 +94,11 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     (Path("tower") / "tower.json").write_text(json.dumps(facts))
     with pytest.raises(DataError, match="was trained on 'another codec'"):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+    before = load_file("tower/tower.safetensors")
+    old = {name.replace("to_qkv", "to_q"): weight for name, weight in before.items()}
+    save_file(old, "tower/tower.safetensors")
+    with pytest.raises(DataError, match=r"does not fit this version's towers .*to_qkv"):
+        load_weights(again, Path("tower"))
     (Path("tower") / "tower.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match="hash differs"):
         tower_facts(Path("tower"))

@@ -70,7 +70,9 @@ def test_the_readme_shows_what_the_result_files_say():
     assert last_line(overfit, "build/runs/overfit/asr.json") in readme
     assert f"{times['make train-asr']['seconds'] / 60:.1f} minutes" in readme
     assert f"{times['make train-asr']['peak_pss_mb'] / 1000:.1f} GB" in readme
-    assert tts_line(load("tts.json"), "build/runs/tts/tts.json") in readme
+    speech = load("tts.json")
+    assert tts_line(speech, "build/runs/tts/tts.json") in readme
+    assert f"trains {speech['steps']:,} steps in {speech['wall_seconds'] / 60:.0f} minutes" in readme
     assert tts_line(load("joint-tts.json"), "build/runs/joint/tts.json") in readme
     assert last_line(load("joint-asr.json"), "build/runs/joint/asr.json") in readme
     seeds = [f"{100 * load(f'asr-seed{seed}.json')['wer']:.1f} %" for seed in (1, 2)]

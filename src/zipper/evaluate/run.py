@@ -1,5 +1,6 @@
 """`zipper evaluate`: a trained run on any split."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from zipper.units.prepare import prepare
 
 
 def evaluate_run(cfg: RunConfig, command: str) -> None:
-    """Writes TASK-SPLIT.json, TASK-SPLIT.tsv and samples-SPLIT into the run folder, over those of before.
+    """Writes TASK-SPLIT.json, TASK-SPLIT.tsv and samples-SPLIT into the run folder; the second time
+    TASK-SPLIT-2.json, and so on: nothing is written over.
 
     Raises ConfigError where the run has no such checkpoint, or its store is not the one it was trained on.
     """
@@ -29,7 +31,7 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
     }
     cfg = replace(module.cfg, **asked)
     listener = load_listener(cfg)
-    clock, suffix = Clock(), f"-{cfg.evaluate.split}"
+    clock, suffix = Clock(), _free_suffix(cfg)
     store = prepare(cfg, clock)
     check_store(checkpoint, store)
     trained = json.loads(finished(cfg).read_text()) if finished(cfg).exists() else {}
@@ -42,3 +44,9 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
         write_result(result, cfg.run_dir / f"{task}{suffix}.json", *copies[task])
         write_predictions(result, cfg.run_dir / f"{task}{suffix}.tsv")
     print("\n".join(last_lines(results, cfg.run_dir, suffix)))
+
+
+def _free_suffix(cfg: RunConfig) -> str:
+    first = f"-{cfg.evaluate.split}"
+    names = itertools.chain([first], (f"{first}-{turn}" for turn in itertools.count(2)))
+    return next(name for name in names if not any(cfg.run_dir.glob(f"*{name}*")))

@@ -11,7 +11,7 @@ from zipper.units.pattern import Specials, undelay
 from zipper.units.text import Subwords
 
 NEVER = 2**30  # the column in which a segment ends that has not ended yet
-FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, and each alone
+FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, each of them alone, what fills
 
 
 class Alphabet(NamedTuple):

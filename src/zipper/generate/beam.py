@@ -20,7 +20,7 @@ def beam_search(
     device, count = memory.multimodal.device, len(caps)
     memory.select(torch.arange(count, device=device).repeat_interleave(beams))
     tower = memory.model.tower(name)
-    rules = Rules(alphabet, tower.embedding.weight)
+    rules = Rules(alphabet, device)
     cap = torch.tensor(caps, device=device)[:, None].expand(count, beams)
     waiting = torch.ones(count, beams, dtype=torch.bool, device=device)
     waiting[rows] = False
@@ -36,7 +36,7 @@ def beam_search(
         closed = ended < NEVER
         must_end = (closed | (at > cap)).flatten().cpu().numpy()
         kinds = alphabet.kinds(at, np.full(len(must_end), NEVER), must_end)
-        logits = (memory.logits(name, states[:, -1]) + rules(kinds))[:, 0]
+        logits = rules(memory.logits(name, states[:, -1]), kinds)[:, 0]
         likely = logits.log_softmax(-1).view(count, beams, -1)
         scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
         parent, token = best // alphabet.vocabulary, best % alphabet.vocabulary

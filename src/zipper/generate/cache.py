@@ -99,7 +99,7 @@ class Memory:
             for other in model.names:
                 if (other, name) in model.used and other in self.awaited:
                     left = model.zip(stage, other, name).look_at(before, time)
-                    Cache(self.zipped[stage, (other, name)], at, read).add(left)
+                    Cache(self.zipped[stage, (other, name)], at, read).put(left)
         return tower.finish(x)
 
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Memory:
         def leave(stage: int, before: Tensor) -> None:
             for other in askers:
                 left = model.zip(stage, other, name).look_at(before[:, None], time)
-                Cache(self.zipped[stage, (other, name)], at, 0).add(left)
+                Cache(self.zipped[stage, (other, name)], at, bias.shape[-1]).put(left)
 
         self.sights.pop(name, None)
         state = step(x, position, coming.time, bias, own, at, asked, leave)
@@ -152,7 +152,7 @@ class Memory:
         return self.sights[other]
 
     def _forget(self, name: str) -> None:
-        """What was made for one column of a tower, or for those that ask it, and is no longer so."""
+        """Drops what `_extend_by_one` keeps of a tower, and what it keeps for those that ask this tower."""
         self.sights.pop(name, None)
         self.biases.pop(name, None)
 
@@ -165,8 +165,8 @@ class Memory:
     def select(self, rows: Tensor) -> None:
         """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
         self.multimodal = self.multimodal[rows]
-        self.sights.clear()
-        self.biases.clear()
+        self.biases = {name: bias[rows] for name, bias in self.biases.items()}
+        self.sights = {name: sight.select(rows) for name, sight in self.sights.items()}
         for kept in (self.valid, self.count, self.clock, self.last):
             kept.update({name: tensor[rows] for name, tensor in kept.items()})
         self.own = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.own.items()}

@@ -8,19 +8,18 @@ from zipper.generate.alphabet import NEVER, Alphabet
 
 
 class Rules:
-    """What may stand where, as something to add to logits."""
+    """What may stand where, laid over logits."""
 
-    def __init__(self, alphabet: Alphabet, like: Tensor) -> None:
-        """like: of the logits' device and dtype."""
-        allowed = alphabet.allowed().to(like.device)
-        self.table = like.new_zeros(allowed.shape).masked_fill(~allowed, float("-inf"))  # [4, V]
-        self.kinds, self.bias = np.empty(0), like.new_empty(0)
+    def __init__(self, alphabet: Alphabet, device: torch.device) -> None:
+        self.forbidden = ~alphabet.allowed().to(device)  # [4, V]
+        self.last, self.mask = np.empty(0), self.forbidden
 
-    def __call__(self, kinds: np.ndarray) -> Tensor:
-        """kinds int [B, Q] of `Alphabet.kinds` -> [B, Q, V], 0 or -inf."""
-        if not np.array_equal(kinds, self.kinds):  # they seldom change
-            self.kinds, self.bias = kinds, self.table[torch.from_numpy(kinds).to(self.table.device)]
-        return self.bias
+    def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
+        """logits [B, Q, V], -inf wherever `kinds` int [B, Q] (of `Alphabet.kinds`) forbids a token; whatever
+        stood there, NaN included."""
+        if not np.array_equal(kinds, self.last):  # they seldom change
+            self.last, self.mask = kinds, self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]
+        return logits.masked_fill(self.mask, float("-inf"))
 
 
 class Progress:

@@ -31,10 +31,14 @@ class Sight(NamedTuple):
         some = mask.any(dim=1, keepdim=True)
         return cls(as_bias(mask, dtype), None if bool(some.all()) else some)
 
+    def select(self, rows: Tensor) -> "Sight":
+        """Of these rows, int64 [N]."""
+        return Sight(self.bias[rows], None if self.some is None else self.some[rows])
+
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """mask bool [B, columns], True = may look -> [B, 1, 1, columns]. Finite: a row that may look at nothing
-    gets a mean, not NaN."""
+    """mask bool [B, columns], True = may look -> [B, 1, 1, columns]. Added to scores, it costs attention 4 us
+    less than a mask. Finite: a row that may look at nothing gets a mean, not NaN, and drops it (`Sight`)."""
     low = torch.finfo(dtype).min / 2
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
 
@@ -43,6 +47,7 @@ class Step:
     """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
 
     def __init__(self, model: Zipper, name: str) -> None:
+        assert not model.training, "a step knows no dropout"
         tower = model.tower(name)
         self.model, self.name = model, name
         self.offset = torch.arange(tower.cfg.codebooks, device=tower.embedding.weight.device)
@@ -59,7 +64,7 @@ class Step:
         self.rotary = _Rotary(tower.cfg.width // tower.cfg.heads, tower.cfg.rope_base, tower.embedding.weight)
         size = tower.cfg.width // model.cfg.zip.heads
         self.zip_rotary = _Rotary(size, SECONDS_BASE, tower.embedding.weight)
-        self.position = model.cfg.zip.position
+        self.placed = model.cfg.zip.position
 
     def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
         """tokens int64 [B, Q] -> [B, D], the input projection included."""
@@ -91,9 +96,9 @@ class Step:
         """
         by, read = self.rotary(position), bias.shape[-1]
         place: Place = None
-        if asked and self.position == "rotary":
+        if asked and self.placed == "rotary":
             place = self.zip_rotary(coming / STEP)
-        elif asked and self.position == "sinusoidal":
+        elif asked and self.placed == "sinusoidal":
             place = sinusoid(coming, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
@@ -113,9 +118,8 @@ class _Rotary:
 
     def __init__(self, size: int, base: float, like: Tensor) -> None:
         frequency = frequencies(size, base, like.device, like.dtype)
-        self.frequency = torch.cat(
-            [-frequency, frequency]
-        )  # the cosine does not mind, the sine gets its sign
+        # The cosine does not mind the sign; the sine of the first half gets the one that it needs.
+        self.frequency = torch.cat([-frequency, frequency])
 
     def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """position [B, 1], any real -> cosines, sines [B, 1, K]"""

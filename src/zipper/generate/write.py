@@ -138,12 +138,12 @@ class Writer:
         count, books = len(caps), self.alphabet.codebooks
         uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
         column = torch.full((count, books), self.alphabet.begin, device=self.device)
-        written, rules = [column], Rules(self.alphabet, self.tower.embedding.weight)
+        written, rules = [column], Rules(self.alphabet, self.device)
         progress = Progress(self.alphabet, rows, np.array(caps), self.patience)
         fresh = progress.open_rows
         while progress.open_rows.any():
             states = self.memory.extend(self.name, column[:, None], self._flags(fresh))
-            logits = self.memory.logits(self.name, states[:, -1]) + rules(progress.kinds())  # [B, Q, V]
+            logits = rules(self.memory.logits(self.name, states[:, -1]), progress.kinds())  # [B, Q, V]
             column = choose(logits, how, uniform[:, len(written)])
             written.append(column)
             fresh = progress.open_rows

@@ -57,5 +57,11 @@ def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
 
 
 def load_weights(tower: Tower, folder: Path) -> None:
-    """Fills a tower of the folder's shape, strictly."""
-    tower.load_state_dict(load_file(folder / WEIGHTS))
+    """Fills a tower of the folder's shape, strictly. Raises DataError where it was written by other code."""
+    try:
+        tower.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise DataError(
+            f"{folder / WEIGHTS} does not fit this version's towers ({str(error).splitlines()[1].strip()}). "
+            "Pre-train it again, or use the version that wrote it."
+        ) from error

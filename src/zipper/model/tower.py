@@ -1,9 +1,8 @@
 """A decoder-only language model of one modality, Llama-shaped, that can be run a few layers at a time.
 
 RMSNorm before each block, rotary positions, grouped queries, SwiGLU, head tied to the embedding. A column
-holds Q
-tokens (the codebooks of a speech frame; 1 for text): their embeddings are summed, and Q tied heads predict
-the next.
+holds Q tokens (the codebooks of a speech frame; 1 for text): their embeddings are summed, and Q tied heads
+predict the next.
 """
 
 from typing import Any, NamedTuple
@@ -31,10 +30,14 @@ class Cache(NamedTuple):
     at: Tensor  # int64 [T], the columns of these tokens
     read: int  # columns
 
-    def add(self, new: KeyValue) -> KeyValue:
-        """Writes keys and values [B, H, T, K] of new tokens; returns all of them, [B, H, read, K]."""
+    def put(self, new: KeyValue) -> None:
+        """Writes keys and values [B, H, T, K] of new tokens."""
         for buffer, values in zip(self.buffers, new, strict=True):
             buffer.index_copy_(2, self.at, values)
+
+    def add(self, new: KeyValue) -> KeyValue:
+        """Writes them, and returns all that are to be read, [B, H, read, K]."""
+        self.put(new)
         return KeyValue(*(buffer[:, :, : self.read] for buffer in self.buffers))
 
 
@@ -44,8 +47,8 @@ class Attention(nn.Module):
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.width // cfg.heads
-        both = cfg.heads + 2 * cfg.kv_heads  # queries, keys, values: one product for all of them
-        self.to_qkv = nn.Linear(cfg.width, both * self.size, bias=False)
+        heads = cfg.heads + 2 * cfg.kv_heads  # queries, keys, values: one product for all of them
+        self.to_qkv = nn.Linear(cfg.width, heads * self.size, bias=False)
         self.to_out = nn.Linear(cfg.heads * self.size, cfg.width, bias=False)
 
     def forward(

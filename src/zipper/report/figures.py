@@ -23,7 +23,9 @@ def draw_run(run: Path, model: Zipper, store: Store, row: Row, results: dict[str
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     metrics = read_metrics(run)
-    files = [learning_curve(metrics, folder / "learning-curve.png")]
+    train = next(iter(results.values()))["config"]["train"]
+    harder = bool(train["codebook_weights"] or train["hide"])
+    files = [learning_curve(metrics, folder / "learning-curve.png", harder)]
     if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
         files.append(gate_curves(gates, folder / "gates.png"))
     if model.stages:
@@ -37,8 +39,9 @@ def draw_run(run: Path, model: Zipper, store: Store, row: Row, results: dict[str
     return files
 
 
-def learning_curve(metrics: dict[str, Series], file: Path) -> Path:
-    """Loss of training and dev over the steps, and the WER on dev of what the run learns."""
+def learning_curve(metrics: dict[str, Series], file: Path, harder: bool = False) -> Path:
+    """Loss of training and dev over the steps, and the WER on dev of what the run learns. harder: the
+    training's loss weighs codebooks or hides spans, and dev's does not."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     tasks = {"recognition": "dev/asr_wer", "speech, heard by the judge": "dev/tts_wer"}
     shown = {label: metrics[name] for label, name in tasks.items() if name in metrics}
@@ -46,7 +49,8 @@ def learning_curve(metrics: dict[str, Series], file: Path) -> Path:
     train = metrics.get("train/loss", [])
     panels[0].plot(*_columns(train), color="0.8", linewidth=0.8)
     panels[0].plot(*_columns(smooth(train)), color="tab:blue", label="train (mean of 10 points)")
-    panels[0].plot(*_columns(metrics.get("dev/loss", [])), "o-", color="tab:orange", label="dev")
+    on_dev = "dev, codebooks alike, nothing hidden" if harder else "dev"
+    panels[0].plot(*_columns(metrics.get("dev/loss", [])), "o-", color="tab:orange", label=on_dev)
     panels[0].set(xlabel="step", ylabel="loss (nats a scored token)", ylim=(0, None))
     panels[0].legend()
     for label, series in shown.items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zipper.config import from_dict, to_dict
 from zipper.data.batch import Batch, Stream
 from zipper.data.document import looks
+from zipper.errors import DataError
 from zipper.generate.alphabet import Alphabet
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
@@ -124,8 +125,14 @@ class ZipperModule(L.LightningModule):
 
 
 def load_module(checkpoint: Path) -> ZipperModule:
-    """A trained module, from tensors and plain dicts alone."""
-    return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    """A trained module, from tensors and plain dicts alone. Raises DataError where other code wrote it."""
+    try:
+        return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
+    except RuntimeError as error:
+        raise DataError(
+            f"{checkpoint} does not fit this version's model ({str(error).splitlines()[1].strip()}). "
+            "Train it again, or use the version that wrote it."
+        ) from error
 
 
 def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:

@@ -55,13 +55,13 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> Tower
         train = store.splits["train"]
         if grammar and facts["trained_on"] not in (
             store.facts["trained_on"],
-            sentences_hash(train[:FIRST]["text"]),  # dev and test are those of that many, or come later
+            sentences_hash(train[:FIRST]["text"]),  # a part of this training split
         ):
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
-                "this store's training split, so dev and test may hold some of them. Keep data.seed, and "
-                f"data.train at {FIRST} or more (data.only takes a share of the training split), "
-                "or pre-train towers on this store."
+                "this store's training split, so dev and test may hold some of them. Keep the data.seed and "
+                f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
+                "share of the training split), or pre-train towers on this store."
             )
         tower = with_shape_of(tower, folder)
     count, books = own[name]

@@ -1,0 +1,68 @@
+"""A column at a time: the lean step against the layers and zips themselves."""
+
+import pytest
+import torch
+
+from conftest import tiny_model
+from slow import FACTS, prompts
+from zipper.generate.cache import BLOCK, Memory
+from zipper.generate.write import write
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.2)], ids=str
+)
+@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
+def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position, monkeypatch):
+    """Three towers in turns, ragged rows of which one is of a single modality, and more columns than the
+    buffers begin with; and the two ways of writing may follow each other in one memory."""
+    model = tiny_model(("text", "speech", "music"), position=position).to(dtype)
+    monkeypatch.setattr("zipper.generate.cache.compiled", lambda: Memory._run)
+    draw = torch.Generator().manual_seed(3)
+    multimodal = torch.tensor([True, True, False])
+    lean, plain, mixed = (Memory(model, multimodal) for _ in range(3))
+    plain.compile = True
+    for turn, name in enumerate(["text", "music", "speech", "text", "music"]):
+        mixed.compile = turn % 2 == 0
+        tower = model.cfg.towers[name]
+        for _ in range(BLOCK + 9 if name == "speech" else 4):
+            tokens = torch.randint(tower.vocabulary, (3, 1, tower.codebooks), generator=draw)
+            valid = torch.rand(3, 1, generator=draw) < 0.8
+            states = [memory.extend(name, tokens, valid)[valid] for memory in (lean, plain, mixed)]
+            torch.testing.assert_close(states[0], states[1], rtol=0, atol=close)
+            torch.testing.assert_close(states[2], states[1], rtol=0, atol=close)
+
+
+def test_rows_that_are_chosen_anew_keep_what_they_may_look_at():
+    model = tiny_model()
+    multimodal = torch.tensor([True, True, False])
+    kept, anew = Memory(model, multimodal), Memory(model, multimodal[[2, 0, 0]])
+    rows, draw = torch.tensor([2, 0, 0]), torch.Generator().manual_seed(5)
+    for turn, name in enumerate(["text"] * 3 + ["speech"] * 6):
+        tower = model.cfg.towers[name]
+        tokens = torch.randint(tower.vocabulary, (3, 1, tower.codebooks), generator=draw)
+        valid = torch.tensor([[True], [turn % 2 == 0], [True]])
+        if turn == 6:
+            kept.select(rows)
+        if turn < 6:
+            kept.extend(name, tokens, valid)
+            anew.extend(name, tokens[rows], valid[rows])
+        else:
+            a, b = kept.extend(name, tokens, valid), anew.extend(name, tokens, valid)
+            torch.testing.assert_close(a[valid], b[valid], rtol=0, atol=1e-10)
+
+
+def test_a_model_of_nan_still_stops_and_keeps_to_the_rules():
+    """A training that has diverged comes to its validation all the same."""
+    model = tiny_model()
+    for parameter in model.tower("speech").parameters():
+        parameter.data.fill_(torch.nan)
+    for (spoken,) in write(model, prompts(model, 2, "text"), ["speech"], FACTS):
+        assert spoken.stopped in ("cap", "loop")
+        assert (spoken.content < model.cfg.towers["speech"].vocabulary - 3).all()
+
+
+def test_a_model_in_training_is_not_written_with():
+    model = tiny_model().train()
+    with pytest.raises(AssertionError, match="dropout"):
+        write(model, prompts(model, 1, "text"), ["speech"], FACTS)
