@@ -1,12 +1,13 @@
 """Figures in the README come from files, and the files say where they come from."""
 
 import json
+import shlex
 import subprocess
 
 import pytest
 
 from zipper import commit as commit_module
-from zipper.config import ROOT
+from zipper.config import ROOT, flat, load_config, to_dict
 from zipper.evaluate.asr import last_line
 from zipper.evaluate.tts import last_line as tts_line
 from zipper.evaluate.wer import WordErrors, word_errors
@@ -83,6 +84,18 @@ def test_the_readme_shows_what_the_result_files_say():
     assert asr["split"] == "test"
     assert asr["utterances"] >= 300
     assert overfit["split"] == "train"
+
+
+@pytest.mark.parametrize("name", ["asr", "tts", "joint-asr", "joint-tts", "overfit"])
+def test_the_readmes_figures_are_those_of_the_configs(name):
+    """A recipe that has changed since makes another figure."""
+    result = load(f"{name}.json")
+    file, *words = shlex.split(result["command"].removeprefix("python -m zipper train "))
+    now = flat(json.loads(json.dumps(to_dict(load_config(ROOT / file, words)))))
+    then = flat(result["config"])
+    recipe = ("data.", "train.", "model.zip.", "model.switch", "evaluate.dev_utterances", "decode.")
+    told = {key for key in now if key.startswith(recipe)} & set(then)
+    assert {key: then[key] for key in told} == {key: now[key] for key in told}
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):
