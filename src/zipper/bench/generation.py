@@ -47,8 +47,10 @@ def generation(
     prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in documents]
     found: dict[str, Any] = {}
     for batch in (1, 16):
-        cached = fastest(partial(speak_on, model, prompts[:batch]))
-        theirs = fastest(partial(llama_on, llama(model.cfg.towers["speech"]), batch))
+        cached, theirs = fastest(
+            partial(speak_on, model, prompts[:batch]),
+            partial(llama_on, llama(model.cfg.towers["speech"]), batch),
+        )
         uncached = uncached_seconds(model, prompts[:batch])
         found[f"batch {batch}"] = {
             "frames_per_second": round(batch * FRAMES / cached, 1),
@@ -61,14 +63,15 @@ def generation(
     return found
 
 
-def fastest(run: Callable[[], None], turns: int = 3) -> float:
-    """Seconds of the fastest of several turns."""
-    took = []
+def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
+    """Seconds of each run's fastest turn. They take turns, so that a machine that slows down slows all."""
+    took: list[list[float]] = [[] for _ in runs]
     for _ in range(turns):
-        started = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - started)
-    return min(took)
+        for run, kept in zip(runs, took, strict=True):
+            started = time.perf_counter()
+            run()
+            kept.append(time.perf_counter() - started)
+    return [min(kept) for kept in took]
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
         tokens = torch.randint(tower.vocabulary - 3, (length - EVERY // 2, tower.codebooks))
         speech = Segment("speech", tokens, tokens >= 0, 0.0)
         batch = collate([Document(p.id, [*p.segments, speech], p.multimodal) for p in prompts], codebooks)
-        total += EVERY * fastest(partial(one_forward, model, batch), 2)
+        total += EVERY * fastest(partial(one_forward, model, batch), turns=2)[0]
     return total
 
 
