@@ -128,8 +128,8 @@ def speaking(results: list[Result]) -> str:
         f"{first['utterances']} test sentences, {first['words']} words. Judge: {first['judge']}; "
         f"normaliser {first['normaliser']} on both sides. *Recordings*: the judge's errors on real audio. "
         "*Oracle*: on its codec round trip, the ceiling of every model. *Gold*: the model's speech against "
-        "the transcript. *Target*: against what the judge heard in the round trip (paper 4.1.4). *Training*: of "
-        "the process that ended the run; what came before a resume is not counted."
+        "the transcript. *Target*: against what the judge heard in the round trip (paper 4.1.4). "
+        "*Training*: of the process that ended the run; what came before a resume is not counted."
     )
     head = [
         "run",
