@@ -86,7 +86,9 @@ def test_the_readme_shows_what_the_result_files_say():
     assert overfit["split"] == "train"
 
 
-@pytest.mark.parametrize("name", ["asr", "tts", "joint-asr", "joint-tts", "overfit"])
+@pytest.mark.parametrize(
+    "name", ["asr", "asr-seed1", "asr-seed2", "tts", "joint-asr", "joint-tts", "overfit"]
+)
 def test_the_readmes_figures_are_those_of_the_configs(name):
     """A recipe that has changed since makes another figure."""
     result = load(f"{name}.json")
