@@ -11,3 +11,9 @@ class ConfigError(ZipperError):
 
 class DataError(ZipperError):
     """Audio, text, a corpus, a store or an asset that cannot be used."""
+
+
+def refusal(error: RuntimeError) -> str:
+    """What torch says against weights, in one line: past the heading, where there is one."""
+    heading, *rest = str(error).splitlines() or [""]
+    return (rest or [heading])[0].strip()

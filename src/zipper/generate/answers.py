@@ -9,8 +9,6 @@ from zipper.schema import TASKS, SamplingConfig
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
 
-COLUMN = {"text": "ids", "speech": "codes"}  # of a row, for each modality
-
 
 def answers(
     model: Zipper,
@@ -27,16 +25,16 @@ def answers(
     `batch` rows are written at a time, neighbours in length together; the model is left as it was.
     """
     order = TASKS[task]
-    by_length = sorted(range(len(rows)), key=lambda i: len(rows[i][COLUMN[order[0]]]))  # type: ignore[literal-required]
+    wholes = [document(store, row, task, 0.0) for row in rows]
+    prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in wholes]
+    by_length = sorted(range(len(rows)), key=lambda i: sum(len(s.tokens) for s in prompts[i].segments))
     found: dict[int, Written] = {}
     was_training = model.training
     model.eval()
     with tqdm(total=len(rows), desc=task, unit="utterance", mininterval=1.0, leave=False) as bar:
         for start in range(0, len(rows), batch):
             part = by_length[start : start + batch]
-            wholes = [document(store, rows[i], task, 0.0) for i in part]
-            prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in wholes]
-            written = write(model, prompts, order[-1:], facts, {order[-1]: how}, seed)
+            written = write(model, [prompts[i] for i in part], order[-1:], facts, {order[-1]: how}, seed)
             for i, (segment,) in zip(part, written, strict=True):
                 found[i] = segment
             bar.update(len(part))

@@ -49,6 +49,7 @@ class Memory:
         Returns their states [B, T, D], for the tower's `logits`. Equal to the whole Zipper run on the whole
         document.
         """
+        self.sights.pop(name, None)
         if valid.shape[1] == 1 and not self.compile:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
         start, end = self.length[name], self.length[name] + valid.shape[1]
@@ -58,12 +59,12 @@ class Memory:
         position = self.count[name] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
         self.count[name] = self.count[name] + valid.sum(1, keepdim=True)
         self.length[name] = end
-        read = _blocks(end)
+        read = _upto(end, BLOCK)
         mask = self.valid[name][:, None, :read]
         if valid.shape[1] > 1:
             mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
         time, coming, self.clock[name] = self.model.times(name, tokens, valid, self.clock.get(name))
-        self._forget(name)
+        self.biases.pop(name, None)  # one column at a time keeps it up
         run = compiled() if self.compile else Memory._run
         states = run(self, name, tokens, position, (time, coming), mask, at, read)
         if self.model.switches:
@@ -82,7 +83,7 @@ class Memory:
         model, tower = self.model, self.model.tower(name)
         rotation, (time, coming) = tower.rotation(position), times
         asked = {  # where there is something to look at, and how much of it
-            other: (_blocks(self.length[other]), self._looks(other, tokens.shape[1]))
+            other: (_upto(self.length[other], BLOCK), self._looks(other, tokens.shape[1]))
             for other in model.names
             if (name, other) in model.used and self.length[other]
         }
@@ -115,7 +116,8 @@ class Memory:
         time, coming, self.clock[name] = model.times(name, tokens[:, None], valid, self.clock.get(name))
         x = step.embed(tokens, self.multimodal)
         bias = self._bias(name, valid, at, x.dtype)
-        own = [self.own[name, index] for index in range(len(step.layers))]
+        read = bias.shape[-1]
+        own = [Cache(self.own[name, index], at, read) for index in range(len(step.layers))]
         asked = {}
         for asking, other in model.used:
             if asking == name and self.length[other]:
@@ -128,10 +130,9 @@ class Memory:
         def leave(stage: int, before: Tensor) -> None:
             for other in askers:
                 left = model.zip(stage, other, name).look_at(before[:, None], time)
-                Cache(self.zipped[stage, (other, name)], at, bias.shape[-1]).put(left)
+                Cache(self.zipped[stage, (other, name)], at, read).put(left)
 
-        self.sights.pop(name, None)
-        state = step(x, position, coming.time, bias, own, at, asked, leave)
+        state = step(x, position, coming.time, bias, own, asked, leave)
         if model.switches:
             self.last[name] = torch.where(valid, state, self.last.get(name, state))
         return state
@@ -143,18 +144,13 @@ class Memory:
             known = self.biases[name] = as_bias(self.valid[name], dtype)
         else:
             known.index_copy_(3, at, as_bias(valid, dtype))
-        return known[..., : _even(self.length[name])]
+        return known[..., : _upto(self.length[name], EVEN)]
 
     def _sight(self, other: str, dtype: torch.dtype) -> Sight:
         if other not in self.sights:
-            there = self.valid[other][:, : _even(self.length[other])]
+            there = self.valid[other][:, : _upto(self.length[other], EVEN)]
             self.sights[other] = Sight.of(there & self.multimodal[:, None], dtype)
         return self.sights[other]
-
-    def _forget(self, name: str) -> None:
-        """Drops what `_extend_by_one` keeps of a tower, and what it keeps for those that ask this tower."""
-        self.sights.pop(name, None)
-        self.biases.pop(name, None)
 
     def _keep_last(self, name: str, states: Tensor, valid: Tensor) -> None:
         rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
@@ -174,7 +170,7 @@ class Memory:
 
     def _looks(self, other: str, tokens: int) -> Tensor:
         """bool [B, tokens, columns read]: all of the other tower that is there, in multimodal documents."""
-        there = self.valid[other][:, : _blocks(self.length[other])] & self.multimodal[:, None]
+        there = self.valid[other][:, : _upto(self.length[other], BLOCK)] & self.multimodal[:, None]
         return there[:, None].expand(-1, tokens, -1)
 
     def _make_room(self, name: str, columns: int) -> None:
@@ -182,7 +178,7 @@ class Memory:
         have = self.valid[name].shape[1]
         if columns <= have:
             return
-        room = _blocks(max(columns, 2 * have))
+        room = _upto(max(columns, 2 * have), BLOCK)
         grown = self.valid[name].new_zeros(len(self.multimodal), room)
         grown[:, :have] = self.valid[name]
         self.valid[name] = grown
@@ -216,9 +212,5 @@ def compiled() -> Callable[..., Tensor]:
     return torch.compile(Memory._run, fullgraph=True, dynamic=False)
 
 
-def _even(columns: int) -> int:
-    return -(-columns // EVEN) * EVEN
-
-
-def _blocks(columns: int) -> int:
-    return -(-columns // BLOCK) * BLOCK
+def _upto(columns: int, multiple: int) -> int:
+    return -(-columns // multiple) * multiple

@@ -2,7 +2,7 @@
 
 At the size of these towers a step is not arithmetic but the calling of operators: gates are plain numbers
 here, masks are biases, and what no column changes is made once. Equal to the towers and zips themselves
-(tests/test_generate.py).
+(tests/test_step.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zipper.model.tower import KeyValue, Layer, frequencies
+from zipper.model.tower import Cache, KeyValue, Layer, frequencies
 from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
 from zipper.model.zipper import Zipper
 
@@ -52,7 +52,7 @@ class Step:
         self.model, self.name = model, name
         self.offset = torch.arange(tower.cfg.codebooks, device=tower.embedding.weight.device)
         self.offset *= tower.cfg.vocabulary
-        self.layers = [_Layer.of(layer) for layer in tower.layers]  # type: ignore[arg-type]  # a ModuleList
+        self.layers = [_Layer.of(layer) for layer in tower.layers]
         self.zips = {
             (stage, other): _Zip.of(model.zip(stage, name, other))
             for stage in range(model.stages)
@@ -82,19 +82,17 @@ class Step:
         position: Tensor,
         coming: Tensor,
         bias: Tensor,
-        own: Sequence[KeyValue],
-        at: Tensor,
+        own: Sequence[Cache],
         asked: Mapping[str, tuple[Sight, Sequence[KeyValue]]],
         after: Callable[[int, Tensor], None],
     ) -> Tensor:
         """x [B, D] -> states [B, D].
 
         position int64 [B, 1]; coming [B, 1], seconds with which it asks; bias [B, 1, 1, read], over the
-        tower's own columns. own: buffers of each layer, this column is written to `at` [1]. asked: of each
-        other tower what may be seen, and by stage its keys and values. after: told of each stage's states
-        from before its zips.
+        tower's own columns. own: of each layer. asked: of each other tower what may be seen, and by stage its
+        keys and values. after: told of each stage's states from before its zips.
         """
-        by, read = self.rotary(position), bias.shape[-1]
+        by = self.rotary(position)
         place: Place = None
         if asked and self.placed == "rotary":
             place = self.zip_rotary(coming / STEP)
@@ -102,7 +100,7 @@ class Step:
             place = sinusoid(coming, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
-                x = self.layers[index](x, by, bias, own[index], at, read)
+                x = self.layers[index](x, by, bias, own[index])
             if stage == self.model.stages:
                 break
             before = x
@@ -147,7 +145,8 @@ class _Layer(NamedTuple):
     down: Tensor
 
     @classmethod
-    def of(cls, layer: Layer) -> "_Layer":
+    def of(cls, layer: nn.Module) -> "_Layer":
+        assert isinstance(layer, Layer)
         attention, feed_forward = layer.attention, layer.feed_forward
         return cls(
             attention.heads, attention.kv_heads, attention.size,
@@ -155,18 +154,14 @@ class _Layer(NamedTuple):
             _norm(layer.feed_forward_norm), _turned(feed_forward.gate_up), _turned(feed_forward.down),
         )  # fmt: skip
 
-    def __call__(
-        self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: KeyValue, at: Tensor, read: int
-    ) -> Tensor:  # fmt: skip
+    def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: Cache) -> Tensor:
         heads, rotated = self.heads, self.heads + self.kv_heads
         qkv = torch.mm(self.attention_norm(x), self.to_qkv).view(len(x), -1, self.size)
         qk = _rotated(qkv[:, :rotated], by)
-        own.key.index_copy_(2, at, qk[:, heads:, None])
-        own.value.index_copy_(2, at, qkv[:, rotated:, None])
+        keys = own.add(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
         y = F.scaled_dot_product_attention(
-            qk[:, :heads, None], own.key[:, :, :read], own.value[:, :, :read],
-            attn_mask=bias, enable_gqa=self.kv_heads != heads,
-        )  # fmt: skip
+            qk[:, :heads, None], *keys, attn_mask=bias, enable_gqa=self.kv_heads != heads
+        )
         x = torch.addmm(x, y.flatten(1), self.to_out)
         gate, up = torch.mm(self.feed_forward_norm(x), self.gate_up).chunk(2, dim=-1)
         return torch.addmm(x, F.silu(gate) * up, self.down)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zipper.config import from_dict, read_facts, to_dict
 from zipper.data.document import Document, Segment, speech_segment, text_segment
-from zipper.errors import ConfigError, DataError
+from zipper.errors import ConfigError, DataError, refusal
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule, load_module
@@ -125,6 +125,6 @@ def _load_exported(folder: Path) -> tuple[Zipper, Facts, RunConfig]:
         module.model.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(
-            f"{folder / WEIGHTS} has another shape than {FACTS} says: {str(error).splitlines()[1].strip()}"
+            f"{folder / WEIGHTS} has another shape than {FACTS} says: {refusal(error)}"
         ) from error
     return module.model, facts, cfg

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from zipper.config import read_facts
-from zipper.errors import ConfigError, DataError
+from zipper.errors import ConfigError, DataError, refusal
 from zipper.model.tower import Tower
 from zipper.schema import TowerConfig
 
@@ -62,6 +62,6 @@ def load_weights(tower: Tower, folder: Path) -> None:
         tower.load_state_dict(load_file(folder / WEIGHTS))
     except RuntimeError as error:
         raise DataError(
-            f"{folder / WEIGHTS} does not fit this version's towers ({str(error).splitlines()[1].strip()}). "
+            f"{folder / WEIGHTS} does not fit this version's towers ({refusal(error)}). "
             "Pre-train it again, or use the version that wrote it."
         ) from error

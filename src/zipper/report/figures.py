@@ -39,7 +39,7 @@ def draw_run(run: Path, model: Zipper, store: Store, row: Row, results: dict[str
     return files
 
 
-def learning_curve(metrics: dict[str, Series], file: Path, harder: bool = False) -> Path:
+def learning_curve(metrics: dict[str, Series], file: Path, harder: bool) -> Path:
     """Loss of training and dev over the steps, and the WER on dev of what the run learns. harder: the
     training's loss weighs codebooks or hides spans, and dev's does not."""
     figure = Figure(figsize=(10, 4), layout="constrained")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zipper.config import from_dict, to_dict
 from zipper.data.batch import Batch, Stream
 from zipper.data.document import looks
-from zipper.errors import DataError
+from zipper.errors import DataError, refusal
 from zipper.generate.alphabet import Alphabet
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
@@ -130,7 +130,7 @@ def load_module(checkpoint: Path) -> ZipperModule:
         return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
     except RuntimeError as error:
         raise DataError(
-            f"{checkpoint} does not fit this version's model ({str(error).splitlines()[1].strip()}). "
+            f"{checkpoint} cannot be loaded into this version's model ({refusal(error)}). "
             "Train it again, or use the version that wrote it."
         ) from error
 
