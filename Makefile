@@ -58,6 +58,27 @@ variants: $(VARIANTS:%=build/runs/asr-%/result.json)  ## recognition: more seeds
 build/runs/asr-%/result.json: | $(READY)
 	$(RUN) train configs/asr.yaml name=asr-$* result=results/asr-$*.json $(WORDS_$*) $(ARGS)
 
+# The paper's Tables 1 and 2: four models, three seeds each. Every run has its own file, so that a comparison that
+# was cut off goes on, and `make -j2 compare THREADS=1` trains two at a time. ARGS must not set name, seed or result.
+SEEDS := 0 1 2
+MODELS := zipper zipper-frozen single-decoder single-decoder-speech
+BASE_zipper := configs/compare-zipper.yaml
+BASE_zipper-frozen := configs/compare-zipper.yaml model.towers.speech.frozen=true
+BASE_single-decoder := configs/compare-single-decoder.yaml
+BASE_single-decoder-speech := configs/compare-single-decoder.yaml model.towers.text.init=build/towers/single-decoder
+ifdef THREADS
+export OMP_NUM_THREADS := $(THREADS)
+endif
+
+compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## Tables 1 and 2: Zipper against the Single Decoder
+	$(RUN) report
+
+define RUN_OF_COMPARISON
+build/runs/compare-$1-seed$2/result.json: $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json) | $(VENV)/.judge
+	$(RUN) train $(BASE_$1) $(LR_$1) name=compare-$1-seed$2 seed=$2 result=results/compare/$1-seed$2.json $(ARGS)
+endef
+$(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call RUN_OF_COMPARISON,$m,$s))))
+
 train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec anew, in two rounds
 
 build/runs/codec-longer/finished: build/runs/codec/finished

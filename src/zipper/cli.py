@@ -103,13 +103,20 @@ def generate(args: argparse.Namespace) -> None:
     run(args)
 
 
+def compare(args: argparse.Namespace) -> None:
+    """test whether two results differ: paired Wilcoxon and bootstrap over their utterances"""
+    from zipper.evaluate.significance import compare_files
+
+    compare_files(args.a, args.b)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one command. A user's mistake ends it with one line and status 2."""
     args = parser().parse_args(argv)
     command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
     try:
-        if args.command == "generate":
-            generate(args)
+        if args.command in ("generate", "compare"):
+            {"generate": generate, "compare": compare}[args.command](args)
         else:
             COMMANDS[args.command](load_config(args.config, args.settings), command)
     except ZipperError as error:
@@ -147,6 +154,11 @@ def parser() -> argparse.ArgumentParser:
         "generate", help=generate.__doc__, description=generate.__doc__, formatter_class=shape
     )
     add_arguments(one)
+    one = commands.add_parser("compare", help=compare.__doc__, description=compare.__doc__)
+    for side in ("a", "b"):
+        one.add_argument(
+            side, metavar=f"{side.upper()}.json", help="result file, or a quoted pattern of several (seeds)"
+        )
     return top
 
 

@@ -14,7 +14,7 @@ from zipper.data.document import Document, Segment, document
 from zipper.generate.alphabet import FREE, Alphabet
 from zipper.generate.write import GREEDY, Writer, read_prompts, write
 from zipper.generate.zipped import load_zipped, prompt
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import TowerConfig
 from zipper.units.store import Store
 
@@ -36,7 +36,7 @@ class NeverEnds(Alphabet):
 
 
 def generation(
-    model: Zipper, store: Store, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
+    model: MultimodalModel, store: Store, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
 ) -> dict[str, Any]:
     """Frames a second of an untrained Zipper, by batch, and ratios; from text to sound by the shipped one."""
     model.eval()
@@ -75,7 +75,7 @@ def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
 
 
 @torch.no_grad()
-def speak_on(model: Zipper, prompts: list[Document]) -> None:
+def speak_on(model: MultimodalModel, prompts: list[Document]) -> None:
     """FRAMES frames for each prompt, cached, by the writer itself."""
     writer = Writer(read_prompts(model, prompts, {"speech"}), "speech", [])
     writer.alphabet = NeverEnds(*writer.alphabet)
@@ -85,7 +85,7 @@ def speak_on(model: Zipper, prompts: list[Document]) -> None:
 
 
 @torch.no_grad()
-def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
+def uncached_seconds(model: MultimodalModel, prompts: list[Document]) -> float:
     """The same, by a forward pass over whole documents for each new frame; logits of its column alone."""
     tower, total = model.cfg.towers["speech"], 0.0
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
@@ -97,7 +97,7 @@ def uncached_seconds(model: Zipper, prompts: list[Document]) -> float:
     return total
 
 
-def one_forward(model: Zipper, batch: Batch) -> None:
+def one_forward(model: MultimodalModel, batch: Batch) -> None:
     """Logits of the last column."""
     model.tower("speech").logits(model(batch)["speech"][:, -1])
 

@@ -11,7 +11,7 @@ from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.generate.answers import answers
 from zipper.generate.write import GREEDY
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig, SamplingConfig
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
@@ -40,7 +40,7 @@ class Recognised:
 
 
 def recognise(
-    model: Zipper,
+    model: MultimodalModel,
     store: Store,
     facts: Facts,
     rows: list[Row],
@@ -66,7 +66,9 @@ def recognise(
     return out
 
 
-def evaluate_asr(model: Zipper, store: Store, facts: Facts, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
+def evaluate_asr(
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin
+) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
     rows, how, batch = chosen_rows(store, cfg), cfg.decode.text, cfg.evaluate.batch
     found = recognise(model, store, facts, rows, batch, how)

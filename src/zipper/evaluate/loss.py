@@ -3,14 +3,14 @@
 import torch
 
 from zipper.data.order import Steps
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
 from zipper.train.module import stream_loss
 from zipper.units.store import Store
 
 
 @torch.no_grad()
-def split_loss(model: Zipper, store: Store, cfg: RunConfig) -> float:
+def split_loss(model: MultimodalModel, store: Store, cfg: RunConfig) -> float:
     """Over all scored (token, codebook) pairs of cfg.evaluate.split, in nats. The model is left in eval."""
     model.eval()
     device = next(model.parameters()).device

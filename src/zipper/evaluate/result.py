@@ -12,7 +12,7 @@ import lightning
 import torch
 
 from zipper.config import to_dict
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
 from zipper.units.store import Row, Store
 
@@ -27,12 +27,12 @@ class Origin:
     wall_seconds: float
 
 
-def describe_run(model: Zipper, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
+def describe_run(model: MultimodalModel, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
     """Everything about a run but its figures."""
     parameters = list(model.parameters())
     return {
         "name": cfg.name,
-        "model": "zipper" if len(model.names) > 1 else "tower",
+        "model": cfg.model.kind if len(model.names) > 1 else "tower",
         "parameters_total": sum(p.numel() for p in parameters),
         "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
         "steps": origin.steps,

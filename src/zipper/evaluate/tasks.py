@@ -23,7 +23,7 @@ Results = dict[str, dict[str, Any]]  # by task: asr, tts, or loss
 
 def load_listener(cfg: RunConfig) -> Listener | None:
     """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
-    if not cfg.train.tasks.tts:
+    if not cfg.evaluates("tts"):
         return None
     return Listener(load_codec(cfg.codec), load_judge(cfg.judge), cfg.build)
 
@@ -41,7 +41,7 @@ def evaluate_tasks(
     model, facts, split = module.model, module.facts, cfg.evaluate.split
     results: Results = {}
     rows = store.splits[split]
-    if cfg.train.tasks.asr:
+    if cfg.evaluates("asr"):
         results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin)
         log_recognised(loggers, split, results["asr"]["per_utterance"], rows, origin.steps)
     if listener:

@@ -14,7 +14,7 @@ from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors
 from zipper.generate.answers import answers
 from zipper.generate.write import Written
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
@@ -78,7 +78,7 @@ class Listener:
 
 
 def evaluate_tts(
-    model: Zipper, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener
 ) -> tuple[dict[str, Any], list[Written]]:
     """Speaks a split and describes what the judge heard: a result file, and the segments first sampled.
 

@@ -4,14 +4,14 @@ from tqdm import tqdm
 
 from zipper.data.document import Document, document
 from zipper.generate.write import GREEDY, Written, write
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import TASKS, SamplingConfig
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
 
 
 def answers(
-    model: Zipper,
+    model: MultimodalModel,
     store: Store,
     facts: Facts,
     rows: list[Row],

@@ -2,7 +2,7 @@
 
 The strict order makes states append-only: a token's state in its tower never changes once written. So each
 tower keeps the keys and values of its layers, each zip those of the tower it asks, and while one modality is
-written only its own tower runs.
+written only its own tower runs. Towers of one backbone (the Single Decoder's) keep all of this together.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from zipper.generate.step import Sight, Step, as_bias
+from zipper.model.multimodal import MultimodalModel, Pair
 from zipper.model.tower import Cache, KeyValue
 from zipper.model.zip_block import When
-from zipper.model.zipper import Pair, Zipper
 
 GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
 EVEN = 8  # columns that one step reads a multiple of: kernels of GPUs want their masks aligned
@@ -25,20 +25,20 @@ class Memory:
     """Grows by `extend`. Rows may be ragged, and write different towers: an invalid token is remembered, but
     never looked at."""
 
-    def __init__(self, model: Zipper, multimodal: Tensor) -> None:
+    def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
         """multimodal bool [B]: of each document, known before its first token."""
         self.model, self.multimodal = model, multimodal
         self.compile = False  # whether `extend` is compiled; its shapes change once a block
         self.awaited = set(model.names)  # towers that are yet to write: the others need nothing kept for them
-        self.own: dict[tuple[str, int], KeyValue] = {}  # (tower, layer)
+        self.own: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
         self.zipped: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
         empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
-        self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each tower
+        self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each backbone
         self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
         self.clock: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
         self.last: dict[str, Tensor] = {}  # [B, D] state of each row's last valid token, for the switch
         self.steps: dict[str, Step] = {}
-        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each tower's own columns
+        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each backbone's own columns
         self.sights: dict[str, Sight] = {}  # of each tower, for those that ask it
         self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
 
@@ -46,25 +46,26 @@ class Memory:
         """Writes tokens int64 [B, T, Q] of tower `name`, after all that is written; valid bool [B, T], padded
         on the right.
 
-        Returns their states [B, T, D], for the tower's `logits`. Equal to the whole Zipper run on the whole
+        Returns their states [B, T, D], for the tower's `logits`. Equal to the whole model run on the whole
         document.
         """
         self.sights.pop(name, None)
         if valid.shape[1] == 1 and not self.compile:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
-        start, end = self.length[name], self.length[name] + valid.shape[1]
-        self._make_room(name, end)
+        line = self.model.backbone(name)
+        start, end = self.length[line], self.length[line] + valid.shape[1]
+        self._make_room(line, end)
         at = torch.arange(start, end, device=valid.device)
-        self.valid[name].index_copy_(1, at, valid)
-        position = self.count[name] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
-        self.count[name] = self.count[name] + valid.sum(1, keepdim=True)
-        self.length[name] = end
+        self.valid[line].index_copy_(1, at, valid)
+        position = self.count[line] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
+        self.count[line] = self.count[line] + valid.sum(1, keepdim=True)
+        self.length[line] = end
         read = _upto(end, BLOCK)
-        mask = self.valid[name][:, None, :read]
+        mask = self.valid[line][:, None, :read]
         if valid.shape[1] > 1:
             mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
-        time, coming, self.clock[name] = self.model.times(name, tokens, valid, self.clock.get(name))
-        self.biases.pop(name, None)  # one column at a time keeps it up
+        time, coming, self.clock[line] = self.model.times(name, tokens, valid, self.clock.get(line))
+        self.biases.pop(line, None)  # one column at a time keeps it up
         run = compiled() if self.compile else Memory._run
         states = run(self, name, tokens, position, (time, coming), mask, at, read)
         if self.model.switches:
@@ -80,17 +81,17 @@ class Memory:
         self, name: str, tokens: Tensor, position: Tensor, times: tuple[When, When], mask: Tensor,
         at: Tensor, read: int,
     ) -> Tensor:  # fmt: skip
-        model, tower = self.model, self.model.tower(name)
+        model, tower, line = self.model, self.model.tower(name), self.model.backbone(name)
         rotation, (time, coming) = tower.rotation(position), times
         asked = {  # where there is something to look at, and how much of it
             other: (_upto(self.length[other], BLOCK), self._looks(other, tokens.shape[1]))
             for other in model.names
-            if (name, other) in model.used and self.length[other]
+            if (name, other) in model.zipped and self.length[other]
         }
         x = model.project(name, tower.embed(tokens), self.multimodal)
         for stage in range(model.stages + 1):
             for index in model.layers(name, stage):
-                x = tower.layers[index](x, rotation, mask, Cache(self.own[name, index], at, read))
+                x = tower.layers[index](x, rotation, mask, Cache(self.own[line, index], at, read))
             if stage == model.stages:
                 break
             before = x
@@ -98,7 +99,7 @@ class Memory:
                 keys = KeyValue(*(b[:, :, :columns] for b in self.zipped[stage, (name, other)]))
                 x = x + model.zip(stage, name, other)(before, coming, keys, may_look)
             for other in model.names:
-                if (other, name) in model.used and other in self.awaited:
+                if (other, name) in model.zipped and other in self.awaited:
                     left = model.zip(stage, other, name).look_at(before, time)
                     Cache(self.zipped[stage, (other, name)], at, read).put(left)
         return tower.finish(x)
@@ -107,25 +108,26 @@ class Memory:
         """`extend` by one column, tokens [B, Q], valid [B, 1] -> [B, D]: see `generate.step`."""
         if name not in self.steps:
             self.steps[name] = Step(self.model, name)
-        model, step, column = self.model, self.steps[name], self.length[name]
-        self._make_room(name, column + 1)
+        model, step, line = self.model, self.steps[name], self.model.backbone(name)
+        column = self.length[line]
+        self._make_room(line, column + 1)
         at = torch.arange(column, column + 1, device=valid.device)
-        self.valid[name].index_copy_(1, at, valid)
-        position, self.count[name] = self.count[name], self.count[name] + valid
-        self.length[name] = column + 1
-        time, coming, self.clock[name] = model.times(name, tokens[:, None], valid, self.clock.get(name))
+        self.valid[line].index_copy_(1, at, valid)
+        position, self.count[line] = self.count[line], self.count[line] + valid
+        self.length[line] = column + 1
+        time, coming, self.clock[line] = model.times(name, tokens[:, None], valid, self.clock.get(line))
         x = step.embed(tokens, self.multimodal)
-        bias = self._bias(name, valid, at, x.dtype)
+        bias = self._bias(line, valid, at, x.dtype)
         read = bias.shape[-1]
-        own = [Cache(self.own[name, index], at, read) for index in range(len(step.layers))]
+        own = [Cache(self.own[line, index], at, read) for index in range(len(step.layers))]
         asked = {}
-        for asking, other in model.used:
+        for asking, other in model.zipped:
             if asking == name and self.length[other]:
                 sight = self._sight(other, x.dtype)
                 pairs = (self.zipped[stage, (name, other)] for stage in range(model.stages))
                 seen = sight.bias.shape[-1]
                 asked[other] = (sight, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
-        askers = [o for o in model.names if (o, name) in model.used and o in self.awaited]
+        askers = [o for o in model.names if (o, name) in model.zipped and o in self.awaited]
 
         def leave(stage: int, before: Tensor) -> None:
             for other in askers:
@@ -137,14 +139,14 @@ class Memory:
             self.last[name] = torch.where(valid, state, self.last.get(name, state))
         return state
 
-    def _bias(self, name: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, 1, 1, read] of the tower's own columns, the latest one `at` [1] included."""
-        known = self.biases.get(name)
-        if known is None or known.shape[-1] != self.valid[name].shape[1]:
-            known = self.biases[name] = as_bias(self.valid[name], dtype)
+    def _bias(self, line: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, 1, 1, read] of the backbone's columns, the latest one `at` [1] included."""
+        known = self.biases.get(line)
+        if known is None or known.shape[-1] != self.valid[line].shape[1]:
+            known = self.biases[line] = as_bias(self.valid[line], dtype)
         else:
             known.index_copy_(3, at, as_bias(valid, dtype))
-        return known[..., : _upto(self.length[name], EVEN)]
+        return known[..., : _upto(self.length[line], EVEN)]
 
     def _sight(self, other: str, dtype: torch.dtype) -> Sight:
         if other not in self.sights:
@@ -173,31 +175,31 @@ class Memory:
         there = self.valid[other][:, : _upto(self.length[other], BLOCK)] & self.multimodal[:, None]
         return there[:, None].expand(-1, tokens, -1)
 
-    def _make_room(self, name: str, columns: int) -> None:
-        """Buffers of at least so many columns for a tower, and for the zips that ask it."""
-        have = self.valid[name].shape[1]
+    def _make_room(self, line: str, columns: int) -> None:
+        """Buffers of at least so many columns for a backbone, and for the zips that ask it."""
+        have = self.valid[line].shape[1]
         if columns <= have:
             return
         room = _upto(max(columns, 2 * have), BLOCK)
-        grown = self.valid[name].new_zeros(len(self.multimodal), room)
-        grown[:, :have] = self.valid[name]
-        self.valid[name] = grown
-        for kept, key, heads, size in self._buffers(name):
-            weight = self.model.tower(name).embedding.weight
+        grown = self.valid[line].new_zeros(len(self.multimodal), room)
+        grown[:, :have] = self.valid[line]
+        self.valid[line] = grown
+        for kept, key, heads, size in self._buffers(line):
+            weight = self.model.tower(line).embedding.weight
             new = KeyValue(*(weight.new_zeros(len(self.multimodal), heads, room, size) for _ in range(2)))
             if have:
                 for buffer, old in zip(new, kept[key], strict=True):
                     buffer[:, :, :have] = old
             kept[key] = new
 
-    def _buffers(self, name: str) -> Iterator[tuple[dict, tuple, int, int]]:
-        """(dictionary, key, heads, head size) of all that a token of this tower is written to."""
-        tower = self.model.cfg.towers[name]
+    def _buffers(self, line: str) -> Iterator[tuple[dict, tuple, int, int]]:
+        """(dictionary, key, heads, head size) of all that a token of this backbone is written to."""
+        tower = self.model.cfg.towers[line]
         for index in range(tower.layers):
-            yield self.own, (name, index), tower.kv_heads, tower.width // tower.heads
+            yield self.own, (line, index), tower.kv_heads, tower.width // tower.heads
         for stage in range(self.model.stages):
-            for asking, asked in self.model.used:
-                if asked == name:
+            for asking, asked in self.model.zipped:
+                if asked == line:
                     block = self.model.zip(stage, asking, asked)
                     yield self.zipped, (stage, (asking, asked)), block.heads, block.size
 

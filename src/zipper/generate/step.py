@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Cache, KeyValue, Layer, frequencies
 from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
-from zipper.model.zipper import Zipper
 
 Place = tuple[Tensor, Tensor] | Tensor | None  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
 
@@ -46,30 +46,28 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class Step:
     """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
 
-    def __init__(self, model: Zipper, name: str) -> None:
+    def __init__(self, model: MultimodalModel, name: str) -> None:
         assert not model.training, "a step knows no dropout"
         tower = model.tower(name)
         self.model, self.name = model, name
-        self.offset = torch.arange(tower.cfg.codebooks, device=tower.embedding.weight.device)
-        self.offset *= tower.cfg.vocabulary
+        self.offset, self.table = tower.offset, tower.embedding.weight
         self.layers = [_Layer.of(layer) for layer in tower.layers]
         self.zips = {
             (stage, other): _Zip.of(model.zip(stage, name, other))
             for stage in range(model.stages)
-            for asking, other in model.used
+            for asking, other in model.zipped
             if asking == name
         }
         self.finish = _norm(tower.norm)
-        self.head = _turned(tower.embedding)
-        self.rotary = _Rotary(tower.cfg.width // tower.cfg.heads, tower.cfg.rope_base, tower.embedding.weight)
+        self.head = _turned(tower.weight)
+        self.rotary = _Rotary(tower.cfg.width // tower.cfg.heads, tower.cfg.rope_base, self.table)
         size = tower.cfg.width // model.cfg.zip.heads
-        self.zip_rotary = _Rotary(size, SECONDS_BASE, tower.embedding.weight)
+        self.zip_rotary = _Rotary(size, SECONDS_BASE, self.table)
         self.placed = model.cfg.zip.position
 
     def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
         """tokens int64 [B, Q] -> [B, D], the input projection included."""
-        weight = self.model.tower(self.name).embedding.weight
-        x = F.embedding_bag(tokens + self.offset, weight, mode="sum")
+        x = F.embedding_bag(tokens + self.offset, self.table, mode="sum")
         return self.model.project(self.name, x[:, None], multimodal)[:, 0]
 
     def logits(self, states: Tensor) -> Tensor:
@@ -150,8 +148,9 @@ class _Layer(NamedTuple):
         attention, feed_forward = layer.attention, layer.feed_forward
         return cls(
             attention.heads, attention.kv_heads, attention.size,
-            _norm(layer.attention_norm), _turned(attention.to_qkv), _turned(attention.to_out),
-            _norm(layer.feed_forward_norm), _turned(feed_forward.gate_up), _turned(feed_forward.down),
+            _norm(layer.attention_norm), _turned(attention.to_qkv.weight), _turned(attention.to_out.weight),
+            _norm(layer.feed_forward_norm),
+            _turned(feed_forward.gate_up.weight), _turned(feed_forward.down.weight),
         )  # fmt: skip
 
     def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: Cache) -> Tensor:
@@ -186,8 +185,9 @@ class _Zip(NamedTuple):
         assert isinstance(narrow, nn.Linear)
         return cls(
             block.heads, block.size,
-            _norm(block.query_norm), block.to_q, _turned(block.to_out), block.attention_gate.tanh().item(),
-            _norm(block.feed_forward_norm), _turned(widen), _turned(narrow),
+            _norm(block.query_norm), block.to_q, _turned(block.to_out.weight),
+            block.attention_gate.tanh().item(),
+            _norm(block.feed_forward_norm), _turned(widen.weight), _turned(narrow.weight),
             block.feed_forward_gate.tanh().item(),
         )  # fmt: skip
 
@@ -206,12 +206,12 @@ class _Zip(NamedTuple):
         return y if sight.some is None else torch.where(sight.some, y, x)
 
 
-def _turned(linear: nn.Linear | nn.Embedding) -> Tensor:
+def _turned(weight: Tensor) -> Tensor:
     """The weight [out, in] as something to multiply a row with, [in, out].
 
     A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
     """
-    weight = linear.weight.t()
+    weight = weight.t()
     wide = weight.shape[0] < weight.shape[1]
     return weight.contiguous() if wide and weight.device.type == "cpu" else weight
 

@@ -17,7 +17,7 @@ from zipper.generate.beam import beam_search
 from zipper.generate.cache import Memory
 from zipper.generate.progress import Progress, Rules
 from zipper.generate.sample import choose, randomness
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import SamplingConfig
 from zipper.units.facts import Facts
 
@@ -39,7 +39,7 @@ class Written:
 
 @torch.no_grad()
 def write(
-    model: Zipper,
+    model: MultimodalModel,
     prompts: Sequence[Document],
     order: Sequence[str] | Literal["auto"],
     facts: Facts,
@@ -79,7 +79,7 @@ def write(
     return out
 
 
-def check(model: Zipper, prompts: Sequence[Document], order: Sequence[str]) -> None:
+def check(model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str]) -> None:
     """Raises ConfigError where `write` would have to."""
     asked = [] if order == "auto" else list(order)
     for name in {*asked, *(s.modality for p in prompts for s in p.segments)}:
@@ -166,7 +166,9 @@ class Writer:
         return out
 
 
-def read_prompts(model: Zipper, prompts: Sequence[Document], awaited: set[str] | None = None) -> Memory:
+def read_prompts(
+    model: MultimodalModel, prompts: Sequence[Document], awaited: set[str] | None = None
+) -> Memory:
     """A Memory that has read all segments of the prompts, each in its own order. awaited: towers that will
     read or write after another one; all of them, if not given."""
     device = next(model.parameters()).device
@@ -184,6 +186,6 @@ def read_prompts(model: Zipper, prompts: Sequence[Document], awaited: set[str] |
     return memory
 
 
-def _length(model: Zipper, name: str, columns: Tensor) -> int:
+def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:
     """Subwords or frames of a segment."""
     return len(columns) - 1 - max(1, model.cfg.towers[name].codebooks - 1)

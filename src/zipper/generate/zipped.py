@@ -15,7 +15,7 @@ from torch import Tensor
 from zipper.config import from_dict, read_facts, to_dict
 from zipper.data.document import Document, Segment, speech_segment, text_segment
 from zipper.errors import ConfigError, DataError, refusal
-from zipper.model.zipper import Zipper
+from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule, load_module
 from zipper.units.codec import Codec, load_codec, sha256
@@ -29,7 +29,7 @@ WEIGHTS, FACTS, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json
 class Zipped:
     """Model, and what turns text and waves into its tokens and back."""
 
-    model: Zipper
+    model: MultimodalModel
     facts: Facts
     cfg: RunConfig
     subwords: Subwords
@@ -112,7 +112,7 @@ def save_zipped(folder: Path, module: ZipperModule, subwords: Subwords, figures:
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _load_exported(folder: Path) -> tuple[Zipper, Facts, RunConfig]:
+def _load_exported(folder: Path) -> tuple[MultimodalModel, Facts, RunConfig]:
     saved = read_facts(folder / FACTS)
     if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
         raise DataError(

@@ -56,6 +56,13 @@ def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
     return replace(cfg, **facts["shape"])
 
 
+def read_tower(folder: Path) -> Tower:
+    """The tower of a folder. Raises DataError as `tower_facts` and `load_weights`."""
+    tower = Tower(with_shape_of(TowerConfig(), folder))
+    load_weights(tower, folder)
+    return tower
+
+
 def load_weights(tower: Tower, folder: Path) -> None:
     """Fills a tower of the folder's shape, strictly. Raises DataError where it was written by other code."""
     try:

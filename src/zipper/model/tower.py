@@ -136,14 +136,11 @@ class Tower(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens int64 [B, T, Q] -> [B, T, D], the sum over codebooks."""
-        offset = torch.arange(self.cfg.codebooks, device=tokens.device) * self.cfg.vocabulary
-        return self.embedding(tokens + offset).sum(dim=2)
+        return self.embedding(tokens + self.offset).sum(dim=2)
 
     def rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """position int64 [B, T], of a token within its tower and document -> cosines, sines for `run`."""
-        return rotation(
-            position, self.cfg.width // self.cfg.heads, self.cfg.rope_base, self.embedding.weight.dtype
-        )
+        return rotation(position, self.cfg.width // self.cfg.heads, self.cfg.rope_base, self.weight.dtype)
 
     def finish(self, x: Tensor) -> Tensor:
         """The final norm: x [B, T, D] -> [B, T, D]"""
@@ -151,9 +148,29 @@ class Tower(nn.Module):
 
     def logits(self, states: Tensor) -> Tensor:
         """states [..., D] after `finish` -> [..., Q, V], by the tied embedding."""
-        return F.linear(states, self.embedding.weight).unflatten(
-            -1, (self.cfg.codebooks, self.cfg.vocabulary)
-        )
+        return F.linear(states, self.weight).unflatten(-1, (self.cfg.codebooks, self.cfg.vocabulary))
+
+    def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
+        """states [N, D] after `finish`, target int64 [N, Q] -> nats [N, Q]; 0 where the target is -100."""
+        return cross_entropy(self.logits(states), target)
+
+    @property
+    def weight(self) -> Tensor:
+        """Embedding and head: [Q * V, D], codebook after codebook."""
+        return self.embedding.weight
+
+    @property
+    def offset(self) -> Tensor:
+        """Row of the embedding at which each codebook begins: int64 [Q]"""
+        return torch.arange(self.cfg.codebooks, device=self.embedding.weight.device) * self.cfg.vocabulary
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """logits [..., V], target int64 [...] -> nats [...] in float32 or better; 0 where the target is -100."""
+    if logits.dtype != torch.float64:
+        logits = logits.float()
+    nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), ignore_index=-100, reduction="none")
+    return nats.view_as(target)
 
 
 def rotation(position: Tensor, size: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,16 @@
 """Towers joined by zips (paper 3.1). N towers; two is the usual number, one is plain pre-training."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipper.data.batch import Batch
+from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Tower
 from zipper.model.zip_block import When, ZipBlock, cross_mask, mlp
-from zipper.schema import ModelConfig, TowerConfig
-
-Pair = tuple[str, str]  # (asking, asked)
+from zipper.schema import ModelConfig
 
 
 class InputProjection(nn.Module):
@@ -27,26 +28,23 @@ class InputProjection(nn.Module):
         return F.relu(self.mlp(x)) if self.kind == "paper" else x + self.gate.tanh() * self.mlp(x)
 
 
-class Zipper(nn.Module):
+class Zipper(MultimodalModel):
     """Stage n runs `interval` layers of every tower; then all zips of the stage look across, at states from
     before any of them is updated. Layers left over run after the last zip."""
 
     def __init__(
-        self, cfg: ModelConfig, rates: dict[str, float], seconds: dict[str, list[float]] | None = None
+        self, cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
     ) -> None:
         """They place all towers on one axis of time. rates: tokens a second of each tower, on average.
         seconds: what each token of a tower's first codebook is expected to take, [V]; else 1 / rate."""
-        super().__init__()
-        self.cfg, self.rates = cfg, rates
-        self.names = list(cfg.modalities)
+        super().__init__(cfg)
+        self.rates = rates
         for name in self.names:
             each = (seconds or {}).get(name) or [1 / rates[name]] * cfg.towers[name].vocabulary
             # Not of the checkpoint: they come with its facts.
             self.register_buffer(f"seconds_{name}", torch.tensor(each), persistent=False)
         towers = {name: cfg.towers[name] for name in self.names}
         self.towers = nn.ModuleDict({name: Tower(tower) for name, tower in towers.items()})
-        self.pairs: list[Pair] = [(a, b) for a in self.names for b in self.names if a != b]
-        self.used = self.pairs  # a training whose tasks never look one way narrows this, and saves that work
         self.stages = min(t.layers // t.interval for t in towers.values()) if self.pairs else 0
         self.zips = nn.ModuleList(
             nn.ModuleDict(
@@ -58,16 +56,10 @@ class Zipper(nn.Module):
         self.projections = nn.ModuleDict(
             {n: InputProjection(t.input_projection, t.width) for n, t in projected.items()}
         )
-
-        # What follows a segment, from the state of its last token: one of `names`, or nothing more. It reads
-        # the towers and never moves them (the paper leaves the choice to future work, section 3.2).
-        choices = len(self.names) + 1
-        self.switches = nn.ModuleDict(
-            {n: nn.Linear(t.width, choices) for n, t in towers.items() if cfg.switch and self.pairs}
-        )
+        self.switches = self.make_switches()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """States [B, T, D] of every tower, for its `logits`."""
+        """As MultimodalModel."""
         x, rotations, times, coming = {}, {}, {}, {}
         for name in self.names:
             stream, tower = batch.streams[name], self.tower(name)
@@ -95,12 +87,6 @@ class Zipper(nn.Module):
                 x[name] = self.tower(name).layers[index](x[name], rotations[name])
         return {name: self.tower(name).finish(x[name]) for name in self.names}
 
-    def layers(self, name: str, stage: int) -> range:
-        """Layers that a tower runs before the zips of a stage; stage = `stages`: those after the last zip."""
-        cfg: TowerConfig = self.cfg.towers[name]
-        first = stage * cfg.interval
-        return range(first, cfg.layers if stage == self.stages else first + cfg.interval)
-
     def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
         """The input projection, skipped in documents of one modality. x [B, T, D], multimodal bool [B]."""
         if name not in self.projections:
@@ -116,7 +102,7 @@ class Zipper(nn.Module):
         with which it asks, the end of the token that it is about to predict; and [B, 1] the end of the last
         valid one.
         """
-        exact = torch.float64 if self.tower(name).embedding.weight.dtype == torch.float64 else torch.float32
+        exact = torch.float64 if self.tower(name).weight.dtype == torch.float64 else torch.float32
         each = self.get_buffer(f"seconds_{name}").to(exact)[tokens[..., 0]] * valid  # [B, T]
         end = each.cumsum(1) + (0.0 if since is None else since)
         return When(end - each / 2), When(end + 1 / self.rates[name]), end[:, -1:]
@@ -125,6 +111,9 @@ class Zipper(nn.Module):
         tower = self.towers[name]
         assert isinstance(tower, Tower)
         return tower
+
+    def backbone(self, name: str) -> str:
+        return name
 
     def zip(self, stage: int, asking: str, asked: str) -> ZipBlock:
         block = self.zips[stage][_key(asking, asked)]  # type: ignore[index]  # a ModuleDict

@@ -11,14 +11,17 @@ from torch import Tensor
 
 from zipper.data.batch import collate
 from zipper.data.document import document
+from zipper.model.multimodal import MultimodalModel, Pair
 from zipper.model.tower import KeyValue
 from zipper.model.zip_block import When, ZipBlock
-from zipper.model.zipper import Pair, Zipper
-from zipper.report.metrics import Series, read_metrics
+from zipper.model.zipper import Zipper
+from zipper.report.metrics import Series, read_metrics, smooth
 from zipper.units.store import Row, Store
 
 
-def draw_run(run: Path, model: Zipper, store: Store, row: Row, results: dict[str, Any]) -> list[Path]:
+def draw_run(
+    run: Path, model: MultimodalModel, store: Store, row: Row, results: dict[str, Any]
+) -> list[Path]:
     """All figures of a run into run/figures. row: whose attention is shown. results: by task."""
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
@@ -28,10 +31,10 @@ def draw_run(run: Path, model: Zipper, store: Store, row: Row, results: dict[str
     files = [learning_curve(metrics, folder / "learning-curve.png", harder)]
     if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
         files.append(gate_curves(gates, folder / "gates.png"))
-    if model.stages:
+    if isinstance(model, Zipper):
         files += [
             attention_map(model, store, row, pair, folder / f"attention-{'-'.join(pair)}.png")
-            for pair in model.used
+            for pair in model.zipped
             if set(pair) == {"text", "speech"}
         ]
     if "tts" in results:
@@ -171,15 +174,6 @@ def spectrograms(waves: dict[str, Tensor], sample_rate: int, title: str, file: P
 
 def _columns(series: Series) -> tuple[list[int], list[float]]:
     return [step for step, _ in series], [value for _, value in series]
-
-
-def smooth(series: Series, window: int = 10) -> Series:
-    """Mean of the last `window` points, of fewer at the beginning."""
-    out = []
-    for i in range(1, len(series) + 1):
-        part = series[max(i - window, 0) : i]
-        out.append((part[-1][0], sum(value for _, value in part) / len(part)))
-    return out
 
 
 def _save(figure: Figure, file: Path) -> Path:

@@ -18,3 +18,24 @@ def read_metrics(run: Path) -> dict[str, Series]:
                     if value and name not in ("step", "epoch"):
                         found.setdefault(name, {})[int(row["step"])] = float(value)
     return {name: sorted(values.items()) for name, values in found.items()}
+
+
+def curves(run: Path) -> dict[str, Series]:
+    """What a comparison draws: WER on dev, and the mean loss of training over every 10 points logged."""
+    metrics = read_metrics(run)
+    found: dict[str, Series] = {}
+    for name in ("dev/asr_wer", "dev/tts_wer"):
+        if name in metrics:
+            found[name] = metrics[name]
+    for name in ("train/loss_text", "train/loss_speech"):
+        found[name] = [(step, round(value, 4)) for step, value in smooth(metrics.get(name, []))[9::10]]
+    return found
+
+
+def smooth(series: Series, window: int = 10) -> Series:
+    """Mean of the last `window` points, of fewer at the beginning."""
+    out = []
+    for i in range(1, len(series) + 1):
+        part = series[max(i - window, 0) : i]
+        out.append((part[-1][0], sum(value for _, value in part) / len(part)))
+    return out

@@ -123,6 +123,11 @@ class RunConfig:
                 "all would be alike. Give a temperature."
             )
 
+    def evaluates(self, task: str) -> bool:
+        """Whether recognition (asr) or speaking (tts) is watched in training, and evaluated."""
+        learnt = task in self.train.tasks.shares()
+        return learnt and (not self.evaluate.tasks or task in self.evaluate.tasks)
+
     @property
     def run_dir(self) -> Path:
         """Where this run keeps everything it makes."""

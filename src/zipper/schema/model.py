@@ -74,6 +74,10 @@ def _default_towers() -> dict[str, TowerConfig]:
 
 @dataclass
 class ModelConfig:
+    kind: Literal["zipper", "single_decoder"] = setting(
+        "zipper",
+        "zipper; or the paper's baseline: the first modality's tower, its vocabulary grown by all others",
+    )
     modalities: list[str] = setting(["text", "speech"], "names of the towers, declared once")
     towers: dict[str, TowerConfig] = field(default_factory=_default_towers)
     zip: ZipConfig = section(ZipConfig)
@@ -94,10 +98,26 @@ class ModelConfig:
             raise ConfigError(
                 f"model.modalities names {missing}, but model.towers has no such tower. Describe it there."
             )
+        if self.kind == "single_decoder":
+            self._check_single_decoder()
         for name in self.modalities:
             width = self.towers[name].width
             if len(self.modalities) > 1 and width % (2 * self.zip.heads):
                 raise ConfigError(
                     f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "
                     "into even heads."
+                )
+
+    def _check_single_decoder(self) -> None:
+        for name in self.modalities:
+            tower = self.towers[name]
+            if tower.frozen:
+                raise ConfigError(
+                    f"model.towers.{name}.frozen=true, but a single decoder is fine-tuned whole (paper "
+                    "4.1.2). Leave frozen out."
+                )
+            if name != self.modalities[0] and tower.init:
+                raise ConfigError(
+                    f"model.towers.{name}.init={tower.init}, but a single decoder grows from the tower of "
+                    f"{self.modalities[0]} alone. Leave it out, or use model.kind=zipper."
                 )

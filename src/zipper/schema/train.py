@@ -31,9 +31,12 @@ class TrainConfig:
         4096, "padded tokens of a step (the longest tower's), over all ranks and accumulation"
     )
     accumulate: int = setting(1, "micro-batches a step on each rank")
-    lr: float = setting(1e-3, "peak learning rate (Adam)")
+    optimiser: Literal["adamw", "adafactor"] = setting(
+        "adamw", "adafactor (arXiv 1804.04235): its lr is a share of each matrix's own scale"
+    )
+    lr: float = setting(1e-3, "peak learning rate")
     gate_lr: float = setting(10.0, "learning rate of the gates, in multiples of lr")
-    betas: tuple[float, float] = setting((0.9, 0.99), "of Adam")
+    betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
     weight_decay: float = setting(0.01, "on matrices; gates, norms and idle parts get none")
     clip: float = setting(1.0, "largest norm of the gradient")
     warmup: int = setting(100, "steps of linear warm-up")

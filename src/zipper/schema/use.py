@@ -56,6 +56,7 @@ class DecodeConfig:
 @dataclass
 class EvaluateConfig:
     split: Literal["train", "dev", "test"] = setting("test", "what is decoded")
+    tasks: list[str] = setting([], "asr, tts: watched and evaluated; none: all that the run learns")
     batch: int = setting(100, "utterances decoded at a time")
     checkpoint: Literal["best", "last"] = setting("best", "best: of the lowest dev WER")
     dev_utterances: int = setting(300, "utterances recognised at each validation")
@@ -67,6 +68,8 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
+        if unknown := sorted({*self.tasks} - {"asr", "tts"}):
+            raise ConfigError(f"evaluate.tasks={self.tasks}: {unknown} is not among asr, tts.")
         at_least_one(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
 
 

@@ -16,6 +16,8 @@ from zipper.data.batch import Batch, Stream
 from zipper.data.document import looks
 from zipper.errors import DataError, refusal
 from zipper.generate.alphabet import Alphabet
+from zipper.model.build import build_model
+from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
@@ -23,7 +25,7 @@ from zipper.units.facts import Facts
 
 
 class ZipperModule(L.LightningModule):
-    """A Zipper in training; with a single tower it is plain pre-training."""
+    """A Zipper or a Single Decoder in training; a Zipper of one tower is plain pre-training."""
 
     def __init__(self, cfg: dict[str, Any], facts: dict[str, Any]) -> None:
         """cfg: of a resolved RunConfig, facts: of the store, both as plain dicts, so that checkpoints load
@@ -33,7 +35,7 @@ class ZipperModule(L.LightningModule):
         self.save_hyperparameters()
         self.cfg: RunConfig = from_dict(cfg)
         self.facts = Facts(**facts)
-        self.model = Zipper(self.cfg.model, self.facts.rates, self.facts.seconds)
+        self.model = build_model(self.cfg.model, self.facts.rates, self.facts.seconds)
         for name in self.model.names:
             if self.cfg.model.towers[name].frozen:
                 self.model.tower(name).requires_grad_(False)
@@ -104,12 +106,12 @@ class ZipperModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.cfg.train
-        optimiser = torch.optim.AdamW(
-            parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay),
-            lr=train.lr,
-            betas=train.betas,
-            fused=True,
-        )
+        groups = parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay)
+        optimiser: torch.optim.Optimizer
+        if train.optimiser == "adafactor":
+            optimiser = torch.optim.Adafactor(groups, lr=train.lr)
+        else:
+            optimiser = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / max(train.warmup, 1))
@@ -143,18 +145,13 @@ def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[fl
     Logits are made only where something is scored: the head is a good part of a small tower's work.
     """
     due = (stream.target != -100).any(-1)  # [B, T]
-    target = stream.target[due]  # [N, Q]
-    logits = tower.logits(states[due])  # [N, Q, V]
-    if logits.dtype != torch.float64:
-        logits = logits.float()
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-100, reduction="none")
-    loss = loss.view_as(target)
+    loss = tower.cross_entropy(states[due], stream.target[due])  # [N, Q]
     if books:
         loss = loss * loss.new_tensor(books)
     return (loss.sum(-1) * stream.weight[due]).sum()
 
 
-def hide_past(batch: Batch, model: Zipper, share: float, span: int) -> Batch:
+def hide_past(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
     """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
     still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
     from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
@@ -171,7 +168,7 @@ def hide_past(batch: Batch, model: Zipper, share: float, span: int) -> Batch:
     return batch._replace(streams=streams)
 
 
-def switch_loss(model: Zipper, states: dict[str, Tensor], batch: Batch) -> Tensor:
+def switch_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
     """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
     loss = states[model.names[0]].new_zeros(())
     for name, stream in batch.streams.items():
@@ -187,8 +184,10 @@ def padding(batch: Batch) -> float:
     return 1 - sum(int(s.valid.sum()) for s in used) / max(sum(s.valid.numel() for s in used), 1)
 
 
-def idle_parts(model: Zipper) -> dict[str, nn.Module]:
+def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
     """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
+    if not isinstance(model, Zipper):
+        return {}
     return {
         f"zips.{stage}.{asking}_from_{asked}": model.zip(stage, asking, asked)
         for stage in range(model.stages)

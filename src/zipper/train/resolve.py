@@ -1,13 +1,13 @@
 """Fills in what only the store and the pre-trained towers know: vocabularies, codebooks, shapes."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from zipper.config import asset
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.errors import ConfigError, DataError
 from zipper.model.pretrained import tower_facts, with_shape_of
 from zipper.schema import TASKS, RunConfig, TowerConfig
-from zipper.units.facts import reads
+from zipper.units.facts import reads, reads_all
 from zipper.units.pattern import vocabulary
 from zipper.units.store import Store
 
@@ -32,21 +32,38 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
         raise ConfigError(
             f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} codebooks."
         )
-    towers = {
-        name: _settle(name, cfg.model.towers[name], store, cfg.data.text_folder is None)
-        for name in cfg.model.modalities
-    }
+    grammar, single = cfg.data.text_folder is None, cfg.model.kind == "single_decoder"
+    towers: dict[str, TowerConfig] = {}
+    for name in cfg.model.modalities:
+        tower = cfg.model.towers[name]
+        if single and towers:
+            tower = _as_wide_as(next(iter(towers.values())), name, tower)
+        towers[name] = _settle(name, tower, store, grammar, single)
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
-def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> TowerConfig:
+def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
+    """What a modality brings to a single decoder is its vocabulary; all else is the decoder's."""
+    plain = TowerConfig()
+    for key in (f.name for f in fields(TowerConfig) if f.name not in ("vocabulary", "codebooks", "init")):
+        if getattr(tower, key) not in (getattr(plain, key), getattr(decoder, key)):
+            raise ConfigError(
+                f"model.towers.{name}.{key}={getattr(tower, key)}, but a single decoder has one set of "
+                f"layers, with {key}={getattr(decoder, key)}. Leave it out."
+            )
+    return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
+
+
+def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: bool) -> TowerConfig:
     own = {"text": (store.subwords.vocabulary, 1), "speech": (vocabulary(store.codes), store.codebooks)}
     if name not in own:
         raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
+    count, books = own[name]
     if tower.init:
         folder = asset(tower.init)
         facts = tower_facts(folder)
-        if facts["reads"] != reads(store, name):
+        known = {reads(store, name), *([reads_all(store)] if single else [])}
+        if facts["reads"] not in known:
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on {facts['reads']!r}, but the store "
                 f"holds {reads(store, name)!r}. Use the codec or tokenizer "
@@ -64,7 +81,10 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool) -> Tower
                 "share of the training split), or pre-train towers on this store."
             )
         tower = with_shape_of(tower, folder)
-    count, books = own[name]
+        if facts["reads"] == reads_all(
+            store
+        ):  # a grown decoder; what counts here are the modality's own rows
+            tower = replace(tower, vocabulary=count)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "

@@ -17,25 +17,31 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQ
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from zipper.commit import commit
-from zipper.config import asset, flat, save_config, to_dict
+from zipper.config import flat, save_config, to_dict
 from zipper.data.module import ZipperData
 from zipper.errors import ConfigError
+from zipper.evaluate.alone import alone
+from zipper.evaluate.cost import flops_per_token
 from zipper.evaluate.heard import check_recordings
 from zipper.evaluate.result import Origin, chosen_rows, write_predictions, write_result
 from zipper.evaluate.samples import log_figures
 from zipper.evaluate.tasks import evaluate_tasks, headlines, last_lines, load_listener
 from zipper.evaluate.tts import Listener
 from zipper.generate.zipped import save_zipped
-from zipper.model.pretrained import load_weights, save_tower
+from zipper.model.build import load_pretrained
+from zipper.model.pretrained import save_tower
+from zipper.model.single_decoder import SingleDecoder
+from zipper.model.zipper import Zipper
 from zipper.report.clock import Clock
 from zipper.report.figures import draw_run
+from zipper.report.metrics import curves
 from zipper.report.summary import summary_text
 from zipper.schema import RunConfig
 from zipper.train.callbacks import GateMonitor, MeanWer, RecognitionMonitor, SpeechMonitor, Throughput
 from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
 from zipper.train.whiten import whiten_zips
-from zipper.units.facts import facts_of, reads
+from zipper.units.facts import facts_of, reads, reads_all
 from zipper.units.prepare import prepare
 from zipper.units.store import Store
 
@@ -68,6 +74,14 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
     with clock.stage("evaluate"):
         results = evaluate_tasks(module, store, cfg, origin, listener, trainer.loggers)
+        if len(module.model.names) > 1:
+            more = {
+                "flops_per_token": flops_per_token(module.model, data.steps),
+                "alone": alone(module.model, store, module.facts, cfg),
+                "curves": curves(cfg.run_dir),
+            }
+            for result in results.values():
+                result.update(more)
     with clock.stage("draw"):
         pictures = draw_run(cfg.run_dir, module.model, store, store.splits[cfg.evaluate.split][0], results)
         log_figures(trainer.loggers, pictures, origin.steps)
@@ -164,11 +178,8 @@ def fit(
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module = ZipperModule.of(cfg, facts_of(store))
-    for name in module.model.names:
-        init = cfg.model.towers[name].init
-        if init:
-            load_weights(module.model.tower(name), asset(init))
-    if checkpoint is None and cfg.model.zip.whiten and module.model.stages:
+    load_pretrained(module.model)
+    if checkpoint is None and cfg.model.zip.whiten and isinstance(module.model, Zipper):
         whiten_zips(module.model, data.steps.first(WHITENED))
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
@@ -197,7 +208,7 @@ def fit(
 def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L.Callback]:
     """Recognition and speaking first: the checkpoint looks at what they log."""
     watch: list[L.Callback] = []
-    if cfg.train.tasks.asr:
+    if cfg.evaluates("asr"):
         watch.append(RecognitionMonitor(store, cfg))
     if listener:
         watch.append(SpeechMonitor(store, cfg, listener))
@@ -238,28 +249,31 @@ def export(cfg: RunConfig, module: ZipperModule, store: Store, results: dict[str
         "steps": first["steps"],
         "minutes": round(first["wall_seconds"] / 60, 1),
     }
-    if len(module.model.names) > 1:
+    model = module.model
+    if len(model.names) > 1 and model.used:
         save_zipped(folder, module, store.subwords, {**made, **headlines(results)})
         return
-    (name,) = module.model.names
+    single = isinstance(model, SingleDecoder)
+    tower = model.decoder if isinstance(model, SingleDecoder) else model.tower(model.names[0])
     facts = {
-        "modality": name,
-        "reads": reads(store, name),
+        "modality": "+".join(model.names),
+        "reads": reads_all(store) if single else reads(store, model.names[0]),
         "trained_on": store.facts["trained_on"],
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
         **made,
     }
-    save_tower(folder, module.model.tower(name), facts)
-    if name == "text":
+    save_tower(folder, tower, facts)
+    if "text" in model.names:
         store.subwords.save(folder / "tokenizer.json")
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """One tower on one modality, exported where cfg.export says."""
-    if len(cfg.model.modalities) != 1 or list(cfg.train.tasks.shares()) != cfg.model.modalities:
+    """One tower on one modality (a single decoder: on each alone), exported where cfg.export says."""
+    several = cfg.model.kind == "single_decoder"
+    learnt, known = list(cfg.train.tasks.shares()), cfg.model.modalities
+    if (len(known) != 1 and not several) or not learnt or not {*learnt} <= {*known}:
         raise ConfigError(
-            f"pretrain trains one tower alone: model.modalities={cfg.model.modalities} and "
-            f"train.tasks={cfg.train.tasks.shares()} must "
-            "name the same single modality."
+            f"pretrain trains one tower alone: model.modalities={known} and train.tasks={learnt} must "
+            "name the same single modality (or several, with model.kind=single_decoder)."
         )
     return train(cfg, command)

@@ -88,6 +88,11 @@ def reads(store: Store, modality: str) -> str:
     return store.facts["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
 
 
+def reads_all(store: Store) -> str:
+    """Names the units of a decoder that has learnt both."""
+    return f"{reads(store, 'text')} + {reads(store, 'speech')}"
+
+
 def longest_repeat(rows: list[np.ndarray], period: int) -> int:
     """Most consecutive elements that equal the one `period` before, within a row."""
     # -1 - i: a boundary between rows that equals nothing.

@@ -1,0 +1,155 @@
+"""Are two results different? Paired tests over the utterances of two sets of result files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from zipper.errors import DataError
+
+SAME = ("task", "split", "data_fingerprint", "normaliser", "judge", "codec", "utterances")
+RESAMPLES = 10_000
+ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of a's WER with b's, over the same utterances; where several files (seeds) stand on a side, by the mean
+    over them, utterance by utterance.
+
+    low, high: 95 % interval of a - b (paired bootstrap over utterances); it knows nothing of other seeds.
+    p: two-sided Wilcoxon signed-rank test on the utterances' error rates, of which `different` differ.
+    """
+
+    a: float
+    b: float
+    low: float
+    high: float
+    p: float
+    utterances: int
+    different: int
+    better: int  # utterances on which a has fewer errors
+
+    @property
+    def difference(self) -> float:
+        """a - b."""
+        return self.a - self.b
+
+    def verdict(self, level: float = 0.05) -> str:
+        """better, worse or open: whether a's WER is lower, higher, or p is not below the level."""
+        if self.p >= level:
+            return "open"
+        return "better" if self.difference < 0 else "worse"
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """A result file with its utterances. Raises DataError where it is none."""
+    if not file.is_file():
+        raise DataError(f"{file} does not exist: give a result file, such as build/runs/NAME/asr.json.")
+    try:
+        result = json.loads(file.read_text())
+    except ValueError as error:
+        raise DataError(f"{file} is no JSON ({error}). Give a result file of `zipper train`.") from error
+    if not isinstance(result, dict) or not result.get("per_utterance"):
+        raise DataError(
+            f"{file} has no per_utterance: it is not the result of an evaluated task (asr.json, tts.json)."
+        )
+    return result
+
+
+def compare(
+    a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], against: str = "errors", seed: int = 0
+) -> Comparison:
+    """Of results with each other, as `read_result` gives them. against: "errors" against the transcript, or,
+    in speech, "target_errors" against what was heard in the recordings' round trips.
+
+    Raises DataError where they are not of the same utterances, data, split, judge or normaliser.
+    """
+    first = a[0]
+    for other in [*a, *b]:
+        for key in SAME:
+            if first.get(key) != other.get(key):
+                raise DataError(
+                    f"{first['name']} and {other['name']} cannot be compared: {key} is {first.get(key)!r} in "
+                    f"one and {other.get(key)!r} in the other. Evaluate both on the same data."
+                )
+        if _ids(first) != _ids(other):
+            raise DataError(
+                f"{first['name']} and {other['name']} cannot be compared: they hold other utterances, or "
+                "other transcripts of them."
+            )
+    words = _counts(first, against.replace("errors", "words"))
+    errors_a, errors_b = (np.mean([_counts(one, against) for one in side], axis=0) for side in (a, b))
+    rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # or equal ones would not tie
+    low, high = bootstrap(errors_a - errors_b, words, seed)
+    different = int((rates != 0).sum())
+    p = float(wilcoxon(rates, zero_method="wilcox").pvalue) if different else 1.0
+    return Comparison(
+        errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
+        int((rates < 0).sum()),
+    )  # fmt: skip
+
+
+def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval (percentiles) of sum(errors) / sum(words), utterances drawn again RESAMPLES times.
+
+    errors: of one model less those of another, by utterance [N]; words [N].
+    """
+    draw, ratios = np.random.default_rng(seed), np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        chosen = draw.integers(len(words), size=len(words))
+        ratios[i] = errors[chosen].sum() / words[chosen].sum()
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def compare_files(a: str, b: str) -> None:
+    """`zipper compare A B`: prints the comparison. Each side is a file, or a quoted pattern of several."""
+    sides = [[read_result(file) for file in _files(pattern)] for pattern in (a, b)]
+    against = ["errors", *(["target_errors"] if sides[0][0]["task"] == "tts" else [])]
+    for column in against:
+        found = compare(sides[0], sides[1], column)
+        name = {"errors": "against gold", "target_errors": "against target"}[column]
+        print(describe(found, a, b, name if len(against) > 1 else ""))
+
+
+def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
+    """To be read in a terminal."""
+    words = {"better": "A is better", "worse": "A is worse", "open": "not decided"}[found.verdict()]
+    lines = [
+        f"{f'WER {what}'.strip()}: {words}, p {p_value(found.p)}",
+        f"  A  {found.a:7.2%}  {a}",
+        f"  B  {found.b:7.2%}  {b}",
+        f"  A - B  {100 * found.difference:+.2f} points, 95 % interval {100 * found.low:+.2f} to "
+        f"{100 * found.high:+.2f} (paired bootstrap, {RESAMPLES:,} resamples)",
+        f"  Wilcoxon signed-rank, two-sided, over the {found.different} of {found.utterances} utterances "
+        f"that differ, A better on {found.better}; {ZEROS}",
+    ]
+    return "\n".join(lines)
+
+
+def p_value(p: float) -> str:
+    """= 0.012, or < 0.0001"""
+    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def _files(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
+    if not found:
+        raise DataError(f"{pattern} names no file: give a result file, or a quoted pattern of several.")
+    return found
+
+
+def _ids(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(one["id"], one["reference"]) for one in result["per_utterance"]]
+
+
+def _counts(result: dict[str, Any], key: str) -> np.ndarray:
+    return np.array([one[key] for one in result["per_utterance"]], dtype=float)

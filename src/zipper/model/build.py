@@ -1,0 +1,39 @@
+"""The model of a config, and what it starts from."""
+
+from collections.abc import Mapping
+
+from zipper.config import asset
+from zipper.model.multimodal import MultimodalModel
+from zipper.model.pretrained import load_weights, read_tower, tower_facts
+from zipper.model.single_decoder import SingleDecoder
+from zipper.model.zipper import Zipper
+from zipper.schema import ModelConfig
+
+
+def build_model(
+    cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
+) -> MultimodalModel:
+    """From a resolved config, with random weights. rates, seconds: as Zipper takes them."""
+    return SingleDecoder(cfg) if cfg.kind == "single_decoder" else Zipper(cfg, rates, seconds)
+
+
+def load_pretrained(model: MultimodalModel) -> None:
+    """Fills in every tower that the config names a folder for. DataError where other code wrote it."""
+    for name in model.names:
+        init = model.cfg.towers[name].init
+        if not init:
+            continue
+        if isinstance(model, SingleDecoder):
+            model.start_from(read_tower(asset(init)))
+        else:
+            load_weights(model.tower(name), asset(init))
+
+
+def trained_before(model: MultimodalModel) -> set[str]:
+    """The modalities that its weights know before it is trained: those that a folder was named for."""
+    known = {name for name in model.names if model.cfg.towers[name].init}
+    if isinstance(model, SingleDecoder) and known:
+        (first,) = known
+        shape = tower_facts(asset(model.cfg.towers[first].init or ""))["shape"]
+        return {*model.names} if shape["vocabulary"] == len(model.decoder.embedding.weight) else known
+    return known

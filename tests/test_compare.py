@@ -1,0 +1,202 @@
+"""Zipper and Single Decoder on the same footing: same examples, fair tests, what fusing costs each."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from conftest import config
+from zipper.cli import main
+from zipper.config import load_config
+from zipper.data.module import ZipperData
+from zipper.errors import DataError
+from zipper.evaluate.significance import RESAMPLES, bootstrap, compare, read_result
+from zipper.model.pretrained import save_tower
+from zipper.train import run as run_module
+from zipper.train.resolve import resolve
+from zipper.train.run import train
+from zipper.units.facts import facts_of, reads
+
+JOINT = ["train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
+SINGLE = [*JOINT, "model.kind=single_decoder", "model.towers.speech.width=16"]
+ROOT = Path(__file__).parents[1]
+
+
+def result(errors: list[int], words: list[int], **changes) -> dict:
+    rows = [
+        {"id": f"u{i}", "reference": "a " * w, "errors": e, "words": w}
+        for i, (e, w) in enumerate(zip(errors, words, strict=True))
+    ]
+    facts = {"name": "x", "task": "asr", "split": "test", "data_fingerprint": "d", "utterances": len(rows)}
+    return {**facts, **changes, "per_utterance": rows}
+
+
+def some(count: int, seed: int, rate: float) -> tuple[list[int], list[int]]:
+    draw = np.random.default_rng(seed)
+    words = np.random.default_rng(0).integers(3, 12, count)
+    return draw.binomial(words, rate).tolist(), words.tolist()
+
+
+def test_wilcoxon_equals_a_slow_loop_and_scipy_with_equal_utterances_left_out():
+    (a, words), (b, _) = some(60, 1, 0.2), some(60, 2, 0.35)
+    found = compare([result(a, words)], [result(b, words)])
+    rates = [(x - y) / w for x, y, w in zip(a, b, words, strict=True) if x != y]
+    sizes = sorted(abs(one) for one in rates)
+    plus = minus = 0.0
+    for one in rates:  # mean rank of those of one size
+        rank = np.mean([i + 1 for i, size in enumerate(sizes) if np.isclose(size, abs(one), atol=1e-12)])
+        plus, minus = plus + rank * (one > 0), minus + rank * (one < 0)
+    slow = scipy.stats.wilcoxon((np.array(a) - b) / words)
+    assert slow.statistic == pytest.approx(min(plus, minus))
+    assert found.p == pytest.approx(slow.pvalue)
+    assert found.different == len(rates) < found.utterances == 60
+    assert found.better == sum(one < 0 for one in rates)
+
+
+def test_the_bootstrap_equals_scipys_and_draws_utterances_in_pairs():
+    (a, words), (b, _) = some(80, 3, 0.2), some(80, 4, 0.3)
+    errors, words = np.array(a) - np.array(b), np.array(words)
+    low, high = bootstrap(errors, words)
+    theirs = scipy.stats.bootstrap(
+        (errors, words), lambda e, w, axis: e.sum(axis) / w.sum(axis), paired=True, vectorized=True,
+        n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.004)
+    found = compare([result(a, list(words))], [result(b, list(words))])
+    assert found.difference == pytest.approx(errors.sum() / words.sum())
+    assert found.low <= found.difference <= found.high
+
+
+def test_seeds_are_averaged_utterance_by_utterance():
+    (a, words), (b, _), (c, _) = some(40, 1, 0.2), some(40, 2, 0.3), some(40, 3, 0.3)
+    several = compare([result(a, words), result(b, words)], [result(c, words)])
+    assert several.a == pytest.approx((sum(a) + sum(b)) / 2 / sum(words))
+    assert several.utterances == 40
+
+
+def test_two_equal_results_are_not_told_apart():
+    a, words = some(20, 1, 0.2)
+    found = compare([result(a, words)], [result(a, words)])
+    assert (found.p, found.difference, found.verdict()) == (1.0, 0.0, "open")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data_fingerprint": "e"}, {"split": "dev"}, {"task": "tts"}, {"judge": "j"}, {"normaliser": "n"}],
+)
+def test_results_of_other_data_split_or_judge_are_refused(change):
+    a, words = some(20, 1, 0.2)
+    with pytest.raises(DataError, match=next(iter(change))):
+        compare([result(a, words)], [result(a, words, **change)])
+
+
+def test_results_of_other_utterances_are_refused():
+    a, words = some(20, 1, 0.2)
+    other = result(a, words)
+    other["per_utterance"][3]["id"] = "somebody"
+    with pytest.raises(DataError, match="other utterances"):
+        compare([result(a, words)], [other])
+
+
+def test_the_command_compares_files_and_patterns(tmp_path, capsys):
+    for seed in (1, 2):
+        (tmp_path / f"a-{seed}.json").write_text(json.dumps(result(*some(50, seed, 0.1))))
+    (tmp_path / "b.json").write_text(json.dumps(result(*some(50, 9, 0.5))))
+    main(["compare", f"{tmp_path}/a-*.json", f"{tmp_path}/b.json"])
+    out = capsys.readouterr().out
+    assert "A is better, p < 0.0001" in out
+    assert "50 utterances" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "does not exist"), ("{", "no JSON"), ('{"task": "bench"}', "no per_utterance")]
+)
+def test_what_is_no_result_is_told(tmp_path, text, words):
+    file = tmp_path / "x.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_result(file)
+
+
+def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(store):
+    """By the settings that `make compare` uses, at tiny sizes."""
+    orders = []
+    for words in (JOINT, SINGLE):
+        data = ZipperData(resolve(config(*words), store), store)
+        steps = [data.steps.batch(step, 0, data.codebooks) for step in range(30)]
+        orders.append([(batch.ids, batch.total) for batch in steps])
+    assert orders[0] == orders[1]
+
+
+def test_the_two_configs_differ_in_the_model_and_its_learning_rate_alone():
+    a, b = (load_config(ROOT / f"configs/compare-{name}.yaml") for name in ("zipper", "single-decoder"))
+    assert (a.data, a.evaluate, a.decode, a.judge, a.codec) == (
+        b.data,
+        b.evaluate,
+        b.decode,
+        b.judge,
+        b.codec,
+    )
+    chosen = {"lr", "optimiser"}  # by the search, each for itself
+    for key in vars(a.train):
+        if key not in chosen:
+            assert getattr(a.train, key) == getattr(b.train, key), key
+
+
+def test_a_single_decoder_trains_resumes_exactly_and_tells_its_cost(listening, monkeypatch):
+    unbroken = train(config(*SINGLE, "name=unbroken"), "test")
+    with monkeypatch.context() as broken:
+        broken.setattr(run_module, "evaluate_tasks", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(*SINGLE, "name=resumed"), "test")
+    resumed = train(config(*SINGLE, "name=resumed"), "test")
+    assert set(unbroken) == {"asr", "tts"}
+    for task in unbroken:
+        assert unbroken[task]["errors"] == resumed[task]["errors"]
+        assert unbroken[task]["model"] == "single_decoder"
+        cost = unbroken[task]["flops_per_token"]
+        assert cost["training"] == pytest.approx(3 * cost["forward"], abs=3)  # nothing is frozen
+        assert unbroken[task]["curves"]["dev/asr_wer"]
+    states = [
+        torch.load(f"build/runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("unbroken", "resumed")
+    ]
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_frozen_towers_keep_their_perplexity_to_the_last_bit_and_a_decoder_does_not(listening, prepared):
+    for name in ("text", "speech"):
+        cfg = resolve(config(*JOINT), prepared)
+        module = run_module.ZipperModule.of(cfg, facts_of(prepared))
+        facts = {"modality": name, "reads": reads(prepared, name), "perplexity": {}}
+        facts["trained_on"] = prepared.facts["trained_on"]
+        save_tower(Path(name), module.model.tower(name), facts)
+    frozen = [
+        f"model.towers.{name}={{init: {name}, frozen: true, interval: 1}}" for name in ("text", "speech")
+    ]
+    kept = train(config(*JOINT, *frozen, "name=frozen"), "test")["asr"]["alone"]
+    assert kept["text"]["before"] == kept["text"]["after"]
+    assert kept["speech"]["before"] == kept["speech"]["after"]
+    lost = train(config(*SINGLE, "model.towers.text={init: text}", "train.lr=0.01", "name=single"), "test")
+    lost = lost["asr"]["alone"]
+    assert lost["text"]["before"] == pytest.approx(kept["text"]["before"], rel=1e-5)
+    assert lost["text"]["after"] != lost["text"]["before"]
+    assert lost["speech"]["before"] is None
+
+
+def test_a_decoder_pre_trained_on_both_alone_is_gone_on_with(listening, prepared):
+    words = [*SINGLE, "train.tasks={asr: 0, tts: 0, speech: 1, text: 1}", "export=grown", "name=pre"]
+    run_module.pretrain(config(*words), "test")
+    cfg = config(*SINGLE, "model.towers.text={init: grown}", "name=on", "train.lr=0.01")
+    found = train(cfg, "test")["asr"]["alone"]
+    assert found["speech"]["before"] is not None
+    assert found["text"]["before"] != found["text"]["after"]
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt

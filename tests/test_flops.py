@@ -1,0 +1,64 @@
+"""Counted from shapes = counted by torch while it runs."""
+
+import random
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import as_batch, interleaving, tiny_model
+from test_single_decoder import single_decoder
+from zipper.data.document import Document
+from zipper.model.flops import document_flops
+from zipper.schema import TowerConfig
+from zipper.train.module import stream_loss
+
+PAPER = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 4, "hidden": 64}  # 3 x 64 = 8 x 24: 24 d^2 a token
+
+
+def one_document(model) -> Document:
+    draw = random.Random(3)
+    while True:
+        document = interleaving(model, draw, 2)
+        if len({segment.modality for segment in document.segments}) == 2:
+            return document
+
+
+def counted(model, batch, train: bool) -> int:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        states = model(batch)
+        loss = sum(stream_loss(model.tower(n), states[n], s) for n, s in batch.streams.items())
+        if train:
+            loss.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder"])
+@pytest.mark.parametrize("train", [False, True])
+def test_counted_from_shapes_equals_torchs_counter(kind, train):
+    model = single_decoder() if kind == "single decoder" else tiny_model()
+    if kind == "frozen text":
+        model.tower("text").requires_grad_(False)
+    batch = as_batch(model, [one_document(model)])
+    lengths = {n: int(s.valid.sum()) for n, s in batch.streams.items()}
+    scored = {n: int((s.target != -100).any(-1).sum()) for n, s in batch.streams.items()}
+    found = document_flops(model, lengths, scored, causal=False)
+    assert (found.training if train else found.forward) == counted(model, batch, train)
+
+
+def test_equal_to_the_formulas_of_the_paper():
+    sizes = {"text": TowerConfig(**PAPER, vocabulary=11, codebooks=1)}
+    sizes["speech"] = TowerConfig(**{**PAPER, "width": 16, "hidden": 43}, vocabulary=9, codebooks=3)
+    text, speech, d_t, d_s, layers = 5, 40, 24, 16, 3
+    model = tiny_model(layers=3)
+    model.cfg.towers.update(sizes)
+    for tower in model.cfg.towers.values():
+        tower.input_projection = "none"
+    model.projections = torch.nn.ModuleDict()
+    model.stages, model.used = 2, [("text", "speech")]
+    exact = 2 * speech * layers * (3 * d_s * 43 - 8 * d_s**2)  # 43 is not 8 / 3 x 16
+    towers = sum(n * 24 * d**2 * layers + 2 * n**2 * d * layers for n, d in ((text, d_t), (speech, d_s)))
+    zips = 2 * (text * 20 * d_t**2 + speech * (2 * d_s * d_t + 8 * d_t**2) + 4 * text * speech * d_t)
+    found = document_flops(model, {"text": text, "speech": speech}, {}).forward
+    assert found == towers + exact + zips
