@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: pretrain bench report test lint
+.PHONY: pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -58,26 +58,33 @@ variants: $(VARIANTS:%=build/runs/asr-%/result.json)  ## recognition: more seeds
 build/runs/asr-%/result.json: | $(READY)
 	$(RUN) train configs/asr.yaml name=asr-$* result=results/asr-$*.json $(WORDS_$*) $(ARGS)
 
-# The paper's Tables 1 and 2: four models, three seeds each. Every run has its own file, so that a comparison that
+# The paper's Tables 1 and 2: four models, three seeds each. A run has a folder of its own, so that a comparison that
 # was cut off goes on, and `make -j2 compare THREADS=1` trains two at a time. ARGS must not set name, seed or result.
-SEEDS := 0 1 2
+SEEDS  := 0 1 2
 MODELS := zipper zipper-frozen single-decoder single-decoder-speech
-BASE_zipper := configs/compare-zipper.yaml
-BASE_zipper-frozen := configs/compare-zipper.yaml model.towers.speech.frozen=true
-BASE_single-decoder := configs/compare-single-decoder.yaml
-BASE_single-decoder-speech := configs/compare-single-decoder.yaml model.towers.text.init=build/towers/single-decoder
+# The paper's grid, and two more above its end: the best of small models lies there.
+RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
 ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
 
-compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## Tables 1 and 2: Zipper against the Single Decoder
+compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## Zipper against the Single Decoder, three seeds each: the paper's tables 1 and 2
 	$(RUN) report
 
-define RUN_OF_COMPARISON
-build/runs/compare-$1-seed$2/result.json: $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json) | $(VENV)/.judge
-	$(RUN) train $(BASE_$1) $(LR_$1) name=compare-$1-seed$2 seed=$2 result=results/compare/$1-seed$2.json $(ARGS)
+# A quarter of the steps, one seed, recognition on dev: the same for each model.
+compare-search: $(foreach m,$(MODELS),$(RATES:%=build/runs/search-$m-lr%/result.json))  ## the learning rate of each model of compare
+
+define FINAL
+build/runs/compare-$1-seed$2/result.json: | $(VENV)/.judge $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+	$(RUN) train configs/compare-$1.yaml name=compare-$1-seed$2 seed=$2 result=results/compare/$1-seed$2.json $(ARGS)
 endef
-$(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call RUN_OF_COMPARISON,$m,$s))))
+define SEARCH
+build/runs/search-$1-lr$2/result.json: | $(VENV)/.judge $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
+endef
+QUARTER := train.steps=500 evaluate.split=dev evaluate.tasks=[asr] evaluate.shuffled=false
+$(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
+$(foreach m,$(MODELS),$(foreach r,$(RATES),$(eval $(call SEARCH,$m,$r))))
 
 train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec anew, in two rounds
 

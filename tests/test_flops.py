@@ -25,6 +25,11 @@ def one_document(model) -> Document:
             return document
 
 
+def tokens_of(document) -> tuple[dict[str, int], dict[str, int]]:
+    lengths = {segment.modality: len(segment.tokens) for segment in document.segments}
+    return lengths, {name: count - 1 for name, count in lengths.items()}
+
+
 def counted(model, batch, train: bool) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         states = model(batch)
@@ -40,11 +45,11 @@ def test_counted_from_shapes_equals_torchs_counter(kind, train):
     model = single_decoder() if kind == "single decoder" else tiny_model()
     if kind == "frozen text":
         model.tower("text").requires_grad_(False)
-    batch = as_batch(model, [one_document(model)])
-    lengths = {n: int(s.valid.sum()) for n, s in batch.streams.items()}
-    scored = {n: int((s.target != -100).any(-1).sum()) for n, s in batch.streams.items()}
-    found = document_flops(model, lengths, scored, causal=False)
-    assert (found.training if train else found.forward) == counted(model, batch, train)
+    forth = one_document(model)
+    back = Document("back", forth.segments[::-1], True)  # both directions of the zips, and no padding
+    found = [document_flops(model, *tokens_of(document), causal=False) for document in (forth, back)]
+    expected = counted(model, as_batch(model, [forth, back]), train)
+    assert sum(one.training if train else one.forward for one in found) == expected
 
 
 def test_equal_to_the_formulas_of_the_paper():
@@ -60,5 +65,5 @@ def test_equal_to_the_formulas_of_the_paper():
     exact = 2 * speech * layers * (3 * d_s * 43 - 8 * d_s**2)  # 43 is not 8 / 3 x 16
     towers = sum(n * 24 * d**2 * layers + 2 * n**2 * d * layers for n, d in ((text, d_t), (speech, d_s)))
     zips = 2 * (text * 20 * d_t**2 + speech * (2 * d_s * d_t + 8 * d_t**2) + 4 * text * speech * d_t)
-    found = document_flops(model, {"text": text, "speech": speech}, {}).forward
+    found = document_flops(model, {"speech": speech, "text": text}, {}).forward
     assert found == towers + exact + zips

@@ -163,3 +163,45 @@ def test_a_frozen_tower_below_its_first_zip_keeps_no_graph():
         )
     model(as_batch(model, [interleaving(model, random.Random(1), 6)]))
     assert graphs == [(index, False) for index in range(5)]
+
+
+def test_a_zip_computes_the_documents_in_which_it_sees_something_and_no_others():
+    model = tiny_model(("text", "speech"))
+    draw = random.Random(5)
+    documents = [interleaving(model, draw, 2) for _ in range(24)]
+    batch = as_batch(model, documents)
+    found: dict[tuple[str, str], int] = {}
+
+    def count(pair):
+        return lambda block, inputs, _: found.update({pair: len(inputs[0])})
+
+    for pair in model.pairs:
+        model.zip(0, *pair).register_forward_hook(count(pair))
+    states = model(batch)
+    for asking, asked in model.pairs:
+        sees = [i for i, d in enumerate(documents) if [s.modality for s in d.segments] == [asked, asking]]
+        assert 0 < len(sees) < 24
+        assert batch.seeing[asking, asked].tolist() == sees
+        assert found[asking, asked] == len(sees)
+    for row, document in enumerate(documents):  # and nothing is lost by it
+        alone = as_batch(model, [document])
+        for name, expected in model(alone).items():
+            valid = batch.streams[name].valid[row]
+            torch.testing.assert_close(states[name][row][valid], expected[0][alone.streams[name].valid[0]])
+
+
+def test_a_direction_that_no_document_needs_still_gets_its_zero_gradients():
+    model = tiny_model(("text", "speech"))
+    draw = random.Random(6)
+    one_way = [
+        d for d in (interleaving(model, draw, 2) for _ in range(20)) if _order(d) == ["speech", "text"]
+    ]
+    states = model(as_batch(model, one_way))
+    sum(state.sum() for state in states.values()).backward()
+    for parameter in model.zip(0, "speech", "text").parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def _order(document):
+    return [segment.modality for segment in document.segments]

@@ -22,18 +22,23 @@ class Stream(NamedTuple):
 
 class Batch(NamedTuple):
     """`total`: by modality, the loss weight of the whole step, over ranks and accumulation; `turns`: the
-    choices of what follows a segment, likewise."""
+    choices of what follows a segment, likewise.
+
+    `seeing`: by (asking, asked), the documents in which a token of the one stands after one of the other,
+    int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient."""
 
     ids: list[str]
     streams: dict[str, Stream]
     multimodal: Tensor  # bool [B]
     total: dict[str, float]
     turns: int
+    seeing: dict[tuple[str, str], Tensor]
 
     def on(self, device: torch.device) -> "Batch":
         """The same batch with its tensors there."""
         streams = {name: Stream(*(t.to(device) for t in stream)) for name, stream in self.streams.items()}
-        return self._replace(streams=streams, multimodal=self.multimodal.to(device))
+        seeing = {pair: rows.to(device) for pair, rows in self.seeing.items()}
+        return self._replace(streams=streams, multimodal=self.multimodal.to(device), seeing=seeing)
 
 
 def collate(
@@ -48,7 +53,17 @@ def collate(
     multimodal = torch.tensor([d.multimodal for d in documents])
     if turns is None:
         turns = sum(int((s.turn != -100).sum()) for s in streams.values())
-    return Batch([d.id for d in documents], streams, multimodal, total or own, turns)
+    seeing = {(a, b): _seeing(documents, a, b) for a in codebooks for b in codebooks if a != b}
+    return Batch([d.id for d in documents], streams, multimodal, total or own, turns, seeing)
+
+
+def _seeing(documents: Sequence[Document], asking: str, asked: str) -> Tensor:
+    rows = []
+    for row, doc in enumerate(documents):
+        order = [s.modality for s in doc.segments if s.modality in (asking, asked)]
+        if doc.multimodal and asked in order and asking in order[order.index(asked) :]:
+            rows.append(row)
+    return torch.tensor(rows or range(len(documents)))
 
 
 def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, int]) -> Stream:

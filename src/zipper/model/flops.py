@@ -1,10 +1,10 @@
 """Floating-point operations of a model, 2 a multiply-add: from shapes and lengths alone.
 
 The terms are those of the paper's cost (towers 24 d^2 L a token and 2 N^2 d L of causal attention; zips
-20 d_q^2, 2 d_s d_q + 8 d_q^2 and 4 n_q n_s d_q), with the real widths of heads and feed-forwards. What is
-counted is what runs: zips of every direction that the training uses, whichever of them a document needs.
-Norms, activations, softmaxes and look-ups are left out. Equal to torch's own counter (tests/test_flops.py),
-but for a frozen tower without input projection, through whose first layers no gradient passes.
+20 d_q^2, 2 d_s d_q + 8 d_q^2 and 4 n_q n_s d_q for each active direction), with the real widths of heads and
+feed-forwards. Norms, activations, softmaxes and look-ups are left out. Equal to torch's own counter
+(tests/test_flops.py), but for a frozen tower without input projection, through whose first layers no gradient
+passes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,8 @@ class Term(NamedTuple):
 def document_flops(
     model: MultimodalModel, lengths: Mapping[str, int], scored: Mapping[str, int], causal: bool = True
 ) -> Flops:
-    """lengths: tokens of each modality, begin and end included; scored: those whose logits are made.
+    """lengths: tokens of each modality, begin and end included, in the order in which they stand in the
+    document; scored: those whose logits are made.
 
     causal: self-attention that skips the future does half of the work; False: all of it.
     """
@@ -72,9 +73,12 @@ def _zips(model: Zipper, lengths: Mapping[str, int]) -> Iterator[Term]:
             yield Term(layer, _times(model, name))  # nothing is before it but the embedding
             yield Term(2 * layer, 3)
     depth, wide = model.cfg.zip.projection_depth, model.cfg.zip.feed_forward
+    order = list(lengths)
     for asking, asked in model.zipped:
+        if asked not in order or asking not in order[order.index(asked) :]:
+            continue
         q, s = model.cfg.towers[asking].width, model.cfg.towers[asked].width
-        asks, is_asked = lengths.get(asking, 0), lengths.get(asked, 0)
+        asks, is_asked = lengths[asking], lengths[asked]
         each = asks * (4 * q**2 + 4 * wide * q**2)  # query, output; feed-forward
         each += is_asked * (2 * s * q + 2 * (depth - 1) * q**2 + 4 * q**2)  # g; keys, values
         each += 4 * asks * is_asked * q

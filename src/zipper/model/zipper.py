@@ -1,6 +1,7 @@
 """Towers joined by zips (paper 3.1). N towers; two is the usual number, one is plain pre-training."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,33 @@ class InputProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]"""
         return F.relu(self.mlp(x)) if self.kind == "paper" else x + self.gate.tanh() * self.mlp(x)
+
+
+class Look(NamedTuple):
+    """One direction of a batch: the documents in which it sees anything, what they see, and when."""
+
+    chosen: Tensor | None  # int64 [R]; None: all of them
+    mask: Tensor  # bool [R, Tq, Tk]
+    asking: When  # [R, Tq]
+    asked: When  # [R, Tk]
+
+    @classmethod
+    def of(cls, batch: Batch, a: str, b: str, asking: When, asked: When) -> "Look":
+        """What tower a sees of tower b."""
+        mask = cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
+        mask = mask & batch.multimodal[:, None, None]
+        rows = batch.seeing[a, b]
+        if len(rows) == len(mask):
+            return cls(None, mask, asking, asked)
+        return cls(rows, mask[rows], When(asking.time[rows]), When(asked.time[rows]))
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Of x [B, T, D], those documents: [R, T, D]"""
+        return x if self.chosen is None else x[self.chosen]
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [B, T, D] with y [R, T, D] added where it belongs."""
+        return x + y if self.chosen is None else x.index_add(0, self.chosen, y.to(x.dtype))
 
 
 class Zipper(MultimodalModel):
@@ -67,21 +95,18 @@ class Zipper(MultimodalModel):
             x[name] = self.project(name, tower.embed(stream.tokens), batch.multimodal)
             rotations[name] = tower.rotation(position)
             times[name], coming[name], _ = self.times(name, stream.tokens, stream.valid)
-        masks = {
-            (a, b): cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
-            & batch.multimodal[:, None, None]
-            for a, b in self.pairs
-            if (a, b) in self.used
+        looks = {
+            (a, b): Look.of(batch, a, b, coming[a], times[b]) for a, b in self.pairs if (a, b) in self.used
         }
         for stage in range(self.stages):
             for name in self.names:
                 for index in self.layers(name, stage):
                     x[name] = self.tower(name).layers[index](x[name], rotations[name])
             before = dict(x)
-            for (a, b), mask in masks.items():
+            for (a, b), look in looks.items():
                 block = self.zip(stage, a, b)
-                asked = block.look_at(before[b], times[b])
-                x[a] = x[a] + block(before[a], coming[a], asked, mask)
+                asked = block.look_at(look.rows(before[b]), look.asked)
+                x[a] = look.add(x[a], block(look.rows(before[a]), look.asking, asked, look.mask))
         for name in self.names:
             for index in self.layers(name, self.stages):
                 x[name] = self.tower(name).layers[index](x[name], rotations[name])

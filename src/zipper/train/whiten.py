@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zipper.data.batch import collate
 from zipper.data.document import Document
+from zipper.model.multimodal import Pair
 from zipper.model.zipper import Zipper
 
 FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
@@ -25,19 +26,21 @@ def whiten_zips(model: Zipper, documents: list[Document]) -> None:
     model.eval()
     device = next(model.parameters()).device
     seen: dict[nn.Linear, list[Tensor]] = {}
-    valid: dict[str, Tensor] = {}
+    valid: dict[Pair, Tensor] = {}  # of the asked tower's tokens, in the documents that a direction looks at
     hooks = []
     for stage in range(model.stages):
         for asking, asked in model.used:
             first = model.zip(stage, asking, asked).projection[0]
             assert isinstance(first, nn.Linear)
             seen[first] = []
-            hooks.append(first.register_forward_pre_hook(_keeper(seen[first], valid, asked)))
+            hooks.append(first.register_forward_pre_hook(_keeper(seen[first], valid, (asking, asked))))
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for start in range(0, len(documents), TOGETHER):
-        batch = collate(documents[start : start + TOGETHER], codebooks)
-        valid.update({n: s.valid & batch.multimodal[:, None] for n, s in batch.on(device).streams.items()})
-        model(batch.on(device))
+        batch = collate(documents[start : start + TOGETHER], codebooks).on(device)
+        for pair in model.used:
+            rows = batch.seeing[pair]
+            valid[pair] = batch.streams[pair[1]].valid[rows] & batch.multimodal[rows, None]
+        model(batch)
     for hook in hooks:
         hook.remove()
     for linear, parts in seen.items():
@@ -52,9 +55,9 @@ def whiten_zips(model: Zipper, documents: list[Document]) -> None:
 
 
 def _keeper(
-    kept: list[Tensor], valid: dict[str, Tensor], asked: str
+    kept: list[Tensor], valid: dict[Pair, Tensor], pair: Pair
 ) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        kept.append(inputs[0][valid[asked]])
+        kept.append(inputs[0][valid[pair]])
 
     return keep
