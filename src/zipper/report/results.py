@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from zipper.config import ROOT
+from zipper.report.comparison import comparison
+from zipper.report.comparison_figures import draw_comparison
+from zipper.report.markdown import percent, section, table
 
 Result = dict[str, Any]
 HEAD = """# Results
@@ -23,6 +26,7 @@ def render(folder: Path, assets: Path) -> str:
         quickstart(found.get("quickstart", {})),
         recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
+        comparison(folder),
         codec(found.get("codec")),
         towers(assets),
         bench(found.get("bench")),
@@ -31,7 +35,8 @@ def render(folder: Path, assets: Path) -> str:
 
 
 def report(folder: Path = ROOT / "results", file: Path = ROOT / "RESULTS.md") -> Path:
-    """Writes RESULTS.md."""
+    """Writes RESULTS.md, and the figures of the comparison beside the results."""
+    draw_comparison(folder)
     file.write_text(render(folder, ROOT / "assets"))
     return file
 
@@ -234,20 +239,3 @@ def generation_rows(figures: dict[str, Any]) -> list[list[str]]:
         factor = f"{figures['real_time_factor']:.3f} of real time"
         rows.append(["text to sound, one sentence at a time", factor, "the shipped model"])
     return rows
-
-
-def section(title: str, text: str, rows: str, commands: list[str]) -> str:
-    """A heading, a sentence, a table, and the commands that made it."""
-    made = "\n".join(f"    {command}" for command in commands)
-    return "\n".join([f"## {title}\n", f"{text}\n", rows, *([made + "\n"] if made else [])])
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """0.0423 -> 4.2 %"""
-    return f"{100 * share:.{digits}f} %"

@@ -1,0 +1,94 @@
+"""The paper's claims, each with a rule that the results of a comparison decide."""
+
+from zipper.evaluate.significance import Comparison, compare
+from zipper.report.markdown import section, table
+from zipper.report.runs import NAMES, Runs, against, beside
+
+PAR = 0.01  # a difference of WER within which two models are on par
+Row = list[str]
+
+
+def claims(runs: Runs) -> str:
+    """Held, not held or not decided here, one line each; those whose models have not run are left out."""
+    single = "single-decoder"
+    rows = [
+        *[
+            on_par(f"Recognition on par with a frozen text tower ({NAMES[model]})", runs, model)
+            for model in ("zipper-frozen", "zipper")
+        ],
+        better("Speech better than the Single Decoder's, speech tower unfrozen", runs, "zipper", single),
+        better("Speech better with the speech tower unfrozen than frozen", runs, "zipper", "zipper-frozen"),
+        long_and_short(runs),
+        preserved(runs),
+    ]
+    text = (
+        "*Held* or *not held* by p < 0.05 of the test above, over all seeds; on par is also what lies within "
+        f"{100 * PAR:.0f} point with its whole interval. This is this size and this corpus: nothing here "
+        "speaks about LibriSpeech."
+    )
+    told = [row for row in rows if row]
+    return section("The paper's claims", text, table(["claim", "here", "evidence"], told), [])
+
+
+def on_par(claim: str, runs: Runs, model: str) -> Row | None:
+    """Recognition not worse than the Single Decoder's."""
+    found = against(runs, "asr", model, "single-decoder")
+    if found is None:
+        return None
+    near = max(-found.low, found.high) < PAR
+    words = {"better": "held: better", "worse": "not held: worse", "open": "held" if near else "not decided"}
+    return [claim, words[found.verdict()], beside(found)]
+
+
+def better(claim: str, runs: Runs, model: str, other: str) -> Row | None:
+    """Speech better than another model's."""
+    found = against(runs, "tts", model, other)
+    words = {"better": "held", "worse": "not held", "open": "not decided"}
+    return [claim, words[found.verdict()], beside(found)] if found else None
+
+
+def long_and_short(runs: Runs) -> Row | None:
+    """Figure 2, told by the longest and the shortest third of the sentences."""
+    ends = by_ends(runs)
+    if ends is None:
+        return None
+    short, long = ends
+    word = {
+        ("worse", "better"): "held",
+        ("better", "better"): "not held: better on both",
+        ("worse", "worse"): "not held: worse on both",
+        ("better", "worse"): "not held: the other way round",
+    }.get((short.verdict(), long.verdict()), "not decided")
+    evidence = f"shortest third: {beside(short)}; longest third: {beside(long)}"
+    return ["Speech better on long sentences, worse on short ones", word, evidence]
+
+
+def by_ends(runs: Runs) -> tuple[Comparison, Comparison] | None:
+    """Zipper against the Single Decoder in speech, on the shortest and the longest third of the sentences."""
+    ours, theirs = (runs.get(model, {}).get("tts", []) for model in ("zipper", "single-decoder"))
+    if not ours or not theirs:
+        return None
+    lengths = sorted((len(one["reference"]), one["id"]) for one in ours[0]["per_utterance"])
+    third = len(lengths) // 3
+    found = []
+    for part in (lengths[:third], lengths[-third:]):
+        ids = {one for _, one in part}
+        cut = [
+            [{**r, "per_utterance": [u for u in r["per_utterance"] if u["id"] in ids]} for r in side]
+            for side in (ours, theirs)
+        ]
+        found.append(compare(cut[0], cut[1]))
+    return found[0], found[1]
+
+
+def preserved(runs: Runs) -> Row | None:
+    """Text alone: the same perplexity, to the last bit."""
+    kept = [
+        one["alone"]["text"]
+        for model in ("zipper-frozen", "zipper")
+        for one in next(iter(runs.get(model, {}).values()), [])
+    ]
+    if not kept:
+        return None
+    same = all(one["before"] == one["after"] for one in kept)
+    return ["Text is preserved", "held" if same else "not held", f"{len(kept)} runs of Zipper, table above"]

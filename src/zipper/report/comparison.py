@@ -1,0 +1,192 @@
+"""The paper's Tables 1 and 2 with ours beside them, from results/compare/MODEL-seedN-TASK.json: WER over
+seeds, paired tests against the Single Decoder, what each model costs and forgets, and which claims hold."""
+
+import json
+import statistics
+from pathlib import Path
+
+from zipper.evaluate.significance import RESAMPLES, ZEROS
+from zipper.report.claims import claims
+from zipper.report.markdown import percent, section, table
+from zipper.report.runs import BASELINES, NAMES, Result, Runs, against, beside, check_equal_terms, read_runs
+
+# Tiny, and Tiny/128M: WER of ASR on test-clean / test-other, of TTS against gold / target (Tables 1 and 2).
+PAPER = {
+    "asr": {"single-decoder": "3.78 / 7.53", "zipper-frozen": "3.47* / 8.37**", "zipper": "3.54 / 8.34**"},
+    "tts": {
+        "single-decoder": "33.38 / 33.11",
+        "zipper-frozen": "27.87 / 27.33*",
+        "zipper": "20.14* / 19.45*",
+    },
+}
+GRID = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
+
+
+def comparison(folder: Path) -> str:
+    """The whole part of RESULTS.md; empty where nothing was compared yet."""
+    runs = read_runs(folder / "compare")
+    if not runs:
+        return ""
+    check_equal_terms(runs)
+    parts = [
+        recognition(runs),
+        speaking(runs),
+        forgetting(runs),
+        claims(runs),
+        search(folder / "search"),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def recognition(runs: Runs) -> str:
+    """Table 1."""
+    if not any("asr" in tasks for tasks in runs.values()):
+        return ""
+    first = _first(runs, "asr")
+    seeds = sorted({one["seed"] for one in runs[first["key"]]["asr"]})
+    train = first["config"]["train"]
+    rows = []
+    for model, tasks in runs.items():
+        if "asr" not in tasks:
+            continue
+        several = tasks["asr"]
+        one = several[0]
+        flops = one["flops_per_token"]
+        rows.append(
+            [
+                NAMES[model],
+                f"{one['parameters_total'] / 1e6:.2f} M",
+                f"{one['parameters_trained'] / 1e6:.2f} M",
+                f"{flops['forward'] / 1e6:.2f} M / {flops['training'] / 1e6:.2f} M",
+                f"{train_minutes(several):.1f} min",
+                f"{one['config']['train']['lr']:g}",
+                *spread(several, "wer"),
+                *[beside(against(runs, "asr", model, b)) for b in BASELINES],
+                PAPER["asr"].get(model, ""),
+            ]
+        )
+    text = (
+        f"Recognition and speech in one model, mixed by count (1 : {train['tasks']['tts']:g}), "
+        f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
+        f"order for every model of a seed; seeds {', '.join(map(str, seeds))}; last checkpoint, greedy, "
+        f"{first['utterances']} test utterances. Parameters in all, and trained. FLOPs a token, forward / "
+        "forward and backward, counted from shapes and lengths (`evaluate/cost.py`). Training on "
+        f"{first['threads']} thread(s), two runs at a time, by the mean of the seeds; without the "
+        "evaluation. Each difference to a baseline: points of WER with the 95 % interval of a paired "
+        f"bootstrap ({RESAMPLES:,} resamples of the utterances), and p of a two-sided Wilcoxon signed-rank "
+        f"test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: Tiny and "
+        "Tiny/128M on LibriSpeech test-clean / test-other; * better, ** worse than its baseline, p < 0.05."
+    )
+    head = ["model", "parameters", "trained", "FLOPs a token", "training", "lr", "WER, mean", "of each seed"]
+    head += [f"to {name}" for name in BASELINES.values()]
+    return section(
+        "Zipper against the Single Decoder: recognition (paper, Table 1)", text,
+        table([*head, "paper, WER (%)"], rows), [one["command"] for one in _commands(runs)],
+    )  # fmt: skip
+
+
+def speaking(runs: Runs) -> str:
+    """Table 2."""
+    if not any("tts" in tasks for tasks in runs.values()):
+        return ""
+    rows = []
+    for model, tasks in runs.items():
+        if "tts" not in tasks:
+            continue
+        several = tasks["tts"]
+        gold, target = spread(several, "wer"), spread(several, "target_wer")
+        rows.append(
+            [
+                NAMES[model], f"{gold[0]} / {target[0]}", gold[1],
+                percent(statistics.fmean(one["share_at_cap"] for one in several)),
+                *[beside(against(runs, "tts", model, b)) for b in BASELINES],
+                *[beside(against(runs, "tts", model, b, "target_errors")) for b in list(BASELINES)[:1]],
+                PAPER["tts"].get(model, ""),
+            ]
+        )  # fmt: skip
+    first = _first(runs, "tts")
+    rows.append(["codec round trip (oracle)", percent(first["oracle_wer"]), "", "", "", "", "", "6.00"])
+    rows.append(["recordings", percent(first["original_wer"]), "", "", "", "", "", ""])
+    text = (
+        f"The same models speak {first['utterances']} test sentences. Judge: {first['judge']}; normaliser "
+        f"{first['normaliser']} on both sides. *Gold*: what the judge hears against the transcript; "
+        "*target*: against what it hears in the codec's round trip of the recording (paper 4.1.4). Tests "
+        "as above, against gold unless said. *Paper*: LibriTTS test-clean, * p < 0.01.\n\n![WER of speech "
+        "by length: up to a length, and in bins](results/figures/compare-wer-by-length.png)"
+    )
+    head = ["model", "WER, gold / target", "gold, of each seed", "at cap"]
+    head += [f"to {name}" for name in BASELINES.values()]
+    head += ["to the Single Decoder, target", "paper, gold / target (%)"]
+    return section("Zipper against the Single Decoder: speech (paper, Table 2)", text, table(head, rows), [])
+
+
+def forgetting(runs: Runs) -> str:
+    """Perplexity of each modality alone, before and after."""
+    rows = []
+    for model, tasks in runs.items():
+        several = next(iter(tasks.values()))
+        row = [NAMES[model]]
+        for name in ("text", "speech"):
+            ends = [one["alone"][name] for one in several]
+            before, after = ends[0]["before"], [one["after"] for one in ends]
+            row.append("" if before is None else f"{before:.2f}")
+            same = all(one["before"] == one["after"] for one in ends)
+            row.append("the same, to the last bit" if same else f"{statistics.fmean(after):.2f}")
+        rows.append(row)
+    text = (
+        "Perplexity a scored token of test documents that hold one modality alone, before the model was "
+        "trained on both and after, within that modality's own vocabulary; mean over seeds. A decoder "
+        "without a figure had learnt no speech before."
+    )
+    head = ["model", "text, before", "text, after", "speech, before", "speech, after"]
+    return section("What fusing costs each modality alone", text, table(head, rows), [])
+
+
+def search(folder: Path) -> str:
+    """What the learning rates were chosen by."""
+    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    if not found:
+        return ""
+    rates = sorted({one["config"]["train"]["lr"] for one in found.values()})
+    rows = []
+    for model in NAMES:
+        own = {
+            one["config"]["train"]["lr"]: one["wer"]
+            for name, one in found.items()
+            if name.rpartition("-lr")[0] == model
+        }
+        if own:
+            best = min(own, key=lambda rate: own[rate])
+            cells = [percent(own[rate]) if rate in own else "" for rate in rates]
+            rows.append(
+                [NAMES[model], *[f"**{c}**" if r == best else c for r, c in zip(rates, cells, strict=True)]]
+            )
+    first = next(iter(found.values()))
+    text = (
+        f"Word errors of recognition on {first['utterances']} dev utterances after {first['steps']} steps, "
+        "a quarter of the comparison's, seed 0, for every learning rate of the paper's grid and two above "
+        "its end. The best of each model, in bold, is what its runs above were trained "
+        "with.\n\n![Learning curves of all runs of the "
+        "comparison](results/figures/compare-learning-curves.png)"
+    )
+    head = ["model", *[f"{rate:g}{'' if rate in GRID else ' (ours)'}" for rate in rates]]
+    return section("Equal tuning, and learning curves", text, table(head, rows), ["make compare-search"])
+
+
+def spread(several: list[Result], key: str) -> tuple[str, str]:
+    """Mean, and each seed's."""
+    values = [one[key] for one in several]
+    return percent(statistics.fmean(values)), ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def train_minutes(several: list[Result]) -> float:
+    """Of training, the mean."""
+    return statistics.fmean(one["wall_seconds"] for one in several) / 60
+
+
+def _first(runs: Runs, task: str) -> Result:
+    return next({**tasks[task][0], "key": model} for model, tasks in runs.items() if task in tasks)
+
+
+def _commands(runs: Runs) -> list[Result]:
+    return [next(iter(tasks.values()))[0] for tasks in runs.values()]

@@ -1,0 +1,127 @@
+"""What RESULTS.md says of a comparison follows from its result files."""
+
+import json
+
+import pytest
+
+from test_compare import ROOT, result, some
+from zipper.config import load_config, to_dict
+from zipper.errors import DataError
+from zipper.report.claims import claims
+from zipper.report.comparison import comparison, search
+from zipper.report.comparison_figures import draw_comparison
+from zipper.report.runs import NAMES, read_runs
+
+
+def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
+    """A result as `zipper train` writes it, with errors at a rate."""
+    errors, words = some(120, 10 * seed + len(model), rate)
+    zipper = model.startswith("zipper")
+    facts = {
+        "name": f"compare-{model}-seed{seed}", "task": task, "seed": seed, "steps": 8, "decoding": "greedy",
+        "command": f"train {model}", "commit": "c", "threads": 1, "wall_seconds": 60.0, "wer": rate,
+        "target_wer": rate, "oracle_wer": 0.1, "original_wer": 0.05, "share_at_cap": 0.0, "judge": "j",
+        "normaliser": "n", "parameters_total": 5_000_000, "parameters_trained": 3_000_000,
+        "flops_per_token": {"forward": 1, "training": 3},
+        "alone": {
+            "text": {"before": 5.0, "after": 5.0 if zipper else 6.0},
+            "speech": {"before": 200.0 if zipper else None, "after": 300.0},
+        },
+        "curves": {"dev/asr_wer": [(4, 0.9), (8, rate)], "dev/tts_wer": [(4, 0.9), (8, rate)],
+                   "train/loss_text": [(4, 2.0)], "train/loss_speech": [(4, 9.0)]},
+        "by_length": [{"characters": 30, "utterances": 60, "wer": rate, "wer_up_to": rate},
+                      {"characters": 60, "utterances": 60, "wer": rate, "wer_up_to": rate}],
+        "config": to_dict(load_config(ROOT / f"configs/compare-{model}.yaml", ["train.lr=1e-3"])),
+    }  # fmt: skip
+    made = result(errors, words)
+    for i, one in enumerate(made["per_utterance"]):
+        one.update(target_errors=one["errors"], target_words=one["words"], reference="a " * (3 + i % 40))
+    return {**made, **facts, **changes}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rates = {"single-decoder": 0.5, "single-decoder-speech": 0.45, "zipper-frozen": 0.3, "zipper": 0.1}
+    (tmp_path / "compare").mkdir()
+    for model, rate in rates.items():
+        for seed in (0, 1):
+            for task in ("asr", "tts"):
+                file = tmp_path / "compare" / f"{model}-seed{seed}-{task}.json"
+                file.write_text(json.dumps(run(model, task, seed, rate)))
+    return tmp_path
+
+
+def test_both_tables_name_every_model_with_its_seeds_tests_and_the_papers_figures(folder):
+    text = comparison(folder)
+    for model in NAMES.values():
+        assert text.count(f"| {model} |") >= 3
+    assert "3.54 / 8.34**" in text
+    assert "20.14* / 19.45*" in text
+    assert "| 10.0 % | 10.0, 10.0 |" in text
+    assert "p < 0.0001" in text
+    assert "the same, to the last bit" in text
+
+
+def test_claims_follow_from_the_results(folder):
+    told = {
+        row.split(" | ")[0].strip("| "): row.split(" | ")[1]
+        for row in claims(read_runs(folder / "compare")).splitlines()
+        if row.startswith("| ")
+    }
+    assert told["Recognition on par with a frozen text tower (Zipper)"] == "held: better"
+    assert told["Speech better than the Single Decoder's, speech tower unfrozen"] == "held"
+    assert told["Speech better with the speech tower unfrozen than frozen"] == "held"
+    assert told["Speech better on long sentences, worse on short ones"] == "not held: better on both"
+    assert told["Text is preserved"] == "held"
+
+
+def test_claims_may_fail(folder):
+    for seed in (0, 1):
+        for task in ("asr", "tts"):
+            worse = run("zipper", task, seed, 0.7)
+            worse["alone"]["text"]["after"] = 5.0001
+            (folder / "compare" / f"zipper-seed{seed}-{task}.json").write_text(json.dumps(worse))
+    text = claims(read_runs(folder / "compare"))
+    assert "| not held: worse |" in text
+    assert "| Text is preserved | not held |" in text
+    assert "| Speech better with the speech tower unfrozen than frozen | not held |" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 9}, "steps"),
+        ({"data_fingerprint": "other"}, "data_fingerprint"),
+        ({"config": to_dict(load_config(ROOT / "configs/compare-zipper.yaml", ["train.hide=0"]))}, "hide"),
+    ],
+)
+def test_runs_on_other_terms_are_refused(folder, change, words):
+    file = folder / "compare" / "zipper-seed1-asr.json"
+    file.write_text(json.dumps(run("zipper", "asr", 1, 0.1, **change)))
+    with pytest.raises(DataError, match=words):
+        comparison(folder)
+
+
+def test_the_search_shows_every_rate_and_the_best_of_each_model(folder):
+    (folder / "search").mkdir()
+    for rate, wer in (("5e-5", 0.99), ("1e-3", 0.5), ("2e-3", 0.6)):
+        one = run("zipper", "asr", 0, wer)
+        one["config"]["train"]["lr"] = float(rate)
+        (folder / "search" / f"zipper-lr{rate}.json").write_text(json.dumps(one))
+    text = search(folder / "search")
+    assert "| Zipper | 99.0 % | **50.0 %** | 60.0 % |" in text
+    assert "0.002 (ours)" in text
+
+
+def test_figures_are_drawn_from_the_files_alone(folder):
+    files = draw_comparison(folder)
+    assert [file.name for file in files] == ["compare-learning-curves.png", "compare-wer-by-length.png"]
+    assert all(file.stat().st_size > 10_000 for file in files)
+
+
+def test_nothing_is_told_where_nothing_was_compared(tmp_path):
+    assert comparison(tmp_path) == ""
+    assert draw_comparison(tmp_path) == []
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare" / "zipper-seed0-asr.json").write_text(json.dumps(run("zipper", "asr", 0, 0.1)))
+    assert "| Zipper |" in comparison(tmp_path)
