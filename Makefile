@@ -71,18 +71,23 @@ endif
 compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## Zipper against the Single Decoder, three seeds each: the paper's tables 1 and 2
 	$(RUN) report
 
-# A quarter of the steps, one seed, recognition on dev: the same for each model.
+# A quarter of the steps and of the warm-up, one seed, recognition on dev: the same for each model.
 compare-search: $(foreach m,$(MODELS),$(RATES:%=build/runs/search-$m-lr%/result.json))  ## the learning rate of each model of compare
 
+# Once, before several runs at a time need it.
+build/compare-prepared: | $(VENV)/.judge
+	$(RUN) prepare configs/compare-zipper.yaml
+	@touch $@
+
 define FINAL
-build/runs/compare-$1-seed$2/result.json: | $(VENV)/.judge $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+build/runs/compare-$1-seed$2/result.json: | build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
 	$(RUN) train configs/compare-$1.yaml name=compare-$1-seed$2 seed=$2 result=results/compare/$1-seed$2.json $(ARGS)
 endef
 define SEARCH
-build/runs/search-$1-lr$2/result.json: | $(VENV)/.judge $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+build/runs/search-$1-lr$2/result.json: | build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
 	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
 endef
-QUARTER := train.steps=500 evaluate.split=dev evaluate.tasks=[asr] evaluate.shuffled=false
+QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[asr] evaluate.shuffled=false
 $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES),$(eval $(call SEARCH,$m,$r))))
 

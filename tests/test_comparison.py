@@ -57,7 +57,7 @@ def test_both_tables_name_every_model_with_its_seeds_tests_and_the_papers_figure
         assert text.count(f"| {model} |") >= 3
     assert "3.54 / 8.34**" in text
     assert "20.14* / 19.45*" in text
-    assert "| 10.0 % | 10.0, 10.0 |" in text
+    assert "| 10.0 % ± 0.0 | 10.0, 10.0 |" in text
     assert "p < 0.0001" in text
     assert "the same, to the last bit" in text
 

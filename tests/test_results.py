@@ -12,7 +12,7 @@ from zipper.evaluate.asr import last_line
 from zipper.evaluate.tts import last_line as tts_line
 from zipper.evaluate.wer import WordErrors, word_errors
 
-FILES = sorted((ROOT / "results").glob("*.json"))
+FILES = sorted((ROOT / "results").rglob("*.json"))
 QUICKSTART = ROOT / "results" / "quickstart.json"
 
 
@@ -98,6 +98,38 @@ def test_the_readmes_figures_are_those_of_the_configs(name):
     recipe = ("data.", "train.", "model.zip.", "model.switch", "evaluate.dev_utterances", "decode.")
     told = {key for key in now if key.startswith(recipe)} & set(then)
     assert {key: then[key] for key in told} == {key: now[key] for key in told}
+
+
+MODELS = ("zipper", "zipper-frozen", "single-decoder", "single-decoder-speech")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(model):
+    cfg = load_config(ROOT / "configs" / f"compare-{model}.yaml")
+    found = [
+        json.loads(file.read_text()) for file in (ROOT / "results" / "search").glob(f"{model}-lr*.json")
+    ]
+    rates = {one["config"]["train"]["lr"]: one["wer"] for one in found}
+    assert {5e-5, 1e-4, 5e-4, 1e-3} < set(rates), "the paper's grid"
+    assert min(rates, key=lambda rate: rates[rate]) == cfg.train.lr
+    assert cfg.train.lr < max(rates), "the best rate lies inside the grid"
+    for one in found:
+        assert one["split"] == "dev"
+        assert one["steps"] == cfg.train.steps / 4
+
+
+@pytest.mark.parametrize("task", ["asr", "tts"])
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_of_the_comparison_ran_with_three_seeds_and_its_config(model, task):
+    files = sorted((ROOT / "results" / "compare").glob(f"{model}-seed*-{task}.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    assert len({one["seed"] for one in found}) >= 3
+    cfg = load_config(ROOT / "configs" / f"compare-{model}.yaml")
+    for one in found:
+        assert one["split"] == "test"
+        assert one["utterances"] >= 300
+        assert one["config"]["train"] == json.loads(json.dumps(to_dict(cfg)["train"]))
+        assert one["wall_seconds"] <= 15 * 60
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):

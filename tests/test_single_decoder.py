@@ -5,14 +5,15 @@ import random
 import pytest
 import torch
 
-from conftest import as_batch, interleaving
+from conftest import as_batch, config, interleaving
 from slow import FACTS, prompts, slow_greedy
-from zipper.data.document import Document
+from zipper.data.document import Document, Segment
 from zipper.errors import ConfigError
 from zipper.generate.write import write
 from zipper.model.single_decoder import SingleDecoder
 from zipper.model.tower import Tower
 from zipper.schema import ModelConfig, TowerConfig
+from zipper.train.resolve import resolve
 
 SHAPE = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 2, "hidden": 32}
 
@@ -131,8 +132,6 @@ def test_it_goes_on_from_one_modality_to_the_next_as_if_read_anew():
     model = single_decoder()
     (given,) = prompts(model, 1, "text")
     first, second = write(model, [given], ["speech", "text"], FACTS)[0]
-    from zipper.data.document import Segment
-
     unscored = torch.zeros_like(first.columns, dtype=torch.bool)
     longer = Document(given.id, [*given.segments, Segment("speech", first.columns, unscored, 0.0)], True)
     cap = FACTS.cap("text", "speech", first.content.shape[1])
@@ -150,6 +149,24 @@ def test_three_modalities_share_one_decoder_and_every_weight_is_owned_once():
         for n, v in (("text", 11), ("speech", 9), ("music", 7))
     ]
     assert sum(map(len, rows)) == len(set().union(*rows)) == 11 + 3 * 9 + 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model.towers.speech.layers=4"], "model.towers.speech.layers=4, but a single decoder has one set"),
+        (["model.towers.speech.vocabulary=5"], "model.towers.speech: vocabulary=5"),
+    ],
+)
+def test_a_shape_that_is_not_the_decoders_is_refused(store, words, told):
+    single = ["model.kind=single_decoder", "model.towers.speech.width=16"]
+    with pytest.raises(ConfigError, match=told):
+        resolve(config(*single, *words), store)
+
+
+def test_tasks_to_evaluate_must_be_known():
+    with pytest.raises(ConfigError, match=r"evaluate.tasks=\['asd'\]"):
+        config("evaluate.tasks=[asd]")
 
 
 @pytest.mark.parametrize(

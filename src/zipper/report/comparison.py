@@ -70,14 +70,23 @@ def recognition(runs: Runs) -> str:
         f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
         f"order for every model of a seed; seeds {', '.join(map(str, seeds))}; last checkpoint, greedy, "
         f"{first['utterances']} test utterances. Parameters in all, and trained. FLOPs a token, forward / "
-        "forward and backward, counted from shapes and lengths (`evaluate/cost.py`). Training on "
-        f"{first['threads']} thread(s), two runs at a time, by the mean of the seeds; without the "
-        "evaluation. Each difference to a baseline: points of WER with the 95 % interval of a paired "
-        f"bootstrap ({RESAMPLES:,} resamples of the utterances), and p of a two-sided Wilcoxon signed-rank "
-        f"test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: Tiny and "
-        "Tiny/128M on LibriSpeech test-clean / test-other; * better, ** worse than its baseline, p < 0.05."
+        "forward and backward, counted from shapes and lengths (`evaluate/cost.py`). Training: minutes on "
+        f"{first['threads']} thread(s), mean of the seeds, without the evaluation. Each difference to a "
+        f"baseline: points of WER with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of "
+        "the utterances), and p of a two-sided Wilcoxon signed-rank test on the utterances' error rates, "
+        f"both on the mean over seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / "
+        "test-other; * better, ** worse than its baseline, p < 0.05."
     )
-    head = ["model", "parameters", "trained", "FLOPs a token", "training", "lr", "WER, mean", "of each seed"]
+    head = [
+        "model",
+        "parameters",
+        "trained",
+        "FLOPs a token",
+        "training",
+        "lr",
+        "WER, mean ± deviation",
+        "of each seed",
+    ]
     head += [f"to {name}" for name in BASELINES.values()]
     return section(
         "Zipper against the Single Decoder: recognition (paper, Table 1)", text,
@@ -174,9 +183,12 @@ def search(folder: Path) -> str:
 
 
 def spread(several: list[Result], key: str) -> tuple[str, str]:
-    """Mean, and each seed's."""
+    """Mean with the deviation over seeds, and each seed's."""
     values = [one[key] for one in several]
-    return percent(statistics.fmean(values)), ", ".join(f"{100 * value:.1f}" for value in values)
+    mean = percent(statistics.fmean(values))
+    if len(values) > 1:
+        mean += f" ± {100 * statistics.stdev(values):.1f}"
+    return mean, ", ".join(f"{100 * value:.1f}" for value in values)
 
 
 def train_minutes(several: list[Result]) -> float:
