@@ -21,10 +21,11 @@ def read_metrics(run: Path) -> dict[str, Series]:
 
 
 def curves(run: Path) -> dict[str, Series]:
-    """What a comparison draws: WER on dev, and the mean loss of training over every 10 points logged."""
+    """What a comparison draws or chooses by: WER and loss on dev, and the mean loss of training over every 10
+    points logged."""
     metrics = read_metrics(run)
     found: dict[str, Series] = {}
-    for name in ("dev/asr_wer", "dev/tts_wer"):
+    for name in ("dev/asr_wer", "dev/tts_wer", "dev/loss_text", "dev/loss_speech"):
         if name in metrics:
             found[name] = metrics[name]
     for name in ("train/loss_text", "train/loss_speech"):
