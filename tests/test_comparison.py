@@ -18,7 +18,8 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
     errors, words = some(120, 10 * seed + len(model), rate)
     zipper = model.startswith("zipper")
     facts = {
-        "name": f"compare-{model}-seed{seed}", "task": task, "seed": seed, "steps": 8, "decoding": "greedy",
+        "name": f"compare-{model}-seed{seed}", "task": task, "seed": seed, "steps": 8,
+        "decoding": "greedy", "checkpoint": "last",
         "command": f"train {model}", "commit": "c", "threads": 1, "wall_seconds": 60.0, "wer": rate,
         "target_wer": rate, "oracle_wer": 0.1, "original_wer": 0.05, "share_at_cap": 0.0, "judge": "j",
         "normaliser": "n", "parameters_total": 5_000_000, "parameters_trained": 3_000_000,
@@ -35,7 +36,9 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
     }  # fmt: skip
     made = result(errors, words)
     for i, one in enumerate(made["per_utterance"]):
-        one.update(target_errors=one["errors"], target_words=one["words"], reference="a " * (3 + i % 40))
+        one.update(
+            target="t", target_errors=one["errors"], target_words=one["words"], reference="a " * (3 + i % 40)
+        )
     return {**made, **facts, **changes}
 
 
@@ -87,12 +90,39 @@ def test_claims_may_fail(folder):
     assert "| Speech better with the speech tower unfrozen than frozen | not held |" in text
 
 
+def test_only_seeds_that_every_model_has_are_compared(folder):
+    (folder / "compare" / "zipper-seed1-tts.json").unlink()
+    assert "| Zipper | 5.00 M | 3.00 M |" in (text := comparison(folder))
+    assert "seeds 0;" in text
+
+
+def test_worse_by_less_than_a_point_is_on_par(folder):
+    for seed in (0, 1):
+        file = folder / "compare" / f"single-decoder-seed{seed}-asr.json"
+        slightly = json.loads((folder / "compare" / f"zipper-seed{seed}-asr.json").read_text())
+        for one in slightly["per_utterance"]:
+            one["words"] *= 10
+        for one in slightly["per_utterance"][:8]:
+            one["errors"] += 1
+        (folder / "compare" / f"zipper-seed{seed}-asr.json").write_text(json.dumps(slightly))
+        for one in slightly["per_utterance"][:8]:
+            one["errors"] -= 1
+        file.write_text(json.dumps({**slightly, "name": "compare-single-decoder"}))
+    (found,) = [
+        line for line in claims(read_runs(folder / "compare")).splitlines() if "tower (Zipper)" in line
+    ]
+    assert " | held | " in found
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"steps": 9}, "steps"),
         ({"data_fingerprint": "other"}, "data_fingerprint"),
-        ({"config": to_dict(load_config(ROOT / "configs/compare-zipper.yaml", ["train.hide=0"]))}, "hide"),
+        (
+            {"config": to_dict(load_config(ROOT / "configs/compare-zipper.yaml", ["train.warmup=3"]))},
+            "warmup",
+        ),
     ],
 )
 def test_runs_on_other_terms_are_refused(folder, change, words):
@@ -102,15 +132,19 @@ def test_runs_on_other_terms_are_refused(folder, change, words):
         comparison(folder)
 
 
-def test_the_search_shows_every_rate_and_the_best_of_each_model(folder):
+def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell_apart(folder):
     (folder / "search").mkdir()
-    for rate, wer in (("5e-5", 0.99), ("1e-3", 0.5), ("2e-3", 0.6)):
+    tried = {"5e-5": (0.99, 2.0), "1e-3": (0.5, 1.2), "2e-3": (0.5, 1.1), "4e-3": (0.9, 1.0)}
+    for rate, (wer, loss) in tried.items():
         one = run("zipper", "asr", 0, wer)
         one["config"]["train"]["lr"] = float(rate)
+        one["curves"]["dev/loss_text"] = [[8, loss]]
         (folder / "search" / f"zipper-lr{rate}.json").write_text(json.dumps(one))
+    (folder / "search" / "zipper-adafactor.json").write_text(json.dumps(one))
     text = search(folder / "search")
-    assert "| Zipper | 99.0 % | **50.0 %** | 60.0 % |" in text
+    assert "| Zipper | 99.0 % (2.000) | 50.0 % (1.200) | **50.0 %** (1.100) | 90.0 % (1.000) |" in text
     assert "0.002 (ours)" in text
+    assert "| zipper-adafactor | 90.0 % (1.000) |" in text
 
 
 def test_figures_are_drawn_from_the_files_alone(folder):

@@ -97,6 +97,17 @@ def test_growing_keeps_old_rows_and_old_text_logits_bit_for_bit(text_tower):
     assert torch.equal(model.tower("text").logits(states), text_tower.logits(states))
 
 
+def test_growing_keeps_the_rows_of_a_first_modality_with_several_codebooks():
+    torch.manual_seed(2)
+    speech = Tower(TowerConfig(**SHAPE, vocabulary=9, codebooks=3)).double()
+    model = single_decoder(("speech", "text"))
+    model.start_from(speech)
+    tokens = torch.randint(9, (2, 7, 3))
+    states = model.tower("speech")(tokens)
+    assert torch.equal(states, speech(tokens))
+    assert torch.equal(model.tower("speech").logits(states), speech.logits(states))
+
+
 def test_head_0_chooses_among_the_first_codebooks_of_all_modalities():
     model = single_decoder()
     states = torch.randn(4, 24, dtype=torch.float64)

@@ -43,7 +43,9 @@ def perplexity_alone(model: MultimodalModel, store: Store, cfg: RunConfig, name:
     """Of one modality's documents. The model is left in eval."""
     model.eval()
     device = next(model.parameters()).device
-    steps = Steps(store, cfg.evaluate.split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0)
+    split = cfg.evaluate.split
+    only = cfg.data.only if split == "train" else None
+    steps = Steps(store, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
     codebooks = {other: cfg.model.towers[other].codebooks for other in model.names}
     nats = count = 0.0
     for step in range(steps.epoch_length(0)):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
 from zipper.errors import DataError
 
@@ -33,6 +33,7 @@ class Comparison:
     utterances: int
     different: int
     better: int  # utterances on which a has fewer errors
+    leaning: float  # rank sum of those on which a has more errors, less that of those on which it has fewer
 
     @property
     def difference(self) -> float:
@@ -40,10 +41,11 @@ class Comparison:
         return self.a - self.b
 
     def verdict(self, level: float = 0.05) -> str:
-        """better, worse or open: whether a's WER is lower, higher, or p is not below the level."""
-        if self.p >= level:
-            return "open"
-        return "better" if self.difference < 0 else "worse"
+        """better or worse, where p is below the level, and ranks and the whole interval say the same; else
+        open (a few runaways can turn the WER against most of the utterances)."""
+        if self.p < level and self.high < 0 and self.leaning < 0:
+            return "better"
+        return "worse" if self.p < level and self.low > 0 and self.leaning > 0 else "open"
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -77,10 +79,10 @@ def compare(
                     f"{first['name']} and {other['name']} cannot be compared: {key} is {first.get(key)!r} in "
                     f"one and {other.get(key)!r} in the other. Evaluate both on the same data."
                 )
-        if _ids(first) != _ids(other):
+        if _sentences(first, against) != _sentences(other, against):
             raise DataError(
                 f"{first['name']} and {other['name']} cannot be compared: they hold other utterances, or "
-                "other transcripts of them."
+                "other transcripts or targets of them."
             )
     words = _counts(first, against.replace("errors", "words"))
     errors_a, errors_b = (np.mean([_counts(one, against) for one in side], axis=0) for side in (a, b))
@@ -88,9 +90,10 @@ def compare(
     low, high = bootstrap(errors_a - errors_b, words, seed)
     different = int((rates != 0).sum())
     p = float(wilcoxon(rates, zero_method="wilcox").pvalue) if different else 1.0
+    leaning = (np.sign(rates[rates != 0]) * rankdata(np.abs(rates[rates != 0]))).sum()
     return Comparison(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
-        int((rates < 0).sum()),
+        int((rates < 0).sum()), float(leaning),
     )  # fmt: skip
 
 
@@ -147,8 +150,10 @@ def _files(pattern: str) -> list[Path]:
     return found
 
 
-def _ids(result: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(one["id"], one["reference"]) for one in result["per_utterance"]]
+def _sentences(result: dict[str, Any], against: str) -> list[tuple[str, ...]]:
+    """What was to be said, and what errors are counted against."""
+    keys = ["id", "reference", *(["target"] if against == "target_errors" else [])]
+    return [tuple(one[key] for key in keys) for one in result["per_utterance"]]
 
 
 def _counts(result: dict[str, Any], key: str) -> np.ndarray:

@@ -71,7 +71,12 @@ class SingleDecoder(MultimodalModel):
         moved them apart.)"""
         old, new = tower.embedding.weight, self.decoder.embedding.weight
         grown = old.mean(0) + old.std(0) * torch.randn(new.shape, dtype=old.dtype)
-        grown[: len(old)] = old
+        if len(old) == len(new):
+            grown = old
+        else:
+            first = self.shares[self.names[0]]
+            rows = first.offset[:, None] + torch.arange(first.cfg.vocabulary)  # [Q, V]
+            grown[rows.flatten()] = old
         self.decoder.load_state_dict({**tower.state_dict(), "embedding.weight": grown})
 
 

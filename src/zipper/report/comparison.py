@@ -8,7 +8,17 @@ from pathlib import Path
 from zipper.evaluate.significance import RESAMPLES, ZEROS
 from zipper.report.claims import claims
 from zipper.report.markdown import percent, section, table
-from zipper.report.runs import BASELINES, NAMES, Result, Runs, against, beside, check_equal_terms, read_runs
+from zipper.report.runs import (
+    BASELINES,
+    NAMES,
+    Result,
+    Runs,
+    against,
+    beside,
+    best_rate,
+    check_equal_terms,
+    read_runs,
+)
 
 # Tiny, and Tiny/128M: WER of ASR on test-clean / test-other, of TTS against gold / target (Tables 1 and 2).
 PAPER = {
@@ -68,14 +78,16 @@ def recognition(runs: Runs) -> str:
     text = (
         f"Recognition and speech in one model, mixed by count (1 : {train['tasks']['tts']:g}), "
         f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
-        f"order for every model of a seed; seeds {', '.join(map(str, seeds))}; last checkpoint, greedy, "
-        f"{first['utterances']} test utterances. Parameters in all, and trained. FLOPs a token, forward / "
-        "forward and backward, counted from shapes and lengths (`evaluate/cost.py`). Training: minutes on "
-        f"{first['threads']} thread(s), mean of the seeds, without the evaluation. Each difference to a "
-        f"baseline: points of WER with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of "
-        "the utterances), and p of a two-sided Wilcoxon signed-rank test on the utterances' error rates, "
-        f"both on the mean over seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / "
-        "test-other; * better, ** worse than its baseline, p < 0.05."
+        f"order for every model of a seed; seeds {', '.join(map(str, seeds))}; {first['checkpoint']} "
+        f"checkpoint, {first['decoding']}, {first['utterances']} test utterances. Parameters in all, and "
+        "trained. FLOPs a token, forward / forward and backward, counted from shapes and lengths "
+        f"(`evaluate/cost.py`). Training: minutes on {first['threads']} thread(s), mean of the seeds, with "
+        "its validations and without the test (of a run that was resumed, its last process alone). Steps "
+        "are equal, sizes are not. Each difference to a baseline: points of WER with the 95 % interval of "
+        f"a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p of a two-sided Wilcoxon "
+        f"signed-rank test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: "
+        "Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** worse than its baseline, "
+        "p < 0.05."
     )
     head = [
         "model",
@@ -152,34 +164,45 @@ def forgetting(runs: Runs) -> str:
 
 
 def search(folder: Path) -> str:
-    """What the learning rates were chosen by."""
+    """What the learning rates were chosen by, and what else was tried."""
     found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-    if not found:
+    tried = {name: one for name, one in found.items() if "-lr" not in name}
+    searched = {name: one for name, one in found.items() if "-lr" in name}
+    if not searched:
         return ""
-    rates = sorted({one["config"]["train"]["lr"] for one in found.values()})
+    rates = sorted({_rate(one) for one in searched.values()})
     rows = []
     for model in NAMES:
-        own = {
-            one["config"]["train"]["lr"]: one["wer"]
-            for name, one in found.items()
-            if name.rpartition("-lr")[0] == model
-        }
+        own = [one for name, one in searched.items() if name.rpartition("-lr")[0] == model]
         if own:
-            best = min(own, key=lambda rate: own[rate])
-            cells = [percent(own[rate]) if rate in own else "" for rate in rates]
-            rows.append(
-                [NAMES[model], *[f"**{c}**" if r == best else c for r, c in zip(rates, cells, strict=True)]]
-            )
-    first = next(iter(found.values()))
+            best, cells = best_rate(own), dict.fromkeys(rates, "")
+            for one in own:
+                cells[_rate(one)] = told(one, bold=_rate(one) == best)
+            rows.append([NAMES[model], *cells.values()])
+    first = next(iter(searched.values()))
     text = (
-        f"Word errors of recognition on {first['utterances']} dev utterances after {first['steps']} steps, "
-        "a quarter of the comparison's, seed 0, for every learning rate of the paper's grid and two above "
-        "its end. The best of each model, in bold, is what its runs above were trained "
-        "with.\n\n![Learning curves of all runs of the "
-        "comparison](results/figures/compare-learning-curves.png)"
+        f"Word errors of recognition on {first['utterances']} dev utterances (and the loss of text there, "
+        f"in nats) after {first['steps']} steps, a quarter of the comparison's, seed 0, for the paper's "
+        "learning rates and two above them. In bold what the runs above were trained with: the lowest "
+        "WER, or, where others cannot be told from it, the lowest loss among them."
     )
     head = ["model", *[f"{rate:g}{'' if rate in GRID else ' (ours)'}" for rate in rates]]
-    return section("Equal tuning, and learning curves", text, table(head, rows), ["make compare-search"])
+    tables = table(head, rows)
+    if tried:
+        other = [[name, told(one), f"`{one['command']}`"] for name, one in tried.items()]
+        tables += "\nTried besides, likewise:\n\n" + table(["what", "WER (loss)", "command"], other)
+    picture = "\n![Learning curves of all runs](results/figures/compare-learning-curves.png)\n"
+    return section("Equal tuning, and learning curves", text, tables + picture, ["make compare-search"])
+
+
+def told(one: Result, bold: bool = False) -> str:
+    """**61.3 %** (1.41)"""
+    wer, loss = percent(one["wer"]), one["curves"]["dev/loss_text"][-1][1]
+    return f"{f'**{wer}**' if bold else wer} ({loss:.3f})"
+
+
+def _rate(one: Result) -> float:
+    return one["config"]["train"]["lr"]
 
 
 def spread(several: list[Result], key: str) -> tuple[str, str]:

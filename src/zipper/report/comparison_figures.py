@@ -56,13 +56,14 @@ def wer_by_length(runs: Runs, file: Path) -> Path:
     mean over seeds."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     up_to, bins = figure.subplots(1, 2, sharey=True)
-    for model, tasks in runs.items():
-        several = [one["by_length"] for one in tasks["tts"]]
+    spoken = {model: tasks["tts"] for model, tasks in runs.items() if "tts" in tasks}
+    for model, results in spoken.items():
+        several = [one["by_length"] for one in results]
         lengths = [one["characters"] for one in several[0]]
         for panel, key in ((up_to, "wer_up_to"), (bins, "wer")):
             means = [100 * statistics.fmean(run[i][key] for run in several) for i in range(len(lengths))]
             panel.plot(lengths, means, "o-", color=COLOURS[model], label=NAMES[model])
-    first = next(iter(runs.values()))["tts"][0]
+    first = next(iter(spoken.values()))[0]
     for panel in (up_to, bins):
         panel.axhline(
             100 * first["oracle_wer"], color="0.5", linestyle="--", label="oracle: codec round trip"

@@ -1,6 +1,7 @@
 """Results of a comparison, read back: by model, task and seed, and tested in pairs."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +21,52 @@ BASELINES = {"single-decoder": "the Single Decoder", "single-decoder-speech": "t
 
 
 def read_runs(folder: Path) -> Runs:
-    """By model and task, in the order of the seeds."""
+    """By model and task, in the order of the seeds; only of those seeds that every model has."""
     runs: Runs = {}
     for model in NAMES:
         for file in sorted(folder.glob(f"{model}-seed*-*.json")):
             result = json.loads(file.read_text())
             runs.setdefault(model, {}).setdefault(result["task"], []).append(result)
-    return runs
+    several = [one for tasks in runs.values() for one in tasks.values()]
+    common = set.intersection(*({one["seed"] for one in each} for each in several)) if several else set()
+    return {
+        model: {task: [one for one in each if one["seed"] in common] for task, each in tasks.items()}
+        for model, tasks in runs.items()
+        if common
+    }
+
+
+OWN = {"lr", "optimiser", "hide", "codebook_weights"}  # of train: what each model may have tuned for itself
 
 
 def check_equal_terms(runs: Runs) -> None:
-    """Raises DataError where a run had other data, steps, tokens or evaluation than the others."""
+    """Raises DataError where a run had other data, steps or evaluation than the others."""
     results = [one for tasks in runs.values() for several in tasks.values() for one in several]
     first = results[0]
     for one in results[1:]:
-        for key in ("data_fingerprint", "steps", "utterances", "decoding"):
-            if one[key] != first[key]:
+        for key, value, other in _terms(first, one):
+            if value != other:
                 raise DataError(
-                    f"{one['name']} has {key}={one[key]!r}, {first['name']} {first[key]!r}: they are not "
-                    "comparable. Train both by `make compare`."
+                    f"{one['name']} has {key}={other!r}, {first['name']} {value!r}: they are not comparable. "
+                    "Train all by `make compare`."
                 )
-        for key, value in first["config"]["train"].items():
-            if key != "lr" and one["config"]["train"][key] != value:
-                raise DataError(
-                    f"{one['name']} was trained with train.{key}={one['config']['train'][key]!r}, "
-                    f"{first['name']} with {value!r}: they are not comparable. Train both by `make compare`."
-                )
+
+
+def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
+    for key in ("data_fingerprint", "steps", "utterances", "decoding", "checkpoint"):
+        yield key, first[key], one[key]
+    for part in ("data", "train", "evaluate", "decode"):
+        for key, value in first["config"][part].items():
+            if key not in OWN:
+                yield f"{part}.{key}", value, one["config"][part][key]
+
+
+def best_rate(found: list[Result]) -> float:
+    """The learning rate that a search chooses: of the lowest WER on dev; where others cannot be told from it
+    (`Comparison.verdict`), the one among them with the lowest dev loss of text."""
+    lowest = min(found, key=lambda one: one["wer"])
+    near = [one for one in found if compare([one], [lowest]).verdict() == "open"]
+    return min(near, key=lambda one: one["curves"]["dev/loss_text"][-1][1])["config"]["train"]["lr"]
 
 
 def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:

@@ -23,6 +23,10 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
         raise ConfigError(
             f"train.tasks: every share is 0, nothing would be trained. Give one of {sorted(TASKS)} a share."
         )
+    if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
+        raise ConfigError(
+            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not learnt: train.tasks={shares}."
+        )
     needed = {name for task in shares for name in TASKS[task]}
     if missing := sorted(needed - set(cfg.model.modalities)):
         raise ConfigError(
@@ -80,11 +84,11 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
                 f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
                 "share of the training split), or pre-train towers on this store."
             )
-        tower = with_shape_of(tower, folder)
-        if facts["reads"] == reads_all(
-            store
-        ):  # a grown decoder; what counts here are the modality's own rows
-            tower = replace(tower, vocabulary=count)
+        if facts["reads"] == reads_all(store):  # a grown decoder, whose rows are those of all modalities
+            shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
+            tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
+        else:
+            tower = with_shape_of(tower, folder)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
