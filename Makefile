@@ -71,6 +71,8 @@ WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml train.opti
 WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml model.towers.text.dropout=0
 WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml model.towers.text.dropout=0
 WORDS_zipper-without-dropout := configs/compare-zipper.yaml model.towers.speech.dropout=0
+# With which Zipper was searched; without it was better, and is what its config now has.
+DROPOUT_zipper := model.towers.speech.dropout=0.2
 ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
@@ -92,7 +94,7 @@ build/runs/compare-$1-seed$2/result.json: | build/compare-prepared $(if $(findst
 endef
 define SEARCH
 build/runs/search-$1-lr$2/result.json: | build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
-	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
+	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(DROPOUT_$1) $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
 endef
 define TRIAL
 build/runs/search-$1/result.json: | build/compare-prepared
