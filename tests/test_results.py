@@ -11,6 +11,7 @@ from zipper.config import ROOT, flat, load_config, to_dict
 from zipper.evaluate.asr import last_line
 from zipper.evaluate.tts import last_line as tts_line
 from zipper.evaluate.wer import WordErrors, word_errors
+from zipper.report.comparison import in_short
 from zipper.report.runs import best_rate
 
 FILES = sorted((ROOT / "results").rglob("*.json"))
@@ -129,6 +130,10 @@ def test_each_model_of_the_comparison_ran_with_three_seeds_and_its_config(model,
         assert one["utterances"] >= 300
         assert one["config"]["train"] == json.loads(json.dumps(to_dict(cfg)["train"]))
         assert one["wall_seconds"] <= 15 * 60
+
+
+def test_the_readme_shows_the_comparison_of_the_files():
+    assert in_short(ROOT / "results") in (ROOT / "README.md").read_text()
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):

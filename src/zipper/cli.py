@@ -79,9 +79,13 @@ def bench(cfg: RunConfig, command: str) -> None:
 
 def report(cfg: RunConfig, command: str) -> None:
     """write RESULTS.md from results/*.json"""
+    from zipper.config import ROOT
+    from zipper.report.comparison import in_short
     from zipper.report.results import report as run
 
-    print(run())
+    file = run()
+    print(in_short(ROOT / "results"))
+    print(file)
 
 
 COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {

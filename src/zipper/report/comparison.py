@@ -48,6 +48,27 @@ def comparison(folder: Path) -> str:
     return "\n".join(part for part in parts if part)
 
 
+def in_short(folder: Path) -> str:
+    """Both tables in one, as `zipper report` prints it and README shows it; empty without runs."""
+    runs, rows = read_runs(folder / "compare"), []
+    for model, tasks in runs.items():
+        asr, tts = tasks.get("asr", []), tasks.get("tts", [])
+        text = [one["alone"]["text"] for one in asr or tts]
+        rows.append(
+            [
+                NAMES[model],
+                spread(asr, "wer")[0] if asr else "",
+                f"{spread(tts, 'wer')[0]} / {spread(tts, 'target_wer')[0]}" if tts else "",
+                f"{text[0]['before']:.2f} / {statistics.fmean(one['after'] for one in text):.2f}",
+                PAPER["asr"].get(model, ""),
+                PAPER["tts"].get(model, ""),
+            ]
+        )
+    head = ["model", "ASR WER", "TTS WER, gold / target", "perplexity of text, before / after"]
+    head += ["paper, ASR clean / other", "paper, TTS gold / target"]
+    return table(head, rows) if rows else ""
+
+
 def recognition(runs: Runs) -> str:
     """Table 1."""
     if not any("asr" in tasks for tasks in runs.values()):
