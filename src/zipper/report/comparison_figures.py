@@ -25,9 +25,11 @@ def draw_comparison(folder: Path) -> list[Path]:
 
 def learning_curves(runs: Runs, file: Path) -> Path:
     """WER on dev and training loss of each task over the steps; a line a seed."""
+    watched = next(one for tasks in runs.values() for several in tasks.values() for one in several)["config"]
+    counts = watched["evaluate"]
     panels = {
-        "dev/asr_wer": "recognition: WER on 100 dev utterances (%)",
-        "dev/tts_wer": "speech: WER heard on 30 dev sentences (%)",
+        "dev/asr_wer": f"recognition: WER on {counts['dev_utterances']} dev utterances (%)",
+        "dev/tts_wer": f"speech: WER heard on {counts['dev_spoken']} dev sentences (%)",
         "train/loss_text": "training loss of text (nats a token)",
         "train/loss_speech": "training loss of speech (weighted)",
     }
