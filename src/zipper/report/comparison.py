@@ -103,7 +103,7 @@ def recognition(runs: Runs) -> str:
         f"checkpoint, {first['decoding']}, {first['utterances']} test utterances. Parameters in all, and "
         "trained. FLOPs a token, forward / forward and backward, counted from shapes and lengths "
         f"(`evaluate/cost.py`). Training: minutes on {first['threads']} thread(s), mean of the seeds, with "
-        "its validations and without the test (of a run that was resumed, its last process alone). Steps "
+        "its validations and without the test. Steps "
         "are equal, sizes are not. Each difference to a baseline: points of WER with the 95 % interval of "
         f"a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p of a two-sided Wilcoxon "
         f"signed-rank test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: "

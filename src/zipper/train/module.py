@@ -1,6 +1,7 @@
 """Training only: losses, logging, optimiser. The network itself knows nothing of Lightning."""
 
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,29 @@ class ZipperModule(L.LightningModule):
         for part in self.idle.values():
             part.requires_grad_(False)
         self.units = 0  # tokens trained on, padding left out
+        self.seconds_before, self.started = (
+            0.0,
+            time.monotonic(),
+        )  # of training, in processes that were cut off
 
     @classmethod
     def of(cls, cfg: RunConfig, facts: Facts) -> "ZipperModule":
         """From a resolved config."""
         return cls(to_dict(cfg), facts.to_dict())
+
+    def on_fit_start(self) -> None:
+        self.started = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_seconds"] = self.train_seconds()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds_before = checkpoint.get("train_seconds", 0.0)
+
+    def train_seconds(self) -> float:
+        """Of training with its validations, also in processes before this one, up to the checkpoint that it
+        went on from."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def on_train_start(self) -> None:
         """A frozen tower stays in eval (no dropout); all else trains, whatever state it was loaded in."""

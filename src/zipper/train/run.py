@@ -68,7 +68,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
     with clock.stage("train"):
         module, trainer = fit(cfg, store, data, checkpoint, listener)
-    origin = Origin(command, code, trainer.global_step, clock.seconds["train"])
+    origin = Origin(command, code, trainer.global_step, module.train_seconds())
     if not trainer.is_global_zero:  # one process evaluates and writes
         return {}
     module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
