@@ -92,4 +92,8 @@ def preserved(runs: Runs) -> Row | None:
     if not kept:
         return None
     same = all(one["before"] == one["after"] for one in kept)
-    return ["Text is preserved", "held" if same else "not held", f"{len(kept)} runs of Zipper, table above"]
+    return [
+        "Text is preserved",
+        "held" if same else "not held",
+        f"all {len(kept)} runs of Zipper, table above",
+    ]

@@ -74,7 +74,6 @@ def recognition(runs: Runs) -> str:
     if not any("asr" in tasks for tasks in runs.values()):
         return ""
     first = _first(runs, "asr")
-    seeds = sorted({one["seed"] for one in runs[first["key"]]["asr"]})
     train = first["config"]["train"]
     rows = []
     for model, tasks in runs.items():
@@ -99,16 +98,16 @@ def recognition(runs: Runs) -> str:
     text = (
         f"Recognition and speech in one model, mixed by count (1 : {train['tasks']['tts']:g}), "
         f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
-        f"order for every model of a seed; seeds {', '.join(map(str, seeds))}; {first['checkpoint']} "
-        f"checkpoint, {first['decoding']}, {first['utterances']} test utterances. Parameters in all, and "
-        "trained. FLOPs a token, forward / forward and backward, counted from shapes and lengths "
-        f"(`evaluate/cost.py`). Training: minutes on {first['threads']} thread(s), mean of the seeds, with "
-        "its validations and without the test. Steps "
-        "are equal, sizes are not. Each difference to a baseline: points of WER with the 95 % interval of "
-        f"a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p of a two-sided Wilcoxon "
-        f"signed-rank test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: "
-        "Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** worse than its baseline, "
-        "p < 0.05."
+        "order for every model of a seed; each seed's figure stands in its column, from seed 0 on; "
+        f"{first['checkpoint']} checkpoint, {first['decoding']}, {first['utterances']} test utterances. "
+        "Parameters in all, and trained. FLOPs a token, forward / forward and backward, counted from "
+        "shapes and lengths by the paper's formula, with our widths and the heads (`model/flops.py`). "
+        f"Training: minutes on {first['threads']} thread(s), mean of the seeds, with its validations and "
+        "without the test. Steps are equal, sizes are not. Each difference to a baseline: points of WER "
+        f"with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p "
+        "of a two-sided Wilcoxon signed-rank test on the utterances' error rates, both on the mean over "
+        f"seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** "
+        "worse than its baseline, p < 0.05."
     )
     head = [
         "model",
@@ -140,7 +139,7 @@ def speaking(runs: Runs) -> str:
         rows.append(
             [
                 NAMES[model], f"{gold[0]} / {target[0]}", gold[1],
-                percent(statistics.fmean(one["share_at_cap"] for one in several)),
+                percent(statistics.fmean(cut_off(one) for one in several)),
                 *[beside(against(runs, "tts", model, b)) for b in BASELINES],
                 *[beside(against(runs, "tts", model, b, "target_errors")) for b in list(BASELINES)[:1]],
                 PAPER["tts"].get(model, ""),
@@ -156,7 +155,7 @@ def speaking(runs: Runs) -> str:
         "as above, against gold unless said. *Paper*: LibriTTS test-clean, * p < 0.01.\n\n![WER of speech "
         "by length: up to a length, and in bins](results/figures/compare-wer-by-length.png)"
     )
-    head = ["model", "WER, gold / target", "gold, of each seed", "at cap"]
+    head = ["model", "WER, gold / target", "gold, of each seed", "cut off"]
     head += [f"to {name}" for name in BASELINES.values()]
     head += ["to the Single Decoder, target", "paper, gold / target (%)"]
     return section("Zipper against the Single Decoder: speech (paper, Table 2)", text, table(head, rows), [])
@@ -204,16 +203,22 @@ def search(folder: Path) -> str:
     text = (
         f"Word errors of recognition on {first['utterances']} dev utterances (and the loss of text there, "
         f"in nats) after {first['steps']} steps, a quarter of the comparison's, seed 0, for the paper's "
-        "learning rates and two above them. In bold what the runs above were trained with: the lowest "
-        "WER, or, where others cannot be told from it, the lowest loss among them."
+        "learning rates and higher ones. In bold what the runs above were trained with: the lowest WER, "
+        "or, where others cannot be told from it, the lowest loss among them."
     )
     head = ["model", *[f"{rate:g}{'' if rate in GRID else ' (ours)'}" for rate in rates]]
     tables = table(head, rows)
     if tried:
-        other = [[name, told(one), f"`{one['command']}`"] for name, one in tried.items()]
-        tables += "\nTried besides, likewise:\n\n" + table(["what", "WER (loss)", "command"], other)
+        other = [[name, told(one)] for name, one in tried.items()]
+        tables += "\nTried besides, at the best rate (adafactor: at its own):\n\n"
+        tables += table(["what", "WER (loss)"], other)
     picture = "\n![Learning curves of all runs](results/figures/compare-learning-curves.png)\n"
     return section("Equal tuning, and learning curves", text, tables + picture, ["make compare-search"])
+
+
+def cut_off(one: Result) -> float:
+    """Share of the sentences that the model did not end by itself: cap and loops."""
+    return 1 - one["stopped"].get("end", 0) / one["utterances"]
 
 
 def told(one: Result, bold: bool = False) -> str:
@@ -241,7 +246,7 @@ def train_minutes(several: list[Result]) -> float:
 
 
 def _first(runs: Runs, task: str) -> Result:
-    return next({**tasks[task][0], "key": model} for model, tasks in runs.items() if task in tasks)
+    return next(tasks[task][0] for tasks in runs.values() if task in tasks)
 
 
 def _commands(runs: Runs) -> list[Result]:

@@ -21,19 +21,13 @@ BASELINES = {"single-decoder": "the Single Decoder", "single-decoder-speech": "t
 
 
 def read_runs(folder: Path) -> Runs:
-    """By model and task, in the order of the seeds; only of those seeds that every model has."""
+    """By model and task, in the order of the seeds."""
     runs: Runs = {}
     for model in NAMES:
         for file in sorted(folder.glob(f"{model}-seed*-*.json")):
             result = json.loads(file.read_text())
             runs.setdefault(model, {}).setdefault(result["task"], []).append(result)
-    several = [one for tasks in runs.values() for one in tasks.values()]
-    common = set.intersection(*({one["seed"] for one in each} for each in several)) if several else set()
-    return {
-        model: {task: [one for one in each if one["seed"] in common] for task, each in tasks.items()}
-        for model, tasks in runs.items()
-        if common
-    }
+    return runs
 
 
 OWN = {"lr", "optimiser", "hide", "codebook_weights"}  # of train: what each model may have tuned for itself
