@@ -48,7 +48,7 @@ def learning_curves(runs: Runs, file: Path) -> Path:
         if metric.endswith("wer"):
             panel.set_ylim(0, None)
         panel.grid(alpha=0.3)
-    figure.axes[0].legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     figure.savefig(file, dpi=110)
     return file
 
