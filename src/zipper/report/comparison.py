@@ -212,6 +212,11 @@ def search(folder: Path) -> str:
         other = [[name, told(one)] for name, one in tried.items()]
         tables += "\nTried besides, at the best rate (adafactor: at its own):\n\n"
         tables += table(["what", "WER (loss)"], other)
+    tables += (
+        "\nNot searched for the decoders: `train.hide` and `train.codebook_weights`, which were found for "
+        "Zipper's speech. Zips start with a prior of time (`model.zip.diagonal`, durations of subwords) and "
+        "from whitened states; a single decoder has no counterpart to these.\n"
+    )
     picture = "\n![Learning curves of all runs](results/figures/compare-learning-curves.png)\n"
     return section("Equal tuning, and learning curves", text, tables + picture, ["make compare-search"])
 
