@@ -176,7 +176,8 @@ def test_commands_named_in_the_readme_exist():
     known = subprocess.run(
         [sys.executable, "-m", "zipper", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for command, file in commands:
+    for command, quoted in commands:
+        file = quoted.strip("'")
         assert re.search(rf"^    {command}\s", known, re.M), command
         assert file.startswith("build/") or list(ROOT.glob(re.sub(r"\$(\([^)]*\)|[*1])", "*", file))), file
 
