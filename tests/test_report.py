@@ -50,7 +50,7 @@ def test_a_run_ends_with_figures_samples_times_and_files(prepared, capsys):
     for name in ("learning-curve", "gates", "attention-text-speech"):
         assert (cfg.run_dir / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert set(result["stage_seconds"]) == {"train", "evaluate", "draw"}
-    assert result["wall_seconds"] == result["stage_seconds"]["train"]
+    assert 0 < result["wall_seconds"] <= result["stage_seconds"]["train"] + 0.1  # without building the model
     shown = capsys.readouterr().out
     assert result["per_utterance"][0]["reference"] in shown
     assert "figures/" in shown or "figures  " in shown
