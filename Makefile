@@ -88,16 +88,19 @@ build/compare-prepared: | $(VENV)/.judge
 	$(RUN) prepare configs/compare-zipper.yaml
 	@touch $@
 
+build/runs/pretrain-single-decoder/result.json: | build/compare-prepared
+NEEDS = build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+
 define FINAL
-build/runs/compare-$1-seed$2/result.json: | build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+build/runs/compare-$1-seed$2/result.json: | $(NEEDS)
 	$(RUN) train configs/compare-$1.yaml name=compare-$1-seed$2 seed=$2 result=results/compare/$1-seed$2.json $(ARGS)
 endef
 define SEARCH
-build/runs/search-$1-lr$2/result.json: | build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
+build/runs/search-$1-lr$2/result.json: | $(NEEDS)
 	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(DROPOUT_$1) $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
 endef
 define TRIAL
-build/runs/search-$1/result.json: | build/compare-prepared
+build/runs/search-$1/result.json: | $(NEEDS)
 	$(RUN) train $(WORDS_$1) name=search-$1 $(QUARTER) result=results/search/$1.json $(ARGS)
 endef
 QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[asr]
