@@ -92,7 +92,7 @@ def test_a_run_killed_after_its_last_step_is_finished_by_the_same_command(prepar
     saved = torch.load(last, weights_only=True)
     assert 0 < saved["train_seconds"] < 1000
     torch.save({**saved, "train_seconds": 1000.0}, last)  # the time of all processes counts
-    assert 1000 < run_module.train(config("name=late"), "x")["asr"]["wall_seconds"] < 2000
+    assert 1000 <= run_module.train(config("name=late"), "x")["asr"]["wall_seconds"] < 2000
     assert Path("build/runs/late/result.json").is_file()
     assert Path("build/runs/late/figures/learning-curve.png").is_file()
 
