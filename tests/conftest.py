@@ -3,6 +3,7 @@ or GPU.
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,9 +83,12 @@ def tiny_model(
     gate: float = 0.7,
     seed: int = 0,
     switch: bool = False,
+    elsewhere: bool = False,
     **zip_settings,
 ) -> Zipper:
-    """Towers of different widths, zips with open gates, float64, eval; weights large enough to matter."""
+    """Towers of different widths, zips with open gates, float64, eval; weights large enough to matter.
+
+    elsewhere: the text tower has all that pre-trained models of the Llama family may bring."""
     torch.manual_seed(seed)
     shapes = {
         "text": TowerConfig(
@@ -97,6 +101,15 @@ def tiny_model(
             layers=layers - 1, width=8, heads=2, kv_heads=2, hidden=8, vocabulary=7, codebooks=2
         ),
     }
+    if elsewhere:
+        shapes["text"] = replace(
+            shapes["text"],
+            head_size=6,
+            qkv_bias=True,
+            qk_norm=True,
+            tied=False,
+            rope_scaling=[8.0, 1.0, 4.0, 16.0],
+        )
     zips = ZipConfig(heads=2, gate_init=gate, **zip_settings)
     cfg = ModelConfig(
         modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips, switch=switch

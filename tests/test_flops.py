@@ -39,10 +39,10 @@ def counted(model, batch, train: bool) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder"])
+@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder", "elsewhere"])
 @pytest.mark.parametrize("train", [False, True])
 def test_counted_from_shapes_equals_torchs_counter(kind, train):
-    model = single_decoder() if kind == "single decoder" else tiny_model()
+    model = single_decoder() if kind == "single decoder" else tiny_model(elsewhere=kind == "elsewhere")
     if kind == "frozen text":
         model.tower("text").requires_grad_(False)
     forth = one_document(model)

@@ -195,3 +195,21 @@ def test_what_a_single_decoder_cannot_be_is_refused(towers, words):
 def _length(document: Document, name: str) -> int:
     columns = document.segments[-1].tokens
     return len(columns) - 1 - max(1, columns.shape[1] - 1)
+
+
+def test_a_head_of_its_own_grows_with_the_embedding():
+    """Gotcha of grown vocabularies: with an untied head both must grow, or units have nothing to be written
+    by."""
+    torch.manual_seed(2)
+    shape = {**SHAPE, "tied": False}
+    tower = Tower(TowerConfig(**shape, vocabulary=11, codebooks=1)).double()
+    towers = {"text": TowerConfig(**shape, vocabulary=11, codebooks=1)}
+    towers["speech"] = TowerConfig(**shape, vocabulary=9, codebooks=3)
+    model = SingleDecoder(ModelConfig(kind="single_decoder", towers=towers)).double().eval()
+    model.start_from(tower)
+    assert torch.equal(model.decoder.head[:11], tower.head)
+    assert torch.equal(model.decoder.embedding.weight[:11], tower.embedding.weight)
+    tokens = torch.randint(11, (2, 7, 1))
+    text = model.tower("text")
+    assert torch.equal(text.logits(text(tokens)), tower.logits(tower(tokens)))
+    assert model.tower("speech").weight.shape == (27, 24)

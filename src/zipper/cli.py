@@ -114,13 +114,36 @@ def compare(args: argparse.Namespace) -> None:
     compare_files(args.a, args.b)
 
 
+def import_gguf(args: argparse.Namespace) -> None:
+    """turn a GGUF file of the Llama family into a folder that model.towers.text.init can name"""
+    from zipper.model.gguf import import_gguf as run
+
+    run(args.file, args.folder)
+    print(f"model -> {args.folder}")
+
+
+def push(args: argparse.Namespace) -> None:
+    """upload an exported model or tower to the Hugging Face hub, with your own token"""
+    from zipper.model.hub import push as run
+
+    print(run(args.folder, args.repository, args.private))
+
+
+OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "generate": generate,
+    "compare": compare,
+    "import-gguf": import_gguf,
+    "push": push,
+}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs one command. A user's mistake ends it with one line and status 2."""
     args = parser().parse_args(argv)
     command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
     try:
-        if args.command in ("generate", "compare"):
-            {"generate": generate, "compare": compare}[args.command](args)
+        if args.command in OTHERS:
+            OTHERS[args.command](args)
         else:
             COMMANDS[args.command](load_config(args.config, args.settings), command)
     except ZipperError as error:
@@ -163,6 +186,13 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             side, metavar=f"{side.upper()}.json", help="result file, or a quoted pattern of several (seeds)"
         )
+    one = commands.add_parser("import-gguf", help=import_gguf.__doc__, description=import_gguf.__doc__)
+    one.add_argument("file", type=Path, help="the .gguf")
+    one.add_argument("folder", type=Path, help="new, or empty")
+    one = commands.add_parser("push", help=push.__doc__, description=push.__doc__)
+    one.add_argument("folder", type=Path, help="what `export=` wrote")
+    one.add_argument("repository", help="user/name")
+    one.add_argument("--private", action="store_true", help="where it is made anew")
     return top
 
 

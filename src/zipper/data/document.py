@@ -46,13 +46,13 @@ def segment(store: Store, row: Row, modality: str, weight: float) -> Segment:
     """One modality of a row as tokens, begin and end included."""
     if modality == "speech":
         return speech_segment(store.row_codes(row), store.codes, weight)
-    return text_segment(row["ids"], weight)
+    return text_segment(row["ids"], store.subwords, weight)
 
 
-def text_segment(ids: Sequence[int], weight: float) -> Segment:
+def text_segment(ids: Sequence[int], subwords: Subwords, weight: float) -> Segment:
     """Subwords as columns of one codebook."""
-    tokens = torch.tensor([Subwords.begin, *ids, Subwords.end])[:, None]
-    return Segment("text", tokens, tokens != Subwords.begin, weight)
+    tokens = torch.tensor([subwords.begin, *ids, subwords.end])[:, None]
+    return Segment("text", tokens, torch.arange(len(tokens))[:, None] > 0, weight)
 
 
 def speech_segment(codes: Tensor, size: int, weight: float) -> Segment:

@@ -15,7 +15,7 @@ from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig, SamplingConfig
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
-from zipper.units.text import NORMALISER
+from zipper.units.text import NORMALISER, normalise
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def recognise(
     written = answers(model, store, facts, heard or rows, "asr", batch, how)
     out = []
     for row, segment in zip(rows, written, strict=True):
-        hypothesis = store.subwords.decode(segment.content[0].tolist())
+        hypothesis = normalise(store.subwords.decode(segment.content[0].tolist()))
         errors = word_errors(row["text"], hypothesis)
         seconds = round(row["seconds"], 3)
         out.append(

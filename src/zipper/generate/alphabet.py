@@ -8,15 +8,14 @@ from torch import Tensor
 
 from zipper.schema import TowerConfig
 from zipper.units.pattern import Specials, undelay
-from zipper.units.text import Subwords
 
 NEVER = 2**30  # the column in which a segment ends that has not ended yet
 FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, each of them alone, what fills
 
 
 class Alphabet(NamedTuple):
-    """Text is a stream of one codebook whose specials stand first; all other streams follow the delay pattern
-    of `units.pattern`, specials last."""
+    """Text is a stream of one codebook whose specials are its tokenizer's; all other streams follow the delay
+    pattern of `units.pattern`, specials last."""
 
     vocabulary: int
     codebooks: int
@@ -28,7 +27,8 @@ class Alphabet(NamedTuple):
     def of(cls, name: str, tower: TowerConfig) -> "Alphabet":
         """Of the tower of that modality."""
         if name == "text":
-            return cls(tower.vocabulary, 1, Subwords.begin, Subwords.end, None)
+            begin, end = tower.specials
+            return cls(tower.vocabulary, 1, begin, end, None)
         special = Specials.after(tower.vocabulary - len(Specials._fields))
         return cls(tower.vocabulary, tower.codebooks, special.begin, special.end, special.filler)
 

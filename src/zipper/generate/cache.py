@@ -196,7 +196,7 @@ class Memory:
         """(dictionary, key, heads, head size) of all that a token of this backbone is written to."""
         tower = self.model.cfg.towers[line]
         for index in range(tower.layers):
-            yield self.own, (line, index), tower.kv_heads, tower.width // tower.heads
+            yield self.own, (line, index), tower.kv_heads, tower.size
         for stage in range(self.model.stages):
             for asking, asked in self.model.zipped:
                 if asked == line:

@@ -60,7 +60,7 @@ class Step:
         }
         self.finish = _norm(tower.norm)
         self.head = _turned(tower.weight)
-        self.rotary = _Rotary(tower.cfg.width // tower.cfg.heads, tower.cfg.rope_base, self.table)
+        self.rotary = _Rotary(tower.cfg.size, tower.cfg.rope_base, self.table, tower.cfg.rope_scaling)
         size = tower.cfg.width // model.cfg.zip.heads
         self.zip_rotary = _Rotary(size, SECONDS_BASE, self.table)
         self.placed = model.cfg.zip.position
@@ -112,8 +112,8 @@ class Step:
 class _Rotary:
     """Rotary positions of one column: `rotate` as x cos + (x with its halves swapped) sin."""
 
-    def __init__(self, size: int, base: float, like: Tensor) -> None:
-        frequency = frequencies(size, base, like.device, like.dtype)
+    def __init__(self, size: int, base: float, like: Tensor, scaling: Sequence[float] = ()) -> None:
+        frequency = frequencies(size, base, like.device, like.dtype, scaling)
         # The cosine does not mind the sign; the sine of the first half gets the one that it needs.
         self.frequency = torch.cat([-frequency, frequency])
 
@@ -137,6 +137,8 @@ class _Layer(NamedTuple):
     size: int
     attention_norm: Callable[[Tensor], Tensor]
     to_qkv: Tensor
+    bias: Tensor | None  # of to_qkv
+    qk_norm: tuple[nn.RMSNorm, nn.RMSNorm] | None
     to_out: Tensor
     feed_forward_norm: Callable[[Tensor], Tensor]
     gate_up: Tensor
@@ -146,17 +148,27 @@ class _Layer(NamedTuple):
     def of(cls, layer: nn.Module) -> "_Layer":
         assert isinstance(layer, Layer)
         attention, feed_forward = layer.attention, layer.feed_forward
+        query_norm, key_norm = attention.query_norm, attention.key_norm
         return cls(
             attention.heads, attention.kv_heads, attention.size,
-            _norm(layer.attention_norm), _turned(attention.to_qkv.weight), _turned(attention.to_out.weight),
+            _norm(layer.attention_norm), _turned(attention.to_qkv.weight), attention.to_qkv.bias,
+            None if query_norm is None or key_norm is None else (query_norm, key_norm),
+            _turned(attention.to_out.weight),
             _norm(layer.feed_forward_norm),
             _turned(feed_forward.gate_up.weight), _turned(feed_forward.down.weight),
         )  # fmt: skip
 
     def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: Cache) -> Tensor:
         heads, rotated = self.heads, self.heads + self.kv_heads
-        qkv = torch.mm(self.attention_norm(x), self.to_qkv).view(len(x), -1, self.size)
-        qk = _rotated(qkv[:, :rotated], by)
+        qkv = torch.mm(self.attention_norm(x), self.to_qkv)
+        if self.bias is not None:
+            qkv = qkv + self.bias
+        qkv = qkv.view(len(x), -1, self.size)
+        qk = qkv[:, :rotated]
+        if self.qk_norm is not None:
+            query_norm, key_norm = self.qk_norm
+            qk = torch.cat([query_norm(qk[:, :heads]), key_norm(qk[:, heads:])], dim=1)
+        qk = _rotated(qk, by)
         keys = own.add(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
         y = F.scaled_dot_product_attention(
             qk[:, :heads, None], *keys, attn_mask=bias, enable_gqa=self.kv_heads != heads

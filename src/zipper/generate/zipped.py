@@ -44,7 +44,7 @@ class Zipped:
             raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
         ids = self.subwords.encode(normal)
         self._check_length("text", len(ids), f"{normal!r} has {len(ids)} subwords")
-        return text_segment(ids, 0.0)
+        return text_segment(ids, self.subwords, 0.0)
 
     def speech(self, wave: Tensor) -> Segment:
         """A speech prompt: wave float32 [n] at the codec's rate. Raises ConfigError where it is too long."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from zipper.config import asset
+from zipper.model.hub import model_folder
 from zipper.model.multimodal import MultimodalModel
 from zipper.model.pretrained import load_weights, read_tower, tower_facts
 from zipper.model.single_decoder import SingleDecoder
@@ -24,9 +24,9 @@ def load_pretrained(model: MultimodalModel) -> None:
         if not init:
             continue
         if isinstance(model, SingleDecoder):
-            model.start_from(read_tower(asset(init)))
+            model.start_from(read_tower(model_folder(init)))
         else:
-            load_weights(model.tower(name), asset(init))
+            load_weights(model.tower(name), model_folder(init))
 
 
 def trained_before(model: MultimodalModel) -> set[str]:
@@ -34,6 +34,6 @@ def trained_before(model: MultimodalModel) -> set[str]:
     known = {name for name in model.names if model.cfg.towers[name].init}
     if isinstance(model, SingleDecoder) and known:
         (first,) = known
-        shape = tower_facts(asset(model.cfg.towers[first].init or ""))["shape"]
+        shape = tower_facts(model_folder(model.cfg.towers[first].init or ""))["shape"]
         return {*model.names} if shape["vocabulary"] == len(model.decoder.embedding.weight) else known
     return known

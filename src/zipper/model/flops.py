@@ -52,10 +52,10 @@ def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) ->
         backbones[line] = backbones.get(line, 0) + count
     for name, count in backbones.items():
         cfg: TowerConfig = model.cfg.towers[name]
-        attention = cfg.width * cfg.width * (2 + 2 * cfg.kv_heads / cfg.heads)
+        attention = cfg.width * cfg.size * 2 * (cfg.heads + cfg.kv_heads)
         matrices = attention + 3 * cfg.width * cfg.hidden
         yield Term(2 * count * matrices * cfg.layers, _times(model, name))
-        yield Term((2 if causal else 4) * count**2 * cfg.width * cfg.layers, 3)
+        yield Term((2 if causal else 4) * count**2 * cfg.size * cfg.heads * cfg.layers, 3)
 
 
 def _heads(model: MultimodalModel, scored: Mapping[str, int]) -> Iterator[Term]:

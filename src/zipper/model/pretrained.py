@@ -1,4 +1,5 @@
-"""Towers in folders: tower.safetensors, and tower.json with shape, hash and origin."""
+"""Towers in folders: our own (tower.safetensors, and tower.json with shape, hash and origin), or a
+pre-trained language model in Hugging Face format (`model.llama`)."""
 
 import hashlib
 import json
@@ -10,11 +11,16 @@ from safetensors.torch import load_file, save_file
 
 from zipper.config import read_facts
 from zipper.errors import ConfigError, DataError, refusal
+from zipper.model.llama import is_llama, read_weights, shape_of
 from zipper.model.tower import Tower
 from zipper.schema import TowerConfig
+from zipper.units.text import Subwords
 
 WEIGHTS, FACTS = "tower.safetensors", "tower.json"
-SHAPE = ("layers", "width", "heads", "kv_heads", "hidden", "rope_base", "norm_eps", "vocabulary", "codebooks")
+SHAPE = (
+    "layers", "width", "heads", "kv_heads", "hidden", "head_size", "rope_base", "rope_scaling", "qkv_bias",
+    "qk_norm", "tied", "norm_eps", "vocabulary", "codebooks",
+)  # fmt: skip
 
 
 def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
@@ -30,10 +36,25 @@ def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
 
 
 def tower_facts(folder: Path) -> dict[str, Any]:
-    """tower.json. Raises DataError where the folder is no tower's, or its weights are not those described."""
+    """tower.json, or what stands for it in a model of elsewhere: `shape`, `reads` (its units), `trained_on`
+    (its sentences; none where they are not known).
+
+    Raises DataError where the folder is no tower's, or its weights are not those described.
+    """
+    if is_llama(folder):
+        shape, subwords = shape_of(folder), Subwords.load(folder / "tokenizer.json")
+        if subwords.vocabulary > shape["vocabulary"]:
+            raise DataError(
+                f"{folder}/tokenizer.json has {subwords.vocabulary} tokens, but the embedding that "
+                "config.json "
+                f"describes has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
+            )
+        return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
     if not (folder / WEIGHTS).is_file() or not (folder / FACTS).is_file():
         raise DataError(
-            f"init={folder} holds no {WEIGHTS} and {FACTS}. Run `make pretrain`, or name a tower's folder."
+            f"init={folder} holds no {WEIGHTS} and {FACTS}, and no config.json of a pre-trained language "
+            "model. "
+            "Run `make pretrain`, or name a tower's folder, or user/name of a model on the hub."
         )
     facts = read_facts(folder / FACTS)
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != facts["sha256"]:
@@ -65,10 +86,11 @@ def read_tower(folder: Path) -> Tower:
 
 def load_weights(tower: Tower, folder: Path) -> None:
     """Fills a tower of the folder's shape, strictly. Raises DataError where it was written by other code."""
+    weights = read_weights(folder) if is_llama(folder) else load_file(folder / WEIGHTS)
     try:
-        tower.load_state_dict(load_file(folder / WEIGHTS))
+        tower.load_state_dict(weights)
     except RuntimeError as error:
         raise DataError(
-            f"{folder / WEIGHTS} does not fit this version's towers ({refusal(error)}). "
+            f"{folder}: its weights do not fit this version's towers ({refusal(error)}). "
             "Pre-train it again, or use the version that wrote it."
         ) from error

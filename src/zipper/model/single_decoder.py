@@ -69,15 +69,20 @@ class SingleDecoder(MultimodalModel):
         first modality, which is grown: its rows stay bit for bit what they are, and new ones are drawn about
         their mean, with their spread. (At the mean itself all units would look alike until training has
         moved them apart.)"""
-        old, new = tower.embedding.weight, self.decoder.embedding.weight
-        grown = old.mean(0) + old.std(0) * torch.randn(new.shape, dtype=old.dtype)
-        if len(old) == len(new):
-            grown = old
-        else:
-            first = self.shares[self.names[0]]
-            rows = first.offset[:, None] + torch.arange(first.cfg.vocabulary)  # [Q, V]
-            grown[rows.flatten()] = old
-        self.decoder.load_state_dict({**tower.state_dict(), "embedding.weight": grown})
+        weights = tower.state_dict()
+        for name in ("embedding.weight", "head"):  # the latter where the two are not tied
+            if name in weights:
+                weights[name] = self._grown(weights[name])
+        self.decoder.load_state_dict(weights)
+
+    def _grown(self, old: Tensor) -> Tensor:
+        rows = len(self.decoder.embedding.weight)
+        if len(old) == rows:
+            return old
+        grown = old.mean(0) + old.std(0) * torch.randn((rows, old.shape[1]), dtype=old.dtype)
+        first = self.shares[self.names[0]]
+        grown[(first.offset[:, None] + torch.arange(first.cfg.vocabulary)).flatten()] = old  # [Q, V]
+        return grown
 
 
 class Share(Tower):
@@ -87,13 +92,13 @@ class Share(Tower):
         """first, other: rows where its first codebook, and its other ones, begin; joint: rows of head 0."""
         nn.Module.__init__(self)
         self.cfg, self.layers, self.norm = cfg, decoder.layers, decoder.norm
-        self.embedding = decoder.embedding
+        self.embedding, self.decoder_head = decoder.embedding, decoder.head
         self.first, self.joint = first, joint
         self.other = other
 
     def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
         """As Tower; the first codebook stands against those of all modalities."""
-        shared = states @ self.embedding.weight[: self.joint].T  # [N, joint]
+        shared = states @ self._rows[: self.joint].T  # [N, joint]
         first = target[:, :1]
         first = cross_entropy(shared[:, None], torch.where(first < 0, first, first + self.first))
         if self.cfg.codebooks == 1:
@@ -104,7 +109,7 @@ class Share(Tower):
 
     @property
     def weight(self) -> Tensor:
-        first = self.embedding.weight[self.first : self.first + self.cfg.vocabulary]
+        first = self._rows[self.first : self.first + self.cfg.vocabulary]
         return torch.cat([first, self._others]) if self.cfg.codebooks > 1 else first
 
     @property
@@ -114,4 +119,9 @@ class Share(Tower):
 
     @property
     def _others(self) -> Tensor:
-        return self.embedding.weight[self.other :][: (self.cfg.codebooks - 1) * self.cfg.vocabulary]
+        return self._rows[self.other :][: (self.cfg.codebooks - 1) * self.cfg.vocabulary]
+
+    @property
+    def _rows(self) -> Tensor:
+        """The decoder's whole head."""
+        return self.embedding.weight if self.decoder_head is None else self.decoder_head

@@ -2,9 +2,12 @@
 
 RMSNorm before each block, rotary positions, grouped queries, SwiGLU, head tied to the embedding. A column
 holds Q tokens (the codebooks of a speech frame; 1 for text): their embeddings are summed, and Q tied heads
-predict the next.
+predict the next. What the checkpoints of the family add (biases, norms of queries and keys, a head of its
+own, scaled positions) the config turns on; `model.llama` reads them.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,10 +49,12 @@ class Attention(nn.Module):
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.width // cfg.heads
+        self.heads, self.kv_heads, self.size = cfg.heads, cfg.kv_heads, cfg.size
         heads = cfg.heads + 2 * cfg.kv_heads  # queries, keys, values: one product for all of them
-        self.to_qkv = nn.Linear(cfg.width, heads * self.size, bias=False)
+        self.to_qkv = nn.Linear(cfg.width, heads * self.size, bias=cfg.qkv_bias)
         self.to_out = nn.Linear(cfg.heads * self.size, cfg.width, bias=False)
+        self.query_norm = nn.RMSNorm(self.size, eps=cfg.norm_eps) if cfg.qk_norm else None
+        self.key_norm = nn.RMSNorm(self.size, eps=cfg.norm_eps) if cfg.qk_norm else None
 
     def forward(
         self,
@@ -61,6 +66,9 @@ class Attention(nn.Module):
         """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = may look; neither: plain causal."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = qk.split([self.heads, self.kv_heads], dim=1)
+            qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=1)
         q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
         if cache is not None:
             k, v = cache.add(KeyValue(k, v))
@@ -119,6 +127,7 @@ class Tower(nn.Module):
         self.embedding = nn.Embedding(cfg.codebooks * cfg.vocabulary, cfg.width)  # codebook after codebook
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
         self.norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
+        self.head = None if cfg.tied else nn.Parameter(torch.randn(self.embedding.weight.shape) * 0.02)
         self.apply(_initialise)
         for name, weight in self.named_parameters():
             if name.endswith(
@@ -140,14 +149,15 @@ class Tower(nn.Module):
 
     def rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """position int64 [B, T], of a token within its tower and document -> cosines, sines for `run`."""
-        return rotation(position, self.cfg.width // self.cfg.heads, self.cfg.rope_base, self.weight.dtype)
+        cfg, dtype = self.cfg, self.embedding.weight.dtype
+        return rotation(position, cfg.size, cfg.rope_base, dtype, cfg.rope_scaling)
 
     def finish(self, x: Tensor) -> Tensor:
         """The final norm: x [B, T, D] -> [B, T, D]"""
         return self.norm(x)
 
     def logits(self, states: Tensor) -> Tensor:
-        """states [..., D] after `finish` -> [..., Q, V], by the tied embedding."""
+        """states [..., D] after `finish` -> [..., Q, V]"""
         return F.linear(states, self.weight).unflatten(-1, (self.cfg.codebooks, self.cfg.vocabulary))
 
     def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
@@ -156,8 +166,8 @@ class Tower(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Embedding and head: [Q * V, D], codebook after codebook."""
-        return self.embedding.weight
+        """Of the head, which is the embedding where they are tied: [Q * V, D], codebook after codebook."""
+        return self.embedding.weight if self.head is None else self.head
 
     @property
     def offset(self) -> Tensor:
@@ -173,20 +183,37 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return nats.view_as(target)
 
 
-def rotation(position: Tensor, size: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotation(
+    position: Tensor, size: int, base: float, dtype: torch.dtype, scaling: Sequence[float] = ()
+) -> tuple[Tensor, Tensor]:
     """Rotary cosines and sines (arXiv 2104.09864): position [B, T], any real -> two of [B, 1, T, K / 2].
 
     Angles are computed in float32 at least: bfloat16 cannot tell neighbouring positions apart.
     """
-    frequency = frequencies(size, base, position.device, dtype)
+    frequency = frequencies(size, base, position.device, dtype, scaling)
     angle = (position[..., None].to(frequency.dtype) * frequency)[:, None]  # [B, 1, T, K / 2]
     return angle.cos(), angle.sin()
 
 
-def frequencies(size: int, base: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Of the rotary pairs of a head, in radians a position: [K / 2]"""
+def frequencies(
+    size: int, base: float, device: torch.device, dtype: torch.dtype, scaling: Sequence[float] = ()
+) -> Tensor:
+    """Of the rotary pairs of a head, in radians a position: [K / 2]
+
+    scaling: a factor that slows all of them down; or Llama 3's four (arXiv 2407.21783): wavelengths longer
+    than tokens / low are slowed down by the factor, those shorter than tokens / high are left, those between
+    lie between.
+    """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    return base ** (-torch.arange(0, size, 2, device=device, dtype=exact) / size)
+    frequency = base ** (-torch.arange(0, size, 2, device=device, dtype=exact) / size)
+    if len(scaling) == 1:
+        return frequency / scaling[0]
+    if scaling:
+        factor, low, high, tokens = scaling
+        turns = tokens * frequency / (2 * math.pi)  # within what was pre-trained on
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequency * (kept + (1 - kept) / factor)
+    return frequency
 
 
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:

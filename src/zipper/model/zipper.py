@@ -68,7 +68,9 @@ class Zipper(MultimodalModel):
         super().__init__(cfg)
         self.rates = rates
         for name in self.names:
-            each = (seconds or {}).get(name) or [1 / rates[name]] * cfg.towers[name].vocabulary
+            rows = cfg.towers[name].vocabulary
+            each = (seconds or {}).get(name) or [1 / rates[name]] * rows
+            each = each + [0.0] * (rows - len(each))  # a padded embedding has more rows than the tokenizer
             # Not of the checkpoint: they come with its facts.
             self.register_buffer(f"seconds_{name}", torch.tensor(each), persistent=False)
         towers = {name: cfg.towers[name] for name in self.names}

@@ -15,10 +15,19 @@ class TowerConfig:
     heads: int = setting(4, "query heads")
     kv_heads: int = setting(4, "key and value heads (GQA); divides heads")
     hidden: int = setting(384, "of the SwiGLU feed-forward")
+    head_size: int = setting(0, "of a head; 0: width / heads")
     rope_base: float = setting(10_000.0, "of the rotary positions")
+    rope_scaling: list[float] = setting(
+        [],
+        "Llama 3's: factor, low and high frequency factor, tokens pre-trained on; one number: linear; none",
+    )
+    qkv_bias: bool = setting(False, "queries, keys and values have a bias (Qwen2)")
+    qk_norm: bool = setting(False, "queries and keys pass an RMSNorm (Qwen3)")
+    tied: bool = setting(True, "the embedding is the head as well")
     norm_eps: float = setting(1e-6, "of RMSNorm")
     vocabulary: int = setting(0, "tokens of one codebook; 0: from the store")
     codebooks: int = setting(0, "tokens a column; 0: from the store (text has 1)")
+    specials: list[int] = setting([0, 1], "ids that begin and end a text; from the store's tokenizer")
     dropout: float = setting(0.0, "after attention and feed-forward, in training")
     init: str | None = setting(
         None, "folder of a pre-trained tower, which then gives the shape; none: random"
@@ -30,11 +39,18 @@ class TowerConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.width % self.heads:
+        if self.heads < 1 or (not self.head_size and self.width % self.heads):
             raise ConfigError(f"heads={self.heads} does not divide width={self.width}. Pick a divisor.")
-        if (self.width // self.heads) % 2:
+        if self.size % 2:
             raise ConfigError(
-                f"width={self.width} / heads={self.heads} is odd; rotary positions need an even head size."
+                f"width={self.width} / heads={self.heads} (or head_size={self.head_size}) is odd; rotary "
+                "positions need an even head size."
+            )
+        if len(self.rope_scaling) not in (0, 1, 4) or not all(value > 0 for value in self.rope_scaling):
+            raise ConfigError(
+                f"rope_scaling={self.rope_scaling}: give a factor, or Llama 3's factor, low and high "
+                "frequency "
+                "factor and tokens, all more than 0; or nothing."
             )
         if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Pick a divisor.")
@@ -45,6 +61,11 @@ class TowerConfig:
                 f"interval={self.interval} leaves no zip in a tower "
                 f"of layers={self.layers}. Pick 1 to {self.layers}."
             )
+
+    @property
+    def size(self) -> int:
+        """Of a head."""
+        return self.head_size or self.width // self.heads
 
 
 @dataclass

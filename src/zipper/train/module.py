@@ -225,7 +225,7 @@ def parameter_groups(
             continue
         if parameter.ndim == 0:
             gates.append(parameter)
-        elif parameter.ndim == 1 or name.endswith("embedding.weight"):
+        elif parameter.ndim == 1 or name.endswith(("embedding.weight", ".head")):
             rest.append(parameter)
         else:
             decayed.append(parameter)

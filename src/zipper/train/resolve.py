@@ -2,9 +2,9 @@
 
 from dataclasses import fields, replace
 
-from zipper.config import asset
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.errors import ConfigError, DataError
+from zipper.model.hub import model_folder
 from zipper.model.pretrained import tower_facts, with_shape_of
 from zipper.schema import TASKS, RunConfig, TowerConfig
 from zipper.units.facts import reads, reads_all
@@ -64,7 +64,7 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
         raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
     count, books = own[name]
     if tower.init:
-        folder = asset(tower.init)
+        folder = model_folder(tower.init)
         facts = tower_facts(folder)
         known = {reads(store, name), *([reads_all(store)] if single else [])}
         if facts["reads"] not in known:
@@ -74,9 +74,14 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
                 "of that tower, or pre-train one on these."
             )
         train = store.splits["train"]
-        if grammar and facts["trained_on"] not in (
-            store.facts["trained_on"],
-            sentences_hash(train[:FIRST]["text"]),  # a part of this training split
+        if (
+            grammar
+            and facts["trained_on"]
+            not in (
+                None,  # a model of elsewhere
+                store.facts["trained_on"],
+                sentences_hash(train[:FIRST]["text"]),  # a part of this training split
+            )
         ):
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
@@ -89,6 +94,11 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
             tower = with_shape_of(tower, folder)
+    if name == "text":
+        # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
+        # held to.
+        tower = replace(tower, specials=[store.subwords.begin, store.subwords.end])
+        count = max(count, tower.vocabulary if tower.init else 0)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "

@@ -5,6 +5,7 @@ from pathlib import Path
 from zipper.config import asset
 from zipper.corpora.open import open_corpus
 from zipper.disk import check_places
+from zipper.model.hub import model_folder
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.units.codec import load_codec
@@ -13,11 +14,20 @@ from zipper.units.store import Store
 from zipper.units.text import Subwords
 
 
+def given_subwords(cfg: RunConfig) -> Subwords | None:
+    """The tokenizer that the config names, or that of its pre-trained text tower; none: one is to be
+    trained."""
+    if cfg.data.tokenizer:
+        return Subwords.load(asset(cfg.data.tokenizer))
+    tower = cfg.model.towers.get("text")
+    return Subwords.load(model_folder(tower.init) / "tokenizer.json") if tower and tower.init else None
+
+
 def prepare(cfg: RunConfig, clock: Clock) -> Store:
     """Opens the store of a config, after making what is missing. Codec and tokenizer are checked first."""
     check_places(cfg)
     codec = load_codec(cfg.codec)
-    given = Subwords.load(asset(cfg.data.tokenizer)) if cfg.data.tokenizer else None
+    given = given_subwords(cfg)
     with clock.stage("speak"):
         utterances = open_corpus(cfg)
     subwords = given or Subwords.train((u.text for u in utterances if u.split == "train"), cfg.data.subwords)

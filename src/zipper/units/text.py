@@ -1,13 +1,15 @@
 """Text to ids and back: one normaliser, LibriSpeech's convention, and byte-pair subwords."""
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from zipper.config import read_facts
 from zipper.errors import DataError
 
 NORMALISER = "librispeech-1"
@@ -26,12 +28,13 @@ def normalise(text: str) -> str:
 
 
 class Subwords:
-    """Byte-pair subwords of normalised text, with a begin and an end of their own."""
-
-    begin, end = 0, 1
+    """Subwords of normalised text, with a begin and an end: our own, or those of a pre-trained model's
+    tokenizer (where both may be one token, as many models have it)."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        """A tokenizer that puts begin and end around a text when it is asked for specials."""
         self.tokenizer = tokenizer
+        self.begin, self.end = tokenizer.encode("").ids
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> "Subwords":
@@ -49,11 +52,13 @@ class Subwords:
             vocab_size=vocabulary, special_tokens=specials, initial_alphabet=LETTERS, show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.post_processor = _around(tokenizer, *specials)
         return cls(tokenizer)
 
     @classmethod
     def load(cls, file: Path) -> "Subwords":
-        """Raises DataError where the file is missing or is no tokenizer."""
+        """A tokenizer.json, ours or one in the Hugging Face format with config.json beside it, which names
+        begin and end. Raises DataError where the file is missing or is no tokenizer."""
         if not file.is_file():
             raise DataError(
                 f"{file} does not exist: it should hold the tokenizer (tokenizer.json) of the text tower."
@@ -62,10 +67,11 @@ class Subwords:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception
             raise DataError(f"{file} is no tokenizer.json: {error}") from error
-        if tokenizer.token_to_id("<begin>") != cls.begin or tokenizer.token_to_id("<end>") != cls.end:
-            raise DataError(
-                f"{file} has no <begin> and <end> at ids {cls.begin} and {cls.end}: it was not made here."
-            )
+        own = tokenizer.token_to_id("<begin>") is not None and tokenizer.token_to_id("<end>") is not None
+        begin, end = ("<begin>", "<end>") if own else _specials_of_model(file, tokenizer)
+        tokenizer.post_processor = _around(tokenizer, begin, end)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         return cls(tokenizer)
 
     def save(self, file: Path) -> None:
@@ -91,4 +97,35 @@ class Subwords:
     @property
     def fingerprint(self) -> str:
         """Hash of the tokenizer: towers and stores that share it read the same ids."""
-        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()[:16]
+        facts = json.loads(self.tokenizer.to_str())
+        if self.tokenizer.token_to_id("<begin>") == self.begin:
+            facts["post_processor"] = None  # what says where begin and end stand; ours always had them there
+        text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _around(tokenizer: Tokenizer, begin: str, end: str) -> processors.TemplateProcessing:
+    ids = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys((begin, end))]
+    return processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+
+
+def _specials_of_model(file: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Begin and end as the model's own files name them: by id in config.json, or else by their token. A
+    model that has no begin (Qwen) begins with its end."""
+    config = file.with_name("config.json")
+    named = read_facts(config) if config.is_file() else {}
+    ids = [named.get("bos_token_id"), named.get("eos_token_id")]
+    begin, end = (
+        tokenizer.id_to_token(i[0] if isinstance(i, list) else i) if i is not None else None for i in ids
+    )
+    if end is None:
+        around = tokenizer.encode("").tokens  # as `save` wrote it
+        if len(around) != 2:
+            raise DataError(
+                f"{file} has no <begin> and <end>, and no config.json beside it names bos_token_id and "
+                "eos_token_id: "
+                "it was not made here, and is no pre-trained model's. Give the tokenizer that stands with "
+                "its model."
+            )
+        begin, end = around
+    return begin or end, end

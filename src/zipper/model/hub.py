@@ -1,0 +1,63 @@
+"""Where a model's files are: a folder, or a repository of the Hugging Face hub that is fetched once."""
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from zipper.config import asset
+from zipper.errors import ConfigError, DataError
+
+REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"  # user/name, and a revision if need be
+WANTED = ["*.json", "*.safetensors"]  # never code, never pickles
+
+
+def model_folder(name: str) -> Path:
+    """The folder of that name, as given or beside the configs; else the files of `user/name[@revision]` on
+    the hub, from the cache where they were fetched before.
+
+    Raises DataError where it is neither, or the hub cannot be reached, with the folder that would be used.
+    """
+    folder = asset(name)
+    if folder.exists() or not re.fullmatch(REPOSITORY, name):
+        return folder
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+        cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+        raise DataError(
+            f"{name} is no folder here, and it could not be had from the hub ({_first_line(error)}). Name "
+            "an existing "
+            f"folder, or put the model where it would be kept: {cache} (from a machine that reaches the hub)."
+        ) from error
+
+
+def push(folder: Path, repository: str, private: bool) -> str:
+    """Uploads an exported model or tower with the user's own token (HF_TOKEN, or `hf auth login`); returns
+    its address. Raises ConfigError where the folder holds none, DataError where the hub refuses or is not
+    reached."""
+    if not any(folder.glob("*.safetensors")) or not any(folder.glob("*.json")):
+        raise ConfigError(
+            f"{folder} holds no exported model. Give a folder that `export=` wrote: assets/zipped, or a "
+            "tower's."
+        )
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=WANTED, commit_message="Exported by zipper"
+        )
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise DataError(
+            f"{repository}: the hub did not take it ({_first_line(error)}). Log in with `hf auth login`, or "
+            "set "
+            "HF_TOKEN to a token that may write there."
+        ) from error
+    return f"{api.endpoint}/{repository}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

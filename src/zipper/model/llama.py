@@ -1,0 +1,181 @@
+"""Checkpoints of the Llama family in Hugging Face format as towers: config.json, and one or many
+.safetensors.
+
+Llama (3.x rope scaling included), SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3. No code comes with them:
+shapes are read from config.json, weights from safetensors, both held against what a tower has.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from zipper.config import read_facts
+from zipper.errors import DataError
+
+CONFIG, INDEX, ONE_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
+# By architecture: whether queries, keys and values have a bias, whether queries and keys have a norm.
+FAMILIES = {
+    "LlamaForCausalLM": (False, False),  # SmolLM2 too
+    "MistralForCausalLM": (False, False),
+    "Qwen2ForCausalLM": (True, False),  # Qwen2.5 too
+    "Qwen3ForCausalLM": (False, True),
+}
+NEEDED = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "rms_norm_eps",
+    "vocab_size",
+)
+WINDOW = 2048  # tokens: a sliding window at least so long hides nothing from texts that are spoken
+OURS = {
+    "model.embed_tokens.weight": "embedding.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "head",
+}
+PARTS = {  # of a layer: what of theirs, one after the other, makes up one of ours
+    "attention_norm.weight": ["input_layernorm.weight"],
+    "attention.to_qkv.weight": [f"self_attn.{part}_proj.weight" for part in "qkv"],
+    "attention.to_qkv.bias": [f"self_attn.{part}_proj.bias" for part in "qkv"],
+    "attention.query_norm.weight": ["self_attn.q_norm.weight"],
+    "attention.key_norm.weight": ["self_attn.k_norm.weight"],
+    "attention.to_out.weight": ["self_attn.o_proj.weight"],
+    "feed_forward_norm.weight": ["post_attention_layernorm.weight"],
+    "feed_forward.gate_up.weight": ["mlp.gate_proj.weight", "mlp.up_proj.weight"],
+    "feed_forward.down.weight": ["mlp.down_proj.weight"],
+}
+
+
+def is_llama(folder: Path) -> bool:
+    """Whether a folder holds a model in Hugging Face format."""
+    return (folder / CONFIG).is_file()
+
+
+def shape_of(folder: Path) -> dict[str, Any]:
+    """The settings of a tower of that shape. Raises DataError on an architecture, or a part of one, that
+    towers do not have."""
+    config = read_facts(folder / CONFIG)
+    (architecture,) = config.get("architectures") or ["none"]
+    if architecture not in FAMILIES:
+        raise DataError(
+            f"{folder / CONFIG}: towers of architecture {architecture!r} are not known. "
+            f"Known are {', '.join(FAMILIES)}."
+        )
+    if lacking := [key for key in NEEDED if key not in config]:
+        raise DataError(f"{folder / CONFIG} lacks {', '.join(lacking)}. Restore it from the model's source.")
+    bias, norms = FAMILIES[architecture]
+    _refuse_foreign_parts(folder, config)
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    size = config.get("head_dim") or width // heads
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {
+        "layers": config["num_hidden_layers"],
+        "width": width,
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "hidden": config["intermediate_size"],
+        "head_size": 0 if size * heads == width else size,
+        "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        "rope_scaling": _scaling(folder, rope),
+        "qkv_bias": bias,
+        "qk_norm": norms,
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "norm_eps": config["rms_norm_eps"],
+        "vocabulary": config["vocab_size"],
+        "codebooks": 1,
+    }
+
+
+def _refuse_foreign_parts(folder: Path, config: dict[str, Any]) -> None:
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise DataError(f"{folder / CONFIG}: {key}=true, but towers have no such biases.")
+    if config.get("hidden_act", "silu") != "silu":
+        raise DataError(f"{folder / CONFIG}: hidden_act={config['hidden_act']!r}; a tower's is 'silu'.")
+    window = config.get("sliding_window")
+    if window and config.get("use_sliding_window", True) and window < WINDOW:
+        raise DataError(
+            f"{folder / CONFIG}: sliding_window={window} would hide tokens of long documents; towers look at "
+            f"all of them, which is the same only from {WINDOW} on."
+        )
+
+
+def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return []
+    if kind == "linear":
+        return [float(rope["factor"])]
+    if kind == "llama3":
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        return [float(rope[key]) for key in keys]
+    raise DataError(
+        f"{folder / CONFIG}: positions scaled by {kind!r} are not known. Known are default, linear, llama3."
+    )
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors under the names of a tower, in the file's dtype. Raises DataError on files that are
+    missing or damaged, and on tensors that are missing or left over."""
+    shape = shape_of(folder)
+    theirs: dict[str, Tensor] = {}
+    for file in _files(folder):
+        try:
+            theirs.update(load_file(file))
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{file} is missing or damaged ({error}). Fetch the model again.") from error
+    # Some checkpoints carry what follows from others.
+    derived = {name for name in theirs if name.endswith("rotary_emb.inv_freq")}
+    if shape["tied"]:
+        derived.add("lm_head.weight")
+    ours, used, missing = {}, set(derived), []
+    for name, parts in _names(shape):
+        used.update(parts)
+        if lacking := [part for part in parts if part not in theirs]:
+            missing += lacking
+            continue
+        ours[name] = torch.cat([theirs[part] for part in parts]) if len(parts) > 1 else theirs[parts[0]]
+    extra = sorted(set(theirs) - used)
+    if missing or extra:
+        raise DataError(
+            f"{folder}: its tensors are not those that {CONFIG} describes: missing {_some(missing)}; left "
+            "over "
+            f"{_some(extra)}. Fetch the model again, or mend {CONFIG}."
+        )
+    return ours
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        return [folder / name for name in sorted({*read_facts(folder / INDEX)["weight_map"].values()})]
+    if not (folder / ONE_FILE).is_file():
+        raise DataError(
+            f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Weights in other formats are not "
+            "read: "
+            "save the model as safetensors."
+        )
+    return [folder / ONE_FILE]
+
+
+def _names(shape: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    for theirs, ours in OURS.items():
+        if ours != "head" or not shape["tied"]:
+            yield ours, [theirs]
+    for layer in range(shape["layers"]):
+        for ours, parts in PARTS.items():
+            if ours.endswith("bias") and not shape["qkv_bias"]:
+                continue
+            if ours.startswith(("attention.query_norm", "attention.key_norm")) and not shape["qk_norm"]:
+                continue
+            yield f"layers.{layer}.{ours}", [f"model.layers.{layer}.{part}" for part in parts]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) or "none"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
