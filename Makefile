@@ -68,11 +68,14 @@ MODELS := zipper zipper-frozen single-decoder single-decoder-speech
 RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
 RATES_single-decoder-speech := 8e-3
 # Tried besides, at the rate that the search has chosen, or at the optimiser's own.
-TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout zipper-without-dropout
+TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout \
+	zipper-without-dropout single-decoder-without-hide zipper-without-hide
 WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml train.optimiser=adafactor train.lr=1e-2
 WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml model.towers.text.dropout=0
 WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml model.towers.text.dropout=0
 WORDS_zipper-without-dropout := configs/compare-zipper.yaml model.towers.speech.dropout=0
+WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml train.hide=0
+WORDS_zipper-without-hide := configs/compare-zipper.yaml train.hide=0
 # With which Zipper was searched; without it was better, and is what its config now has.
 DROPOUT_zipper := model.towers.speech.dropout=0.2
 ifdef THREADS

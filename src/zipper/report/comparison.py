@@ -213,8 +213,10 @@ def search(folder: Path) -> str:
         tables += "\nTried besides, at the best rate (adafactor: at its own):\n\n"
         tables += table(["what", "WER (loss)"], other)
     tables += (
-        "\nNot searched for the decoders: `train.hide` and `train.codebook_weights`, which were found for "
-        "Zipper's speech. Zips start with a prior of time (`model.zip.diagonal`, durations of subwords) and "
+        "\n`train.hide` was found for Zipper's speech; without it recognition alone is as good or better, "
+        "for both "
+        "kinds. Not searched for the decoders: `train.codebook_weights`. Zips start with a prior of time "
+        "(`model.zip.diagonal`, durations of subwords) and "
         "from whitened states; a single decoder has no counterpart to these.\n"
     )
     picture = "\n![Learning curves of all runs](results/figures/compare-learning-curves.png)\n"
