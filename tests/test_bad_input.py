@@ -70,7 +70,7 @@ def test_stereo_is_averaged_and_another_rate_resampled(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "normalises to nothing"),
+        ("", "has no transcript"),
         ("?! ...", "normalises to nothing"),
         ("in 1984 it was", "has digits .'1984'"),
         ("So it is.", "is not normalised"),
@@ -96,7 +96,7 @@ def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     store = prepare_store(tmp_path / "s", [*utterances, quiet, digits], codec, subwords, 5.0, 30.0)
     assert store.facts["skipped"] == 2
     assert store.facts["rows"] == {"train": 24, "dev": 6, "test": 6}
-    reasons = "".join(f.read_text() for f in store.folder.glob("*.skipped"))
+    reasons = "".join(f.read_text() for f in store.folder.glob("skipped.jsonl"))
     assert "is silent" in reasons
     assert "has digits" in reasons
 

@@ -1,6 +1,7 @@
 """Language models of elsewhere as towers: equal to transformers, strict, and from a folder or the hub."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,14 @@ def test_push_uploads_what_was_exported_and_nothing_else(monkeypatch, tmp_path):
     monkeypatch.setattr(HfApi, "create_repo", refuse)
     with pytest.raises(DataError, match="hf auth login"):
         push(Path("assets/text-tower").resolve(), "me/mine", private=False)
+
+
+def test_an_interval_that_leaves_no_zip_in_the_models_layers_is_refused(tmp_path, store):
+    folder = saved(tmp_path / "model")
+    store.subwords.save(tmp_path / "tokenizer.json")
+    words = [f"model.towers.text={{init: {folder}, interval: 4}}", "train.tasks.asr=1"]
+    subwords = Subwords.load(folder / "tokenizer.json")
+    parts = {**store.facts["fingerprint"], "tokenizer": subwords.fingerprint}
+    other = replace(store, facts={**store.facts, "fingerprint": parts}, subwords=subwords)
+    with pytest.raises(ConfigError, match="interval=4 leaves no zip in a tower of layers=3"):
+        resolve(load_config(None, words), other)

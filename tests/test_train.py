@@ -264,7 +264,7 @@ def test_every_config_loads_and_takes_a_step(file, store, utterances):
         return
     values = yaml.safe_load(file.read_text())
     for tower in cfg.model.towers.values():
-        tower.init = None
+        tower.init, tower.layers = None, max(tower.layers, tower.interval)
     del cfg.train.codebook_weights[store.codebooks :]
     cfg = resolve(cfg, store)
     module = ZipperModule.of(cfg, facts_of(store))

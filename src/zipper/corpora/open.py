@@ -1,13 +1,48 @@
-"""The corpus that a config names, as utterances."""
+"""The corpora that a config names, as utterances."""
 
 import os
 from pathlib import Path
 
+from zipper.corpora.librispeech import PUBLISHED, SUBSETS, index_librilight, index_librispeech
+from zipper.corpora.lists import read_list, read_text
 from zipper.corpora.spoken import spoken_corpus
-from zipper.corpora.utterance import Utterance
-from zipper.schema import RunConfig
+from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
+from zipper.errors import ConfigError, DataError
+from zipper.schema import DataConfig, RunConfig
 
 
 def open_corpus(cfg: RunConfig) -> list[Utterance]:
-    """All utterances of all splits; what is not there yet is made first, on all cores."""
-    return spoken_corpus(cfg.data, Path(cfg.build) / "corpora", os.cpu_count() or 1)
+    """All utterances of all splits, of one corpus after the other; the embedded one is spoken first where it
+    is not there yet, on all cores.
+
+    Raises DataError where a corpus is not where data.folder says, an id stands twice, or a split is empty.
+    """
+    found: list[Utterance] = []
+    for corpus in cfg.data.corpora:
+        found += _open(corpus, cfg.data, Path(cfg.build))
+    check_ids(found, f"data.corpus={cfg.data.corpus}")
+    if empty := [split for split in SPLITS if not any(u.split == split for u in found)]:
+        raise DataError(
+            f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
+            "subset, or "
+            "a piece of one as train-clean-100/26), or give it utterances."
+        )
+    return found
+
+
+def _open(corpus: str, data: DataConfig, build: Path) -> list[Utterance]:
+    if corpus == "spoken":
+        return spoken_corpus(data, build / "corpora", os.cpu_count() or 1)
+    if data.folder is None:
+        raise ConfigError(f"data.corpus={corpus} needs data.folder: where it lies.")
+    folder = Path(data.folder).expanduser()
+    if not folder.exists():
+        raise DataError(f"data.folder={data.folder} does not exist. Name the folder that holds {corpus}.")
+    folder = folder.resolve()
+    if corpus in PUBLISHED:
+        return index_librispeech(corpus, folder, data.splits or SUBSETS)
+    if corpus == "librilight":
+        return hold_out(index_librilight(folder, data.max_seconds), data.dev, data.test, data.seed)
+    if corpus == "text":
+        return read_text(folder, data.dev, data.test, data.seed)
+    return read_list(folder, data.dev, data.test, data.seed)

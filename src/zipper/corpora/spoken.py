@@ -8,8 +8,8 @@ import hashlib
 import itertools
 import json
 import random
-import re
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,10 +24,11 @@ import torchaudio.functional as AF
 from tqdm import tqdm
 
 from zipper.corpora.grammar import sentences
+from zipper.corpora.lists import MAX_WORDS, sentences_of
 from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.schema import DataConfig
-from zipper.units.text import NORMALISER, normalise
+from zipper.units.text import NORMALISER
 
 if TYPE_CHECKING:
     from hibari import Hibari
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 VOICE_RATE = 24_000  # Hz, what the voice speaks in
 SILENCE = 0.01  # amplitude under which the edges of a recording count as silent
 MARGIN = 0.1  # seconds of silence kept at each edge
-MAX_WORDS = 40  # longer sentences of a text folder are skipped, and counted
 PITCHES = [
     round(0.88 + 0.02 * step, 2) for step in range(13)
 ]  # ratios; 2 % apart, so that resampling stays cheap
@@ -55,7 +55,7 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     folder = root / f"spoken-{recipe_hash(cfg)}"
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
-        return read_manifest(manifest)
+        return [replace(u, subset=f"spoken/{u.split}") for u in read_manifest(manifest)]
     utterances = [
         Utterance(
             f"{split}-{i:05d}",
@@ -63,13 +63,14 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
             text,
             "heart",
             split,
+            f"spoken/{split}",
         )
         for split, texts in spoken_texts(cfg).items()
         for i, text in enumerate(texts)
     ]
     for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
-    todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio).exists()]
+    todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio or "").exists()]
     with ProcessPoolExecutor(max(workers, 1), mp_context=get_context("spawn")) as pool:
         spoken = pool.map(_speak, todo, chunksize=16)
         for _ in tqdm(spoken, total=len(todo), desc="speak", unit="utterance", mininterval=1.0):
@@ -119,16 +120,9 @@ def _sentences_of_folder(folder: Path) -> list[str]:
     found: dict[str, None] = {}
     digits = long = 0
     for file in files:
-        for sentence in re.split(
-            r"(?<=[.!?;])\s+|\n\s*\n", file.read_text(encoding="utf-8-sig", errors="replace")
-        ):
-            words = normalise(sentence)
-            if re.search(r"\d", sentence):
-                digits += 1
-            elif len(words.split()) > MAX_WORDS:
-                long += 1
-            elif words:
-                found[words] = None
+        some, *left_out = sentences_of(file)
+        found.update(dict.fromkeys(some))
+        digits, long = digits + left_out[0], long + left_out[1]
     print(
         f"{folder}: {len(found)} sentences; skipped {digits} "
         f"with digits, {long} of more than {MAX_WORDS} words"
@@ -149,6 +143,8 @@ def _speak(job: tuple[Utterance, int, tuple[float, float]]) -> None:
     utterance, seed, rates = job
     draw = random.Random(f"{seed} {utterance.id}")
     pitch = draw.choice(PITCHES)
+    assert utterance.text is not None
+    assert utterance.audio is not None
     wave = _voice()(utterance.text + ".", speed=draw.uniform(*rates) / pitch, seed=draw.randrange(2**31))
     wave = _trim(wave)
     # Played `pitch` times faster: higher voice, and the rate asked for above comes out.

@@ -1,11 +1,11 @@
-"""One recorded sentence, and the manifest (JSON lines) that lists them."""
+"""One sentence, recorded or written or both, and the manifest (JSON lines) that lists them."""
 
 import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +24,28 @@ SILENCE = 1e-4  # of full scale, -80 dB
 
 @dataclass(frozen=True)
 class Utterance:
-    """`text` is normalised; `audio` is a file that soundfile reads, absolute."""
+    """`text` is normalised (with digits it stays as it was, to be refused); `audio` is a file that soundfile
+    reads, absolute. None of the one: the corpus is speech, or text, alone.
+
+    subset: CORPUS/PART by the corpus' own names. start, seconds: the piece of the file that is meant; all of
+    it.
+    """
 
     id: str
-    audio: str
-    text: str
+    audio: str | None
+    text: str | None
     speaker: str
     split: str
+    subset: str = ""
+    start: float = 0.0
+    seconds: float | None = None
 
     def check_text(self) -> None:
-        """Raises DataError on a transcript that no model could be held to."""
+        """Raises DataError on a transcript that no model could be held to. None is no transcript's fault."""
+        if self.text is None:
+            return
+        if not self.text:
+            raise DataError(f"Utterance {self.id}: {self.audio} has no transcript.")
         if digits := re.findall(r"\S*\d\S*", self.text):
             raise DataError(
                 f"Utterance {self.id}: its text has digits ({digits[0]!r}), which have no one reading. "
@@ -53,21 +65,30 @@ class Utterance:
         Raises DataError on a file that is missing, damaged, empty, silent, not finite, or of more than
         `longest` seconds.
         """
-        path = Path(self.audio)
-        if not path.exists():
+        path = Path(self.audio or "")
+        if not path.is_file():
             raise DataError(
                 f"Utterance {self.id}: {path} does not exist. Make the corpus again, or fix its manifest."
             )
         try:
             info = sf.info(path)
-            if info.frames > longest * info.samplerate:
+            seconds = self.seconds or info.frames / info.samplerate
+            if seconds > longest:
                 raise DataError(
-                    f"Utterance {self.id}: {path} has {info.frames / info.samplerate:.1f} s, more than "
+                    f"Utterance {self.id}: {path} has {seconds:.1f} s, more than "
                     f"data.max_seconds={longest:g}. Cut it, or allow more."
                 )
-            samples, rate = sf.read(path, dtype="float32", always_2d=True)
+            first = round(self.start * info.samplerate)
+            count = -1 if self.seconds is None else round(self.seconds * info.samplerate)
+            samples, rate = sf.read(path, count, first, dtype="float32", always_2d=True)
         except sf.LibsndfileError as error:
             raise DataError(f"Utterance {self.id}: {path} cannot be read as audio ({error}).") from error
+        if len(samples) < count:
+            raise DataError(
+                f"Utterance {self.id}: {path} ends {(count - len(samples)) / rate:.1f} s before the piece "
+                "that is "
+                "listed. Fetch it again, or mend the list."
+            )
         if len(samples) == 0:
             raise DataError(f"Utterance {self.id}: {path} holds no samples.")
         if not np.isfinite(samples).all():
@@ -95,3 +116,48 @@ def read_manifest(path: Path) -> list[Utterance]:
 def sentences_hash(texts: Iterable[str]) -> str:
     """What a tower or codec was trained on, as its JSON says it."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def normal_text(text: str) -> str:
+    """As an Utterance holds it: normalised, or as it was where it has digits, which have no one reading."""
+    return text if re.search(r"\d", text) else normalise(text)
+
+
+def check_ids(utterances: list[Utterance], where: str) -> None:
+    """Raises DataError where two utterances share an id: one of them would be lost."""
+    seen: dict[str, Utterance] = {}
+    for u in utterances:
+        if u.id in seen:
+            raise DataError(
+                f"{where}: the id {u.id} stands twice, at {seen[u.id].audio or 'a text'} and at "
+                f"{u.audio or 'a text'}. "
+                "Ids must differ; rename one of them."
+            )
+        seen[u.id] = u
+
+
+def hold_out(utterances: list[Utterance], dev: int, test: int, seed: int) -> list[Utterance]:
+    """Splits a corpus that has none of its own: whole speakers (books, of text) go to test until it has
+    `test` utterances, then to dev, the rest to train. With fewer than three speakers single utterances are
+    held out.
+
+    Raises DataError where nothing would be left to train on.
+    """
+    groups: dict[str, list[Utterance]] = {}
+    for u in utterances:
+        groups.setdefault(u.speaker, []).append(u)
+    if len(groups) < len(SPLITS):
+        groups = {u.id: [u] for u in utterances}
+    left = {"test": test, "dev": dev}
+    chosen: dict[str, str] = {}
+    for name in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+        split = next((split for split, count in left.items() if count > 0), "train")
+        left[split] = left.get(split, 0) - len(groups[name])
+        chosen.update({u.id: split for u in groups[name]})
+    out = [replace(u, split=chosen[u.id]) for u in utterances]
+    if not any(u.split == "train" for u in out):
+        raise DataError(
+            f"{len(utterances)} utterances of {len(groups)} speakers are all taken by data.test={test} and "
+            f"data.dev={dev}. Ask for fewer, or add data."
+        )
+    return out

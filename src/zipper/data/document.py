@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from zipper.schema import TASKS
@@ -32,6 +33,14 @@ class Document:
     id: str
     segments: list[Segment]
     multimodal: bool
+
+
+def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]:
+    """Which rows can be a document of a task: they hold all of its modalities, and are of one of `corpora`
+    (none: of any)."""
+    has = {"text": [len(ids) > 0 for ids in rows["ids"]], "speech": [s > 0 for s in rows["seconds"]]}
+    of = [not corpora or subset.partition("/")[0] in corpora for subset in rows["subset"]]
+    return [i for i, fits in enumerate(of) if fits and all(has[name][i] for name in TASKS[task])]
 
 
 def document(store: Store, row: Row, task: str, prompt_weight: float) -> Document:

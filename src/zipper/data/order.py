@@ -2,14 +2,14 @@
 accumulation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from zipper.data.batch import Batch, collate
-from zipper.data.document import Document, document, scored_weight
+from zipper.data.document import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 from zipper.schema import TASKS
 from zipper.units.pattern import columns
@@ -31,11 +31,13 @@ class Steps:
     def __init__(
         self, store: Store, split: str, tasks: dict[str, float], tokens: int, slices: int, seed: int,
         prompt_weight: float, only: int | None = None, codebook_weights: Sequence[float] = (),
+        corpora: Mapping[str, Sequence[str]] | None = None,
     ) -> None:  # fmt: skip
         """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
-        accumulation.
+        accumulation. corpora: those that a task takes; all where it is not named.
 
-        Raises ConfigError where a single example is over the cap, or a step too small to be sliced.
+        Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
+        has no example.
         """
         self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
@@ -43,7 +45,17 @@ class Steps:
         self.subwords = np.array([len(ids) for ids in self.rows["ids"]])
         self.frames = np.array([len(codes) for codes in self.rows["codes"]]) // store.codebooks
         self.speech = np.array([columns(int(f), store.codebooks) for f in self.frames])
-        longest = int(max(self.speech.max(), self.subwords.max() + 2))
+        self.eligible = {
+            task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
+        }
+        for task, found in self.eligible.items():
+            if not len(found):
+                raise ConfigError(
+                    f"train.tasks.{task}: no utterance of split {split} has {' and '.join(TASKS[task])}. "
+                    "Choose another "
+                    "data.corpus (or data.tasks), or leave the task out."
+                )
+        longest = max(self._length(int(i), task) for task, found in self.eligible.items() for i in found)
         if longest * slices > tokens:
             raise ConfigError(
                 f"train.tokens={tokens} is less than {slices} slice(s) of the longest utterance ({longest} "
@@ -102,7 +114,9 @@ class Steps:
     def _cut_epoch(self, epoch: int) -> list[Plan]:
         draw = np.random.default_rng([self.seed, epoch])
         examples = [
-            (int(row), task) for task, share in self.tasks.items() for row in self._drawn(share, draw)
+            (int(row), task)
+            for task, share in self.tasks.items()
+            for row in self._drawn(self.eligible[task], share, draw)
         ]
         lengths = np.array([self._length(row, task) for row, task in examples])
         order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
@@ -119,16 +133,16 @@ class Steps:
             plans.append(Plan(group))
         return [plans[i] for i in draw.permutation(len(plans))]
 
-    def _drawn(self, share: float, draw: np.random.Generator) -> np.ndarray:
+    def _drawn(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
         """Rows of one task in one epoch: a share of 1 is every row once, of 1.26 a quarter of them twice."""
         whole, rest = divmod(share, 1.0)
-        count = round(rest * len(self.rows))
-        return np.concatenate(
-            [np.arange(len(self.rows))] * int(whole) + [draw.permutation(len(self.rows))[:count]]
-        )
+        count = round(rest * len(rows))
+        return np.concatenate([rows] * int(whole) + [rows[draw.permutation(len(rows))[:count]]])
 
     def _length(self, row: int, task: str) -> int:
-        return int(self.subwords[row]) + 2 if task == "text" else int(self.speech[row])
+        """Of the longest tower."""
+        lengths = {"text": int(self.subwords[row]) + 2, "speech": int(self.speech[row])}
+        return max(lengths[name] for name in TASKS[task])
 
 
 class MicroBatches(Dataset[Batch]):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
+from zipper.evaluate.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.generate.answers import answers
 from zipper.generate.write import GREEDY
@@ -70,7 +70,7 @@ def evaluate_asr(
     model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
-    rows, how, batch = chosen_rows(store, cfg), cfg.decode.text, cfg.evaluate.batch
+    rows, how, batch = chosen_rows(store, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
     found = recognise(model, store, facts, rows, batch, how)
     counts = total(found)
     result = {
@@ -85,6 +85,8 @@ def evaluate_asr(
         "decoding": how.describe(),
         "normaliser": NORMALISER,
     }
+    if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
+        result["by_subset"] = parts
     if cfg.evaluate.shuffled:
         control = total(recognise(model, store, facts, rows, batch, how, heard=shuffled(rows)))
         result["shuffled_wer"] = round(control.rate, 6)

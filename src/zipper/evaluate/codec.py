@@ -93,7 +93,7 @@ def heard(
     """Word errors of the judge, counts added up."""
     counts = WordErrors()
     for u, one in zip(said, judge.hear_all(waves, codec.sample_rate, what), strict=True):
-        counts += judge.errors(u.text, one)
+        counts += judge.errors(u.text or "", one)
     return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
 
 
@@ -108,7 +108,7 @@ def write_samples(
         }
         for name, samples in waves_of.items():
             sf.write(folder / f"{u.id}-{name}.flac", samples.clamp(-1, 1).numpy(), codec.sample_rate)
-        spectrograms(waves_of, codec.sample_rate, u.text, folder / f"{u.id}.png")
+        spectrograms(waves_of, codec.sample_rate, u.text or "", folder / f"{u.id}.png")
 
 
 def table(result: dict[str, Any]) -> str:

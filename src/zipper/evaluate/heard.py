@@ -33,6 +33,12 @@ def check_recordings(rows: list[Row]) -> None:
         )
 
 
+def piece(row: Row) -> Utterance:
+    """The recording of a row."""
+    cut = {} if row["start"] == 0 else {"start": row["start"], "seconds": row["seconds"]}
+    return Utterance(row["id"], row["audio"], row["text"], row["speaker"], "", row["subset"], **cut)
+
+
 def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: list[Row]) -> list[Heard]:
     """Of every row, in its order. What was heard before is read back. DataError where a recording is gone."""
     key = hashlib.sha256(f"{store.fingerprint} {codec.fingerprint} {judge.name}".encode()).hexdigest()[:12]
@@ -40,7 +46,7 @@ def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: 
     known = json.loads(file.read_text())["heard"] if file.exists() else {}
     missing = [row for row in rows if row["id"] not in known]
     if missing:
-        said = [Utterance(row["id"], row["audio"], row["text"], row["speaker"], "") for row in missing]
+        said = [piece(row) for row in missing]
         originals = judge.hear_all((one.wave(JUDGE_RATE) for one in said), JUDGE_RATE, "recordings")
         trips = (codec.decode(store.row_codes(row)) for row in missing)
         targets = judge.hear_all(trips, codec.sample_rate, "round trips")

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import lightning
 import torch
 
 from zipper.config import to_dict
+from zipper.data.document import eligible
+from zipper.evaluate.wer import WordErrors
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
 from zipper.units.store import Row, Store
@@ -67,12 +70,35 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
         aside.rename(file)
 
 
-def chosen_rows(store: Store, cfg: RunConfig) -> list[Row]:
-    """Rows of cfg.evaluate.split. Of the training split, only what the run has trained on: a check of the
-    wiring, never a result."""
-    split = store.splits[cfg.evaluate.split]
-    only = cfg.data.only if cfg.evaluate.split == "train" else None
-    return [split[i] for i in range(min(only or len(split), len(split)))]
+def chosen_rows(store: Store, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
+    """Rows of a split (none: cfg.evaluate.split) that the task can be asked of, and whose corpus it takes.
+    Of the training split, only what the run has trained on: a check of the wiring, never a result."""
+    split = split or cfg.evaluate.split
+    rows = store.splits[split]
+    only = cfg.data.only if split == "train" else None
+    if only:
+        rows = rows.select(range(min(only, len(rows))))
+    return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
+
+
+def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, float]]:
+    """Word errors of each part of the corpora that a split is made of, as LibriSpeech's clean and other;
+    nothing where there is one part alone."""
+    found: dict[str, list[WordErrors]] = {}
+    for row, errors in counts:
+        found.setdefault(row["subset"], []).append(errors)
+    if len(found) < 2:
+        return {}
+    out = {}
+    for subset, several in sorted(found.items()):
+        total = sum(several, WordErrors())
+        out[subset] = {
+            "wer": round(total.rate, 6),
+            "errors": total.errors,
+            "words": total.words,
+            "utterances": len(several),
+        }
+    return out
 
 
 def stops(reasons: list[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import soundfile as sf
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from zipper.evaluate.result import chosen_rows
 from zipper.evaluate.tts import Listener
 from zipper.generate.write import Written
 from zipper.report.figures import spectrograms
@@ -36,7 +37,7 @@ def write_samples(
     """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording."""
     folder.mkdir(parents=True, exist_ok=True)
     rate, out = listener.codec.sample_rate, []
-    rows = store.splits[cfg.evaluate.split]
+    rows = chosen_rows(store, cfg, "tts")
     for index in range(min(cfg.evaluate.listened, len(segments))):
         entry, row = entries[index], rows[index]
         made, target = listener.wave(segments[index]), listener.codec.decode(store.row_codes(row))
@@ -92,4 +93,4 @@ def _wandb(loggers: list[Logger]) -> list[WandbLogger]:
 
 
 def _audio(row: Row) -> wandb.Audio | None:
-    return wandb.Audio(row["audio"]) if Path(row["audio"]).is_file() else None
+    return wandb.Audio(row["audio"]) if row["start"] == 0 and Path(row["audio"]).is_file() else None

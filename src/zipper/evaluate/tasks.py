@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from zipper.evaluate import asr, tts
 from zipper.evaluate.judge import load_judge
 from zipper.evaluate.loss import split_loss
-from zipper.evaluate.result import Origin, describe_run
+from zipper.evaluate.result import Origin, chosen_rows, describe_run
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
 from zipper.schema import RunConfig
@@ -40,10 +40,11 @@ def evaluate_tasks(
     """Results by task; samples are written into the run folder (samplesSUFFIX) and shown to the loggers."""
     model, facts, split = module.model, module.facts, cfg.evaluate.split
     results: Results = {}
-    rows = store.splits[split]
     if cfg.evaluates("asr"):
         results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin)
-        log_recognised(loggers, split, results["asr"]["per_utterance"], rows, origin.steps)
+        log_recognised(
+            loggers, split, results["asr"]["per_utterance"], chosen_rows(store, cfg, "asr"), origin.steps
+        )
     if listener:
         results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener)
         shown = write_samples(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zipper.evaluate.heard import Heard, hear_recordings
 from zipper.evaluate.judge import Judge
-from zipper.evaluate.result import Origin, chosen_rows, describe_run, stops
+from zipper.evaluate.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors
 from zipper.generate.answers import answers
 from zipper.generate.write import Written
@@ -85,7 +85,7 @@ def evaluate_tts(
     Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
     belong together: none of them means anything alone.
     """
-    rows, how = chosen_rows(store, cfg), cfg.decode.speech
+    rows, how = chosen_rows(store, cfg, "tts"), cfg.decode.speech
     recorded = listener.recordings(store, rows)
     judge = listener.judge
     samplings, segments = [], []
@@ -116,6 +116,10 @@ def evaluate_tts(
         "codec": listener.codec.fingerprint,
         "by_length": by_length(found),
     }
+    if parts := by_subset(
+        [(row, WordErrors(one.errors, one.words)) for row, one in zip(rows, found, strict=True)]
+    ):
+        result["by_subset"] = parts
     if len(samplings) > 1:
         rates = [total(one).rate for one in samplings]
         best = [min(several, key=lambda one: one.errors) for several in zip(*samplings, strict=True)]

@@ -1,5 +1,6 @@
 """Every setting, its meaning and its default. Mistakes that can be seen here are refused here."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,17 +30,34 @@ __all__ = [
 ]
 
 
+CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest")
+
+
 @dataclass
 class DataConfig:
-    corpus: Literal["spoken"] = setting(
-        "spoken", "spoken: the embedded corpus, read aloud by a small neural voice"
+    corpus: str = setting(
+        "spoken",
+        "spoken: the embedded corpus, read aloud by a small neural voice; librispeech, libritts, librilight "
+        "(speech "
+        "alone), text (alone), manifest (.tsv or .jsonl of your own); several: librispeech+libritts",
+    )
+    folder: str | None = setting(
+        None, "where published corpora lie (the folder of LibriSpeech/, LibriTTS/); the file of a manifest"
+    )
+    splits: dict[str, list[str]] = setting(
+        {}, "subsets of train, dev and test, or parts of them (train-clean-100/26); none: all of the corpus"
+    )
+    tasks: dict[str, list[str]] = setting(
+        {}, "corpora that a task takes (paper: asr: [librispeech], tts: [libritts]); none: all that can"
     )
     text_folder: str | None = setting(
         None, "folder of .txt files to read aloud; none: our grammar's sentences"
     )
-    train: int = setting(4000, "utterances to train on")
-    dev: int = setting(300, "utterances to choose by")
-    test: int = setting(400, "utterances to report on")
+    train: int = setting(4000, "utterances to train on (spoken)")
+    dev: int = setting(
+        300, "utterances to choose by (spoken; of others, that are held out if they have no splits)"
+    )
+    test: int = setting(400, "utterances to report on (likewise)")
     rates: tuple[float, float] = setting((1.05, 1.3), "slowest and fastest speaking rate, drawn evenly")
     seed: int = setting(1, "of the sentences, rates and pitches")
     tokenizer: str | None = setting(
@@ -63,8 +81,33 @@ class DataConfig:
             )
         if not self.max_seconds > 0:
             raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
-        if self.only is not None and not 1 <= self.only <= self.train:
+        if unknown := [name for name in self.corpora if name not in CORPORA]:
+            close = difflib.get_close_matches(unknown[0], CORPORA, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"data.corpus={self.corpus}: {unknown[0]!r} is none of {', '.join(CORPORA)}.{hint}"
+            )
+        if len(self.corpora) != len({*self.corpora}):
+            raise ConfigError(f"data.corpus={self.corpus} names one twice.")
+        if unknown := sorted({*self.splits} - {"train", "dev", "test"}):
+            raise ConfigError(f"data.splits.{unknown[0]}: a split is train, dev or test.")
+        for task, names in self.tasks.items():
+            if task not in TASKS or (strange := [name for name in names if name not in self.corpora]):
+                what = (
+                    f"{task!r} is none of {', '.join(TASKS)}"
+                    if task not in TASKS
+                    else f"{strange[0]!r} is not in it"
+                )
+                raise ConfigError(f"data.tasks with data.corpus={self.corpus}: {what}.")
+        if self.only is not None and not 1 <= self.only <= (
+            self.train if self.corpora == ["spoken"] else self.only
+        ):
             raise ConfigError(f"data.only={self.only} must lie within 1 and data.train={self.train}.")
+
+    @property
+    def corpora(self) -> list[str]:
+        """Their names."""
+        return self.corpus.split("+")
 
 
 @dataclass

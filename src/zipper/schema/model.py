@@ -56,6 +56,11 @@ class TowerConfig:
             raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Pick a divisor.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is a share: give at least 0 and less than 1.")
+        if self.init is None or self.interval < 1:  # else the layers are those of the folder
+            self.check_interval()
+
+    def check_interval(self) -> None:
+        """Raises ConfigError where there would be no zip."""
         if self.interval < 1 or self.interval > self.layers:
             raise ConfigError(
                 f"interval={self.interval} leaves no zip in a tower "

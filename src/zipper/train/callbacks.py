@@ -8,12 +8,13 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from zipper.evaluate import asr, tts
+from zipper.evaluate.result import chosen_rows
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
 from zipper.generate.answers import answers
 from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule
-from zipper.units.store import Row, Store
+from zipper.units.store import Store
 
 SHOWN = 5  # utterances printed at a validation
 
@@ -23,7 +24,7 @@ class RecognitionMonitor(L.Callback):
 
     def __init__(self, store: Store, cfg: RunConfig) -> None:
         self.store, self.cfg = store, cfg
-        self.rows = _first(store, cfg.evaluate.dev_utterances)
+        self.rows = chosen_rows(store, cfg, "asr", "dev")[: cfg.evaluate.dev_utterances]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
@@ -47,7 +48,7 @@ class SpeechMonitor(L.Callback):
 
     def __init__(self, store: Store, cfg: RunConfig, listener: Listener) -> None:
         self.store, self.listener = store, listener
-        self.rows = _first(store, cfg.evaluate.dev_spoken)
+        self.rows = chosen_rows(store, cfg, "tts", "dev")[: cfg.evaluate.dev_spoken]
         self.cfg = replace(cfg, evaluate=replace(cfg.evaluate, split="dev"))
         self.recorded = listener.recordings(store, self.rows)
 
@@ -128,11 +129,6 @@ class Throughput(L.Callback):
             rank_zero_only=True,
         )
         self.since, self.units = now, module.units
-
-
-def _first(store: Store, count: int) -> list[Row]:
-    split = store.splits["dev"]
-    return [split[i] for i in range(min(count, len(split)))]
 
 
 @rank_zero_only

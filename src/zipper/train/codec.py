@@ -192,7 +192,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "command": command,
         "commit": code,
         "minutes": round((time.monotonic() - started) / 60, 1),
-        "trained_on": sentences_hash(u.text for u in train),
+        "trained_on": sentences_hash(u.text or "" for u in train),
         "codebooks": usage(module),
     }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")

@@ -36,7 +36,8 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
         raise ConfigError(
             f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} codebooks."
         )
-    grammar, single = cfg.data.text_folder is None, cfg.model.kind == "single_decoder"
+    grammar = cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None
+    single = cfg.model.kind == "single_decoder"
     towers: dict[str, TowerConfig] = {}
     for name in cfg.model.modalities:
         tower = cfg.model.towers[name]
@@ -94,6 +95,7 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
             tower = with_shape_of(tower, folder)
+        tower.check_interval()
     if name == "text":
         # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
         # held to.

@@ -61,7 +61,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     cfg = resolve(cfg, store)
     data = ZipperData(cfg, store)
     if listener:
-        check_recordings(chosen_rows(store, cfg))
+        check_recordings(chosen_rows(store, cfg, "tts"))
     checkpoint = claim_run_dir(cfg)
     if checkpoint:
         check_store(checkpoint, store)
@@ -83,7 +83,9 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
             for result in results.values():
                 result.update(more)
     with clock.stage("draw"):
-        pictures = draw_run(cfg.run_dir, module.model, store, store.splits[cfg.evaluate.split][0], results)
+        task = next(iter(results))
+        drawn = store.splits[cfg.evaluate.split][0] if task == "loss" else chosen_rows(store, cfg, task)[0]
+        pictures = draw_run(cfg.run_dir, module.model, store, drawn, results)
         log_figures(trainer.loggers, pictures, origin.steps)
     for logger in trainer.loggers:
         logger.log_metrics(headlines(results), step=origin.steps)

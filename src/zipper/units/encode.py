@@ -1,64 +1,34 @@
-"""Encodes a corpus into a store: shard by shard, on all cores, resumable; what cannot be used is listed."""
+"""Encodes a corpus into a store through Lightning's `Trainer.predict`: on as many devices and nodes as it is
+given, each rank its own shards. Resumable; what cannot be used is listed."""
 
 import json
+import logging
+import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+import lightning as L
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.errors import DataError
+from zipper.schema import TrainConfig
 from zipper.units.codec import Codec
 from zipper.units.store import FEATURES, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
 from zipper.units.text import Subwords
 
 SHARD = 512  # utterances
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
-
-
-def prepare_store(
-    root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float,
-    max_seconds: float,
-) -> Store:  # fmt: skip
-    """Opens the store of these utterances under `root`, encoding what is missing.
-
-    Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards lists them.
-    """
-    parts = fingerprint(utterances, codec, subwords, max_seconds)
-    folder = root / fingerprint_hash(parts)
-    if (folder / "store.json").exists():
-        return open_store(folder, parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    subwords.save(folder / "tokenizer.json")
-    usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
-    if skipped:
-        _list_skipped(folder / "texts.skipped", skipped)
-    _check_budget(folder, skipped, len(utterances))
-    with (
-        _workers(codec) as pool,
-        tqdm(total=len(usable), desc="encode", unit="utterance", mininterval=1.0) as bar,
-    ):
-        for split in SPLITS:
-            chosen = [u for u in usable if u.split == split]
-            for shard, start in enumerate(range(0, len(chosen), SHARD)):
-                part, file = chosen[start : start + SHARD], folder / f"{split}-{shard:05d}.arrow"
-                # What was skipped may be mended by now: only a shard that lacks nothing stays as it is.
-                if file.exists() and not file.with_suffix(".skipped").exists():
-                    bar.update(len(part))
-                    continue
-                skipped += _write_shard(file, part, codec, subwords, batch_seconds, max_seconds, pool, bar)
-                _check_budget(folder, skipped, len(utterances))
-    facts = _facts(folder, parts, codec)
-    aside = folder / "store.part"
-    aside.write_text(json.dumps(facts, indent=2) + "\n")
-    aside.rename(folder / "store.json")
-    return open_store(folder, parts)
+SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
+Read = tuple[Utterance, "Tensor | DataError | None"]  # its wave, or why there is none; None: it is text alone
 
 
 class Skipped(TypedDict):
@@ -66,6 +36,193 @@ class Skipped(TypedDict):
 
     id: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard's place in the store, and its utterances in the corpus' order."""
+
+    file: Path
+    utterances: list[Utterance]
+
+
+def prepare_store(
+    root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float,
+    max_seconds: float, train: TrainConfig | None = None,
+) -> Store:  # fmt: skip
+    """Opens the store of these utterances under `root`, encoding what is missing. train: devices and nodes.
+
+    Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards, and in the
+    end skipped.jsonl, list them.
+    """
+    parts = fingerprint(utterances, codec, subwords, max_seconds)
+    folder = root / fingerprint_hash(parts)
+    if (folder / "store.json").exists():
+        return open_store(folder, parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
+    trainer = _trainer(train or TrainConfig(accelerator="cpu"))
+    if trainer.is_global_zero:
+        subwords.save(folder / "tokenizer.json")
+        if skipped:
+            _list_skipped(folder / "texts.skipped", skipped)
+    _check_budget(folder, skipped, len(utterances))
+    shards = []
+    for split in SPLITS:
+        chosen = [u for u in usable if u.split == split]
+        for number, start in enumerate(range(0, len(chosen), SHARD)):
+            shards.append(Shard(folder / f"{split}-{number:05d}.arrow", chosen[start : start + SHARD]))
+    encoder = Encoder(codec, subwords, batch_seconds, folder, skipped, len(utterances))
+    workers = train.workers if train else 0
+    try:
+        trainer.predict(encoder, ShardReader(shards, codec.sample_rate, max_seconds, workers))
+    finally:
+        encoder.close()
+    if trainer.is_global_zero:
+        _finish(folder, parts, codec, len(utterances))
+    trainer.strategy.barrier("the store is whole")
+    return open_store(folder, parts)
+
+
+def _trainer(train: TrainConfig) -> L.Trainer:
+    several = train.devices * train.nodes > 1
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner comes with the training
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    return L.Trainer(
+        accelerator=train.accelerator,
+        devices=train.devices,
+        num_nodes=train.nodes,
+        strategy="ddp" if several else "auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+class ShardReader(L.LightningDataModule):
+    """Shards that are not whole yet, each rank its own: number n belongs to rank n modulo the ranks, so that
+    it does not matter what others have finished."""
+
+    def __init__(self, shards: list[Shard], sample_rate: int, longest: float, workers: int) -> None:
+        super().__init__()
+        self.shards, self.sample_rate, self.longest, self.workers = shards, sample_rate, longest, workers
+
+    def predict_dataloader(self) -> DataLoader[tuple[Shard, list[Read]]]:
+        assert self.trainer is not None
+        mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
+        todo = [shard for shard in mine if not _is_whole(shard.file)]
+        waves = Waves(todo, self.sample_rate, self.longest)
+        return DataLoader(waves, batch_size=None, collate_fn=_whole, num_workers=self.workers)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        return batch  # one group after the other goes there, not 512 waves at once
+
+
+class Waves(Dataset[tuple[Shard, list[Read]]]):
+    """Shards with the waves of their utterances."""
+
+    def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
+        self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> tuple[Shard, list[Read]]:
+        shard = self.shards[index]
+        with ThreadPoolExecutor(4) as pool:  # reading waits for the disk
+            waves = list(pool.map(self._read, shard.utterances))
+        return shard, list(zip(shard.utterances, waves, strict=True))
+
+    def _read(self, u: Utterance) -> Tensor | DataError | None:
+        if u.audio is None:
+            return None
+        try:
+            return u.wave(self.sample_rate, self.longest)
+        except DataError as error:
+            return error
+
+
+class Encoder(L.LightningModule):
+    """Waves of a shard to codes, and the shard to its file."""
+
+    def __init__(
+        self, codec: Codec, subwords: Subwords, batch_seconds: float, folder: Path, skipped: list[Skipped],
+        utterances: int,
+    ) -> None:  # fmt: skip
+        """skipped, of utterances: before any was read."""
+        super().__init__()
+        self.model = codec.model  # so that Lightning moves it
+        self.codec, self.subwords, self.folder = codec, subwords, folder
+        self.samples = batch_seconds * codec.sample_rate
+        self.skipped, self.utterances = [*skipped], utterances
+        self.seconds = 0.0  # of audio, encoded by this rank
+        self.pool: ThreadPoolExecutor | None = None
+
+    def on_predict_start(self) -> None:
+        self.started = time.monotonic()
+        loader: Any = self.trainer.predict_dataloaders
+        count = sum(len(shard.utterances) for shard in loader.dataset.shards)
+        hidden = self.trainer.global_rank > 0
+        self.bar = tqdm(total=count, desc="encode", unit="utterance", mininterval=1.0, disable=hidden)
+        # As many workers as there are cores, of one thread each: that is a fifth faster than all cores on one
+        # operator after the other, and codes do not depend on the number of cores. An accelerator needs one.
+        self.threads = torch.get_num_threads()
+        workers = self.threads if self.codec.device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def predict_step(self, batch: tuple[Shard, list[Read]], index: int) -> str:
+        """Returns the file's name."""
+        shard, read = batch
+        skipped = [Skipped(id=u.id, reason=str(wave)) for u, wave in read if isinstance(wave, DataError)]
+        found = [(u, wave) for u, wave in read if isinstance(wave, Tensor)]
+        codes: dict[str, Tensor] = {}
+        groups = list(_groups(found, self.samples))
+        assert self.pool is not None
+        encoded = self.pool.map(lambda group: self.codec.encode([wave for _, wave in group]), groups)
+        for group, several in zip(groups, encoded, strict=True):
+            codes.update({u.id: one for (u, _), one in zip(group, several, strict=True)})
+            self.bar.update(len(group))
+        rows = [self._row(u, wave, codes.get(u.id)) for u, wave in read if not isinstance(wave, DataError)]
+        _write_shard(shard.file, rows, skipped)
+        self.skipped += skipped
+        _check_budget(self.folder, self.skipped, self.utterances)
+        return shard.file.name
+
+    def _row(self, u: Utterance, wave: Tensor | None, codes: Tensor | None) -> Row:
+        seconds = 0.0 if wave is None else len(wave) / self.codec.sample_rate
+        self.seconds += seconds
+        return Row(
+            id=u.id, text=u.text or "", speaker=u.speaker, audio=u.audio or "", subset=u.subset,
+            start=u.start, seconds=seconds, ids=self.subwords.encode(u.text) if u.text else [],
+            codes=[] if codes is None else codes.flatten().tolist(),
+        )  # fmt: skip
+
+    def on_predict_end(self) -> None:
+        self.bar.close()
+        own = torch.tensor(self.seconds / 3600, device=self.device)
+        hours = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        took = (time.monotonic() - self.started) / 3600
+        if hours and self.trainer.is_global_zero:
+            print(f"encoded {hours:.2f} hours of audio, {hours / took:.0f} hours an hour, "
+                  f"by {self.trainer.world_size} process(es)")  # fmt: skip
+
+    def close(self) -> None:
+        """Ends the workers, however the encoding ended."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)
+
+
+def _whole(batch: Any) -> Any:
+    """The loader's own conversion would turn tuples into lists."""
+    return batch
+
+
+def _is_whole(file: Path) -> bool:
+    """What was skipped may be mended by now: only a shard that lacks nothing stays as it is."""
+    return file.exists() and not file.with_suffix(".skipped").exists()
 
 
 def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], list[Skipped]]:
@@ -94,32 +251,12 @@ def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None
         )
 
 
-def _write_shard(
-    file: Path, part: list[Utterance], codec: Codec, subwords: Subwords, seconds: float, longest: float,
-    pool: ThreadPoolExecutor, bar: tqdm,
-) -> list[Skipped]:  # fmt: skip
-    """One shard, in the manifest's order. What cannot be read is listed beside it, and returned."""
+def _write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
+    """In the corpus' order, through another name. What could not be read is listed beside it."""
     aside = file.with_suffix(".part")
     writer = ArrowWriter(features=FEATURES, path=str(aside))
-    found: list[tuple[Utterance, Tensor]] = []
-    skipped: list[Skipped] = []
-    for u, read in zip(part, pool.map(lambda u: _read(u, codec.sample_rate, longest), part), strict=True):
-        if isinstance(read, DataError):
-            skipped.append(Skipped(id=u.id, reason=str(read)))
-        else:
-            found.append((u, read))
-    rows: dict[str, Row] = {}
-    groups = list(_groups(found, seconds * codec.sample_rate))
-    encoded = pool.map(lambda group: codec.encode([wave for _, wave in group]), groups)
-    for group, several in zip(groups, encoded, strict=True):
-        for (u, wave), codes in zip(group, several, strict=True):
-            rows[u.id] = Row(
-                id=u.id, text=u.text, speaker=u.speaker, audio=u.audio, seconds=len(wave) / codec.sample_rate,
-                ids=subwords.encode(u.text), codes=codes.flatten().tolist(),
-            )  # fmt: skip
-            bar.update()
-    for u, _ in found:
-        writer.write(rows[u.id])
+    for row in rows:
+        writer.write(row)
     writer.finalize()
     writer.close()
     # A shard never stands without the list of what it lacks, wherever this is cut off.
@@ -128,29 +265,6 @@ def _write_shard(
     aside.rename(file)
     if not skipped:
         file.with_suffix(".skipped").unlink(missing_ok=True)
-    return skipped
-
-
-def _read(u: Utterance, sample_rate: int, longest: float) -> Tensor | DataError:
-    try:
-        return u.wave(sample_rate, longest)
-    except DataError as error:
-        return error
-
-
-@contextmanager
-def _workers(codec: Codec) -> Iterator[ThreadPoolExecutor]:
-    """As many as there are cores, of one thread each: that is a fifth faster than all cores on one operator
-    after the other, and codes do not depend on the number of cores. On an accelerator one worker feeds it.
-    """
-    threads = torch.get_num_threads()
-    count = threads if codec.device.type == "cpu" else 1
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _groups(
@@ -167,12 +281,27 @@ def _groups(
         yield group
 
 
-def _facts(folder: Path, parts: dict[str, str], codec: Codec) -> dict[str, Any]:
+def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) -> None:
+    """skipped.jsonl, and last store.json, with which the store is whole."""
+    lists = sorted(folder.glob("*.skipped"))
+    skipped = [json.loads(line) for file in lists for line in file.read_text().splitlines()]
+    _check_budget(folder, skipped, utterances)
+    if skipped:
+        _list_skipped(folder / "skipped.jsonl", skipped)
+    facts = _facts(folder, parts, codec, len(skipped))
+    aside = folder / "store.part"
+    aside.write_text(json.dumps(facts, indent=2) + "\n")
+    aside.rename(folder / "store.json")
+    for file in lists:
+        file.unlink()
+
+
+def _facts(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
     """Counts of all splits; rates and ratios of the training split alone."""
     splits = {split: open_split(folder, split) for split in SPLITS}
     train = splits["train"]
-    ids = [len(row) for row in train["ids"]]
-    seconds = sum(train["seconds"])
+    both = [(len(ids), s) for ids, s in zip(train["ids"], train["seconds"], strict=True) if ids and s]
+    subwords, seconds = sum(count for count, _ in both), sum(s for _, s in both)
     return {
         "fingerprint": parts,
         "codebooks": codec.codebooks,
@@ -181,7 +310,7 @@ def _facts(folder: Path, parts: dict[str, str], codec: Codec) -> dict[str, Any]:
         "kbps": codec.kbps,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
-        "subwords_per_second": sum(ids) / seconds,
-        "skipped": sum(len(f.read_text().splitlines()) for f in folder.glob("*.skipped")),
+        "subwords_per_second": subwords / seconds if both else SUBWORDS_PER_SECOND,
+        "skipped": skipped,
         "trained_on": sentences_hash(train["text"]),
     }

@@ -46,21 +46,22 @@ class Facts:
 
 
 def facts_of(store: Store) -> Facts:
-    """Measured on the whole training split."""
+    """Measured on the whole training split. What is of one modality alone has no ratio."""
     rows = store.splits["train"].with_format("numpy")
     subwords = np.array([len(ids) for ids in rows["ids"]])
     codes = [np.asarray(row).reshape(store.codebooks, -1)[0] for row in rows["codes"]]
     frames = np.array([len(row) for row in codes])
+    both = (subwords > 0) & (frames > 0)
+    a, b = subwords[both], frames[both]
     return Facts(
         store=store.fingerprint,
         reads={name: reads(store, name) for name in ("text", "speech")},
         rates={"text": store.facts["subwords_per_second"], "speech": store.facts["frame_rate"]},
         seconds={"text": seconds_of_subwords(store)},
         longest={"text": int(subwords.max()), "speech": int(frames.max())},
-        ratio={
-            "text": {"speech": float((subwords / frames).max())},
-            "speech": {"text": float((frames / subwords).max())},
-        },
+        ratio={"text": {"speech": float((a / b).max())}, "speech": {"text": float((b / a).max())}}
+        if both.any()
+        else {},
         repeats={"speech": [longest_repeat(codes, period) for period in range(1, PERIODS + 1)]},
     )
 
@@ -74,7 +75,12 @@ def seconds_of_subwords(store: Store) -> list[float]:
     letters = np.array([len(store.subwords.piece(i)) for i in range(store.subwords.vocabulary)])
     letters[[store.subwords.begin, store.subwords.end]] = 0
     rows = store.splits["train"].with_format("numpy")
-    said, took = np.array([letters[ids].sum() for ids in rows["ids"]]), np.array(rows["seconds"])
+    said = np.array([letters[np.asarray(ids, dtype=int)].sum() for ids in rows["ids"]])
+    took = np.array(rows["seconds"])
+    both = (said > 0) & (took > 0)
+    if not both.any():
+        return [1 / store.facts["subwords_per_second"]] * len(letters)
+    said, took = said[both], took[both]
     slope, constant = np.polyfit(said, took, 1) if len(set(said.tolist())) > 1 else (0.0, 0.0)
     if slope <= 0 or constant < 0:  # too few sentences, or all of one length
         slope, constant = took.sum() / said.sum(), 0.0

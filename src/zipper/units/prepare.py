@@ -30,7 +30,9 @@ def prepare(cfg: RunConfig, clock: Clock) -> Store:
     given = given_subwords(cfg)
     with clock.stage("speak"):
         utterances = open_corpus(cfg)
-    subwords = given or Subwords.train((u.text for u in utterances if u.split == "train"), cfg.data.subwords)
+    subwords = given or Subwords.train(
+        (u.text for u in utterances if u.split == "train" and u.text), cfg.data.subwords
+    )
     with clock.stage("encode"):
         store = prepare_store(
             Path(cfg.build) / "stores",
@@ -39,9 +41,11 @@ def prepare(cfg: RunConfig, clock: Clock) -> Store:
             subwords,
             cfg.codec.batch_seconds,
             cfg.data.max_seconds,
+            cfg.train,
         )
     if store.facts["skipped"]:
         print(
-            f"{store.facts['skipped']} utterances were skipped: {store.folder}/*.skipped lists them and why"
+            f"{store.facts['skipped']} utterances were skipped: {store.folder}/skipped.jsonl lists them and "
+            "why"
         )
     return store

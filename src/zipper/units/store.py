@@ -31,6 +31,8 @@ FEATURES = datasets.Features(
         "text": datasets.Value("string"),
         "speaker": datasets.Value("string"),
         "audio": datasets.Value("string"),
+        "subset": datasets.Value("string"),  # CORPUS/PART
+        "start": datasets.Value("float32"),  # seconds into the file
         "seconds": datasets.Value("float32"),
         "ids": datasets.Sequence(datasets.Value("int32")),
         "codes": datasets.Sequence(datasets.Value("int16")),  # codebook after codebook, [Q * F]
@@ -39,12 +41,14 @@ FEATURES = datasets.Features(
 
 
 class Row(TypedDict):
-    """An utterance of the store."""
+    """An utterance of the store. Of text alone it has no codes, of speech alone no ids."""
 
     id: str
     text: str
     speaker: str
     audio: str
+    subset: str
+    start: float
     seconds: float
     ids: list[int]
     codes: list[int]
@@ -86,7 +90,7 @@ def fingerprint(
     return {
         **({} if max_seconds == usual else {"max_seconds": f"{max_seconds:g}"}),
         "corpus": listing_hash(utterances),
-        "corpus_folder": str(Path(utterances[0].audio).parents[1].name),
+        "corpus_folder": _corpora(utterances),
         "codec": codec.fingerprint,
         "tokenizer": subwords.fingerprint,
         "normaliser": NORMALISER,
@@ -94,9 +98,19 @@ def fingerprint(
     }
 
 
+def _corpora(utterances: list[Utterance]) -> str:
+    first = utterances[0]
+    if first.audio and first.subset.partition("/")[0] in (
+        "",
+        "spoken",
+    ):  # by the recipe that its folder names
+        return Path(first.audio).parents[1].name
+    return "+".join(sorted({u.subset.partition("/")[0] for u in utterances}))
+
+
 def listing_hash(utterances: list[Utterance]) -> str:
     """Of ids, splits, texts and file names."""
-    listing = "\n".join(f"{u.id}\t{u.split}\t{u.text}\t{Path(u.audio).name}" for u in utterances)
+    listing = "\n".join(f"{u.id}\t{u.split}\t{u.text}\t{Path(u.audio or '').name}" for u in utterances)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
@@ -120,6 +134,8 @@ def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
             )
     splits = {split: open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():
+        if {*rows.column_names} != {*FEATURES}:
+            raise DataError(f"{folder} was written by other code. Delete the folder, and prepare it again.")
         if len(rows) != facts["rows"][split]:
             raise DataError(
                 f"{folder}: split {split} has {len(rows)} rows, store.json "
