@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.corpora.utterance import SPLITS, Utterance, hold_out, normal_text
+from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out, normal_text
 from zipper.errors import DataError
 
 MAX_WORDS = 40  # longer sentences of a text are left out, and counted
@@ -46,6 +46,7 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
                 id, path, text, row.get("speaker") or id, split, f"manifest/{row.get('subset') or split}"
             )
         )
+    check_ids(out, str(file))
     if any(u.split for u in out):
         if lacking := next((u.id for u in out if not u.split), None):
             raise DataError(f"{file}: {lacking} has no split, but others have. Give every line one, or none.")
