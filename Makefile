@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: setup-pretrained train-smollm2 pretrain compare compare-search bench report test lint
+.PHONY: data-librispeech data-libritts setup-pretrained train-smollm2 pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,12 @@ setup-pretrained: $(VENV)/.pretrained  ## add what reads models of elsewhere: GG
 $(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
+
+data-librispeech: $(READY)  ## fetch LibriSpeech, 960 h, into data/ (61 GB; it says so first); ARGS="data.splits={train: [train-clean-100], ...}"
+	$(RUN) download configs/asr.yaml data=librispeech $(ARGS)
+
+data-libritts: $(READY)  ## fetch LibriTTS, 960 h, into data/ (83 GB)
+	$(RUN) download configs/asr.yaml data=libritts $(ARGS)
 
 prepare: $(READY)  ## speak the embedded corpus and encode it (train-asr does so by itself)
 	$(RUN) prepare configs/asr.yaml $(ARGS)

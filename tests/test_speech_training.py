@@ -11,7 +11,7 @@ from zipper.evaluate.result import Origin
 from zipper.evaluate.tts import evaluate_tts
 from zipper.train.module import ZipperModule, hide_past, stream_loss, switch_loss
 from zipper.train.resolve import resolve
-from zipper.train.whiten import whiten_zips
+from zipper.train.whiten import rescale_zips, whiten_zips
 from zipper.units.facts import facts_of
 
 
@@ -110,3 +110,28 @@ def test_evaluating_needs_no_training(listening, prepared):
     )
     assert len(segments) == result["utterances"] == 6
     assert result["decoding"] == "greedy"
+
+
+def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared):
+    cfg = resolve(config("train.tasks={asr: 1, tts: 1}"), prepared)
+    model = ZipperModule.of(cfg, facts_of(prepared)).model.double()
+    with torch.no_grad():
+        model.tower("text").embedding.weight.mul_(50)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    documents = [document(prepared, prepared.splits["train"][i], "asr", 0.0) for i in range(16)]
+    documents += [document(prepared, prepared.splits["train"][i], "tts", 0.0) for i in range(16)]
+    sizes: list[torch.Tensor] = []
+    block = model.zip(0, "text", "speech")
+    hook = block.query_norm.register_forward_pre_hook(lambda _, x: sizes.append(x[0]))
+    batch = collate(documents, {"text": 1, "speech": 3})
+    model(batch)
+    hook.remove()
+    rescale_zips(model, documents)
+    valid = batch.streams["text"].valid[batch.seeing["text", "speech"]]
+    scale = sizes[0][valid].square().mean(-1).sqrt().median()
+    assert scale > 0.5
+    torch.testing.assert_close(block.to_out.weight, before["zips.0.text_from_speech.to_out.weight"] * scale)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {
+        n for n in before if n.endswith(("to_out.weight", "feed_forward.2.weight")) and "zips" in n
+    }

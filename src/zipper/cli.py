@@ -30,6 +30,13 @@ def prepare(cfg: RunConfig, command: str) -> None:
     print(f"store -> {store.folder}")
 
 
+def download(cfg: RunConfig, command: str) -> None:
+    """fetch LibriSpeech or LibriTTS into data.folder, archive by archive, checksums and disk checked"""
+    from zipper.corpora.download import download as run
+
+    run(cfg)
+
+
 def train_codec(cfg: RunConfig, command: str) -> None:
     """train the small EnCodec on the training split, and write it to train_codec.out"""
     from zipper.corpora.open import open_corpus
@@ -89,6 +96,7 @@ def report(cfg: RunConfig, command: str) -> None:
 
 
 COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
+    "download": download,
     "prepare": prepare,
     "train-codec": train_codec,
     "evaluate-codec": evaluate_codec,

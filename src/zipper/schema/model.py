@@ -89,6 +89,9 @@ class ZipConfig:
     whiten: bool = setting(
         False, "start each g by whitening the states that it reads; for towers that have been pre-trained"
     )
+    rescale: bool = setting(
+        False, "start each zip at the scale of the states it adds to; large language models have large ones"
+    )
 
     def __post_init__(self) -> None:
         at_least_one(self, "model.zip", "heads", "projection_depth", "feed_forward")

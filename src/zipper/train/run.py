@@ -40,12 +40,12 @@ from zipper.schema import RunConfig
 from zipper.train.callbacks import GateMonitor, MeanWer, RecognitionMonitor, SpeechMonitor, Throughput
 from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
-from zipper.train.whiten import whiten_zips
+from zipper.train.whiten import rescale_zips, whiten_zips
 from zipper.units.facts import facts_of, reads, reads_all
 from zipper.units.prepare import prepare
 from zipper.units.store import Store
 
-WHITENED = 256  # documents that the zips' start is measured on
+MEASURED = 256  # documents that the zips' start is measured on
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
@@ -181,8 +181,11 @@ def fit(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module = ZipperModule.of(cfg, facts_of(store))
     load_pretrained(module.model)
-    if checkpoint is None and cfg.model.zip.whiten and isinstance(module.model, Zipper):
-        whiten_zips(module.model, data.steps.first(WHITENED))
+    if checkpoint is None and isinstance(module.model, Zipper):
+        if cfg.model.zip.whiten:
+            whiten_zips(module.model, data.steps.first(MEASURED))
+        if cfg.model.zip.rescale:
+            rescale_zips(module.model, data.steps.first(MEASURED))
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(

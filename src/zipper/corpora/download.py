@@ -1,0 +1,96 @@
+"""`zipper download`: LibriSpeech and LibriTTS through torchaudio's dataset classes, with their checksums, one archive
+after the other; a subset is there whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torchaudio.datasets import LIBRISPEECH, LIBRITTS
+
+from zipper.corpora.librispeech import PUBLISHED, SUBSETS
+from zipper.disk import check_place
+from zipper.errors import ConfigError, DataError
+from zipper.schema import RunConfig
+
+# Gigabytes of each archive, as openslr.org lists them. Unpacked they take about as much again.
+GIGABYTES = {
+    "librispeech": {
+        "dev-clean": 0.34, "dev-other": 0.31, "test-clean": 0.35, "test-other": 0.33, "train-clean-100": 6.3,
+        "train-clean-360": 23, "train-other-500": 30,
+    },
+    "libritts": {
+        "dev-clean": 1.2, "dev-other": 0.92, "test-clean": 1.2, "test-other": 0.96, "train-clean-100": 7.7,
+        "train-clean-360": 27, "train-other-500": 44,
+    },
+}  # fmt: skip
+UNPACKED = 1.1  # bytes of a subset for a byte of its archive
+FETCH: dict[str, Callable[..., object]] = {"librispeech": LIBRISPEECH, "libritts": LIBRITTS}
+
+
+def download(cfg: RunConfig) -> None:
+    """Fetches every subset that data.splits names and data.folder lacks, after saying how much that is.
+
+    An archive that was cut off is fetched again, those before it are not. Raises ConfigError where the corpus is
+    not one of these, DataError where the disk is too small, the network fails, or a checksum is wrong.
+    """
+    corpora = [name for name in cfg.data.corpora if name in PUBLISHED]
+    if not corpora or cfg.data.folder is None:
+        raise ConfigError(
+            f"data.corpus={cfg.data.corpus}, data.folder={cfg.data.folder}: download fetches "
+            f"{' and '.join(PUBLISHED)} into data.folder. Libri-Light is fetched by its own scripts "
+            "(github.com/facebookresearch/libri-light)."
+        )
+    folder = Path(cfg.data.folder).expanduser()
+    wanted = [(corpus, subset) for corpus in corpora for subset in subsets(cfg.data.splits)]
+    if unknown := [subset for corpus, subset in wanted if subset not in GIGABYTES[corpus]]:
+        raise ConfigError(f"data.splits names {unknown[0]}; known are {', '.join(GIGABYTES[corpora[0]])}.")
+    missing = [(c, s) for c, s in wanted if not (folder / PUBLISHED[c] / s).is_dir()]
+    for corpus, subset in wanted:
+        known = "missing" if (corpus, subset) in missing else "there"
+        print(f"{corpus:<12} {subset:<16} {GIGABYTES[corpus][subset]:6.2f} GB  {known}")
+    if not missing:
+        return
+    sizes = [GIGABYTES[corpus][subset] for corpus, subset in missing]
+    needed = UNPACKED * sum(sizes) + max(sizes)  # one archive lies beside what was unpacked
+    print(f"to fetch: {sum(sizes):.1f} GB; disk needed: {needed:.1f} GB in {folder.resolve()}")
+    check_place(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
+    for corpus, subset in missing:
+        _fetch(folder, corpus, subset)
+
+
+def subsets(splits: dict[str, list[str]]) -> list[str]:
+    """Archives that hold the parts of these splits; of all, where there are none."""
+    parts = [part for several in (splits or SUBSETS).values() for part in several]
+    return list(dict.fromkeys(part.strip("/").split("/")[0] for part in parts))
+
+
+def _fetch(folder: Path, corpus: str, subset: str) -> None:
+    """Downloads and unpacks aside, then moves the whole subset to its place."""
+    aside, name = folder / ".incoming" / corpus, PUBLISHED[corpus]
+    shutil.rmtree(aside / name, ignore_errors=True)  # what was being unpacked when it was cut off
+    aside.mkdir(parents=True, exist_ok=True)
+    print(f"{corpus} {subset}")
+    archive = aside / f"{subset}.tar.gz"
+    try:
+        FETCH[corpus](os.fspath(aside), url=subset, download=True)
+    except RuntimeError as error:  # a wrong hash
+        archive.unlink(missing_ok=True)
+        raise DataError(
+            f"{corpus} {subset}: {error}. What was fetched is deleted: give the same command again."
+        ) from error
+    except (OSError, EOFError) as error:
+        if getattr(error, "errno", None) is not None and not hasattr(error, "reason"):
+            raise  # a full disk says so itself
+        raise DataError(
+            f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same command "
+            f"again, or put the archive at {archive}."
+        ) from error
+    target = folder / name / subset
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (aside / name / subset).rename(target)
+    for file in (aside / name).iterdir():  # SPEAKERS.TXT and the like
+        if file.is_file() and not (target.parent / file.name).exists():
+            file.rename(target.parent / file.name)
+    shutil.rmtree(aside / name)
+    archive.unlink(missing_ok=True)
