@@ -1,5 +1,5 @@
-"""`zipper download`: LibriSpeech and LibriTTS through torchaudio's dataset classes, with their checksums, one archive
-after the other; a subset is there whole or not at all."""
+"""`zipper download`: LibriSpeech and LibriTTS through torchaudio's dataset classes, with their checksums,
+one archive after the other; a subset is there whole or not at all."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS
 
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
-from zipper.disk import check_place
+from zipper.disk import check_place, full_disk
 from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig
 
@@ -31,8 +31,9 @@ FETCH: dict[str, Callable[..., object]] = {"librispeech": LIBRISPEECH, "libritts
 def download(cfg: RunConfig) -> None:
     """Fetches every subset that data.splits names and data.folder lacks, after saying how much that is.
 
-    An archive that was cut off is fetched again, those before it are not. Raises ConfigError where the corpus is
-    not one of these, DataError where the disk is too small, the network fails, or a checksum is wrong.
+    An archive that was cut off is fetched again, those before it are not. Raises ConfigError where the
+    corpus is not one of these, DataError where the disk is too small, the network fails, or a checksum is
+    wrong.
     """
     corpora = [name for name in cfg.data.corpora if name in PUBLISHED]
     if not corpora or cfg.data.folder is None:
@@ -80,10 +81,11 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             f"{corpus} {subset}: {error}. What was fetched is deleted: give the same command again."
         ) from error
     except (OSError, EOFError) as error:
-        if getattr(error, "errno", None) is not None and not hasattr(error, "reason"):
-            raise  # a full disk says so itself
+        if isinstance(error, OSError) and full_disk(error):
+            raise  # it says so itself
         raise DataError(
-            f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same command "
+            f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same "
+            "command "
             f"again, or put the archive at {archive}."
         ) from error
     target = folder / name / subset

@@ -1,0 +1,125 @@
+"""Downloads, from archives that stand in for those of openslr.org: whole or not at all."""
+
+import hashlib
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import torchaudio.datasets.librispeech as published
+
+from zipper.config import load_config
+from zipper.corpora import download as download_module
+from zipper.corpora.download import GIGABYTES, download, subsets
+from zipper.corpora.librispeech import SUBSETS
+from zipper.errors import ConfigError, DataError
+
+WORDS = [
+    "data.corpus=librispeech",
+    "data.folder=data",
+    "data.splits={train: [dev-clean], test: [test-clean/61]}",
+]
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Two tiny archives; returns the list of what was fetched."""
+    monkeypatch.chdir(tmp_path)
+    fetched: list[str] = []
+    for subset in ("dev-clean", "test-clean"):
+        folder = tmp_path / "made" / "LibriSpeech" / subset / "61" / "70968"
+        folder.mkdir(parents=True)
+        (folder / "61-70968-0000.flac").write_bytes(b"fLaC")
+        (tmp_path / "made" / "LibriSpeech" / "SPEAKERS.TXT").write_text("61")
+        with tarfile.open(tmp_path / f"{subset}.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "made" / "LibriSpeech", "LibriSpeech")
+        shutil.rmtree(tmp_path / "made")
+
+    def fetch(url: str, target: str, hash_prefix: str) -> None:
+        """As torch.hub does it: the file appears only when its hash is right."""
+        file = tmp_path / Path(url).name
+        fetched.append(file.stem.removesuffix(".tar"))
+        if hashlib.sha256(file.read_bytes()).hexdigest() != hash_prefix:
+            raise RuntimeError(f'invalid hash value (expected "{hash_prefix}")')
+        shutil.copy(file, target)
+
+    sums = {
+        f"http://www.openslr.org/resources/12/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in tmp_path.glob("*.tar.gz")
+    }
+    monkeypatch.setattr(published, "download_url_to_file", fetch)
+    monkeypatch.setattr(published, "_CHECKSUMS", sums)
+    return fetched
+
+
+def test_every_published_subset_has_its_size():
+    for corpus in GIGABYTES.values():
+        assert set(corpus) == {subset for several in SUBSETS.values() for subset in several}
+    assert set(published._DATA_SUBSETS) == set(GIGABYTES["librispeech"])
+    assert subsets({"train": ["dev-clean/1", "dev-clean/2"], "dev": ["dev-other"]}) == [
+        "dev-clean",
+        "dev-other",
+    ]
+
+
+def test_what_is_missing_is_fetched_once_and_said_before(server, capsys):
+    download(load_config(None, WORDS))
+    assert server == ["dev-clean", "test-clean"]
+    said = capsys.readouterr().out
+    assert "to fetch: 0.7 GB; disk needed: 1.1 GB" in said
+    assert said.index("to fetch") < said.index("librispeech dev-clean\n")
+    assert Path("data/LibriSpeech/test-clean/61/70968/61-70968-0000.flac").is_file()
+    assert Path("data/LibriSpeech/SPEAKERS.TXT").is_file()
+    assert not list(Path("data").rglob("*.tar.gz"))  # the disk is not held twice
+    download(load_config(None, WORDS))
+    assert len(server) == 2
+
+
+def test_a_wrong_checksum_leaves_nothing_and_those_before_it_stay(server, monkeypatch):
+    good = dict(published._CHECKSUMS)
+    wrong = {url: ("0" * 64 if "test-clean" in url else digest) for url, digest in good.items()}
+    monkeypatch.setattr(published, "_CHECKSUMS", wrong)
+    with pytest.raises(DataError, match=r"test-clean: invalid hash value.*give the same command again"):
+        download(load_config(None, WORDS))
+    assert Path("data/LibriSpeech/dev-clean").is_dir()
+    assert not Path("data/LibriSpeech/test-clean").exists()
+    monkeypatch.setattr(published, "_CHECKSUMS", good)
+    download(load_config(None, WORDS))
+    assert server == ["dev-clean", "test-clean", "test-clean"]
+    assert Path("data/LibriSpeech/test-clean").is_dir()
+
+
+def test_a_network_that_stops_and_an_unpacking_that_was_cut_off_go_on(server, monkeypatch):
+    real = published.download_url_to_file
+
+    def cut_off(url, target, hash_prefix):
+        raise ConnectionResetError(104, "connection reset by peer")
+
+    monkeypatch.setattr(published, "download_url_to_file", cut_off)
+    with pytest.raises(DataError, match=r"dev-clean could not be fetched .*connection reset"):
+        download(load_config(None, WORDS))
+    half = Path("data/.incoming/librispeech/LibriSpeech/dev-clean/61")
+    half.mkdir(parents=True)  # killed while it unpacked
+    monkeypatch.setattr(published, "download_url_to_file", real)
+    download(load_config(None, WORDS))
+    assert Path("data/LibriSpeech/dev-clean/61/70968/61-70968-0000.flac").is_file()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, monkeypatch):
+    monkeypatch.setitem(download_module.GIGABYTES["librispeech"], "dev-clean", 1e9)
+    with pytest.raises(DataError, match="MB are free, but this needs"):
+        download(load_config(None, WORDS))
+    assert server == []
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["data.corpus=spoken"], "download fetches librispeech and libritts"),
+        (["data.corpus=librispeech"], r"data\.folder=None"),
+        ([*WORDS[:2], "data.splits={train: [train-clean-10]}"], "names train-clean-10; known are dev-clean"),
+    ],
+)
+def test_what_cannot_be_downloaded_is_said(words, reason):
+    with pytest.raises(ConfigError, match=reason):
+        download(load_config(None, words))
