@@ -11,11 +11,11 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from zipper import hub
 from zipper.config import load_config
 from zipper.corpora.grammar import sentences
 from zipper.errors import ConfigError, DataError
-from zipper.model import hub
-from zipper.model.hub import model_folder, push
+from zipper.hub import model_folder, push
 from zipper.model.llama import FAMILIES, shape_of
 from zipper.model.pretrained import load_weights, read_tower, save_tower, tower_facts, with_shape_of
 from zipper.model.tower import Tower

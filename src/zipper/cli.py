@@ -132,7 +132,7 @@ def import_gguf(args: argparse.Namespace) -> None:
 
 def push(args: argparse.Namespace) -> None:
     """upload an exported model or tower to the Hugging Face hub, with your own token"""
-    from zipper.model.hub import push as run
+    from zipper.hub import push as run
 
     print(run(args.folder, args.repository, args.private))
 

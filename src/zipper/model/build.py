@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from zipper.model.hub import model_folder
+from zipper.hub import model_folder
 from zipper.model.multimodal import MultimodalModel
 from zipper.model.pretrained import load_weights, read_tower, tower_facts
 from zipper.model.single_decoder import SingleDecoder

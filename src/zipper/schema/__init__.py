@@ -112,14 +112,16 @@ class DataConfig:
 
 @dataclass
 class CodecConfig:
-    name: Literal["embedded", "encodec_24khz"] = setting(
-        "embedded", "embedded: the small EnCodec in assets/; or the official one"
+    name: Literal["embedded", "encodec_24khz", "mimi"] = setting(
+        "embedded",
+        "embedded: the small EnCodec in assets/; the official one; or Mimi, whose first codebook is semantic",
     )
     weights: str | None = setting(
-        None, "folder (embedded) or file (encodec_24khz); none: assets/codec, or cache and download"
+        None, "folder (embedded, mimi) or file (encodec_24khz); none: assets/codec, or cache and download"
     )
     bandwidth_kbps: float | None = setting(
-        None, "1.5, 3, 6, 12 or 24 for encodec_24khz; none: all codebooks of embedded"
+        None,
+        "1.5, 3, 6, 12 or 24 for encodec_24khz; 0.1375 a codebook of mimi; none: all codebooks of embedded",
     )
     batch_seconds: float = setting(
         8.0, "seconds of audio encoded at a time; more is slower on a CPU, whose memory it asks for anew"
@@ -129,6 +131,11 @@ class CodecConfig:
         if self.name == "encodec_24khz" and self.bandwidth_kbps is None:
             raise ConfigError(
                 "codec.bandwidth_kbps is not set: choose 1.5, 3, 6, 12 or 24 (2 to 32 codebooks)."
+            )
+        if self.name == "mimi" and self.bandwidth_kbps is None:
+            raise ConfigError(
+                "codec.bandwidth_kbps is not set: Mimi has 0.1375 a codebook, 1.1 for 8 of them, 4.4 for "
+                "all 32."
             )
 
 

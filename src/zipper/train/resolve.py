@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.errors import ConfigError, DataError
-from zipper.model.hub import model_folder
+from zipper.hub import model_folder
 from zipper.model.pretrained import tower_facts, with_shape_of
 from zipper.schema import TASKS, RunConfig, TowerConfig
 from zipper.units.facts import reads, reads_all

@@ -14,10 +14,11 @@ from encodec import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from zipper.config import asset, read_facts
 from zipper.errors import ConfigError, DataError
+from zipper.hub import model_folder
 from zipper.schema import CodecConfig, TrainCodecConfig
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
@@ -43,7 +44,7 @@ class Codec:
         self.margin = 0 if model.encoder.model[0].causal else 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
-        self.fingerprint = f"{name} x{codebooks} {_digest(model)}"
+        self.fingerprint = f"{name} x{codebooks} {digest(model)}"
 
     @property
     def kbps(self) -> float:
@@ -57,14 +58,19 @@ class Codec:
         The padding of a batch stands at least a receptive field of silence away from what is kept, so that a
         wave's codes do not depend on its neighbours. Raises DataError on an empty wave.
         """
-        frames = [math.ceil(len(wave) / self.hop) for wave in waves]
-        if 0 in frames:
-            raise DataError(f"Wave {frames.index(0)} of the batch is empty: it has no frame to encode.")
+        frames = self.frames(waves)
         length = max(frames) * self.hop + self.margin
         batch = torch.stack([F.pad(wave, (0, length - len(wave))) for wave in waves])[:, None]  # [B, 1, n]
         latents = self.model.encoder(batch.to(self.device) * self.gain)  # [B, D, F]
         codes = self.model.quantizer.vq.encode(latents, n_q=self.codebooks)  # [Q, B, F]
         return [codes[:, row, :count].cpu() for row, count in enumerate(frames)]
+
+    def frames(self, waves: list[Tensor]) -> list[int]:
+        """Of each wave, begun ones counted. Raises DataError on an empty wave."""
+        frames = [math.ceil(len(wave) / self.hop) for wave in waves]
+        if 0 in frames:
+            raise DataError(f"Wave {frames.index(0)} of the batch is empty: it has no frame to encode.")
+        return frames
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
@@ -78,9 +84,12 @@ class Codec:
             raise DataError(
                 f"Code {int(codes.max())} or {int(codes.min())} lies outside 0 to {self.codes - 1}."
             )
+        return self.waves(codes)[: samples or codes.shape[1] * self.hop].cpu()
+
+    def waves(self, codes: Tensor) -> Tensor:
+        """As `decode`, uncut and where the model is."""
         latents = self.model.quantizer.vq.decode(codes[:, None].to(self.device))
-        wave = self.model.decoder(latents)[0, 0] / self.gain
-        return wave[: samples or codes.shape[1] * self.hop].cpu()
+        return self.model.decoder(latents)[0, 0] / self.gain
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +100,11 @@ def load_codec(cfg: CodecConfig) -> Codec:
     """The codec that the config names. Raises DataError on weights that are missing or damaged."""
     if cfg.name == "embedded":
         return load_embedded(asset(cfg.weights or "assets/codec"))
+    if cfg.name == "mimi":
+        from zipper.units.mimi import load_mimi
+
+        assert cfg.bandwidth_kbps is not None
+        return load_mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)
     return load_official(cfg.bandwidth_kbps, Path(cfg.weights) if cfg.weights else None)
 
 
@@ -179,7 +193,8 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _digest(model: EncodecModel) -> str:
+def digest(model: nn.Module) -> str:
+    """Short hash of all weights, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())

@@ -5,7 +5,7 @@ from pathlib import Path
 from zipper.config import asset
 from zipper.corpora.open import open_corpus
 from zipper.disk import check_places
-from zipper.model.hub import model_folder
+from zipper.hub import model_folder
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.units.codec import load_codec
