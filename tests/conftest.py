@@ -84,6 +84,7 @@ def tiny_model(
     seed: int = 0,
     switch: bool = False,
     elsewhere: bool = False,
+    lora: int = 0,
     **zip_settings,
 ) -> Zipper:
     """Towers of different widths, zips with open gates, float64, eval; weights large enough to matter.
@@ -110,6 +111,8 @@ def tiny_model(
             tied=False,
             rope_scaling=[8.0, 1.0, 4.0, 16.0],
         )
+    if lora:
+        shapes["text"] = replace(shapes["text"], lora=lora)
     zips = ZipConfig(heads=2, gate_init=gate, **zip_settings)
     cfg = ModelConfig(
         modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips, switch=switch

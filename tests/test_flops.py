@@ -11,6 +11,7 @@ from conftest import as_batch, interleaving, tiny_model
 from test_single_decoder import single_decoder
 from zipper.data.document import Document
 from zipper.model.flops import document_flops
+from zipper.model.lora import train_lora_alone
 from zipper.schema import TowerConfig
 from zipper.train.module import stream_loss
 
@@ -39,10 +40,16 @@ def counted(model, batch, train: bool) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder", "elsewhere"])
+@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder", "elsewhere", "lora"])
 @pytest.mark.parametrize("train", [False, True])
 def test_counted_from_shapes_equals_torchs_counter(kind, train):
-    model = single_decoder() if kind == "single decoder" else tiny_model(elsewhere=kind == "elsewhere")
+    model = (
+        single_decoder()
+        if kind == "single decoder"
+        else tiny_model(elsewhere=kind == "elsewhere", lora=2 * (kind == "lora"))
+    )
+    if kind == "lora":
+        train_lora_alone(model.tower("text"))
     if kind == "frozen text":
         model.tower("text").requires_grad_(False)
     forth = one_document(model)

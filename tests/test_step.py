@@ -12,12 +12,13 @@ from zipper.generate.write import write
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.2)], ids=str
 )
-@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary", "elsewhere"])
+@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary", "elsewhere", "lora"])
 def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position, monkeypatch):
     """Three towers in turns, ragged rows of which one is of a single modality, and more columns than the
     buffers begin with; and the two ways of writing may follow each other in one memory."""
     names, elsewhere = ("text", "speech", "music"), position == "elsewhere"
-    model = tiny_model(names, position="rotary" if elsewhere else position, elsewhere=elsewhere).to(dtype)
+    placed = position if position in ("none", "sinusoidal") else "rotary"
+    model = tiny_model(names, position=placed, elsewhere=elsewhere, lora=2 * (position == "lora")).to(dtype)
     monkeypatch.setattr("zipper.generate.cache.compiled", lambda: Memory._run)
     draw = torch.Generator().manual_seed(3)
     multimodal = torch.tensor([True, True, False])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipper.model.lora import merged
 from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Cache, KeyValue, Layer, frequencies
 from zipper.model.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
@@ -151,11 +152,11 @@ class _Layer(NamedTuple):
         query_norm, key_norm = attention.query_norm, attention.key_norm
         return cls(
             attention.heads, attention.kv_heads, attention.size,
-            _norm(layer.attention_norm), _turned(attention.to_qkv.weight), attention.to_qkv.bias,
+            _norm(layer.attention_norm), _turned(merged(attention.to_qkv)), attention.to_qkv.bias,
             None if query_norm is None or key_norm is None else (query_norm, key_norm),
-            _turned(attention.to_out.weight),
+            _turned(merged(attention.to_out)),
             _norm(layer.feed_forward_norm),
-            _turned(feed_forward.gate_up.weight), _turned(feed_forward.down.weight),
+            _turned(merged(feed_forward.gate_up)), _turned(merged(feed_forward.down)),
         )  # fmt: skip
 
     def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: Cache) -> Tensor:

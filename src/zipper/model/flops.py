@@ -55,6 +55,8 @@ def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) ->
         attention = cfg.width * cfg.size * 2 * (cfg.heads + cfg.kv_heads)
         matrices = attention + 3 * cfg.width * cfg.hidden
         yield Term(2 * count * matrices * cfg.layers, _times(model, name))
+        sides = 4 * cfg.width + 2 * (cfg.heads + cfg.kv_heads) * cfg.size + 3 * cfg.hidden
+        yield Term(2 * count * cfg.lora * sides * cfg.layers, 3)
         yield Term((2 if causal else 4) * count**2 * cfg.size * cfg.heads * cfg.layers, 3)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from zipper.config import read_facts
 from zipper.errors import ConfigError, DataError, refusal
 from zipper.model.llama import is_llama, read_weights, shape_of
+from zipper.model.lora import merged_state
 from zipper.model.tower import Tower
 from zipper.schema import TowerConfig
 from zipper.units.text import Subwords
@@ -24,10 +25,11 @@ SHAPE = (
 
 
 def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
-    """Writes weights and shape. facts: trained on what, by which command, how well; `reads`: its units."""
+    """Writes weights, LoRA merged into them, and shape. facts: trained on what, by which command, how well;
+    `reads`: its units."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tower.state_dict().items()},
+        {name: tensor.detach().cpu().contiguous() for name, tensor in merged_state(tower).items()},
         folder / WEIGHTS,
     )
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
@@ -87,8 +89,9 @@ def read_tower(folder: Path) -> Tower:
 def load_weights(tower: Tower, folder: Path) -> None:
     """Fills a tower of the folder's shape, strictly. Raises DataError where it was written by other code."""
     weights = read_weights(folder) if is_llama(folder) else load_file(folder / WEIGHTS)
+    own = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" in name}
     try:
-        tower.load_state_dict(weights)
+        tower.load_state_dict({**own, **weights})
     except RuntimeError as error:
         raise DataError(
             f"{folder}: its weights do not fit this version's towers ({refusal(error)}). "

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from zipper.model.lora import add_lora
 from zipper.schema import TowerConfig
 
 
@@ -134,6 +135,8 @@ class Tower(nn.Module):
                 ("to_out.weight", "down.weight")
             ):  # the residual stream keeps its scale with depth
                 nn.init.normal_(weight, std=0.02 / (2 * cfg.layers) ** 0.5)
+        if cfg.lora:
+            add_lora(self, cfg.lora)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The tower alone: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for `logits`."""

@@ -33,6 +33,9 @@ class TowerConfig:
         None, "folder of a pre-trained tower, which then gives the shape; none: random"
     )
     frozen: bool = setting(False, "keep the tower's own weights as they are")
+    lora: int = setting(
+        0, "rank of LoRA, which then learns while the tower's own weights stay as they are; 0: none"
+    )
     interval: int = setting(2, "layers from one zip to the next")
     input_projection: Literal["residual", "paper", "none"] = setting(
         "residual", "residual: x + gate * MLP(x); paper: ReLU(MLP(x)); none"
@@ -56,6 +59,12 @@ class TowerConfig:
             raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Pick a divisor.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is a share: give at least 0 and less than 1.")
+        if self.lora < 0 or (self.lora and self.frozen):
+            raise ConfigError(
+                f"lora={self.lora} with frozen={self.frozen}: a tower is frozen, or LoRA learns beside it, "
+                "or all "
+                "of it learns. Give one of the two, and a rank of at least 0."
+            )
         if self.init is None or self.interval < 1:  # else the layers are those of the folder
             self.check_interval()
 
@@ -140,10 +149,10 @@ class ModelConfig:
     def _check_single_decoder(self) -> None:
         for name in self.modalities:
             tower = self.towers[name]
-            if tower.frozen:
+            if tower.frozen or tower.lora:
                 raise ConfigError(
-                    f"model.towers.{name}.frozen=true, but a single decoder is fine-tuned whole (paper "
-                    "4.1.2). Leave frozen out."
+                    f"model.towers.{name}: frozen={tower.frozen}, lora={tower.lora}, but a single decoder is "
+                    "fine-tuned whole (paper 4.1.2). Leave both out."
                 )
             if name != self.modalities[0] and tower.init:
                 raise ConfigError(

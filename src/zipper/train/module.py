@@ -18,6 +18,7 @@ from zipper.data.document import looks
 from zipper.errors import DataError, refusal
 from zipper.generate.alphabet import Alphabet
 from zipper.model.build import build_model
+from zipper.model.lora import train_lora_alone
 from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
@@ -40,6 +41,8 @@ class ZipperModule(L.LightningModule):
         for name in self.model.names:
             if self.cfg.model.towers[name].frozen:
                 self.model.tower(name).requires_grad_(False)
+            elif self.cfg.model.towers[name].lora:
+                train_lora_alone(self.model.tower(name))
         self.model.used = looks(self.cfg.train.tasks.shares())
         self.idle = idle_parts(self.model)
         for part in self.idle.values():

@@ -1,0 +1,56 @@
+"""LoRA (arXiv 2106.09685): a tower's matrices stay as they are, and small products beside them learn."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MATRICES = ("to_qkv", "to_out", "gate_up", "down")  # of every layer of a tower
+ALPHA = 2.0  # what is added is ALPHA B A x, whatever the rank
+
+
+class LoRA(nn.Linear):
+    """A linear layer W x + ALPHA B A x. A is drawn, B starts at 0: at first it is W alone, bit for bit."""
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        """Takes over the parameters of `linear`, under their names."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        drawn = torch.randn(rank, self.in_features) * self.in_features**-0.5
+        self.lora_a = nn.Parameter(drawn.to(linear.weight))
+        self.lora_b = nn.Parameter(linear.weight.new_zeros(self.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in] -> [..., out]"""
+        return super().forward(x) + ALPHA * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+
+def add_lora(tower: nn.Module, rank: int) -> None:
+    """Puts LoRA beside every matrix of a tower's layers."""
+    for module in list(tower.modules()):
+        for name in MATRICES:
+            linear = getattr(module, name, None)
+            if isinstance(linear, nn.Linear):
+                setattr(module, name, LoRA(linear, rank))
+
+
+def train_lora_alone(tower: nn.Module) -> None:
+    """All else is frozen."""
+    for name, parameter in tower.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def merged(linear: nn.Linear) -> Tensor:
+    """The one matrix that a layer amounts to: [out, in]"""
+    if isinstance(linear, LoRA):
+        return linear.weight + ALPHA * linear.lora_b @ linear.lora_a
+    return linear.weight
+
+
+def merged_state(tower: nn.Module) -> dict[str, Tensor]:
+    """A tower's weights without LoRA beside them, under the names of a plain tower."""
+    state = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" not in name}
+    for name, module in tower.named_modules():
+        if isinstance(module, LoRA):
+            state[f"{name}.weight"] = merged(module).detach()
+    return state

@@ -1,0 +1,77 @@
+"""LoRA: a third state of a tower beside frozen and unfrozen."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import config
+from zipper.errors import ConfigError
+from zipper.model.lora import add_lora, merged_state
+from zipper.model.pretrained import load_weights, read_tower, save_tower
+from zipper.model.tower import Tower
+from zipper.schema import TowerConfig
+from zipper.train import run as run_module
+from zipper.train.module import load_module
+
+SHAPE = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 1, "hidden": 24, "vocabulary": 11, "codebooks": 1}
+TOKENS = torch.randint(11, (2, 9, 1), generator=torch.Generator().manual_seed(0))
+
+
+def test_it_starts_as_the_tower_itself_and_every_matrix_has_one():
+    plain = Tower(TowerConfig(**SHAPE))
+    tower = Tower(TowerConfig(**SHAPE, lora=3))
+    tower.load_state_dict({**tower.state_dict(), **plain.state_dict()})
+    assert torch.equal(tower(TOKENS), plain(TOKENS))
+    added = [n for n, _ in tower.named_parameters() if ".lora_" in n]
+    assert len(added) == 2 * 2 * 4
+
+
+def test_merged_into_a_plain_tower_it_says_the_same():
+    tower = Tower(TowerConfig(**SHAPE, lora=3)).double()
+    for name, parameter in tower.named_parameters():
+        if ".lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    plain = Tower(TowerConfig(**SHAPE)).double()
+    before = plain(TOKENS)
+    plain.load_state_dict(merged_state(tower))
+    torch.testing.assert_close(plain(TOKENS), tower(TOKENS))
+    assert not torch.allclose(before, plain(TOKENS))
+
+
+def test_a_saved_tower_has_it_merged_and_one_with_lora_starts_from_a_plain_folder(tmp_path):
+    tower = Tower(TowerConfig(**SHAPE, lora=2))
+    for name, parameter in tower.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_tower(tmp_path, tower, {"reads": "x", "trained_on": None})
+    torch.testing.assert_close(read_tower(tmp_path)(TOKENS), tower(TOKENS))
+    again = Tower(TowerConfig(**SHAPE))
+    add_lora(again, 4)
+    load_weights(again, tmp_path)
+    torch.testing.assert_close(again(TOKENS), tower(TOKENS))
+
+
+def test_a_run_moves_lora_and_leaves_the_towers_own_weights(prepared):
+    words = ["model.towers.text.lora=2", "model.towers.speech.frozen=true", "train.lr=0.01"]
+    result = run_module.train(config(*words), "x")["asr"]
+    module = load_module(Path("build/runs/run/checkpoints/last.ckpt"))
+    torch.manual_seed(0)
+    learnt = {n for n, p in module.named_parameters() if p.requires_grad and ".towers." in n}
+    assert learnt
+    assert all(".text." in name and ".lora_" in name for name in learnt)
+    assert any(p.abs().sum() > 0 for n, p in module.named_parameters() if n.endswith("lora_b"))
+    assert result["parameters_trained"] < result["parameters_total"] / 2
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["model.towers.text.lora=2", "model.towers.text.frozen=true"], "frozen, or LoRA learns"),
+        (["model.towers.text.lora=-1"], "at least 0"),
+        (["model.kind=single_decoder", "model.towers.text.lora=2"], "fine-tuned whole"),
+    ],
+)
+def test_what_cannot_be_is_refused(words, reason):
+    with pytest.raises(ConfigError, match=reason):
+        config(*words)
