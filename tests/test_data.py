@@ -121,6 +121,7 @@ def test_slices_of_a_step_are_the_step(store, slices):
         own = {n: sum(float((p.streams[n].target != -100).sum()) for p in parts) for n in BOOKS}
         assert own == pytest.approx(parts[0].total)
         assert all(part.ids for part in parts)
+        assert cut.plan(step) == one.plan(step)  # whatever the number of slices
     assert one.batch(0, 0, BOOKS).total == pytest.approx(
         {n: float((s.target != -100).sum()) for n, s in one.batch(0, 0, BOOKS).streams.items()}
     )
@@ -139,3 +140,24 @@ def test_a_cap_below_the_longest_utterance_is_refused(store):
 def test_a_resumed_order_goes_on_where_it_stopped():
     assert list(From(3, 6)) == [3, 4, 5]
     assert len(From(3, 6)) == 6
+
+
+def test_a_slice_without_examples_learns_nothing_and_takes_part(store):
+    """An epoch's last group can be smaller than the ranks."""
+    one, cut = steps(store, tokens=132), steps(store, slices=3, tokens=132)
+    assert one.epoch_length(0) == cut.epoch_length(0)
+    small = next(i for i in range(cut.epoch_length(0)) if len(cut.plan(i).examples) < 3)
+    count = len(cut.plan(small).examples)
+    parts = [cut.batch(small, part, BOOKS) for part in range(3)]
+    assert all((p.streams["text"].target == -100).all() for p in parts[count:])
+    assert all((p.streams[n].turn == -100).all() for p in parts[count:] for n in BOOKS)
+    assert sum(len(p.ids) for p in parts[:count]) == count
+    model = tiny_model().float()
+    part = parts[-1]
+    states = model(
+        part._replace(streams={n: s._replace(tokens=s.tokens % 7) for n, s in part.streams.items()})
+    )
+    loss = sum(stream_loss(model.tower(n), states[n], s) for n, s in part.streams.items())
+    loss.backward()
+    assert float(loss) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.tower("text").parameters())

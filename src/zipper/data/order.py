@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
 from zipper.data.batch import Batch, collate
@@ -34,7 +35,7 @@ class Steps:
         corpora: Mapping[str, Sequence[str]] | None = None,
     ) -> None:  # fmt: skip
         """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
-        accumulation. corpora: those that a task takes; all where it is not named.
+        accumulation; what a step trains on does not depend on them.
 
         Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
         has no example.
@@ -89,12 +90,14 @@ class Steps:
             )  # fmt: skip
             for name, weight in weights.items():
                 total[name] += weight
+        mine = examples[part :: self.slices]
         documents = [
             document(self.store, self.rows[row], task, self.prompt_weight)
-            for row, task in examples[part :: self.slices]
+            for row, task in mine or examples[:1]
         ]
         turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
-        return collate(documents, codebooks, total, turns)
+        batch = collate(documents, codebooks, total, turns)
+        return batch if mine else silenced(batch)
 
     def first(self, count: int) -> list[Document]:
         """The first documents of the training, about so many, however steps are sliced."""
@@ -125,11 +128,11 @@ class Steps:
         longest = 0
         for index in order:
             longest = max(longest, int(lengths[index]))
-            if group and -(-(len(group) + 1) // self.slices) * self.slices * longest > self.tokens:
+            if group and (len(group) + 1) * longest > self.tokens:
                 plans.append(Plan(group))
                 group, longest = [], int(lengths[index])
             group.append(examples[index])
-        if len(group) >= self.slices:
+        if group:
             plans.append(Plan(group))
         return [plans[i] for i in draw.permutation(len(plans))]
 
@@ -143,6 +146,19 @@ class Steps:
         """Of the longest tower."""
         lengths = {"text": int(self.subwords[row]) + 2, "speech": int(self.speech[row])}
         return max(lengths[name] for name in TASKS[task])
+
+
+def silenced(batch: Batch) -> Batch:
+    """The same batch with nothing to learn, for a slice that a small step leaves without examples: its
+    process takes part in the step all the same."""
+    streams = {
+        name: s._replace(
+            target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
+            turn=torch.full_like(s.turn, -100),
+        )
+        for name, s in batch.streams.items()
+    }  # fmt: skip
+    return batch._replace(streams=streams)
 
 
 class MicroBatches(Dataset[Batch]):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.utils.checkpoint import checkpoint
 
 from zipper.model.lora import add_lora
 from zipper.schema import TowerConfig
@@ -106,6 +107,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
         self.feed_forward = FeedForward(cfg.width, cfg.hidden)
         self.dropout = nn.Dropout(cfg.dropout)
+        self.recompute = False  # forget activations in training, and compute them again on the way back
 
     def forward(
         self,
@@ -115,6 +117,13 @@ class Layer(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """As Attention."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run, x, rotation, mask, cache, use_reentrant=False)
+        return self._run(x, rotation, mask, cache)
+
+    def _run(
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 

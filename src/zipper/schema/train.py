@@ -55,7 +55,12 @@ class TrainConfig:
     accelerator: str = setting("auto", "as Lightning names them")
     devices: int = setting(1, "per node")
     nodes: int = setting(1, "machines")
-    strategy: str = setting("auto", "as Lightning names them")
+    strategy: str = setting("auto", "fsdp2, or as Lightning names them: auto, ddp, ...")
+    compile: bool = setting(False, "torch.compile layers and zips: minutes at first, for long trainings")
+    recompute: bool = setting(
+        False,
+        "forget activations of layers, compute them again backwards: less memory, a third more work",
+    )
 
     def __post_init__(self) -> None:
         at_least_one(
@@ -68,6 +73,8 @@ class TrainConfig:
                 f"the last {rest} steps would be neither validated nor saved. "
                 f"Use train.steps={self.steps - rest}, or another train.validate_every."
             )
+        if self.strategy == "fsdp2" and self.precision == "64-true":
+            raise ConfigError("train.strategy=fsdp2 with train.precision=64-true: use 32-true or bf16-mixed.")
         if self.lr <= 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(
                 f"train.lr={self.lr} must be more than 0, train.betas={list(self.betas)} below 1."

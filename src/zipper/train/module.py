@@ -23,6 +23,7 @@ from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Tower
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
+from zipper.train.engine import shard
 from zipper.units.facts import Facts
 
 
@@ -47,6 +48,7 @@ class ZipperModule(L.LightningModule):
         self.idle = idle_parts(self.model)
         for part in self.idle.values():
             part.requires_grad_(False)
+        self.sharded = False
         self.units = 0  # tokens trained on, padding left out
         self.seconds_before, self.started = (
             0.0,
@@ -57,6 +59,12 @@ class ZipperModule(L.LightningModule):
     def of(cls, cfg: RunConfig, facts: Facts) -> "ZipperModule":
         """From a resolved config."""
         return cls(to_dict(cfg), facts.to_dict())
+
+    def configure_model(self) -> None:
+        """Lightning's hook, in every process before it trains: shards, where the strategy does."""
+        if self.device_mesh is not None and not self.sharded:
+            shard(self.model, self.device_mesh["data_parallel"])
+            self.sharded = True
 
     def on_fit_start(self) -> None:
         self.started = time.monotonic()

@@ -38,6 +38,7 @@ from zipper.report.metrics import curves
 from zipper.report.summary import summary_text
 from zipper.schema import RunConfig
 from zipper.train.callbacks import GateMonitor, MeanWer, RecognitionMonitor, SpeechMonitor, Throughput
+from zipper.train.engine import prepare_layers, strategy
 from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
 from zipper.train.whiten import rescale_zips, whiten_zips
@@ -186,6 +187,7 @@ def fit(
             whiten_zips(module.model, data.steps.first(MEASURED))
         if cfg.model.zip.rescale:
             rescale_zips(module.model, data.steps.first(MEASURED))
+    prepare_layers(module.model, cfg.train)
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(
@@ -196,7 +198,7 @@ def fit(
         accelerator=cfg.train.accelerator,
         devices=cfg.train.devices,
         num_nodes=cfg.train.nodes,
-        strategy=cfg.train.strategy,
+        strategy=strategy(cfg.train),
         val_check_interval=min(cfg.train.validate_every, cfg.train.steps) * cfg.train.accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -213,9 +215,10 @@ def fit(
 def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L.Callback]:
     """Recognition and speaking first: the checkpoint looks at what they log."""
     watch: list[L.Callback] = []
-    if cfg.evaluates("asr"):
+    sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
+    if cfg.evaluates("asr") and not sharded:
         watch.append(RecognitionMonitor(store, cfg))
-    if listener:
+    if listener and not sharded:
         watch.append(SpeechMonitor(store, cfg, listener))
     folder = cfg.run_dir / "checkpoints"
     # Two of them: Lightning's own save_last only follows when the best is saved anew.

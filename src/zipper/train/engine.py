@@ -1,0 +1,45 @@
+"""What a training runs on: Lightning's strategies, FSDP2 among them, compiled layers, activations computed
+anew."""
+
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from zipper.model.tower import Layer
+from zipper.model.zip_block import ZipBlock
+from zipper.model.zipper import InputProjection
+from zipper.schema import TrainConfig
+
+BACKEND = "inductor"  # of torch.compile
+
+
+def strategy(train: TrainConfig) -> Strategy | str:
+    """`fsdp2` shards parameters, gradients and optimiser over all devices, frozen and trained ones alike;
+    any other name is Lightning's own. Checkpoints are whole whatever it is."""
+    if train.strategy != "fsdp2":
+        return train.strategy
+    return ModelParallelStrategy(
+        data_parallel_size=train.devices * train.nodes,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,
+    )
+
+
+def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+    """FSDP2: every layer, zip and projection is a unit of its own; what is left (embeddings, norms) goes
+    with the whole."""
+    for part in model.modules():
+        if isinstance(part, Layer | ZipBlock | InputProjection):
+            fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def prepare_layers(model: nn.Module, train: TrainConfig) -> None:
+    """Compiles layers and zips where asked for, in place: names of weights stay as they are. Layers that
+    forget their activations compute them again on the way back: memory of one layer for a third more work."""
+    for part in model.modules():
+        if isinstance(part, Layer):
+            part.recompute = train.recompute
+        if train.compile and isinstance(part, Layer | ZipBlock):
+            part.compile(backend=BACKEND, dynamic=True)

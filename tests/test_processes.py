@@ -1,0 +1,119 @@
+"""Two processes (gloo) give what one gives: the same store, the same losses, the same weights."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import yaml
+
+from zipper.config import ROOT
+from zipper.corpora.grammar import sentences
+
+SHAPE = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 32, "interval": 1}
+TOWERS = {"text": {**SHAPE, "frozen": True}, "speech": {**SHAPE, "lora": 2}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A manifest of noise, and a config that trains on it: 5 shards in all."""
+    folder = tmp_path_factory.mktemp("processes")
+    draw, texts, lines = np.random.default_rng(0), sentences(seed=3), ["id\taudio\ttext\tsplit"]
+    for split, count in (("train", 40), ("dev", 6), ("test", 6)):
+        for i in range(count):
+            sf.write(
+                folder / f"{split}-{i}.flac", draw.normal(0, 0.1, int(draw.integers(4800, 16000))), 16000
+            )
+            lines.append(f"{split}-{i}\t{split}-{i}.flac\t{next(texts)}\t{split}")
+    (folder / "list.tsv").write_text("\n".join(lines) + "\n")
+    config = {
+        "data": {"corpus": "manifest", "folder": str(folder / "list.tsv"), "subwords": 64},
+        "model": {"towers": TOWERS, "zip": {"heads": 2}},
+        "train": {
+            "tasks": {"asr": 1.0}, "steps": 20, "validate_every": 20, "tokens": 400, "warmup": 2, "lr": 0.01,
+            "accelerator": "cpu", "precision": "64-true",
+        },
+        "evaluate": {"dev_utterances": 2, "shuffled": False},
+        "log": {"wandb": "disabled", "every": 1},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def zipper(folder: Path, command: str, *words: str) -> str:
+    code = "import zipper.units.encode as e; e.SHARD = 10; from zipper.cli import main; main()"
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    script = folder / "zipper_in_shards_of_ten.py"
+    script.write_text(code.replace("; ", "\n") + "\n")
+    out = subprocess.run(
+        [sys.executable, str(script), command, str(folder / "config.yaml"), *words],
+        cwd=folder, env=where, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stdout[-2000:] + out.stderr[-4000:]
+    return out.stdout
+
+
+def losses(folder: Path) -> dict[int, float]:
+    with (folder / "metrics.csv").open() as lines:
+        return {
+            int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(lines) if row["train/loss"]
+        }
+
+
+@pytest.fixture(scope="module")
+def one_process(folder) -> Path:
+    zipper(folder, "train", "name=one")
+    return folder / "build/runs/one"
+
+
+def contents(store: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(store.iterdir())}
+
+
+def test_the_store_is_the_same_whatever_the_number_of_processes(folder):
+    said = zipper(folder, "prepare", "build=one")
+    assert "hours an hour, by 1 process(es)" in said
+    said = zipper(folder, "prepare", "build=two", "train.devices=2")
+    assert "hours an hour, by 2 process(es)" in said
+    (one,), (two,) = (folder / "one/stores").iterdir(), (folder / "two/stores").iterdir()
+    assert len(list(one.glob("train-*.arrow"))) == 4
+    assert contents(one) == contents(two)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "close", "weights"),
+    [("auto", "64-true", 1e-9, 1e-8), ("fsdp2", "32-true", 1e-4, 1e-2)],
+)
+def test_two_processes_have_the_losses_and_the_weights_of_one(
+    folder, one_process, strategy, precision, close, weights
+):
+    """20 steps with the same global batch, frozen and trained parameters mixed, against one process in
+    float64 (which Lightning does not shard). The checkpoint of FSDP2 is a whole one, and loads as any
+    other."""
+    zipper(
+        folder,
+        "train",
+        f"name={strategy}",
+        "train.devices=2",
+        f"train.strategy={strategy}",
+        f"train.precision={precision}",
+    )
+    one, two = losses(one_process), losses(folder / f"build/runs/{strategy}")
+    assert len(one) == 20
+    assert one.keys() == two.keys()
+    assert one[19] < one[0] - 0.01
+    assert max(abs(one[step] - two[step]) for step in one) < close
+    runs = (one_process, folder / "build/runs" / strategy)
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in runs]
+    assert states[0].keys() == states[1].keys()
+    for key, tensor in states[0].items():
+        torch.testing.assert_close(states[1][key].double(), tensor, rtol=0, atol=weights)
+    results = [json.loads((run / "asr.json").read_text()) for run in runs]
+    assert results[0]["per_utterance"] == results[1]["per_utterance"]
