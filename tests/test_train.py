@@ -220,10 +220,11 @@ def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
 def test_gates_learn_faster_and_nothing_small_decays(prepared):
     module = ZipperModule.of(resolve(config(), prepared), facts_of(prepared))
     groups = parameter_groups(module.model, lr=1e-3, gate_lr=10.0, weight_decay=0.1)
+    gates = {id(p) for name, p in module.model.named_parameters() if name.endswith("gate")}
     for group in groups:
         for parameter in group["params"]:
             assert (group["weight_decay"] == 0) or parameter.ndim == 2
-            assert (group.get("lr") == 1e-2) == (parameter.ndim == 0)
+            assert (group.get("lr") == 1e-2) == (id(parameter) in gates)
 
 
 def test_a_handful_of_utterances_is_learnt_by_heart(prepared):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conftest import tiny_model
 from zipper.model.tower import rotate, rotation
 from zipper.model.zip_block import SECONDS_BASE, STEP, When, ZipBlock, cross_mask, sinusoid
 from zipper.schema import ZipConfig
@@ -130,3 +131,12 @@ def test_what_is_asked_reaches_keys_and_values_at_its_own_scale():
     for signal in (h, value):
         spread = (signal - signal.mean((0, 1) if signal is h else (0, 2), keepdim=True)).std()
         assert 0.4 < spread < 2
+
+
+def test_gates_of_older_checkpoints_which_were_scalars_load_as_they_were():
+    model = tiny_model()
+    scalars = {n: w.reshape(()) if n.endswith("gate") else w for n, w in model.state_dict().items()}
+    assert sum(w.ndim == 0 for w in scalars.values()) == 2 * 2 * model.stages + 2
+    again = tiny_model(seed=1)
+    again.load_state_dict(scalars)
+    assert all(torch.equal(w, model.state_dict()[n]) for n, w in again.state_dict().items())

@@ -70,8 +70,9 @@ class ZipBlock(nn.Module):
             nn.GELU(),
             nn.Linear(cfg.feed_forward * asking, asking, bias=False),
         )
-        self.attention_gate = nn.Parameter(torch.full((), cfg.gate_init))  # a
-        self.feed_forward_gate = nn.Parameter(torch.full((), cfg.gate_init))  # b
+        self.attention_gate = gate(cfg.gate_init)  # a
+        self.feed_forward_gate = gate(cfg.gate_init)  # b
+        self.register_load_state_dict_pre_hook(accept_scalar_gates)
 
     def forward(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
         """What is to be added: x [B, Tq, D], when [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
@@ -114,6 +115,23 @@ class ZipBlock(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]
+
+
+def gate(value: float) -> nn.Parameter:
+    """A gate's parameter, [1]: sharded training takes no scalars."""
+    return nn.Parameter(torch.full((1,), value))
+
+
+def accept_scalar_gates(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before sharding was possible gates were scalars: checkpoints and assets of then load as well."""
+    for name, _parameter in module.named_parameters(prefix.rstrip("."), recurse=False):
+        if name.endswith("gate") and name in state:
+            state[name] = state[name].reshape(1)
+
+
+def is_gate(name: str) -> bool:
+    """Whether a parameter of that name is one."""
+    return name.endswith("gate")
 
 
 def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zipper.data.batch import Batch
 from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Tower
-from zipper.model.zip_block import When, ZipBlock, cross_mask, mlp
+from zipper.model.zip_block import When, ZipBlock, accept_scalar_gates, cross_mask, gate, mlp
 from zipper.schema import ModelConfig
 
 
@@ -22,7 +22,8 @@ class InputProjection(nn.Module):
         self.kind = kind
         self.mlp = mlp(width, width, 3)
         if kind == "residual":
-            self.gate = nn.Parameter(torch.zeros(()))  # starts as the tower's own embedding
+            self.gate = gate(0.0)  # starts as the tower's own embedding
+        self.register_load_state_dict_pre_hook(accept_scalar_gates)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]"""

@@ -6,12 +6,15 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from zipper.evaluate import asr, tts
 from zipper.evaluate.result import chosen_rows
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
 from zipper.generate.answers import answers
+from zipper.model.zip_block import is_gate
 from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule
 from zipper.units.store import Store
@@ -92,18 +95,22 @@ class MeanWer(L.Callback):
 class GateMonitor(L.Callback):
     """Logs how far each gate has opened. A run whose gates stay at 0 has learnt nothing across towers."""
 
-    @rank_zero_only
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)
         if trainer.global_step % module.cfg.log.every or not trainer.loggers:
             return
         gates = {
-            f"gate/{name.removeprefix('model.')}": parameter.detach().tanh().item()
+            f"gate/{name.removeprefix('model.')}": whole(parameter).tanh().item()
             for name, parameter in module.named_parameters()
-            if parameter.ndim == 0 and parameter.requires_grad
+            if is_gate(name) and parameter.requires_grad
         }
-        for logger in trainer.loggers:
+        for logger in trainer.loggers:  # which write on the first rank alone
             logger.log_metrics(gates, step=trainer.global_step)
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Of a parameter that lies in pieces, all of it: every rank must ask."""
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
 
 
 class Throughput(L.Callback):

@@ -4,7 +4,7 @@ anew."""
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from zipper.model.tower import Layer
 from zipper.model.zip_block import ZipBlock
@@ -32,6 +32,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     for part in model.modules():
         if isinstance(part, Layer | ZipBlock | InputProjection):
             fully_shard(part, mesh=mesh)
+        if isinstance(part, ZipBlock):
+            register_fsdp_forward_method(part, "look_at")
     fully_shard(model, mesh=mesh)
 
 

@@ -21,6 +21,7 @@ from zipper.model.build import build_model
 from zipper.model.lora import train_lora_alone
 from zipper.model.multimodal import MultimodalModel
 from zipper.model.tower import Tower
+from zipper.model.zip_block import is_gate
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
 from zipper.train.engine import shard
@@ -234,7 +235,7 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim == 0:
+        if is_gate(name):
             gates.append(parameter)
         elif parameter.ndim == 1 or name.endswith(("embedding.weight", ".head")):
             rest.append(parameter)
