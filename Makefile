@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: data-librispeech data-libritts setup-pretrained train-smollm2 pretrain compare compare-search bench report test lint
+.PHONY: bench-encoding data-librispeech data-libritts setup-pretrained train-smollm2 pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -139,6 +139,9 @@ codec-table: $(VENV)/.judge  ## hear the codec's round trips with every number o
 
 bench: $(VENV)/.bench  ## speed of training and decoding against transformers, padding, waiting, memory
 	$(RUN) bench configs/asr.yaml name=bench result=results/bench.json $(ARGS)
+
+bench-encoding: $(READY)  ## speed of encoding against the codec alone, and of two processes
+	$(RUN) bench-encoding configs/asr.yaml name=bench-encoding result=results/real/encoding.json $(ARGS)
 
 pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result.json  ## train both towers anew
 

@@ -84,6 +84,13 @@ def bench(cfg: RunConfig, command: str) -> None:
     run(cfg, command)
 
 
+def bench_encoding(cfg: RunConfig, command: str) -> None:
+    """measure preparing against the codec alone, and two processes against one"""
+    from zipper.bench.encoding import bench_encoding as run
+
+    run(cfg, command)
+
+
 def report(cfg: RunConfig, command: str) -> None:
     """write RESULTS.md from results/*.json"""
     from zipper.config import ROOT
@@ -104,6 +111,7 @@ COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
     "train": train,
     "evaluate": evaluate,
     "bench": bench,
+    "bench-encoding": bench_encoding,
     "report": report,
 }
 

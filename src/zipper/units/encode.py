@@ -25,7 +25,8 @@ from zipper.units.codec import Codec
 from zipper.units.store import FEATURES, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
 from zipper.units.text import Subwords
 
-SHARD = 512  # utterances
+SHARD, LEAST = 512, 16  # utterances, at most and at least
+SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
 Read = tuple[Utterance, "Tensor | DataError | None"]  # its wave, or why there is none; None: it is text alone
@@ -67,11 +68,11 @@ def prepare_store(
         if skipped:
             _list_skipped(folder / "texts.skipped", skipped)
     _check_budget(folder, skipped, len(utterances))
-    shards = []
+    shards, size = [], min(SHARD, max(LEAST, len(usable) // SHARDS))
     for split in SPLITS:
         chosen = [u for u in usable if u.split == split]
-        for number, start in enumerate(range(0, len(chosen), SHARD)):
-            shards.append(Shard(folder / f"{split}-{number:05d}.arrow", chosen[start : start + SHARD]))
+        for number, start in enumerate(range(0, len(chosen), size)):
+            shards.append(Shard(folder / f"{split}-{number:05d}.arrow", chosen[start : start + size]))
     encoder = Encoder(codec, subwords, batch_seconds, folder, skipped, len(utterances))
     workers = train.workers if train else 0
     try:
@@ -205,7 +206,7 @@ class Encoder(L.LightningModule):
         hours = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
         took = (time.monotonic() - self.started) / 3600
         if hours and self.trainer.is_global_zero:
-            print(f"encoded {hours:.2f} hours of audio, {hours / took:.0f} hours an hour, "
+            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours an hour, "
                   f"by {self.trainer.world_size} process(es)")  # fmt: skip
 
     def close(self) -> None:
@@ -289,6 +290,12 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
     if skipped:
         _list_skipped(folder / "skipped.jsonl", skipped)
     facts = _facts(folder, parts, codec, len(skipped))
+    if sum(facts["rows"].values()) != utterances - len(skipped):
+        raise DataError(
+            f"{folder} holds {sum(facts['rows'].values())} rows, but {utterances - len(skipped)} are "
+            "usable: it was "
+            "begun by other code. Delete the folder, and prepare it again."
+        )
     aside = folder / "store.part"
     aside.write_text(json.dumps(facts, indent=2) + "\n")
     aside.rename(folder / "store.json")
