@@ -9,6 +9,7 @@ from zipper.config import ROOT
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
 from zipper.report.markdown import percent, section, table
+from zipper.report.real import real
 
 Result = dict[str, Any]
 HEAD = """# Results
@@ -27,6 +28,7 @@ def render(folder: Path, assets: Path) -> str:
         recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
         comparison(folder),
+        real(folder / "real"),
         codec(found.get("codec")),
         towers(assets),
         bench(found.get("bench")),

@@ -1,0 +1,60 @@
+"""Layers that are compiled, or forget their activations, train as plain ones do."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import as_batch, config, interleaving, tiny_model
+from zipper.errors import ConfigError
+from zipper.schema import TrainConfig
+from zipper.train import engine
+from zipper.train import run as run_module
+from zipper.train.engine import prepare_layers
+from zipper.train.module import load_module, stream_loss
+
+
+def gradients(recompute: bool) -> dict[str, torch.Tensor]:
+    model = tiny_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    prepare_layers(model, TrainConfig(recompute=recompute))
+    model.train()
+    batch = as_batch(model, [interleaving(model, random.Random(i), 3) for i in range(3)])
+    torch.manual_seed(5)
+    states = model(batch)
+    sum(stream_loss(model.tower(n), states[n], s) for n, s in batch.streams.items()).backward()
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_gradients_of_layers_that_forget_are_the_same_bit_for_bit_dropout_included(monkeypatch):
+    kept = gradients(recompute=False)
+    calls = []
+    real = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "zipper.model.tower.checkpoint", lambda *words, **how: (calls.append(1), real(*words, **how))[1]
+    )
+    forgot = gradients(recompute=True)
+    assert len(calls) == 10
+    assert all(torch.equal(forgot[name], gradient) for name, gradient in kept.items())
+
+
+def test_a_compiled_training_saves_what_an_uncompiled_model_loads(prepared, monkeypatch):
+    monkeypatch.setattr(engine, "BACKEND", "aot_eager")  # the graphs without a compiler of C++
+    words = ["train.steps=3", "evaluate.shuffled=false"]
+    plain = run_module.train(config("name=plain", *words), "x")["asr"]
+    compiled = run_module.train(config("name=compiled", "train.compile=true", *words), "x")["asr"]
+    states = [
+        load_module(Path(f"build/runs/{n}/checkpoints/last.ckpt")).state_dict() for n in ("plain", "compiled")
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-5)
+    assert plain["utterances"] == compiled["utterances"]
+
+
+def test_a_sharded_training_in_float64_is_refused():
+    with pytest.raises(ConfigError, match="32-true or bf16-mixed"):
+        config("train.strategy=fsdp2", "train.precision=64-true")
