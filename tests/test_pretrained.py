@@ -21,7 +21,7 @@ from zipper.model.pretrained import load_weights, read_tower, save_tower, tower_
 from zipper.model.tower import Tower
 from zipper.schema import TowerConfig
 from zipper.train.resolve import resolve
-from zipper.train.run import train
+from zipper.train.run import pretrain, train
 from zipper.units.encode import prepare_store
 from zipper.units.text import Subwords
 
@@ -222,6 +222,27 @@ def test_a_pretrained_tower_is_zipped_trained_and_recognises(tmp_path, utterance
     other = prepare_store(tmp_path / "others", utterances, codec, Subwords.train(["a b"], 40), 5.0, 30.0)
     with pytest.raises(DataError, match="was trained on"):
         resolve(load_config(None, words), other)
+
+
+def test_pretraining_goes_on_from_a_model_and_exports_what_can_be_zipped(
+    tmp_path, utterances, codec, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folder = saved(tmp_path / "model")
+    subwords = Subwords.load(folder / "tokenizer.json")
+    store = prepare_store(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
+    monkeypatch.setattr("zipper.train.run.prepare", lambda cfg, clock: store)
+    words = [
+        "model.modalities=[text]", f"model.towers.text.init={folder}", "export=mine", "log.wandb=disabled",
+        "train={tokens: 200, steps: 2, validate_every: 2, tasks: {text: 1}, accelerator: cpu}",
+    ]  # fmt: skip
+    pretrain(load_config(None, words), "test")
+    before, after = read_tower(folder), read_tower(tmp_path / "mine")
+    assert not torch.equal(before.embedding.weight, after.embedding.weight)
+    assert (before.embedding.weight - after.embedding.weight).abs().max() < 0.1  # gone on, not begun anew
+    assert Subwords.load(tmp_path / "mine" / "tokenizer.json").fingerprint == subwords.fingerprint
+    cfg = load_config(None, ["model.towers.text.init=mine", "train.tasks.asr=1"])
+    assert resolve(cfg, store).model.towers["text"].layers == 3
 
 
 def test_a_shape_that_the_config_asks_for_must_be_the_models(tmp_path):
