@@ -7,44 +7,26 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import lightning as L
 import torch
-from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.errors import DataError
 from zipper.schema import TrainConfig
 from zipper.units.codec import Codec
-from zipper.units.store import FEATURES, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
+from zipper.units.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
+from zipper.units.store import Row, Store, fingerprint, fingerprint_hash, open_split, open_store
 from zipper.units.text import Subwords
 
 SHARD, LEAST = 512, 16  # utterances, at most and at least
 SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
-Read = tuple[Utterance, "Tensor | DataError | None"]  # its wave, or why there is none; None: it is text alone
-
-
-class Skipped(TypedDict):
-    """An utterance that cannot be used."""
-
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One shard's place in the store, and its utterances in the corpus' order."""
-
-    file: Path
-    utterances: list[Utterance]
 
 
 def prepare_store(
@@ -66,7 +48,7 @@ def prepare_store(
     if trainer.is_global_zero:
         subwords.save(folder / "tokenizer.json")
         if skipped:
-            _list_skipped(folder / "texts.skipped", skipped)
+            list_skipped(folder / "texts.skipped", skipped)
     _check_budget(folder, skipped, len(utterances))
     shards, size = [], min(SHARD, max(LEAST, len(usable) // SHARDS))
     for split in SPLITS:
@@ -100,49 +82,6 @@ def _trainer(train: TrainConfig) -> L.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-
-
-class ShardReader(L.LightningDataModule):
-    """Shards that are not whole yet, each rank its own: number n belongs to rank n modulo the ranks, so that
-    it does not matter what others have finished."""
-
-    def __init__(self, shards: list[Shard], sample_rate: int, longest: float, workers: int) -> None:
-        super().__init__()
-        self.shards, self.sample_rate, self.longest, self.workers = shards, sample_rate, longest, workers
-
-    def predict_dataloader(self) -> DataLoader[tuple[Shard, list[Read]]]:
-        assert self.trainer is not None
-        mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        todo = [shard for shard in mine if not _is_whole(shard.file)]
-        waves = Waves(todo, self.sample_rate, self.longest)
-        return DataLoader(waves, batch_size=None, collate_fn=_whole, num_workers=self.workers)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        return batch  # one group after the other goes there, not 512 waves at once
-
-
-class Waves(Dataset[tuple[Shard, list[Read]]]):
-    """Shards with the waves of their utterances."""
-
-    def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
-        self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, index: int) -> tuple[Shard, list[Read]]:
-        shard = self.shards[index]
-        with ThreadPoolExecutor(4) as pool:  # reading waits for the disk
-            waves = list(pool.map(self._read, shard.utterances))
-        return shard, list(zip(shard.utterances, waves, strict=True))
-
-    def _read(self, u: Utterance) -> Tensor | DataError | None:
-        if u.audio is None:
-            return None
-        try:
-            return u.wave(self.sample_rate, self.longest)
-        except DataError as error:
-            return error
 
 
 class Encoder(L.LightningModule):
@@ -186,7 +125,7 @@ class Encoder(L.LightningModule):
             codes.update({u.id: one for (u, _), one in zip(group, several, strict=True)})
             self.bar.update(len(group))
         rows = [self._row(u, wave, codes.get(u.id)) for u, wave in read if not isinstance(wave, DataError)]
-        _write_shard(shard.file, rows, skipped)
+        write_shard(shard.file, rows, skipped)
         self.skipped += skipped
         _check_budget(self.folder, self.skipped, self.utterances)
         return shard.file.name
@@ -216,16 +155,6 @@ class Encoder(L.LightningModule):
             torch.set_num_threads(self.threads)
 
 
-def _whole(batch: Any) -> Any:
-    """The loader's own conversion would turn tuples into lists."""
-    return batch
-
-
-def _is_whole(file: Path) -> bool:
-    """What was skipped may be mended by now: only a shard that lacks nothing stays as it is."""
-    return file.exists() and not file.with_suffix(".skipped").exists()
-
-
 def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], list[Skipped]]:
     usable: list[Utterance] = []
     skipped: list[Skipped] = []
@@ -238,34 +167,12 @@ def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], lis
     return usable, skipped
 
 
-def _list_skipped(file: Path, skipped: list[Skipped]) -> None:
-    aside = file.with_suffix(".listing")
-    aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
-    aside.rename(file)
-
-
 def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None:
     if len(skipped) > SKIP_BUDGET * utterances:
         raise DataError(
             f"{len(skipped)} of {utterances} utterances cannot be used, more than {SKIP_BUDGET:.0%}; "
             f"{folder}/*.skipped lists them, the first: {skipped[0]['reason']}"
         )
-
-
-def _write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
-    """In the corpus' order, through another name. What could not be read is listed beside it."""
-    aside = file.with_suffix(".part")
-    writer = ArrowWriter(features=FEATURES, path=str(aside))
-    for row in rows:
-        writer.write(row)
-    writer.finalize()
-    writer.close()
-    # A shard never stands without the list of what it lacks, wherever this is cut off.
-    if skipped:
-        _list_skipped(file.with_suffix(".skipped"), skipped)
-    aside.rename(file)
-    if not skipped:
-        file.with_suffix(".skipped").unlink(missing_ok=True)
 
 
 def _groups(
@@ -288,7 +195,7 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
     skipped = [json.loads(line) for file in lists for line in file.read_text().splitlines()]
     _check_budget(folder, skipped, utterances)
     if skipped:
-        _list_skipped(folder / "skipped.jsonl", skipped)
+        list_skipped(folder / "skipped.jsonl", skipped)
     facts = _facts(folder, parts, codec, len(skipped))
     if sum(facts["rows"].values()) != utterances - len(skipped):
         raise DataError(
