@@ -105,6 +105,17 @@ def test_a_network_that_stops_and_an_unpacking_that_was_cut_off_go_on(server, mo
     assert Path("data/LibriSpeech/dev-clean/61/70968/61-70968-0000.flac").is_file()
 
 
+def test_a_damaged_archive_that_was_put_there_is_thrown_away(server):
+    archive = Path("data/.incoming/librispeech/dev-clean.tar.gz")
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="give the same command again"):
+        download(load_config(None, WORDS))
+    assert not archive.exists()
+    download(load_config(None, WORDS))
+    assert server == ["dev-clean", "test-clean"]
+
+
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, monkeypatch):
     monkeypatch.setitem(download_module.GIGABYTES["librispeech"], "dev-clean", 1e9)
     with pytest.raises(DataError, match="MB are free, but this needs"):

@@ -85,6 +85,11 @@ def test_the_store_is_the_same_whatever_the_number_of_processes(folder):
     (one,), (two,) = (folder / "one/stores").iterdir(), (folder / "two/stores").iterdir()
     assert len(list(one.glob("train-*.arrow"))) == 4
     assert contents(one) == contents(two)
+    # Cut off with one shard to go, which is the first process' own: the second has nothing left to do.
+    (two / "store.json").unlink()
+    (two / "train-00002.arrow").unlink()
+    zipper(folder, "prepare", "build=two", "train.devices=2")
+    assert contents(one) == contents(two)
 
 
 @pytest.mark.parametrize(

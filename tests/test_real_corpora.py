@@ -286,6 +286,22 @@ def test_a_piece_beyond_the_end_and_a_wrong_header_are_refused(tmp_path):
         Utterance("c", str(tmp_path / "c.flac"), "x", "x", "train").wave(16000)
 
 
+def test_takes_of_the_same_sentences_in_other_folders_are_another_store():
+    from zipper.units.store import listing_hash
+
+    def take(folder: str, subset: str) -> list[Utterance]:
+        return [Utterance("a", f"/here/{folder}/a.wav", "x", "s", "train", subset)]
+
+    assert listing_hash(take("clean", "manifest/train")) != listing_hash(take("noisy", "manifest/train"))
+    assert listing_hash(take("spoken-1/train", "spoken/train")) == listing_hash(take("spoken-2/train", ""))
+
+
+def test_a_line_of_json_may_hold_what_elsewhere_ends_a_line(tmp_path):
+    rows = [{"audio": f"{s}.wav", "text": "so\u2028it is", "split": s} for s in ("train", "dev", "test")]
+    found = opened(*manifest(tmp_path / "m.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows]))
+    assert [u.text for u in found] == ["so it is"] * 3
+
+
 def test_holding_out_takes_whole_speakers_and_leaves_something_to_train_on():
     found = [Utterance(f"{s}-{i}", "a", "x", s, "") for s in "abcdefgh" for i in range(5)]
     split = {u.id: u.split for u in hold_out(found, 4, 6, seed=1)}

@@ -85,7 +85,9 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def save_config(cfg: RunConfig, path: Path) -> None:
     """The resolved config, every key of it."""
-    path.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+    aside.rename(path)
 
 
 def describe(of: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from zipper.config import asset
 from zipper.errors import ConfigError, DataError
@@ -26,7 +25,7 @@ def model_folder(name: str) -> Path:
     repository, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, HFValidationError) as error:
+    except Exception as error:  # its client raises errors of its own kinds where there is no network
         cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
         raise DataError(
             f"{name} is no folder here, and it could not be had from the hub ({_first_line(error)}). Name "
@@ -50,7 +49,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=folder, allow_patterns=WANTED, commit_message="Exported by zipper"
         )
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except Exception as error:  # its client raises errors of its own kinds where there is no network
         raise DataError(
             f"{repository}: the hub did not take it ({_first_line(error)}). Log in with `hf auth login`, or "
             "set "

@@ -3,6 +3,7 @@ one archive after the other; a subset is there whole or not at all."""
 
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
     archive = aside / f"{subset}.tar.gz"
     try:
         FETCH[corpus](os.fspath(aside), url=subset, download=True)
-    except RuntimeError as error:  # a wrong hash
+    except (RuntimeError, tarfile.TarError) as error:  # a wrong hash, a damaged archive that was put there
         archive.unlink(missing_ok=True)
         raise DataError(
             f"{corpus} {subset}: {error}. What was fetched is deleted: give the same command again."

@@ -117,7 +117,7 @@ class Layer(nn.Module):
         cache: Cache | None = None,
     ) -> Tensor:
         """As Attention."""
-        if self.recompute and self.training and torch.is_grad_enabled():
+        if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotation, mask, cache, use_reentrant=False)
         return self._run(x, rotation, mask, cache)
 

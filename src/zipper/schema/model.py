@@ -140,6 +140,8 @@ class ModelConfig:
             self._check_single_decoder()
         for name in self.modalities:
             width = self.towers[name].width
+            if self.towers[name].init and not self.towers[name].vocabulary:
+                continue  # the folder has yet to give the width
             if len(self.modalities) > 1 and width % (2 * self.zip.heads):
                 raise ConfigError(
                     f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "

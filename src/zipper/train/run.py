@@ -15,6 +15,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from zipper.commit import commit
 from zipper.config import flat, save_config, to_dict
@@ -66,7 +67,8 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     checkpoint = claim_run_dir(cfg)
     if checkpoint:
         check_store(checkpoint, store)
-    store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
     with clock.stage("train"):
         module, trainer = fit(cfg, store, data, checkpoint, listener)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
@@ -148,13 +150,16 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
             )
     elif cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
         raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
-    cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    save_config(cfg, saved)
-    metrics = cfg.run_dir / "metrics.csv"
-    if metrics.exists():  # the logger would begin it anew
-        metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")
-    last = cfg.run_dir / "checkpoints" / "last.ckpt"
-    return last if last.exists() else None
+    if (
+        getattr(rank_zero_only, "rank", 0) == 0
+    ):  # several processes may come here at once, before a group of them exists
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(cfg, saved)
+        metrics = cfg.run_dir / "metrics.csv"
+        if metrics.exists():  # the logger would begin it anew
+            metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")
+    found = [*cfg.run_dir.glob("checkpoints/last.ckpt"), *cfg.run_dir.glob("hpc_ckpt_*.ckpt")]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def check_store(checkpoint: Path, store: Store) -> None:
@@ -191,6 +196,7 @@ def fit(
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(
+        default_root_dir=cfg.run_dir,  # where Lightning saves, and looks, when SLURM cuts it off
         max_steps=cfg.train.steps,
         accumulate_grad_batches=cfg.train.accumulate,
         gradient_clip_val=cfg.train.clip,

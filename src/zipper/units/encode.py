@@ -44,7 +44,7 @@ def prepare_store(
         return open_store(folder, parts)
     folder.mkdir(parents=True, exist_ok=True)
     usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
-    trainer = _trainer(train or TrainConfig(accelerator="cpu"))
+    trainer = _trainer(train or TrainConfig(accelerator="cpu"), folder)
     if trainer.is_global_zero:
         subwords.save(folder / "tokenizer.json")
         if skipped:
@@ -56,9 +56,8 @@ def prepare_store(
         for number, start in enumerate(range(0, len(chosen), size)):
             shards.append(Shard(folder / f"{split}-{number:05d}.arrow", chosen[start : start + size]))
     encoder = Encoder(codec, subwords, batch_seconds, folder, skipped, len(utterances))
-    workers = train.workers if train else 0
     try:
-        trainer.predict(encoder, ShardReader(shards, codec.sample_rate, max_seconds, workers))
+        trainer.predict(encoder, ShardReader(shards, codec.sample_rate, max_seconds))
     finally:
         encoder.close()
     if trainer.is_global_zero:
@@ -67,11 +66,12 @@ def prepare_store(
     return open_store(folder, parts)
 
 
-def _trainer(train: TrainConfig) -> L.Trainer:
+def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
     several = train.devices * train.nodes > 1
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner comes with the training
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return L.Trainer(
+        default_root_dir=folder,  # where Lightning looks for what SLURM cut off
         accelerator=train.accelerator,
         devices=train.devices,
         num_nodes=train.nodes,
@@ -115,6 +115,8 @@ class Encoder(L.LightningModule):
     def predict_step(self, batch: tuple[Shard, list[Read]], index: int) -> str:
         """Returns the file's name."""
         shard, read = batch
+        if shard.file is None:
+            return "none"
         skipped = [Skipped(id=u.id, reason=str(wave)) for u, wave in read if isinstance(wave, DataError)]
         found = [(u, wave) for u, wave in read if isinstance(wave, Tensor)]
         codes: dict[str, Tensor] = {}

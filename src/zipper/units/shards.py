@@ -30,7 +30,7 @@ class Skipped(TypedDict):
 class Shard:
     """One shard's place in the store, and its utterances in the corpus' order."""
 
-    file: Path
+    file: Path | None
     utterances: list[Utterance]
 
 
@@ -38,16 +38,21 @@ class ShardReader(L.LightningDataModule):
     """Shards that are not whole yet, each rank its own: number n belongs to rank n modulo the ranks, so that
     it does not matter what others have finished."""
 
-    def __init__(self, shards: list[Shard], sample_rate: int, longest: float, workers: int) -> None:
+    def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
         super().__init__()
-        self.shards, self.sample_rate, self.longest, self.workers = shards, sample_rate, longest, workers
+        self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
 
     def predict_dataloader(self) -> DataLoader[tuple[Shard, list[Read]]]:
         assert self.trainer is not None
-        mine = self.shards[self.trainer.global_rank :: self.trainer.world_size]
-        todo = [shard for shard in mine if not _is_whole(shard.file)]
+        todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
         waves = Waves(todo, self.sample_rate, self.longest)
-        return DataLoader(waves, batch_size=None, collate_fn=_whole, num_workers=self.workers)
+        return DataLoader(waves, batch_size=None, collate_fn=_whole)  # threads read; see Waves
+
+    def shards_of(self, rank: int, ranks: int) -> list[Shard]:
+        """What a rank has to make. One whose shards are all whole gets an empty shard, which makes no file:
+        every rank takes part to the end."""
+        mine = self.shards[rank::ranks]
+        return [shard for shard in mine if not _is_whole(shard.file)] or [Shard(None, [])]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         return batch  # one group after the other goes there, not 512 waves at once
@@ -82,9 +87,9 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def _is_whole(file: Path) -> bool:
+def _is_whole(file: Path | None) -> bool:
     """What was skipped may be mended by now: only a shard that lacks nothing stays as it is."""
-    return file.exists() and not file.with_suffix(".skipped").exists()
+    return file is not None and file.exists() and not file.with_suffix(".skipped").exists()
 
 
 def list_skipped(file: Path, skipped: list[Skipped]) -> None:

@@ -109,8 +109,17 @@ def _corpora(utterances: list[Utterance]) -> str:
 
 
 def listing_hash(utterances: list[Utterance]) -> str:
-    """Of ids, splits, texts and file names."""
-    listing = "\n".join(f"{u.id}\t{u.split}\t{u.text}\t{Path(u.audio or '').name}" for u in utterances)
+    """Of ids, splits, texts and file names; of other corpora than the embedded one also of what tells takes
+    of one sentence apart: the folders of a file, speaker, subset and piece. Where it all lies does not
+    matter."""
+    lines = []
+    for u in utterances:
+        line = f"{u.id}\t{u.split}\t{u.text}\t{Path(u.audio or '').name}"
+        if u.subset.partition("/")[0] not in ("", "spoken"):
+            folders = "/".join(Path(u.audio or "").parts[-4:-1])
+            line += f"\t{folders}\t{u.speaker}\t{u.subset}\t{u.start}\t{u.seconds}"
+        lines.append(line)
+    listing = "\n".join(lines)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
