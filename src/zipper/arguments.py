@@ -15,7 +15,11 @@ USAGE = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the command line."""
     parser.epilog = USAGE
-    parser.add_argument("model", type=Path, help="folder of a run, or of an exported model (assets/zipped)")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="folder of a run or of an exported model (assets/zipped), or user/name of one on the hub",
+    )
     parser.add_argument(
         "--decode", nargs="+", default=[], metavar="KEY=VALUE",
         help="if not as trained: speech.temperature=0.7, text.beams=4, ... (decode.* in `zipper --help`)",

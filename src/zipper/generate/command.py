@@ -12,13 +12,14 @@ from typing import Any, Literal
 import soundfile as sf
 from tqdm import tqdm
 
-from zipper.config import asset, changed
+from zipper.config import changed
 from zipper.corpora.utterance import Utterance
 from zipper.data.document import Segment
 from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
 from zipper.generate.write import MOST, Written, check, write
 from zipper.generate.zipped import Zipped, load_zipped, prompt
+from zipper.hub import model_folder
 from zipper.units.facts import BEYOND
 
 Order = list[str] | Literal["auto"]
@@ -42,7 +43,7 @@ def generate(args: argparse.Namespace) -> None:
     orders = {request.id: order_of(request, args.then) for request in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_out(out, bool(args.batch), [*orders.values()], args.overwrite)
-    zipped = load_zipped(asset(args.model))
+    zipped = load_zipped(model_folder(str(args.model)))
     decode = changed(zipped.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
     for request in requests:  # all of them are read before the first is written
