@@ -1,6 +1,7 @@
 """Language models of elsewhere as towers: equal to transformers, strict, and from a folder or the hub."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from zipper import hub
 from zipper.config import ROOT, load_config
 from zipper.corpora.grammar import sentences
 from zipper.errors import ConfigError, DataError
+from zipper.generate.zipped import load_zipped
 from zipper.hub import model_folder, push
 from zipper.model.llama import FAMILIES, shape_of
 from zipper.model.pretrained import load_weights, read_tower, save_tower, tower_facts, with_shape_of
@@ -315,3 +317,22 @@ def test_an_interval_that_leaves_no_zip_in_the_models_layers_is_refused(tmp_path
     other = replace(store, facts={**store.facts, "fingerprint": parts}, subwords=subwords)
     with pytest.raises(ConfigError, match="interval=4 leaves no zip in a tower of layers=3"):
         resolve(load_config(None, words), other)
+
+
+def test_a_zipped_model_that_was_pushed_is_what_comes_back(monkeypatch, tmp_path):
+    """A folder stands in for the hub: only what was allowed arrives, and it is all that generating needs."""
+
+    def upload(self, repo_id, folder_path, allow_patterns, commit_message):
+        for pattern in allow_patterns:
+            for file in Path(folder_path).glob(pattern):
+                (tmp_path / repo_id).mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, tmp_path / repo_id)
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: None)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(tmp_path / name))
+    push(ROOT / "assets" / "zipped", "me/mine", private=True)
+    here, there = load_zipped(ROOT / "assets" / "zipped"), load_zipped(model_folder("me/mine"))
+    assert there.subwords.fingerprint == here.subwords.fingerprint
+    for name, weight in here.model.state_dict().items():
+        assert torch.equal(there.model.state_dict()[name], weight), name
