@@ -183,7 +183,7 @@ def test_tasks_to_evaluate_must_be_known():
 @pytest.mark.parametrize(
     ("towers", "words"),
     [
-        ({"text": TowerConfig(frozen=True), "speech": TowerConfig()}, "model.towers.text.frozen=true"),
+        ({"text": TowerConfig(frozen=True), "speech": TowerConfig()}, "model.towers.text: frozen=True"),
         ({"text": TowerConfig(), "speech": TowerConfig(init="x")}, "model.towers.speech.init=x"),
     ],
 )
