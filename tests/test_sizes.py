@@ -47,6 +47,7 @@ def test_parameters_are_as_expected_and_a_step_in_bfloat16_is_finite(name, stage
     assert shapes.stages == stages
     assert sum(p.numel() for p in shapes.tower("text").parameters()) == count
     assert sum(p.numel() for p in shapes.tower("speech").parameters()) == pytest.approx(speech, rel=0.01)
+    torch.manual_seed(0)
     model = Zipper(cfg, {"text": 4.0, "speech": 75.0})
     train = load_config(ROOT / "configs" / f"{name}.yaml").train
     prepare_layers(model, train)
@@ -62,8 +63,8 @@ def test_parameters_are_as_expected_and_a_step_in_bfloat16_is_finite(name, stage
     batch = collate(
         [Document("a", segments, True), Document("b", segments[::-1], True)], {"text": 1, "speech": 2}
     )
-    groups = parameter_groups(model, 1e-4, 10.0, 0.01)
-    optimiser = torch.optim.AdamW(groups, lr=1e-4, fused=True)
+    groups = parameter_groups(model, 1e-3, 10.0, 0.01)
+    optimiser = torch.optim.AdamW(groups, lr=1e-3, fused=True)
     losses = []
     for _ in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -74,7 +75,7 @@ def test_parameters_are_as_expected_and_a_step_in_bfloat16_is_finite(name, stage
         optimiser.step()
         losses.append(float(loss))
     assert all(torch.isfinite(torch.tensor(losses)))
-    assert losses[1] < losses[0]
+    assert losses[1] < losses[0] - 0.2
 
 
 def test_lora_on_the_text_tower_is_a_hundredth_of_it():
