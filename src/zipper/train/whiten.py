@@ -29,27 +29,8 @@ def rescale_zips(model: Zipper, documents: list[Document]) -> None:
     A block adds about 1; the states of a language model of 30 layers are 6 to 30 times that (SmolLM2), and
     gates alone cannot make up for it: tanh ends at 1.
     """
-    model.eval()
-    device = next(model.parameters()).device
-    sizes: dict[ZipBlock, list[Tensor]] = {}
-    valid: dict[Pair, Tensor] = {}
-    hooks = []
-    for stage in range(model.stages):
-        for pair in model.used:
-            block = model.zip(stage, *pair)
-            sizes[block] = []
-            hooks.append(block.query_norm.register_forward_pre_hook(_keeper(sizes[block], valid, pair)))
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
-    for start in range(0, len(documents), TOGETHER):
-        batch = collate(documents[start : start + TOGETHER], codebooks).on(device)
-        for pair in model.used:
-            rows = batch.seeing[pair]
-            valid[pair] = batch.streams[pair[0]].valid[rows] & batch.multimodal[rows, None]
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    for block, parts in sizes.items():
-        scale = torch.cat(parts).square().mean(-1).sqrt().median()
+    for block, states in _read(model, documents, lambda block: block.query_norm, 0):
+        scale = states.square().mean(-1).sqrt().median()
         block.to_out.weight.mul_(scale)
         narrow = block.feed_forward[-1]
         assert isinstance(narrow, nn.Linear)
@@ -60,28 +41,9 @@ def rescale_zips(model: Zipper, documents: list[Document]) -> None:
 def whiten_zips(model: Zipper, documents: list[Document]) -> None:
     """Sets the first layer of every g in use: after it, states of these documents have mean 0 and covariance
     2 I (or a projection of it), whose scale a ReLU keeps. A few hundred are enough."""
-    model.eval()
-    device = next(model.parameters()).device
-    seen: dict[nn.Linear, list[Tensor]] = {}
-    valid: dict[Pair, Tensor] = {}  # of the asked tower's tokens, in the documents that a direction looks at
-    hooks = []
-    for stage in range(model.stages):
-        for asking, asked in model.used:
-            first = model.zip(stage, asking, asked).projection[0]
-            assert isinstance(first, nn.Linear)
-            seen[first] = []
-            hooks.append(first.register_forward_pre_hook(_keeper(seen[first], valid, (asking, asked))))
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
-    for start in range(0, len(documents), TOGETHER):
-        batch = collate(documents[start : start + TOGETHER], codebooks).on(device)
-        for pair in model.used:
-            rows = batch.seeing[pair]
-            valid[pair] = batch.streams[pair[1]].valid[rows] & batch.multimodal[rows, None]
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    for linear, parts in seen.items():
-        states = torch.cat(parts).double()
+    for block, kept in _read(model, documents, lambda block: block.projection[0], 1):
+        linear, states = block.projection[0], kept.double()
+        assert isinstance(linear, nn.Linear)
         mean, covariance = states.mean(0), states.T.cov()
         values, vectors = torch.linalg.eigh(covariance)
         scale = values.clamp(min=FLOOR * float(values.mean())).rsqrt()
@@ -89,6 +51,34 @@ def whiten_zips(model: Zipper, documents: list[Document]) -> None:
         weight = turn @ (vectors * scale) @ vectors.T
         linear.weight.copy_(weight)
         linear.bias.copy_(-(weight @ mean))
+
+
+def _read(
+    model: Zipper, documents: list[Document], part: Callable[[ZipBlock], nn.Module], side: int
+) -> list[tuple[ZipBlock, Tensor]]:
+    """What a part of every zip in use is given: states [N, D] of the valid tokens of the tower on that side
+    of the pair (0 asks, 1 is asked), in the documents that its direction looks at. The model is left in
+    eval."""
+    model.eval()
+    device = next(model.parameters()).device
+    kept: dict[ZipBlock, list[Tensor]] = {}
+    valid: dict[Pair, Tensor] = {}
+    hooks = []
+    for stage in range(model.stages):
+        for pair in model.used:
+            block = model.zip(stage, *pair)
+            kept[block] = []
+            hooks.append(part(block).register_forward_pre_hook(_keeper(kept[block], valid, pair)))
+    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
+    for start in range(0, len(documents), TOGETHER):
+        batch = collate(documents[start : start + TOGETHER], codebooks).on(device)
+        for pair in model.used:
+            rows = batch.seeing[pair]
+            valid[pair] = batch.streams[pair[side]].valid[rows] & batch.multimodal[rows, None]
+        model(batch)
+    for hook in hooks:
+        hook.remove()
+    return [(block, torch.cat(parts)) for block, parts in kept.items()]
 
 
 def _keeper(
