@@ -11,9 +11,7 @@ import pyarrow as pa
 import pytest
 import soundfile as sf
 import torch
-from lightning import Trainer
 
-from conftest import config
 from zipper import cli
 from zipper.config import ROOT
 from zipper.corpora import spoken
@@ -22,7 +20,6 @@ from zipper.disk import check_place, check_places, full_disk
 from zipper.errors import DataError
 from zipper.model.pretrained import tower_facts
 from zipper.schema import DataConfig, RunConfig
-from zipper.train import run as run_module
 from zipper.units.codec import load_embedded
 from zipper.units.encode import prepare_store
 from zipper.units.store import open_store
@@ -197,29 +194,3 @@ def test_a_corrupted_tower_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
     with pytest.raises(DataError, match=r"tower\.(safetensors|json)"):
         tower_facts(tmp_path)
-
-
-def test_a_disk_that_fills_up_at_a_checkpoint_keeps_the_one_before_and_the_run_goes_on(prepared, monkeypatch):
-    words = ["train.validate_every=2", "train.steps=6"]
-    unbroken = config("name=unbroken", *words)
-    run_module.train(unbroken, "x")
-    cfg = config("name=full", *words)
-    save = Trainer.save_checkpoint
-
-    def full_at_the_fourth_step(self, filepath, *args, **kwargs):
-        with room_for(20_000 if self.global_step == 4 else resource.RLIM_INFINITY):
-            save(self, filepath, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "save_checkpoint", full_at_the_fourth_step)
-    with pytest.raises(OSError) as caught:
-        run_module.train(cfg, "x")
-    assert full_disk(caught.value)
-    last = cfg.run_dir / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 2
-    monkeypatch.setattr(Trainer, "save_checkpoint", save)
-    run_module.train(cfg, "x")
-    states = [
-        torch.load(c.run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for c in (unbroken, cfg)
-    ]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

@@ -12,7 +12,7 @@ from zipper.data.batch import collate
 from zipper.data.document import document, looks, scored_weight
 from zipper.data.order import From, Steps
 from zipper.errors import ConfigError
-from zipper.train.module import stream_loss
+from zipper.train.losses import stream_loss
 
 BOOKS = {"text": 1, "speech": 3}
 

@@ -12,7 +12,8 @@ from zipper.schema import TrainConfig
 from zipper.train import engine
 from zipper.train import run as run_module
 from zipper.train.engine import prepare_layers
-from zipper.train.module import load_module, stream_loss
+from zipper.train.losses import stream_loss
+from zipper.train.module import load_module
 
 
 def gradients(recompute: bool) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from zipper.data.document import Document
 from zipper.model.flops import document_flops
 from zipper.model.lora import train_lora_alone
 from zipper.schema import TowerConfig
-from zipper.train.module import stream_loss
+from zipper.train.losses import stream_loss
 
 PAPER = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 4, "hidden": 64}  # 3 x 64 = 8 x 24: 24 d^2 a token
 

@@ -10,7 +10,8 @@ from zipper.model.lora import train_lora_alone
 from zipper.model.zipper import Zipper
 from zipper.schema import ModelConfig
 from zipper.train.engine import prepare_layers
-from zipper.train.module import parameter_groups, stream_loss
+from zipper.train.losses import stream_loss
+from zipper.train.module import parameter_groups
 
 # What the hub's config.json of these models says.
 SMOLLM2 = {"rope_base": 1e5, "vocabulary": 49152, "codebooks": 1}

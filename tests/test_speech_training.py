@@ -10,7 +10,8 @@ from zipper.errors import ConfigError
 from zipper.evaluate.result import Origin
 from zipper.evaluate.tts import evaluate_tts
 from zipper.model.zip_block import is_gate
-from zipper.train.module import ZipperModule, hide_past, stream_loss, switch_loss
+from zipper.train.losses import hide_past, stream_loss, switch_loss
+from zipper.train.module import ZipperModule
 from zipper.train.resolve import resolve
 from zipper.train.whiten import rescale_zips, whiten_zips
 from zipper.units.facts import facts_of

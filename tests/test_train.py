@@ -22,7 +22,8 @@ from zipper.model.tower import Tower
 from zipper.schema import TrainCodecConfig
 from zipper.train import run as run_module
 from zipper.train.codec import CodecModule, Crops
-from zipper.train.module import ZipperModule, parameter_groups, stream_loss
+from zipper.train.losses import stream_loss
+from zipper.train.module import ZipperModule, parameter_groups
 from zipper.train.resolve import resolve
 from zipper.units.facts import facts_of, reads
 
@@ -82,21 +83,6 @@ def test_any_split_can_be_reported_on_and_audio_may_be_gone(prepared, monkeypatc
     assert tables == {"dev", "train"}
 
 
-def test_a_run_killed_after_its_last_step_is_finished_by_the_same_command(prepared, monkeypatch):
-    evaluate = run_module.evaluate_tasks
-    monkeypatch.setattr(run_module, "evaluate_tasks", lambda *_: (_ for _ in ()).throw(Killed))
-    with pytest.raises(Killed):
-        run_module.train(config("name=late"), "x")
-    monkeypatch.setattr(run_module, "evaluate_tasks", evaluate)
-    last = Path("build/runs/late/checkpoints/last.ckpt")
-    saved = torch.load(last, weights_only=True)
-    assert 0 < saved["train_seconds"] < 1000
-    torch.save({**saved, "train_seconds": 1000.0}, last)  # the time of all processes counts
-    assert 1000 <= run_module.train(config("name=late"), "x")["asr"]["wall_seconds"] < 2000
-    assert Path("build/runs/late/result.json").is_file()
-    assert Path("build/runs/late/figures/learning-curve.png").is_file()
-
-
 def test_a_finished_run_is_not_overwritten(prepared):
     run_module.train(config("name=one"), "x")
     before = (Path("build/runs/one") / "result.json").read_bytes()
@@ -115,34 +101,6 @@ def test_a_strange_folder_and_another_config_are_refused(prepared):
     run_module.claim_run_dir(config("name=half"))
     with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.1"):
         run_module.claim_run_dir(config("name=half", "train.lr=0.1"))
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_equals_an_unbroken_one(prepared, monkeypatch, accumulate, workers):
-    words = [f"train.accumulate={accumulate}", f"train.workers={workers}", "train.validate_every=2"]
-    words += ["model.towers.text.dropout=0.2", "model.towers.speech.dropout=0.1"]
-    run_module.train(config("name=unbroken", *words), "x")
-    step = ZipperModule.training_step
-
-    def die_in_the_fifth_step(self, batch, index):
-        if self.global_step == 4:
-            raise Killed
-        return step(self, batch, index)
-
-    monkeypatch.setattr(ZipperModule, "training_step", die_in_the_fifth_step)
-    with pytest.raises(Killed):
-        run_module.train(config("name=broken", *words), "x")
-    monkeypatch.setattr(ZipperModule, "training_step", step)
-    run_module.train(config("name=broken", *words), "x")
-    one, other = state(Path("build/runs/unbroken")), state(Path("build/runs/broken"))
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
 
 
 def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatch):

@@ -17,6 +17,7 @@ from zipper.config import describe, load_config
 from zipper.disk import full_disk
 from zipper.errors import ZipperError
 from zipper.schema import RunConfig
+from zipper.stop import Stopped, signals
 
 
 def prepare(cfg: RunConfig, command: str) -> None:
@@ -154,14 +155,19 @@ OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs one command. A user's mistake ends it with one line and status 2."""
+    """Runs one command. A user's mistake ends it with one line and status 2; SIGTERM and SIGUSR1 with 75,
+    Ctrl-C with 130: the same command goes on."""
     args = parser().parse_args(argv)
     command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
     try:
-        if args.command in OTHERS:
-            OTHERS[args.command](args)
-        else:
-            COMMANDS[args.command](load_config(args.config, args.settings), command)
+        with signals():
+            if args.command in OTHERS:
+                OTHERS[args.command](args)
+            else:
+                COMMANDS[args.command](load_config(args.config, args.settings), command)
+    except Stopped as stop:
+        print(f"{stop}: what is finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(stop.code)
     except ZipperError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

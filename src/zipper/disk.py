@@ -1,12 +1,16 @@
 """Can it be written, and does it fit? Asked before work starts; and what a full disk looks like later."""
 
 import errno
+import fcntl
 import os
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig
 
 UTTERANCE = 100_000  # bytes that a spoken utterance takes, with its codes (measured: 88 kB at 2.6 s)
@@ -46,6 +50,27 @@ def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
             f"{setting}: {free / 1e6:.0f} MB are free, but this needs about {needed / 1e6:.0f} MB. "
             f"Free some, or name a place on another disk: {other}."
         )
+
+
+@contextmanager
+def held(lock: Path, what: str) -> Iterator[None]:
+    """Holds a lock file, which a process that dies lets go of. Raises ConfigError where another one holds
+    it."""
+    with lock.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise ConfigError(
+                f"{what} is in use by process {handle.read().strip()}. Wait for it, end it, or choose "
+                "another name (name=...)."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        handle.truncate(0)
+        handle.write(f"{os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield
 
 
 def full_disk(error: OSError) -> str | None:

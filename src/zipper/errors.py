@@ -13,6 +13,10 @@ class DataError(ZipperError):
     """Audio, text, a corpus, a store or an asset that cannot be used."""
 
 
+class TrainingError(ZipperError):
+    """A training that cannot go on: a step whose loss or gradient is not finite."""
+
+
 def refusal(error: RuntimeError) -> str:
     """What torch says against weights, in one line: past the heading, where there is one."""
     heading, *rest = str(error).splitlines() or [""]

@@ -27,7 +27,8 @@ from zipper.evaluate.result import versions, write_result
 from zipper.model.tower import Tower
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig, TowerConfig
-from zipper.train.module import ZipperModule, padding, parameter_groups, stream_loss
+from zipper.train.losses import padding, stream_loss
+from zipper.train.module import ZipperModule, parameter_groups
 from zipper.train.resolve import resolve
 from zipper.units.facts import facts_of
 from zipper.units.prepare import prepare

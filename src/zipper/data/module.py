@@ -10,6 +10,7 @@ from zipper.data.batch import Batch
 from zipper.data.order import From, MicroBatches, Steps
 from zipper.errors import ConfigError
 from zipper.schema import RunConfig
+from zipper.stop import leave_to_parent
 from zipper.units.store import Store
 
 
@@ -46,6 +47,7 @@ class ZipperData(L.LightningDataModule):
             sampler=sampler,
             num_workers=train.workers,
             persistent_workers=train.workers > 0,
+            worker_init_fn=leave_to_parent,
             pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )
 

@@ -5,7 +5,7 @@ import torch
 from zipper.data.order import Steps
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
-from zipper.train.module import stream_loss
+from zipper.train.losses import stream_loss
 from zipper.units.store import Store
 
 

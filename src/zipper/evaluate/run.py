@@ -10,8 +10,8 @@ from zipper.evaluate.result import Origin, write_predictions, write_result
 from zipper.evaluate.tasks import evaluate_tasks, last_lines, load_listener
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
+from zipper.train.folder import check_store, finished, result_files
 from zipper.train.module import load_module
-from zipper.train.run import check_store, finished, result_files
 from zipper.units.prepare import prepare
 
 

@@ -156,6 +156,9 @@ class RunConfig:
     build: str = setting("build", "folder of corpora, stores and runs")
     result: str | None = setting(None, "file the result is copied to, beside the run folder's own")
     export: str | None = setting(None, "folder that a pre-trained tower, or the zipped model, is written to")
+    resume: Literal["auto", "never"] = setting(
+        "auto", "auto: an unfinished run of the same config goes on; never: its folder is refused"
+    )
     data: DataConfig = section(DataConfig)
     codec: CodecConfig = section(CodecConfig)
     model: ModelConfig = section(ModelConfig)

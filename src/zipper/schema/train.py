@@ -50,6 +50,10 @@ class TrainConfig:
     )
     hide_span: int = setting(8, "columns hidden in a row")
     validate_every: int = setting(500, "steps between validations; a checkpoint follows each")
+    save_every: int = setting(100, "steps between checkpoints to go on from, besides those of validations")
+    patience: int | None = setting(
+        None, "validations without a better one (dev WER, or loss) after which training stops; none: never"
+    )
     workers: int = setting(0, "processes that load batches")
     precision: Literal["32-true", "bf16-mixed", "64-true"] = setting("32-true", "as Lightning names them")
     accelerator: str = setting("auto", "as Lightning names them")
@@ -64,7 +68,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         at_least_one(
-            self, "train", "hide_span", "steps", "tokens", "accumulate", "validate_every", "devices", "nodes"
+            self,
+            "train",
+            "hide_span",
+            "steps",
+            "tokens",
+            "accumulate",
+            "validate_every",
+            "save_every",
+            "devices",
+            "nodes",
         )
         if self.steps > self.validate_every and self.steps % self.validate_every:
             rest = self.steps % self.validate_every
@@ -73,6 +86,8 @@ class TrainConfig:
                 f"the last {rest} steps would be neither validated nor saved. "
                 f"Use train.steps={self.steps - rest}, or another train.validate_every."
             )
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"train.patience={self.patience} must be at least 1, or none.")
         if self.strategy == "fsdp2" and self.precision == "64-true":
             raise ConfigError("train.strategy=fsdp2 with train.precision=64-true: use 32-true or bf16-mixed.")
         if self.lr <= 0 or not all(0 <= beta < 1 for beta in self.betas):

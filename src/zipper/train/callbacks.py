@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -92,6 +94,18 @@ class MeanWer(L.Callback):
         module.log("dev/wer", sum(found) / len(found))
 
 
+class Patience(EarlyStopping):
+    """Lightning's EarlyStopping; a run that it had ended before a resume stays ended."""
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        """patience: validations without a better one."""
+        super().__init__(monitor, patience=patience, check_on_train_epoch_end=False)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        trainer.should_stop = self.wait_count >= self.patience
+
+
 class GateMonitor(L.Callback):
     """Logs how far each gate has opened. A run whose gates stay at 0 has learnt nothing across towers."""
 
@@ -111,6 +125,29 @@ class GateMonitor(L.Callback):
 def whole(parameter: Tensor) -> Tensor:
     """Of a parameter that lies in pieces, all of it: every rank must ask."""
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
+
+
+class Spikes(L.Callback):
+    """Logs the largest loss and the largest gradient norm since the last logging: none is missed between."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, Tensor] = {}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, ZipperModule)
+        for name, value in module.latest.items():
+            self.peaks[name] = torch.maximum(self.peaks.get(name, value), value)
+        if trainer.global_step % module.cfg.log.every == 0 and self.peaks:
+            peaks = {f"train/{name}_max": float(value) for name, value in self.peaks.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(peaks, step=trainer.global_step)
+            self.peaks.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: float(value) for name, value in self.peaks.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.peaks = {name: torch.tensor(value) for name, value in state.items()}
 
 
 class Throughput(L.Callback):

@@ -2,6 +2,7 @@
 anew."""
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -12,6 +13,11 @@ from zipper.model.zipper import InputProjection
 from zipper.schema import TrainConfig
 
 BACKEND = "inductor"  # of torch.compile
+
+
+def first_process() -> bool:
+    """Whether this one writes. Several may ask at once, before a group of them exists."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def strategy(train: TrainConfig) -> Strategy | str:

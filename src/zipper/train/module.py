@@ -2,30 +2,31 @@
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from zipper.config import from_dict, to_dict
-from zipper.data.batch import Batch, Stream
+from zipper.data.batch import Batch
 from zipper.data.document import looks
-from zipper.errors import DataError, refusal
-from zipper.generate.alphabet import Alphabet
+from zipper.errors import DataError, TrainingError, refusal
 from zipper.model.build import build_model
 from zipper.model.lora import train_lora_alone
 from zipper.model.multimodal import MultimodalModel
-from zipper.model.tower import Tower
 from zipper.model.zip_block import is_gate
 from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
+from zipper.train.checkpoints import read_checkpoint
 from zipper.train.engine import shard
+from zipper.train.losses import hide_past, not_finite, padding, stream_loss, switch_loss
 from zipper.units.facts import Facts
+
+NAMED = 8  # utterances named where a step fails
 
 
 class ZipperModule(L.LightningModule):
@@ -50,6 +51,8 @@ class ZipperModule(L.LightningModule):
         for part in self.idle.values():
             part.requires_grad_(False)
         self.sharded = False
+        self.held: list[Batch] = []  # of the step that is being made
+        self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
         self.units = 0  # tokens trained on, padding left out
         self.seconds_before, self.started = (
             0.0,
@@ -111,8 +114,39 @@ class ZipperModule(L.LightningModule):
             loss = loss + switch
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         self.log("train/padding", padding(batch), batch_size=len(batch.ids))
+        self.latest["loss"] = loss.detach()
+        self.held.append(batch)
         self.units += sum(int(stream.valid.sum()) for stream in batch.streams.values())
         return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning's hook, once a step, before the update. Raises TrainingError where the norm is not
+        finite: weights and checkpoints stay as they were."""
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(p.grad for p in trained)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not norm.isfinite():
+            raise TrainingError(self._not_finite(float(norm)))
+        self.held.clear()
+        if gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+        self.log("train/grad_norm", norm, batch_size=1)
+        self.latest["grad_norm"] = norm
+
+    def _not_finite(self, norm: float) -> str:
+        """What to tell the user."""
+        guilty = [one for batch in self.held for one in not_finite(self.model, batch)]
+        ids = guilty or [one for batch in self.held for one in batch.ids]
+        named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+        what = "the loss is not finite in" if guilty else f"the gradient's norm is {norm} in the step of"
+        return (
+            f"step {self.trainer.global_step + 1}: {what} {named}. Nothing was updated, and no checkpoint "
+            "written over. The same command comes to the same step: look at these utterances, or train under "
+            f"another name (name=...) with train.lr below {self.cfg.train.lr:g}, train.clip below "
+            f"{self.cfg.train.clip:g}, more train.warmup or train.precision=32-true."
+        )
 
     def on_validation_epoch_start(self) -> None:
         self.dev = {name: [0.0, 0.0] for name in self.model.names}
@@ -158,7 +192,8 @@ class ZipperModule(L.LightningModule):
 
 
 def load_module(checkpoint: Path) -> ZipperModule:
-    """A trained module, from tensors and plain dicts alone. Raises DataError where other code wrote it."""
+    """A trained module. Raises DataError as `read_checkpoint`, and where other code wrote it."""
+    read_checkpoint(checkpoint)
     try:
         return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
     except RuntimeError as error:
@@ -166,53 +201,6 @@ def load_module(checkpoint: Path) -> ZipperModule:
             f"{checkpoint} cannot be loaded into this version's model ({refusal(error)}). "
             "Train it again, or use the version that wrote it."
         ) from error
-
-
-def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
-    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
-
-    books: a weight for each codebook; none: all alike.
-
-    Logits are made only where something is scored: the head is a good part of a small tower's work.
-    """
-    due = (stream.target != -100).any(-1)  # [B, T]
-    loss = tower.cross_entropy(states[due], stream.target[due])  # [N, Q]
-    if books:
-        loss = loss * loss.new_tensor(books)
-    return (loss.sum(-1) * stream.weight[due]).sum()
-
-
-def hide_past(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
-    """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
-    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
-    from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
-    streams = dict(batch.streams)
-    for name, stream in streams.items():
-        alphabet = Alphabet.of(name, model.tower(name).cfg)
-        if alphabet.filler is None:
-            continue
-        begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)
-        spans = F.pad(begun[:, None].float(), (span - 1, 0))
-        hidden = F.max_pool1d(spans, span, stride=1)[:, 0] > 0
-        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != alphabet.begin)
-        streams[name] = stream._replace(tokens=torch.where(hidden[..., None], alphabet.filler, stream.tokens))
-    return batch._replace(streams=streams)
-
-
-def switch_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
-    loss = states[model.names[0]].new_zeros(())
-    for name, stream in batch.streams.items():
-        due = stream.turn != -100
-        logits = model.switches[name](states[name][due].detach())
-        loss = loss + F.cross_entropy(logits, stream.turn[due], reduction="sum")
-    return loss
-
-
-def padding(batch: Batch) -> float:
-    """Share of the batch's tokens that are padding, silent towers left out."""
-    used = [stream for stream in batch.streams.values() if stream.valid.any()]
-    return 1 - sum(int(s.valid.sum()) for s in used) / max(sum(s.valid.numel() for s in used), 1)
 
 
 def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:

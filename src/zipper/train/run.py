@@ -1,25 +1,18 @@
-"""`zipper train` and `zipper pretrain`: config to run folder.
+"""`zipper train` and `zipper pretrain`: config to run folder."""
 
-build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,best}.ckpt  figures/*.png
-                  {asr,tts,loss}.json  {asr,tts}.tsv  samples/*.{wav,png}  wandb/  result.json
-"""
-
-import json
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from zipper.commit import commit
-from zipper.config import flat, save_config, to_dict
+from zipper.config import to_dict
 from zipper.data.module import ZipperData
+from zipper.disk import check_places
 from zipper.errors import ConfigError
 from zipper.evaluate.alone import alone
 from zipper.evaluate.cost import flops_per_token
@@ -38,8 +31,24 @@ from zipper.report.figures import draw_run
 from zipper.report.metrics import curves
 from zipper.report.summary import summary_text
 from zipper.schema import RunConfig
-from zipper.train.callbacks import GateMonitor, MeanWer, RecognitionMonitor, SpeechMonitor, Throughput
-from zipper.train.engine import prepare_layers, strategy
+from zipper.train.callbacks import (
+    GateMonitor,
+    MeanWer,
+    Patience,
+    RecognitionMonitor,
+    SpeechMonitor,
+    Spikes,
+    Throughput,
+)
+from zipper.train.checkpoints import BEST, Save, WholeFiles
+from zipper.train.engine import first_process, prepare_layers, strategy
+from zipper.train.folder import (
+    check_store,
+    claim_run_dir,
+    finished,
+    hold_run_dir,
+    result_files,
+)
 from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
 from zipper.train.whiten import rescale_zips, whiten_zips
@@ -55,7 +64,12 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
 
     A run folder with an unfinished run of the same config is taken up again; any other is refused.
     """
-    check_run_dir(cfg)
+    check_places(cfg)
+    with hold_run_dir(cfg):
+        return _train(cfg, command)
+
+
+def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     code = commit()  # what trains, not what the checkout holds once it is done
     listener = load_listener(cfg)
     clock = Clock()
@@ -67,7 +81,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     checkpoint = claim_run_dir(cfg)
     if checkpoint:
         check_store(checkpoint, store)
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if first_process():
         store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
     with clock.stage("train"):
         module, trainer = fit(cfg, store, data, checkpoint, listener)
@@ -111,70 +125,6 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     return results
 
 
-def finished(cfg: RunConfig) -> Path:
-    """The file that ends a run."""
-    return cfg.run_dir / "result.json"
-
-
-def result_files(cfg: RunConfig, tasks: list[str]) -> dict[str, list[Path]]:
-    """Where cfg.result wants each task's result: x.json, or x-TASK.json where there are several."""
-    if not cfg.result:
-        return {task: [] for task in tasks}
-    file = Path(cfg.result)
-    return {task: [file if len(tasks) == 1 else file.with_stem(f"{file.stem}-{task}")] for task in tasks}
-
-
-def check_run_dir(cfg: RunConfig) -> None:
-    """Refuses a run folder that holds a finished run, before any work."""
-    if finished(cfg).exists():
-        raise ConfigError(
-            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), "
-            "or move that folder away; it is not overwritten."
-        )
-
-
-def claim_run_dir(cfg: RunConfig) -> Path | None:
-    """Makes the run folder, saves the resolved config; returns the checkpoint to go on from, if any."""
-    saved = cfg.run_dir / "config.yaml"
-    if saved.exists():
-        old, new = flat(yaml.safe_load(saved.read_text())), flat(json.loads(json.dumps(to_dict(cfg))))
-        changed = [
-            f"{key}: {old.get(key)} -> {new.get(key)}"
-            for key in sorted({*old, *new})
-            if old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{cfg.run_dir} holds an unfinished run of another config ({'; '.join(changed)}). Choose "
-                "another name (name=...), or give that run's settings to go on with it."
-            )
-    elif cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
-        raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
-    if (
-        getattr(rank_zero_only, "rank", 0) == 0
-    ):  # several processes may come here at once, before a group of them exists
-        cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(cfg, saved)
-        metrics = cfg.run_dir / "metrics.csv"
-        if metrics.exists():  # the logger would begin it anew
-            metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")
-    found = [*cfg.run_dir.glob("checkpoints/last.ckpt"), *cfg.run_dir.glob("hpc_ckpt_*.ckpt")]
-    return max(found, key=lambda file: file.stat().st_mtime, default=None)
-
-
-def check_store(checkpoint: Path, store: Store) -> None:
-    """Refuses to go on with weights that were learnt on other units."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["hyper_parameters"]["facts"][
-        "store"
-    ]
-    if saved != store.fingerprint:
-        raise ConfigError(
-            f"{checkpoint} was trained on the store {saved}, but its config now leads to "
-            f"{store.fingerprint}: corpus, "
-            "codec or tokenizer have changed. Restore them, or train again under another name."
-        )
-
-
 def fit(
     cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None, listener: Listener | None
 ) -> tuple[ZipperModule, L.Trainer]:
@@ -212,6 +162,7 @@ def fit(
         log_every_n_steps=cfg.log.every,
         logger=loggers(cfg),
         callbacks=callbacks(cfg, store, listener),
+        plugins=[WholeFiles()],
         enable_model_summary=False,
     )
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -227,13 +178,14 @@ def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L
     if listener and not sharded:
         watch.append(SpeechMonitor(store, cfg, listener))
     folder = cfg.run_dir / "checkpoints"
-    # Two of them: Lightning's own save_last only follows when the best is saved anew.
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     monitor = "dev/wer" if watch else "dev/loss"
-    best = ModelCheckpoint(folder, filename="best", monitor=monitor, enable_version_counter=False)
+    best = ModelCheckpoint(folder, Path(BEST).stem, monitor, enable_version_counter=False)
+    last = Save(folder, cfg.train.save_every, min(cfg.train.validate_every, cfg.train.steps))
     bar = TQDMProgressBar(refresh_rate=10)
     mean = [MeanWer()] if watch else []
-    return [*watch, *mean, GateMonitor(), Throughput(), LearningRateMonitor("step"), best, last, bar]
+    patience = [Patience(monitor, cfg.train.patience)] if cfg.train.patience else []
+    rate = LearningRateMonitor("step")
+    return [*watch, *mean, *patience, GateMonitor(), Spikes(), Throughput(), rate, best, last, bar]
 
 
 def loggers(cfg: RunConfig) -> list[Logger]:

@@ -1,0 +1,187 @@
+"""Checkpoints that are whole or absent, when they are written, and which of them a run goes on from.
+
+A checkpoint is a zip file: its directory is written last, so that one that was cut off has none, and every
+tensor stands beside its checksum.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+from zipfile import ZipFile
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from zipper.errors import DataError
+from zipper.stop import Request, Stopped
+from zipper.train.engine import first_process
+
+LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Written aside, flushed to the disk, renamed: what stood there is replaced by a whole file or not at
+    all."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Raises OSError on a full disk, and leaves nothing of the new file."""
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f"{file.name}.{os.getpid()}.part")
+        try:
+            with aside.open("wb") as out:
+                torch.save(checkpoint, out)
+                out.flush()
+                os.fsync(out.fileno())
+            aside.replace(file)
+        except RuntimeError as error:  # torch, at the end of a file that could not be written
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
+        flush_folder(file.parent)
+
+
+class Save(Checkpoint):
+    """last.ckpt every so many steps and after each validation, the one before it kept; and a signal heeded
+    at the next step. A validation that is due, or has begun, is finished first: it belongs to its step."""
+
+    def __init__(self, folder: Path, every: int, validate_every: int) -> None:
+        """every, validate_every: steps."""
+        self.folder, self.every, self.validate_every = folder, every, validate_every
+        self.asked = Request()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.asked.listen()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        step = trainer.global_step
+        if (index + 1) % trainer.accumulate_grad_batches or step % self.validate_every == 0:
+            return
+        asked = self._heard(trainer)
+        if asked or step % self.every == 0:
+            if step % trainer.log_every_n_steps == 0:  # Lightning logs after this, and a run may end before
+                metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
+                for logger in trainer.loggers:
+                    logger.log_metrics(metrics, step=step - 1)
+            self._save(trainer)
+        self._stop(trainer, asked)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """After ModelCheckpoint, whose state belongs to what is saved."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._save(trainer)
+        if trainer.global_step < trainer.max_steps:
+            self._stop(trainer, self._heard(trainer))
+
+    def _heard(self, trainer: L.Trainer) -> int:
+        """The number of the signal that some process has got, 0 if none: all must agree."""
+        if trainer.world_size == 1:
+            return self.asked.number
+        number = torch.tensor(self.asked.number, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(number, reduce_op="max"))
+
+    def _save(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # the metrics up to here belong to the checkpoint
+        last = self.folder / LAST
+        if trainer.is_global_zero and last.exists():
+            keep(last, self.folder / BEFORE)
+        trainer.save_checkpoint(last)
+
+    def _stop(self, trainer: L.Trainer, asked: int) -> None:
+        if asked:
+            self.asked.requeue(asked)
+            raise Stopped(asked)
+
+
+def keep(file: Path, name: Path) -> None:
+    """A second name for a file, in place of what had it: `file` itself never vanishes."""
+    aside = name.with_name(f"{name.name}.{os.getpid()}.part")
+    aside.unlink(missing_ok=True)
+    try:
+        os.link(file, aside)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, aside)
+    aside.replace(name)
+    aside.unlink(missing_ok=True)  # two names of one file already: replacing does nothing
+
+
+def newest(run: Path) -> Path | None:
+    """The checkpoint with the most steps that is whole, and whose best one is there as well; None: start
+    anew. What is damaged is set aside as *.damaged, and said."""
+    folder = run / "checkpoints"
+    files = [folder / LAST, folder / BEFORE, folder / BEST, *sorted(run.glob("hpc_ckpt_*.ckpt"))]
+    found: list[tuple[int, Path, bool]] = []
+    for file in files:
+        if not file.exists():
+            continue
+        if why := flaw(file):
+            if first_process():
+                file.replace(file.with_name(f"{file.name}.damaged"))
+                print(f"{file} is damaged ({why}): set aside as {file.name}.damaged")
+            continue
+        saved = read_checkpoint(file)
+        found.append((saved["global_step"], file, _knows_a_best(saved)))
+    found.sort(key=lambda one: one[0], reverse=True)
+    best = any(file.name == BEST for _, file, _ in found)
+    chosen = next(((step, file) for step, file, needs_best in found if best or not needs_best), None)
+    if found and (chosen is None or chosen[1] != found[0][1]):
+        where = f"step {chosen[0]}" if chosen else "the start"
+        print(f"{folder / BEST} is gone: going on from {where}, so that it is made again")
+    return chosen[1] if chosen else None
+
+
+def _knows_a_best(saved: dict[str, Any]) -> bool:
+    return any(
+        state.get("best_model_score") is not None
+        for name, state in saved.get("callbacks", {}).items()
+        if name.startswith("ModelCheckpoint")
+    )
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """All of a checkpoint, its tensors left on the disk until they are looked at. Raises DataError where it
+    is damaged, or holds anything but tensors and plain values, which could run code."""
+    if why := flaw(file):
+        raise DataError(
+            f"{file} is damaged ({why}). Restore it, take another one (evaluate.checkpoint), or train again "
+            "under another name."
+        )
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise DataError(
+            f"{file} holds more than tensors and plain values ({str(error).splitlines()[0]}): it is not "
+            "read, "
+            "since it could run anything. Train again, or take a model in safetensors (export=...)."
+        ) from error
+
+
+def flaw(file: Path) -> str | None:
+    """Why a checkpoint cannot be read, None if it can. Reads all of it."""
+    try:
+        with ZipFile(file) as parts:
+            damaged = parts.testzip()
+    except Exception as error:  # BadZipFile, and whatever a flipped bit makes of the directory
+        return f"{type(error).__name__}: {error}"
+    return f"the checksum of {damaged} is wrong" if damaged else None
+
+
+def flush_folder(folder: Path) -> None:
+    """So that a rename outlives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

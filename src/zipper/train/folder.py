@@ -1,0 +1,90 @@
+"""The folder of a run: whose it is, what it may go on from, and where its results are copied to.
+
+build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,last-before,best}.ckpt
+                  figures/*.png  {asr,tts,loss}.json  {asr,tts}.tsv  samples/*.{wav,png}  wandb/  result.json
+"""
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import yaml
+
+from zipper.config import flat, save_config, to_dict
+from zipper.disk import held
+from zipper.errors import ConfigError
+from zipper.schema import RunConfig
+from zipper.train.checkpoints import newest, read_checkpoint
+from zipper.train.engine import first_process
+from zipper.units.store import Store
+
+FREE = {"resume"}  # settings that an unfinished run may be gone on with otherwise
+
+
+def finished(cfg: RunConfig) -> Path:
+    """The file that ends a run."""
+    return cfg.run_dir / "result.json"
+
+
+def result_files(cfg: RunConfig, tasks: list[str]) -> dict[str, list[Path]]:
+    """Where cfg.result wants each task's result: x.json, or x-TASK.json where there are several."""
+    if not cfg.result:
+        return {task: [] for task in tasks}
+    file = Path(cfg.result)
+    return {task: [file if len(tasks) == 1 else file.with_stem(f"{file.stem}-{task}")] for task in tasks}
+
+
+def hold_run_dir(cfg: RunConfig) -> AbstractContextManager[None]:
+    """For as long as the run lasts, before any work. Raises ConfigError where it is finished, or where
+    another process is at it."""
+    if finished(cfg).exists():
+        raise ConfigError(
+            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), "
+            "or move that folder away; it is not overwritten."
+        )
+    if not first_process():
+        return nullcontext()
+    cfg.run_dir.parent.mkdir(parents=True, exist_ok=True)
+    return held(cfg.run_dir.with_name(f".{cfg.run_dir.name}.lock"), str(cfg.run_dir))
+
+
+def claim_run_dir(cfg: RunConfig) -> Path | None:
+    """Makes the run folder, saves the resolved config; returns the checkpoint to go on from, if any."""
+    saved = cfg.run_dir / "config.yaml"
+    if saved.exists():
+        old, new = flat(yaml.safe_load(saved.read_text())), flat(json.loads(json.dumps(to_dict(cfg))))
+        changed = [
+            f"{key}: {old.get(key)} -> {new.get(key)}"
+            for key in sorted({*old, *new} - FREE)
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{cfg.run_dir} holds an unfinished run of another config ({'; '.join(changed)}). Choose "
+                "another name (name=...), or give that run's settings to go on with it."
+            )
+        if cfg.resume == "never":
+            raise ConfigError(
+                f"{cfg.run_dir} holds an unfinished run, and resume=never. Choose another name (name=...), move "
+                "that folder away, or leave resume out to go on with it."
+            )
+    elif cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
+        raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
+    if first_process():
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        save_config(cfg, saved)
+        metrics = cfg.run_dir / "metrics.csv"
+        if metrics.exists():  # the logger would begin it anew
+            metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")
+    return newest(cfg.run_dir)
+
+
+def check_store(checkpoint: Path, store: Store) -> None:
+    """Refuses to go on with weights that were learnt on other units."""
+    saved = read_checkpoint(checkpoint)["hyper_parameters"]["facts"]["store"]
+    if saved != store.fingerprint:
+        raise ConfigError(
+            f"{checkpoint} was trained on the store {saved}, but its config now leads to "
+            f"{store.fingerprint}: corpus, "
+            "codec or tokenizer have changed. Restore them, or train again under another name."
+        )

@@ -1,0 +1,71 @@
+"""Losses of a batch: of each tower's stream, of what follows a segment; and what is done to it before."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zipper.data.batch import Batch, Stream
+from zipper.generate.alphabet import Alphabet
+from zipper.model.multimodal import MultimodalModel
+from zipper.model.tower import Tower
+
+
+def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
+    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
+
+    books: a weight for each codebook; none: all alike.
+
+    Logits are made only where something is scored: the head is a good part of a small tower's work.
+    """
+    due = (stream.target != -100).any(-1)  # [B, T]
+    loss = tower.cross_entropy(states[due], stream.target[due])  # [N, Q]
+    if books:
+        loss = loss * loss.new_tensor(books)
+    return (loss.sum(-1) * stream.weight[due]).sum()
+
+
+@torch.no_grad()
+def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
+    """Ids of the utterances whose own loss is not finite."""
+    states, found = model(batch), set[int]()
+    for name, stream in batch.streams.items():
+        due = (stream.target != -100).any(-1)  # [B, T]
+        loss = model.tower(name).cross_entropy(states[name][due], stream.target[due]).sum(-1)
+        loss = loss * stream.weight[due]
+        found |= {*due.nonzero()[~loss.isfinite(), 0].tolist()}
+    return [batch.ids[row] for row in sorted(found)]
+
+
+def hide_past(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
+    """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
+    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
+    from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
+    streams = dict(batch.streams)
+    for name, stream in streams.items():
+        alphabet = Alphabet.of(name, model.tower(name).cfg)
+        if alphabet.filler is None:
+            continue
+        begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)
+        spans = F.pad(begun[:, None].float(), (span - 1, 0))
+        hidden = F.max_pool1d(spans, span, stride=1)[:, 0] > 0
+        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != alphabet.begin)
+        streams[name] = stream._replace(tokens=torch.where(hidden[..., None], alphabet.filler, stream.tokens))
+    return batch._replace(streams=streams)
+
+
+def switch_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
+    loss = states[model.names[0]].new_zeros(())
+    for name, stream in batch.streams.items():
+        due = stream.turn != -100
+        logits = model.switches[name](states[name][due].detach())
+        loss = loss + F.cross_entropy(logits, stream.turn[due], reduction="sum")
+    return loss
+
+
+def padding(batch: Batch) -> float:
+    """Share of the batch's tokens that are padding, silent towers left out."""
+    used = [stream for stream in batch.streams.values() if stream.valid.any()]
+    return 1 - sum(int(s.valid.sum()) for s in used) / max(sum(s.valid.numel() for s in used), 1)
