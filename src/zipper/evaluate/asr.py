@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from zipper.evaluate.journal import Journal
 from zipper.evaluate.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.generate.answers import answers
@@ -47,12 +48,15 @@ def recognise(
     batch: int,
     how: SamplingConfig = GREEDY,
     heard: list[Row] | None = None,
+    kept: Journal | None = None,
 ) -> list[Recognised]:
     """ASR of every row, in its order, `batch` utterances at a time.
 
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
-    written = answers(model, store, facts, heard or rows, "asr", batch, how)
+    written = answers(
+        model, store, facts, heard or rows, "asr", batch, how, kept=kept, name="shuffled" if heard else ""
+    )
     out = []
     for row, segment in zip(rows, written, strict=True):
         hypothesis = normalise(store.subwords.decode(segment.content[0].tolist()))
@@ -67,11 +71,11 @@ def recognise(
 
 
 def evaluate_asr(
-    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, kept: Journal
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
     rows, how, batch = chosen_rows(store, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
-    found = recognise(model, store, facts, rows, batch, how)
+    found = recognise(model, store, facts, rows, batch, how, kept=kept)
     counts = total(found)
     result = {
         **describe_run(model, store, cfg, origin),
@@ -88,7 +92,7 @@ def evaluate_asr(
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
         result["by_subset"] = parts
     if cfg.evaluate.shuffled:
-        control = total(recognise(model, store, facts, rows, batch, how, heard=shuffled(rows)))
+        control = total(recognise(model, store, facts, rows, batch, how, shuffled(rows), kept))
         result["shuffled_wer"] = round(control.rate, 6)
     return {**result, "per_utterance": [one.entry() for one in found]}
 

@@ -15,6 +15,8 @@ from zipper.evaluate.result import write_result
 from zipper.units.codec import Codec
 from zipper.units.store import Row, Store
 
+PART = 100  # recordings heard between two writings of the file
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -45,12 +47,13 @@ def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: 
     file = Path(build) / "heard" / f"{key}.json"
     known = json.loads(file.read_text())["heard"] if file.exists() else {}
     missing = [row for row in rows if row["id"] not in known]
-    if missing:
-        said = [piece(row) for row in missing]
+    for start in range(0, len(missing), PART):
+        part = missing[start : start + PART]
+        said = [piece(row) for row in part]
         originals = judge.hear_all((one.wave(JUDGE_RATE) for one in said), JUDGE_RATE, "recordings")
-        trips = (codec.decode(store.row_codes(row)) for row in missing)
+        trips = (codec.decode(store.row_codes(row)) for row in part)
         targets = judge.hear_all(trips, codec.sample_rate, "round trips")
-        for row, original, target in zip(missing, originals, targets, strict=True):
+        for row, original, target in zip(part, originals, targets, strict=True):
             known[row["id"]] = {"original": original, "target": target}
         write_result({"judge": judge.name, "store": store.fingerprint, "heard": known}, file)
     return [Heard(**known[row["id"]]) for row in rows]

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipper.errors import ConfigError, DataError
+from zipper.evaluate.journal import Journal
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.schema import JudgeConfig
 from zipper.units.codec import sha256
@@ -46,12 +47,26 @@ class Judge:
             return ""
         return self.transcribe(AF.resample(wave, sample_rate, JUDGE_RATE))
 
-    def hear_all(self, waves: Iterable[Tensor], sample_rate: int, what: str) -> list[str]:
-        """Of many waves, in their order; as many at a time as torch has threads, each on one of its own."""
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            jobs = [pool.submit(self.hear, wave, sample_rate) for wave in waves]
+    def hear_all(
+        self, waves: Iterable[Tensor], sample_rate: int, what: str, kept: Journal | None = None
+    ) -> list[str]:
+        """Of many waves, in their order; as many at a time as torch has threads, each on one of its own.
+        kept: where each is noted, and read back after a kill."""
+        pool = ThreadPoolExecutor(torch.get_num_threads())
+        try:
+            jobs: list[Future[str] | str] = []
+            for i, wave in enumerate(waves):
+                known = kept.pieces.get(f"{what} {i}") if kept else None
+                jobs.append(pool.submit(self.hear, wave, sample_rate) if known is None else known)
+            heard: list[str] = []
             bar = tqdm(jobs, desc=f"judge {what}", unit="utterance", mininterval=1.0, leave=False)
-            return [job.result() for job in bar]
+            for i, job in enumerate(bar):
+                heard.append(job if isinstance(job, str) else job.result())
+                if kept and not isinstance(job, str):
+                    kept.add(f"{what} {i}", heard[-1])
+            return heard
+        finally:
+            pool.shutdown(cancel_futures=True)  # those that wait, where it is stopped
 
     def errors(self, reference: str, heard: str) -> WordErrors:
         """Both sides normalised."""

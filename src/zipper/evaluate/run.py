@@ -3,9 +3,11 @@
 import itertools
 import json
 from dataclasses import replace
+from typing import Any
 
 from zipper.commit import commit
 from zipper.errors import ConfigError
+from zipper.evaluate.journal import journal, journal_name, read_pieces, work_of
 from zipper.evaluate.result import Origin, write_predictions, write_result
 from zipper.evaluate.tasks import evaluate_tasks, last_lines, load_listener
 from zipper.report.clock import Clock
@@ -17,7 +19,7 @@ from zipper.units.prepare import prepare
 
 def evaluate_run(cfg: RunConfig, command: str) -> None:
     """Writes TASK-SPLIT.json, TASK-SPLIT.tsv and samples-SPLIT into the run folder; the second time
-    TASK-SPLIT-2.json, and so on: nothing is written over.
+    TASK-SPLIT-2.json, and so on: nothing is written over. One that was cut off goes on.
 
     Raises ConfigError where the run has no such checkpoint, or its store is not the one it was trained on.
     """
@@ -31,22 +33,31 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
     }
     cfg = replace(module.cfg, **asked)
     listener = load_listener(cfg)
-    clock, suffix = Clock(), _free_suffix(cfg)
+    clock = Clock()
     store = prepare(cfg, clock)
     check_store(checkpoint, store)
+    work = work_of(checkpoint, cfg)
+    suffix = _suffix(cfg, work)
     trained = json.loads(finished(cfg).read_text()) if finished(cfg).exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
-    with clock.stage("evaluate"):
-        results = evaluate_tasks(module, store, cfg, origin, listener, [], suffix)
-    copies = result_files(cfg, list(results))
-    for task, result in results.items():
-        result["stage_seconds"] = clock.rounded()
-        write_result(result, cfg.run_dir / f"{task}{suffix}.json", *copies[task])
-        write_predictions(result, cfg.run_dir / f"{task}{suffix}.tsv")
+    with journal(cfg.run_dir / journal_name(suffix), work) as kept:
+        with clock.stage("evaluate"):
+            results = evaluate_tasks(module, store, cfg, origin, listener, [], kept, suffix)
+        copies = result_files(cfg, list(results))
+        for task, result in results.items():
+            result["stage_seconds"] = clock.rounded()
+            write_predictions(result, cfg.run_dir / f"{task}{suffix}.tsv")
+            write_result(result, cfg.run_dir / f"{task}{suffix}.json", *copies[task])
     print("\n".join(last_lines(results, cfg.run_dir, suffix)))
 
 
-def _free_suffix(cfg: RunConfig) -> str:
+def _suffix(cfg: RunConfig, work: dict[str, Any]) -> str:
+    """The first that is free, or whose evaluation is this one, unfinished."""
     first = f"-{cfg.evaluate.split}"
-    names = itertools.chain([first], (f"{first}-{turn}" for turn in itertools.count(2)))
-    return next(name for name in names if not any(cfg.run_dir.glob(f"*{name}*")))
+    for suffix in itertools.chain([first], (f"{first}-{turn}" for turn in itertools.count(2))):
+        begun, _ = read_pieces(cfg.run_dir / journal_name(suffix))
+        if begun and begun[0] == json.loads(json.dumps(work)):
+            return suffix
+        if not begun and not any(cfg.run_dir.glob(f"[!.]*{suffix}.*")):
+            return suffix
+    raise AssertionError  # there is always another number

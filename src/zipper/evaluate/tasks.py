@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from zipper.evaluate import asr, tts
+from zipper.evaluate.journal import Journal
 from zipper.evaluate.judge import load_judge
 from zipper.evaluate.loss import split_loss
 from zipper.evaluate.result import Origin, chosen_rows, describe_run
@@ -35,18 +36,20 @@ def evaluate_tasks(
     origin: Origin,
     listener: Listener | None,
     loggers: list[Logger],
+    kept: Journal,
     suffix: str = "",
 ) -> Results:
-    """Results by task; samples are written into the run folder (samplesSUFFIX) and shown to the loggers."""
+    """Results by task; samples are written into the run folder (samplesSUFFIX) and shown to the loggers.
+    kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
     model, facts, split = module.model, module.facts, cfg.evaluate.split
     results: Results = {}
     if cfg.evaluates("asr"):
-        results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin)
+        results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin, kept)
         log_recognised(
             loggers, split, results["asr"]["per_utterance"], chosen_rows(store, cfg, "asr"), origin.steps
         )
     if listener:
-        results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener)
+        results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener, kept)
         shown = write_samples(
             cfg.run_dir / f"samples{suffix}", cfg, listener, store, results["tts"]["per_utterance"], segments
         )

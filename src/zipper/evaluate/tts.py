@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from zipper.evaluate.heard import Heard, hear_recordings
+from zipper.evaluate.journal import Journal
 from zipper.evaluate.judge import Judge
 from zipper.evaluate.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors
@@ -60,11 +61,15 @@ class Listener:
     def recordings(self, store: Store, rows: list[Row]) -> list[Heard]:
         return hear_recordings(self.build, store, self.codec, self.judge, rows)
 
-    def score(self, rows: list[Row], written: list[Written], recorded: list[Heard]) -> list[Spoken]:
-        """What is heard in each segment, against gold and target."""
+    def score(
+        self, rows: list[Row], written: list[Written], recorded: list[Heard], kept: Journal | None = None,
+        turn: int = 0,
+    ) -> list[Spoken]:  # fmt: skip
+        """What is heard in each segment, against gold and target. turn: which sampling of these rows."""
         out, rate = [], self.codec.sample_rate
         waves = [self.wave(segment) for segment in written]
-        parts = zip(rows, written, recorded, waves, self.judge.hear_all(waves, rate, "speech"), strict=True)
+        heard_all = self.judge.hear_all(waves, rate, f"speech {turn}", kept)
+        parts = zip(rows, written, recorded, waves, heard_all, strict=True)
         for row, segment, record, wave, heard in parts:
             gold, target = self.judge.errors(row["text"], heard), self.judge.errors(record.target, heard)
             out.append(
@@ -78,8 +83,9 @@ class Listener:
 
 
 def evaluate_tts(
-    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener
-) -> tuple[dict[str, Any], list[Written]]:
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener,
+    kept: Journal | None = None,
+) -> tuple[dict[str, Any], list[Written]]:  # fmt: skip
     """Speaks a split and describes what the judge heard: a result file, and the segments first sampled.
 
     Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
@@ -90,8 +96,10 @@ def evaluate_tts(
     judge = listener.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
-        segments.append(answers(model, store, facts, rows, "tts", cfg.evaluate.batch, how, cfg.seed + turn))
-        samplings.append(listener.score(rows, segments[-1], recorded))
+        segments.append(
+            answers(model, store, facts, rows, "tts", cfg.evaluate.batch, how, cfg.seed + turn, kept)
+        )
+        samplings.append(listener.score(rows, segments[-1], recorded, kept, turn))
     found = samplings[0]
     gold = total(found)
     target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())

@@ -53,9 +53,10 @@ class Save(Checkpoint):
     """last.ckpt every so many steps and after each validation, the one before it kept; and a signal heeded
     at the next step. A validation that is due, or has begun, is finished first: it belongs to its step."""
 
-    def __init__(self, folder: Path, every: int, validate_every: int) -> None:
-        """every, validate_every: steps."""
+    def __init__(self, folder: Path, every: int, validate_every: int, log_every: int) -> None:
+        """every, validate_every, log_every: steps."""
         self.folder, self.every, self.validate_every = folder, every, validate_every
+        self.log_every = log_every
         self.asked = Request()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -69,7 +70,7 @@ class Save(Checkpoint):
             return
         asked = self._heard(trainer)
         if asked or step % self.every == 0:
-            if step % trainer.log_every_n_steps == 0:  # Lightning logs after this, and a run may end before
+            if step % self.log_every == 0:  # Lightning logs after this, and a run may end before
                 metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
                 for logger in trainer.loggers:
                     logger.log_metrics(metrics, step=step - 1)

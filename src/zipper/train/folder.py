@@ -65,7 +65,8 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
             )
         if cfg.resume == "never":
             raise ConfigError(
-                f"{cfg.run_dir} holds an unfinished run, and resume=never. Choose another name (name=...), move "
+                f"{cfg.run_dir} holds an unfinished run, and resume=never. Choose another name (name=...), "
+                "move "
                 "that folder away, or leave resume out to go on with it."
             )
     elif cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):

@@ -17,6 +17,7 @@ from zipper.errors import ConfigError
 from zipper.evaluate.alone import alone
 from zipper.evaluate.cost import flops_per_token
 from zipper.evaluate.heard import check_recordings
+from zipper.evaluate.journal import Journal, journal, journal_name, work_of
 from zipper.evaluate.result import Origin, chosen_rows, write_predictions, write_result
 from zipper.evaluate.samples import log_figures
 from zipper.evaluate.tasks import evaluate_tasks, headlines, last_lines, load_listener
@@ -88,9 +89,18 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
     if not trainer.is_global_zero:  # one process evaluates and writes
         return {}
-    module = load_module(cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt")
+    checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
+    with journal(cfg.run_dir / journal_name(), work_of(checkpoint, cfg)) as kept:
+        return _finish(cfg, load_module(checkpoint), store, data, origin, listener, trainer, clock, kept)
+
+
+def _finish(
+    cfg: RunConfig, module: ZipperModule, store: Store, data: ZipperData, origin: Origin,
+    listener: Listener | None, trainer: L.Trainer, clock: Clock, kept: Journal,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates, draws, and writes down all that makes a run a finished one."""
     with clock.stage("evaluate"):
-        results = evaluate_tasks(module, store, cfg, origin, listener, trainer.loggers)
+        results = evaluate_tasks(module, store, cfg, origin, listener, trainer.loggers, kept)
         if len(module.model.names) > 1:
             more = {
                 "flops_per_token": flops_per_token(module.model, data.steps),
@@ -119,7 +129,9 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
         write_predictions(result, cfg.run_dir / f"{task}.tsv")
     # Last: with this file, a run is finished.
     seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
-    write_result({"name": cfg.name, "command": command, **headlines(results), **seconds}, finished(cfg))
+    write_result(
+        {"name": cfg.name, "command": origin.command, **headlines(results), **seconds}, finished(cfg)
+    )
     print("\n" + summary_text(results, cfg.run_dir))
     print("\n".join(last_lines(results, cfg.run_dir)))
     return results
@@ -180,7 +192,8 @@ def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L
     folder = cfg.run_dir / "checkpoints"
     monitor = "dev/wer" if watch else "dev/loss"
     best = ModelCheckpoint(folder, Path(BEST).stem, monitor, enable_version_counter=False)
-    last = Save(folder, cfg.train.save_every, min(cfg.train.validate_every, cfg.train.steps))
+    validated = min(cfg.train.validate_every, cfg.train.steps)
+    last = Save(folder, cfg.train.save_every, validated, cfg.log.every)
     bar = TQDMProgressBar(refresh_rate=10)
     mean = [MeanWer()] if watch else []
     patience = [Patience(monitor, cfg.train.patience)] if cfg.train.patience else []

@@ -1,0 +1,86 @@
+"""What a long evaluation has finished, a JSON line a piece: cut off anywhere, it goes on behind the last
+whole line."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zipper.commit import commit
+from zipper.config import to_dict
+from zipper.errors import ConfigError
+from zipper.schema import RunConfig
+
+
+class Journal:
+    """Pieces by key."""
+
+    def __init__(self, file: Path, work: dict[str, Any]) -> None:
+        """work: all that the pieces follow from; a file of other work is begun anew. Raises ConfigError where
+        another process is at it."""
+        self.file, self.pieces = file, dict[str, Any]()
+        self.lines = file.open("a+", encoding="utf8")
+        try:
+            fcntl.flock(self.lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{file}: another process is at the same evaluation. Wait for it.") from None
+        except OSError:  # a file system without locks
+            pass
+        found, length = read_pieces(file)
+        if not found or found[0] != work:
+            found, length = [], 0
+        self.lines.truncate(length)  # what was being written when it was cut off
+        if not found:
+            self._write(work)
+        for key, value in found[1:]:
+            self.pieces[key] = value
+
+    def add(self, key: str, value: Any) -> None:
+        """On the disk when this returns."""
+        self.pieces[key] = value
+        self._write([key, value])
+
+    def _write(self, line: Any) -> None:
+        self.lines.write(json.dumps(line) + "\n")
+        self.lines.flush()
+
+    def done(self) -> None:
+        """The results stand elsewhere by now."""
+        self.lines.close()
+        os.remove(self.file)
+
+
+def read_pieces(file: Path) -> tuple[list[Any], int]:
+    """Whole lines, and how many bytes they take. Nothing where there is no file."""
+    content = file.read_bytes() if file.exists() else b""
+    length = content.rfind(b"\n") + 1
+    return [json.loads(line) for line in content[:length].splitlines()], length
+
+
+@contextmanager
+def journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
+    """A journal that is removed when all is done, and stays when it is not."""
+    kept = Journal(file, json.loads(json.dumps(work)))
+    try:
+        yield kept
+    except BaseException:
+        kept.lines.close()
+        raise
+    kept.done()
+
+
+def work_of(checkpoint: Path, cfg: RunConfig) -> dict[str, Any]:
+    """All that an evaluation follows from."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
+    return {"checkpoint": digest, "commit": commit(), "config": config}
+
+
+def journal_name(suffix: str = "") -> str:
+    """Hidden in the run folder, and gone when the evaluation is done."""
+    return f".evaluating{suffix}.jsonl"
