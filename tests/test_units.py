@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import random
 
 import pytest
 import torch
@@ -191,6 +193,27 @@ def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
         open_store(store.folder)
     with pytest.raises(DataError, match="no finished store"):
         open_store(tmp_path / "nowhere")
+
+
+def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, codec, subwords, capsys):
+    """Whether it was finished or not: only what is damaged is encoded, and all is as it was."""
+    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+    files = {file.name: file.read_bytes() for file in store.folder.iterdir()}
+    shards, draw = sorted(store.folder.glob("*.arrow")), random.Random(0)
+    for turn in range(12):
+        shard = draw.choice(shards)
+        whole = files[shard.name]
+        os.remove(shard)
+        if turn:
+            shard.write_bytes(whole[: draw.randrange(len(whole) - 8)])  # 8: the mark of its end
+        if turn % 2:
+            (store.folder / "store.json").unlink()
+        kept = {file: file.stat().st_mtime_ns for file in shards if file != shard}
+        again = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+        assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == files
+        assert {file: file.stat().st_mtime_ns for file in kept} == kept
+        said = "What is damaged is encoded anew." in capsys.readouterr().out
+        assert said == (turn % 2 == 0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Signals that end a command: what is finished is kept, and the exit code says that the same command goes
 on."""
 
+import os
 import signal
 import sys
 import threading
@@ -8,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
-
-from lightning.fabric.plugins.environments import SLURMEnvironment
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: try again
 INTERRUPTED = 130  # what a shell reports of Ctrl-C
@@ -37,7 +36,7 @@ def signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    mine = [number for number in SIGNALS if number != signal.SIGUSR1 or not SLURMEnvironment.detect()]
+    mine = [number for number in SIGNALS if number != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ]
     before = {number: signal.signal(number, stop_at_once) for number in mine}
     try:
         yield

@@ -7,6 +7,7 @@ exists is not spoken again, and the manifest is written last.
 import hashlib
 import itertools
 import json
+import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -28,6 +29,7 @@ from zipper.corpora.lists import MAX_WORDS, sentences_of
 from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.schema import DataConfig
+from zipper.stop import leave_to_parent
 from zipper.units.text import NORMALISER
 
 if TYPE_CHECKING:
@@ -71,10 +73,13 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
     todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio or "").exists()]
-    with ProcessPoolExecutor(max(workers, 1), mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=leave_to_parent)
+    try:
         spoken = pool.map(_speak, todo, chunksize=16)
         for _ in tqdm(spoken, total=len(todo), desc="speak", unit="utterance", mininterval=1.0):
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)  # those that wait, where it is stopped
     write_manifest(manifest, utterances)
     return utterances
 
@@ -149,7 +154,7 @@ def _speak(job: tuple[Utterance, int, tuple[float, float]]) -> None:
     wave = _trim(wave)
     # Played `pitch` times faster: higher voice, and the rate asked for above comes out.
     resampled = AF.resample(torch.from_numpy(wave), round(VOICE_RATE * pitch), VOICE_RATE).numpy()
-    aside = Path(utterance.audio).with_suffix(".part")
+    aside = Path(utterance.audio).with_suffix(f".{os.getpid()}.part")  # two commands may speak the same
     sf.write(aside, resampled, VOICE_RATE, format="FLAC", subtype="PCM_16")
     aside.rename(utterance.audio)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -103,7 +104,7 @@ class Utterance:
 
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:
     """One JSON object a line; written aside and renamed, so that it is whole or absent."""
-    aside = path.with_suffix(".part")
+    aside = path.with_suffix(f".{os.getpid()}.part")
     aside.write_text("".join(json.dumps(asdict(u)) + "\n" for u in utterances))
     aside.rename(path)
 

@@ -74,6 +74,8 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     if first_process():
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, saved)
+        for left in cfg.run_dir.glob("checkpoints/*.part"):  # of a process that was killed while it saved
+            left.unlink()
         metrics = cfg.run_dir / "metrics.csv"
         if metrics.exists():  # the logger would begin it anew
             metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")

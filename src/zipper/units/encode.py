@@ -3,6 +3,7 @@ given, each rank its own shards. Resumable; what cannot be used is listed."""
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from zipper.errors import DataError
 from zipper.schema import TrainConfig
 from zipper.units.codec import Codec
 from zipper.units.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
-from zipper.units.store import Row, Store, fingerprint, fingerprint_hash, open_split, open_store
+from zipper.units.store import DamagedStore, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
 from zipper.units.text import Subwords
 
 SHARD, LEAST = 512, 16  # utterances, at most and at least
@@ -35,13 +36,19 @@ def prepare_store(
 ) -> Store:  # fmt: skip
     """Opens the store of these utterances under `root`, encoding what is missing. train: devices and nodes.
 
+    One that is damaged is mended, and said.
     Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards, and in the
     end skipped.jsonl, list them.
     """
     parts = fingerprint(utterances, codec, subwords, max_seconds)
     folder = root / fingerprint_hash(parts)
-    if (folder / "store.json").exists():
-        return open_store(folder, parts)
+    whole = folder / "store.json"
+    if whole.exists():
+        try:
+            return open_store(folder, parts)
+        except DamagedStore as error:
+            print(f"{error} What is damaged is encoded anew.")
+            whole.unlink(missing_ok=True)  # several processes may be here
     folder.mkdir(parents=True, exist_ok=True)
     usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
     trainer = _trainer(train or TrainConfig(accelerator="cpu"), folder)
@@ -205,7 +212,7 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
             "usable: it was "
             "begun by other code. Delete the folder, and prepare it again."
         )
-    aside = folder / "store.part"
+    aside = folder / f"store.{os.getpid()}.part"
     aside.write_text(json.dumps(facts, indent=2) + "\n")
     aside.rename(folder / "store.json")
     for file in lists:

@@ -1,11 +1,13 @@
 """Shards of a store: which rank makes them, the waves that go in, and the file that comes out."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+import datasets
 import lightning as L
 import torch
 from datasets.arrow_writer import ArrowWriter
@@ -52,7 +54,7 @@ class ShardReader(L.LightningDataModule):
         """What a rank has to make. One whose shards are all whole gets an empty shard, which makes no file:
         every rank takes part to the end."""
         mine = self.shards[rank::ranks]
-        return [shard for shard in mine if not _is_whole(shard.file)] or [Shard(None, [])]
+        return [shard for shard in mine if not is_whole(shard)] or [Shard(None, [])]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         return batch  # one group after the other goes there, not 512 waves at once
@@ -87,21 +89,28 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def _is_whole(file: Path | None) -> bool:
-    """What was skipped may be mended by now: only a shard that lacks nothing stays as it is."""
-    return file is not None and file.exists() and not file.with_suffix(".skipped").exists()
+def is_whole(shard: Shard) -> bool:
+    """Whether it is on the disk with every row. What was skipped may be mended by now: only a shard that
+    lacks nothing stays as it is."""
+    file = shard.file
+    if file is None or not file.exists() or file.with_suffix(".skipped").exists():
+        return False
+    try:
+        return len(datasets.Dataset.from_file(str(file))) == len(shard.utterances)
+    except Exception:  # pyarrow raises OSError or ArrowInvalid on a file that was cut off
+        return False
 
 
 def list_skipped(file: Path, skipped: list[Skipped]) -> None:
     """JSON lines, whole or absent."""
-    aside = file.with_suffix(".listing")
+    aside = file.with_suffix(f".{os.getpid()}.listing")
     aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
     aside.rename(file)
 
 
 def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
     """In the corpus' order, through another name. What could not be read is listed beside it."""
-    aside = file.with_suffix(".part")
+    aside = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same store
     writer = ArrowWriter(features=FEATURES, path=str(aside))
     for row in rows:
         writer.write(row)

@@ -128,6 +128,10 @@ def fingerprint_hash(parts: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
+class DamagedStore(DataError):
+    """A finished store whose shards are not what they were. `zipper prepare` mends it."""
+
+
 def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
     """Memory-maps a finished store. Raises DataError if unfinished, damaged, or not of `expected`."""
     if not (folder / "store.json").is_file():
@@ -146,9 +150,8 @@ def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
         if {*rows.column_names} != {*FEATURES}:
             raise DataError(f"{folder} was written by other code. Delete the folder, and prepare it again.")
         if len(rows) != facts["rows"][split]:
-            raise DataError(
-                f"{folder}: split {split} has {len(rows)} rows, store.json "
-                f"says {facts['rows'][split]}. Delete it."
+            raise DamagedStore(
+                f"{folder}: split {split} has {len(rows)} rows, store.json says {facts['rows'][split]}."
             )
         _check_range(folder, split, rows, "codes", facts["codes"])
     return Store(folder, facts, splits, Subwords.load(folder / "tokenizer.json"))
@@ -171,6 +174,6 @@ def open_split(folder: Path, split: str) -> datasets.Dataset:
     try:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
     except Exception as error:  # pyarrow raises OSError or ArrowInvalid; an empty list ValueError
-        raise DataError(
-            f"{folder}: the shards of split {split} are missing or damaged ({error}). Delete the folder."
+        raise DamagedStore(
+            f"{folder}: the shards of split {split} are missing or damaged ({error})."
         ) from error
