@@ -16,7 +16,7 @@ from zipper import cli
 from zipper.config import ROOT
 from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
-from zipper.disk import check_place, check_places, full_disk
+from zipper.disk import check_place, check_places, lost_disk
 from zipper.errors import DataError
 from zipper.model.pretrained import tower_facts
 from zipper.schema import DataConfig, RunConfig
@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(
 ):
     with room_for(6000), pytest.raises(OSError) as caught:
         prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
-    assert "no space left" in (full_disk(caught.value) or "")
+    assert "no space left" in (lost_disk(caught.value) or "")
     (folder,) = tmp_path.iterdir()
     with pytest.raises(DataError, match="no finished store"):
         open_store(folder)

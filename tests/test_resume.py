@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import JOINT, config
-from zipper.disk import full_disk, held
+from zipper.disk import held, lost_disk
 from zipper.errors import ConfigError, DataError, TrainingError
 from zipper.report.metrics import read_metrics
 from zipper.stop import Stopped
@@ -223,7 +223,7 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(unbroken, monkeypatch
     monkeypatch.setattr(WholeFiles, "save_checkpoint", full_at_the_fourth_step)
     with pytest.raises(OSError) as caught:
         run_module.train(config(*LONG, "name=broken"), "x")
-    assert "no space left" in (full_disk(caught.value) or "")
+    assert "no space left" in (lost_disk(caught.value) or "")
     assert saved("broken")["global_step"] == 3
     assert not list(RUNS.rglob("*.part"))
     monkeypatch.setattr(WholeFiles, "save_checkpoint", save)

@@ -14,7 +14,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 from zipper.arguments import add_arguments
 from zipper.config import describe, load_config
-from zipper.disk import full_disk
+from zipper.disk import lost_disk
 from zipper.errors import ZipperError
 from zipper.schema import RunConfig
 from zipper.stop import Stopped, signals
@@ -146,11 +146,20 @@ def push(args: argparse.Namespace) -> None:
     print(run(args.folder, args.repository, args.private))
 
 
+def faults(args: argparse.Namespace) -> None:
+    """kill small real runs in every way, take them up again, and compare with the unbroken one"""
+    from zipper.bench.faults import faults as run
+
+    settings = [f"result={args.result}"] if args.result else []
+    run(load_config(args.config, settings), args.config, args.times, args.jobs, args.line)
+
+
 OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": generate,
     "compare": compare,
     "import-gguf": import_gguf,
     "push": push,
+    "faults": faults,
 }
 
 
@@ -159,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     Ctrl-C with 130: the same command goes on."""
     args = parser().parse_args(argv)
     command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
+    args.line = command
     try:
         with signals():
             if args.command in OTHERS:
@@ -172,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if not (reason := full_disk(error)):
+        if not (reason := lost_disk(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
@@ -211,6 +221,11 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("import-gguf", help=import_gguf.__doc__, description=import_gguf.__doc__)
     one.add_argument("file", type=Path, help="the .gguf")
     one.add_argument("folder", type=Path, help="new, or empty")
+    one = commands.add_parser("faults", help=faults.__doc__, description=faults.__doc__)
+    one.add_argument("config", type=Path, help="configs/faults.yaml")
+    one.add_argument("--times", type=int, default=120, help="faults (default: 120)")
+    one.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    one.add_argument("--result", help="file for the table (default: it is printed alone)")
     one = commands.add_parser("push", help=push.__doc__, description=push.__doc__)
     one.add_argument("folder", type=Path, help="what `export=` wrote")
     one.add_argument("repository", help="user/name")

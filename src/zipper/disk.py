@@ -15,6 +15,7 @@ from zipper.schema import RunConfig
 
 UTTERANCE = 100_000  # bytes that a spoken utterance takes, with its codes (measured: 88 kB at 2.6 s)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def check_places(cfg: RunConfig) -> None:
@@ -73,14 +74,20 @@ def held(lock: Path, what: str) -> Iterator[None]:
         yield
 
 
-def full_disk(error: OSError) -> str | None:
-    """What to tell the user when writing failed for want of space; None if that was not the reason."""
-    if error.errno not in FULL:
-        return None
+def lost_disk(error: OSError) -> str | None:
+    """What to tell the user when writing failed for want of space, or of permission; None if that was not the
+    reason."""
     where = f" while writing {error.filename}" if error.filename else ""
+    if error.errno in FULL:
+        what, mend = "no space left", "free some space"
+    elif error.errno in FORBIDDEN:
+        what, mend = "not allowed", f"give the place to user {_user()}, or make it writable"
+    else:
+        return None
     return (
-        f"no space left{where} ({error.strerror}). What was finished is kept: free some space, "
-        "and give the same command again to go on."
+        f"{what}{where} ({error.strerror}). What was finished is kept: {mend}, and give the same command "
+        "again "
+        "to go on."
     )
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -73,8 +74,15 @@ class Request:
 
 
 def leave_to_parent(_: int = 0) -> None:
-    """In a worker process: a signal to the whole group is the parent's to heed, which then ends the
-    worker."""
+    """In a worker process: a signal to the whole group is the parent's to heed, which then ends the worker. A
+    parent that is killed cannot: the worker ends itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

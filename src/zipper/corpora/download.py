@@ -10,7 +10,7 @@ from pathlib import Path
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS
 
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
-from zipper.disk import check_place, full_disk
+from zipper.disk import check_place, lost_disk
 from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig
 
@@ -82,7 +82,7 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             f"{corpus} {subset}: {error}. What was fetched is deleted: give the same command again."
         ) from error
     except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and full_disk(error):
+        if isinstance(error, OSError) and lost_disk(error):
             raise  # it says so itself
         raise DataError(
             f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same "

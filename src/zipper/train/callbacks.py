@@ -133,11 +133,15 @@ class Spikes(L.Callback):
     def __init__(self) -> None:
         self.peaks: dict[str, Tensor] = {}
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         assert isinstance(module, ZipperModule)
         for name, value in module.latest.items():
             self.peaks[name] = torch.maximum(self.peaks.get(name, value), value)
-        if trainer.global_step % module.cfg.log.every == 0 and self.peaks:
+        module.latest.clear()
+        stepped = (index + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % module.cfg.log.every == 0:
             peaks = {f"train/{name}_max": float(value) for name, value in self.peaks.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(peaks, step=trainer.global_step)
