@@ -163,18 +163,22 @@ OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs one command. A user's mistake ends it with one line and status 2; SIGTERM and SIGUSR1 with 75,
-    Ctrl-C with 130: the same command goes on."""
+def run(argv: list[str]) -> None:
+    """One command. Raises ZipperError on a user's mistake, before work starts."""
     args = parser().parse_args(argv)
-    command = "python -m zipper " + shlex.join(argv if argv is not None else sys.argv[1:])
-    args.line = command
+    args.line = "python -m zipper " + shlex.join(argv)
+    if args.command in OTHERS:
+        OTHERS[args.command](args)
+    else:
+        COMMANDS[args.command](load_config(args.config, args.settings), args.line)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command. A user's mistake ends it with one line and status 2; SIGTERM and SIGUSR1 with 75,
+    Ctrl-C with 130: the same command goes on."""
     try:
         with signals():
-            if args.command in OTHERS:
-                OTHERS[args.command](args)
-            else:
-                COMMANDS[args.command](load_config(args.config, args.settings), command)
+            run(sys.argv[1:] if argv is None else argv)
     except Stopped as stop:
         print(f"{stop}: what is finished is kept, the same command goes on", file=sys.stderr)
         sys.exit(stop.code)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zipper.errors import ConfigError, DataError
@@ -33,14 +33,14 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
         if path is not None:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such config. There are: {_names(ROOT / 'configs')}.")
-            layers.append(OmegaConf.load(path))
+            layers.append(_read(path))
         plain = []
         for word in words:
             key, equals, value = word.partition("=")
             if not equals:
-                raise ConfigError(f"{word!r} is not key=value.")
+                raise ConfigError(f"{word!r} is not key=value. See `python -m zipper --help` for the keys.")
             if key in sections and value and value[0] not in "{[":
-                layers.append(OmegaConf.create({key: OmegaConf.load(_section_file(key, value))}))
+                layers.append(OmegaConf.create({key: _read(_section_file(key, value))}))
             else:
                 plain.append(word)
         merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(plain))
@@ -49,6 +49,23 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
     _check_finite(cfg)
     return cfg
+
+
+def _read(path: Path) -> Any:
+    try:
+        values = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}{where} is no YAML ({problem}). Mend it: keys with values.") from error
+    if not isinstance(values, DictConfig):
+        raise ConfigError(f"{path} holds no keys with values, but a list or a word. There are: {_known()}.")
+    return values
+
+
+def _known() -> str:
+    return ", ".join(f.name for f in fields(RunConfig))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
@@ -112,7 +129,7 @@ def _check_finite(cfg: RunConfig) -> None:
     for key, value in flat(to_dict(cfg)).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{key}={value} is not a finite number.")
+                raise ConfigError(f"{key}={value} is not a finite number. Give one.")
 
 
 def _section_file(key: str, value: str) -> Path:

@@ -57,7 +57,8 @@ def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
 def held(lock: Path, what: str) -> Iterator[None]:
     """Holds a lock file, which a process that dies lets go of. Raises ConfigError where another one holds
     it."""
-    with lock.open("a+") as handle:
+    while True:
+        handle = lock.open("a+")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,10 +69,17 @@ def held(lock: Path, what: str) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
+        if lock.exists() and os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+            break  # else its holder has removed it in between
+        handle.close()
+    with handle:
         handle.truncate(0)
         handle.write(f"{os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def lost_disk(error: OSError) -> str | None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from zipper.bench.processes import Process, contents
 from zipper.commit import commit
 from zipper.config import to_dict
+from zipper.errors import ConfigError
 from zipper.evaluate.result import versions, write_result
 from zipper.schema import RunConfig
 from zipper.stop import INTERRUPTED, UNFINISHED
@@ -82,6 +83,8 @@ class Tally:
 def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) -> dict[str, Any]:
     """`times` faults, `jobs` runs at a time. Prints the table, writes cfg.result. Leaves the folder of a run
     that was not recovered where it is: build/faults/."""
+    if times < 1 or jobs < 1:
+        raise ConfigError(f"--times {times} and --jobs {jobs} must be at least 1.")
     root, started, code = Path(cfg.build).resolve() / "faults", time.monotonic(), commit()
     shutil.rmtree(root, ignore_errors=True)
     campaign = Campaign(config, root, cfg.seed)

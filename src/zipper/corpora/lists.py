@@ -56,7 +56,11 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     # At \n alone: splitlines() knows more ends of lines, which may stand within a JSON string.
-    lines = file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    try:
+        whole = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+    lines = whole.rstrip("\n").split("\n")
     lines = [line.rstrip("\r") for line in lines] if lines != [""] else []
     if file.suffix == ".jsonl":
         for number, line in enumerate(lines, 1):

@@ -12,6 +12,7 @@ from scipy.stats import rankdata, wilcoxon
 from zipper.errors import DataError
 
 SAME = ("task", "split", "data_fingerprint", "normaliser", "judge", "codec", "utterances")
+ENTRY = ("id", "errors", "words", "reference")
 RESAMPLES = 10_000
 ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
 
@@ -58,8 +59,11 @@ def read_result(file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is no JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict) or not result.get("per_utterance"):
         raise DataError(
-            f"{file} has no per_utterance: it is not the result of an evaluated task (asr.json, tts.json)."
+            f"{file} has no per_utterance: it is no result of an evaluated task. Give its "
+            "asr.json or tts.json."
         )
+    if lacking := sorted({*ENTRY} - {key for one in result["per_utterance"] for key in one}):
+        raise DataError(f"{file}: its per_utterance has no {lacking[0]}. Evaluate the run again.")
     return result
 
 
@@ -82,7 +86,7 @@ def compare(
         if _sentences(first, against) != _sentences(other, against):
             raise DataError(
                 f"{first['name']} and {other['name']} cannot be compared: they hold other utterances, or "
-                "other transcripts or targets of them."
+                "other transcripts or targets of them. Evaluate both on the same data."
             )
     words = _counts(first, against.replace("errors", "words"))
     errors_a, errors_b = (np.mean([_counts(one, against) for one in side], axis=0) for side in (a, b))

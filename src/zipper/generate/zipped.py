@@ -6,6 +6,7 @@ assets/zipped/   zipper.safetensors   zipper.json: config, facts, hash, figures 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Zipped:
         if not normal:
             raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
         ids = self.subwords.encode(normal)
-        self._check_length("text", len(ids), f"{normal!r} has {len(ids)} subwords")
+        self._check_length("text", len(ids), f"{shorten(normal, 60)!r} has {len(ids)} subwords")
         return text_segment(ids, self.subwords, 0.0)
 
     def speech(self, wave: Tensor) -> Segment:

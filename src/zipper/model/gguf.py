@@ -3,6 +3,7 @@ transformers."""
 
 import json
 import os
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def import_gguf(file: Path, folder: Path) -> None:
             "'zipper[pretrained]'."
         )
     if not file.is_file():
-        raise ConfigError(f"{file} does not exist.")
+        raise ConfigError(f"{file} does not exist. Give a .gguf file.")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: name another folder; nothing is written over.")
     check_place(folder, 10 * file.stat().st_size, f"folder {folder}", "another folder")
@@ -38,8 +39,10 @@ def import_gguf(file: Path, folder: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file} cannot be read as GGUF ({str(error).splitlines()[0]}).") from error
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise DataError(
+            f"{file} cannot be read as GGUF ({str(error).splitlines()[0]}). Fetch it again, or another one."
+        ) from error
     architecture = type(model).__name__
     if architecture not in FAMILIES:
         raise DataError(

@@ -96,7 +96,7 @@ class DataConfig:
                 what = (
                     f"{task!r} is none of {', '.join(TASKS)}"
                     if task not in TASKS
-                    else f"{strange[0]!r} is not in it"
+                    else f"{strange[0]!r} is not in it. Name one that is"
                 )
                 raise ConfigError(f"data.tasks with data.corpus={self.corpus}: {what}.")
         if self.only is not None and not 1 <= self.only <= (

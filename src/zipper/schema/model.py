@@ -138,14 +138,17 @@ class ModelConfig:
             )
         if self.kind == "single_decoder":
             self._check_single_decoder()
+        if not any(self.towers[n].init and not self.towers[n].vocabulary for n in self.modalities):
+            self.check_widths()  # else a folder has yet to give one
+
+    def check_widths(self) -> None:
+        """Raises ConfigError where the zips' heads do not divide a tower."""
         for name in self.modalities:
             width = self.towers[name].width
-            if self.towers[name].init and not self.towers[name].vocabulary:
-                continue  # the folder has yet to give the width
             if len(self.modalities) > 1 and width % (2 * self.zip.heads):
                 raise ConfigError(
                     f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "
-                    "into even heads."
+                    f"into even heads. Pick a divisor of {width // 2}."
                 )
 
     def _check_single_decoder(self) -> None:

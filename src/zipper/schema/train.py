@@ -16,7 +16,7 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         if min(self.asr, self.tts, self.speech, self.text) < 0:
-            raise ConfigError(f"train.tasks={self}: a share must not be negative.")
+            raise ConfigError(f"train.tasks={self}: a share must not be negative. Give 0 for none.")
 
     def shares(self) -> dict[str, float]:
         """The tasks in use."""
@@ -38,7 +38,7 @@ class TrainConfig:
     gate_lr: float = setting(10.0, "learning rate of the gates, in multiples of lr")
     betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
     weight_decay: float = setting(0.01, "on matrices; gates, norms and idle parts get none")
-    clip: float = setting(1.0, "largest norm of the gradient")
+    clip: float = setting(1.0, "largest norm of the gradient; 0: any")
     warmup: int = setting(100, "steps of linear warm-up")
     schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: falls to 0 at the last step")
     prompt_weight: float = setting(0.0, "loss weight of what is given (the speech of asr, the text of tts)")
@@ -108,6 +108,8 @@ class TrainConfig:
             )
         if not 0 <= self.hide < 1:
             raise ConfigError(f"train.hide={self.hide} is a share: give at least 0 and less than 1.")
+        if self.clip < 0:
+            raise ConfigError(f"train.clip={self.clip} must not be negative; 0 clips nothing.")
         if not self.prompt_weight >= 0:
             raise ConfigError(f"train.prompt_weight={self.prompt_weight} must not be negative.")
 
@@ -134,6 +136,8 @@ class TrainCodecConfig:
         at_least_one(
             self, "train_codec", "steps", "batch", "filters", "dimension", "sample_rate", "codebooks"
         )
+        if self.codes < 2 or self.codes & (self.codes - 1):
+            raise ConfigError(f"train_codec.codes={self.codes} is no power of 2. Give one, such as 1024.")
         if not 0 <= self.autoencoder < 1:
             raise ConfigError(
                 f"train_codec.autoencoder={self.autoencoder} is a share of the steps, from 0 to less than 1; "

@@ -18,10 +18,11 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "decode", "beams")
+        at_least_one(self, "decode.text or decode.speech", "beams")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
             raise ConfigError(
-                f"decode: temperature={self.temperature} must be 0 or more, top_k={self.top_k} at least 1, "
+                f"decode.text or decode.speech: temperature={self.temperature} must be 0 or more, "
+                f"top_k={self.top_k} at least 1, "
                 f"top_p={self.top_p} more than 0 and at most 1."
             )
         if self.beams > 1 and self.temperature > 0:
@@ -46,7 +47,10 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         if self.speech.beams > 1:
-            raise ConfigError(f"decode.speech.beams={self.speech.beams}: beam search is for text alone.")
+            raise ConfigError(
+                f"decode.speech.beams={self.speech.beams}: beam search is for text alone: use "
+                "decode.text.beams."
+            )
 
     def by_modality(self) -> dict[str, SamplingConfig]:
         """As `write` takes it."""
@@ -69,7 +73,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if unknown := sorted({*self.tasks} - {"asr", "tts"}):
-            raise ConfigError(f"evaluate.tasks={self.tasks}: {unknown} is not among asr, tts.")
+            raise ConfigError(
+                f"evaluate.tasks={self.tasks}: {unknown} is not among asr, tts. Name those, or none."
+            )
         at_least_one(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
 
 

@@ -5,6 +5,7 @@ tensor stands beside its checksum.
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -162,8 +163,10 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
         raise DataError(
-            f"{file} holds more than tensors and plain values ({str(error).splitlines()[0]}): it is not "
+            f"{file} holds more than tensors and plain values ({found[1] if found else 'a pickle'}): it is "
+            "not "
             "read, "
             "since it could run anything. Train again, or take a model in safetensors (export=...)."
         ) from error

@@ -12,29 +12,31 @@ from zipper.units.pattern import vocabulary
 from zipper.units.store import Store
 
 
+def check_towers(cfg: RunConfig) -> None:
+    """All that can be said before there is a store. Raises ConfigError where a task needs a modality that
+    has no tower, or the config asks for a shape that does not fit, DataError where a pre-trained tower is
+    damaged."""
+    _check_tasks(cfg)
+    towers = dict(cfg.model.towers)
+    for name in cfg.model.modalities:
+        if init := towers[name].init:
+            towers[name] = with_shape_of(towers[name], model_folder(init))
+            towers[name].check_interval()
+    if cfg.model.kind == "zipper":
+        replace(cfg.model, towers=towers).check_widths()
+
+
 def resolve(cfg: RunConfig, store: Store) -> RunConfig:
     """The config with every tower's shape settled.
 
-    Raises DataError where a pre-trained tower reads other units than the store holds, ConfigError where a
-    task needs a modality that has no tower, or the config asks for a shape that does not fit.
+    Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the store holds.
     """
-    shares = cfg.train.tasks.shares()
-    if not shares:
-        raise ConfigError(
-            f"train.tasks: every share is 0, nothing would be trained. Give one of {sorted(TASKS)} a share."
-        )
-    if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
-        raise ConfigError(
-            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not learnt: train.tasks={shares}."
-        )
-    needed = {name for task in shares for name in TASKS[task]}
-    if missing := sorted(needed - set(cfg.model.modalities)):
-        raise ConfigError(
-            f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}."
-        )
+    _check_tasks(cfg)
     if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != store.codebooks:
         raise ConfigError(
-            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} codebooks."
+            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} "
+            "codebooks. "
+            "Give so many, or none."
         )
     grammar = cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None
     single = cfg.model.kind == "single_decoder"
@@ -45,6 +47,25 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
             tower = _as_wide_as(next(iter(towers.values())), name, tower)
         towers[name] = _settle(name, tower, store, grammar, single)
     return replace(cfg, model=replace(cfg.model, towers=towers))
+
+
+def _check_tasks(cfg: RunConfig) -> None:
+    shares = cfg.train.tasks.shares()
+    if not shares:
+        raise ConfigError(
+            f"train.tasks: every share is 0, nothing would be trained. Give one of {sorted(TASKS)} a share."
+        )
+    if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
+        raise ConfigError(
+            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not learnt: train.tasks={shares}. "
+            "Give it a share there, or leave it out."
+        )
+    needed = {name for task in shares for name in TASKS[task]}
+    if missing := sorted(needed - set(cfg.model.modalities)):
+        raise ConfigError(
+            f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}. Name "
+            "them there, or leave the task out."
+        )
 
 
 def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:

@@ -51,7 +51,7 @@ from zipper.train.folder import (
     result_files,
 )
 from zipper.train.module import ZipperModule, load_module
-from zipper.train.resolve import resolve
+from zipper.train.resolve import check_towers, resolve
 from zipper.train.whiten import rescale_zips, whiten_zips
 from zipper.units.facts import facts_of, reads, reads_all
 from zipper.units.prepare import prepare
@@ -66,6 +66,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     A run folder with an unfinished run of the same config is taken up again; any other is refused.
     """
     check_places(cfg)
+    check_towers(cfg)
     with hold_run_dir(cfg):
         return _train(cfg, command)
 
