@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: bench-encoding data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
+.PHONY: bench-encoding bench-saving faults audit data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -143,6 +143,16 @@ bench: $(VENV)/.bench  ## speed of training and decoding against transformers, p
 bench-encoding: $(READY)  ## speed of encoding against the codec alone, and of two processes
 	$(RUN) bench-encoding configs/asr.yaml name=bench-encoding result=results/real/encoding.json $(ARGS)
 
+bench-saving: $(READY)  ## what it costs that a run cannot be lost: steps a second with and without
+	$(RUN) bench-saving configs/asr.yaml name=bench-saving result=results/saving.json $(ARGS)
+
+faults: $(READY)  ## kill small real runs in every way, 120 times, and compare with the unbroken one (half an hour)
+	$(RUN) faults configs/faults.yaml --result results/faults.json $(ARGS)
+
+audit: $(READY)  ## known weaknesses of what is installed (pip-audit asks the advisories of PyPI)
+	$(PIP) pip-audit
+	$(VENV)/bin/pip-audit --local --skip-editable
+
 pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result.json  ## train both towers anew
 
 build/runs/pretrain-%/result.json: | $(READY)
@@ -152,7 +162,7 @@ report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report
 
 test: $(VENV)/.dev  ## run the tests
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff (lint, format) and mypy
 	$(VENV)/bin/ruff check src tests

@@ -1,6 +1,7 @@
 """Downloads, from archives that stand in for those of openslr.org: whole or not at all."""
 
 import hashlib
+import io
 import shutil
 import tarfile
 from pathlib import Path
@@ -114,6 +115,25 @@ def test_a_damaged_archive_that_was_put_there_is_thrown_away(server):
     assert not archive.exists()
     download(load_config(None, WORDS))
     assert server == ["dev-clean", "test-clean"]
+
+
+@pytest.mark.parametrize("name", ["../../../../outside", "/outside", "LibriSpeech/dev-clean/link"])
+def test_an_archive_cannot_write_outside_its_folder(server, tmp_path, name):
+    archive = Path("data/.incoming/librispeech/dev-clean.tar.gz")
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as made:
+        member = tarfile.TarInfo(name)
+        if name.endswith("link"):
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path / "outside")
+            made.addfile(member)
+        else:
+            member.size = 4
+            made.addfile(member, io.BytesIO(b"evil"))
+    with pytest.raises(DataError, match=r"dev-clean: .*deleted: give the same command again"):
+        download(load_config(None, WORDS))
+    assert not Path("/outside").exists()
+    assert not [file for file in tmp_path.rglob("outside") if ".incoming" not in file.parts]
+    assert not Path("data/LibriSpeech/dev-clean").exists()
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, monkeypatch):

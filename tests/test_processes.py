@@ -4,8 +4,10 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +49,23 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def zipper(folder: Path, command: str, *words: str) -> str:
+def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) -> str:
+    """stop: SIGTERM to the first process alone, as soon as this file is there."""
     code = "import zipper.units.encode as e; e.SHARD = 10; from zipper.cli import main; main()"
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     script = folder / "zipper_in_shards_of_ten.py"
     script.write_text(code.replace("; ", "\n") + "\n")
-    out = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, str(script), command, str(folder / "config.yaml"), *words],
-        cwd=folder, env=where, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert out.returncode == 0, out.stdout[-2000:] + out.stderr[-4000:]
-    return out.stdout
+        cwd=folder, env=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        while stop and not stop.exists() and process.poll() is None:
+            time.sleep(0.02)
+        if stop:
+            process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=300)[0]
+    assert process.returncode == (75 if stop else 0), said[-6000:]
+    return said
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -92,24 +100,28 @@ def test_the_store_is_the_same_whatever_the_number_of_processes(folder):
     assert contents(one) == contents(two)
 
 
+TWO = ["train.devices=2", "train.strategy=auto", "train.precision=64-true", "train.save_every=3"]
+
+
+@pytest.fixture(scope="module")
+def two_processes(folder) -> Path:
+    zipper(folder, "train", *TWO, "name=auto")
+    return folder / "build/runs/auto"
+
+
 @pytest.mark.parametrize(
     ("strategy", "precision", "close", "weights"),
     [("auto", "64-true", 1e-9, 1e-8), ("fsdp2", "32-true", 1e-4, 1e-2)],
 )
 def test_two_processes_have_the_losses_and_the_weights_of_one(
-    folder, one_process, strategy, precision, close, weights
+    folder, one_process, two_processes, strategy, precision, close, weights
 ):
     """20 steps with the same global batch, frozen and trained parameters mixed, against one process in
     float64 (which Lightning does not shard). The checkpoint of FSDP2 is a whole one, and loads as any
     other."""
-    zipper(
-        folder,
-        "train",
-        f"name={strategy}",
-        "train.devices=2",
-        f"train.strategy={strategy}",
-        f"train.precision={precision}",
-    )
+    if strategy != "auto":
+        more = [f"train.strategy={strategy}", f"train.precision={precision}"]
+        zipper(folder, "train", f"name={strategy}", "train.devices=2", *more)
     one, two = losses(one_process), losses(folder / f"build/runs/{strategy}")
     assert len(one) == 20
     assert one.keys() == two.keys()
@@ -122,3 +134,19 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
         torch.testing.assert_close(states[1][key].double(), tensor, rtol=0, atol=weights)
     results = [json.loads((run / "asr.json").read_text()) for run in runs]
     assert results[0]["per_utterance"] == results[1]["per_utterance"]
+
+
+def test_two_processes_that_were_stopped_go_on_exactly(folder, two_processes):
+    """The signal reaches one of them; both save at the same step, and end."""
+    run = folder / "build/runs/broken"
+    said = zipper(folder, "train", *TWO, "name=broken", stop=run / "checkpoints/last.ckpt")
+    assert "SIGTERM: saving after this step, then stopping" in said
+    step = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert 3 <= step < 20
+    zipper(folder, "train", *TWO, "name=broken")
+    states = [
+        torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for one in (two_processes, run)
+    ]
+    assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
+    assert losses(two_processes).items() >= losses(run).items()

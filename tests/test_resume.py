@@ -73,7 +73,7 @@ def assert_same(unbroken: str, broken: str) -> None:
     [
         ([], [1]),
         (["train.accumulate=2"], [3, 4]),
-        (["train.workers=1"], [5]),
+        (["train.workers=1", "train.precision=64-true"], [5]),
         (["train.accumulate=2", "train.workers=2"], [4]),
         (["model.towers.speech.lora=2", "train.patience=9", "evaluate.dev_utterances=2"], [5]),
         ([*JOINT, "train.hide=0.3"], [2, 5]),

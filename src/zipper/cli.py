@@ -92,6 +92,13 @@ def bench_encoding(cfg: RunConfig, command: str) -> None:
     run(cfg, command)
 
 
+def bench_saving(cfg: RunConfig, command: str) -> None:
+    """measure what it costs that a run cannot be lost: checkpoints, checks, signals"""
+    from zipper.bench.saving import bench_saving as run
+
+    run(cfg, command)
+
+
 def report(cfg: RunConfig, command: str) -> None:
     """write RESULTS.md from results/*.json"""
     from zipper.config import ROOT
@@ -113,6 +120,7 @@ COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
     "evaluate": evaluate,
     "bench": bench,
     "bench-encoding": bench_encoding,
+    "bench-saving": bench_saving,
     "report": report,
 }
 

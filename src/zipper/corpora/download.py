@@ -74,6 +74,8 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
     aside.mkdir(parents=True, exist_ok=True)
     print(f"{corpus} {subset}")
     archive = aside / f"{subset}.tar.gz"
+    # Nothing is unpacked outside its folder, as a link, a device or with another's permissions.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         FETCH[corpus](os.fspath(aside), url=subset, download=True)
     except (RuntimeError, tarfile.TarError) as error:  # a wrong hash, a damaged archive that was put there
@@ -89,6 +91,12 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             "command "
             f"again, or put the archive at {archive}."
         ) from error
+    if not (aside / name / subset).is_dir():
+        archive.unlink(missing_ok=True)
+        raise DataError(
+            f"{corpus} {subset}: the archive holds no {name}/{subset}. What was fetched is deleted: give the "
+            "same command again."
+        )
     target = folder / name / subset
     target.parent.mkdir(parents=True, exist_ok=True)
     (aside / name / subset).rename(target)

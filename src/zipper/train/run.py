@@ -178,6 +178,8 @@ def fit(
         plugins=[WholeFiles()],
         enable_model_summary=False,
     )
+    if cfg.train.precision == "64-true":
+        module.double()  # Lightning does it after it has read the checkpoint, into float32
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, trainer
 
