@@ -53,9 +53,8 @@ def test_a_config_builds_and_steps_or_is_refused(store, text, speech, whole):
         check_towers(cfg)
         cfg = resolve(cfg, store)
         data = ZipperData(cfg, store)
-    except ConfigError as error:
+    except ConfigError:
         made["refused"] += 1
-        assert len(str(error)) > 20
         return
     made["built"] += 1
     module = ZipperModule.of(cfg, facts_of(store))
