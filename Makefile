@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults audit data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -148,6 +148,9 @@ bench-saving: $(READY)  ## what it costs that a run cannot be lost: steps a seco
 
 faults: $(READY)  ## kill small real runs in every way, 120 times, and compare with the unbroken one (half an hour)
 	$(RUN) faults configs/faults.yaml --result results/faults.json $(ARGS)
+
+bad-input: $(VENV)/.dev  ## every command with input that cannot work: is the error a clear one?
+	$(VENV)/bin/python -m pytest -n 2 tests/test_clear_errors.py --result results/bad-input.json $(ARGS)
 
 audit: $(READY)  ## known weaknesses of what is installed (pip-audit asks the advisories of PyPI)
 	$(PIP) pip-audit

@@ -3,6 +3,7 @@ or GPU.
 """
 
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import soundfile as sf
 import torch
 from hypothesis import settings
 
+from zipper.commit import commit
 from zipper.config import load_config
 from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
@@ -19,6 +21,7 @@ from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, Segment
 from zipper.evaluate import tasks as tasks_module
 from zipper.evaluate.judge import Judge
+from zipper.evaluate.result import versions, write_result
 from zipper.evaluate.tts import Listener
 from zipper.generate import zipped as zipped_module
 from zipper.model.zipper import Zipper
@@ -37,6 +40,28 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile("fixed")
 torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and lose much where cores are shared
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--result", type=Path, help="file for how many cases of bad input are clear errors")
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """`make bad-input`: counts by command, for RESULTS.md."""
+    if file := config.getoption("--result"):
+        found = {
+            how: [r.nodeid.partition("[")[2] for r in terminalreporter.getreports(how) if "[" in r.nodeid]
+            for how in ("passed", "failed")
+        }
+        cases = [case for several in found.values() for case in several]
+        result = {
+            "task": "bad-input", "cases": len(cases), "clear": len(found["passed"]),
+            "by_command": dict(Counter(case.split()[0] for case in cases)), "commit": commit(),
+            "command": "make bad-input", "versions": versions(),
+        }  # fmt: skip
+        write_result(result, file)
+
+
 COUNTS = {"train": 24, "dev": 6, "test": 6}
 RATES = {"text": 4.0, "speech": 25.0, "music": 10.0}
 

@@ -1,6 +1,5 @@
 """`zipper bench-saving`: what it costs that a run cannot be lost."""
 
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
 from zipper.commit import commit
@@ -22,74 +22,91 @@ from zipper.train.module import ZipperModule
 from zipper.train.resolve import resolve
 from zipper.units.facts import facts_of
 from zipper.units.prepare import prepare
-from zipper.units.store import Store
 
-STEPS, WARM, TURNS = 300, 20, 3  # steps of a training, of them not counted; trainings of each kind
+BLOCK, BLOCKS = 100, 17  # steps of a block; the first block is not counted
 
 
-class Stopwatch(L.Callback):
-    """Seconds from the end of the warm-up to the end of the last step."""
+class Alternating(ZipperModule):
+    """Checks every step in one block, and clips as plain Lightning does in the next."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step == WARM:
-            self.started = time.monotonic()
-        self.seconds = time.monotonic() - getattr(self, "started", 0.0)
+    exact = True
+
+    def configure_gradient_clipping(self, optimizer: Any, *settings: Any, **named: Any) -> None:
+        if self.exact:
+            super().configure_gradient_clipping(optimizer, *settings, **named)
+        else:
+            self.held.clear()
+            L.LightningModule.configure_gradient_clipping(self, optimizer, *settings, **named)
+
+
+class Blocks(L.Callback):
+    """Seconds of each block, the checkpoint at its end included; then the other kind begins. No other
+    callback is called in a block that is bare."""
+
+    def __init__(self, inside: list[L.Callback]) -> None:
+        self.inside, self.seconds = inside, list[float]()
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for one in self.inside:
+            one.on_train_start(trainer, module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int
+    ) -> None:
+        if index % BLOCK == 0:
+            now = time.monotonic()
+            if index:
+                self.seconds.append(now - self.started)
+            self.started = now
+            assert isinstance(module, Alternating)
+            module.exact = index // BLOCK % 2 == 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        assert isinstance(module, Alternating)
+        for one in self.inside if module.exact else []:
+            one.on_train_batch_end(trainer, module, outputs, batch, index)
 
 
 def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Steps a second with a checkpoint every 100 steps, written aside and flushed, each step checked to be
-    finite, signals listened to; against the same training that saves nothing and checks nothing. They take
-    turns."""
+    """Blocks of 100 steps of one training: with a checkpoint at the end, written aside and flushed, each step
+    checked to be finite, signals and spikes looked for; and without, in turns."""
     code = commit()
     store = prepare(cfg, Clock())
     cfg = resolve(cfg, store)
-    rates: dict[str, list[float]] = {"exact": [], "bare": []}
-    for turn in range(TURNS):
-        for kind in rates:
-            rates[kind].append(steps_a_second(cfg, store, kind == "bare"))
-            print(f"turn {turn + 1}, {kind}: {rates[kind][-1]:.2f} steps/s", flush=True)
-    exact, bare = (statistics.median(rates[kind]) for kind in ("exact", "bare"))
-    result = {
-        "name": cfg.name, "task": "bench-saving", "seed": cfg.seed, "commit": code, "command": command,
-        "figures": {"exact": round(exact, 3), "bare": round(bare, 3), "ratio": round(exact / bare, 3)},
-        "turns": {kind: [round(rate, 3) for rate in several] for kind, several in rates.items()},
-        "steps": STEPS, "save_every": cfg.train.save_every, "data_fingerprint": store.fingerprint,
-        "versions": versions(), "threads": torch.get_num_threads(), "config": to_dict(cfg),
-    }  # fmt: skip
-    print(f"with against without: {exact / bare:.3f} x")
-    if cfg.result:
-        write_result(result, Path(cfg.result))
-    return result
-
-
-class Bare(ZipperModule):
-    """Clips as Lightning does, and looks at nothing."""
-
-    def configure_gradient_clipping(self, optimizer: Any, *settings: Any, **named: Any) -> None:
-        self.held.clear()
-        L.LightningModule.configure_gradient_clipping(self, optimizer, *settings, **named)
-
-
-def steps_a_second(cfg: RunConfig, store: Store, bare: bool) -> float:
-    """Of one training, without its validation."""
     L.seed_everything(cfg.seed, verbose=False)
-    module = (Bare if bare else ZipperModule).of(cfg, facts_of(store))
+    module = Alternating.of(cfg, facts_of(store))
     with tempfile.TemporaryDirectory() as folder:
-        watch = Stopwatch()
-        exact = [] if bare else [Spikes(), Save(Path(folder), cfg.train.save_every, STEPS, cfg.log.every)]
+        blocks = Blocks([Spikes(), Save(Path(folder), BLOCK, BLOCK * BLOCKS + 1, cfg.log.every)])
         trainer = L.Trainer(
-            max_steps=STEPS,
+            max_steps=BLOCK * BLOCKS + 1,
             gradient_clip_val=cfg.train.clip,
             accelerator=cfg.train.accelerator,
             limit_val_batches=0,
             log_every_n_steps=cfg.log.every,
             logger=CSVLogger(folder),
-            callbacks=[GateMonitor(), Throughput(), watch, *exact],
+            callbacks=[GateMonitor(), Throughput(), TQDMProgressBar(refresh_rate=10), blocks],
             plugins=[WholeFiles()],
-            enable_checkpointing=not bare,
-            enable_progress_bar=False,
+            enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
         trainer.fit(module, ZipperData(cfg, store))
-    return (STEPS - WARM) / watch.seconds
+        size = (Path(folder) / "last.ckpt").stat().st_size
+    exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # as many of each
+    steps = BLOCK * (BLOCKS - 1) // 2
+    result = {
+        "name": cfg.name, "task": "bench-saving", "seed": cfg.seed, "commit": code, "command": command,
+        "figures": {
+            "exact": round(steps / exact, 3), "bare": round(steps / bare, 3), "ratio": round(bare / exact, 3),
+        },
+        "block_seconds": [round(one, 2) for one in blocks.seconds], "checkpoint_mb": round(size / 1e6, 1),
+        "save_every": BLOCK, "data_fingerprint": store.fingerprint, "versions": versions(),
+        "threads": torch.get_num_threads(), "config": to_dict(cfg),
+    }  # fmt: skip
+    print(f"with against without: {bare / exact:.3f} x")
+    if cfg.result:
+        write_result(result, Path(cfg.result))
+    return result

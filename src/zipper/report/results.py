@@ -10,6 +10,7 @@ from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
 from zipper.report.markdown import percent, section, table
 from zipper.report.real import real
+from zipper.report.safety import safety
 
 Result = dict[str, Any]
 HEAD = """# Results
@@ -32,6 +33,7 @@ def render(folder: Path, assets: Path) -> str:
         codec(found.get("codec")),
         towers(assets),
         bench(found.get("bench")),
+        safety(found),
     ]
     return "\n".join([HEAD, *(section for section in sections if section)])
 

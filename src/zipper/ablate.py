@@ -1,0 +1,279 @@
+"""`zipper ablate`: a grid over any settings, seeds included, run by run; the same file becomes a W&B sweep
+or a SLURM array.
+
+A grid file (configs/ablations/NAME.yaml) has these keys:
+
+title, paper   what is asked, and which figure of the paper asks it
+config, words  the config that all runs start from, and settings of all of them
+grid           axes: a setting with its values, or any name with named settings (`config` among them)
+seeds          of every point
+x              the axis that is drawn to the right, others are lines; none: a bar for every point
+points         what the paper found, label: [recognition, speech] in % of WER
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from zipper.config import ROOT, asset, load_config
+from zipper.errors import ConfigError, TrainingError
+
+SLURM = """#!/bin/bash
+# {count} runs of {file}: sbatch {script}
+#SBATCH --job-name=zipper-{name}
+#SBATCH --array=0-{last}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=SIGUSR1@300
+#SBATCH --output={folder}/%x-%a.log
+set -euo pipefail
+RUNS=({runs})
+srun {python} -m zipper ablate {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}"
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run. labels: by axis, as they are shown."""
+
+    name: str
+    labels: dict[str, str]
+    config: str
+    words: list[str]
+    seed: int
+
+    def result(self, ablation: str) -> Path:
+        """Where its results are copied to: with -TASK, where there are several."""
+        return Path("results") / "ablations" / ablation / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A grid file."""
+
+    name: str
+    title: str
+    config: str
+    grid: dict[str, Any]
+    paper: str = ""
+    words: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    x: str = ""
+    points: dict[str, Any] = field(default_factory=dict)
+
+    def runs(self) -> list[Point]:
+        """Every point of the grid with every seed."""
+        out = []
+        for chosen in itertools.product(*(_values(axis, of) for axis, of in self.grid.items())):
+            labels = {axis: label for axis, (label, _) in zip(self.grid, chosen, strict=True)}
+            config, words = self.config, dict(self.words)
+            for _, settings in chosen:
+                words.update({key: value for key, value in settings.items() if key != "config"})
+                config = settings.get("config", config)
+            slug = "-".join(
+                re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-") for label in labels.values()
+            )
+            for seed in self.seeds:
+                name = f"{slug}-seed{seed}"
+                settings = [f"{key}={_written(value)}" for key, value in words.items()]
+                out.append(Point(name, labels, config, [*settings, f"seed={seed}"], seed))
+        return out
+
+
+def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, settings) of an axis."""
+    if isinstance(of, dict):
+        yield from ((str(label), settings or {}) for label, settings in of.items())
+    else:
+        yield from ((str(value), {axis: value}) for value in of)
+
+
+def _written(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+
+
+def read_ablation(file: Path) -> Ablation:
+    """Raises ConfigError where it is no grid file, a point of it no config, or two points have one name."""
+    if not file.is_file():
+        there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").glob("*.yaml")))
+        raise ConfigError(f"{file}: no such grid. There are: {there}.")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
+    known = {f.name for f in fields(Ablation)} - {"name"}
+    if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - known:
+        raise ConfigError(
+            f"{file} is no grid: it needs title, config and grid, and may have "
+            f"{', '.join(sorted(known - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
+        )
+    ablation = Ablation(file.stem, **values)
+    grid = ablation.grid
+    if not isinstance(grid, dict) or not all(isinstance(of, dict | list) and of for of in grid.values()):
+        raise ConfigError(
+            f"{file}: grid={grid} is to hold axes, each with a list of values or named settings."
+        )
+    if ablation.x and ablation.x not in grid:
+        raise ConfigError(f"{file}: x={ablation.x} is no axis of the grid. Name one of {', '.join(grid)}.")
+    names: set[str] = set()
+    for point in ablation.runs():
+        if point.name in names:
+            raise ConfigError(f"{file}: two points are named {point.name}. Give them labels that differ.")
+        names.add(point.name)
+        try:
+            load_config(asset(point.config), point.words)
+        except ConfigError as error:
+            raise ConfigError(f"{file}, {point.name}: {error}") from error
+    return ablation
+
+
+def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> None:
+    """Runs what is not finished, `jobs` at a time, each with its share of the cores. only: the name of one
+    point. settings: key=value words for all.
+
+    A run that fails is noted, and the others go on. Raises TrainingError in the end where some did; the log
+    of each stands in build/ablations/.
+    """
+    ablation = read_ablation(file)
+    points = ablation.runs()
+    if only is not None and only not in (known := [point.name for point in points]):
+        raise ConfigError(f"--only {only}: {file} has no such run. There are: {', '.join(known)}.")
+    todo = [one for one in points if only in (None, one.name) and not is_finished(ablation, one, settings)]
+    print(f"{ablation.title}: {len(points)} runs, {len(todo)} to do")
+    _prepare(todo, settings)
+    failed = _run_all([(one, command(ablation, one, settings)) for one in todo], ablation, jobs)
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; what "
+            "is "
+            "mended goes on by the same command."
+        )
+
+
+def listed(file: Path, settings: Sequence[str]) -> None:
+    """Prints every run: finished, unfinished or to do, and its command."""
+    ablation = read_ablation(file)
+    for point in ablation.runs():
+        run = _config(ablation, point, settings).run_dir
+        state = (
+            "finished"
+            if is_finished(ablation, point, settings)
+            else "unfinished"
+            if run.exists()
+            else "to do"
+        )
+        print(f"{state:<11}{' '.join(command(ablation, point, settings)[2:])}")
+
+
+def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[str]:
+    """What trains a point."""
+    words = [*point.words, *settings, f"name={ablation.name}-{point.name}"]
+    return [
+        sys.executable,
+        "-m",
+        "zipper",
+        "train",
+        point.config,
+        *words,
+        f"result={point.result(ablation.name)}",
+    ]
+
+
+def _config(ablation: Ablation, point: Point, settings: Sequence[str]) -> Any:
+    return load_config(asset(point.config), command(ablation, point, settings)[5:])
+
+
+def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bool:
+    """Whether its run folder holds a finished run."""
+    return (_config(ablation, point, settings).run_dir / "result.json").exists()
+
+
+def _prepare(points: list[Point], settings: Sequence[str]) -> None:
+    """The stores of all points, one after the other: runs that start together would all make theirs."""
+    from zipper.report.clock import Clock
+    from zipper.units.prepare import prepare
+
+    known: list[Any] = []
+    for point in points:
+        cfg = load_config(asset(point.config), [*point.words, *settings])
+        text = cfg.model.towers.get("text")
+        cfg.data.only = None
+        if (key := (cfg.data, cfg.codec, text.init if text else None)) not in known:
+            known.append(key)
+            prepare(cfg, Clock())
+
+
+def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int) -> list[str]:
+    """Those that failed, with their logs."""
+    folder = Path("build") / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+    failed: list[str] = []
+    running: list[tuple[subprocess.Popen[bytes], Path]] = []
+    waiting = list(reversed(todo))
+    bar = tqdm(total=len(todo), desc=ablation.name, unit="run", mininterval=1.0)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                point, words = waiting.pop()
+                log = folder / f"{ablation.name}-{point.name}.log"
+                with log.open("ab") as out:
+                    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+                    process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
+                running.append((process, log))
+            time.sleep(0.2)
+            for process, log in [one for one in running if one[0].poll() is not None]:
+                running.remove((process, log))
+                bar.update()
+                if process.returncode:
+                    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                    failed.append(f"{log} ({' '.join(last)[:200]})")
+    except BaseException:  # a signal: the runs are saved, and end
+        for process, _ in running:
+            process.terminate()
+        for process, _ in running:
+            process.wait()
+        raise
+    finally:
+        bar.close()
+    return failed
+
+
+def write_slurm(file: Path) -> Path:
+    """The grid as a SLURM array, a run a task: build/ablations/NAME.sbatch."""
+    ablation = read_ablation(file)
+    folder = Path("build") / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
+    script.write_text(SLURM.format(
+        count=len(runs), file=file, script=script, name=ablation.name, last=len(runs) - 1, folder=folder,
+        runs=" ".join(f"'{run}'" for run in runs), python=sys.executable,
+    ))  # fmt: skip
+    return script
+
+
+def write_sweep(file: Path) -> Path:
+    """The grid as a W&B sweep, a run a point: build/ablations/NAME-sweep.yaml."""
+    ablation = read_ablation(file)
+    folder = Path("build") / "ablations"
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = {
+        "name": ablation.title,
+        "method": "grid",
+        "metric": {"name": "test/asr/wer", "goal": "minimize"},
+        "parameters": {"only": {"values": [point.name for point in ablation.runs()]}},
+        "command": [sys.executable, "-m", "zipper", "ablate", str(file), "log.wandb=online", "${args}"],
+    }
+    out = folder / f"{ablation.name}-sweep.yaml"
+    out.write_text(yaml.safe_dump(sweep, sort_keys=False))
+    return out
