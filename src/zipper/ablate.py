@@ -80,13 +80,10 @@ class Ablation:
             for _, settings in chosen:
                 words.update({key: value for key, value in settings.items() if key != "config"})
                 config = settings.get("config", config)
-            slug = "-".join(
-                re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-") for label in labels.values()
-            )
+            slug = "-".join(_plain(label) for label in labels.values())
+            written = [f"{key}={_written(value)}" for key, value in words.items()]
             for seed in self.seeds:
-                name = f"{slug}-seed{seed}"
-                settings = [f"{key}={_written(value)}" for key, value in words.items()]
-                out.append(Point(name, labels, config, [*settings, f"seed={seed}"], seed))
+                out.append(Point(f"{slug}-seed{seed}", labels, config, [*written, f"seed={seed}"], seed))
         return out
 
 
@@ -96,6 +93,11 @@ def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((str(label), settings or {}) for label, settings in of.items())
     else:
         yield from ((str(value), {axis: value}) for value in of)
+
+
+def _plain(label: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
 def _written(value: Any) -> str:

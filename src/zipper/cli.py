@@ -154,6 +154,20 @@ def push(args: argparse.Namespace) -> None:
     print(run(args.folder, args.repository, args.private))
 
 
+def ablate(args: argparse.Namespace) -> None:
+    """run a grid over settings: what is not finished yet, one by one or several at a time"""
+    from zipper import ablate as grid
+
+    if args.dry_run:
+        grid.listed(args.file, args.settings)
+    elif args.slurm:
+        print(f"sbatch {grid.write_slurm(args.file)}")
+    elif args.wandb_sweep:
+        print(f"wandb sweep {grid.write_sweep(args.file)}, then wandb agent with the id that it prints")
+    else:
+        grid.ablate(args.file, args.only, args.jobs, args.settings)
+
+
 def faults(args: argparse.Namespace) -> None:
     """kill small real runs in every way, take them up again, and compare with the unbroken one"""
     from zipper.bench.faults import faults as run
@@ -167,6 +181,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "compare": compare,
     "import-gguf": import_gguf,
     "push": push,
+    "ablate": ablate,
     "faults": faults,
 }
 
@@ -233,6 +248,14 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("import-gguf", help=import_gguf.__doc__, description=import_gguf.__doc__)
     one.add_argument("file", type=Path, help="the .gguf")
     one.add_argument("folder", type=Path, help="new, or empty")
+    one = commands.add_parser("ablate", help=ablate.__doc__, description=ablate.__doc__)
+    one.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
+    one.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
+    one.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
+    one.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
+    one.add_argument("--only", metavar="RUN", help="this one alone, by the name that --dry-run shows")
+    one.add_argument("--slurm", action="store_true", help="write the grid as a SLURM array")
+    one.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
     one = commands.add_parser("faults", help=faults.__doc__, description=faults.__doc__)
     one.add_argument("config", type=Path, help="configs/faults.yaml")
     one.add_argument("--times", type=int, default=120, help="faults (default: 120)")

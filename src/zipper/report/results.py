@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper.config import ROOT
+from zipper.report.ablations import ablations, draw_ablations
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
 from zipper.report.markdown import percent, section, table
@@ -29,6 +30,7 @@ def render(folder: Path, assets: Path) -> str:
         recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
         comparison(folder),
+        ablations(folder / "ablations"),
         real(folder / "real"),
         codec(found.get("codec")),
         towers(assets),
@@ -41,6 +43,7 @@ def render(folder: Path, assets: Path) -> str:
 def report(folder: Path = ROOT / "results", file: Path = ROOT / "RESULTS.md") -> Path:
     """Writes RESULTS.md, and the figures of the comparison beside the results."""
     draw_comparison(folder)
+    draw_ablations(folder / "ablations", folder / "figures")
     file.write_text(render(folder, ROOT / "assets"))
     return file
 

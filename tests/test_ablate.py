@@ -1,0 +1,148 @@
+"""A grid file becomes runs, once each; a sweep; an array; a table and a figure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import yaml
+
+from zipper import ablate as grid
+from zipper.cli import run
+from zipper.config import ROOT, load_config
+from zipper.errors import ConfigError, TrainingError
+from zipper.report import ablations as report
+
+GRIDS = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
+MINE = {
+    "title": "Mine", "config": str(ROOT / "configs" / "faults.yaml"), "words": {"train.steps": 24},
+    "grid": {
+        "model": {"Zipper": {}, "Single Decoder": {"model.kind": "single_decoder", "train.lr": 0.5}},
+        "data.only": [10, 20],
+    },
+    "seeds": [0, 1], "x": "data.only",
+}  # fmt: skip
+
+
+def write(**changes: object) -> Path:
+    Path("mine.yaml").write_text(yaml.safe_dump({**MINE, **changes}, sort_keys=False))
+    return Path("mine.yaml")
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_every_grid_names_runs_whose_configs_load(file):
+    points = grid.read_ablation(file).runs()
+    assert len(points) > 2
+    assert len({point.name for point in points}) == len(points)
+
+
+def test_a_grid_is_the_product_of_its_axes_and_seeds(in_tmp):
+    ablation = grid.read_ablation(write())
+    points = ablation.runs()
+    assert [point.name for point in points][:3] == ["zipper-10-seed0", "zipper-10-seed1", "zipper-20-seed0"]
+    assert len(points) == 8
+    cfg = load_config(Path(points[-1].config), points[-1].words)
+    assert (cfg.model.kind, cfg.data.only, cfg.seed, cfg.train.lr, cfg.train.steps) == (
+        "single_decoder", 20, 1, 0.5, 24,
+    )  # fmt: skip
+
+
+class Ended:
+    """A training that writes what a real one would."""
+
+    commands: ClassVar[list[list[str]]] = []
+
+    def __init__(self, command, stdout, stderr, env):
+        Ended.commands.append(command)
+        words = dict(word.split("=", 1) for word in command[5:])
+        self.returncode = 1 if "fails" in words["name"] else 0
+        if self.returncode:
+            stdout.write(b"error: it had to\n")
+            return
+        cfg = load_config(Path(command[4]), command[5:])
+        cfg.run_dir.mkdir(parents=True)
+        (cfg.run_dir / "result.json").write_text("{}")
+        file = Path(words["result"])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        errors = [3, 1, 2] if cfg.model.kind == "zipper" else [4, 4, 3]
+        rows = [{"id": str(i), "errors": e, "words": 4, "reference": "a b c d"} for i, e in enumerate(errors)]
+        result = {
+            "name": cfg.name, "task": "asr", "split": "test", "wer": sum(errors) / 12, "per_utterance": rows,
+            "utterances": 3, "parameters_trained": 10**6, "commit": "abc", "seed": cfg.seed,
+        }  # fmt: skip
+        file.write_text(json.dumps(result))
+
+    def poll(self):
+        return self.returncode
+
+
+def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_tmp, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setattr(grid, "_prepare", lambda *_: None)
+    monkeypatch.setattr(Ended, "commands", [])
+    run(["ablate", str(write()), "--only", "zipper-10-seed1"])
+    assert len(Ended.commands) == 1
+    run(["ablate", "mine.yaml", "--jobs", "3"])
+    assert len(Ended.commands) == 8
+    run(["ablate", "mine.yaml"])
+    assert len(Ended.commands) == 8
+    capsys.readouterr()
+    run(["ablate", "mine.yaml", "--dry-run"])
+    listed = capsys.readouterr().out.splitlines()
+    assert len(listed) == 8
+    assert all(line.startswith("finished   zipper train") for line in listed)
+    write(grid={"a": {"fails": {}, "holds": {"train.lr": 0.5}}}, seeds=[0], x="")
+    with pytest.raises(TrainingError, match=r"1 of 2 .*mine-fails-seed0\.log \(error: it had to\)"):
+        run(["ablate", "mine.yaml"])
+    assert Path("build/runs/mine-holds-seed0/result.json").exists()
+
+
+def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
+    run(["ablate", str(write()), "--wandb-sweep"])
+    sweep = yaml.safe_load(Path("build/ablations/mine-sweep.yaml").read_text())
+    names = [point.name for point in grid.read_ablation(Path("mine.yaml")).runs()]
+    assert sweep["parameters"]["only"]["values"] == names
+    assert sweep["command"][1:5] == ["-m", "zipper", "ablate", "mine.yaml"]
+    run(["ablate", "mine.yaml", "--slurm"])
+    script = Path("build/ablations/mine.sbatch").read_text()
+    assert "--array=0-7" in script
+    listed = subprocess.run(
+        ["bash", "-c", script.replace("srun", "echo")], env={"SLURM_ARRAY_TASK_ID": "3"},
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert listed.split() == [sys.executable, "-m", "zipper", "ablate", "mine.yaml", "--only", names[3]]
+    assert "sbatch build/ablations/mine.sbatch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"grid": {"train.lr": []}}, "is to hold axes"),
+        ({"x": "data.train"}, r"x=data\.train is no axis.*model, data\.only"),
+        ({"grid": {"train.lr": [1, 1]}, "x": ""}, "two points are named 1-seed0"),
+        ({"grid": {"train.lrr": [1]}, "x": ""}, r"mine\.yaml, 1-seed0: Key 'lrr'"),
+        ({"axes": {}}, "it needs title, config and grid, and may have"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused_before_the_first_run(in_tmp, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        run(["ablate", str(write(**changes))])
+    with pytest.raises(ConfigError, match=r"--only nothing: .*There are: zipper-10-seed0"):
+        run(["ablate", str(write()), "--only", "nothing"])
+
+
+def test_results_become_a_table_and_figures(in_tmp, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setattr(grid, "_prepare", lambda *_: None)
+    run(["ablate", str(write())])
+    monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
+    text = report.ablations(Path("results/ablations"))
+    assert "8 of 8 runs" in text
+    assert "| Zipper | 10 | 50.0 % ± 0.0 |" in text
+    assert "| Single Decoder | 10 | 91.7 % ± 0.0 | +41.7 (" in text
+    files = report.draw_ablations(Path("results/ablations"), Path("figures"))
+    assert [file.name for file in files] == ["ablation-mine.svg", "ablation-mine.png"]
+    before = files[0].read_bytes()
+    assert report.draw_ablations(Path("results/ablations"), Path("figures"))[0].read_bytes() == before
