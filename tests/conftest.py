@@ -3,6 +3,7 @@ or GPU.
 """
 
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import soundfile as sf
 import torch
 from hypothesis import settings
 
+import broken_runs
 from zipper.commit import commit
 from zipper.config import load_config
 from zipper.corpora.grammar import sentences
@@ -240,3 +242,20 @@ def trained(listening, prepared):
     (cfg.run_dir / "config.yaml").write_text("name: joint\n")
     prepared.subwords.save(cfg.run_dir / "tokenizer.json")
     return cfg
+
+
+@pytest.fixture
+def unbroken(prepared, tmp_path_factory):
+    """The run that all others are compared with, trained once."""
+    kept = tmp_path_factory.getbasetemp() / "unbroken"
+    if not kept.exists():
+        run_module.train(config(*broken_runs.LONG, "name=unbroken"), "x")
+        shutil.copytree(broken_runs.RUNS / "unbroken", kept)
+    else:
+        shutil.copytree(kept, broken_runs.RUNS / "unbroken")
+
+
+@pytest.fixture
+def nothing_is_drawn(monkeypatch):
+    """It takes as long as all the rest."""
+    monkeypatch.setattr(run_module, "draw_run", lambda *_: [])

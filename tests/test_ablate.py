@@ -11,7 +11,7 @@ import yaml
 
 from zipper import ablate as grid
 from zipper.cli import run
-from zipper.config import ROOT, load_config
+from zipper.config import ROOT, load_config, save_config
 from zipper.errors import ConfigError, TrainingError
 from zipper.report import ablations as report
 
@@ -64,6 +64,7 @@ class Ended:
         cfg = load_config(Path(command[4]), command[5:])
         cfg.run_dir.mkdir(parents=True)
         (cfg.run_dir / "result.json").write_text("{}")
+        save_config(cfg, cfg.run_dir / "config.yaml")
         file = Path(words["result"])
         file.parent.mkdir(parents=True, exist_ok=True)
         errors = [3, 1, 2] if cfg.model.kind == "zipper" else [4, 4, 3]
@@ -93,6 +94,12 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 8
     assert all(line.startswith("finished   zipper train") for line in listed)
+    with pytest.raises(ConfigError, match=r"is finished with train\.steps=24, but the grid says 36.*Move"):
+        run(["ablate", str(write(words={"train.steps": 36})), "--dry-run"])
+    run(["ablate", str(write()), "--jobs", "2", "train.steps=36"])  # a trial has a place of its own
+    assert len(Ended.commands) == 16
+    assert len(list(Path("results/ablations/mine").glob("*.json"))) == 8
+    assert len(list(Path("build/ablations").glob("mine-??????/*.json"))) == 8
     write(grid={"a": {"fails": {}, "holds": {"train.lr": 0.5}}}, seeds=[0], x="")
     with pytest.raises(TrainingError, match=r"1 of 2 .*mine-fails-seed0\.log \(error: it had to\)"):
         run(["ablate", "mine.yaml"])

@@ -16,14 +16,17 @@ from zipper.report.runs import best_rate
 from zipper.units.text import Subwords
 
 FILES = sorted((ROOT / "results").rglob("*.json"))
-QUICKSTART = ROOT / "results" / "quickstart.json"
+QUICKSTART, BAD_INPUT = (
+    ROOT / "results" / "quickstart.json",
+    ROOT / "results" / "bad-input.json",
+)  # no data, no seed
 
 
 def load(name: str) -> dict:
     return json.loads((ROOT / "results" / name).read_text())
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f != QUICKSTART], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", [f for f in FILES if f not in (QUICKSTART, BAD_INPUT)], ids=lambda f: f.stem)
 def test_a_result_can_be_made_again(file):
     result = json.loads(file.read_text())
     assert result["command"].startswith("python -m zipper ")
@@ -161,3 +164,13 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypa
     assert commit_module.commit() == clean
     (tmp_path / "src" / "a.py").write_text("2")
     assert commit_module.commit() == f"{clean}-dirty"
+
+
+def test_the_campaign_of_faults_lost_nothing_and_bad_input_is_clear():
+    campaign, clear = load("faults.json"), load("bad-input.json")
+    assert campaign["times"] == campaign["recovered"] == campaign["identical"] >= 100
+    assert campaign["lost"] == 0
+    assert campaign["minutes"] < 60
+    assert clear["cases"] == clear["clear"] >= 60
+    assert not clear["commit"].endswith("-dirty")
+    assert load("saving.json")["figures"]["ratio"] >= 0.97

@@ -1,71 +1,22 @@
 """A run that was cut off, anywhere and by anything, ends as the unbroken one: weights, best one, metrics."""
 
 import os
-import pickle
-import random
-import resource
-import shutil
-import signal
-import stat
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, saved
 from conftest import JOINT, config
-from zipper.disk import held, lost_disk
-from zipper.errors import ConfigError, DataError, TrainingError
+from zipper.disk import held
+from zipper.errors import ConfigError, TrainingError
+from zipper.report.figures import draw_run
 from zipper.report.metrics import read_metrics
-from zipper.stop import Stopped
 from zipper.train import run as run_module
 from zipper.train.callbacks import RecognitionMonitor
-from zipper.train.checkpoints import WholeFiles, flaw, newest
-from zipper.train.module import ZipperModule, load_module
+from zipper.train.module import ZipperModule
 
-RUNS = Path("build/runs")
-
-
-class Killed(BaseException):
-    """Like a process that is gone: nothing handles it."""
-
-
-def saved(name: str, which: str = "last") -> dict:
-    return torch.load(RUNS / name / "checkpoints" / f"{which}.ckpt", weights_only=True)
-
-
-def at_step(monkeypatch, step: int, do) -> None:
-    """`do` in the middle of a step (the first: 0), once."""
-    train, left = ZipperModule.training_step, [step]
-
-    def training_step(self, batch, index):
-        if left == [self.global_step]:
-            left.clear()
-            do()
-        return train(self, batch, index)
-
-    monkeypatch.setattr(ZipperModule, "training_step", training_step)
-
-
-def die() -> None:
-    raise Killed
-
-
-def assert_same(unbroken: str, broken: str) -> None:
-    """Weights of both checkpoints, optimiser, schedule and every metric of training and dev, bit for bit."""
-    for which in ("last", "best"):
-        one, other = saved(unbroken, which), saved(broken, which)
-        assert one["global_step"] == other["global_step"]
-        assert one["lr_schedulers"] == other["lr_schedulers"]
-        for key in one["state_dict"]:
-            assert torch.equal(one["state_dict"][key], other["state_dict"][key]), (which, key)
-        for index, state in one["optimizer_states"][0]["state"].items():
-            for key, value in state.items():
-                assert torch.equal(value, other["optimizer_states"][0]["state"][index][key]), (which, key)
-    one, other = read_metrics(RUNS / unbroken), read_metrics(RUNS / broken)
-    assert one.keys() == other.keys()
-    for name in one:
-        assert "second" in name or one[name] == other[name], name
+pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
 
 @pytest.mark.parametrize(
@@ -98,35 +49,6 @@ def test_a_resumed_run_equals_an_unbroken_one(listening, monkeypatch, words, die
     assert_same("unbroken", "broken")
 
 
-LONG = [
-    "evaluate.shuffled=false",
-    "train.steps=6",
-    "train.validate_every=2",
-    "train.save_every=1",
-    "model.towers.text.dropout=0.2",
-]
-
-
-@pytest.fixture
-def unbroken(prepared, tmp_path_factory):
-    """The run that all others are compared with, trained once."""
-    kept = tmp_path_factory.getbasetemp() / "unbroken"
-    if not kept.exists():
-        run_module.train(config(*LONG, "name=unbroken"), "x")
-        shutil.copytree(RUNS / "unbroken", kept)
-    else:
-        shutil.copytree(kept, RUNS / "unbroken")
-
-
-draw_run = run_module.draw_run
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_drawn(monkeypatch):
-    """It takes as long as all the rest."""
-    monkeypatch.setattr(run_module, "draw_run", lambda *_: [])
-
-
 def test_between_two_checkpoints_what_was_done_is_done_again(unbroken, monkeypatch):
     words = [word for word in LONG if "save" not in word] + ["name=broken", "train.save_every=5"]
     at_step(monkeypatch, 3, die)
@@ -151,146 +73,6 @@ def test_a_validation_that_was_cut_off_is_made_again(unbroken, monkeypatch):
         run_module.train(config(*LONG, "name=broken"), "x")
     run_module.train(config(*LONG, "name=broken"), "x")
     assert_same("unbroken", "broken")
-
-
-@pytest.mark.parametrize(
-    ("file", "harm"),
-    [("last", "cut"), ("last", "flip"), ("last and before", "empty"), ("best", "flip"), ("best", "gone")],
-)
-def test_a_damaged_checkpoint_is_said_and_the_newest_whole_one_taken(
-    unbroken, monkeypatch, capsys, file, harm
-):
-    at_step(monkeypatch, 5, die)
-    with pytest.raises(Killed):
-        run_module.train(config(*LONG, "name=broken"), "x")
-    folder = RUNS / "broken" / "checkpoints"
-    for name in {"last": ["last"], "best": ["best"]}.get(file, ["last", "last-before"]):
-        damage(folder / f"{name}.ckpt", harm)
-    run_module.train(config(*LONG, "name=broken"), "x")
-    said = capsys.readouterr().out
-    assert harm == "gone" or f"{file.split()[0]}.ckpt is damaged (" in said
-    assert ("going on from the start" in said) == (file == "best")
-    assert_same("unbroken", "broken")
-
-
-def damage(file: Path, harm: str) -> None:
-    content = bytearray(file.read_bytes())
-    if harm == "gone":
-        file.unlink()
-    elif harm == "flip":
-        content[len(content) // 2] ^= 1
-    else:
-        del content[0 if harm == "empty" else len(content) - 7 :]
-    if file.exists():
-        os.remove(file)  # not through its other name
-        file.write_bytes(content)
-
-
-def test_every_cut_and_every_flipped_tensor_is_found(tmp_path):
-    torch.save({"weights": torch.arange(3000.0), "step": 3}, tmp_path / "x.ckpt")
-    content, draw = (tmp_path / "x.ckpt").read_bytes(), random.Random(0)
-    assert flaw(tmp_path / "x.ckpt") is None
-    start = content.index(torch.arange(3000.0).numpy().tobytes())
-    for _ in range(300):
-        (tmp_path / "x.ckpt").write_bytes(content[: draw.randrange(len(content))])
-        assert flaw(tmp_path / "x.ckpt")
-        flipped = bytearray(content)
-        flipped[start + draw.randrange(12_000)] ^= 1 << draw.randrange(8)
-        (tmp_path / "x.ckpt").write_bytes(flipped)
-        assert "checksum" in (flaw(tmp_path / "x.ckpt") or "")
-    assert "Error" in (flaw(tmp_path / "nothing.ckpt") or "")
-
-
-@contextmanager
-def room_for(size: int):
-    """Writing a file beyond `size` bytes fails, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("size", [0, 100, 20_000])
-def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(unbroken, monkeypatch, size):
-    save = WholeFiles.save_checkpoint
-
-    def full_at_the_fourth_step(self, checkpoint, path, storage_options=None):
-        with room_for(size if checkpoint["global_step"] == 4 else resource.RLIM_INFINITY):
-            save(self, checkpoint, path, storage_options)
-
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", full_at_the_fourth_step)
-    with pytest.raises(OSError) as caught:
-        run_module.train(config(*LONG, "name=broken"), "x")
-    assert "no space left" in (lost_disk(caught.value) or "")
-    assert saved("broken")["global_step"] == 3
-    assert not list(RUNS.rglob("*.part"))
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", save)
-    run_module.train(config(*LONG, "name=broken"), "x")
-    assert_same("unbroken", "broken")
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "step"),  # step 4 of those counted from 1 is validated, 3 is not
-    [("SIGTERM", 75, 2), ("SIGTERM", 75, 3), ("SIGUSR1", 75, 2), ("SIGINT", 130, 3)],
-)
-def test_a_signal_saves_after_the_step_and_stops(unbroken, monkeypatch, number, code, step):
-    words = [*LONG[:3], LONG[4], "name=broken", "train.save_every=100"]
-    before = signal.getsignal(signal.SIGUSR1)
-    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.Signals[number]))
-    with pytest.raises(Stopped, match=number) as stop:
-        run_module.train(config(*words), "x")
-    assert stop.value.code == code
-    assert saved("broken")["global_step"] == step + 1
-    assert signal.getsignal(signal.SIGUSR1) == before
-    run_module.train(config(*words), "x")
-    assert_same("unbroken", "broken")
-
-
-def test_ctrl_c_twice_stops_at_once(prepared, monkeypatch):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("went on")
-
-    at_step(monkeypatch, 3, twice)
-    with pytest.raises(Stopped) as stop:
-        run_module.train(config(*LONG, "name=broken"), "x")
-    assert stop.value.code == 130
-    assert saved("broken")["global_step"] == 3
-
-
-def test_under_slurm_the_job_is_requeued_through_lightning(unbroken, monkeypatch, tmp_path):
-    """SIGUSR1, as of `#SBATCH --signal`: saved at the next step, then `scontrol requeue`; the job that comes
-    back goes on from there."""
-    fake = tmp_path / "bin" / "scontrol"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    job = {"JOB_ID": "123", "JOB_NAME": "zipper", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0"}
-    with monkeypatch.context() as slurm:
-        for key, value in {**job, "LOCALID": "0", "NODEID": "0", "NODELIST": "here"}.items():
-            slurm.setenv(f"SLURM_{key}", value)
-        slurm.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-        at_step(slurm, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-        with pytest.raises(Stopped):
-            run_module.train(config(*LONG, "name=broken"), "x")
-    assert (tmp_path / "asked").read_text() == "requeue 123\n"
-    assert saved("broken")["global_step"] == 3
-    assert (RUNS / "broken" / "hpc_ckpt_1.ckpt").exists()
-    run_module.train(config(*LONG, "name=broken"), "x")
-    assert_same("unbroken", "broken")
-
-
-def test_the_newest_of_all_checkpoints_is_taken(tmp_path):
-    """Also where SLURM's has been left behind."""
-    (tmp_path / "checkpoints").mkdir()
-    for step, name in ((5, "hpc_ckpt_1"), (9, "checkpoints/last"), (7, "checkpoints/last-before")):
-        torch.save({"global_step": step, "callbacks": {}}, tmp_path / f"{name}.ckpt")
-    assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
-    (tmp_path / "checkpoints" / "last.ckpt").unlink()
-    assert newest(tmp_path) == tmp_path / "checkpoints" / "last-before.ckpt"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_utterances(prepared, monkeypatch):
@@ -367,30 +149,6 @@ def test_resume_never_refuses_an_unfinished_run(prepared, monkeypatch):
         run_module.train(config(*LONG, "name=one"), "x")
     with pytest.raises(ConfigError, match=r"unfinished run, and resume=never.*leave resume out"):
         run_module.train(config(*LONG, "name=one", "resume=never"), "x")
-
-
-class Payload:
-    """What a stranger's checkpoint may hold."""
-
-    def __reduce__(self):
-        return (os.system, ("touch opened",))
-
-
-def test_a_malicious_checkpoint_runs_nothing(in_tmp):
-    state = {"state_dict": {}, "hyper_parameters": Payload(), "global_step": 1, "callbacks": {}}
-    folder = Path("build/runs/bad/checkpoints")
-    folder.mkdir(parents=True)
-    torch.save(state, folder / "last.ckpt")
-    with pytest.raises(DataError, match=r"last\.ckpt holds more than tensors and plain values.*safetensors"):
-        load_module(folder / "last.ckpt")
-    with pytest.raises(DataError, match="holds more than tensors"):
-        newest(Path("build/runs/bad"))
-    (folder / "last.ckpt").write_bytes(pickle.dumps(state))
-    with pytest.raises(DataError, match="is damaged"):
-        load_module(folder / "last.ckpt")
-    assert not Path("opened").exists()
-    pickle.loads(pickle.dumps(Payload()))
-    assert Path("opened").exists()  # what the others would have done
 
 
 def test_a_run_killed_after_its_last_step_is_finished_by_the_same_command(prepared, monkeypatch):

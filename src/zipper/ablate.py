@@ -11,9 +11,12 @@ x              the axis that is drawn to the right, others are lines; none: a ba
 points         what the paper found, label: [recognition, speech] in % of WER
 """
 
+import hashlib
 import itertools
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -25,8 +28,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from zipper.config import ROOT, asset, load_config
+from zipper.config import ROOT, asset, flat, load_config, to_dict
 from zipper.errors import ConfigError, TrainingError
+from zipper.schema import RunConfig
 
 SLURM = """#!/bin/bash
 # {count} runs of {file}: sbatch {script}
@@ -38,7 +42,7 @@ SLURM = """#!/bin/bash
 #SBATCH --output={folder}/%x-%a.log
 set -euo pipefail
 RUNS=({runs})
-srun {python} -m zipper ablate {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}"
+srun {python} -m zipper ablate {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}" {settings}
 """
 
 
@@ -51,10 +55,6 @@ class Point:
     config: str
     words: list[str]
     seed: int
-
-    def result(self, ablation: str) -> Path:
-        """Where its results are copied to: with -TASK, where there are several."""
-        return Path("results") / "ablations" / ablation / f"{self.name}.json"
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,8 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
     """
     ablation = read_ablation(file)
     points = ablation.runs()
+    if jobs < 1:
+        raise ConfigError(f"--jobs {jobs} must be at least 1.")
     if only is not None and only not in (known := [point.name for point in points]):
         raise ConfigError(f"--only {only}: {file} has no such run. There are: {', '.join(known)}.")
     todo = [one for one in points if only in (None, one.name) and not is_finished(ablation, one, settings)]
@@ -166,7 +168,7 @@ def listed(file: Path, settings: Sequence[str]) -> None:
     """Prints every run: finished, unfinished or to do, and its command."""
     ablation = read_ablation(file)
     for point in ablation.runs():
-        run = _config(ablation, point, settings).run_dir
+        run = config_of(ablation, point, settings).run_dir
         state = (
             "finished"
             if is_finished(ablation, point, settings)
@@ -178,26 +180,34 @@ def listed(file: Path, settings: Sequence[str]) -> None:
 
 
 def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[str]:
-    """What trains a point."""
-    words = [*point.words, *settings, f"name={ablation.name}-{point.name}"]
-    return [
-        sys.executable,
-        "-m",
-        "zipper",
-        "train",
-        point.config,
-        *words,
-        f"result={point.result(ablation.name)}",
-    ]
-
-
-def _config(ablation: Ablation, point: Point, settings: Sequence[str]) -> Any:
-    return load_config(asset(point.config), command(ablation, point, settings)[5:])
+    """What trains a point. A trial, with settings of the caller, has a name and results of its own."""
+    trial = f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}" if settings else ""
+    results = Path("build" if trial else "results") / "ablations" / f"{ablation.name}{trial}"
+    words = [*point.words, *settings, f"name={ablation.name}{trial}-{point.name}"]
+    words.append(f"result={results / point.name}.json")
+    return [sys.executable, "-m", "zipper", "train", point.config, *words]
 
 
 def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bool:
-    """Whether its run folder holds a finished run."""
-    return (_config(ablation, point, settings).run_dir / "result.json").exists()
+    """Whether its run folder holds a finished run. Raises ConfigError where that had other settings."""
+    run = config_of(ablation, point, settings).run_dir
+    if not (run / "result.json").exists():
+        return False
+    saved = flat(yaml.safe_load((run / "config.yaml").read_text()))
+    asked = flat(json.loads(json.dumps(to_dict(config_of(ablation, point, settings)))))
+    words = {word.partition("=")[0] for word in [*point.words, *settings]}
+    for key, value in asked.items():
+        if any(key == word or key.startswith(f"{word}.") for word in words) and saved.get(key) != value:
+            raise ConfigError(
+                f"{run} is finished with {key}={saved.get(key)}, but the grid says {value}. Move that folder "
+                "away, or give the grid file another name."
+            )
+    return True
+
+
+def config_of(ablation: Ablation, point: Point, settings: Sequence[str]) -> RunConfig:
+    """As `zipper train` will read it."""
+    return load_config(asset(point.config), command(ablation, point, settings)[5:])
 
 
 def _prepare(points: list[Point], settings: Sequence[str]) -> None:
@@ -251,7 +261,7 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
     return failed
 
 
-def write_slurm(file: Path) -> Path:
+def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     """The grid as a SLURM array, a run a task: build/ablations/NAME.sbatch."""
     ablation = read_ablation(file)
     folder = Path("build") / "ablations"
@@ -259,12 +269,12 @@ def write_slurm(file: Path) -> Path:
     runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
     script.write_text(SLURM.format(
         count=len(runs), file=file, script=script, name=ablation.name, last=len(runs) - 1, folder=folder,
-        runs=" ".join(f"'{run}'" for run in runs), python=sys.executable,
+        runs=" ".join(f"'{run}'" for run in runs), python=sys.executable, settings=shlex.join(settings),
     ))  # fmt: skip
     return script
 
 
-def write_sweep(file: Path) -> Path:
+def write_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
     """The grid as a W&B sweep, a run a point: build/ablations/NAME-sweep.yaml."""
     ablation = read_ablation(file)
     folder = Path("build") / "ablations"
@@ -272,9 +282,8 @@ def write_sweep(file: Path) -> Path:
     sweep = {
         "name": ablation.title,
         "method": "grid",
-        "metric": {"name": "test/asr/wer", "goal": "minimize"},
         "parameters": {"only": {"values": [point.name for point in ablation.runs()]}},
-        "command": [sys.executable, "-m", "zipper", "ablate", str(file), "log.wandb=online", "${args}"],
+        "command": [sys.executable, "-m", "zipper", "ablate", str(file), *settings, "${args}"],
     }
     out = folder / f"{ablation.name}-sweep.yaml"
     out.write_text(yaml.safe_dump(sweep, sort_keys=False))

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from zipper.config import describe, load_config
 from zipper.disk import lost_disk
 from zipper.errors import ZipperError
 from zipper.schema import RunConfig
-from zipper.stop import Stopped, signals
+from zipper.stop import Stopped, requeue, signals
 
 
 def prepare(cfg: RunConfig, command: str) -> None:
@@ -161,9 +163,10 @@ def ablate(args: argparse.Namespace) -> None:
     if args.dry_run:
         grid.listed(args.file, args.settings)
     elif args.slurm:
-        print(f"sbatch {grid.write_slurm(args.file)}")
+        print(f"sbatch {grid.write_slurm(args.file, args.settings)}")
     elif args.wandb_sweep:
-        print(f"wandb sweep {grid.write_sweep(args.file)}, then wandb agent with the id that it prints")
+        sweep = grid.write_sweep(args.file, args.settings)
+        print(f"wandb sweep {sweep}, then wandb agent with the id that it prints")
     else:
         grid.ablate(args.file, args.only, args.jobs, args.settings)
 
@@ -188,7 +191,11 @@ OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 def run(argv: list[str]) -> None:
     """One command. Raises ZipperError on a user's mistake, before work starts."""
-    args = parser().parse_args(argv)
+    args, more = parser().parse_known_args(argv)
+    if more and (not hasattr(args, "settings") or any(word.startswith("-") for word in more)):
+        parser().error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.settings = [*args.settings, *more]  # key=value words after an option
     args.line = "python -m zipper " + shlex.join(argv)
     if args.command in OTHERS:
         OTHERS[args.command](args)
@@ -204,7 +211,12 @@ def main(argv: list[str] | None = None) -> None:
             run(sys.argv[1:] if argv is None else argv)
     except Stopped as stop:
         print(f"{stop}: what is finished is kept, the same command goes on", file=sys.stderr)
-        sys.exit(stop.code)
+        for child in multiprocessing.active_children():  # who would wait for their own end
+            child.kill()
+        if stop.signal == signal.SIGUSR1:
+            requeue()
+        # Lightning kills the first process when another one has ended badly.
+        sys.exit(stop.code if os.environ.get("LOCAL_RANK", "0") == "0" else 0)
     except ZipperError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

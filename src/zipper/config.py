@@ -103,8 +103,11 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def save_config(cfg: RunConfig, path: Path) -> None:
     """The resolved config, every key of it."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
-    aside.rename(path)
+    try:
+        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+        aside.rename(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def describe(of: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:

@@ -3,6 +3,7 @@ on."""
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: try again
 INTERRUPTED = 130  # what a shell reports of Ctrl-C
+GRACE = 60.0  # seconds that a worker outlives a SIGTERM
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -30,15 +32,22 @@ def stop_at_once(number: int, _: FrameType | None) -> None:
     raise Stopped(number)
 
 
+def requeue() -> None:
+    """Asks SLURM for the same job once more. Lightning has this too, but saves in the middle of a step, and
+    knows no signal outside of a training."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID")
+    if job and os.environ.get("SLURM_PROCID", "0") == "0":
+        subprocess.run(["scontrol", "requeue", job], check=False)
+
+
 @contextmanager
 def signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGUSR1 raise Stopped in here, where they would have killed the process. Under
-    SLURM, SIGUSR1 is left to Lightning, which requeues the job."""
+    """Ctrl-C, SIGTERM and SIGUSR1 raise Stopped in here, where they would have killed the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    mine = [number for number in SIGNALS if number != signal.SIGUSR1 or "SLURM_JOB_ID" not in os.environ]
-    before = {number: signal.signal(number, stop_at_once) for number in mine}
+    before = {number: signal.signal(number, stop_at_once) for number in SIGNALS}
     try:
         yield
     finally:
@@ -51,12 +60,12 @@ class Request:
 
     def __init__(self) -> None:
         self.number = 0
-        self.before: dict[int, Any] = {}  # handlers that were there
 
     def listen(self) -> None:
         """From now on, until Lightning puts back the handlers that it found."""
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
+            for number in SIGNALS:
+                signal.signal(number, self.note)
 
     def note(self, number: int, _: FrameType | None) -> None:
         if number == self.number == signal.SIGINT:
@@ -66,20 +75,20 @@ class Request:
         said = f"\n{signal.Signals(number).name}: saving after this step, then stopping{again}"
         print(said, file=sys.stderr, flush=True)
 
-    def requeue(self, number: int) -> None:
-        """Hands the signal to Lightning, where SLURM sent it: it saves once more and requeues the job."""
-        handler = self.before.get(number)
-        if callable(handler) and handler is not stop_at_once and number == signal.SIGUSR1:
-            handler(number, None)
-
 
 def leave_to_parent(_: int = 0) -> None:
-    """In a worker process: a signal to the whole group is the parent's to heed, which then ends the worker. A
-    parent that is killed cannot: the worker ends itself."""
+    """In a worker process: a signal to the whole group is the parent's to heed, which still needs the worker
+    for its last step, and ends it then. A parent that is killed cannot: the worker ends itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end_later)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_later(*_: Any) -> None:
+    timer = threading.Timer(GRACE, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _end_with(parent: int) -> None:

@@ -95,6 +95,7 @@ def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) ->
         "name": cfg.name, "task": "faults", **total, "faults": [asdict(one) for one in tallies],
         "minutes": round((time.monotonic() - started) / 60, 1), "jobs": jobs, "seed": cfg.seed,
         "commit": code, "command": command, "versions": versions(), "config": to_dict(cfg),
+        "data_fingerprint": next((root / "unbroken-prepare" / "stores").iterdir()).name,
         "unbroken_seconds": {name: round(seconds, 1) for name, seconds in campaign.seconds.items()},
     }  # fmt: skip
     print(table(tallies))

@@ -4,15 +4,17 @@ whole line."""
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zipper.commit import commit
 from zipper.config import to_dict
 from zipper.errors import ConfigError
+from zipper.evaluate.result import versions
 from zipper.schema import RunConfig
 
 
@@ -50,15 +52,24 @@ class Journal:
 
     def done(self) -> None:
         """The results stand elsewhere by now."""
+        self.file.unlink(missing_ok=True)
         self.lines.close()
-        os.remove(self.file)
 
 
 def read_pieces(file: Path) -> tuple[list[Any], int]:
-    """Whole lines, and how many bytes they take. Nothing where there is no file."""
-    content = file.read_bytes() if file.exists() else b""
-    length = content.rfind(b"\n") + 1
-    return [json.loads(line) for line in content[:length].splitlines()], length
+    """Whole lines up to the first that is none, and how many bytes they take. Nothing where there is no
+    file."""
+    found, length = [], 0
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
+        try:
+            piece = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:  # a UnicodeDecodeError is one too
+            piece = None
+        if piece is None:
+            break
+        found.append(piece)
+        length += len(line)
+    return found, length
 
 
 @contextmanager
@@ -73,12 +84,14 @@ def journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
     kept.done()
 
 
-def work_of(checkpoint: Path, cfg: RunConfig) -> dict[str, Any]:
-    """All that an evaluation follows from."""
+def work_of(checkpoint: Path, cfg: RunConfig, judge: str | None) -> dict[str, Any]:
+    """All that an evaluation follows from. judge: its name, where there is one."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
-    return {"checkpoint": digest, "commit": commit(), "config": config}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made_by = {"commit": commit(), "versions": versions(), "judge": judge, "device": device}
+    return {"checkpoint": digest, **made_by, "config": config}
 
 
 def journal_name(suffix: str = "") -> str:

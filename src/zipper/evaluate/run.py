@@ -12,6 +12,7 @@ from zipper.evaluate.result import Origin, write_predictions, write_result
 from zipper.evaluate.tasks import evaluate_tasks, last_lines, load_listener
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
+from zipper.train.engine import first_process
 from zipper.train.folder import check_store, finished, result_files
 from zipper.train.module import load_module
 from zipper.units.prepare import prepare
@@ -36,7 +37,9 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
     clock = Clock()
     store = prepare(cfg, clock)
     check_store(checkpoint, store)
-    work = work_of(checkpoint, cfg)
+    if not first_process():
+        return
+    work = work_of(checkpoint, cfg, listener.judge.name if listener else None)
     suffix = _suffix(cfg, work)
     trained = json.loads(finished(cfg).read_text()) if finished(cfg).exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))

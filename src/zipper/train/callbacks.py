@@ -151,7 +151,7 @@ class Spikes(L.Callback):
         return {name: float(value) for name, value in self.peaks.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.peaks = {name: torch.tensor(value) for name, value in state.items()}
+        self.peaks = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
 
 
 class Throughput(L.Callback):

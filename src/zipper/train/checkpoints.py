@@ -4,18 +4,21 @@ A checkpoint is a zip file: its directory is written last, so that one that was 
 tensor stands beside its checksum.
 """
 
+import errno
 import os
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zipper.errors import DataError
 from zipper.stop import Request, Stopped
@@ -76,7 +79,7 @@ class Save(Checkpoint):
                 for logger in trainer.loggers:
                     logger.log_metrics(metrics, step=step - 1)
             self._save(trainer)
-        self._stop(trainer, asked)
+        self._stop(asked)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """After ModelCheckpoint, whose state belongs to what is saved."""
@@ -84,7 +87,11 @@ class Save(Checkpoint):
             return
         self._save(trainer)
         if trainer.global_step < trainer.max_steps:
-            self._stop(trainer, self._heard(trainer))
+            self._stop(self._heard(trainer))
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """What was asked during the last step, or its validation."""
+        self._stop(self._heard(trainer))
 
     def _heard(self, trainer: L.Trainer) -> int:
         """The number of the signal that some process has got, 0 if none: all must agree."""
@@ -101,10 +108,29 @@ class Save(Checkpoint):
             keep(last, self.folder / BEFORE)
         trainer.save_checkpoint(last)
 
-    def _stop(self, trainer: L.Trainer, asked: int) -> None:
+    def _stop(self, asked: int) -> None:
         if asked:
-            self.asked.requeue(asked)
             raise Stopped(asked)
+
+
+class Best(ModelCheckpoint):
+    """best.ckpt, by the lowest of a metric. Its state is that of the folder it is in, wherever that was
+    moved."""
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(folder, Path(BEST).stem, monitor, enable_version_counter=False)
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return os.path.join(self.dirpath or "", os.path.basename(path)) if path else path
+
+        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
 
 
 def keep(file: Path, name: Path) -> None:
@@ -123,33 +149,40 @@ def newest(run: Path) -> Path | None:
     """The checkpoint with the most steps that is whole, and whose best one is there as well; None: start
     anew. What is damaged is set aside as *.damaged, and said."""
     folder = run / "checkpoints"
-    files = [folder / LAST, folder / BEFORE, folder / BEST, *sorted(run.glob("hpc_ckpt_*.ckpt"))]
-    found: list[tuple[int, Path, bool]] = []
-    for file in files:
+    found: dict[str, tuple[int, float | None]] = {}  # steps, and the best score known
+    for name in (LAST, BEFORE, BEST):
+        file = folder / name
         if not file.exists():
             continue
         if why := flaw(file):
             if first_process():
-                file.replace(file.with_name(f"{file.name}.damaged"))
-                print(f"{file} is damaged ({why}): set aside as {file.name}.damaged")
+                file.replace(file.with_name(f"{name}.damaged"))
+                print(f"{file} is damaged ({why}): set aside as {name}.damaged")
             continue
         saved = read_checkpoint(file)
-        found.append((saved["global_step"], file, _knows_a_best(saved)))
-    found.sort(key=lambda one: one[0], reverse=True)
-    best = any(file.name == BEST for _, file, _ in found)
-    chosen = next(((step, file) for step, file, needs_best in found if best or not needs_best), None)
-    if found and (chosen is None or chosen[1] != found[0][1]):
-        where = f"step {chosen[0]}" if chosen else "the start"
+        found[name] = (saved["global_step"], _best_score(saved))
+    best = found.get(BEST)
+    newest_first = sorted(found, key=lambda name: found[name][0], reverse=True)
+    chosen = next((name for name in newest_first if _fits(found[name], best)), None)
+    if newest_first and chosen != newest_first[0]:
+        where = f"step {found[chosen][0]}" if chosen else "the start"
         print(f"{folder / BEST} is gone: going on from {where}, so that it is made again")
-    return chosen[1] if chosen else None
+    return folder / chosen if chosen else None
 
 
-def _knows_a_best(saved: dict[str, Any]) -> bool:
-    return any(
-        state.get("best_model_score") is not None
+def _fits(one: tuple[int, float | None], best: tuple[int, float | None] | None) -> bool:
+    """Whether the best checkpoint that this one knows of is the one there, or comes after it once more."""
+    step, score = one
+    return score is None or (best is not None and (best[1] == score or best[0] > step))
+
+
+def _best_score(saved: dict[str, Any]) -> float | None:
+    scores = [
+        state["best_model_score"]
         for name, state in saved.get("callbacks", {}).items()
-        if name.startswith("ModelCheckpoint")
-    )
+        if name.startswith("ModelCheckpoint") and state.get("best_model_score") is not None
+    ]
+    return float(scores[0]) if scores else None
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -177,8 +210,12 @@ def flaw(file: Path) -> str | None:
     try:
         with ZipFile(file) as parts:
             damaged = parts.testzip()
-    except Exception as error:  # BadZipFile, and whatever a flipped bit makes of the directory
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: a directory that points before the file
+            raise  # a disk that cannot be read now is no damage
         return f"{type(error).__name__}: {error}"
+    except (BadZipFile, EOFError, LookupError, RuntimeError, ValueError, struct.error, zlib.error) as error:
+        return f"{type(error).__name__}: {error}"  # whatever a flipped bit makes of the directory
     return f"the checksum of {damaged} is wrong" if damaged else None
 
 

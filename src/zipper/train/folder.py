@@ -69,13 +69,13 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
                 "move "
                 "that folder away, or leave resume out to go on with it."
             )
-    elif cfg.run_dir.exists() and any(cfg.run_dir.iterdir()):
+    elif first_process() and any(one.suffix != ".part" for one in cfg.run_dir.glob("*")):
         raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
     if first_process():
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, saved)
-        for left in cfg.run_dir.glob("checkpoints/*.part"):  # of a process that was killed while it saved
-            left.unlink()
+        for left in [*cfg.run_dir.glob("*.part"), *cfg.run_dir.glob("checkpoints/*.part")]:
+            left.unlink()  # of a process that was killed while it saved
         metrics = cfg.run_dir / "metrics.csv"
         if metrics.exists():  # the logger would begin it anew
             metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")

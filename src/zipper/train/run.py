@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from zipper.commit import commit
@@ -41,7 +41,7 @@ from zipper.train.callbacks import (
     Spikes,
     Throughput,
 )
-from zipper.train.checkpoints import BEST, Save, WholeFiles
+from zipper.train.checkpoints import Best, Save, WholeFiles
 from zipper.train.engine import first_process, prepare_layers, strategy
 from zipper.train.folder import (
     check_store,
@@ -91,7 +91,9 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     if not trainer.is_global_zero:  # one process evaluates and writes
         return {}
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
-    with journal(cfg.run_dir / journal_name(), work_of(checkpoint, cfg)) as kept:
+    with journal(
+        cfg.run_dir / journal_name(), work_of(checkpoint, cfg, listener.judge.name if listener else None)
+    ) as kept:
         return _finish(cfg, load_module(checkpoint), store, data, origin, listener, trainer, clock, kept)
 
 
@@ -194,7 +196,7 @@ def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L
         watch.append(SpeechMonitor(store, cfg, listener))
     folder = cfg.run_dir / "checkpoints"
     monitor = "dev/wer" if watch else "dev/loss"
-    best = ModelCheckpoint(folder, Path(BEST).stem, monitor, enable_version_counter=False)
+    best = Best(folder, monitor)
     validated = min(cfg.train.validate_every, cfg.train.steps)
     last = Save(folder, cfg.train.save_every, validated, cfg.log.every)
     bar = TQDMProgressBar(refresh_rate=10)

@@ -1,0 +1,61 @@
+"""Runs that are cut off, and what they are compared with."""
+
+from pathlib import Path
+
+import torch
+
+from zipper.report.metrics import read_metrics
+from zipper.train.module import ZipperModule
+
+RUNS = Path("build/runs")
+
+
+LONG = [
+    "evaluate.shuffled=false",
+    "train.steps=6",
+    "train.validate_every=2",
+    "train.save_every=1",
+    "model.towers.text.dropout=0.2",
+]
+
+
+class Killed(BaseException):
+    """Like a process that is gone: nothing handles it."""
+
+
+def saved(name: str, which: str = "last") -> dict:
+    return torch.load(RUNS / name / "checkpoints" / f"{which}.ckpt", weights_only=True)
+
+
+def at_step(monkeypatch, step: int, do) -> None:
+    """`do` in the middle of a step (the first: 0), once."""
+    train, left = ZipperModule.training_step, [step]
+
+    def training_step(self, batch, index):
+        if left == [self.global_step]:
+            left.clear()
+            do()
+        return train(self, batch, index)
+
+    monkeypatch.setattr(ZipperModule, "training_step", training_step)
+
+
+def die() -> None:
+    raise Killed
+
+
+def assert_same(unbroken: str, broken: str) -> None:
+    """Weights of both checkpoints, optimiser, schedule and every metric of training and dev, bit for bit."""
+    for which in ("last", "best"):
+        one, other = saved(unbroken, which), saved(broken, which)
+        assert one["global_step"] == other["global_step"]
+        assert one["lr_schedulers"] == other["lr_schedulers"]
+        for key in one["state_dict"]:
+            assert torch.equal(one["state_dict"][key], other["state_dict"][key]), (which, key)
+        for index, state in one["optimizer_states"][0]["state"].items():
+            for key, value in state.items():
+                assert torch.equal(value, other["optimizer_states"][0]["state"][index][key]), (which, key)
+    one, other = read_metrics(RUNS / unbroken), read_metrics(RUNS / broken)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert "second" in name or one[name] == other[name], name

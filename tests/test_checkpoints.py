@@ -1,0 +1,166 @@
+"""Checkpoints are whole or absent; which of them is taken, and what none of them may hold."""
+
+import errno
+import os
+import pickle
+import random
+import resource
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, saved
+from conftest import config
+from zipper.disk import lost_disk
+from zipper.errors import DataError
+from zipper.train import checkpoints
+from zipper.train import run as run_module
+from zipper.train.checkpoints import WholeFiles, flaw, newest
+from zipper.train.module import load_module
+
+pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [("last", "cut"), ("last", "flip"), ("last and before", "empty"), ("best", "flip"), ("best", "gone")],
+)
+def test_a_damaged_checkpoint_is_said_and_the_newest_whole_one_taken(
+    unbroken, monkeypatch, capsys, file, harm
+):
+    at_step(monkeypatch, 5, die)
+    with pytest.raises(Killed):
+        run_module.train(config(*LONG, "name=broken"), "x")
+    folder = RUNS / "broken" / "checkpoints"
+    for name in {"last": ["last"], "best": ["best"]}.get(file, ["last", "last-before"]):
+        damage(folder / f"{name}.ckpt", harm)
+    run_module.train(config(*LONG, "name=broken"), "x")
+    said = capsys.readouterr().out
+    assert harm == "gone" or f"{file.split()[0]}.ckpt is damaged (" in said
+    assert ("going on from the start" in said) == (file == "best")
+    assert_same("unbroken", "broken")
+
+
+def damage(file: Path, harm: str) -> None:
+    content = bytearray(file.read_bytes())
+    if harm == "gone":
+        file.unlink()
+    elif harm == "flip":
+        content[len(content) // 2] ^= 1
+    else:
+        del content[0 if harm == "empty" else len(content) - 7 :]
+    if file.exists():
+        os.remove(file)  # not through its other name
+        file.write_bytes(content)
+
+
+def test_every_cut_and_every_flipped_tensor_is_found(tmp_path):
+    torch.save({"weights": torch.arange(3000.0), "step": 3}, tmp_path / "x.ckpt")
+    content, draw = (tmp_path / "x.ckpt").read_bytes(), random.Random(0)
+    assert flaw(tmp_path / "x.ckpt") is None
+    start = content.index(torch.arange(3000.0).numpy().tobytes())
+    for _ in range(300):
+        (tmp_path / "x.ckpt").write_bytes(content[: draw.randrange(len(content))])
+        assert flaw(tmp_path / "x.ckpt")
+        flipped = bytearray(content)
+        flipped[start + draw.randrange(12_000)] ^= 1 << draw.randrange(8)
+        (tmp_path / "x.ckpt").write_bytes(flipped)
+        assert "checksum" in (flaw(tmp_path / "x.ckpt") or "")
+    assert "Error" in (flaw(tmp_path / "nothing.ckpt") or "")
+
+
+@contextmanager
+def room_for(size: int):
+    """Writing a file beyond `size` bytes fails, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000])
+def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(unbroken, monkeypatch, size):
+    save = WholeFiles.save_checkpoint
+
+    def full_at_the_fourth_step(self, checkpoint, path, storage_options=None):
+        with room_for(size if checkpoint["global_step"] == 4 else resource.RLIM_INFINITY):
+            save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeFiles, "save_checkpoint", full_at_the_fourth_step)
+    with pytest.raises(OSError) as caught:
+        run_module.train(config(*LONG, "name=broken"), "x")
+    assert "no space left" in (lost_disk(caught.value) or "")
+    assert saved("broken")["global_step"] == 3
+    assert not list(RUNS.rglob("*.part"))
+    monkeypatch.setattr(WholeFiles, "save_checkpoint", save)
+    run_module.train(config(*LONG, "name=broken"), "x")
+    assert_same("unbroken", "broken")
+
+
+def test_a_run_folder_that_has_moved_keeps_its_best(unbroken, monkeypatch):
+    at_step(monkeypatch, 5, die)
+    with pytest.raises(Killed):
+        run_module.train(config(*LONG, "name=broken"), "x")
+    file = RUNS / "broken" / "checkpoints" / "last.ckpt"
+    state = saved("broken")
+    (key,) = (key for key in state["callbacks"] if key.startswith("ModelCheckpoint"))
+    moved = {**state["callbacks"][key], "dirpath": "/elsewhere", "best_model_path": "/elsewhere/best.ckpt"}
+    torch.save({**state, "callbacks": {**state["callbacks"], key: moved}}, file)
+    run_module.train(config(*LONG, "name=broken"), "x")
+    assert_same("unbroken", "broken")
+
+
+def test_the_newest_of_all_checkpoints_is_taken(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for step, name in ((9, "checkpoints/last"), (7, "checkpoints/last-before")):
+        torch.save({"global_step": step, "callbacks": {}}, tmp_path / f"{name}.ckpt")
+    assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    assert newest(tmp_path) == tmp_path / "checkpoints" / "last-before.ckpt"
+
+
+def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
+    """It is of a run that was begun anew, since its best one was lost."""
+    (tmp_path / "checkpoints").mkdir()
+    for name, step, score in (("last-before", 300, 0.2), ("last", 100, 0.9), ("best", 100, 0.9)):
+        known = {"ModelCheckpoint{}": {"best_model_score": torch.tensor(score)}}
+        torch.save({"global_step": step, "callbacks": known}, tmp_path / "checkpoints" / f"{name}.ckpt")
+    assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+
+
+def test_a_disk_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"global_step": 1, "callbacks": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    with monkeypatch.context() as broken:
+        broken.setattr(checkpoints, "ZipFile", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        with pytest.raises(OSError, match="no"):
+            newest(tmp_path)
+    assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+
+
+class Payload:
+    """What a stranger's checkpoint may hold."""
+
+    def __reduce__(self):
+        return (os.system, ("touch opened",))
+
+
+def test_a_malicious_checkpoint_runs_nothing(in_tmp):
+    state = {"state_dict": {}, "hyper_parameters": Payload(), "global_step": 1, "callbacks": {}}
+    folder = Path("build/runs/bad/checkpoints")
+    folder.mkdir(parents=True)
+    torch.save(state, folder / "last.ckpt")
+    with pytest.raises(DataError, match=r"last\.ckpt holds more than tensors and plain values.*safetensors"):
+        load_module(folder / "last.ckpt")
+    with pytest.raises(DataError, match="holds more than tensors"):
+        newest(Path("build/runs/bad"))
+    (folder / "last.ckpt").write_bytes(pickle.dumps(state))
+    with pytest.raises(DataError, match="is damaged"):
+        load_module(folder / "last.ckpt")
+    assert not Path("opened").exists()
+    pickle.loads(pickle.dumps(Payload()))
+    assert Path("opened").exists()  # what the others would have done

@@ -1,0 +1,116 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: saved at the next step, stopped, gone on with."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from broken_runs import LONG, RUNS, assert_same, at_step, saved
+from conftest import config
+from zipper import cli
+from zipper.config import ROOT
+from zipper.stop import Stopped
+from zipper.train import run as run_module
+from zipper.train.callbacks import RecognitionMonitor
+
+pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"),  # step 4 of those counted from 1 is validated, 3 is not
+    [("SIGTERM", 75, 2), ("SIGTERM", 75, 3), ("SIGUSR1", 75, 2), ("SIGINT", 130, 3)],
+)
+def test_a_signal_saves_after_the_step_and_stops(unbroken, monkeypatch, number, code, step):
+    words = [*LONG[:3], LONG[4], "name=broken", "train.save_every=100"]
+    before = signal.getsignal(signal.SIGUSR1)
+    at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.Signals[number]))
+    with pytest.raises(Stopped, match=number) as stop:
+        run_module.train(config(*words), "x")
+    assert stop.value.code == code
+    assert saved("broken")["global_step"] == step + 1
+    assert signal.getsignal(signal.SIGUSR1) == before
+    run_module.train(config(*words), "x")
+    assert_same("unbroken", "broken")
+
+
+def test_ctrl_c_twice_stops_at_once(prepared, monkeypatch):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+    at_step(monkeypatch, 3, twice)
+    with pytest.raises(Stopped) as stop:
+        run_module.train(config(*LONG, "name=broken"), "x")
+    assert stop.value.code == 130
+    assert saved("broken")["global_step"] == 3
+
+
+def test_under_slurm_the_job_is_requeued(unbroken, monkeypatch, tmp_path):
+    """SIGUSR1, as of `#SBATCH --signal`: saved at the next step, then `scontrol requeue`; the job that comes
+    back goes on from there."""
+    fake = tmp_path / "bin" / "scontrol"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    job = {"JOB_ID": "123", "JOB_NAME": "zipper", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0"}
+    with monkeypatch.context() as slurm:
+        for key, value in {**job, "LOCALID": "0", "NODEID": "0", "NODELIST": "here"}.items():
+            slurm.setenv(f"SLURM_{key}", value)
+        slurm.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+        at_step(slurm, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        slurm.setitem(cli.COMMANDS, "train", lambda *_: run_module.train(config(*LONG, "name=broken"), "x"))
+        with pytest.raises(SystemExit) as end:
+            cli.main(["train", str(ROOT / "configs" / "asr.yaml")])
+    assert end.value.code == 75
+    assert (tmp_path / "asked").read_text() == "requeue 123\n"
+    assert saved("broken")["global_step"] == 3
+    run_module.train(config(*LONG, "name=broken"), "x")
+    assert_same("unbroken", "broken")
+
+
+def test_a_signal_in_the_last_validation_is_heeded_after_it(prepared, monkeypatch):
+    validate = RecognitionMonitor.on_validation_epoch_end
+
+    def signalled(self, trainer, module):
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, trainer, module)
+
+    monkeypatch.setattr(RecognitionMonitor, "on_validation_epoch_end", signalled)
+    with pytest.raises(Stopped):
+        run_module.train(config(*LONG, "name=broken"), "x")
+    assert saved("broken")["global_step"] == 6
+    assert not (RUNS / "broken" / "asr.json").exists()
+
+
+def test_workers_outlive_a_signal_to_the_whole_group(tmp_path):
+    """Until they are no longer needed; they end with a parent that is gone."""
+    code = (
+        "import os, time\nfrom zipper.stop import leave_to_parent\nif os.fork() == 0:\n"
+        "    leave_to_parent()\n    print(os.getpid(), flush=True)\n    time.sleep(60)\nelse:\n    "
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(worker, number)
+    time.sleep(0.5)
+    os.kill(worker, 0)  # it is there
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            break
+        if Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the worker is still there")
