@@ -4,6 +4,8 @@ import json
 import math
 import os
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,12 +15,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
 from zipper.corpora.utterance import Utterance
+from zipper.disk import held
 from zipper.errors import ConfigError, DataError
 from zipper.schema import CodecConfig
 from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
 from zipper.units.encode import prepare_store
 from zipper.units.pattern import Specials, columns, delay, scored, undelay, vocabulary
-from zipper.units.store import open_store
+from zipper.units.store import fingerprint, fingerprint_hash, open_store
 from zipper.units.text import Subwords, normalise
 
 
@@ -214,6 +217,20 @@ def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, cod
         assert {file: file.stat().st_mtime_ns for file in kept} == kept
         said = "What is damaged is encoded anew." in capsys.readouterr().out
         assert said == (turn % 2 == 0)
+
+
+def test_a_store_that_another_command_is_making_is_waited_for(tmp_path, utterances, codec, subwords, capsys):
+    parts = fingerprint(utterances, codec, subwords, 30.0)
+    made, lock = [], tmp_path / f".{fingerprint_hash(parts)}.lock"
+    with ThreadPoolExecutor(1) as pool:
+        with held(lock, "the other's"):
+            job = pool.submit(prepare_store, tmp_path, utterances, codec, subwords, 5.0, 30.0)
+            while "waiting for it" not in capsys.readouterr().out:
+                time.sleep(0.02)
+            assert not list(tmp_path.glob("*/*"))
+        made.append(job.result())
+    assert made[0].facts["rows"]["train"] == 24
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize(

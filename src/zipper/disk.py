@@ -54,19 +54,22 @@ def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
 
 
 @contextmanager
-def held(lock: Path, what: str) -> Iterator[None]:
-    """Holds a lock file, which a process that dies lets go of. Raises ConfigError where another one holds
-    it."""
+def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Holds a lock file, which a process that dies lets go of. Where another one holds it, waits for it, or
+    raises ConfigError."""
     while True:
         handle = lock.open("a+")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            raise ConfigError(
-                f"{what} is in use by process {handle.read().strip()}. Wait for it, end it, or choose "
-                "another name (name=...)."
-            ) from None
+            owner = f"{what} is in use by process {handle.read().strip()}"
+            if not wait:
+                raise ConfigError(
+                    f"{owner}. Wait for it, end it, or choose another name (name=...)."
+                ) from None
+            print(f"{owner}: waiting for it", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass
         if lock.exists() and os.path.samestat(os.fstat(handle.fileno()), lock.stat()):

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
+from zipper.disk import held
 from zipper.errors import DataError
 from zipper.schema import TrainConfig
 from zipper.units.codec import Codec
@@ -42,16 +44,39 @@ def prepare_store(
     """
     parts = fingerprint(utterances, codec, subwords, max_seconds)
     folder = root / fingerprint_hash(parts)
+    if store := _open_or_mend(folder, parts):
+        return store
+    root.mkdir(parents=True, exist_ok=True)
+    train = train or TrainConfig(accelerator="cpu")
+    # Another command may be at the same store. Processes of one command must not wait for each other.
+    alone = train.devices * train.nodes == 1
+    with held(root / f".{folder.name}.lock", str(folder), wait=True) if alone else nullcontext():
+        return _open_or_mend(folder, parts) or _make_store(
+            folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
+        )
+
+
+def _open_or_mend(folder: Path, parts: dict[str, str]) -> Store | None:
+    """None where there is no store, or no whole one: then it counts as unfinished from now on."""
     whole = folder / "store.json"
-    if whole.exists():
-        try:
-            return open_store(folder, parts)
-        except DamagedStore as error:
-            print(f"{error} What is damaged is encoded anew.")
-            whole.unlink(missing_ok=True)  # several processes may be here
+    if not whole.exists():
+        return None
+    try:
+        return open_store(folder, parts)
+    except DamagedStore as error:
+        print(f"{error} What is damaged is encoded anew.")
+        whole.unlink(missing_ok=True)  # several processes may be here
+        return None
+
+
+def _make_store(
+    folder: Path, parts: dict[str, str], utterances: list[Utterance], codec: Codec, subwords: Subwords,
+    batch_seconds: float, max_seconds: float, train: TrainConfig,
+) -> Store:  # fmt: skip
+    """Encodes what is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
-    trainer = _trainer(train or TrainConfig(accelerator="cpu"), folder)
+    trainer = _trainer(train, folder)
     if trainer.is_global_zero:
         subwords.save(folder / "tokenizer.json")
         if skipped:
