@@ -43,13 +43,18 @@ def draw_run(
 
 
 def learning_curve(metrics: dict[str, Series], file: Path, harder: bool) -> Path:
-    """Loss of training and dev over the steps, and the WER on dev of what the run learns. harder: the
-    training's loss weighs codebooks or hides spans, and dev's does not."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    """Loss of training and dev over the steps, the WER on dev of what the run learns, and the gradient's norm
+    with its spikes. harder: the training's loss weighs codebooks or hides spans, and dev's does not."""
     tasks = {"recognition": "dev/asr_wer", "speech, heard by the judge": "dev/tts_wer"}
     shown = {label: metrics[name] for label, name in tasks.items() if name in metrics}
-    panels = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
+    norms = {name: metrics.get(f"train/grad_norm{name}", []) for name in ("", "_max")}
+    count = 1 + bool(shown) + bool(norms[""])
+    figure = Figure(figsize=(5 * count, 4), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
     train = metrics.get("train/loss", [])
+    panels[0].plot(
+        *_columns(metrics.get("train/loss_max", [])), ".", color="0.6", markersize=3, label="largest"
+    )
     panels[0].plot(*_columns(train), color="0.8", linewidth=0.8)
     panels[0].plot(*_columns(smooth(train)), color="tab:blue", label="train (mean of 10 points)")
     on_dev = "dev, codebooks alike, nothing hidden" if harder else "dev"
@@ -62,6 +67,11 @@ def learning_curve(metrics: dict[str, Series], file: Path, harder: bool) -> Path
     if shown:  # limits last: once set, they do not grow with the next series
         panels[1].set(xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
         panels[1].legend()
+    if norms[""]:
+        panels[-1].plot(*_columns(norms["_max"]), ".", color="0.6", markersize=3, label="largest in between")
+        panels[-1].plot(*_columns(smooth(norms[""])), label="mean of 10 points")
+        panels[-1].set(xlabel="step", ylabel="norm of the gradient", yscale="log")
+        panels[-1].legend()
     for panel in panels:
         panel.grid(alpha=0.3)
     return _save(figure, file)
