@@ -128,8 +128,8 @@ class Best(ModelCheckpoint):
         def here(path: str) -> str:
             return os.path.join(self.dirpath or "", os.path.basename(path)) if path else path
 
-        paths = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path")}
-        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        paths = {key: here(state_dict.get(key, "")) for key in ("best_model_path", "kth_best_model_path")}
+        kept = {here(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": self.dirpath})
 
 
