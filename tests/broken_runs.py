@@ -1,5 +1,7 @@
 """Runs that are cut off, and what they are compared with."""
 
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,3 +61,14 @@ def assert_same(unbroken: str, broken: str) -> None:
     assert one.keys() == other.keys()
     for name in one:
         assert "second" in name or one[name] == other[name], name
+
+
+@contextmanager
+def room_for(size: int):
+    """Writing a file beyond `size` bytes fails, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

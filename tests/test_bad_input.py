@@ -2,8 +2,6 @@
 
 import errno
 import json
-import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 import soundfile as sf
 import torch
 
+from broken_runs import room_for
 from zipper import cli
 from zipper.config import ROOT
 from zipper.corpora import spoken
@@ -113,17 +112,6 @@ def test_a_code_out_of_range_is_found_when_the_store_is_opened(tmp_path, utteran
     damaged.rename(shard)
     with pytest.raises(DataError, match="dev holds codes from 0 to 16, outside 0 to 15"):
         open_store(store.folder)
-
-
-@contextmanager
-def room_for(size: int):
-    """Writing a file beyond `size` bytes fails, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(

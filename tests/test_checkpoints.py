@@ -5,13 +5,12 @@ import os
 import pickle
 import random
 import resource
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, saved
+from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, room_for, saved
 from conftest import config
 from zipper.disk import lost_disk
 from zipper.errors import DataError
@@ -69,17 +68,6 @@ def test_every_cut_and_every_flipped_tensor_is_found(tmp_path):
         (tmp_path / "x.ckpt").write_bytes(flipped)
         assert "checksum" in (flaw(tmp_path / "x.ckpt") or "")
     assert "Error" in (flaw(tmp_path / "nothing.ckpt") or "")
-
-
-@contextmanager
-def room_for(size: int):
-    """Writing a file beyond `size` bytes fails, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [0, 100, 20_000])
