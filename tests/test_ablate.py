@@ -41,7 +41,11 @@ def test_every_grid_names_runs_whose_configs_load(file):
 def test_a_grid_is_the_product_of_its_axes_and_seeds(in_tmp):
     ablation = grid.read_ablation(write())
     points = ablation.runs()
-    assert [point.name for point in points][:3] == ["zipper-10-seed0", "zipper-10-seed1", "zipper-20-seed0"]
+    assert [point.name for point in points][:3] == [
+        "zipper-10-seed0",
+        "zipper-20-seed0",
+        "single-decoder-10-seed0",
+    ]
     assert len(points) == 8
     cfg = load_config(Path(points[-1].config), points[-1].words)
     assert (cfg.model.kind, cfg.data.only, cfg.seed, cfg.train.lr, cfg.train.steps) == (

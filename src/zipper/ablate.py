@@ -72,9 +72,12 @@ class Ablation:
     points: dict[str, Any] = field(default_factory=dict)
 
     def runs(self) -> list[Point]:
-        """Every point of the grid with every seed."""
+        """Every point of the grid with every seed: the first seed of all, then the next, so that a grid that
+        was cut off can be compared."""
         out = []
-        for chosen in itertools.product(*(_values(axis, of) for axis, of in self.grid.items())):
+        for seed, chosen in itertools.product(
+            self.seeds, [*itertools.product(*(_values(axis, of) for axis, of in self.grid.items()))]
+        ):
             labels = {axis: label for axis, (label, _) in zip(self.grid, chosen, strict=True)}
             config, words = self.config, dict(self.words)
             for _, settings in chosen:
@@ -82,8 +85,7 @@ class Ablation:
                 config = settings.get("config", config)
             slug = "-".join(_plain(label) for label in labels.values())
             written = [f"{key}={_written(value)}" for key, value in words.items()]
-            for seed in self.seeds:
-                out.append(Point(f"{slug}-seed{seed}", labels, config, [*written, f"seed={seed}"], seed))
+            out.append(Point(f"{slug}-seed{seed}", labels, config, [*written, f"seed={seed}"], seed))
         return out
 
 
