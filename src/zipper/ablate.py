@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def read_ablation(file: Path) -> Ablation:
 
 def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> None:
     """Runs what is not finished, `jobs` at a time, each with its share of the cores. only: the name of one
-    point. settings: key=value words for all.
+    run, or a pattern of several ("*-seed0"). settings: key=value words for all.
 
     A run that fails is noted, and the others go on. Raises TrainingError in the end where some did; the log
     of each stands in build/ablations/.
@@ -152,33 +153,32 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
     points = ablation.runs()
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs} must be at least 1.")
-    if only is not None and only not in (known := [point.name for point in points]):
-        raise ConfigError(f"--only {only}: {file} has no such run. There are: {', '.join(known)}.")
-    todo = [one for one in points if only in (None, one.name) and not is_finished(ablation, one, settings)]
-    print(f"{ablation.title}: {len(points)} runs, {len(todo)} to do")
+    chosen = [one for one in points if only is None or fnmatchcase(one.name, only)]
+    if not chosen:
+        known = ", ".join(point.name for point in points)
+        raise ConfigError(f"--only {only}: {file} has no such run. There are: {known}.")
+    todo = [one for one in chosen if not is_finished(ablation, one, settings)]
+    print(f"{ablation.title}: {len(chosen)} runs, {len(todo)} to do")
     _prepare(todo, settings)
     failed = _run_all([(one, command(ablation, one, settings)) for one in todo], ablation, jobs)
     if failed:
         raise TrainingError(
-            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; what "
-            "is "
-            "mended goes on by the same command."
+            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; "
+            "what is mended goes on by the same command."
         )
 
 
 def listed(file: Path, settings: Sequence[str]) -> None:
-    """Prints every run: finished, unfinished or to do, and its command."""
+    """Prints every run: finished, unfinished or to do, its name, and its command."""
     ablation = read_ablation(file)
-    for point in ablation.runs():
+    points = ablation.runs()
+    wide = max(len(point.name) for point in points)
+    for point in points:
         run = config_of(ablation, point, settings).run_dir
-        state = (
-            "finished"
-            if is_finished(ablation, point, settings)
-            else "unfinished"
-            if run.exists()
-            else "to do"
-        )
-        print(f"{state:<11}{' '.join(command(ablation, point, settings)[2:])}")
+        done = is_finished(ablation, point, settings)
+        state = "finished" if done else "unfinished" if run.exists() else "to do"
+        words = " ".join(shlex.quote(word) for word in command(ablation, point, settings)[3:])
+        print(f"{state:<11}{point.name:<{wide}}  zipper {words}")
 
 
 def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[str]:

@@ -265,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
     one.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
     one.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
-    one.add_argument("--only", metavar="RUN", help="this one alone, by the name that --dry-run shows")
+    one.add_argument("--only", metavar="RUN", help="this one alone, or a pattern: '*-seed0'")
     one.add_argument("--slurm", action="store_true", help="write the grid as a SLURM array")
     one.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
     one = commands.add_parser("faults", help=faults.__doc__, description=faults.__doc__)

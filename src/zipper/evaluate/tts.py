@@ -91,7 +91,7 @@ def evaluate_tts(
     Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
     belong together: none of them means anything alone.
     """
-    rows, how = chosen_rows(store, cfg, "tts"), cfg.decode.speech
+    rows, how = chosen_rows(store, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
     recorded = listener.recordings(store, rows)
     judge = listener.judge
     samplings, segments = [], []

@@ -65,6 +65,9 @@ class EvaluateConfig:
     checkpoint: Literal["best", "last"] = setting("best", "best: of the lowest dev WER")
     dev_utterances: int = setting(300, "utterances recognised at each validation")
     dev_spoken: int = setting(60, "sentences spoken, and heard by the judge, at each validation")
+    spoken: int | None = setting(
+        None, "sentences of the split that are spoken and heard, the first ones; none: all"
+    )
     samplings: int = setting(1, "times that every test sentence is spoken, by seeds that follow each other")
     listened: int = setting(8, "spoken sentences kept as wav and png, and shown in W&B")
     shuffled: bool = setting(
@@ -77,6 +80,8 @@ class EvaluateConfig:
                 f"evaluate.tasks={self.tasks}: {unknown} is not among asr, tts. Name those, or none."
             )
         at_least_one(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
+        if self.spoken is not None and self.spoken < 1:
+            raise ConfigError(f"evaluate.spoken={self.spoken} must be at least 1, or none.")
 
 
 @dataclass
