@@ -21,8 +21,8 @@ def read_metrics(run: Path) -> dict[str, Series]:
 
 
 def curves(run: Path) -> dict[str, Series]:
-    """What a comparison draws or chooses by: WER and loss on dev, and the mean loss of training over every 10
-    points logged."""
+    """What a comparison draws or chooses by: WER and loss on dev, the mean loss of training over every 10
+    points logged, and every fifth point of the gates."""
     metrics = read_metrics(run)
     found: dict[str, Series] = {}
     for name in ("dev/asr_wer", "dev/tts_wer", "dev/loss_text", "dev/loss_speech"):
@@ -30,7 +30,8 @@ def curves(run: Path) -> dict[str, Series]:
             found[name] = metrics[name]
     for name in ("train/loss_text", "train/loss_speech"):
         found[name] = [(step, round(value, 4)) for step, value in smooth(metrics.get(name, []))[9::10]]
-    return found
+    gates = {name: series for name, series in metrics.items() if name.startswith("gate/")}
+    return found | {name: [(step, round(value, 4)) for step, value in gates[name][4::5]] for name in gates}
 
 
 def smooth(series: Series, window: int = 10) -> Series:
