@@ -34,7 +34,7 @@ def write(**changes: object) -> Path:
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_every_grid_names_runs_whose_configs_load(file):
-    points = grid.read_ablation(file).runs()
+    points = grid.checked(file).runs()
     assert len(points) > 2
     assert len({point.name for point in points}) == len(points)
 

@@ -35,6 +35,8 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
                       {"characters": 60, "utterances": 60, "wer": rate, "wer_up_to": rate}],
         "config": to_dict(load_config(ROOT / f"configs/compare-{model}.yaml", ["train.lr=1e-3"])),
     }  # fmt: skip
+    if zipper:
+        facts["curves"]["gate/zips.0.text_from_speech.attention_gate"] = [(4, 0.1), (8, -0.2)]
     made = result(errors, words)
     for i, one in enumerate(made["per_utterance"]):
         one.update(
@@ -148,14 +150,15 @@ def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell
 
 
 def test_figures_are_drawn_from_the_files_alone(folder):
-    files = draw_comparison(folder)
-    assert [file.name for file in files] == ["compare-learning-curves.png", "compare-wer-by-length.png"]
-    assert all(file.stat().st_size > 10_000 for file in files)
+    files = draw_comparison(folder, folder / "figures")
+    names = [file.stem for file in files if file.suffix == ".png"]
+    assert names == ["comparison", "learning-curves", "wer-by-length", "gates"]
+    assert all(file.with_suffix(".svg").stat().st_size > 10_000 for file in files)
 
 
 def test_nothing_is_told_where_nothing_was_compared(tmp_path):
     assert comparison(tmp_path) == ""
-    assert draw_comparison(tmp_path) == []
+    assert draw_comparison(tmp_path, tmp_path / "figures") == []
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "zipper-seed0-asr.json").write_text(json.dumps(run("zipper", "asr", 0, 0.1)))
     assert "| Zipper |" in comparison(tmp_path)

@@ -1,6 +1,7 @@
 """Figures, summary, clock, and that RESULTS.md is what the result files say."""
 
 import csv
+import re
 import subprocess
 import sys
 
@@ -10,10 +11,12 @@ import torch
 from conftest import config
 from zipper.bench.memory import pss_of_tree, watch
 from zipper.config import ROOT
+from zipper.report.attention import diagonal
 from zipper.report.clock import Clock
 from zipper.report.figures import smooth, spectrograms
 from zipper.report.metrics import read_metrics
 from zipper.report.results import render
+from zipper.report.shipped import PAIRS, draw_shipped
 from zipper.train import run as run_module
 
 
@@ -55,6 +58,27 @@ def test_a_run_ends_with_figures_samples_times_and_files(prepared, capsys):
     assert result["per_utterance"][0]["reference"] in shown
     assert "figures/" in shown or "figures  " in shown
     assert shown.rstrip().splitlines()[-1].startswith("ASR WER")
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
+def test_every_picture_and_file_that_a_page_names_is_there(page):
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
+    assert any(name.endswith((".svg", ".png")) for name in named)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_diagonal_is_walked_by_who_looks_ever_further():
+    steps = torch.eye(6).repeat_interleave(2, dim=1) / 2  # each row looks at the next two places
+    assert diagonal(steps) == pytest.approx(1)
+    assert diagonal(steps.flip(0)) == pytest.approx(-1)
+    assert abs(diagonal(steps[[2, 5, 0, 3, 1, 4]])) < 0.5
+
+
+def test_the_shipped_model_shows_where_it_looks_both_ways(tmp_path):
+    files = draw_shipped(ROOT / "assets" / "zipped", ROOT / "results", tmp_path)
+    names = {f"attention-{a}-{b}.{kind}" for a, b in PAIRS for kind in ("svg", "png")}
+    assert {file.name for file in files} == names
+    assert draw_shipped(ROOT / "assets" / "zipped", tmp_path, tmp_path) == []
 
 
 def test_the_clock_adds_up_and_counts_a_stage_that_fails(monkeypatch):

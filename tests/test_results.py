@@ -151,7 +151,7 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypa
 
     monkeypatch.setattr(commit_module, "CHECKOUT", tmp_path)
     assert commit_module.commit() == "unknown"
-    for name in ("src/a.py", "results/a.json", "RESULTS.md"):
+    for name in ("src/a.py", "results/a.json", "reports/a.svg", "RESULTS.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("1")
     git("init")
@@ -161,6 +161,7 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypa
     assert len(clean) == 12
     (tmp_path / "results" / "a.json").write_text("2")
     (tmp_path / "RESULTS.md").write_text("2")
+    (tmp_path / "reports" / "a.svg").write_text("2")
     assert commit_module.commit() == clean
     (tmp_path / "src" / "a.py").write_text("2")
     assert commit_module.commit() == f"{clean}-dirty"

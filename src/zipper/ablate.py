@@ -8,7 +8,7 @@ config, words  the config that all runs start from, and settings of all of them
 grid           axes: a setting with its values, or any name with named settings (`config` among them)
 seeds          of every point
 x              the axis that is drawn to the right, others are lines; none: a bar for every point
-points         what the paper found, label: [recognition, speech] in % of WER
+points         what the paper found, % of WER: label: [recognition, speech], or with x line: {x: recognition}
 """
 
 import hashlib
@@ -108,7 +108,7 @@ def _written(value: Any) -> str:
 
 
 def read_ablation(file: Path) -> Ablation:
-    """Raises ConfigError where it is no grid file, a point of it no config, or two points have one name."""
+    """Raises ConfigError where it is no grid file, or two points have one name."""
     if not file.is_file():
         there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").glob("*.yaml")))
         raise ConfigError(f"{file}: no such grid. There are: {there}.")
@@ -135,6 +135,13 @@ def read_ablation(file: Path) -> Ablation:
         if point.name in names:
             raise ConfigError(f"{file}: two points are named {point.name}. Give them labels that differ.")
         names.add(point.name)
+    return ablation
+
+
+def checked(file: Path) -> Ablation:
+    """A grid whose every run could start. Raises ConfigError where a point of it is no config."""
+    ablation = read_ablation(file)
+    for point in ablation.runs():
         try:
             load_config(asset(point.config), point.words)
         except ConfigError as error:
@@ -149,7 +156,7 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
     A run that fails is noted, and the others go on. Raises TrainingError in the end where some did; the log
     of each stands in build/ablations/.
     """
-    ablation = read_ablation(file)
+    ablation = checked(file)
     points = ablation.runs()
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs} must be at least 1.")
@@ -170,7 +177,7 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
 
 def listed(file: Path, settings: Sequence[str]) -> None:
     """Prints every run: finished, unfinished or to do, its name, and its command."""
-    ablation = read_ablation(file)
+    ablation = checked(file)
     points = ablation.runs()
     wide = max(len(point.name) for point in points)
     for point in points:
@@ -265,7 +272,7 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
 
 def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     """The grid as a SLURM array, a run a task: build/ablations/NAME.sbatch."""
-    ablation = read_ablation(file)
+    ablation = checked(file)
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
@@ -278,7 +285,7 @@ def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
 
 def write_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
     """The grid as a W&B sweep, a run a point: build/ablations/NAME-sweep.yaml."""
-    ablation = read_ablation(file)
+    ablation = checked(file)
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     sweep = {

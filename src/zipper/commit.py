@@ -11,6 +11,7 @@ def commit() -> str:
     git = ["git", "-C", str(CHECKOUT)]
     made = [
         ":(top,exclude)results",
+        ":(top,exclude)reports",
         ":(top,exclude)RESULTS.md",
     ]  # by the runs themselves
     try:

@@ -5,21 +5,18 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from zipper.ablate import Ablation, read_ablation
 from zipper.config import ROOT
 from zipper.evaluate.significance import compare
 from zipper.report.markdown import percent, section, table
 from zipper.report.runs import beside
+from zipper.report.style import MARKS, PAPERS, bars, line, panels, save, styled
 
 Result = dict[str, Any]
 Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point, task: results by seed
 TASKS = {"asr": "recognition", "tts": "speech, heard by the judge"}
-MARKS = ("o", "s", "^", "D", "v", "P")  # lines are told apart without colours, too
-LINES = ("-", "--", ":", "-.")
 
 
 def grids() -> list[Ablation]:
@@ -74,7 +71,7 @@ def _section(ablation: Ablation, found: Found) -> str:
     text = (
         f"{asked}`configs/ablations/{ablation.name}.yaml`: {done} of {count} runs. Test, greedy. "
         "Differences in points with 95 % intervals, paired over utterances.\n\n"
-        f"![{ablation.title}](results/figures/ablation-{ablation.name}.png)"
+        f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
     command = f"python -m zipper ablate configs/ablations/{ablation.name}.yaml"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
@@ -85,32 +82,27 @@ def _spread(rates: list[float]) -> str:
     return percent(statistics.fmean(rates)) + deviation
 
 
+@styled
 def draw_ablations(folder: Path, figures: Path) -> list[Path]:
-    """ablation-NAME.svg and .png of each grid that has results; the paper's points are drawn apart."""
+    """ablation-NAME of each grid that has results. folder: results/ablations."""
     files = []
     for ablation in grids():
         found = read_results(ablation, folder)
         if not found:
             continue
-        figures.mkdir(parents=True, exist_ok=True)
         tasks = [task for task in TASKS if any(task in results for results in found.values())]
-        figure = Figure(figsize=(5.5 * len(tasks), 4), layout="constrained")
-        for index, (panel, task) in enumerate(
-            zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True)
-        ):
+        height = 4 if ablation.x else 1.2 + 0.33 * len(found)
+        figure, axes = panels(1, len(tasks), (6, height))
+        for index, (panel, task) in enumerate(zip(axes, tasks, strict=True)):
             (_lines if ablation.x else _bars)(panel, ablation, found, task, index)
-            panel.set(ylabel="WER on test (%)", title=TASKS[task], ylim=(0, None))
-            panel.grid(alpha=0.3)
+            panel.set_title(TASKS[task])
         figure.suptitle(ablation.title)
-        for suffix in ("svg", "png"):
-            files.append(figures / f"ablation-{ablation.name}.{suffix}")
-            with rc_context({"svg.hashsalt": ablation.name}):  # the same figure, the same file
-                figure.savefig(files[-1], dpi=110, metadata={"Date": None} if suffix == "svg" else None)
+        files += save(figure, figures / f"ablation-{ablation.name}")
     return files
 
 
 def _lines(panel: Axes, ablation: Ablation, found: Found, task: str, _: int) -> None:
-    """One line for every point of the other axes."""
+    """One line for every point of the other axes, the seeds as a band; the paper's points, if it has some."""
     axes = list(ablation.grid)
     at = axes.index(ablation.x)
     groups: dict[str, list[tuple[float, list[float]]]] = {}
@@ -121,31 +113,28 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str, _: int) -> 
             groups.setdefault(name, []).append((float(labels[at]), rates))
     for i, (name, points) in enumerate(groups.items()):
         xs, several = zip(*sorted(points), strict=True)
-        means = [statistics.fmean(rates) for rates in several]
-        panel.plot(xs, means, marker=MARKS[i % len(MARKS)], linestyle=LINES[i % len(LINES)], label=name)
-        panel.fill_between(xs, [min(r) for r in several], [max(r) for r in several], alpha=0.2)
-    panel.set(xlabel=ablation.x, xscale="log")
+        line(panel, i, xs, several, name)
+        if isinstance(paper := ablation.points.get(name), dict):
+            marks = {**PAPERS, "marker": MARKS[i], "markerfacecolor": "none"}
+            panel.plot([*paper], [*paper.values()], **marks, label=f"the paper's {name}")
+    panel.set(xlabel=ablation.x, xscale="log", ylabel="WER on test (%)", ylim=(0, None))
     panel.set_xticks(sorted({x for points in groups.values() for x, _ in points}))
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     panel.minorticks_off()
     panel.legend()
 
 
 def _bars(panel: Axes, ablation: Ablation, found: Found, task: str, index: int) -> None:
-    """A bar for every point, its seeds as dots; the paper's figures as crosses, on their own scale."""
+    """A bar for every point, its seeds as dots; the paper's figures as crosses, on a scale of their own."""
     shown = [(labels, [100 * one["wer"] for one in results[task]]) for labels, results in found.items()
              if task in results]  # fmt: skip
-    names = [", ".join(labels) for labels, _ in shown]
-    panel.bar(
-        range(len(shown)), [statistics.fmean(rates) for _, rates in shown], color="0.75", edgecolor="0.3"
-    )
-    for i, (_, rates) in enumerate(shown):
-        panel.plot([i] * len(rates), rates, "k.", markersize=5)
-    panel.set_xticks(range(len(names)), names, rotation=20)
-    found_there = [ablation.points.get(labels[0]) for labels, _ in shown]
-    paper = [(i, point[index]) for i, point in enumerate(found_there) if isinstance(point, list)]
+    bars(panel, [", ".join(labels) for labels, _ in shown], [rates for _, rates in shown])
+    panel.set_xlabel("WER on test (%)")
+    points = [ablation.points.get(labels[0]) for labels, _ in shown]
+    paper = [(point[index], i) for i, point in enumerate(points) if isinstance(point, list)]
     if paper:
-        beside_it = panel.twinx()
-        beside_it.plot(*zip(*paper, strict=True), "x", color="tab:red", label="paper (right scale)")
-        beside_it.set(ylim=(0, None), ylabel="the paper's WER (%)")
-        beside_it.legend(loc="lower right")
+        above = panel.twiny()
+        above.plot(*zip(*paper, strict=True), **PAPERS, label="the paper's (scale above)")
+        above.set_xlim(0, 1.15 * max(x for x, _ in paper))
+        above.grid(visible=False)
+        above.legend(loc="lower right")

@@ -11,6 +11,7 @@ from zipper.report.markdown import percent, section, table
 from zipper.report.runs import (
     BASELINES,
     NAMES,
+    PAPER,
     Result,
     Runs,
     against,
@@ -20,15 +21,6 @@ from zipper.report.runs import (
     read_runs,
 )
 
-# Tiny, and Tiny/128M: WER of ASR on test-clean / test-other, of TTS against gold / target (Tables 1 and 2).
-PAPER = {
-    "asr": {"single-decoder": "3.78 / 7.53", "zipper-frozen": "3.47* / 8.37**", "zipper": "3.54 / 8.34**"},
-    "tts": {
-        "single-decoder": "33.38 / 33.11",
-        "zipper-frozen": "27.87 / 27.33*",
-        "zipper": "20.14* / 19.45*",
-    },
-}
 GRID = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
 
 
@@ -107,7 +99,7 @@ def recognition(runs: Runs) -> str:
         f"with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p "
         "of a two-sided Wilcoxon signed-rank test on the utterances' error rates, both on the mean over "
         f"seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** "
-        "worse than its baseline, p < 0.05."
+        "worse than its baseline, p < 0.05.\n\n![Both tasks at a glance](reports/figures/comparison.svg)"
     )
     head = [
         "model",
@@ -153,7 +145,7 @@ def speaking(runs: Runs) -> str:
         f"{first['normaliser']} on both sides. *Gold*: what the judge hears against the transcript; "
         "*target*: against what it hears in the codec's round trip of the recording (paper 4.1.4). Tests "
         "as above, against gold unless said. *Paper*: LibriTTS test-clean, * p < 0.01.\n\n![WER of speech "
-        "by length: up to a length, and in bins](results/figures/compare-wer-by-length.png)"
+        "by length: up to a length, and in bins](reports/figures/wer-by-length.svg)"
     )
     head = ["model", "WER, gold / target", "gold, of each seed", "cut off"]
     head += [f"to {name}" for name in BASELINES.values()]
@@ -219,7 +211,10 @@ def search(folder: Path) -> str:
         "(`model.zip.diagonal`, durations of subwords) and "
         "from whitened states; a single decoder has no counterpart to these.\n"
     )
-    picture = "\n![Learning curves of all runs](results/figures/compare-learning-curves.png)\n"
+    picture = (
+        "\n![Learning curves of all runs](reports/figures/learning-curves.svg)\n\n"
+        "![How far the gates open in training](reports/figures/gates.svg)\n"
+    )
     return section("Equal tuning, and learning curves", text, tables + picture, ["make compare-search"])
 
 

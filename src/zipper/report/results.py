@@ -12,6 +12,7 @@ from zipper.report.comparison_figures import draw_comparison
 from zipper.report.markdown import percent, section, table
 from zipper.report.real import real
 from zipper.report.safety import safety
+from zipper.report.shipped import draw_shipped, shipped
 
 Result = dict[str, Any]
 HEAD = """# Results
@@ -31,6 +32,7 @@ def render(folder: Path, assets: Path) -> str:
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
         comparison(folder),
         ablations(folder / "ablations"),
+        shipped(folder),
         real(folder / "real"),
         codec(found.get("codec")),
         towers(assets),
@@ -40,10 +42,15 @@ def render(folder: Path, assets: Path) -> str:
     return "\n".join([HEAD, *(section for section in sections if section)])
 
 
-def report(folder: Path = ROOT / "results", file: Path = ROOT / "RESULTS.md") -> Path:
-    """Writes RESULTS.md, and the figures of the comparison beside the results."""
-    draw_comparison(folder)
-    draw_ablations(folder / "ablations", folder / "figures")
+def report(
+    folder: Path = ROOT / "results",
+    file: Path = ROOT / "RESULTS.md",
+    figures: Path = ROOT / "reports" / "figures",
+) -> Path:
+    """Writes RESULTS.md, and the figures of the comparison, the ablations and the shipped model."""
+    draw_comparison(folder, figures)
+    draw_ablations(folder / "ablations", figures)
+    draw_shipped(ROOT / "assets" / "zipped", folder, figures)
     file.write_text(render(folder, ROOT / "assets"))
     return file
 

@@ -1,0 +1,73 @@
+"""One look for all figures: readable in grey (a series differs from the next by mark and line, not by colour
+alone), units on the axes, seeds as spread, and what others measured marked as theirs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's, which the colour-blind can tell apart, ordered so that neighbours differ in lightness, too.
+COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 2)))
+PAPERS: dict[str, Any] = {
+    "color": "#B00020", "marker": "x", "linestyle": "none", "markersize": 7, "markeredgewidth": 1.8,
+}  # fmt: skip
+LOOK: Any = {
+    "font.size": 9.0, "axes.titlesize": 9.5, "figure.titlesize": 11.0, "legend.fontsize": 8.0,
+    "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.axisbelow": True, "svg.hashsalt": "zipper", "image.cmap": "magma",
+}  # fmt: skip
+styled = rc_context(LOOK)  # decorates what draws
+
+
+def panels(
+    rows: int, columns: int, size: tuple[float, float], sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of rows x columns panels, row by row. size: of one of them, in inches."""
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    return figure, list(np.ravel(grid))
+
+
+@styled
+def save(figure: Figure, file: Path) -> list[Path]:
+    """As FILE.svg and FILE.png: the same figure, the same bytes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(file.with_suffix(".png"), dpi=120)
+    return [file.with_suffix(".svg"), file.with_suffix(".png")]
+
+
+def line(panel: Axes, index: int, x: Sequence[float], several: Sequence[Sequence[float]], label: str) -> None:
+    """The mean of several measurements at each x, and from the least to the largest of them as a band. index:
+    of the series in its panel, which gives colour, mark and line."""
+    means = [sum(values) / len(values) for values in several]
+    panel.plot(
+        x, means, label=label, color=COLOURS[index % len(COLOURS)], linestyle=LINES[index % len(LINES)],
+        marker=MARKS[index % len(MARKS)] if len(x) < 16 else "", markersize=5,
+    )  # fmt: skip
+    if max(len(values) for values in several) > 1:
+        low, high = [min(values) for values in several], [max(values) for values in several]
+        panel.fill_between(x, low, high, color=COLOURS[index % len(COLOURS)], alpha=0.18, linewidth=0)
+
+
+def bars(panel: Axes, names: Sequence[str], several: Sequence[Sequence[float]]) -> None:
+    """A bar for the mean of each, its measurements as dots, its figure beside it; from the top downwards."""
+    places = range(len(names))
+    means = [sum(values) / len(values) for values in several]
+    panel.barh(places, means, color="0.8", edgecolor="0.25")
+    most = [max(values) for values in several]
+    for place, values in zip(places, several, strict=True):
+        if len(values) > 1:
+            panel.plot(values, [place] * len(values), "o", color="black", markersize=3)
+        said, beside = f"{means[place]:.1f}", (most[place], place)
+        panel.annotate(said, beside, (5, 0), textcoords="offset points", va="center", fontsize=8)
+    panel.set_yticks(places, names)
+    panel.invert_yaxis()
+    panel.set_xlim(0, 1.15 * max(most))
+    panel.grid(visible=False, axis="y")
