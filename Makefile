@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -24,7 +24,7 @@ setup-judge: $(VENV)/.judge  ## add the recogniser that judges speech
 
 setup-pretrained: $(VENV)/.pretrained  ## add what reads models of elsewhere: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -180,6 +180,12 @@ pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result
 
 build/runs/pretrain-%/result.json: | $(READY)
 	$(RUN) pretrain configs/pretrain-$*.yaml $(ARGS)
+
+dashboard: $(VENV)/.dashboard  ## create the W&B dashboard in your project (without a key: check it); ARGS="--entity you --project zipper"
+	$(RUN) dashboard $(ARGS)
+
+notebooks: $(VENV)/.notebooks $(VENV)/.judge  ## run the notebooks, and copy them as HTML into build/notebooks/
+	$(VENV)/bin/jupyter nbconvert --execute --to html --output-dir build/notebooks notebooks/*.ipynb
 
 report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report

@@ -4,6 +4,8 @@ import csv
 import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ import torch
 from conftest import config
 from zipper.bench.memory import pss_of_tree, watch
 from zipper.config import ROOT
+from zipper.report import dashboard as board
 from zipper.report.attention import diagonal
 from zipper.report.clock import Clock
+from zipper.report.dashboard import dashboard
 from zipper.report.figures import smooth, spectrograms
 from zipper.report.metrics import read_metrics
 from zipper.report.results import render
@@ -104,3 +108,23 @@ def test_memory_counts_this_process_and_its_children(tmp_path):
     assert 50 <= float(measured["peak_pss_mb"]) < 500
     with pytest.raises(subprocess.CalledProcessError):
         watch([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_the_dashboard_says_which_panels_no_run_fills(in_tmp, capsys, monkeypatch):
+    monkeypatch.setattr("wandb.login", lambda **_: False)
+    folder = Path("build/runs/some")
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text(
+        "step,train/loss,gate/zips.0.text_from_speech.attention_gate\n1,2,3\n"
+    )
+    dashboard("", "zipper", Path("build/runs"))
+    told = capsys.readouterr().out
+    empty = re.search(r"no run in build/runs has (.*): those stay empty", told).group(1).split(", ")
+    assert {"train/units_per_second", "dev/asr_wer", "test/tts/wer"} < {*empty}
+    assert not {"train/loss", "gate/zips..*text_from_speech.attention_gate"} & {*empty}
+    saved = []
+    monkeypatch.setattr("wandb.login", lambda **_: True)
+    monkeypatch.setattr("wandb.Api", lambda: SimpleNamespace(default_entity="me"))
+    monkeypatch.setattr(board.ws.Workspace, "save", lambda self: saved.append(self))
+    dashboard("", "mine", Path("build/runs"))
+    assert (saved[0].entity, saved[0].project) == ("me", "mine")

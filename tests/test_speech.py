@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from conftest import JOINT, config
+from zipper.cli import run as command
 from zipper.config import load_config
 from zipper.errors import DataError
 from zipper.evaluate.heard import hear_recordings
@@ -90,6 +91,13 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     header = (cfg.run_dir / "metrics.csv").read_text().splitlines()[0]
     for metric in ("train/loss_switch", "dev/asr_wer", "dev/tts_wer", "dev/wer", "train/loss_speech"):
         assert metric in header
+    command(
+        ["dashboard"]
+    )  # every panel but the control by other audio, which decodes once more, has its metric
+    told = capsys.readouterr().out
+    assert "Zips and gates  6 panels" in told
+    assert "those stay empty" not in told
+    assert "no W&B key here" in told
     (mirror,) = (cfg.run_dir / "wandb").glob("offline-run-*")
     tables = {
         path.parent.name + "/" + path.name.split("_")[0] for path in mirror.glob("files/media/table/*/*.json")

@@ -179,6 +179,13 @@ def faults(args: argparse.Namespace) -> None:
     run(load_config(args.config, settings), args.config, args.times, args.jobs, args.line)
 
 
+def dashboard(args: argparse.Namespace) -> None:
+    """create the W&B dashboard in your project; without a key, check it and say how to go on"""
+    from zipper.report.dashboard import dashboard as run
+
+    run(args.entity, args.project, Path("build") / "runs")
+
+
 OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": generate,
     "compare": compare,
@@ -186,6 +193,7 @@ OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
     "push": push,
     "ablate": ablate,
     "faults": faults,
+    "dashboard": dashboard,
 }
 
 
@@ -273,6 +281,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--times", type=int, default=120, help="faults (default: 120)")
     one.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     one.add_argument("--result", help="file for the table (default: it is printed alone)")
+    one = commands.add_parser("dashboard", help=dashboard.__doc__, description=dashboard.__doc__)
+    one.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
+    one.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
     one = commands.add_parser("push", help=push.__doc__, description=push.__doc__)
     one.add_argument("folder", type=Path, help="what `export=` wrote")
     one.add_argument("repository", help="user/name")
