@@ -21,7 +21,7 @@ from zipper.generate.cache import Memory
 from zipper.generate.write import MOST, Written, _length, read_prompts, write
 from zipper.schema import SamplingConfig, TowerConfig
 from zipper.units.facts import Facts, facts_of
-from zipper.units.pattern import delay
+from zipper.units.pattern import to_columns
 
 
 @given(
@@ -165,8 +165,9 @@ def test_what_cannot_be_written_is_refused():
         write(model, [Document("x", [], True)], ["text"], FACTS)
 
 
-def test_the_alphabet_makes_what_the_delay_pattern_undoes():
-    tower = TowerConfig(vocabulary=9, codebooks=3)
+@pytest.mark.parametrize("pattern", ["delay", "parallel"])
+def test_the_alphabet_makes_what_a_pattern_undoes(pattern):
+    tower = TowerConfig(vocabulary=9, codebooks=3, pattern=pattern)
     alphabet = Alphabet.of("speech", tower)
     draw = torch.Generator().manual_seed(0)
     for frames in range(5):
@@ -176,13 +177,14 @@ def test_the_alphabet_makes_what_the_delay_pattern_undoes():
             legal = alphabet.allowed()[kinds]
             if len(columns) <= frames:
                 legal[0, alphabet.end] = False
-            columns.append(torch.multinomial(legal.double(), 1, generator=draw)[:, 0])
+            drawn = torch.multinomial(legal.double(), 1, generator=draw)[:, 0]
+            columns.append(alphabet.closed(drawn[None])[0])
             if columns[-1][0] == alphabet.end:
                 ended = np.array([len(columns) - 1])
         content = alphabet.content(torch.stack(columns))
         assert content.shape == (3, frames)
         if frames:
-            assert torch.equal(delay(content, 6), torch.stack(columns))
+            assert torch.equal(to_columns(content, 6, pattern), torch.stack(columns))
 
 
 def test_recognition_does_not_depend_on_the_batch(store):

@@ -23,11 +23,11 @@ from zipper.generate.write import Written
 from zipper.schema import JudgeConfig
 from zipper.train import run as run_module
 from zipper.units.facts import Facts, facts_of, longest_repeat
-from zipper.units.pattern import delay
+from zipper.units.pattern import to_columns
 
 
 def gold(store, rows) -> list[Written]:
-    columns = [delay(store.row_codes(row), store.codes) for row in rows]
+    columns = [to_columns(store.row_codes(row), store.codes) for row in rows]
     return [Written("speech", c, store.row_codes(row), "end") for c, row in zip(columns, rows, strict=True)]
 
 

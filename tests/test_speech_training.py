@@ -1,5 +1,8 @@
 """What makes a speech tower ask the text: hidden spans, codebook weights, whitened zips; and the switch."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,12 +12,19 @@ from zipper.data.document import document
 from zipper.errors import ConfigError
 from zipper.evaluate.result import Origin
 from zipper.evaluate.tts import evaluate_tts
+from zipper.generate.write import write
+from zipper.model.pretrained import save_tower
+from zipper.model.tower import Tower
 from zipper.model.zip_block import is_gate
+from zipper.schema import CodecConfig
+from zipper.train import run as run_module
 from zipper.train.losses import hide_past, stream_loss, switch_loss
-from zipper.train.module import ZipperModule
+from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
 from zipper.train.whiten import rescale_zips, whiten_zips
-from zipper.units.facts import facts_of
+from zipper.units.codec import load_codec
+from zipper.units.facts import facts_of, reads
+from zipper.units.pattern import to_columns
 
 
 def module_for(store, *words: str) -> ZipperModule:
@@ -137,3 +147,40 @@ def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared
     assert changed == {
         n for n in before if n.endswith(("to_out.weight", "feed_forward.2.weight")) and "zips" in n
     }
+
+
+def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, prepared, monkeypatch):
+    parallel = dataclasses.replace(prepared, pattern="parallel")
+    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: parallel)
+    cfg = config(*JOINT, "codec.pattern=parallel")
+    results = run_module.train(cfg, "x")
+    assert results["tts"]["utterances"] == 6
+    model = load_module(cfg.run_dir / "checkpoints" / "best.ckpt").model
+    assert model.cfg.towers["speech"].pattern == "parallel"
+    rows = [prepared.splits["test"][i] for i in range(4)]
+    documents = [document(parallel, row, "tts", 0.0) for row in rows]
+    assert [len(one.segments[1].tokens) for one in documents] == [
+        parallel.row_codes(row).shape[1] + 2 for row in rows
+    ]
+    given = [dataclasses.replace(one, segments=one.segments[:1]) for one in documents]
+    written = write(model, given, ["speech"], facts_of(parallel))
+    for (segment,) in written:
+        if segment.content.shape[1]:
+            assert torch.equal(to_columns(segment.content, parallel.codes, "parallel"), segment.columns)
+    tower = dataclasses.replace(model.cfg.towers["speech"], pattern="delay")
+    save_tower(Path("old"), Tower(tower), {"reads": reads(parallel, "speech"), "trained_on": None})
+    cfg = config(*JOINT, "model.towers.speech.init=old")
+    with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but the tower .* trained on delay"):
+        resolve(cfg, parallel)
+
+
+def test_fewer_codebooks_are_the_first_ones(monkeypatch):
+    wave = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 0.1
+    (whole,) = load_codec(CodecConfig()).encode([wave])
+    two = load_codec(CodecConfig(codebooks=2))
+    assert two.codebooks == 2
+    assert torch.equal(two.encode([wave])[0], whole[:2])
+    with pytest.raises(ConfigError, match=r"codec\.codebooks=9: .* has 4\. Give 1 to so many"):
+        load_codec(CodecConfig(codebooks=9))
+    with pytest.raises(ConfigError, match=r"codec\.codebooks=2 is of the embedded codec; encodec_24khz has"):
+        CodecConfig(name="encodec_24khz", bandwidth_kbps=1.5, codebooks=2)

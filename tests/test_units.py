@@ -20,44 +20,52 @@ from zipper.errors import ConfigError, DataError
 from zipper.schema import CodecConfig
 from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
 from zipper.units.encode import prepare_store
-from zipper.units.pattern import Specials, columns, delay, scored, undelay, vocabulary
+from zipper.units.pattern import LAGS, Specials, around, from_columns, scored, to_columns, vocabulary
 from zipper.units.store import fingerprint, fingerprint_hash, open_store
 from zipper.units.text import Subwords, normalise
 
 
-@given(books=st.integers(1, 8), frames=st.integers(1, 20), seed=st.integers(0, 99))
-@settings(max_examples=60)
-def test_delay_and_its_inverse(books, frames, seed):
+@given(
+    books=st.integers(1, 8),
+    frames=st.integers(1, 20),
+    seed=st.integers(0, 99),
+    pattern=st.sampled_from([*LAGS]),
+)
+@settings(max_examples=100)
+def test_a_pattern_and_its_inverse(books, frames, seed, pattern):
     codes = torch.randint(16, (books, frames), generator=torch.Generator().manual_seed(seed))
-    out = delay(codes, 16)
+    out = to_columns(codes, 16, pattern)
     special = Specials.after(16)
-    assert len(out) == columns(frames, books) == 1 + frames + max(1, books - 1)
-    assert torch.equal(undelay(out, 16), codes)
+    longer = max(1, books - 1) if pattern == "delay" else 1
+    assert len(out) == frames + around(books, pattern) == 1 + frames + longer
+    assert torch.equal(from_columns(out, 16, pattern), codes)
     assert (out[0] == special.begin).all()
     assert (out == special.begin).sum() == books
     assert (out[:, 0] == special.end).sum() == 1
     assert (out[:, 1:] == special.end).sum() == 0
     assert out.max() < vocabulary(16)
     for q in range(books):
-        assert torch.equal(out[1 + q : 1 + q + frames, q], codes[q])
+        late = q if pattern == "delay" else 0
+        assert torch.equal(out[1 + late : 1 + late + frames, q], codes[q])
     assert scored(out, 16).sum() == books * frames + 1
 
 
 def test_a_stream_cut_before_its_end_gives_the_frames_that_are_whole():
     codes = torch.arange(15).view(3, 5)
-    assert torch.equal(undelay(delay(codes, 16)[:5], 16), codes[:, :2])
-    assert undelay(delay(codes, 16)[:1], 16).shape == (3, 0)
+    assert torch.equal(from_columns(to_columns(codes, 16)[:5], 16), codes[:, :2])
+    assert from_columns(to_columns(codes, 16)[:1], 16).shape == (3, 0)
+    assert torch.equal(from_columns(to_columns(codes, 16, "parallel")[:5], 16, "parallel"), codes[:, :4])
 
 
 def test_specials_are_never_clamped_into_codes():
-    out = delay(torch.arange(15).view(3, 5), 16)
+    out = to_columns(torch.arange(15).view(3, 5), 16)
     out[3, 1] = Specials.after(16).filler
     with pytest.raises(DataError, match="special stands where"):
-        undelay(out, 16)
+        from_columns(out, 16)
     with pytest.raises(DataError, match="0 and 15"):
-        delay(torch.tensor([[3, 16]]), 16)
+        to_columns(torch.tensor([[3, 16]]), 16)
     with pytest.raises(DataError, match="0 and 15"):
-        delay(torch.tensor([[-1, 2]]), 16)
+        to_columns(torch.tensor([[-1, 2]]), 16)
 
 
 def test_normalise_is_librispeechs_convention():

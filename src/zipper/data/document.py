@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from zipper.schema import TASKS
-from zipper.units.pattern import delay, scored
+from zipper.units.pattern import Pattern, scored, to_columns
 from zipper.units.store import Row, Store
 from zipper.units.text import Subwords
 
@@ -54,7 +54,7 @@ def document(store: Store, row: Row, task: str, prompt_weight: float) -> Documen
 def segment(store: Store, row: Row, modality: str, weight: float) -> Segment:
     """One modality of a row as tokens, begin and end included."""
     if modality == "speech":
-        return speech_segment(store.row_codes(row), store.codes, weight)
+        return speech_segment(store.row_codes(row), store.codes, weight, store.pattern)
     return text_segment(row["ids"], store.subwords, weight)
 
 
@@ -64,9 +64,9 @@ def text_segment(ids: Sequence[int], subwords: Subwords, weight: float) -> Segme
     return Segment("text", tokens, torch.arange(len(tokens))[:, None] > 0, weight)
 
 
-def speech_segment(codes: Tensor, size: int, weight: float) -> Segment:
-    """codes int64 [Q, F], each below `size`, as columns of the delay pattern."""
-    tokens = delay(codes, size)
+def speech_segment(codes: Tensor, size: int, weight: float, pattern: Pattern = "delay") -> Segment:
+    """codes int64 [Q, F], each below `size`, as columns (`units.pattern`)."""
+    tokens = to_columns(codes, size, pattern)
     return Segment("speech", tokens, scored(tokens, size), weight)
 
 

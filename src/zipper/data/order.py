@@ -13,7 +13,7 @@ from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 from zipper.schema import TASKS
-from zipper.units.pattern import columns
+from zipper.units.pattern import around
 from zipper.units.store import Store
 
 JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
@@ -45,7 +45,7 @@ class Steps:
         self.rows = store.splits[split].select(range(min(only or 10**9, len(store.splits[split]))))
         self.subwords = np.array([len(ids) for ids in self.rows["ids"]])
         self.frames = np.array([len(codes) for codes in self.rows["codes"]]) // store.codebooks
-        self.speech = np.array([columns(int(f), store.codebooks) for f in self.frames])
+        self.speech = self.frames + around(store.codebooks, store.pattern)
         self.eligible = {
             task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
         }

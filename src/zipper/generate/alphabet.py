@@ -7,21 +7,22 @@ import torch
 from torch import Tensor
 
 from zipper.schema import TowerConfig
-from zipper.units.pattern import Specials, undelay
+from zipper.units.pattern import LAGS, Pattern, Specials, around, from_columns
 
 NEVER = 2**30  # the column in which a segment ends that has not ended yet
 FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, each of them alone, what fills
 
 
 class Alphabet(NamedTuple):
-    """Text is a stream of one codebook whose specials are its tokenizer's; all other streams follow the delay
-    pattern of `units.pattern`, specials last."""
+    """Text is a stream of one codebook whose specials are its tokenizer's; all other streams follow a pattern
+    of `units.pattern`, specials last."""
 
     vocabulary: int
     codebooks: int
     begin: int
     end: int
     filler: int | None
+    pattern: Pattern = "delay"
 
     @classmethod
     def of(cls, name: str, tower: TowerConfig) -> "Alphabet":
@@ -30,7 +31,8 @@ class Alphabet(NamedTuple):
             begin, end = tower.specials
             return cls(tower.vocabulary, 1, begin, end, None)
         special = Specials.after(tower.vocabulary - len(Specials._fields))
-        return cls(tower.vocabulary, tower.codebooks, special.begin, special.end, special.filler)
+        ids = special.begin, special.end, special.filler
+        return cls(tower.vocabulary, tower.codebooks, *ids, tower.pattern)
 
     def allowed(self) -> Tensor:
         """bool [4, V]: the ids of each kind of place."""
@@ -49,16 +51,23 @@ class Alphabet(NamedTuple):
         the end is left to codebook 0.
         """
         first = np.where(ended > column, np.where(must_end, END, FREE), FILLER)[:, None]
-        book = np.arange(1, self.codebooks)
-        due = (column - 1 - book >= 0) & (column - book < ended[:, None])  # [B, Q - 1]
+        behind = LAGS[self.pattern] * np.arange(1, self.codebooks)
+        due = (column - 1 - behind >= 0) & (column - behind < ended[:, None])  # [B, Q - 1]
         return np.concatenate([first, np.where(due, CONTENT, FILLER)], axis=1)
+
+    def closed(self, column: Tensor) -> Tensor:
+        """column int64 [B, Q] as chosen: where nothing lags, the others fill beside an end."""
+        if LAGS[self.pattern] or self.filler is None or self.codebooks == 1:
+            return column
+        first = column[:, :1]
+        return torch.cat([first, torch.where(first == self.end, self.filler, column[:, 1:])], dim=1)
 
     def last_column(self, ended: np.ndarray) -> np.ndarray:
         """Of a segment whose end stands in column `ended`: the other codebooks have yet to catch up."""
-        return ended - 1 + max(1, self.codebooks - 1)
+        return ended - 2 + around(self.codebooks, self.pattern)
 
     def content(self, columns: Tensor) -> Tensor:
         """columns int64 [S, Q] of a whole segment, begin and end included -> content [Q, F]."""
         if self.filler is None:
             return columns[1:-1].T
-        return undelay(columns, self.vocabulary - len(Specials._fields))
+        return from_columns(columns, self.vocabulary - len(Specials._fields), self.pattern)

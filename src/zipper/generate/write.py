@@ -20,6 +20,7 @@ from zipper.generate.sample import choose, randomness
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import SamplingConfig
 from zipper.units.facts import Facts
+from zipper.units.pattern import around
 
 MOST = 8  # segments that `auto` may go on for
 Stop = Literal["end", "cap", "loop"]
@@ -144,7 +145,7 @@ class Writer:
         while progress.open_rows.any():
             states = self.memory.extend(self.name, column[:, None], self._flags(fresh))
             logits = rules(self.memory.logits(self.name, states[:, -1]), progress.kinds())  # [B, Q, V]
-            column = choose(logits, how, uniform[:, len(written)])
+            column = self.alphabet.closed(choose(logits, how, uniform[:, len(written)]))
             written.append(column)
             fresh = progress.open_rows
             progress.add(column[:, 0].cpu().numpy())
@@ -188,4 +189,5 @@ def read_prompts(
 
 def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:
     """Subwords or frames of a segment."""
-    return len(columns) - 1 - max(1, model.cfg.towers[name].codebooks - 1)
+    tower = model.cfg.towers[name]
+    return len(columns) - around(tower.codebooks, tower.pattern)

@@ -54,7 +54,7 @@ class Zipped:
         self._check_length(
             "speech", frames, f"the audio has {frames / self.codec.frame_rate:.1f} s, {frames} frames"
         )
-        return speech_segment(codes, self.codec.codes, 0.0)
+        return speech_segment(codes, self.codec.codes, 0.0, self.cfg.codec.pattern)
 
     def _check_length(self, name: str, length: int, what: str) -> None:
         if name not in self.model.names:

@@ -123,11 +123,20 @@ class CodecConfig:
         None,
         "1.5, 3, 6, 12 or 24 for encodec_24khz; 0.1375 a codebook of mimi; none: all codebooks of embedded",
     )
+    codebooks: int | None = setting(None, "the first so many of the embedded codec; none: all")
+    pattern: Literal["delay", "parallel"] = setting(
+        "delay", "delay: codebook q of a frame stands q columns late; parallel: all of them in one column"
+    )
     batch_seconds: float = setting(
         8.0, "seconds of audio encoded at a time; more is slower on a CPU, whose memory it asks for anew"
     )
 
     def __post_init__(self) -> None:
+        if self.codebooks is not None and self.name != "embedded":
+            raise ConfigError(
+                f"codec.codebooks={self.codebooks} is of the embedded codec; {self.name} has so many as "
+                "codec.bandwidth_kbps gives. Leave it out."
+            )
         if self.name == "encodec_24khz" and self.bandwidth_kbps is None:
             raise ConfigError(
                 "codec.bandwidth_kbps is not set: choose 1.5, 3, 6, 12 or 24 (2 to 32 codebooks)."

@@ -27,6 +27,7 @@ class TowerConfig:
     norm_eps: float = setting(1e-6, "of RMSNorm")
     vocabulary: int = setting(0, "tokens of one codebook; 0: from the store")
     codebooks: int = setting(0, "tokens a column; 0: from the store (text has 1)")
+    pattern: Literal["delay", "parallel"] = setting("delay", "of its columns; from codec.pattern")
     specials: list[int] = setting([0, 1], "ids that begin and end a text; from the store's tokenizer")
     dropout: float = setting(0.0, "after attention and feed-forward, in training")
     init: str | None = setting(

@@ -11,6 +11,8 @@ from zipper.units.facts import reads, reads_all
 from zipper.units.pattern import vocabulary
 from zipper.units.store import Store
 
+BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has of its own in a single decoder
+
 
 def check_towers(cfg: RunConfig) -> None:
     """All that can be said before there is a store. Raises ConfigError where a task needs a modality that
@@ -71,7 +73,7 @@ def _check_tasks(cfg: RunConfig) -> None:
 def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
     """What a modality brings to a single decoder is its vocabulary; all else is the decoder's."""
     plain = TowerConfig()
-    for key in (f.name for f in fields(TowerConfig) if f.name not in ("vocabulary", "codebooks", "init")):
+    for key in (f.name for f in fields(TowerConfig) if f.name not in BROUGHT):
         if getattr(tower, key) not in (getattr(plain, key), getattr(decoder, key)):
             raise ConfigError(
                 f"model.towers.{name}.{key}={getattr(tower, key)}, but a single decoder has one set of "
@@ -127,4 +129,11 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
             f"store has {count} and {books}. Leave both out."
         )
-    return replace(tower, vocabulary=count, codebooks=books)
+    if name == "text" or books == 1:  # one codebook stands in every pattern alike
+        return replace(tower, vocabulary=count, codebooks=books)
+    if tower.init and tower.pattern != store.pattern:
+        raise ConfigError(
+            f"codec.pattern={store.pattern}, but the tower in model.towers.{name}.init={tower.init} was "
+            f"trained on {tower.pattern}. Use that, or pre-train one on this."
+        )
+    return replace(tower, vocabulary=count, codebooks=books, pattern=store.pattern)

@@ -99,7 +99,7 @@ class Codec:
 def load_codec(cfg: CodecConfig) -> Codec:
     """The codec that the config names. Raises DataError on weights that are missing or damaged."""
     if cfg.name == "embedded":
-        return load_embedded(asset(cfg.weights or "assets/codec"))
+        return load_embedded(asset(cfg.weights or "assets/codec"), cfg.codebooks)
     if cfg.name == "mimi":
         from zipper.units.mimi import load_mimi
 
@@ -108,8 +108,9 @@ def load_codec(cfg: CodecConfig) -> Codec:
     return load_official(cfg.bandwidth_kbps, Path(cfg.weights) if cfg.weights else None)
 
 
-def load_embedded(folder: Path) -> Codec:
-    """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON."""
+def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
+    """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON.
+    codebooks: the first so many; all of them."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
             f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
@@ -123,7 +124,9 @@ def load_embedded(folder: Path) -> Codec:
     cfg = TrainCodecConfig(**settings["shape"])
     model = build_embedded(cfg)
     model.load_state_dict(load_file(folder / WEIGHTS))
-    return Codec(model, cfg.codebooks, settings["gain"], "embedded")
+    if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
+        raise ConfigError(f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to so many.")
+    return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded")
 
 
 def build_embedded(cfg: TrainCodecConfig) -> EncodecModel:

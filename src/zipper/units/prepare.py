@@ -1,5 +1,6 @@
 """`zipper prepare`: corpus, codec and subwords to a store, each made only where it is missing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from zipper.config import asset
@@ -48,4 +49,4 @@ def prepare(cfg: RunConfig, clock: Clock) -> Store:
             f"{store.facts['skipped']} utterances were skipped: {store.folder}/skipped.jsonl lists them and "
             "why"
         )
-    return store
+    return replace(store, pattern=cfg.codec.pattern)

@@ -23,6 +23,7 @@ from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
 from zipper.schema import DataConfig
 from zipper.units.codec import Codec
+from zipper.units.pattern import Pattern
 from zipper.units.text import NORMALISER, Subwords
 
 FEATURES = datasets.Features(
@@ -56,12 +57,14 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class Store:
-    """An opened store. `facts` is store.json: fingerprint, counts, and rates of the training split."""
+    """An opened store. `facts` is store.json: fingerprint, counts, and rates of the training split. pattern:
+    how its codes are to stand in columns, which is of the reader's choosing."""
 
     folder: Path
     facts: dict[str, Any]
     splits: dict[str, datasets.Dataset]
     subwords: Subwords
+    pattern: Pattern = "delay"
 
     @property
     def codebooks(self) -> int:
