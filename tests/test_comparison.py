@@ -10,7 +10,7 @@ from zipper.errors import DataError
 from zipper.report.claims import claims
 from zipper.report.comparison import comparison, search
 from zipper.report.comparison_figures import draw_comparison
-from zipper.report.runs import NAMES, read_runs
+from zipper.report.runs import NAMES
 
 
 def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
@@ -71,7 +71,7 @@ def test_both_tables_name_every_model_with_its_seeds_tests_and_the_papers_figure
 def test_claims_follow_from_the_results(folder):
     told = {
         row.split(" | ")[0].strip("| "): row.split(" | ")[1]
-        for row in claims(read_runs(folder / "compare")).splitlines()
+        for row in claims(folder).splitlines()
         if row.startswith("| ")
     }
     assert told["Recognition on par with a frozen text tower (Zipper)"] == "held: better"
@@ -87,7 +87,7 @@ def test_claims_may_fail(folder):
             worse = run("zipper", task, seed, 0.7)
             worse["alone"]["text"]["after"] = 5.0001
             (folder / "compare" / f"zipper-seed{seed}-{task}.json").write_text(json.dumps(worse))
-    text = claims(read_runs(folder / "compare"))
+    text = claims(folder)
     assert "| not held: worse |" in text
     assert "| Text is preserved | not held |" in text
     assert "| Speech better with the speech tower unfrozen than frozen | not held |" in text
@@ -110,9 +110,7 @@ def test_worse_by_less_than_a_point_is_on_par(folder):
         for one in slightly["per_utterance"][:8]:
             one["errors"] -= 1
         file.write_text(json.dumps({**slightly, "name": "compare-single-decoder"}))
-    (found,) = [
-        line for line in claims(read_runs(folder / "compare")).splitlines() if "tower (Zipper)" in line
-    ]
+    (found,) = [line for line in claims(folder).splitlines() if "tower (Zipper)" in line]
     assert " | held | " in found
 
 
@@ -162,3 +160,27 @@ def test_nothing_is_told_where_nothing_was_compared(tmp_path):
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "zipper-seed0-asr.json").write_text(json.dumps(run("zipper", "asr", 0, 0.1)))
     assert "| Zipper |" in comparison(tmp_path)
+
+
+def test_claims_about_ablations_follow_from_their_results(tmp_path):
+    def write(grid: str, name: str, model: str, task: str, rate: float) -> None:
+        file = tmp_path / "ablations" / grid / f"{name}-seed0-{task}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(run(model, task, 0, rate)))
+
+    assert claims(tmp_path) == ""
+    for size, ours, theirs in ((30, 0.95, 0.7), (100, 0.3, 0.9), (1000, 0.2, 0.9), (12000, 0.1, 0.1)):
+        write("aligned-data", f"zipper-{size}", "zipper", "asr", ours)
+        write("aligned-data", f"single-decoder-{size}", "single-decoder", "asr", theirs)
+    for name, rate in (("all", 0.3), ("no-text", 0.6), ("no-speech", 0.3), ("none", 0.6)):
+        write("projections", name, "zipper", "tts", rate)
+        write("projections", name, "zipper", "asr", 0.2)
+    text = claims(tmp_path)
+    assert "(Figure 3) | held | 100 utterances: -" in text
+    assert "Zipper is the worse one (Figure 3) | held | 30 utterances: +" in text
+    assert "text tower's input projection (Figure 4a) | held | no text against all: +" in text
+    assert "without the speech tower's (Figure 4a) | held" in text
+    assert "without both (Figure 4a) | held" in text
+    assert "Figure 4b" not in text
+    write("aligned-data", "zipper-100", "zipper", "asr", 0.95)
+    assert "(Figure 3) | not held | 100 utterances" in claims(tmp_path)

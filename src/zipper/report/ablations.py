@@ -44,15 +44,15 @@ def ablations(folder: Path) -> str:
 
 def _section(ablation: Ablation, found: Found) -> str:
     tasks = [task for task in TASKS if any(task in results for results in found.values())]
-    first = next(iter(found.values()))
     rows = []
     for labels, results in found.items():
         row = list(labels)
         for task in tasks:
             several = results.get(task, [])
             row.append(_spread([one["wer"] for one in several]) if several else "")
-            same = several and first.get(task) and results is not first
-            row.append(beside(compare(several, first[task])) if same else "")
+            first = found.get(_beside(ablation, found, labels), {})
+            told = several and first.get(task) and first is not results
+            row.append(beside(compare(several, first[task])) if told else "")
         paper = ablation.points.get(labels[0], "")
         row.append(" / ".join(f"{value}" for value in paper) if isinstance(paper, list) else "")
         seeds = max(len(several) for several in results.values())
@@ -60,7 +60,8 @@ def _section(ablation: Ablation, found: Found) -> str:
         rows.append([*row, str(seeds), f"{one['parameters_trained'] / 1e6:.2f} M", f"`{one['commit']}`"])
     head = [*ablation.grid]
     for task in tasks:
-        head += [f"{task.upper()} WER", "against the first row, p"]
+        first_one = f"to the first at its {ablation.x}" if ablation.x else "to the first row"
+        head += [f"{task.upper()} WER", first_one]
     head += ["paper, ASR / TTS", "seeds", "trained", "commit"]
     if not any(row[-4] for row in rows):
         head.pop(-4)
@@ -70,11 +71,19 @@ def _section(ablation: Ablation, found: Found) -> str:
     asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
         f"{asked}`configs/ablations/{ablation.name}.yaml`: {done} of {count} runs. Test, greedy. "
-        "Differences in points with 95 % intervals, paired over utterances.\n\n"
+        "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
         f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
     command = f"python -m zipper ablate configs/ablations/{ablation.name}.yaml"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
+
+
+def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The point that one is compared with: the first that stands at the same x, or the first of all."""
+    if not ablation.x:
+        return next(iter(found))
+    at = [*ablation.grid].index(ablation.x)
+    return next(one for one in found if one[at] == labels[at])
 
 
 def _spread(rates: list[float]) -> str:

@@ -1,16 +1,45 @@
-"""The paper's claims, each with a rule that the results of a comparison decide."""
+"""The paper's claims, each with a rule that the results of the comparison and the ablations decide."""
+
+from pathlib import Path
+from typing import NamedTuple
 
 from zipper.evaluate.significance import Comparison, compare
+from zipper.report.ablations import Found, grids, read_results
 from zipper.report.markdown import section, table
-from zipper.report.runs import NAMES, Runs, against, beside
+from zipper.report.runs import NAMES, Runs, against, beside, read_runs
 
 PAR = 0.01  # a difference of WER within which two models are on par
 Row = list[str]
 
 
-def claims(runs: Runs) -> str:
-    """Held, not held or not decided here, one line each; those whose models have not run are left out."""
-    single = "single-decoder"
+class Point(NamedTuple):
+    """A claim about one point of a grid and the one it is compared with. expected: better, worse, or open,
+    which is on par."""
+
+    claim: str
+    grid: str
+    task: str
+    one: str
+    other: str
+    expected: str
+
+
+FIGURE_4 = [
+    Point("Speech needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
+          "all", "worse"),
+    Point("Speech does without the speech tower's (Figure 4a)", "projections", "tts", "no speech", "all",
+          "open"),
+    Point("Recognition does without both (Figure 4a)", "projections", "asr", "none", "all", "open"),
+    Point("One zip recognises as well as four (Figure 4b)", "zips", "asr", "1", "4", "open"),
+    Point("Eight zips speak better than four (Figure 4b)", "zips", "tts", "8", "4", "better"),
+]  # fmt: skip
+
+
+def claims(folder: Path) -> str:
+    """Held, not held or not decided here, one line each; those whose models have not run are left out.
+    folder: results."""
+    runs, single = read_runs(folder / "compare"), "single-decoder"
+    found = {one.name: read_results(one, folder / "ablations") for one in grids()}
     rows = [
         *[
             on_par(f"Recognition on par with a frozen text tower ({NAMES[model]})", runs, model)
@@ -20,13 +49,17 @@ def claims(runs: Runs) -> str:
         better("Speech better with the speech tower unfrozen than frozen", runs, "zipper", "zipper-frozen"),
         long_and_short(runs),
         preserved(runs),
+        *little_data(found.get("aligned-data", {})),
+        *[figure_4(one, found.get(one.grid, {})) for one in FIGURE_4],
     ]
-    text = (
-        "*Held* or *not held* where p < 0.05 in the test above and the whole interval lies on one side, over "
-        f"all seeds; on par is also what lies within {100 * PAR:.0f} point with its whole interval. At this "
-        "size, on this corpus: nothing here speaks about LibriSpeech."
-    )
     told = [row for row in rows if row]
+    if not told:
+        return ""
+    text = (
+        "*Held* or *not held* where p < 0.05 in the paired test and the whole interval lies on one side, "
+        f"over all seeds; on par is also what lies within {100 * PAR:.0f} point with its whole interval. At "
+        "this size, on this corpus: nothing here speaks about LibriSpeech."
+    )
     return section("The paper's claims", text, table(["claim", "here", "evidence"], told), [])
 
 
@@ -97,3 +130,40 @@ def preserved(runs: Runs) -> Row | None:
         "held" if same else "not held",
         f"all {len(kept)} runs of Zipper, table above",
     ]
+
+
+def little_data(found: Found) -> list[Row]:
+    """Figure 3: Zipper against the Single Decoder at each amount of aligned data."""
+    sizes = sorted({int(labels[1]) for labels in found}) if found else []
+    apart = {}
+    for size in sizes:
+        ours, theirs = (
+            found.get((model, str(size)), {}).get("asr") for model in ("Zipper", "Single Decoder")
+        )
+        if ours and theirs:
+            apart[size] = compare(ours, theirs)
+    if len(apart) < 2:
+        return []
+    least, *more = apart
+    few = [size for size in more if size < sizes[-1]]
+    held = all(apart[size].verdict() == "better" for size in few)
+    evidence = "; ".join(f"{size:,} utterances: {beside(apart[size])}" for size in few)
+    words = {"worse": "held", "better": "not held: better", "open": "not decided"}
+    return [
+        ["Little aligned data suffices, where the Single Decoder stays near 100 % (Figure 3)",
+         "held" if held else "not held", evidence],
+        ["With next to none, Zipper is the worse one (Figure 3)", words[apart[least].verdict()],
+         f"{least} utterances: {beside(apart[least])}"],
+    ]  # fmt: skip
+
+
+def figure_4(point: Point, found: Found) -> Row | None:
+    """A point of a grid against another one."""
+    one, other = (found.get((label,), {}).get(point.task) for label in (point.one, point.other))
+    if not one or not other:
+        return None
+    apart = compare(one, other)
+    verdict = apart.verdict()
+    held = max(-apart.low, apart.high) < PAR if point.expected == "open" else verdict == point.expected
+    word = "held" if held else "not decided" if verdict == "open" else f"not held: {verdict}"
+    return [point.claim, word, f"{point.one} against {point.other}: {beside(apart)}"]

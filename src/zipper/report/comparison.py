@@ -6,7 +6,6 @@ import statistics
 from pathlib import Path
 
 from zipper.evaluate.significance import RESAMPLES, ZEROS
-from zipper.report.claims import claims
 from zipper.report.markdown import percent, section, table
 from zipper.report.runs import (
     BASELINES,
@@ -34,7 +33,6 @@ def comparison(folder: Path) -> str:
         recognition(runs),
         speaking(runs),
         forgetting(runs),
-        claims(runs),
         search(folder / "search"),
     ]
     return "\n".join(part for part in parts if part)

@@ -7,6 +7,7 @@ from typing import Any
 
 from zipper.config import ROOT
 from zipper.report.ablations import ablations, draw_ablations
+from zipper.report.claims import claims
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
 from zipper.report.markdown import percent, section, table
@@ -31,6 +32,7 @@ def render(folder: Path, assets: Path) -> str:
         recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
         comparison(folder),
+        claims(folder),
         ablations(folder / "ablations"),
         shipped(folder),
         real(folder / "real"),
