@@ -130,12 +130,17 @@ ablation-%: | $(VENV)/.judge
 ablation-zips: build/towers/text-8-layers/tower.json build/towers/speech-8-layers/tower.json
 ablation-sizes: $(foreach one,text-64-wide text-256-wide text-8-layers speech-8-layers,build/towers/$(one)/tower.json)
 
+ablation-codebooks: $(foreach one,speech-4-codebooks speech-parallel speech-2-codebooks speech-1-codebook,build/towers/$(one)/tower.json)
 ablation-budget: | build/runs/pretrain-single-decoder/result.json
 
 WORDS_text-64-wide := model.towers.text.width=64 model.towers.text.hidden=192
 WORDS_text-256-wide := model.towers.text.width=256 model.towers.text.hidden=768
 WORDS_text-8-layers := model.towers.text.layers=8
 WORDS_speech-8-layers := model.towers.speech.layers=8
+WORDS_speech-4-codebooks := train.steps=800
+WORDS_speech-parallel := train.steps=800 codec.pattern=parallel
+WORDS_speech-2-codebooks := train.steps=800 codec.codebooks=2
+WORDS_speech-1-codebook := train.steps=800 codec.codebooks=1
 
 OTHER_TOWER = name=pretrain-$1-$* export=build/towers/$1-$* data.tokenizer=assets/text-tower/tokenizer.json $(WORDS_$1-$*)
 
