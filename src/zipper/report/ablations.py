@@ -87,7 +87,7 @@ def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[
 
 
 def _apart(a: list[Result], b: list[Result]) -> Comparison:
-    """What is asked may be the codec, and with it the store: the sentences must be the same, not the codes."""
+    """What is asked may be the codec, and with it the store: the sentences must be the same, not codes."""
     any_a, any_b = ([{**one, "data_fingerprint": "", "codec": ""} for one in side] for side in (a, b))
     return compare(any_a, any_b)
 
