@@ -16,7 +16,7 @@ from zipper.config import ROOT, load_config, save_config
 from zipper.errors import ConfigError, TrainingError
 from zipper.report import ablations as report
 
-GRIDS = sorted((ROOT / "configs" / "ablations").glob("*.yaml"))
+GRIDS = sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))
 MINE = {
     "title": "Mine", "config": str(ROOT / "configs" / "faults.yaml"), "words": {"train.steps": 24},
     "grid": {

@@ -6,10 +6,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.batch import collate
-from zipper.data.document import document, looks, scored_weight
+from zipper.data.document import document, looks, scored_weight, share
 from zipper.data.order import From, Steps
 from zipper.errors import ConfigError
 from zipper.train.losses import stream_loss
@@ -161,3 +162,18 @@ def test_a_slice_without_examples_learns_nothing_and_takes_part(store):
     loss.backward()
     assert float(loss) == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.tower("text").parameters())
+
+
+def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
+    rows = Dataset.from_list([
+        {"id": f"{speaker}-{take:02d}", "speaker": str(speaker), "subset": "librispeech/train-clean-100"}
+        for speaker in range(10) for take in range(20)
+    ])  # fmt: skip
+    few, more = share(rows, 20), share(rows, 60)
+    assert (len(few), len(more)) == (20, 60)
+    assert {*few["id"]} < {*more["id"]}
+    assert len({*more["speaker"]}) == 10
+    assert more["id"] == sorted(more["id"])  # in the order of the store
+    assert share(rows, 1000)["id"] == share(rows, None)["id"] == rows["id"]
+    spoken = rows.map(lambda row: {"subset": "spoken/train"})
+    assert share(spoken, 20)["id"] == rows["id"][:20]

@@ -110,7 +110,7 @@ def _written(value: Any) -> str:
 def read_ablation(file: Path) -> Ablation:
     """Raises ConfigError where it is no grid file, or two points have one name."""
     if not file.is_file():
-        there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").glob("*.yaml")))
+        there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
         raise ConfigError(f"{file}: no such grid. There are: {there}.")
     try:
         values = yaml.safe_load(file.read_text())

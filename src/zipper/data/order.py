@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from zipper.data.batch import Batch, collate
-from zipper.data.document import Document, document, eligible, scored_weight
+from zipper.data.document import Document, document, eligible, scored_weight, share
 from zipper.errors import ConfigError
 from zipper.schema import TASKS
 from zipper.units.pattern import around
@@ -42,7 +42,7 @@ class Steps:
         """
         self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
-        self.rows = store.splits[split].select(range(min(only or 10**9, len(store.splits[split]))))
+        self.rows = share(store.splits[split], only)
         self.subwords = np.array([len(ids) for ids in self.rows["ids"]])
         self.frames = np.array([len(codes) for codes in self.rows["codes"]]) // store.codebooks
         self.speech = self.frames + around(store.codebooks, store.pattern)

@@ -13,7 +13,7 @@ import lightning
 import torch
 
 from zipper.config import to_dict
-from zipper.data.document import eligible
+from zipper.data.document import eligible, share
 from zipper.evaluate.wer import WordErrors
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
@@ -74,10 +74,7 @@ def chosen_rows(store: Store, cfg: RunConfig, task: str, split: str | None = Non
     """Rows of a split (none: cfg.evaluate.split) that the task can be asked of, and whose corpus it takes.
     Of the training split, only what the run has trained on: a check of the wiring, never a result."""
     split = split or cfg.evaluate.split
-    rows = store.splits[split]
-    only = cfg.data.only if split == "train" else None
-    if only:
-        rows = rows.select(range(min(only, len(rows))))
+    rows = share(store.splits[split], cfg.data.only if split == "train" else None)
     return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
 
 

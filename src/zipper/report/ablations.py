@@ -21,7 +21,7 @@ TASKS = {"asr": "recognition", "tts": "speech, heard by the judge"}
 
 def grids() -> list[Ablation]:
     """All grid files, by name."""
-    return [read_ablation(file) for file in sorted((ROOT / "configs" / "ablations").glob("*.yaml"))]
+    return [read_ablation(file) for file in sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))]
 
 
 def read_results(ablation: Ablation, folder: Path) -> Found:

@@ -66,7 +66,7 @@ class DataConfig:
     subwords: int = setting(640, "most subwords of a tokenizer trained here, specials included")
     max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed")
     only: int | None = setting(
-        None, "train on the first so many utterances only; a smaller share is nested in a larger one"
+        None, "train on so many utterances only; a smaller share is nested in a larger one"
     )
 
     def __post_init__(self) -> None:
