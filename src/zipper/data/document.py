@@ -51,7 +51,7 @@ def share(rows: Dataset, only: int | None) -> Dataset:
         return rows
     if rows[0]["subset"].partition("/")[0] in ("", "spoken"):
         return rows.select(range(only))
-    ids = rows["id"]
+    ids = list(rows["id"])
     by_hash = sorted(range(len(rows)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
     return rows.select(sorted(by_hash[:only]))
 
