@@ -10,7 +10,8 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from zipper import ablate as grid
+from zipper import ablate as running
+from zipper import grid
 from zipper.cli import run
 from zipper.config import ROOT, load_config, save_config
 from zipper.errors import ConfigError, TrainingError
@@ -86,7 +87,7 @@ class Ended:
 
 def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_tmp, monkeypatch, capsys):
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    monkeypatch.setattr(grid, "_prepare", lambda *_: None)
+    monkeypatch.setattr(running, "_prepare", lambda *_: None)
     monkeypatch.setattr(Ended, "commands", [])
     run(["ablate", str(write()), "--only", "zipper-10-seed1"])
     assert len(Ended.commands) == 1
@@ -103,7 +104,7 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     assert all(
         re.match(r"finished   (zipper|single).* zipper train .*configs/faults.yaml ", line) for line in listed
     )
-    with pytest.raises(ConfigError, match=r"is finished with train\.steps=24, but the grid says 36.*Move"):
+    with pytest.raises(ConfigError, match=r"is finished with train\.steps=24, not 36, which the grid.*Move"):
         run(["ablate", str(write(words={"train.steps": 36})), "--dry-run"])
     run(["ablate", str(write()), "--jobs", "2", "train.steps=36"])  # a trial has a place of its own
     assert len(Ended.commands) == 16
@@ -151,7 +152,7 @@ def test_a_grid_that_cannot_be_run_is_refused_before_the_first_run(in_tmp, chang
 
 def test_results_become_a_table_and_figures(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    monkeypatch.setattr(grid, "_prepare", lambda *_: None)
+    monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
     monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
     text = report.ablations(Path("results/ablations"))

@@ -11,6 +11,8 @@ from zipper.config import ROOT, flat, from_dict, load_config, to_dict
 from zipper.evaluate.asr import last_line
 from zipper.evaluate.tts import last_line as tts_line
 from zipper.evaluate.wer import WordErrors, word_errors
+from zipper.grid import differences
+from zipper.report.ablations import grids
 from zipper.report.comparison import in_short
 from zipper.report.runs import best_rate
 from zipper.units.text import Subwords
@@ -139,6 +141,18 @@ def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, t
         ran = to_dict(from_dict(one["config"]))  # with what was added to the settings since, at its default
         assert ran["train"] == to_dict(cfg)["train"]
         assert one["wall_seconds"] <= 15 * 60
+
+
+@pytest.mark.parametrize("grid", grids(), ids=lambda grid: grid.name)
+def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
+    folder = ROOT / "results" / "ablations" / grid.name
+    known = set()
+    for point in grid.runs():
+        for file in (*folder.glob(f"{point.name}.json"), *folder.glob(f"{point.name}-[at]??.json")):
+            known.add(file)
+            config = json.loads(file.read_text())["config"]
+            assert differences(config, load_config(ROOT / point.config, point.words)) == []
+    assert {*folder.glob("*.json")} == known
 
 
 def test_the_readme_shows_the_comparison_of_the_files():

@@ -1,27 +1,12 @@
-"""`zipper ablate`: a grid over any settings, seeds included, run by run; the same file becomes a W&B sweep
-or a SLURM array.
-
-A grid file (configs/ablations/NAME.yaml) has these keys:
-
-title, paper   what is asked, and which figure of the paper asks it
-config, words  the config that all runs start from, and settings of all of them
-grid           axes: a setting with its values, or any name with named settings (`config` among them)
-seeds          of every point
-x              the axis that is drawn to the right, others are lines; none: a bar for every point
-points         what the paper found, % of WER: label: [recognition, speech], or with x line: {x: recognition}
-"""
+"""`zipper ablate`: a grid (`zipper.grid`) run by run; the same file becomes a W&B sweep or a SLURM array."""
 
 import hashlib
-import itertools
-import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -29,8 +14,9 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from zipper.config import ROOT, asset, flat, load_config, to_dict
+from zipper.config import asset, load_config
 from zipper.errors import ConfigError, TrainingError
+from zipper.grid import Ablation, Point, checked, differences
 from zipper.schema import RunConfig
 
 SLURM = """#!/bin/bash
@@ -45,108 +31,6 @@ set -euo pipefail
 RUNS=({runs})
 srun {python} -m zipper ablate {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}" {settings}
 """
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run. labels: by axis, as they are shown."""
-
-    name: str
-    labels: dict[str, str]
-    config: str
-    words: list[str]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """A grid file."""
-
-    name: str
-    title: str
-    config: str
-    grid: dict[str, Any]
-    paper: str = ""
-    words: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0])
-    x: str = ""
-    points: dict[str, Any] = field(default_factory=dict)
-
-    def runs(self) -> list[Point]:
-        """Every point of the grid with every seed: the first seed of all, then the next, so that a grid that
-        was cut off can be compared."""
-        out = []
-        for seed, chosen in itertools.product(
-            self.seeds, [*itertools.product(*(_values(axis, of) for axis, of in self.grid.items()))]
-        ):
-            labels = {axis: label for axis, (label, _) in zip(self.grid, chosen, strict=True)}
-            config, words = self.config, dict(self.words)
-            for _, settings in chosen:
-                words.update({key: value for key, value in settings.items() if key != "config"})
-                config = settings.get("config", config)
-            slug = "-".join(_plain(label) for label in labels.values())
-            written = [f"{key}={_written(value)}" for key, value in words.items()]
-            out.append(Point(f"{slug}-seed{seed}", labels, config, [*written, f"seed={seed}"], seed))
-        return out
-
-
-def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label, settings) of an axis."""
-    if isinstance(of, dict):
-        yield from ((str(label), settings or {}) for label, settings in of.items())
-    else:
-        yield from ((str(value), {axis: value}) for value in of)
-
-
-def _plain(label: str) -> str:
-    """As a part of a file's name."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
-
-
-def _written(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
-
-
-def read_ablation(file: Path) -> Ablation:
-    """Raises ConfigError where it is no grid file, or two points have one name."""
-    if not file.is_file():
-        there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
-        raise ConfigError(f"{file}: no such grid. There are: {there}.")
-    try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
-    known = {f.name for f in fields(Ablation)} - {"name"}
-    if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - known:
-        raise ConfigError(
-            f"{file} is no grid: it needs title, config and grid, and may have "
-            f"{', '.join(sorted(known - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
-        )
-    ablation = Ablation(file.stem, **values)
-    grid = ablation.grid
-    if not isinstance(grid, dict) or not all(isinstance(of, dict | list) and of for of in grid.values()):
-        raise ConfigError(
-            f"{file}: grid={grid} is to hold axes, each with a list of values or named settings."
-        )
-    if ablation.x and ablation.x not in grid:
-        raise ConfigError(f"{file}: x={ablation.x} is no axis of the grid. Name one of {', '.join(grid)}.")
-    names: set[str] = set()
-    for point in ablation.runs():
-        if point.name in names:
-            raise ConfigError(f"{file}: two points are named {point.name}. Give them labels that differ.")
-        names.add(point.name)
-    return ablation
-
-
-def checked(file: Path) -> Ablation:
-    """A grid whose every run could start. Raises ConfigError where a point of it is no config."""
-    ablation = read_ablation(file)
-    for point in ablation.runs():
-        try:
-            load_config(asset(point.config), point.words)
-        except ConfigError as error:
-            raise ConfigError(f"{file}, {point.name}: {error}") from error
-    return ablation
 
 
 def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> None:
@@ -199,18 +83,15 @@ def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[s
 
 def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bool:
     """Whether its run folder holds a finished run. Raises ConfigError where that had other settings."""
-    run = config_of(ablation, point, settings).run_dir
-    if not (run / "result.json").exists():
+    cfg = config_of(ablation, point, settings)
+    if not (cfg.run_dir / "result.json").exists():
         return False
-    saved = flat(yaml.safe_load((run / "config.yaml").read_text()))
-    asked = flat(json.loads(json.dumps(to_dict(config_of(ablation, point, settings)))))
-    words = {word.partition("=")[0] for word in [*point.words, *settings]}
-    for key, value in asked.items():
-        if any(key == word or key.startswith(f"{word}.") for word in words) and saved.get(key) != value:
-            raise ConfigError(
-                f"{run} is finished with {key}={saved.get(key)}, but the grid says {value}. Move that folder "
-                "away, or give the grid file another name."
-            )
+    changed = differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text()), cfg)
+    if changed:
+        raise ConfigError(
+            f"{cfg.run_dir} is finished with {'; '.join(changed)}, which the grid now has otherwise. Move "
+            "that folder away, or give the grid file another name."
+        )
     return True
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from zipper.ablate import Ablation, read_ablation
 from zipper.config import ROOT
 from zipper.evaluate.significance import Comparison, compare
+from zipper.grid import Ablation, read_ablation
 from zipper.report.markdown import percent, section, table
 from zipper.report.runs import beside
 from zipper.report.style import MARKS, PAPERS, bars, line, panels, save, styled
