@@ -38,8 +38,33 @@ def read_results(ablation: Ablation, folder: Path) -> Found:
 
 
 def ablations(folder: Path) -> str:
-    """A table for each grid that has results. folder: results/ablations."""
-    return "\n".join(_section(one, found) for one in grids() if (found := read_results(one, folder)))
+    """What all grids took, and a table for each that has results. folder: results/ablations."""
+    found = {one.name: (one, results) for one in grids() if (results := read_results(one, folder))}
+    if not found:
+        return ""
+    return "\n".join([_all(folder, found), *(_section(*one) for one in found.values())])
+
+
+def _all(folder: Path, found: dict[str, tuple[Ablation, Found]]) -> str:
+    """A row for every grid: runs, and what they took."""
+    rows, minutes = [], []
+    for ablation, results in found.values():
+        runs = [next(iter(one.values())) for one in results.values()]
+        took = [sum(run["stage_seconds"].values()) / 60 for seeds in runs for run in seeds]
+        minutes += took
+        rows.append([
+            f"[{ablation.title}](configs/ablations/{ablation.name}.yaml)", ablation.paper,
+            f"{len(took)} of {len(ablation.runs())}", f"{statistics.fmean(took):.1f}", f"{max(took):.1f}",
+        ])  # fmt: skip
+    threads = {run["threads"] for _, results in found.values() for one in results.values()
+               for seeds in one.values() for run in seeds}  # fmt: skip
+    text = (
+        f"One command each (`make ablation-NAME`, or `make ablations` for all of them): {len(minutes)} runs, "
+        f"{sum(minutes) / 60:.1f} hours of {' or '.join(map(str, sorted(threads)))} thread(s), tests and judge "
+        "included."
+    )
+    head = ["grid", "paper", "runs", "minutes a run", "longest"]
+    return section("Ablations", text, table(head, rows), ["make ablations ARGS='--jobs 2'"])
 
 
 def _section(ablation: Ablation, found: Found) -> str:
@@ -70,12 +95,23 @@ def _section(ablation: Ablation, found: Found) -> str:
     done = sum(max(len(several) for several in results.values()) for results in found.values())
     asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
-        f"{asked}`configs/ablations/{ablation.name}.yaml`: {done} of {count} runs. Test, greedy. "
+        f"{asked}`configs/ablations/{ablation.name}.yaml`: {done} of {count} runs of `{ablation.config}`"
+        f"{_with(ablation)}. Test, greedy{_spoken(found)}. "
         "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
         f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
     command = f"python -m zipper ablate configs/ablations/{ablation.name}.yaml"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
+
+
+def _with(ablation: Ablation) -> str:
+    words = ", ".join(f"{key}={value}" for key, value in ablation.words.items())
+    return f" with {words}" if words else ""
+
+
+def _spoken(found: Found) -> str:
+    counts = {one["utterances"] for results in found.values() for one in results.get("tts", [])}
+    return f", {max(counts)} sentences spoken" if counts else ""
 
 
 def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
