@@ -60,8 +60,8 @@ def _all(folder: Path, found: dict[str, tuple[Ablation, Found]]) -> str:
                for seeds in one.values() for run in seeds}  # fmt: skip
     text = (
         f"One command each (`make ablation-NAME`, or `make ablations` for all of them): {len(minutes)} runs, "
-        f"{sum(minutes) / 60:.1f} hours of {' or '.join(map(str, sorted(threads)))} thread(s), tests and judge "
-        "included."
+        f"{sum(minutes) / 60:.1f} hours of {' or '.join(map(str, sorted(threads)))} thread(s), tests and "
+        "judge included."
     )
     head = ["grid", "paper", "runs", "minutes a run", "longest"]
     return section("Ablations", text, table(head, rows), ["make ablations ARGS='--jobs 2'"])
