@@ -74,6 +74,18 @@ def test_wandb_mirrors_a_run_offline_without_an_account(prepared, monkeypatch):
     assert pictures == {"figures"}
 
 
+def test_online_a_run_taken_up_again_is_one_run_and_offline_another(in_tmp, monkeypatch):
+    made = []
+    monkeypatch.setattr(run_module, "WandbLogger", lambda **words: made.append(words))
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    for mode in ("online", "online", "offline"):
+        run_module.loggers(config("name=followed", f"log.wandb={mode}"))
+    run_module.loggers(config("name=another", "log.wandb=online"))
+    assert made[0]["id"] == made[1]["id"] != made[3]["id"]
+    assert made[0]["resume"] == "allow"
+    assert "id" not in made[2]
+
+
 def test_any_split_can_be_reported_on_and_audio_may_be_gone(prepared, monkeypatch):
     gone = SimpleNamespace(is_file=lambda: False)
     monkeypatch.setattr("zipper.evaluate.samples.Path", lambda _: gone)

@@ -1,6 +1,7 @@
 """`zipper train` and `zipper pretrain`: config to run folder."""
 
 import os
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -219,9 +220,22 @@ def loggers(cfg: RunConfig) -> list[Logger]:
                 save_dir=cfg.run_dir.resolve(),  # its service keeps the folder that it was started in
                 offline=cfg.log.wandb == "offline",
                 config=to_dict(cfg),
+                **_kept_id(cfg),
             )
         )
     return out
+
+
+def _kept_id(cfg: RunConfig) -> dict[str, Any]:
+    """Online, a run that is taken up again is the same run for W&B too. Offline it must be another one: of
+    two parts with one id, the one that is sent later would take the place of the first."""
+    if cfg.log.wandb != "online":
+        return {}
+    file = cfg.run_dir / "wandb-id"
+    if first_process() and not file.exists():
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:12])
+    return {"id": file.read_text(), "resume": "allow"} if file.exists() else {}
 
 
 def export(cfg: RunConfig, module: ZipperModule, store: Store, results: dict[str, Any]) -> None:
