@@ -137,6 +137,8 @@ WORDS_text-64-wide := model.towers.text.width=64 model.towers.text.hidden=192
 WORDS_text-256-wide := model.towers.text.width=256 model.towers.text.hidden=768
 WORDS_text-8-layers := model.towers.text.layers=8
 WORDS_speech-8-layers := model.towers.speech.layers=8
+WORDS_speech-mimi := data=librispeech codec.name=mimi codec.bandwidth_kbps=1.1 data.tokenizer=null train.steps=50000 train.tokens=16384 \
+	train.validate_every=5000
 WORDS_speech-4-codebooks := train.steps=800
 WORDS_speech-parallel := train.steps=800 codec.pattern=parallel
 WORDS_speech-2-codebooks := train.steps=800 codec.codebooks=2

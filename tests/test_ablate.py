@@ -13,7 +13,7 @@ import yaml
 from zipper import ablate as running
 from zipper import grid
 from zipper.cli import run
-from zipper.config import ROOT, load_config, save_config
+from zipper.config import ROOT, load_config, save_config, to_dict
 from zipper.errors import ConfigError, TrainingError
 from zipper.report import ablations as report
 
@@ -77,7 +77,8 @@ class Ended:
         rows = [{"id": str(i), "errors": e, "words": 4, "reference": "a b c d"} for i, e in enumerate(errors)]
         result = {
             "name": cfg.name, "task": "asr", "split": "test", "wer": sum(errors) / 12, "per_utterance": rows,
-            "utterances": 3, "parameters_trained": 10**6, "commit": "abc", "seed": cfg.seed,
+            "utterances": 3, "parameters_trained": 10**6, "commit": "abc", "seed": cfg.seed, "threads": 1,
+            "stage_seconds": {"train": 60.0, "evaluate": 30.0},
         }  # fmt: skip
         file.write_text(json.dumps(result))
 
@@ -137,6 +138,10 @@ def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
     ("changes", "says"),
     [
         ({"grid": {"train.lr": []}}, "is to hold axes"),
+        (
+            {"grid": {"a": {"one": {}, "two": {"train.lr": 0.1}}}, "x": "a"},
+            "x=a holds 'one', which is no number",
+        ),
         ({"x": "data.train"}, r"x=data\.train is no axis.*model, data\.only"),
         ({"grid": {"train.lr": [1, 1]}, "x": ""}, "two points are named 1-seed0"),
         ({"grid": {"train.lrr": [1]}, "x": ""}, r"mine\.yaml, 1-seed0: Key 'lrr'"),
@@ -157,9 +162,46 @@ def test_results_become_a_table_and_figures(in_tmp, monkeypatch):
     monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
     text = report.ablations(Path("results/ablations"))
     assert "8 of 8 runs" in text
+    assert "8 runs, 0.2 hours of 1 thread(s)" in text
+    assert "| 8 of 8 | 1.5 | 1.5 |" in text
     assert "| Zipper | 10 | 50.0 % ± 0.0 |" in text
     assert "| Single Decoder | 10 | 91.7 % ± 0.0 | +41.7 (" in text
     files = report.draw_ablations(Path("results/ablations"), Path("figures"))
     assert [file.name for file in files] == ["ablation-mine.svg", "ablation-mine.png"]
     before = files[0].read_bytes()
     assert report.draw_ablations(Path("results/ablations"), Path("figures"))[0].read_bytes() == before
+
+
+def test_a_row_is_compared_over_the_seeds_that_both_have(in_tmp, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setattr(running, "_prepare", lambda *_: None)
+    run(["ablate", str(write())])
+    monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
+    folder = Path("results/ablations")
+    whole = report.ablations(folder)
+    spoilt = folder / "mine" / "zipper-10-seed1.json"
+    result = json.loads(spoilt.read_text())
+    for one in result["per_utterance"]:
+        one["errors"] = 4
+    spoilt.write_text(json.dumps(result))
+    assert report.ablations(folder) != whole
+    (folder / "mine" / "single-decoder-10-seed1.json").unlink()
+    row = next(line for line in report.ablations(folder).splitlines() if "| Single Decoder | 10 |" in line)
+    before = next(line for line in whole.splitlines() if "| Single Decoder | 10 |" in line)
+    assert row.split("|")[4] == before.split("|")[4]  # seed 0 against seed 0
+
+
+@pytest.mark.parametrize(
+    ("word", "same"),
+    [
+        ("train.lr=0.7", False), ("model.zip.gate_init=0.3", False), ("model.towers.speech.width=64", False),
+        ("data.splits={train: [x]}", False), ("data.only=9", False), ("model.towers.text.frozen=true", False),
+        ("name=other", True), ("log.every=3", True), ("build=elsewhere", True),
+    ],
+)  # fmt: skip
+def test_a_run_is_of_a_grid_if_its_recipe_is(word, same):
+    ours = load_config(ROOT / "configs" / "faults.yaml", [])
+    saved = json.loads(json.dumps(to_dict(load_config(ROOT / "configs" / "faults.yaml", [word]))))
+    assert (grid.differences(saved, ours) == []) is same
+    del saved["train"]["patience"]  # a setting of later
+    assert (grid.differences(saved, ours) == []) is same

@@ -169,18 +169,26 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
         file.write_text(json.dumps(run(model, task, 0, rate)))
 
     assert claims(tmp_path) == ""
-    for size, ours, theirs in ((30, 0.95, 0.7), (100, 0.3, 0.9), (1000, 0.2, 0.9), (12000, 0.1, 0.1)):
+    for size, ours, theirs in ((30, 0.95, 0.7), (100, 0.3, 0.95), (1000, 0.2, 0.95), (12000, 0.1, 0.1)):
         write("aligned-data", f"zipper-{size}", "zipper", "asr", ours)
         write("aligned-data", f"single-decoder-{size}", "single-decoder", "asr", theirs)
     for name, rate in (("all", 0.3), ("no-text", 0.6), ("no-speech", 0.3), ("none", 0.6)):
         write("projections", name, "zipper", "tts", rate)
         write("projections", name, "zipper", "asr", 0.2)
+    assert "above 90 % (Figure 3)" not in claims(tmp_path)  # 300 has not run
+    for model, rate in (("zipper", 0.25), ("single-decoder", 0.95)):
+        write("aligned-data", f"{model}-300", model, "asr", rate)
     text = claims(tmp_path)
-    assert "(Figure 3) | held | 100 utterances: -" in text
+    assert "above 90 % (Figure 3) | held | 100 utterances: -" in text
     assert "Zipper is the worse one (Figure 3) | held | 30 utterances: +" in text
     assert "text tower's input projection (Figure 4a) | held | no text against all: +" in text
     assert "without the speech tower's (Figure 4a) | held" in text
     assert "without both (Figure 4a) | held" in text
     assert "Figure 4b" not in text
     write("aligned-data", "zipper-100", "zipper", "asr", 0.95)
-    assert "(Figure 3) | not held | 100 utterances" in claims(tmp_path)
+    assert "above 90 % (Figure 3) | not decided | 100 utterances" in claims(tmp_path)
+    write("aligned-data", "zipper-100", "zipper", "asr", 0.3)
+    write("aligned-data", "single-decoder-100", "single-decoder", "asr", 0.6)
+    assert "(Figure 3) | not held: the Single Decoder learns, too | 100 utterances" in claims(tmp_path)
+    write("projections", "no-speech", "zipper", "tts", 0.1)
+    assert "without the speech tower's (Figure 4a) | held: better" in claims(tmp_path)

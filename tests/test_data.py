@@ -175,5 +175,7 @@ def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
     assert len({*more["speaker"]}) == 10
     assert more["id"] == sorted(more["id"])  # in the order of the store
     assert share(rows, 1000)["id"] == share(rows, None)["id"] == rows["id"]
+    mixed = rows.map(lambda row: {"subset": "spoken/train"} if row["speaker"] < "5" else row)
+    assert 5 < sum(subset == "spoken/train" for subset in share(mixed, 30)["subset"]) < 25
     spoken = rows.map(lambda row: {"subset": "spoken/train"})
     assert share(spoken, 20)["id"] == rows["id"][:20]

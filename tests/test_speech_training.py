@@ -23,7 +23,7 @@ from zipper.train.module import ZipperModule, load_module
 from zipper.train.resolve import resolve
 from zipper.train.whiten import rescale_zips, whiten_zips
 from zipper.units.codec import load_codec
-from zipper.units.facts import facts_of, reads
+from zipper.units.facts import facts_of, reads, reads_all
 from zipper.units.pattern import to_columns
 
 
@@ -170,8 +170,15 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
     tower = dataclasses.replace(model.cfg.towers["speech"], pattern="delay")
     save_tower(Path("old"), Tower(tower), {"reads": reads(parallel, "speech"), "trained_on": None})
     cfg = config(*JOINT, "model.towers.speech.init=old")
-    with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but the tower .* trained on delay"):
+    with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but model.* trained on delay"):
         resolve(cfg, parallel)
+    by_hand = config(*JOINT, "model.towers.speech.pattern=parallel")
+    with pytest.raises(ConfigError, match=r"pattern=parallel, but codec\.pattern=delay\. Leave it out"):
+        resolve(by_hand, prepared)
+    save_tower(Path("grown"), Tower(tower), {"reads": reads_all(parallel), "trained_on": None})
+    grown = config(*JOINT, "model.kind=single_decoder", "model.towers.text.init=grown")
+    with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but .*init=grown was trained on delay"):
+        resolve(grown, parallel)
 
 
 def test_fewer_codebooks_are_the_first_ones(monkeypatch):

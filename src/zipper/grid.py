@@ -20,15 +20,14 @@ from typing import Any
 
 import yaml
 
-from zipper.config import ROOT, asset, flat, load_config, to_dict
+from zipper.config import ROOT, asset, load_config, to_dict
 from zipper.errors import ConfigError
 from zipper.schema import RunConfig
 
-RECIPE = ("data.", "codec.", "model.", "train.", "decode.", "evaluate.", "judge.", "seed")
-# Of towers, what a run reads from its store and from the folders of pre-trained ones.
-SETTLED = re.compile(
-    r"data\.tokenizer|model\.towers\.\w+\.(?!(init|frozen|lora|interval|input_projection|dropout)$).*"
-)
+SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # of a recipe, with the seed
+# Of a pre-trained tower, which gives its own shape.
+GIVEN = {"init", "frozen", "lora", "interval", "input_projection", "dropout"}
+FOUND = {"vocabulary", "codebooks", "specials", "pattern"}  # of any tower, by the run itself
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Ablation:
     """A grid file."""
 
     name: str
+    file: str  # below the project's root
     title: str
     config: str
     grid: dict[str, Any]
@@ -82,6 +82,14 @@ def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((str(value), {axis: value}) for value in of)
 
 
+def _number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
 def _plain(label: str) -> str:
     """As a part of a file's name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
@@ -100,13 +108,15 @@ def read_ablation(file: Path) -> Ablation:
         values = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
-    known = {f.name for f in fields(Ablation)} - {"name"}
+    known = {f.name for f in fields(Ablation)} - {"name", "file"}
     if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - known:
         raise ConfigError(
             f"{file} is no grid: it needs title, config and grid, and may have "
             f"{', '.join(sorted(known - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
         )
-    ablation = Ablation(file.stem, **values)
+    inside = file.resolve().is_relative_to(ROOT)
+    where = str(file.resolve().relative_to(ROOT) if inside else file)
+    ablation = Ablation(file.stem, where, **values)
     grid = ablation.grid
     if not isinstance(grid, dict) or not all(isinstance(of, dict | list) and of for of in grid.values()):
         raise ConfigError(
@@ -114,6 +124,9 @@ def read_ablation(file: Path) -> Ablation:
         )
     if ablation.x and ablation.x not in grid:
         raise ConfigError(f"{file}: x={ablation.x} is no axis of the grid. Name one of {', '.join(grid)}.")
+    for label, _ in _values(ablation.x, grid[ablation.x]) if ablation.x else ():
+        if not _number(label):
+            raise ConfigError(f"{file}: x={ablation.x} holds {label!r}, which is no number. Leave x out.")
     names: set[str] = set()
     for point in ablation.runs():
         if point.name in names:
@@ -136,12 +149,28 @@ def checked(file: Path) -> Ablation:
 def differences(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
     """In which settings of its recipe a run's saved config differs from another one: "key=saved, not other".
     What has been added to the settings since is left out, and what a run finds out by itself."""
-    old, new = flat(saved), flat(json.loads(json.dumps(to_dict(cfg))))
-    if cfg.model.kind == "single_decoder":  # whose modalities all have the layers of the first
-        shared = tuple(f"model.towers.{name}." for name in cfg.model.modalities[1:])
-        new = {key: value for key, value in new.items() if not key.startswith(shared)}
-    return [
-        f"{key}={old[key]}, not {value}"
-        for key, value in new.items()
-        if key.startswith(RECIPE) and not SETTLED.fullmatch(key) and key in old and old[key] != value
-    ]
+    old, new = _recipe(saved, cfg), _recipe(json.loads(json.dumps(to_dict(cfg))), cfg)
+    return [f"{key}={old[key]}, not {new[key]}" for key in new if key in old and old[key] != new[key]]
+
+
+def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
+    """Settings as SECTION.key, those of zip and towers a level deeper, without what a run settles. cfg: which
+    of the towers are pre-trained, and so give their own shape."""
+    out = {"seed": config["seed"]}
+    for section in SECTIONS:
+        for key, value in config.get(section, {}).items():
+            if section == "model" and key == "zip":
+                out |= {f"model.zip.{name}": one for name, one in value.items()}
+            elif section == "model" and key == "towers":
+                for name in cfg.model.modalities:
+                    out |= _tower(f"model.towers.{name}", value.get(name, {}), cfg, name)
+            elif (section, key) != ("data", "tokenizer"):
+                out[f"{section}.{key}"] = value
+    return out
+
+
+def _tower(prefix: str, tower: dict[str, Any], cfg: RunConfig, name: str) -> dict[str, Any]:
+    if cfg.model.kind == "single_decoder" and name != cfg.model.modalities[0]:
+        return {}  # it has the layers of the first
+    own = GIVEN if cfg.model.towers[name].init else {*tower} - FOUND
+    return {f"{prefix}.{key}": value for key, value in tower.items() if key in own}

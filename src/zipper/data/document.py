@@ -46,10 +46,11 @@ def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]
 
 def share(rows: Dataset, only: int | None) -> Dataset:
     """`only` of the rows (none: all), a smaller share nested in a larger one. Real corpora come speaker by
-    speaker, so theirs are taken in the order of a hash of their ids; the embedded one is mixed as it is."""
+    speaker, and several one after the other, so they are taken in the order of a hash of their ids; the
+    embedded one alone is mixed as it is."""
     if only is None or only >= len(rows):
         return rows
-    if rows[0]["subset"].partition("/")[0] in ("", "spoken"):
+    if {subset.partition("/")[0] for subset in rows["subset"]} <= {"", "spoken"}:
         return rows.select(range(only))
     ids = list(rows["id"])
     by_hash = sorted(range(len(rows)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())

@@ -20,7 +20,7 @@ from zipper.units.text import Subwords
 WEIGHTS, FACTS = "tower.safetensors", "tower.json"
 SHAPE = (
     "layers", "width", "heads", "kv_heads", "hidden", "head_size", "rope_base", "rope_scaling", "qkv_bias",
-    "qk_norm", "tied", "norm_eps", "vocabulary", "codebooks", "pattern",
+    "qk_norm", "tied", "norm_eps", "vocabulary", "codebooks",
 )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from zipper.config import ROOT
-from zipper.evaluate.significance import Comparison, compare
+from zipper.evaluate.significance import Comparison
 from zipper.grid import Ablation, read_ablation
 from zipper.report.markdown import percent, section, table
-from zipper.report.runs import beside
+from zipper.report.runs import beside, paired
 from zipper.report.style import MARKS, PAPERS, bars, line, panels, save, styled
 
 Result = dict[str, Any]
@@ -53,7 +53,7 @@ def _all(folder: Path, found: dict[str, tuple[Ablation, Found]]) -> str:
         took = [sum(run["stage_seconds"].values()) / 60 for seeds in runs for run in seeds]
         minutes += took
         rows.append([
-            f"[{ablation.title}](configs/ablations/{ablation.name}.yaml)", ablation.paper,
+            f"[{ablation.title}]({ablation.file})", ablation.paper,
             f"{len(took)} of {len(ablation.runs())}", f"{statistics.fmean(took):.1f}", f"{max(took):.1f}",
         ])  # fmt: skip
     threads = {run["threads"] for _, results in found.values() for one in results.values()
@@ -95,12 +95,12 @@ def _section(ablation: Ablation, found: Found) -> str:
     done = sum(max(len(several) for several in results.values()) for results in found.values())
     asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
-        f"{asked}`configs/ablations/{ablation.name}.yaml`: {done} of {count} runs of `{ablation.config}`"
+        f"{asked}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`"
         f"{_with(ablation)}. Test, greedy{_spoken(found)}. "
         "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
         f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
-    command = f"python -m zipper ablate configs/ablations/{ablation.name}.yaml"
+    command = f"python -m zipper ablate {ablation.file}"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
 
 
@@ -122,10 +122,10 @@ def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[
     return next(one for one in found if one[at] == labels[at])
 
 
-def _apart(a: list[Result], b: list[Result]) -> Comparison:
+def _apart(a: list[Result], b: list[Result]) -> Comparison | None:
     """What is asked may be the codec, and with it the store: the sentences must be the same, not codes."""
     any_a, any_b = ([{**one, "data_fingerprint": "", "codec": ""} for one in side] for side in (a, b))
-    return compare(any_a, any_b)
+    return paired(any_a, any_b)
 
 
 def _spread(rates: list[float]) -> str:
@@ -144,15 +144,15 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
         tasks = [task for task in TASKS if any(task in results for results in found.values())]
         height = 4 if ablation.x else 1.2 + 0.33 * len(found)
         figure, axes = panels(1, len(tasks), (6, height))
-        for index, (panel, task) in enumerate(zip(axes, tasks, strict=True)):
-            (_lines if ablation.x else _bars)(panel, ablation, found, task, index)
+        for panel, task in zip(axes, tasks, strict=True):
+            (_lines if ablation.x else _bars)(panel, ablation, found, task)
             panel.set_title(TASKS[task])
         figure.suptitle(ablation.title)
         files += save(figure, figures / f"ablation-{ablation.name}")
     return files
 
 
-def _lines(panel: Axes, ablation: Ablation, found: Found, task: str, _: int) -> None:
+def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
     """One line for every point of the other axes, the seeds as a band; the paper's points, if it has some."""
     axes = list(ablation.grid)
     at = axes.index(ablation.x)
@@ -168,21 +168,24 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str, _: int) -> 
         if isinstance(paper := ablation.points.get(name), dict):
             marks = {**PAPERS, "marker": MARKS[i], "markerfacecolor": "none"}
             panel.plot([*paper], [*paper.values()], **marks, label=f"the paper's {name}")
-    panel.set(xlabel=ablation.x, xscale="log", ylabel="WER on test (%)", ylim=(0, None))
-    panel.set_xticks(sorted({x for points in groups.values() for x, _ in points}))
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ticks = sorted({x for points in groups.values() for x, _ in points})
+    scale = "log" if ticks[0] > 0 else "linear"
+    panel.set(xlabel=ablation.x, xscale=scale, ylabel="WER on test (%)", ylim=(0, None))
+    panel.set_xticks(ticks)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
     panel.minorticks_off()
     panel.legend()
 
 
-def _bars(panel: Axes, ablation: Ablation, found: Found, task: str, index: int) -> None:
+def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
     """A bar for every point, its seeds as dots; the paper's figures as crosses, on a scale of their own."""
     shown = [(labels, [100 * one["wer"] for one in results[task]]) for labels, results in found.items()
              if task in results]  # fmt: skip
     bars(panel, [", ".join(labels) for labels, _ in shown], [rates for _, rates in shown])
     panel.set_xlabel("WER on test (%)")
     points = [ablation.points.get(labels[0]) for labels, _ in shown]
-    paper = [(point[index], i) for i, point in enumerate(points) if isinstance(point, list)]
+    at = [*TASKS].index(task)
+    paper = [(point[at], i) for i, point in enumerate(points) if isinstance(point, list)]
     if paper:
         above = panel.twiny()
         above.plot(*zip(*paper, strict=True), **PAPERS, label="the paper's (scale above)")

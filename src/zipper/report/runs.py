@@ -63,6 +63,8 @@ def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
         for key, value in first["config"][part].items():
             if key not in OWN:
                 yield f"{part}.{key}", value, one["config"][part][key]
+    patterns = [side["config"].get("codec", {}).get("pattern", "delay") for side in (first, one)]
+    yield "codec.pattern", *patterns
 
 
 def best_rate(found: list[Result]) -> float:
@@ -74,10 +76,15 @@ def best_rate(found: list[Result]) -> float:
 
 
 def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:
-    """Of all seeds of a model with all seeds of another; None where one of them has not run."""
-    if not runs.get(model, {}).get(task) or not runs.get(baseline, {}).get(task):
-        return None
-    return compare(runs[model][task], runs[baseline][task], column)
+    """Of a model with another one, over the seeds that both have; None where there are none."""
+    return paired(runs.get(model, {}).get(task, []), runs.get(baseline, {}).get(task, []), column)
+
+
+def paired(a: list[Result], b: list[Result], column: str = "errors") -> Comparison | None:
+    """`compare` over the seeds that both sides have run; None where there are none."""
+    seeds = {one["seed"] for one in a} & {one["seed"] for one in b}
+    ours, theirs = ([one for one in side if one["seed"] in seeds] for side in (a, b))
+    return compare(ours, theirs, column) if seeds else None
 
 
 def beside(found: Comparison | None) -> str:

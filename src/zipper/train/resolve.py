@@ -97,6 +97,12 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
                 f"holds {reads(store, name)!r}. Use the codec or tokenizer "
                 "of that tower, or pre-train one on these."
             )
+        learnt = facts.get("pattern", "delay")
+        if facts["reads"] != reads(store, "text") and learnt != store.pattern and store.codebooks > 1:
+            raise ConfigError(
+                f"codec.pattern={store.pattern}, but model.towers.{name}.init={tower.init} was trained on "
+                f"{learnt}. Use that, or pre-train one on this."
+            )
         train = store.splits["train"]
         if (
             grammar
@@ -129,11 +135,9 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
             f"store has {count} and {books}. Leave both out."
         )
-    if name == "text" or books == 1:  # one codebook stands in every pattern alike
-        return replace(tower, vocabulary=count, codebooks=books)
-    if tower.init and tower.pattern != store.pattern:
+    if tower.pattern not in ("delay", store.pattern):
         raise ConfigError(
-            f"codec.pattern={store.pattern}, but the tower in model.towers.{name}.init={tower.init} was "
-            f"trained on {tower.pattern}. Use that, or pre-train one on this."
+            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={store.pattern}. Leave it out."
         )
-    return replace(tower, vocabulary=count, codebooks=books, pattern=store.pattern)
+    pattern = "delay" if name == "text" else store.pattern
+    return replace(tower, vocabulary=count, codebooks=books, pattern=pattern)

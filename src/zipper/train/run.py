@@ -257,6 +257,7 @@ def export(cfg: RunConfig, module: ZipperModule, store: Store, results: dict[str
         "modality": "+".join(model.names),
         "reads": reads_all(store) if single else reads(store, model.names[0]),
         "trained_on": store.facts["trained_on"],
+        **({"pattern": store.pattern} if "speech" in model.names else {}),
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
         **made,
     }
