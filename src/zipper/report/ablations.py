@@ -147,6 +147,8 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
         for panel, task in zip(axes, tasks, strict=True):
             (_lines if ablation.x else _bars)(panel, ablation, found, task)
             panel.set_title(TASKS[task])
+        if marked := [one for one in figure.axes if one not in axes]:  # the paper's scales
+            figure.legend(*marked[0].get_legend_handles_labels(), loc="outside lower center")
         figure.suptitle(ablation.title)
         files += save(figure, figures / f"ablation-{ablation.name}")
     return files
@@ -191,4 +193,3 @@ def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
         above.plot(*zip(*paper, strict=True), **PAPERS, label="the paper's (scale above)")
         above.set_xlim(0, 1.15 * max(x for x, _ in paper))
         above.grid(visible=False)
-        above.legend(loc="lower right")
