@@ -197,7 +197,7 @@ build/runs/pretrain-%/result.json: | $(READY)
 dashboard: $(VENV)/.dashboard  ## create the W&B dashboard in your project (without a key: check it); ARGS="--entity you --project zipper"
 	$(RUN) dashboard $(ARGS)
 
-notebooks: $(VENV)/.notebooks $(VENV)/.judge  ## run the notebooks, and copy them as HTML into build/notebooks/
+notebooks: $(VENV)/.notebooks  ## run the notebooks, and copy them as HTML into build/notebooks/
 	$(VENV)/bin/jupyter nbconvert --execute --to html --output-dir build/notebooks notebooks/*.ipynb
 
 report: $(READY)  ## write RESULTS.md from results/*.json
