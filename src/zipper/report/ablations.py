@@ -42,10 +42,10 @@ def ablations(folder: Path) -> str:
     found = {one.name: (one, results) for one in grids() if (results := read_results(one, folder))}
     if not found:
         return ""
-    return "\n".join([_all(folder, found), *(_section(*one) for one in found.values())])
+    return "\n".join([_overview(found), *(_section(*one) for one in found.values())])
 
 
-def _all(folder: Path, found: dict[str, tuple[Ablation, Found]]) -> str:
+def _overview(found: dict[str, tuple[Ablation, Found]]) -> str:
     """A row for every grid: runs, and what they took."""
     rows, minutes = [], []
     for ablation, results in found.values():

@@ -13,7 +13,7 @@ PAR = 0.01  # a difference of WER within which two models are on par
 Row = list[str]
 
 
-class Point(NamedTuple):
+class GridClaim(NamedTuple):
     """A claim about one point of a grid and the one it is compared with. expected: better, worse, or open,
     which is on par."""
 
@@ -26,13 +26,13 @@ class Point(NamedTuple):
 
 
 FIGURE_4 = [
-    Point("Speech needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
+    GridClaim("Speech needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
           "all", "worse"),
-    Point("Speech does without the speech tower's (Figure 4a)", "projections", "tts", "no speech", "all",
+    GridClaim("Speech does without the speech tower's (Figure 4a)", "projections", "tts", "no speech", "all",
           "open"),
-    Point("Recognition does without both (Figure 4a)", "projections", "asr", "none", "all", "open"),
-    Point("One zip recognises as well as four (Figure 4b)", "zips", "asr", "1", "4", "open"),
-    Point("Eight zips speak better than four (Figure 4b)", "zips", "tts", "8", "4", "better"),
+    GridClaim("Recognition does without both (Figure 4a)", "projections", "asr", "none", "all", "open"),
+    GridClaim("One zip recognises as well as four (Figure 4b)", "zips", "asr", "1", "4", "open"),
+    GridClaim("Eight zips speak better than four (Figure 4b)", "zips", "tts", "8", "4", "better"),
 ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def little_data(found: Found) -> list[Row]:
     return rows
 
 
-def figure_4(point: Point, found: Found) -> Row | None:
+def figure_4(point: GridClaim, found: Found) -> Row | None:
     """A point of a grid against another one."""
     one, other = (found.get((label,), {}).get(point.task, []) for label in (point.one, point.other))
     apart = paired(one, other)
