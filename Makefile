@@ -75,15 +75,13 @@ RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
 RATES_single-decoder-speech := 8e-3
 # Tried besides, at the rate that the search has chosen, or at the optimiser's own.
 TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout \
-	zipper-without-dropout single-decoder-without-hide zipper-without-hide
+	zipper-with-dropout single-decoder-without-hide zipper-without-hide
 WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml train.optimiser=adafactor train.lr=1e-2
 WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml model.towers.text.dropout=0
 WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml model.towers.text.dropout=0
-WORDS_zipper-without-dropout := configs/compare-zipper.yaml model.towers.speech.dropout=0
+WORDS_zipper-with-dropout := configs/compare-zipper.yaml model.towers.speech.dropout=0.2
 WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml train.hide=0
 WORDS_zipper-without-hide := configs/compare-zipper.yaml train.hide=0
-# With which Zipper was searched; without it was better, and is what its config now has.
-DROPOUT_zipper := model.towers.speech.dropout=0.2
 ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
@@ -108,7 +106,7 @@ build/runs/compare-$1-seed$2/result.json: | $(NEEDS)
 endef
 define SEARCH
 build/runs/search-$1-lr$2/result.json: | $(NEEDS)
-	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(DROPOUT_$1) $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
+	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
 endef
 define TRIAL
 build/runs/search-$1/result.json: | $(NEEDS)
