@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge prepare demo train-asr train-tts train variants overfit train-codec codec-table
+.PHONY: help setup setup-judge prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
 .PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -53,18 +53,10 @@ demo: $(READY)  ## the shipped model speaks a sentence, and writes down what it 
 overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
 	$(RUN) train configs/overfit.yaml $(ARGS)
 
-# One run each, so that a command that was cut off goes on where it stopped. ARGS must not set name or result.
-VARIANTS := seed1 seed2 speech-frozen scratch paper-projection
-WORDS_seed1 := seed=1
-WORDS_seed2 := seed=2
-WORDS_speech-frozen := model.towers.speech.frozen=true
-WORDS_scratch := model.zip.whiten=false model.towers.text.init=null model.towers.text.frozen=false model.towers.speech.init=null
-WORDS_paper-projection := model.towers.text.input_projection=paper model.towers.speech.input_projection=paper
+asr-seeds: build/runs/asr-seed1/result.json build/runs/asr-seed2/result.json  ## recognition with two more seeds; ARGS must not set name, seed or result
 
-variants: $(VARIANTS:%=build/runs/asr-%/result.json)  ## recognition: more seeds, frozen speech, no pre-training, ...
-
-build/runs/asr-%/result.json: | $(READY)
-	$(RUN) train configs/asr.yaml name=asr-$* result=results/asr-$*.json $(WORDS_$*) $(ARGS)
+build/runs/asr-seed%/result.json: | $(READY)
+	$(RUN) train configs/asr.yaml name=asr-seed$* seed=$* result=results/asr-seed$*.json $(ARGS)
 
 # The paper's Tables 1 and 2: four models, three seeds each. A run has a folder of its own, so that a comparison that
 # was cut off goes on, and `make -j2 compare THREADS=1` trains two at a time. ARGS must not set name, seed or result.

@@ -160,7 +160,8 @@ def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
     for section in SECTIONS:
         for key, value in config.get(section, {}).items():
             if section == "model" and key == "zip":
-                out |= {f"model.zip.{name}": one for name, one in value.items()}
+                if cfg.model.kind == "zipper":  # a single decoder has none
+                    out |= {f"model.zip.{name}": one for name, one in value.items()}
             elif section == "model" and key == "towers":
                 for name in cfg.model.modalities:
                     out |= _tower(f"model.towers.{name}", value.get(name, {}), cfg, name)

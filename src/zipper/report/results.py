@@ -13,6 +13,7 @@ from zipper.report.comparison_figures import draw_comparison
 from zipper.report.markdown import percent, section, table
 from zipper.report.real import real
 from zipper.report.safety import safety
+from zipper.report.settings import settings
 from zipper.report.shipped import draw_shipped, shipped
 
 Result = dict[str, Any]
@@ -33,6 +34,7 @@ def render(folder: Path, assets: Path) -> str:
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
         comparison(folder),
         claims(folder),
+        settings(folder / "ablations"),
         ablations(folder / "ablations"),
         shipped(folder),
         real(folder / "real"),
