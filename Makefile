@@ -65,6 +65,7 @@ MODELS := zipper zipper-frozen single-decoder single-decoder-speech
 # The paper's grid, and more above its end, until the best of a model lies inside.
 RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
 RATES_single-decoder-speech := 8e-3
+RATES_zipper-frozen := 8e-3
 # Tried besides, at the rate that the search has chosen, or at the optimiser's own.
 TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout \
 	zipper-with-dropout single-decoder-without-hide zipper-without-hide

@@ -63,7 +63,7 @@ def test_equal_to_the_formulas_of_the_paper():
     sizes = {"text": TowerConfig(**PAPER, vocabulary=11, codebooks=1)}
     sizes["speech"] = TowerConfig(**{**PAPER, "width": 16, "hidden": 43}, vocabulary=9, codebooks=3)
     text, speech, d_t, d_s, layers = 5, 40, 24, 16, 3
-    model = tiny_model(layers=3)
+    model = tiny_model(layers=3, projection_depth=3)
     model.cfg.towers.update(sizes)
     for tower in model.cfg.towers.values():
         tower.input_projection = "none"

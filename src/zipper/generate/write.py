@@ -188,6 +188,6 @@ def read_prompts(
 
 
 def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:
-    """Subwords or frames of a segment."""
+    """Subwords or frames of a segment; none where it is shorter than an empty one."""
     tower = model.cfg.towers[name]
-    return len(columns) - around(tower.codebooks, tower.pattern)
+    return max(0, len(columns) - around(tower.codebooks, tower.pattern))
