@@ -197,3 +197,17 @@ def test_make_help_lists_all_targets():
 
 def test_defaults_alone_are_valid():
     assert isinstance(load_config(None), RunConfig)
+
+
+def test_the_papers_settings_stay_the_papers():
+    """Section 3.1 and 4.1: a change of our defaults must not reach them."""
+    cfg = load_config(ROOT / "configs" / "paper.yaml")
+    zips, towers = cfg.model.zip, cfg.model.towers
+    assert (zips.projection_depth, zips.gate_init, zips.position, zips.diagonal) == (3, 0, "none", 0)
+    assert not zips.whiten
+    assert {tower.input_projection for tower in towers.values()} == {"paper"}
+    assert (towers["text"].frozen, towers["speech"].frozen) == (True, False)
+    train = cfg.train
+    assert (train.optimiser, train.betas, train.weight_decay, train.gate_lr) == ("adamw", (0.9, 0.99), 0, 1)
+    assert (train.schedule, train.warmup, train.hide, train.codebook_weights) == ("constant", 0, 0, [])
+    assert train.tasks == {"asr": 1.0, "tts": 1.26}

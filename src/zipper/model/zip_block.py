@@ -1,4 +1,4 @@
-"""A zip, in one direction: the asking tower looks at another one through gates that start closed.
+"""A zip, in one direction: the asking tower looks at another one through gates.
 
 Paper 3.1: h = ReLU(g(m_asked)), then Flamingo's gated cross-attention block (arXiv 2204.14198):
 x + tanh(a) attention(x, h), then + tanh(b) FFW.

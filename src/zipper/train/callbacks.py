@@ -107,7 +107,7 @@ class Patience(EarlyStopping):
 
 
 class GateMonitor(L.Callback):
-    """Logs how far each gate has opened. A run whose gates stay at 0 has learnt nothing across towers."""
+    """Logs how far each gate is open, tanh(a) and tanh(b). At 0 nothing comes across."""
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)
