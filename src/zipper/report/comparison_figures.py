@@ -33,7 +33,8 @@ def at_a_glance(runs: Runs, figures: Path) -> list[Path]:
     for panel, task in zip(axes, tasks, strict=True):
         shown = {model: one[task] for model, one in runs.items() if task in one}
         names = [NAMES[model].replace(", ", ",\n") for model in shown]
-        bars(panel, names, [[100 * one["wer"] for one in several] for several in shown.values()])
+        beyond = [_first(PAPER[task].get(model, "0")) for model in shown]
+        bars(panel, names, [[100 * one["wer"] for one in several] for several in shown.values()], beyond)
         paper = [(_first(PAPER[task][m]), i) for i, m in enumerate(shown) if m in PAPER[task]]
         panel.plot(*zip(*paper, strict=True), **PAPERS, label="the paper, its corpus and sizes")
         if task == "tts":
