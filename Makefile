@@ -53,7 +53,8 @@ demo: $(READY)  ## the shipped model speaks a sentence, and writes down what it 
 overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
 	$(RUN) train configs/overfit.yaml $(ARGS)
 
-asr-seeds: build/runs/asr-seed1/result.json build/runs/asr-seed2/result.json  ## recognition with two more seeds; ARGS must not set name, seed or result
+# ARGS must not set name, seed or result.
+asr-seeds: build/runs/asr-seed1/result.json build/runs/asr-seed2/result.json  ## two more seeds of train-asr
 
 build/runs/asr-seed%/result.json: | $(READY)
 	$(RUN) train configs/asr.yaml name=asr-seed$* seed=$* result=results/asr-seed$*.json $(ARGS)

@@ -7,6 +7,7 @@ import pytest
 from test_compare import ROOT, result, some
 from zipper.config import load_config, to_dict
 from zipper.errors import DataError
+from zipper.report import ablations, settings
 from zipper.report.claims import claims
 from zipper.report.comparison import comparison, search
 from zipper.report.comparison_figures import draw_comparison
@@ -192,3 +193,8 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     assert "(Figure 3) | not held: the Single Decoder learns, too | 100 utterances" in claims(tmp_path)
     write("projections", "no-speech", "zipper", "tts", 0.1)
     assert "without the speech tower's (Figure 4a) | held: better" in claims(tmp_path)
+
+
+def test_what_the_section_of_settings_compares_is_in_its_grid():
+    (grid,) = [one for one in ablations.grids() if one.name == settings.GRID]
+    assert {*settings.NAMES} <= {*grid.grid["g"]}

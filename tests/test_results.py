@@ -108,7 +108,7 @@ def test_the_readmes_figures_are_those_of_the_configs(name):
     told = {key for key in now if key.startswith(recipe)} & set(then) - {"data.tokenizer"}
     assert {key: then[key] for key in told} == {key: now[key] for key in told}
     tower = ROOT / now["model.towers.text.init"] / "tokenizer.json"  # whose tokenizer a config need not name
-    assert then["data.tokenizer"] in (None, str(tower.relative_to(ROOT)))
+    assert then["data.tokenizer"] in (now["data.tokenizer"], str(tower.relative_to(ROOT)))
     assert Subwords.load(tower).fingerprint == result["data"]["tokenizer"]
 
 
@@ -126,6 +126,7 @@ def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(mode
     for one in found:
         words = ["train.steps=500", "train.warmup=50", "evaluate.split=dev", "evaluate.tasks=[asr]"]
         words.append(f"train.lr={one['config']['train']['lr']}")
+        assert one["split"] == "dev"
         searched = load_config(ROOT / "configs" / f"compare-{model}.yaml", words)
         assert differences(one["config"], searched) == []
         assert one["steps"] == cfg.train.steps / 4
