@@ -143,7 +143,7 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
             continue
         tasks = [task for task in TASKS if any(task in results for results in found.values())]
         height = 4 if ablation.x else 1.2 + 0.33 * len(found)
-        figure, axes = panels(1, len(tasks), (6, height))
+        figure, axes = panels(1, len(tasks), (6, height), sharey=not ablation.x)
         for panel, task in zip(axes, tasks, strict=True):
             (_lines if ablation.x else _bars)(panel, ablation, found, task)
             panel.set_title(TASKS[task])
@@ -181,13 +181,17 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
 
 def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
     """A bar for every point, its seeds as dots; the paper's figures as crosses, on a scale of their own."""
-    shown = [(labels, [100 * one["wer"] for one in results[task]]) for labels, results in found.items()
-             if task in results]  # fmt: skip
-    bars(panel, [", ".join(labels) for labels, _ in shown], [rates for _, rates in shown])
-    panel.set_xlabel("WER on test (%)")
-    points = [ablation.points.get(labels[0]) for labels, _ in shown]
+    rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
+    points = [ablation.points.get(labels[0]) for labels in found]
     at = [*TASKS].index(task)
     paper = [(point[at], i) for i, point in enumerate(points) if isinstance(point, list)]
+    beyond = [0.0] * len(rates)
+    for x, i in paper:  # both scales end at 1.15 of what is largest on them
+        cross, most = x / max(x for x, _ in paper), max(map(max, filter(None, rates)))
+        if 0 <= cross * most - max(rates[i], default=0) < 0.1 * most:  # it would stand in the figure
+            beyond[i] = cross * most
+    bars(panel, [", ".join(labels) for labels in found], rates, beyond)
+    panel.set_xlabel("WER on test (%)")
     if paper:
         above = panel.twiny()
         above.plot(*zip(*paper, strict=True), **PAPERS, label="the paper's (scale above)")
