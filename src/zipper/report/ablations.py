@@ -184,16 +184,18 @@ def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
     rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
     points = [ablation.points.get(labels[0]) for labels in found]
     at = [*TASKS].index(task)
-    paper = [(point[at], i) for i, point in enumerate(points) if isinstance(point, list)]
+    paper = {place: point[at] for place, point in enumerate(points) if isinstance(point, list)}
+    longest = max(max(seeds, default=0.0) for seeds in rates)
+    scale = longest / max(paper.values(), default=1.0)  # what is largest in the paper stands where ours does
     beyond = [0.0] * len(rates)
-    for x, i in paper:  # both scales end at 1.15 of what is largest on them
-        cross, most = x / max(x for x, _ in paper), max(map(max, filter(None, rates)))
-        if 0 <= cross * most - max(rates[i], default=0) < 0.1 * most:  # it would stand in the figure
-            beyond[i] = cross * most
+    for place, wer in paper.items():
+        end, cross = max(rates[place], default=0.0), scale * wer
+        if end <= cross < end + 0.1 * longest:  # the bar's own figure would stand under it
+            beyond[place] = cross
     bars(panel, [", ".join(labels) for labels in found], rates, beyond)
     panel.set_xlabel("WER on test (%)")
     if paper:
         above = panel.twiny()
-        above.plot(*zip(*paper, strict=True), **PAPERS, label="the paper's (scale above)")
-        above.set_xlim(0, 1.15 * max(x for x, _ in paper))
+        above.plot([*paper.values()], [*paper], **PAPERS, label="the paper's (scale above)")
+        above.set_xlim(*(bound / scale for bound in panel.get_xlim()))
         above.grid(visible=False)

@@ -205,7 +205,10 @@ def search(folder: Path) -> str:
     tables += (
         "\n`train.hide` was found for Zipper's speech; without it recognition alone is as good or better, "
         "for both "
-        "kinds. Not searched for the decoders: `train.codebook_weights`. Zips start with a prior of time "
+        "kinds. Not searched for the decoders: `train.codebook_weights`, a loss on the prompt "
+        "(`train.prompt_weight`), the size of the steps (`train.tokens`); the grid "
+        "[single-decoder](configs/ablations/single-decoder.yaml) below tries them. "
+        "Zips start with a prior of time "
         "(`model.zip.diagonal`, durations of subwords) and "
         "from whitened states; a single decoder has no counterpart to these.\n"
     )

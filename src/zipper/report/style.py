@@ -62,18 +62,17 @@ def bars(
     """A bar for the mean of each, its measurements as dots, its figure beside it; from the top downwards. One
     without measurements keeps its place. beyond: for each, up to where something else will be drawn that the
     figure must not cover."""
-    places = range(len(names))
-    means = [sum(values) / len(values) if values else 0.0 for values in several]
-    most = [max([beyond[place] if beyond else 0.0, *values]) for place, values in enumerate(several)]
-    for place, values in zip(places, several, strict=True):
+    most = [max([*values, *beyond[place : place + 1]], default=0.0) for place, values in enumerate(several)]
+    for place, values in enumerate(several):
         if not values:
             continue
-        panel.barh(place, means[place], color="0.8", edgecolor="0.25")
+        mean = sum(values) / len(values)
+        panel.barh(place, mean, color="0.8", edgecolor="0.25")
         if len(values) > 1:
             panel.plot(values, [place] * len(values), "o", color="black", markersize=3)
-        said, beside = f"{means[place]:.1f}", (most[place], place)
-        panel.annotate(said, beside, (7, 0), textcoords="offset points", va="center", fontsize=8)
-    panel.set_yticks(places, names)
+        beside = (most[place], place)
+        panel.annotate(f"{mean:.1f}", beside, (7, 0), textcoords="offset points", va="center", fontsize=8)
+    panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_xlim(0, 1.15 * max(most))
     panel.grid(visible=False, axis="y")
