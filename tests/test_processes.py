@@ -64,7 +64,7 @@ def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) ->
         if stop:
             process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=300)[0]
-    assert process.returncode == (75 if stop else 0), said[-6000:]
+    assert process.returncode == (75 if stop else 0), said
     return said
 
 
