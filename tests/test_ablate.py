@@ -191,6 +191,22 @@ def test_a_row_is_compared_over_the_seeds_that_both_have(in_tmp, monkeypatch):
     assert row.split("|")[4] == before.split("|")[4]  # seed 0 against seed 0
 
 
+def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setattr(running, "_prepare", lambda *_: None)
+    choice = {"as it is": {}, "kind": {"model.kind": "single_decoder"}}
+    run(["ablate", str(write(grid={"model": {"a": {}, "b": {"train.lr": 0.5}}, "choice": choice}, x=""))])
+    monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
+    text = report.ablations(Path("results/ablations"))
+    assert "| to the first of its model |" in text
+    assert "| b | as it is | 50.0 % ± 0.0 |  |" in text
+    assert "| b | kind | 91.7 % ± 0.0 | +41.7 (" in text
+    assert "Test, greedy." in text
+    for file in Path("results/ablations/mine").glob("*.json"):
+        file.write_text(file.read_text().replace('"split": "test"', '"split": "dev"'))
+    assert "Dev, greedy." in report.ablations(Path("results/ablations"))
+
+
 @pytest.mark.parametrize(
     ("word", "same"),
     [

@@ -85,7 +85,7 @@ def _section(ablation: Ablation, found: Found) -> str:
         rows.append([*row, str(seeds), f"{one['parameters_trained'] / 1e6:.2f} M", f"`{one['commit']}`"])
     head = [*ablation.grid]
     for task in tasks:
-        first_one = f"to the first at its {ablation.x}" if ablation.x else "to the first row"
+        first_one = f"to the first of its {shared}" if (shared := _shared(ablation)) else "to the first row"
         head += [f"{task.upper()} WER", first_one]
     head += ["paper, ASR / TTS", "seeds", "trained", "commit"]
     if not any(row[-4] for row in rows):
@@ -96,7 +96,7 @@ def _section(ablation: Ablation, found: Found) -> str:
     asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
         f"{asked}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`"
-        f"{_with(ablation)}. Test, greedy{_spoken(found)}. "
+        f"{_with(ablation)}. {_split(found).capitalize()}, greedy{_spoken(found)}. "
         "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
         f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
@@ -109,17 +109,28 @@ def _with(ablation: Ablation) -> str:
     return f" with {words}" if words else ""
 
 
+def _split(found: Found) -> str:
+    """What all runs of a grid were heard or read on: test, or dev where settings are chosen by it."""
+    (split,) = {one["split"] for results in found.values() for several in results.values() for one in several}
+    return split
+
+
 def _spoken(found: Found) -> str:
     counts = {one["utterances"] for results in found.values() for one in results.get("tts", [])}
     return f", {max(counts)} sentences spoken" if counts else ""
 
 
 def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The point that one is compared with: the first that stands at the same x, or the first of all."""
-    if not ablation.x:
+    """The point that one is compared with: the first that has the same label on the shared axis."""
+    if not (shared := _shared(ablation)):
         return next(iter(found))
-    at = [*ablation.grid].index(ablation.x)
+    at = [*ablation.grid].index(shared)
     return next(one for one in found if one[at] == labels[at])
+
+
+def _shared(ablation: Ablation) -> str:
+    """The axis within which points are compared: x, or of several axes the first; none where there is one."""
+    return ablation.x or (next(iter(ablation.grid)) if len(ablation.grid) > 1 else "")
 
 
 def _apart(a: list[Result], b: list[Result]) -> Comparison | None:
@@ -172,7 +183,7 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
             panel.plot([*paper], [*paper.values()], **marks, label=f"the paper's {name}")
     ticks = sorted({x for points in groups.values() for x, _ in points})
     scale = "log" if ticks[0] > 0 else "linear"
-    panel.set(xlabel=ablation.x, xscale=scale, ylabel="WER on test (%)", ylim=(0, None))
+    panel.set(xlabel=ablation.x, xscale=scale, ylabel=f"WER on {_split(found)} (%)", ylim=(0, None))
     panel.set_xticks(ticks)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
     panel.minorticks_off()
@@ -193,7 +204,7 @@ def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
         if end <= cross < end + 0.1 * longest:  # the bar's own figure would stand under it
             beyond[place] = cross
     bars(panel, [", ".join(labels) for labels in found], rates, beyond)
-    panel.set_xlabel("WER on test (%)")
+    panel.set_xlabel(f"WER on {_split(found)} (%)")
     if paper:
         above = panel.twiny()
         above.plot([*paper.values()], [*paper], **PAPERS, label="the paper's (scale above)")
