@@ -9,9 +9,10 @@ from zipper.config import load_config, to_dict
 from zipper.errors import DataError
 from zipper.report import ablations, settings
 from zipper.report.claims import claims
-from zipper.report.comparison import comparison, search
+from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
-from zipper.report.runs import NAMES
+from zipper.report.runs import CHOICES, NAMES
+from zipper.report.tuning import choices, search
 
 
 def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
@@ -146,6 +147,25 @@ def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell
     assert "| Zipper | 99.0 % (2.000) | 50.0 % (1.200) | **50.0 %** (1.100) | 90.0 % (1.000) |" in text
     assert "0.002 (ours)" in text
     assert "| zipper-adafactor | 90.0 % (1.000) |" in text
+
+
+def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
+    found = {
+        "single-decoder-spans-hidden": (0.9, 0.95), "single-decoder-nothing-hidden": (0.7, 0.97),
+        "zipper-spans-hidden": (0.1, 0.4), "zipper-nothing-hidden": (0.08, 0.6),
+    }  # fmt: skip
+    assert choices(tmp_path) == ""
+    for name, rates in found.items():
+        for task, rate in zip(("asr", "tts"), rates, strict=True):
+            file = tmp_path / CHOICES / f"{name}-seed0-{task}.json"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(
+                json.dumps(run(name.partition("-spans")[0].partition("-nothing")[0], task, 0, rate))
+            )
+    text = choices(tmp_path)
+    assert "| model | spans hidden | nothing hidden |" in text
+    assert "| Single Decoder | 90.0 % / 95.0 % | **70.0 % / 97.0 %** |" in text
+    assert "| Zipper | **10.0 % / 40.0 %** | 8.0 % / 60.0 % |" in text
 
 
 def test_figures_are_drawn_from_the_files_alone(folder):

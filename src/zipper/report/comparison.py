@@ -1,7 +1,6 @@
 """The paper's Tables 1 and 2 with ours beside them, from results/compare/MODEL-seedN-TASK.json: WER over
 seeds, paired tests against the Single Decoder, what each model costs and forgets, and which claims hold."""
 
-import json
 import statistics
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from zipper.report.runs import (
     Runs,
     against,
     beside,
-    best_rate,
     check_equal_terms,
     read_runs,
 )
-
-GRID = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
+from zipper.report.tuning import tuning
 
 
 def comparison(folder: Path) -> str:
@@ -33,7 +30,7 @@ def comparison(folder: Path) -> str:
         recognition(runs),
         speaking(runs),
         forgetting(runs),
-        search(folder / "search"),
+        tuning(folder),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -173,65 +170,9 @@ def forgetting(runs: Runs) -> str:
     return section("What fusing costs each modality alone", text, table(head, rows), [])
 
 
-def search(folder: Path) -> str:
-    """What the learning rates were chosen by, and what else was tried."""
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
-    tried = {name: one for name, one in found.items() if "-lr" not in name}
-    searched = {name: one for name, one in found.items() if "-lr" in name}
-    if not searched:
-        return ""
-    rates = sorted({_rate(one) for one in searched.values()})
-    rows = []
-    for model in NAMES:
-        own = [one for name, one in searched.items() if name.rpartition("-lr")[0] == model]
-        if own:
-            best, cells = best_rate(own), dict.fromkeys(rates, "")
-            for one in own:
-                cells[_rate(one)] = told(one, bold=_rate(one) == best)
-            rows.append([NAMES[model], *cells.values()])
-    first = next(iter(searched.values()))
-    text = (
-        f"Word errors of recognition on {first['utterances']} dev utterances (and the loss of text there, "
-        f"in nats) after {first['steps']} steps, a quarter of the comparison's, seed 0, for the paper's "
-        "learning rates and higher ones. In bold what the runs above were trained with: the lowest WER, "
-        "or, where others cannot be told from it, the lowest loss among them."
-    )
-    head = ["model", *[f"{rate:g}{'' if rate in GRID else ' (ours)'}" for rate in rates]]
-    tables = table(head, rows)
-    if tried:
-        other = [[name, told(one)] for name, one in tried.items()]
-        tables += "\nTried besides, at the best rate (adafactor: at its own):\n\n"
-        tables += table(["what", "WER (loss)"], other)
-    tables += (
-        "\n`train.hide` was found for Zipper's speech; without it recognition alone is as good or better, "
-        "for both "
-        "kinds. Not searched for the decoders: `train.codebook_weights`, a loss on the prompt "
-        "(`train.prompt_weight`), the size of the steps (`train.tokens`); the grid "
-        "[single-decoder](configs/ablations/single-decoder.yaml) below tries them. "
-        "Zips start with a prior of time "
-        "(`model.zip.diagonal`, durations of subwords) and "
-        "from whitened states; a single decoder has no counterpart to these.\n"
-    )
-    picture = (
-        "\n![Learning curves of all runs](reports/figures/learning-curves.svg)\n\n"
-        "![How far the gates open in training](reports/figures/gates.svg)\n"
-    )
-    return section("Equal tuning, and learning curves", text, tables + picture, ["make compare-search"])
-
-
 def cut_off(one: Result) -> float:
     """Share of the sentences that the model did not end by itself: cap and loops."""
     return 1 - one["stopped"].get("end", 0) / one["utterances"]
-
-
-def told(one: Result, bold: bool = False) -> str:
-    """**61.3 %** (1.41)"""
-    wer, loss = percent(one["wer"]), one["curves"]["dev/loss_text"][-1][1]
-    return f"{f'**{wer}**' if bold else wer} ({loss:.3f})"
-
-
-def _rate(one: Result) -> float:
-    return one["config"]["train"]["lr"]
 
 
 def spread(several: list[Result], key: str) -> tuple[str, str]:

@@ -40,7 +40,14 @@ def read_runs(folder: Path) -> Runs:
     return runs
 
 
-OWN = {"lr", "optimiser", "hide", "codebook_weights"}  # of train: what each model may have tuned for itself
+CHOICES = "choices"  # the grid: spans hidden, or a loss on the prompt, for each model
+OWN = {
+    "lr",
+    "optimiser",
+    "hide",
+    "prompt_weight",
+    "codebook_weights",
+}  # of train: what each model may have tuned for itself
 
 
 def check_equal_terms(runs: Runs) -> None:
@@ -73,6 +80,11 @@ def best_rate(found: list[Result]) -> float:
     lowest = min(found, key=lambda one: one["wer"])
     near = [one for one in found if compare([one], [lowest]).verdict() == "open"]
     return min(near, key=lambda one: one["curves"]["dev/loss_text"][-1][1])["config"]["train"]["lr"]
+
+
+def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
+    """Of results by choice and task: the choice with the lowest mean of both word error rates."""
+    return min(found, key=lambda choice: sum(found[choice][task][0]["wer"] for task in ("asr", "tts")))
 
 
 def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:
