@@ -13,7 +13,7 @@ SHARED = (
     "The size of the steps (`train.tokens`) and the weights of the codebooks are the same for all four, and "
     "were not searched for the decoders; the grid [single-decoder](configs/ablations/single-decoder.yaml) "
     "below tries them. Zips start with a prior of time (`model.zip.diagonal`, durations of subwords) and "
-    "from whitened states; a single decoder has no counterpart to these.\n"
+    "from whitened states; a single decoder has no counterpart to these."
 )
 PICTURES = """![Learning curves of all runs](reports/figures/learning-curves.svg)
 
