@@ -153,19 +153,23 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
     found = {
         "single-decoder-spans-hidden": (0.9, 0.95), "single-decoder-nothing-hidden": (0.7, 0.97),
         "zipper-spans-hidden": (0.1, 0.4), "zipper-nothing-hidden": (0.08, 0.6),
+        "zipper-speech-tower-frozen-spans-hidden": (0.2, 0.6),
+        "zipper-speech-tower-frozen-nothing-hidden": (0.19, 0.59),
     }  # fmt: skip
     assert choices(tmp_path) == ""
     for name, rates in found.items():
         for task, rate in zip(("asr", "tts"), rates, strict=True):
             file = tmp_path / CHOICES / f"{name}-seed0-{task}.json"
             file.parent.mkdir(exist_ok=True)
-            file.write_text(
-                json.dumps(run(name.partition("-spans")[0].partition("-nothing")[0], task, 0, rate))
-            )
+            drawn_as = "zipper-frozen" if "nothing" in name else "zipper"  # other errors at the same rate
+            file.write_text(json.dumps(run(drawn_as, task, 0, rate)))
+    unfinished = tmp_path / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
+    unfinished.write_text(json.dumps(run("zipper", "asr", 0, 0.0)))
     text = choices(tmp_path)
     assert "| model | spans hidden | nothing hidden |" in text
     assert "| Single Decoder | 90.0 % / 95.0 % | **70.0 % / 97.0 %** |" in text
     assert "| Zipper | **10.0 % / 40.0 %** | 8.0 % / 60.0 % |" in text
+    assert "| Zipper, speech tower frozen | **20.0 % / 60.0 %** | 19.0 % / 59.0 % |" in text  # not told apart
 
 
 def test_figures_are_drawn_from_the_files_alone(folder):

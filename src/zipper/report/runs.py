@@ -83,8 +83,12 @@ def best_rate(found: list[Result]) -> float:
 
 
 def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
-    """Of results by choice and task: the choice with the lowest mean of both word error rates."""
-    return min(found, key=lambda choice: sum(found[choice][task][0]["wer"] for task in ("asr", "tts")))
+    """Of results by choice and task: the choice with the lowest mean of both word error rates; or the first,
+    which is what all models share, where that one is better in neither task (`Comparison.verdict`)."""
+    first = next(iter(found))
+    lowest = min(found, key=lambda choice: sum(several[0]["wer"] for several in found[choice].values()))
+    told = [compare(found[lowest][task], found[first][task]).verdict() for task in found[first]]
+    return lowest if "better" in told else first
 
 
 def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:

@@ -82,7 +82,8 @@ def choices(folder: Path) -> str:
         "What training does besides: spans of a spoken answer are hidden from what predicts it (as when the "
         "rates were searched), nothing is, or there is a loss on what is given, too. Word errors on dev, "
         f"recognition / speech, after {one['steps']:,} steps, seed {one['seed']}; in bold what the runs "
-        "above were trained with, the lowest mean of both.\n\n"
+        "above were trained with: the lowest mean of both, or spans hidden, where that is better in neither "
+        "(paired tests).\n\n"
     )
     return text + table(["model", *labels], rows)
 
