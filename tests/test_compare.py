@@ -13,7 +13,7 @@ from zipper.cli import main
 from zipper.config import load_config
 from zipper.data.module import ZipperData
 from zipper.errors import DataError
-from zipper.evaluate.significance import RESAMPLES, bootstrap, compare, read_result
+from zipper.evaluate.significance import RESAMPLES, bootstrap, compare, describe, read_result
 from zipper.model.pretrained import save_tower
 from zipper.train import run as run_module
 from zipper.train.resolve import resolve
@@ -82,13 +82,23 @@ def test_a_few_runaways_do_not_turn_a_verdict_round():
     assert compare([result([5] * 180, [8] * 180)], [result(b[:180], [8] * 180)]).verdict() == "worse"
 
 
-def test_errors_against_other_targets_are_refused():
-    sides = [result(*some(20, 1, 0.2)) for _ in range(2)]
-    for heard, side in zip(("x", "y"), sides, strict=True):
+def test_utterances_with_other_targets_are_left_out_and_many_of_them_refused():
+    sides = [result(*some(20, seed, 0.3)) for seed in (1, 2)]
+    for side in sides:
         for one in side["per_utterance"]:
-            one.update(target=heard, target_errors=1, target_words=5)
-    assert compare([sides[0]], [sides[1]]).different == 0
-    with pytest.raises(DataError, match="targets"):
+            one.update(target="x", target_errors=one["errors"], target_words=one["words"])
+    assert compare([sides[0]], [sides[1]], "target_errors").left_out == 0
+    sides[1]["per_utterance"][3].update(target="y", target_errors=99)  # judged on another machine
+    found = compare([sides[0]], [sides[1]], "target_errors")
+    assert (found.left_out, found.utterances) == (1, 19)
+    shorter = [{**one, "per_utterance": one["per_utterance"][:3] + one["per_utterance"][4:]} for one in sides]
+    alone = compare([shorter[0]], [shorter[1]], "target_errors")
+    assert (found.a, found.b, found.low, found.p) == (alone.a, alone.b, alone.low, alone.p)
+    assert "left out: 1, whose targets differ" in describe(found, "a", "b")
+    assert compare([sides[0]], [sides[1]]).left_out == 0
+    for one in sides[1]["per_utterance"][:3]:
+        one["target"] = "y"
+    with pytest.raises(DataError, match=r"targets of 4 of 20 utterances differ"):
         compare([sides[0]], [sides[1]], "target_errors")
 
 
@@ -154,14 +164,15 @@ def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(store
     assert orders[0] == orders[1]
 
 
-def test_the_four_configs_differ_in_the_model_and_its_learning_rate_alone():
+def test_the_four_configs_differ_in_the_model_and_what_was_searched_for_it_alone():
     files = sorted((ROOT / "configs").glob("compare-*.yaml"))
     configs = [load_config(file) for file in files]
     assert len(configs) == 4
     for cfg in configs[1:]:
         for key in ("seed", "data", "evaluate", "decode", "judge", "codec"):
             assert getattr(cfg, key) == getattr(configs[0], key), key
-        for key in set(vars(cfg.train)) - {"lr"}:  # by the search, each for itself
+        searched = {"lr", "hide", "prompt_weight"}  # each for itself, by the same trials
+        for key in set(vars(cfg.train)) - searched:
             assert getattr(cfg.train, key) == getattr(configs[0].train, key), key
 
 

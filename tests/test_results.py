@@ -12,9 +12,9 @@ from zipper.evaluate.asr import last_line
 from zipper.evaluate.tts import last_line as tts_line
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.grid import differences
-from zipper.report.ablations import grids
+from zipper.report.ablations import grids, read_results
 from zipper.report.comparison import in_short
-from zipper.report.runs import best_rate
+from zipper.report.runs import CHOICES, NAMES, best_choice, best_rate
 from zipper.units.text import Subwords
 
 FILES = sorted((ROOT / "results").rglob("*.json"))
@@ -125,11 +125,28 @@ def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(mode
     assert cfg.train.lr < max(rates), "the best rate lies inside the grid"
     for one in found:
         words = ["train.steps=500", "train.warmup=50", "evaluate.split=dev", "evaluate.tasks=[asr]"]
-        words.append(f"train.lr={one['config']['train']['lr']}")
+        words += [f"train.lr={one['config']['train']['lr']}", "train.hide=0.28", "train.prompt_weight=0"]
         assert one["split"] == "dev"
         searched = load_config(ROOT / "configs" / f"compare-{model}.yaml", words)
         assert differences(one["config"], searched) == []
         assert one["steps"] == cfg.train.steps / 4
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
+    (grid,) = [one for one in grids() if one.name == CHOICES]
+    found = {
+        choice: tasks
+        for (of, choice), tasks in read_results(grid, ROOT / "results" / "ablations").items()
+        if of == NAMES[model]
+    }
+    assert {*found} == {*grid.grid["choice"]}
+    train = load_config(ROOT / "configs" / f"compare-{model}.yaml").train
+    best = grid.grid["choice"][best_choice(found)]
+    assert best == {"train.hide": train.hide, "train.prompt_weight": train.prompt_weight}
+    assert all(
+        one["split"] == "dev" for tasks in found.values() for several in tasks.values() for one in several
+    )
 
 
 @pytest.mark.parametrize("task", ["asr", "tts"])

@@ -14,6 +14,7 @@ from zipper.errors import DataError
 SAME = ("task", "split", "data_fingerprint", "normaliser", "judge", "codec", "utterances")
 ENTRY = ("id", "errors", "words", "reference")
 RESAMPLES = 10_000
+MOST_LEFT_OUT = 0.1  # of the utterances, for want of a common target
 ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
 
 
@@ -35,6 +36,7 @@ class Comparison:
     different: int
     better: int  # utterances on which a has fewer errors
     leaning: float  # rank sum of those on which a has more errors, less that of those on which it has fewer
+    left_out: int = 0  # utterances whose targets differ between the results
 
     @property
     def difference(self) -> float:
@@ -73,7 +75,11 @@ def compare(
     """Of results with each other, as `read_result` gives them. against: "errors" against the transcript, or,
     in speech, "target_errors" against what was heard in the recordings' round trips.
 
-    Raises DataError where they are not of the same utterances, data, split, judge or normaliser.
+    The judge's arithmetic depends on the CPU: where results come from several machines, some targets differ.
+    Those utterances are left out of a comparison against targets.
+
+    Raises DataError where they are not of the same utterances, data, split, judge or normaliser, or more than
+    MOST_LEFT_OUT of the targets differ.
     """
     first = a[0]
     for other in [*a, *b]:
@@ -83,13 +89,22 @@ def compare(
                     f"{first['name']} and {other['name']} cannot be compared: {key} is {first.get(key)!r} in "
                     f"one and {other.get(key)!r} in the other. Evaluate both on the same data."
                 )
-        if _sentences(first, against) != _sentences(other, against):
+        if _each(first, "id") != _each(other, "id") or _each(first, "reference") != _each(other, "reference"):
             raise DataError(
                 f"{first['name']} and {other['name']} cannot be compared: they hold other utterances, or "
-                "other transcripts or targets of them. Evaluate both on the same data."
+                "other transcripts of them. Evaluate both on the same data."
             )
-    words = _counts(first, against.replace("errors", "words"))
-    errors_a, errors_b = (np.mean([_counts(one, against) for one in side], axis=0) for side in (a, b))
+    kept = np.ones(len(first["per_utterance"]), dtype=bool)
+    if against == "target_errors":
+        targets = [_each(one, "target") for one in (*a, *b)]
+        kept = np.array([len(set(of_one)) == 1 for of_one in zip(*targets, strict=True)])
+    if kept.mean() < 1 - MOST_LEFT_OUT:
+        raise DataError(
+            f"{first['name']} and {b[0]['name']} cannot be compared: the targets of {(~kept).sum()} of "
+            f"{len(kept)} utterances differ. Let the same judge hear both."
+        )
+    words = _counts(first, against.replace("errors", "words"))[kept]
+    errors_a, errors_b = (np.mean([_counts(one, against)[kept] for one in side], axis=0) for side in (a, b))
     rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # or equal ones would not tie
     low, high = bootstrap(errors_a - errors_b, words, seed)
     different = int((rates != 0).sum())
@@ -97,7 +112,7 @@ def compare(
     leaning = (np.sign(rates[rates != 0]) * rankdata(np.abs(rates[rates != 0]))).sum()
     return Comparison(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
-        int((rates < 0).sum()), float(leaning),
+        int((rates < 0).sum()), float(leaning), int((~kept).sum()),
     )  # fmt: skip
 
 
@@ -136,6 +151,8 @@ def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
         f"  Wilcoxon signed-rank, two-sided, over the {found.different} of {found.utterances} utterances "
         f"that differ, A better on {found.better}; {ZEROS}",
     ]
+    if found.left_out:
+        lines.append(f"  left out: {found.left_out}, whose targets differ (judged on another machine)")
     return "\n".join(lines)
 
 
@@ -154,10 +171,8 @@ def _files(pattern: str) -> list[Path]:
     return found
 
 
-def _sentences(result: dict[str, Any], against: str) -> list[tuple[str, ...]]:
-    """What was to be said, and what errors are counted against."""
-    keys = ["id", "reference", *(["target"] if against == "target_errors" else [])]
-    return [tuple(one[key] for key in keys) for one in result["per_utterance"]]
+def _each(result: dict[str, Any], key: str) -> list[str]:
+    return [one[key] for one in result["per_utterance"]]
 
 
 def _counts(result: dict[str, Any], key: str) -> np.ndarray:
