@@ -100,12 +100,14 @@ build/runs/compare-$1-seed$2/result.json: | $(NEEDS)
 endef
 define SEARCH
 build/runs/search-$1-lr$2/result.json: | $(NEEDS)
-	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
+	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(SPANS) $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
 endef
 define TRIAL
 build/runs/search-$1/result.json: | $(NEEDS)
-	$(RUN) train $(WORDS_$1) name=search-$1 $(QUARTER) result=results/search/$1.json $(ARGS)
+	$(RUN) train $(firstword $(WORDS_$1)) $(SPANS) $(wordlist 2,9,$(WORDS_$1)) name=search-$1 $(QUARTER) result=results/search/$1.json $(ARGS)
 endef
+# All share this while the rate is searched; ablation-choices comes after it.
+SPANS := train.hide=0.28 train.prompt_weight=0
 QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[asr]
 $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
