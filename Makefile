@@ -67,15 +67,17 @@ MODELS := zipper zipper-frozen single-decoder single-decoder-speech
 RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
 RATES_single-decoder-speech := 8e-3
 RATES_zipper-frozen := 8e-3
+# All share this while the rate is searched; ablation-choices comes after it.
+SPANS  := train.hide=0.28 train.prompt_weight=0
 # Tried besides, at the rate that the search has chosen, or at the optimiser's own.
 TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout \
 	zipper-with-dropout single-decoder-without-hide zipper-without-hide
-WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml train.optimiser=adafactor train.lr=1e-2
-WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml model.towers.text.dropout=0
-WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml model.towers.text.dropout=0
-WORDS_zipper-with-dropout := configs/compare-zipper.yaml model.towers.speech.dropout=0.2
-WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml train.hide=0
-WORDS_zipper-without-hide := configs/compare-zipper.yaml train.hide=0
+WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml $(SPANS) train.optimiser=adafactor train.lr=1e-2
+WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml $(SPANS) model.towers.text.dropout=0
+WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml $(SPANS) model.towers.text.dropout=0
+WORDS_zipper-with-dropout := configs/compare-zipper.yaml $(SPANS) model.towers.speech.dropout=0.2
+WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml $(SPANS) train.hide=0
+WORDS_zipper-without-hide := configs/compare-zipper.yaml $(SPANS) train.hide=0
 ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
@@ -104,10 +106,8 @@ build/runs/search-$1-lr$2/result.json: | $(NEEDS)
 endef
 define TRIAL
 build/runs/search-$1/result.json: | $(NEEDS)
-	$(RUN) train $(firstword $(WORDS_$1)) $(SPANS) $(wordlist 2,9,$(WORDS_$1)) name=search-$1 $(QUARTER) result=results/search/$1.json $(ARGS)
+	$(RUN) train $(WORDS_$1) name=search-$1 $(QUARTER) result=results/search/$1.json $(ARGS)
 endef
-# All share this while the rate is searched; ablation-choices comes after it.
-SPANS := train.hide=0.28 train.prompt_weight=0
 QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[asr]
 $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
@@ -125,7 +125,7 @@ ablation-zips: build/towers/text-8-layers/tower.json build/towers/speech-8-layer
 ablation-sizes: $(foreach one,text-64-wide text-256-wide text-8-layers speech-8-layers,build/towers/$(one)/tower.json)
 
 ablation-codebooks: $(foreach one,speech-4-codebooks speech-parallel speech-2-codebooks speech-1-codebook,build/towers/$(one)/tower.json)
-ablation-budget ablation-choices: | build/runs/pretrain-single-decoder/result.json
+ablation-aligned-data ablation-budget ablation-choices: | build/runs/pretrain-single-decoder/result.json
 
 WORDS_text-64-wide := model.towers.text.width=64 model.towers.text.hidden=192
 WORDS_text-256-wide := model.towers.text.width=256 model.towers.text.hidden=768
