@@ -125,7 +125,7 @@ ablation-zips: build/towers/text-8-layers/tower.json build/towers/speech-8-layer
 ablation-sizes: $(foreach one,text-64-wide text-256-wide text-8-layers speech-8-layers,build/towers/$(one)/tower.json)
 
 ablation-codebooks: $(foreach one,speech-4-codebooks speech-parallel speech-2-codebooks speech-1-codebook,build/towers/$(one)/tower.json)
-ablation-aligned-data ablation-budget ablation-choices: | build/runs/pretrain-single-decoder/result.json
+ablation-aligned-data ablation-budget ablation-choices ablation-step-size: | build/runs/pretrain-single-decoder/result.json
 
 WORDS_text-64-wide := model.towers.text.width=64 model.towers.text.hidden=192
 WORDS_text-256-wide := model.towers.text.width=256 model.towers.text.hidden=768
