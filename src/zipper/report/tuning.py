@@ -10,9 +10,10 @@ from zipper.report.runs import CHOICES, NAMES, Result, best_choice, best_rate
 GRID = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
 
 SHARED = (
-    "The size of the steps (`train.tokens`) and the weights of the codebooks are the same for all four, and "
-    "were not searched for the decoders; the grid [single-decoder](configs/ablations/single-decoder.yaml) "
-    "below tries them. Zips start with a prior of time (`model.zip.diagonal`, durations of subwords) and "
+    "The size of the steps (`train.tokens`) and the weights of the codebooks are the same for all four; the "
+    "grid [step-size](configs/ablations/step-size.yaml) below asks each of them for steps of half the size, "
+    "twice as many, and [single-decoder](configs/ablations/single-decoder.yaml) for codebooks alike. Zips "
+    "start with a prior of time (`model.zip.diagonal`, durations of subwords) and "
     "from whitened states; a single decoder has no counterpart to these."
 )
 PICTURES = """![Learning curves of all runs](reports/figures/learning-curves.svg)
