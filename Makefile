@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search bench report dashboard notebooks test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,21 @@ QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[as
 $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
 $(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
+
+# Six times as long, one seed: does the comparison look the same, and do the paper's own settings learn?
+WORDS_paper := configs/paper.yaml
+WORDS_paper-2e-3 := configs/paper.yaml train.lr=2e-3
+WORDS_single-decoder := configs/compare-single-decoder.yaml
+WORDS_single-decoder-speech := configs/compare-single-decoder-speech.yaml
+LONGER := paper paper-2e-3 single-decoder single-decoder-speech
+longer: $(LONGER:%=build/runs/longer-%/result.json)  ## the comparison's decoders and the paper's settings, six times as long (an hour each)
+	$(RUN) report
+
+define LONG
+build/runs/longer-$1/result.json: | $(NEEDS)
+	$(RUN) train $(WORDS_$1) train.steps=12000 train.validate_every=2000 name=longer-$1 result=results/longer/$1.json $(ARGS)
+endef
+$(foreach one,$(LONGER),$(eval $(call LONG,$(one))))
 
 # Every grid of configs/ablations; one of them: make ablation-zips. Two runs at a time: ARGS="--jobs 2".
 ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## all ablations: hours; it goes on where it was cut off

@@ -11,6 +11,7 @@ from zipper.report import ablations, settings
 from zipper.report.claims import claims
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
+from zipper.report.longer import draw_longer, longer
 from zipper.report.runs import CHOICES, NAMES
 from zipper.report.tuning import choices, search
 
@@ -177,6 +178,27 @@ def test_figures_are_drawn_from_the_files_alone(folder):
     names = [file.stem for file in files if file.suffix == ".png"]
     assert names == ["comparison", "learning-curves", "wer-by-length", "gates"]
     assert all(file.with_suffix(".svg").stat().st_size > 10_000 for file in files)
+
+
+def test_longer_trainings_stand_beside_each_other_and_a_half_finished_one_is_left_out(tmp_path):
+    """The shipped model's alone are no comparison."""
+    (tmp_path / "longer").mkdir()
+    rates = {"joint": 0.1, "longer/paper": 0.2, "longer/single-decoder": 0.3}
+    for name, rate in rates.items():
+        model = "single-decoder" if "single" in name else "zipper"
+        for task in ("asr", "tts"):
+            curve = [(1999, 0.9), (5999, 0.8), (11999, rate)]
+            told = run(model, task, 0, rate, curves={f"dev/{task}_wer": curve}, steps=12000)
+            (tmp_path / f"{name}-{task}.json").write_text(json.dumps(told))
+        if name == "joint":
+            assert longer(tmp_path) == ""
+    text = longer(tmp_path)
+    assert ", 12,000 steps instead of" in text
+    assert "Zipper, the paper's settings | 0.001 | 90.0 % | 80.0 % | 20.0 % | 20.0 % | 5.00 / 5.00 |" in text
+    assert "| Single Decoder | 0.001 | 90.0 % | 80.0 % | 30.0 % | 30.0 % | 5.00 / 6.00 |" in text
+    assert [file.name for file in draw_longer(tmp_path, tmp_path)] == ["longer.svg", "longer.png"]
+    (tmp_path / "longer" / "single-decoder-tts.json").unlink()
+    assert "| Single Decoder |" not in longer(tmp_path)
 
 
 def test_nothing_is_told_where_nothing_was_compared(tmp_path):

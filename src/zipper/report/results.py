@@ -10,6 +10,7 @@ from zipper.report.ablations import ablations, draw_ablations
 from zipper.report.claims import claims
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
+from zipper.report.longer import draw_longer, longer
 from zipper.report.markdown import percent, section, table
 from zipper.report.real import real
 from zipper.report.safety import safety
@@ -34,6 +35,7 @@ def render(folder: Path, assets: Path) -> str:
         speaking([r for r in found.values() if r.get("task") == "tts" and r["split"] == "test"]),
         comparison(folder),
         claims(folder),
+        longer(folder),
         settings(folder / "ablations"),
         ablations(folder / "ablations"),
         shipped(folder),
@@ -53,6 +55,7 @@ def report(
 ) -> Path:
     """Writes RESULTS.md, and the figures of the comparison, the ablations and the shipped model."""
     draw_comparison(folder, figures)
+    draw_longer(folder, figures)
     draw_ablations(folder / "ablations", figures)
     draw_shipped(ROOT / "assets" / "zipped", folder, figures)
     file.write_text(render(folder, ROOT / "assets"))
