@@ -76,8 +76,8 @@ WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml $(SPANS) t
 WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml $(SPANS) model.towers.text.dropout=0
 WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml $(SPANS) model.towers.text.dropout=0
 WORDS_zipper-with-dropout := configs/compare-zipper.yaml $(SPANS) model.towers.speech.dropout=0.2
-WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml $(SPANS) train.hide=0
-WORDS_zipper-without-hide := configs/compare-zipper.yaml $(SPANS) train.hide=0
+WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml train.hide=0 train.prompt_weight=0
+WORDS_zipper-without-hide := configs/compare-zipper.yaml train.hide=0 train.prompt_weight=0
 ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif

@@ -9,18 +9,18 @@ from zipper.report.runs import NAMES, Result
 from zipper.report.style import line, panels, save, styled
 
 LABELS = {
-    "joint": "Zipper (`configs/joint.yaml`)",
+    "joint": "Zipper",
     "paper": "Zipper, the paper's settings",
-    "paper-2e-3": "Zipper, the paper's settings, learning rate of ours",
+    "paper-2e-3": "Zipper, the paper's settings at our learning rate",
     "single-decoder": NAMES["single-decoder"],
     "single-decoder-speech": NAMES["single-decoder-speech"],
 }
 
 
 def longer(folder: Path) -> str:
-    """A row for each run that has ended; empty without one. folder: results."""
+    """A row for each run that has ended; empty with fewer than two. folder: results."""
     found = _read(folder)
-    if len(found) < 2:  # the shipped model's stands elsewhere, too
+    if len(found) < 2:  # the shipped model alone stands elsewhere
         return ""
     rows = []
     for name, tasks in found.items():
@@ -34,8 +34,9 @@ def longer(folder: Path) -> str:
     steps = sorted({tasks["asr"]["steps"] for tasks in found.values()})
     text = (
         f"Recognition and speech in one model, {' or '.join(f'{one:,}' for one in steps)} steps instead of "
-        "the comparison's 2,000, one seed, test. `joint.yaml` has a switch between the tasks, dropout in "
-        "the speech tower, and the checkpoint that was best on dev; the others end with their last one. "
+        "the comparison's 2,000, one seed, test. The first is of `configs/joint.yaml`: with a switch "
+        "between the tasks, dropout in the speech tower, and the checkpoint that was best on dev; the "
+        "others end with their last one. "
         "Nothing was tuned for so many steps.\n\n"
         "![Word errors on dev over the steps](reports/figures/longer.svg)"
     )
@@ -55,8 +56,8 @@ def draw_longer(folder: Path, figures: Path) -> list[Path]:
     for panel, (task, title) in zip(axes, TASKS.items(), strict=True):
         for index, (name, tasks) in enumerate(found.items()):
             curve = tasks[task]["curves"][f"dev/{task}_wer"]
-            label = LABELS[name].replace(" (`configs/joint.yaml`)", "")
-            line(panel, index, [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve], label)
+            steps, rates = [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve]
+            line(panel, index, steps, rates, LABELS[name])
         panel.set(title=title, xlabel="step", ylabel="WER on dev (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return save(figure, figures / "longer")
