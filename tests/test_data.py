@@ -10,10 +10,11 @@ from datasets import Dataset
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.batch import collate
-from zipper.data.document import document, looks, scored_weight, share
+from zipper.data.document import document, looks, scored_weight
 from zipper.data.order import From, Steps
 from zipper.errors import ConfigError
 from zipper.train.losses import stream_loss
+from zipper.units.store import share
 
 BOOKS = {"text": 1, "speech": 3}
 

@@ -22,6 +22,7 @@ from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.generate.write import Written
 from zipper.schema import JudgeConfig
 from zipper.train import run as run_module
+from zipper.train.resolve import resolve
 from zipper.units.facts import Facts, facts_of, longest_repeat
 from zipper.units.pattern import to_columns
 
@@ -142,6 +143,16 @@ def test_facts_are_those_of_the_training_split_and_cap_what_is_written(prepared)
     assert len(seconds) == prepared.subwords.vocabulary
     said = [sum(seconds[i] for i in (0, *row["ids"], 1)) for row in rows]
     assert sum(said) == pytest.approx(sum(row["seconds"] for row in rows), rel=1e-3)
+
+
+def test_a_run_on_a_share_of_the_data_knows_nothing_of_the_rest(prepared):
+    """Durations, rates, and caps that were fitted on more would leak into the ablation of aligned data."""
+    train = prepared.splits["train"]
+    few = replace(prepared, splits={**prepared.splits, "train": train.select(range(5))})
+    assert facts_of(prepared, 5) == facts_of(few)
+    assert facts_of(prepared, 5).seconds != facts_of(prepared).seconds
+    module = run_module.ZipperModule.of(resolve(config(), prepared), facts_of(prepared, 5))
+    assert module.model.get_buffer("seconds_text").tolist() == pytest.approx(facts_of(few).seconds["text"])
 
 
 def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, monkeypatch):

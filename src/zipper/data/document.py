@@ -1,6 +1,5 @@
 """A row and a task make a document: segments of tokens in one linear order, prompt before answer."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,19 +41,6 @@ def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]
     has = {"text": [len(ids) > 0 for ids in rows["ids"]], "speech": [s > 0 for s in rows["seconds"]]}
     of = [not corpora or subset.partition("/")[0] in corpora for subset in rows["subset"]]
     return [i for i, fits in enumerate(of) if fits and all(has[name][i] for name in TASKS[task])]
-
-
-def share(rows: Dataset, only: int | None) -> Dataset:
-    """`only` of the rows (none: all), a smaller share nested in a larger one. Real corpora come speaker by
-    speaker, and several one after the other, so they are taken in the order of a hash of their ids; the
-    embedded one alone is mixed as it is."""
-    if only is None or only >= len(rows):
-        return rows
-    if {subset.partition("/")[0] for subset in rows["subset"]} <= {"", "spoken"}:
-        return rows.select(range(only))
-    ids = list(rows["id"])
-    by_hash = sorted(range(len(rows)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
-    return rows.select(sorted(by_hash[:only]))
 
 
 def document(store: Store, row: Row, task: str, prompt_weight: float) -> Document:

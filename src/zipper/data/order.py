@@ -10,11 +10,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from zipper.data.batch import Batch, collate
-from zipper.data.document import Document, document, eligible, scored_weight, share
+from zipper.data.document import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 from zipper.schema import TASKS
 from zipper.units.pattern import around
-from zipper.units.store import Store
+from zipper.units.store import Store, share
 
 JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
 

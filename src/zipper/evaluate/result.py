@@ -13,11 +13,11 @@ import lightning
 import torch
 
 from zipper.config import to_dict
-from zipper.data.document import eligible, share
+from zipper.data.document import eligible
 from zipper.evaluate.wer import WordErrors
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
-from zipper.units.store import Row, Store
+from zipper.units.store import Row, Store, share
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,20 @@ def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, f
 
 
 def stops(reasons: list[str]) -> dict[str, Any]:
-    """Why the writing stopped, counted."""
-    counts = Counter(reasons)
-    return {"stopped": dict(counts), "share_at_cap": round(counts["cap"] / max(len(reasons), 1), 6)}
+    """Why the writing stopped, counted; and the shares that did not end by themselves."""
+    counts, total = Counter(reasons), max(len(reasons), 1)
+    return {
+        "stopped": dict(counts),
+        "share_at_cap": round(counts["cap"] / total, 6),
+        "share_looping": round(counts["loop"] / total, 6),
+    }
+
+
+def cut_off(result: dict[str, Any]) -> str:
+    """Segments that did not end by themselves, for a line of text. Of any result file, old ones too."""
+    total = max(sum(result["stopped"].values()), 1)
+    cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("cap", "loop"))
+    return f"{cap:.1%} at the length cap, {loop:.1%} repeating"
 
 
 def write_predictions(result: dict[str, Any], file: Path) -> None:

@@ -151,7 +151,7 @@ def fit(
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = ZipperModule.of(cfg, facts_of(store))
+    module = ZipperModule.of(cfg, facts_of(store, cfg.data.only))
     load_pretrained(module.model)
     if checkpoint is None and isinstance(module.model, Zipper):
         if cfg.model.zip.whiten:
@@ -193,7 +193,7 @@ def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L
     sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
     if cfg.evaluates("asr") and not sharded:
         watch.append(RecognitionMonitor(store, cfg))
-    if listener and not sharded:
+    if listener and cfg.evaluates("tts") and not sharded:
         watch.append(SpeechMonitor(store, cfg, listener))
     folder = cfg.run_dir / "checkpoints"
     monitor = "dev/wer" if watch else "dev/loss"

@@ -29,7 +29,6 @@ from zipper.units.text import Subwords
 SHARD, LEAST = 512, 16  # utterances, at most and at least
 SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
-SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
 
 
 def prepare_store(
@@ -245,11 +244,9 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
 
 
 def _facts(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
-    """Counts of all splits; rates and ratios of the training split alone."""
+    """Counts of all splits, and what the training split's sentences are."""
     splits = {split: open_split(folder, split) for split in SPLITS}
     train = splits["train"]
-    both = [(len(ids), s) for ids, s in zip(train["ids"], train["seconds"], strict=True) if ids and s]
-    subwords, seconds = sum(count for count, _ in both), sum(s for _, s in both)
     return {
         "fingerprint": parts,
         "codebooks": codec.codebooks,
@@ -258,7 +255,6 @@ def _facts(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> d
         "kbps": codec.kbps,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
-        "subwords_per_second": subwords / seconds if both else SUBWORDS_PER_SECOND,
         "skipped": skipped,
         "trained_on": sentences_hash(train["text"]),
     }

@@ -5,16 +5,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
-from zipper.units.store import Store
+from zipper.units.store import Store, share
 
 BEYOND = 1.5  # a generation may go so many times beyond the largest figure of the training split
+SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
 PERIODS = 8  # repetitions of up to so many frames are looked for
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Figures of the training split, by modality. Plain numbers: they are kept in checkpoints.
+    """Figures of what a run trains on, by modality. Plain numbers: they are kept in checkpoints.
 
     store: its fingerprint. reads: codec or tokenizer. rates: tokens a second, on average. seconds: what
     each subword is expected to take, by its letters. longest: subwords or frames of a segment.
@@ -45,19 +47,22 @@ class Facts:
         return asdict(self)
 
 
-def facts_of(store: Store) -> Facts:
-    """Measured on the whole training split. What is of one modality alone has no ratio."""
-    rows = store.splits["train"].with_format("numpy")
+def facts_of(store: Store, only: int | None = None) -> Facts:
+    """Measured on what a run trains on: `only` utterances of the training split, or all of it. What is of one
+    modality alone has no ratio."""
+    rows = share(store.splits["train"], only).with_format("numpy")
     subwords = np.array([len(ids) for ids in rows["ids"]])
     codes = [np.asarray(row).reshape(store.codebooks, -1)[0] for row in rows["codes"]]
     frames = np.array([len(row) for row in codes])
     both = (subwords > 0) & (frames > 0)
     a, b = subwords[both], frames[both]
+    seconds = sum(np.array(rows["seconds"])[both].tolist())
+    rate = int(a.sum()) / seconds if seconds else SUBWORDS_PER_SECOND
     return Facts(
         store=store.fingerprint,
         reads={name: reads(store, name) for name in ("text", "speech")},
-        rates={"text": store.facts["subwords_per_second"], "speech": store.facts["frame_rate"]},
-        seconds={"text": seconds_of_subwords(store)},
+        rates={"text": rate, "speech": store.facts["frame_rate"]},
+        seconds={"text": seconds_of_subwords(store, rows)},
         longest={"text": int(subwords.max()), "speech": int(frames.max())},
         ratio={"text": {"speech": float((a / b).max())}, "speech": {"text": float((b / a).max())}}
         if both.any()
@@ -66,20 +71,19 @@ def facts_of(store: Store) -> Facts:
     )
 
 
-def seconds_of_subwords(store: Store) -> list[float]:
-    """Expected seconds of each id, [V]: a line through the training split's seconds over their letters.
+def seconds_of_subwords(store: Store, rows: Dataset) -> list[float]:
+    """Expected seconds of each id, [V]: a line through the seconds of these rows over their letters.
 
     Its slope is the time of a letter (or of the space before a word), its constant the silence around a
     sentence, half of it the begin's and half the end's.
     """
     letters = np.array([len(store.subwords.piece(i)) for i in range(store.subwords.vocabulary)])
     letters[[store.subwords.begin, store.subwords.end]] = 0
-    rows = store.splits["train"].with_format("numpy")
     said = np.array([letters[np.asarray(ids, dtype=int)].sum() for ids in rows["ids"]])
     took = np.array(rows["seconds"])
     both = (said > 0) & (took > 0)
     if not both.any():
-        return [1 / store.facts["subwords_per_second"]] * len(letters)
+        return [1 / SUBWORDS_PER_SECOND] * len(letters)
     said, took = said[both], took[both]
     slope, constant = np.polyfit(said, took, 1) if len(set(said.tolist())) > 1 else (0.0, 0.0)
     if slope <= 0 or constant < 0:  # too few sentences, or all of one length

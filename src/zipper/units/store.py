@@ -85,6 +85,19 @@ class Store:
         return torch.tensor(row["codes"], dtype=torch.int64).view(self.codebooks, -1)
 
 
+def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
+    """`only` of the rows (none: all), a smaller share nested in a larger one. Real corpora come speaker by
+    speaker, and several one after the other, so they are taken in the order of a hash of their ids; the
+    embedded one alone is mixed as it is."""
+    if only is None or only >= len(rows):
+        return rows
+    if {subset.partition("/")[0] for subset in rows["subset"]} <= {"", "spoken"}:
+        return rows.select(range(only))
+    ids = list(rows["id"])
+    by_hash = sorted(range(len(rows)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
+    return rows.select(sorted(by_hash[:only]))
+
+
 def fingerprint(
     utterances: list[Utterance], codec: Codec, subwords: Subwords, max_seconds: float
 ) -> dict[str, str]:
