@@ -1,5 +1,6 @@
 """Cached equals uncached, batched equals single."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -69,27 +70,50 @@ def test_directions_that_are_not_in_use_stay_out_of_the_cache_too():
         )
 
 
-ORDERS = [["text"], ["speech"], ["text", "speech"], ["speech", "text"], ["speech", "speech", "text"]]
+ORDERS = [["text"], ["speech"], ["text", "speech"], ["speech", "text", "speech"]]
 
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
 @pytest.mark.parametrize("parts", [1, 3])
 def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts):
     model = tiny_model()
-    given = prompts(model, 3, parts=parts)
+    given = alternating(model, 3, "text" if order[0] == "speech" else "speech", parts)
     assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
     together = write(model, given, order, FACTS)
     for doc, segments in zip(given, together, strict=True):
         (alone,) = write(model, [doc], order, FACTS)
         assert [s.modality for s in segments] == order
-        for turn, (one, other) in enumerate(zip(segments, alone, strict=True)):
+        hop = doc.segments[-1]
+        for one, other in zip(segments, alone, strict=True):
             assert torch.equal(one.columns, other.columns)
             assert one.stopped == other.stopped
-            before = [Segment(s.modality, s.columns, s.columns >= 0, 1.0) for s in segments[:turn]]
-            so_far = Document(doc.id, [*doc.segments, *before], doc.multimodal)
-            last = so_far.segments[-1]
-            cap = FACTS.cap(one.modality, last.modality, _length(model, last.modality, last.tokens))
-            assert torch.equal(one.columns, slow_greedy(model, so_far, one.modality, cap))
+            cap = FACTS.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
+            read = Document(doc.id, [hop], doc.multimodal)
+            assert torch.equal(one.columns, slow_greedy(model, read, one.modality, cap))
+            hop = Segment(one.modality, one.columns, one.columns >= 0, 1.0)
+
+
+def test_every_hop_of_a_chain_is_what_its_pair_alone_gives():
+    """A chain is as good as its pairs: what a segment leads to does not depend on what came before it."""
+    model = tiny_model()
+    (doc,) = alternating(model, 1, "speech", 1)
+    (chain,) = write(model, [doc], ["text", "speech", "text"], FACTS)
+    for before, after in itertools.pairwise([None, *chain]):
+        source = doc if before is None else Document(doc.id, [before.given()], True)
+        ((pair,),) = write(model, [source], [after.modality], FACTS)
+        assert torch.equal(pair.columns, after.columns)
+
+
+def alternating(model, count, last, parts):
+    """Prompts of so many segments, text and speech by turns, whose last one is of that modality."""
+    other = {"text": "speech", "speech": "text"}
+    expected = [last if (parts - 1 - i) % 2 == 0 else other[last] for i in range(parts)]
+    made, seed = [], 0
+    while len(made) < count:
+        doc, seed = interleaving(model, random.Random(seed), parts), seed + 1
+        if [s.modality for s in doc.segments] == expected:
+            made.append(doc)
+    return made
 
 
 def test_the_reason_of_every_stop_is_told():
@@ -129,25 +153,28 @@ def test_the_reason_of_every_stop_is_told():
     assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
 
-def test_a_switch_lets_each_row_go_on_as_it_likes():
-    model = tiny_model(switch=True)
-    given = prompts(model, 8, parts=2)
+def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_trained():
+    model = tiny_model(("text", "speech", "music"), switch=True)
+    model.used = [pair for pair in model.pairs if pair != ("music", "text")]
+    given = prompts(model, 12)
     together = write(model, given, "auto", FACTS)
     shapes = {tuple(s.modality for s in segments) for segments in together}
-    assert len(shapes) > 2
+    assert len(shapes) > 3
     for doc, segments in zip(given, together, strict=True):
         (alone,) = write(model, [doc], "auto", FACTS)
         assert [s.columns.tolist() for s in segments] == [s.columns.tolist() for s in alone]
-        so_far = list(doc.segments)
+        read = [doc.segments[-1]]  # the latest hop: what was read, then what was written
         for turn in range(min(len(segments) + 1, MOST)):
-            batch = as_batch(model, [Document(doc.id, so_far, True)])
-            name = so_far[-1].modality
+            batch = as_batch(model, [Document(doc.id, read, True)])
+            name = read[-1].modality
             row = int(batch.streams[name].valid.sum()) - 1
-            choice = int(model.switches[name](model(batch)[name][0, row]).argmax())
+            logits = model.switches[name](model(batch)[name][0, row])
+            trained = [i for i, other in enumerate(model.names) if (other, name) in model.used]
+            choice = max([*trained, 3], key=lambda i, logits=logits: float(logits[i]))
             expected = segments[turn].modality if turn < len(segments) else None
-            assert (model.names[choice] if choice < len(model.names) else None) == expected
+            assert (model.names[choice] if choice < 3 else None) == expected
             if expected:
-                so_far.append(Segment(expected, segments[turn].columns, segments[turn].columns >= 0, 1.0))
+                read = [read[-1], segments[turn].given()]
 
 
 def test_what_cannot_be_written_is_refused():
@@ -159,8 +186,12 @@ def test_what_cannot_be_written_is_refused():
         write(model, [doc], "auto", FACTS)
     model.used = [("text", "speech")]  # as after recognition alone
     (given,) = prompts(model, 1, "text")
-    with pytest.raises(ConfigError, match="not trained to write speech after text"):
+    with pytest.raises(ConfigError, match="not trained to write speech after text, but text after speech"):
         write(model, [given], ["speech"], FACTS)
+    with pytest.raises(ConfigError, match="not trained to write speech after text"):  # within a chain, too
+        write(model, prompts(model, 1, "speech"), ["text", "speech"], FACTS)
+    with pytest.raises(ConfigError, match="not trained to write text after text"):
+        write(model, [given], ["text"], FACTS)
     with pytest.raises(ConfigError, match="holds no segment"):
         write(model, [Document("x", [], True)], ["text"], FACTS)
 
@@ -197,10 +228,12 @@ def test_recognition_does_not_depend_on_the_batch(store):
 
 def test_speaking_does_not_depend_on_the_batch(store):
     model = tiny_model_for(store)
-    rows, how = [store.splits["test"][i] for i in range(6)], SamplingConfig(1.0, top_k=8)
+    rows, how = [store.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
     facts = facts_of(store)
-    one, some = (answers(model, store, facts, rows, "tts", batch, how, seed=2) for batch in (1, 4))
-    assert [w.columns.tolist() for w in one] == [w.columns.tolist() for w in some]
+    one, some = (
+        answers(model, store, facts, rows, ("text", "speech"), batch, how, seed=2) for batch in (1, 4)
+    )
+    assert [w.columns.tolist() for (w,) in one] == [w.columns.tolist() for (w,) in some]
 
 
 def tiny_model_for(store):

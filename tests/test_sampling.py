@@ -24,7 +24,7 @@ from zipper.schema import SamplingConfig
 )
 def test_sampling_follows_from_the_seed_and_never_leaves_its_modality(how):
     model = tiny_model(layers=3)
-    given, decode = prompts(model, 12), {"speech": how, "text": how}
+    given, decode = prompts(model, 12, "text"), {"speech": how, "text": how}
     together = write(model, given, ["speech", "text"], FACTS, decode, seed=3)
     again = [write(model, [one], ["speech", "text"], FACTS, decode, seed=3)[0] for one in given]
     other = write(model, given, ["speech", "text"], FACTS, decode, seed=4)
@@ -119,11 +119,11 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
     assert 0 < counter.frame_count <= 4  # text and speech, and not every column anew
 
 
-def test_text_may_be_searched_in_the_middle_of_an_interleaving():
+def test_text_may_be_searched_in_the_middle_of_a_chain():
     model = tiny_model()
     given = prompts(model, 3, "speech")
     out = write(model, given, ["text", "speech"], FACTS, {"text": SamplingConfig(beams=4)})
     for doc, (text, speech) in zip(given, out, strict=True):
-        so_far = Document(doc.id, [*doc.segments, Segment("text", text.columns, text.columns > 0, 1.0)], True)
+        hop = Document(doc.id, [text.given()], True)
         cap = FACTS.cap("speech", "text", text.content.shape[1])
-        assert torch.equal(speech.columns, slow_greedy(model, so_far, "speech", cap))
+        assert torch.equal(speech.columns, slow_greedy(model, hop, "speech", cap))

@@ -8,10 +8,12 @@ import torch
 
 from conftest import JOINT, config
 from zipper.data.batch import collate
-from zipper.data.document import document
+from zipper.data.document import Document, document
 from zipper.errors import ConfigError
+from zipper.evaluate.chains import evaluate_chain
 from zipper.evaluate.result import Origin
 from zipper.evaluate.tts import evaluate_tts
+from zipper.generate.answers import answers
 from zipper.generate.write import write
 from zipper.model.pretrained import save_tower
 from zipper.model.tower import Tower
@@ -122,6 +124,30 @@ def test_evaluating_needs_no_training(listening, prepared):
     )
     assert len(segments) == result["utterances"] == 6
     assert result["decoding"] == "greedy"
+
+
+def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
+    module, cfg = module_for(prepared).eval(), resolve(config(*JOINT), prepared)
+    origin, rows = Origin("x", "y", 0, 0.0), [prepared.splits["test"][i] for i in range(6)]
+    given = (module.model, prepared, module.facts, cfg, origin, listening)
+    spoken = evaluate_chain("speech>text>speech", *given)
+    written = answers(module.model, prepared, module.facts, rows, ("speech", "text"), 6)
+    prompts = [Document(row["id"], [text.given()], True) for row, (text,) in zip(rows, written, strict=True)]
+    last = [one for (one,) in write(module.model, prompts, ["speech"], module.facts)]
+    scores = listening.score(rows, last, listening.recordings(prepared, rows))
+    assert spoken["per_utterance"] == [one.entry() for one in scores]
+    assert spoken["task"] == "speech>text>speech"
+    assert sum(spoken["stopped"].values()) == spoken["utterances"] == 6
+    ended = [text.stopped == one.stopped == "end" for (text,), one in zip(written, last, strict=True)]
+    assert spoken["share_ended"] == sum(ended) / 6
+    read = evaluate_chain("text>speech>text", *given)
+    assert {one["reference"] for one in read["per_utterance"]} == {row["text"] for row in rows}
+    assert {"wer", "reread_wer", "share_ended"} <= {*read}
+    for chain in ("speech>text", "text>text>speech", "speech>text>music"):
+        with pytest.raises(ConfigError, match=f"evaluate.chains: '{chain}' is no chain"):
+            config(*JOINT, f"evaluate.chains=['{chain}']")
+    with pytest.raises(ConfigError, match="each step of which this run learns"):
+        config("train.tasks={asr: 1}", "evaluate.chains=['speech>text>speech']")
 
 
 def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared):

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--then",
         nargs="+",
         metavar="MODALITY",
-        help="what to write, in order: text, speech; or auto",
+        help="what to write, in order: text, speech, ... (each reads the segment before it alone); or auto",
     )
     parser.add_argument("-o", "--out", type=Path, help="file for the speech (out.wav); with --batch a folder")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing, where decoding draws")

@@ -11,9 +11,9 @@ from zipper.evaluate.journal import Journal
 from zipper.evaluate.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluate.wer import WordErrors, word_errors
 from zipper.generate.answers import answers
-from zipper.generate.write import GREEDY
+from zipper.generate.write import GREEDY, Written
 from zipper.model.multimodal import MultimodalModel
-from zipper.schema import RunConfig, SamplingConfig
+from zipper.schema import TASKS, RunConfig, SamplingConfig
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
 from zipper.units.text import NORMALISER, normalise
@@ -54,9 +54,15 @@ def recognise(
 
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
+    name = "shuffled" if heard else "asr"
     written = answers(
-        model, store, facts, heard or rows, "asr", batch, how, kept=kept, name="shuffled" if heard else ""
+        model, store, facts, heard or rows, TASKS["asr"], batch, {"text": how}, kept=kept, name=name
     )
+    return scored(store, rows, [segment for (segment,) in written])
+
+
+def scored(store: Store, rows: list[Row], written: list[Written]) -> list[Recognised]:
+    """Text written for each row, against the row's own."""
     out = []
     for row, segment in zip(rows, written, strict=True):
         hypothesis = normalise(store.subwords.decode(segment.content[0].tolist()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from zipper.evaluate import asr, tts
+from zipper.evaluate import asr, chains, tts
 from zipper.evaluate.journal import Journal
 from zipper.evaluate.judge import load_judge
 from zipper.evaluate.loss import split_loss
@@ -18,13 +18,16 @@ from zipper.train.module import ZipperModule
 from zipper.units.codec import load_codec
 from zipper.units.store import Store
 
-HEADLINES = ("wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "perplexity", "share_at_cap")
-Results = dict[str, dict[str, Any]]  # by task: asr, tts, or loss
+HEADLINES = (
+    "wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "reread_wer", "perplexity",
+    "share_at_cap", "share_looping", "share_ended",
+)  # fmt: skip
+Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-speech), or loss
 
 
 def load_listener(cfg: RunConfig) -> Listener | None:
     """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
-    if not cfg.evaluates("tts"):
+    if not cfg.evaluates("tts") and not cfg.evaluate.chains:
         return None
     return Listener(load_codec(cfg.codec), load_judge(cfg.judge), cfg.build)
 
@@ -48,12 +51,17 @@ def evaluate_tasks(
         log_recognised(
             loggers, split, results["asr"]["per_utterance"], chosen_rows(store, cfg, "asr"), origin.steps
         )
-    if listener:
+    if listener and cfg.evaluates("tts"):
         results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener, kept)
         shown = write_samples(
             cfg.run_dir / f"samples{suffix}", cfg, listener, store, results["tts"]["per_utterance"], segments
         )
         log_spoken(loggers, split, results["tts"]["per_utterance"], shown, origin.steps)
+    for chain in cfg.evaluate.chains:
+        assert listener is not None
+        results[chain.replace(">", "-")] = chains.evaluate_chain(
+            chain, model, store, facts, cfg, origin, listener, kept
+        )
     if not results:
         loss = split_loss(model, store, cfg)
         results["loss"] = {
@@ -86,5 +94,5 @@ def last_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
                 f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
             )
         else:
-            lines.append({"asr": asr, "tts": tts}[task].last_line(result, file))
+            lines.append({"asr": asr, "tts": tts}.get(task, chains).last_line(result, file))
     return lines

@@ -11,12 +11,12 @@ from torch import Tensor
 from zipper.evaluate.heard import Heard, hear_recordings
 from zipper.evaluate.journal import Journal
 from zipper.evaluate.judge import Judge
-from zipper.evaluate.result import Origin, by_subset, chosen_rows, describe_run, stops
+from zipper.evaluate.result import Origin, by_subset, chosen_rows, cut_off, describe_run, stops
 from zipper.evaluate.wer import WordErrors
 from zipper.generate.answers import answers
 from zipper.generate.write import Written
 from zipper.model.multimodal import MultimodalModel
-from zipper.schema import RunConfig
+from zipper.schema import TASKS, RunConfig
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
@@ -63,12 +63,12 @@ class Listener:
 
     def score(
         self, rows: list[Row], written: list[Written], recorded: list[Heard], kept: Journal | None = None,
-        turn: int = 0,
+        name: str = "speech",
     ) -> list[Spoken]:  # fmt: skip
-        """What is heard in each segment, against gold and target. turn: which sampling of these rows."""
+        """What is heard in each segment, against gold and target. name: that of these segments in `kept`."""
         out, rate = [], self.codec.sample_rate
         waves = [self.wave(segment) for segment in written]
-        heard_all = self.judge.hear_all(waves, rate, f"speech {turn}", kept)
+        heard_all = self.judge.hear_all(waves, rate, name, kept)
         parts = zip(rows, written, recorded, waves, heard_all, strict=True)
         for row, segment, record, wave, heard in parts:
             gold, target = self.judge.errors(row["text"], heard), self.judge.errors(record.target, heard)
@@ -96,10 +96,12 @@ def evaluate_tts(
     judge = listener.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
-        segments.append(
-            answers(model, store, facts, rows, "tts", cfg.evaluate.batch, how, cfg.seed + turn, kept)
-        )
-        samplings.append(listener.score(rows, segments[-1], recorded, kept, turn))
+        written = answers(
+            model, store, facts, rows, TASKS["tts"], cfg.evaluate.batch, {"speech": how}, cfg.seed + turn,
+            kept, "tts",
+        )  # fmt: skip
+        segments.append([segment for (segment,) in written])
+        samplings.append(listener.score(rows, segments[-1], recorded, kept, f"speech {turn}"))
     found = samplings[0]
     gold = total(found)
     target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())
@@ -172,5 +174,5 @@ def last_line(result: dict[str, Any], file: Path | str) -> str:
     return (
         f"TTS WER by the judge: {result['wer']:.1%} against gold, {result['target_wer']:.1%} against target "
         f"(recordings {result['original_wer']:.1%}, their codec round trip {result['oracle_wer']:.1%}; "
-        f"{result['utterances']} utterances, {result['share_at_cap']:.1%} at the cap) -> {file}"
+        f"{result['utterances']} utterances, {cut_off(result)}) -> {file}"
     ).replace("%", " %")

@@ -1,14 +1,15 @@
-"""The answers of a task to rows of a store: recognition of their speech, or speech for their text."""
+"""What a model writes after rows of a store: text for their speech, speech for their text, or a chain."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
-from zipper.data.document import Document, document
-from zipper.generate.write import GREEDY, Written, write
+from zipper.data.document import Document, segment
+from zipper.generate.write import Written, write
 from zipper.model.multimodal import MultimodalModel
-from zipper.schema import TASKS, SamplingConfig
+from zipper.schema import SamplingConfig
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
 
@@ -26,46 +27,48 @@ def answers(
     store: Store,
     facts: Facts,
     rows: list[Row],
-    task: str,
+    order: Sequence[str],
     batch: int,
-    how: SamplingConfig = GREEDY,
+    decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
     kept: Pieces | None = None,
     name: str = "",
-) -> list[Written]:
-    """One segment for every row, in its order: the last modality of the task after all before it.
+) -> list[list[Written]]:
+    """For every row, in its order: a segment of each modality of `order` but the first, which is given: the
+    row's own.
 
     `batch` rows are written at a time, neighbours in length together; the model is left as it was. kept:
-    where finished batches are noted, and read back after a kill.
+    where finished batches are noted under `name`, and read back after a kill.
     """
-    order = TASKS[task]
-    wholes = [document(store, row, task, 0.0) for row in rows]
-    prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in wholes]
-    by_length = sorted(range(len(rows)), key=lambda i: sum(len(s.tokens) for s in prompts[i].segments))
-    found: dict[int, Written] = {}
+    prompts = [Document(row["id"], [segment(store, row, order[0], 0.0)], multimodal=True) for row in rows]
+    by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
+    found: dict[int, list[Written]] = {}
     was_training = model.training
     model.eval()
-    with tqdm(total=len(rows), desc=task, unit="utterance", mininterval=1.0, leave=False) as bar:
+    with tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False) as bar:
         for start in range(0, len(rows), batch):
             part = by_length[start : start + batch]
-            key = f"{name or task} {seed} {start}"
+            key = f"{name} {seed} {start}"
             if kept is not None and key in kept.pieces:
-                found.update(zip(part, map(from_json, kept.pieces[key]), strict=True))
+                lines = kept.pieces[key]
+                found.update({i: [*map(from_json, line)] for i, line in zip(part, lines, strict=True)})
             else:
-                several = write(model, [prompts[i] for i in part], order[-1:], facts, {order[-1]: how}, seed)
-                found.update({i: segment for i, (segment,) in zip(part, several, strict=True)})
+                several = write(model, [prompts[i] for i in part], order[1:], facts, decode, seed)
+                found.update(zip(part, several, strict=True))
                 if kept is not None:
-                    kept.add(key, [to_json(found[i]) for i in part])
+                    kept.add(key, [[*map(to_json, found[i])] for i in part])
             bar.update(len(part))
     model.train(was_training)
     return [found[i] for i in range(len(rows))]
 
 
 def to_json(written: Written) -> list[Any]:
+    """As `kept` holds it."""
     return [written.modality, written.columns.tolist(), written.content.tolist(), written.stopped]
 
 
 def from_json(line: list[Any]) -> Written:
+    """The inverse of `to_json`."""
     modality, columns, content, stopped = line
     books = len(columns[0])
     shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written

@@ -1,6 +1,7 @@
 """Writing: prompts and an order of output modalities to segments, cached and batched, with a reason for every
 stop (paper 3.2)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zipper.data.batch import collate
-from zipper.data.document import Document
+from zipper.data.document import Document, Segment
 from zipper.errors import ConfigError
 from zipper.generate.alphabet import Alphabet
 from zipper.generate.beam import beam_search
@@ -37,6 +38,10 @@ class Written:
     content: Tensor
     stopped: Stop
 
+    def given(self) -> Segment:
+        """What goes on from it reads it as a prompt, nothing of which is scored."""
+        return Segment(self.modality, self.columns, torch.zeros_like(self.columns, dtype=torch.bool), 0.0)
+
 
 @torch.no_grad()
 def write(
@@ -47,57 +52,63 @@ def write(
     decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
 ) -> list[list[Written]]:
-    """One segment of each modality of `order` after each prompt, which may be any segments; `auto`: the model
-    chooses after each segment which modality follows, or to stop, at most MOST times.
+    """One segment of each modality of `order` after each prompt; `auto`: the model chooses after each segment
+    which modality follows, or to stop, at most MOST times.
+
+    What follows a segment is written from that segment alone, read in a fresh cache: trainings hold pairs of
+    segments, and a model that meets more of them in one cache speaks nonsense (LOG.md). So an order of
+    several is a chain of hops, each of which was trained for.
 
     decode: by modality; greedy where nothing is said. What is written for a prompt depends on the seed, its
-    id and itself, not on its neighbours. Raises ConfigError on a modality that has no tower, on a prompt of
-    nothing, and on `auto` where the model has no switch.
+    id and itself, not on its neighbours. Raises ConfigError as `check`.
     """
     check(model, prompts, order)
-    given = {segment.modality for one in prompts for segment in one.segments[1:]}
-    memory = read_prompts(model, prompts, set(model.names) if order == "auto" else {*order, *given})
-    latest = [{s.modality: _length(model, s.modality, s.tokens) for s in p.segments} for p in prompts]
-    last = [p.segments[-1].modality for p in prompts]
     out: list[list[Written]] = [[] for _ in prompts]
+    hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # what each row goes on from
+    chosen: dict[int, str] = {}  # by the model, where it is asked
     for turn in range(MOST if order == "auto" else len(order)):
+        rows = list(hops)
+        sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
+        memory = read_prompts(model, sources, set(model.names) if order == "auto" else {order[turn]})
+        if order == "auto" and turn == 0:
+            chosen = _chosen(memory, {i: hops[i].modality for i in rows}, rows)
+        following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
+        caps = {name: [_cap(model, facts, name, hops[i]) for i in rows] for name in {*following.values()}}
+        ids = [f"{prompts[i].id}/{turn}" for i in rows]
+        for name, most in caps.items():
+            mine = [at for at, i in enumerate(rows) if following.get(i) == name]
+            writer, how = Writer(memory, name, facts.patience(name)), (decode or {}).get(name, GREEDY)
+            segments = writer.write(mine, most, how, ids, seed, keep=order == "auto")
+            for at, segment in zip(mine, segments, strict=True):
+                out[rows[at]].append(segment)
+                hops[rows[at]] = segment.given()
         if order == "auto":
-            coming = _chosen(memory, last, [len(done) == turn for done in out])
-        else:
-            coming = [order[turn]] * len(prompts)
-            memory.awaited = set(order[turn:])
-        for name in model.names:
-            rows = [i for i, one in enumerate(coming) if one == name]
-            if not rows:
-                continue
-            caps = [facts.cap(name, last[i], latest[i][last[i]]) for i in range(len(prompts))]
-            how = (decode or {}).get(name, GREEDY)
-            writer = Writer(memory, name, facts.patience(name))
-            ids, keep = [f"{p.id}/{turn}" for p in prompts], order == "auto" or turn + 1 < len(order)
-            for i, segment in zip(rows, writer.write(rows, caps, how, ids, seed, keep), strict=True):
-                out[i].append(segment)
-                last[i], latest[i][name] = name, segment.content.shape[1]
+            chosen = _chosen(memory, following, rows)
+            hops = {i: hops[i] for i in chosen}
+        if not hops:
+            break
     return out
 
 
-def check(model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str]) -> None:
-    """Raises ConfigError where `write` would have to."""
-    asked = [] if order == "auto" else list(order)
-    for name in {*asked, *(s.modality for p in prompts for s in p.segments)}:
-        if name not in model.names:
-            raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
-    for one in prompts:
-        given = {s.modality for s in one.segments}
-        for name in asked:
-            for other in sorted(given):
-                if name != other and (name, other) not in model.used:
-                    raise ConfigError(
-                        f"This model was not trained to write {name} after {other}. Use one that was "
-                        "(configs/joint.yaml learns both ways), or another order."
-                    )
-            given.add(name)
+def check(
+    model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str] | Literal["auto"]
+) -> None:
+    """Raises ConfigError on a modality that has no tower, on a prompt of nothing, on an order that the model
+    was not trained for, and on `auto` where it has no next-modality head."""
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
+    then = [] if order == "auto" else list(order)
+    for whole in {(*(s.modality for s in prompt.segments), *then) for prompt in prompts}:
+        for name in whole:
+            if name not in model.names:
+                raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
+        for before, name in itertools.pairwise(whole):
+            if (name, before) not in model.used:
+                learnt = ", ".join(f"{a} after {b}" for a, b in sorted(model.used)) or "one modality alone"
+                raise ConfigError(
+                    f"This model was not trained to write {name} after {before}, but {learnt}. Ask for an "
+                    "order of those steps, or use a model that was (configs/joint.yaml learns both ways)."
+                )
     if order == "auto" and not model.switches:
         raise ConfigError(
             "This model was trained without model.switch=true: it cannot choose what follows. "
@@ -105,16 +116,23 @@ def check(model: MultimodalModel, prompts: Sequence[Document], order: Sequence[s
         )
 
 
-def _chosen(memory: Memory, last: list[str], still: list[bool]) -> list[str | None]:
-    """What the switch of each row's last tower chooses to follow; None: nothing more."""
-    names = memory.model.names
-    out: list[str | None] = [None] * len(last)
-    for name in set(last):
-        choice = memory.model.switches[name](memory.last[name]).argmax(-1).tolist()
-        for i, pick in enumerate(choice):
-            if last[i] == name and still[i] and pick < len(names):
-                out[i] = names[pick]
-    return out
+def _chosen(memory: Memory, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
+    """What the next-modality head of each row's latest tower chooses to follow, among what the model was
+    trained for; rows after which nothing follows are left out. rows: those of the memory, in its order."""
+    model, out = memory.model, dict[int, str]()
+    for name in {*latest.values()}:
+        trained = [(other, name) in model.used for other in model.names]
+        forbidden = ~torch.tensor([*trained, True], device=memory.multimodal.device)  # the last one: nothing
+        logits = model.switches[name](memory.last[name]).masked_fill(forbidden, float("-inf"))
+        picks = logits.argmax(-1).tolist()
+        for at, i in enumerate(rows):
+            if latest.get(i) == name and picks[at] < len(model.names):
+                out[i] = model.names[picks[at]]
+    return dict(sorted(out.items()))
+
+
+def _cap(model: MultimodalModel, facts: Facts, name: str, source: Segment) -> int:
+    return facts.cap(name, source.modality, _length(model, source.modality, source.tokens))
 
 
 class Writer:
@@ -170,20 +188,18 @@ class Writer:
 def read_prompts(
     model: MultimodalModel, prompts: Sequence[Document], awaited: set[str] | None = None
 ) -> Memory:
-    """A Memory that has read all segments of the prompts, each in its own order. awaited: towers that will
-    read or write after another one; all of them, if not given."""
+    """A Memory that has read the last segment of each prompt. awaited: towers that will write after it; all
+    of them, if not given."""
     device = next(model.parameters()).device
     memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
     memory.awaited = awaited or memory.awaited
-    for turn in range(max(len(prompt.segments) for prompt in prompts)):
-        for name in model.names:
-            parts = [
-                Document(p.id, [s for s in p.segments[turn : turn + 1] if s.modality == name], p.multimodal)
-                for p in prompts
-            ]
-            if any(part.segments for part in parts):
-                stream = collate(parts, {name: model.cfg.towers[name].codebooks}).streams[name]
-                memory.extend(name, stream.tokens.to(device), stream.valid.to(device))
+    for name in model.names:
+        parts = [
+            Document(p.id, [s for s in p.segments[-1:] if s.modality == name], p.multimodal) for p in prompts
+        ]
+        if any(part.segments for part in parts):
+            stream = collate(parts, {name: model.cfg.towers[name].codebooks}).streams[name]
+            memory.extend(name, stream.tokens.to(device), stream.valid.to(device))
     return memory
 
 

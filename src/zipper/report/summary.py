@@ -28,6 +28,8 @@ def summary_text(results: dict[str, dict[str, Any]], run: Path) -> str:
         "asr.json": "recognition: every figure, and every utterance",
         "tts.json": "speech: every figure, and every utterance",
         "loss.json": "every figure",
+        "speech-text-speech.json": "recognised, then spoken again: every figure, and every utterance",
+        "text-speech-text.json": "spoken, then recognised: every figure, and every utterance",
         "samples": "speech to listen to, and its pictures",
         "figures": "learning curve, gates, where the zips look",
         "metrics.csv": "what was logged",

@@ -1,6 +1,7 @@
 """Every setting, its meaning and its default. Mistakes that can be seen here are refused here."""
 
 import difflib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -184,6 +185,19 @@ class RunConfig:
                 f"evaluate.samplings={self.evaluate.samplings}, but decode.speech.temperature=0 is greedy: "
                 "all would be alike. Give a temperature."
             )
+
+        self._check_chains()
+
+    def _check_chains(self) -> None:
+        hops = [TASKS[task] for task in self.train.tasks.shares()]
+        for chain in self.evaluate.chains:
+            order = tuple(chain.split(">"))
+            if len(order) < 3 or not {*itertools.pairwise(order)} <= {*hops}:
+                raise ConfigError(
+                    f"evaluate.chains: {chain!r} is no chain of three or more modalities, each step of which "
+                    f"this run learns (train.tasks={self.train.tasks.shares()}). Write it as "
+                    "speech>text>speech, or give its tasks a share."
+                )
 
     def evaluates(self, task: str) -> bool:
         """Whether recognition (asr) or speaking (tts) is watched in training, and evaluated."""

@@ -61,6 +61,10 @@ class DecodeConfig:
 class EvaluateConfig:
     split: Literal["train", "dev", "test"] = setting("test", "what is decoded")
     tasks: list[str] = setting([], "asr, tts: watched and evaluated; none: all that the run learns")
+    chains: list[str] = setting(
+        [], "evaluated besides, as speech>text>speech: the first modality is given, the others written in "
+        "turn, the last one scored"
+    )  # fmt: skip
     batch: int = setting(100, "utterances decoded at a time")
     checkpoint: Literal["best", "last"] = setting("best", "best: of the lowest dev WER")
     dev_utterances: int = setting(300, "utterances recognised at each validation")

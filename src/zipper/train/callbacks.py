@@ -17,7 +17,7 @@ from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
 from zipper.generate.answers import answers
 from zipper.model.zip_block import is_gate
-from zipper.schema import RunConfig
+from zipper.schema import TASKS, RunConfig
 from zipper.train.module import ZipperModule
 from zipper.units.store import Store
 
@@ -60,7 +60,11 @@ class SpeechMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
-        written = answers(module.model, self.store, module.facts, self.rows, "tts", batch, how, self.cfg.seed)
+        answered = answers(
+            module.model, self.store, module.facts, self.rows, TASKS["tts"], batch, {"speech": how},
+            self.cfg.seed, name="tts",
+        )  # fmt: skip
+        written = [segment for (segment,) in answered]
         found = self.listener.score(self.rows, written, self.recorded)
         wer = tts.total(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)
