@@ -74,17 +74,31 @@ def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
     yield "codec.pattern", *patterns
 
 
+def capped(one: Result) -> Result:
+    """The same result with the errors of each sentence capped at its words. Whatever is chosen on dev is
+    chosen by it: a sentence on which a model, or the ASR scorer, repeats itself must not decide."""
+    kept = [{**u, "errors": min(u["errors"], u["words"])} for u in one["per_utterance"]]
+    errors, words = (sum(u[key] for u in kept) for key in ("errors", "words"))
+    return {**one, "per_utterance": kept, "errors": errors, "wer": errors / max(words, 1)}
+
+
 def best_rate(found: list[Result]) -> float:
-    """The learning rate that a search chooses: of the lowest WER on dev; where others cannot be told from it
-    (`Comparison.verdict`), the one among them with the lowest dev loss of text."""
+    """The learning rate that a search chooses: of the lowest WER on dev, errors `capped`; where others cannot
+    be told from it (`Comparison.verdict`), the one among them with the lowest dev loss of text."""
+    found = [capped(one) for one in found]
     lowest = min(found, key=lambda one: one["wer"])
     near = [one for one in found if compare([one], [lowest]).verdict() == "open"]
     return min(near, key=lambda one: one["curves"]["dev/loss_text"][-1][1])["config"]["train"]["lr"]
 
 
 def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
-    """Of results by choice and task: the choice with the lowest mean of both word error rates; or the first,
-    which is what all models share, where that one is better in neither task (`Comparison.verdict`)."""
+    """Of results by choice and task: the choice with the lowest mean of both word error rates, errors
+    `capped`; or the first, which is what all models share, where that one is better in neither task
+    (`Comparison.verdict`)."""
+    found = {
+        choice: {task: [capped(one) for one in several] for task, several in tasks.items()}
+        for choice, tasks in found.items()
+    }
     first = next(iter(found))
     lowest = min(found, key=lambda choice: sum(several[0]["wer"] for several in found[choice].values()))
     told = [compare(found[lowest][task], found[first][task]).verdict() for task in found[first]]
