@@ -91,8 +91,8 @@ class Share(Tower):
     def __init__(self, decoder: Tower, cfg: TowerConfig, first: int, other: int, joint: int) -> None:
         """first, other: rows where its first codebook, and its other ones, begin; joint: rows of head 0."""
         nn.Module.__init__(self)
-        self.cfg, self.layers, self.norm = cfg, decoder.layers, decoder.norm
-        self.embedding, self.decoder_head = decoder.embedding, decoder.head
+        self.cfg, self.decoder = cfg, decoder
+        self.layers, self.norm, self.embedding = decoder.layers, decoder.norm, decoder.embedding
         self.first, self.joint = first, joint
         self.other = other
 
@@ -123,5 +123,5 @@ class Share(Tower):
 
     @property
     def _rows(self) -> Tensor:
-        """The decoder's whole head."""
-        return self.embedding.weight if self.decoder_head is None else self.decoder_head
+        """The decoder's whole head, as it is now: sharding puts another Parameter in its place."""
+        return self.decoder.weight
