@@ -239,7 +239,7 @@ def trained(listening, prepared):
     folder.mkdir(parents=True)
     state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     torch.save({**state, "pytorch-lightning_version": "2.6.0"}, folder / "best.ckpt")
-    (cfg.run_dir / "config.yaml").write_text("name: joint\n")
+    (cfg.run_dir / "config.yaml").write_text("name: joint\n", encoding="utf-8")
     prepared.subwords.save(cfg.run_dir / "tokenizer.json")
     return cfg
 

@@ -29,7 +29,7 @@ MINE = {
 
 
 def write(**changes: object) -> Path:
-    Path("mine.yaml").write_text(yaml.safe_dump({**MINE, **changes}, sort_keys=False))
+    Path("mine.yaml").write_text(yaml.safe_dump({**MINE, **changes}, sort_keys=False), encoding="utf-8")
     return Path("mine.yaml")
 
 
@@ -69,7 +69,7 @@ class Ended:
             return
         cfg = load_config(Path(command[4]), command[5:])
         cfg.run_dir.mkdir(parents=True)
-        (cfg.run_dir / "result.json").write_text("{}")
+        (cfg.run_dir / "result.json").write_text("{}", encoding="utf-8")
         save_config(cfg, cfg.run_dir / "config.yaml")
         file = Path(words["result"])
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class Ended:
             "utterances": 3, "parameters_trained": 10**6, "commit": "abc", "seed": cfg.seed, "threads": 1,
             "stage_seconds": {"train": 60.0, "evaluate": 30.0},
         }  # fmt: skip
-        file.write_text(json.dumps(result))
+        file.write_text(json.dumps(result), encoding="utf-8")
 
     def poll(self):
         return self.returncode
@@ -119,16 +119,16 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
 
 def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
     run(["ablate", str(write()), "--wandb-sweep"])
-    sweep = yaml.safe_load(Path("build/ablations/mine-sweep.yaml").read_text())
+    sweep = yaml.safe_load(Path("build/ablations/mine-sweep.yaml").read_text(encoding="utf-8"))
     names = [point.name for point in grid.read_ablation(Path("mine.yaml")).runs()]
     assert sweep["parameters"]["only"]["values"] == names
     assert sweep["command"][1:5] == ["-m", "zipper", "ablate", "mine.yaml"]
     run(["ablate", "mine.yaml", "--slurm"])
-    script = Path("build/ablations/mine.sbatch").read_text()
+    script = Path("build/ablations/mine.sbatch").read_text(encoding="utf-8")
     assert "--array=0-7" in script
     listed = subprocess.run(
         ["bash", "-c", script.replace("srun", "echo")], env={"SLURM_ARRAY_TASK_ID": "3"},
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout  # fmt: skip
     assert listed.split() == [sys.executable, "-m", "zipper", "ablate", "mine.yaml", "--only", names[3]]
     assert "sbatch build/ablations/mine.sbatch" in capsys.readouterr().out
@@ -180,10 +180,10 @@ def test_a_row_is_compared_over_the_seeds_that_both_have(in_tmp, monkeypatch):
     folder = Path("results/ablations")
     whole = report.ablations(folder)
     spoilt = folder / "mine" / "zipper-10-seed1.json"
-    result = json.loads(spoilt.read_text())
+    result = json.loads(spoilt.read_text(encoding="utf-8"))
     for one in result["per_utterance"]:
         one["errors"] = 4
-    spoilt.write_text(json.dumps(result))
+    spoilt.write_text(json.dumps(result), encoding="utf-8")
     assert report.ablations(folder) != whole
     (folder / "mine" / "single-decoder-10-seed1.json").unlink()
     row = next(line for line in report.ablations(folder).splitlines() if "| Single Decoder | 10 |" in line)
@@ -203,7 +203,9 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
     assert "| b | kind | 91.7 % ± 0.0 | +41.7 (" in text
     assert "Test, greedy." in text
     for file in Path("results/ablations/mine").glob("*.json"):
-        file.write_text(file.read_text().replace('"split": "test"', '"split": "dev"'))
+        file.write_text(
+            file.read_text(encoding="utf-8").replace('"split": "test"', '"split": "dev"'), encoding="utf-8"
+        )
     assert "Dev, greedy." in report.ablations(Path("results/ablations"))
 
 

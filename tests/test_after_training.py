@@ -26,13 +26,16 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     cfg = config("name=one")
     result = run_module.train(cfg, "x")["asr"]
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
-    again = json.loads((cfg.run_dir / "asr-test.json").read_text())
+    again = json.loads((cfg.run_dir / "asr-test.json").read_text(encoding="utf-8"))
     assert again["per_utterance"] == result["per_utterance"]
     assert again["config"]["train"] == json.loads(json.dumps(result["config"]["train"]))
     evaluate_run(
         config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y"
     )  # how it was trained, not how it is called
-    assert json.loads((cfg.run_dir / "asr-dev.json").read_text())["config"]["train"]["lr"] == cfg.train.lr
+    assert (
+        json.loads((cfg.run_dir / "asr-dev.json").read_text(encoding="utf-8"))["config"]["train"]["lr"]
+        == cfg.train.lr
+    )
     kept = (cfg.run_dir / "asr-dev.json").read_bytes()
     evaluate_run(config("name=one", "evaluate.split=dev", "decode.text.beams=2"), "y")
     assert (cfg.run_dir / "asr-dev.json").read_bytes() == kept
@@ -40,13 +43,16 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     best.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"best\.ckpt is damaged \(BadZipFile.*evaluate\.checkpoint"):
         evaluate_run(config("name=one"), "y")
-    assert json.loads((cfg.run_dir / "asr-dev-2.json").read_text())["decoding"] == "beam search, 2 beams"
+    assert (
+        json.loads((cfg.run_dir / "asr-dev-2.json").read_text(encoding="utf-8"))["decoding"]
+        == "beam search, 2 beams"
+    )
     with pytest.raises(ConfigError, match="does not exist"):
         evaluate_run(config("name=never"), "y")
     words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre"]
     result = run_module.pretrain(config(*words), "x")["loss"]
     evaluate_run(config(*words), "y")
-    again = json.loads(Path("build/runs/pre/loss-test.json").read_text())
+    again = json.loads(Path("build/runs/pre/loss-test.json").read_text(encoding="utf-8"))
     assert again["perplexity"] == pytest.approx(result["perplexity"])
 
 
@@ -87,15 +93,17 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
         again.embedding.weight,
         load_module(Path("build/runs/pre/checkpoints/best.ckpt")).model.tower("speech").embedding.weight,
     )
-    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": "test sentences"}))
+    (Path("tower") / "tower.json").write_text(
+        json.dumps({**facts, "trained_on": "test sentences"}), encoding="utf-8"
+    )
     with pytest.raises(DataError, match="trained on other sentences of the grammar"):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     first = sentences_hash(prepared.splits["train"]["text"][:3])
-    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": first}))
+    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": first}), encoding="utf-8")
     monkeypatch.setattr("zipper.train.resolve.FIRST", 3)  # the store's dev and test are those of three, too
     resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     facts["reads"] = "another codec"
-    (Path("tower") / "tower.json").write_text(json.dumps(facts))
+    (Path("tower") / "tower.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(DataError, match="was trained on 'another codec'"):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     before = load_file("tower/tower.safetensors")

@@ -80,7 +80,7 @@ def test_text_that_cannot_be_used_is_listed_before_anything_is_encoded(
     with pytest.raises(DataError, match=rf"1 of 37 utterances.*{reason}"):
         prepare_store(tmp_path, [*utterances, bad], codec, subwords, 5.0, 30.0)
     (listing,) = tmp_path.glob("*/texts.skipped")
-    assert json.loads(listing.read_text())["id"] == "bad"
+    assert json.loads(listing.read_text(encoding="utf-8"))["id"] == "bad"
 
 
 def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
@@ -92,7 +92,7 @@ def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     store = prepare_store(tmp_path / "s", [*utterances, quiet, digits], codec, subwords, 5.0, 30.0)
     assert store.facts["skipped"] == 2
     assert store.facts["rows"] == {"train": 24, "dev": 6, "test": 6}
-    reasons = "".join(f.read_text() for f in store.folder.glob("skipped.jsonl"))
+    reasons = "".join(f.read_text(encoding="utf-8") for f in store.folder.glob("skipped.jsonl"))
     assert "is silent" in reasons
     assert "has digits" in reasons
 
@@ -135,7 +135,7 @@ def test_a_full_disk_ends_the_command_with_one_line(monkeypatch, capsys):
         cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
     assert end.value.code == 2
     assert "error: no space left while writing build/x" in capsys.readouterr().err
-    monkeypatch.setitem(cli.COMMANDS, "prepare", lambda *_: Path("/nowhere").read_text())
+    monkeypatch.setitem(cli.COMMANDS, "prepare", lambda *_: Path("/nowhere").read_text(encoding="utf-8"))
     with pytest.raises(FileNotFoundError):  # any other one is a bug, and shows as one
         cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
 

@@ -34,7 +34,7 @@ def listing(folder: Path, audio: str = "good.flac", text: str = "so it is", **mo
     lines = ["\t".join(["audio", "text", "id", "split"])]
     for split in ("train", "dev", "test"):
         lines.append("\t".join([audio, text, more.get("id", split), more.get("split", split)]))
-    (folder / "list.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def copied(name: str, folder: Path) -> Path:
@@ -48,15 +48,15 @@ def cut(file: Path) -> None:
 def result(file: Path, **values: object) -> None:
     one = {"id": "test-1", "errors": 1, "words": 4, "reference": "so it is then"}
     whole = {"name": file.stem, "task": "asr", "split": "test", "per_utterance": [one], "utterances": 1}
-    file.write_text(json.dumps({**whole, **values}))
+    file.write_text(json.dumps({**whole, **values}), encoding="utf-8")
 
 
 def a_run(folder: Path, finished: bool = False, **config: object) -> Path:
     run_dir = folder / "build" / "runs" / "asr"
     (run_dir / "checkpoints").mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump({"name": "asr", **config}))
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"name": "asr", **config}), encoding="utf-8")
     if finished:
-        (run_dir / "result.json").write_text("{}")
+        (run_dir / "result.json").write_text("{}", encoding="utf-8")
     return run_dir
 
 
@@ -83,7 +83,9 @@ def recording(samples: np.ndarray | None = None, text: str = "so it is", name: s
 def damaged(asset: str, file: str, content: str | None = None) -> Callable[[Path], object]:
     """A shipped folder with one file cut off, or replaced."""
     return lambda f: (
-        cut(copied(asset, f) / file) if content is None else (copied(asset, f) / file).write_text(content)
+        cut(copied(asset, f) / file)
+        if content is None
+        else (copied(asset, f) / file).write_text(content, encoding="utf-8")
     )
 
 
@@ -180,13 +182,13 @@ CASES = [
     (LIST, recording(np.zeros(8000)), D, "1 of 3", "good.flac is silent", "*.skipped lists them"),
     (LIST, recording(np.full(8000, np.nan, np.float32), name="x.wav"), D, "x.wav", "NaN or infinite", "lists them"),
     (LIST, recording(noise(31)), D, "good.flac", "31.0 s", "data.max_seconds=30", "allow more"),
-    (LIST, lambda f: (listing(f), (f / "good.flac").write_text("text")), D, "good.flac", "cannot be read as audio"),
+    (LIST, lambda f: (listing(f), (f / "good.flac").write_text("text", encoding="utf-8")), D, "good.flac", "cannot be read as audio"),
     (LIST, lambda f: (listing(f), (f / "good.flac").mkdir()), D, "good.flac", "does not exist", "fix its"),
     (LIST, recording(noise(), "room 101"), D, "3 of 3", "'101'", "Write them in words"),
     (LIST, recording(noise(), "?!"), D, "3 of 3", "no transcript", "lists them"),
     # checkpoints
     (EVALUATE, None, C, "checkpoints/best.ckpt", "does not exist", "Train the run first"),
-    (EVALUATE, lambda f: (a_run(f) / "checkpoints/best.ckpt").write_text("x"), D, "best.ckpt is damaged",
+    (EVALUATE, lambda f: (a_run(f) / "checkpoints/best.ckpt").write_text("x", encoding="utf-8"), D, "best.ckpt is damaged",
      "not a zip file", "evaluate.checkpoint"),
     (EVALUATE, lambda f: torch.save({"x": Payload()}, a_run(f) / "checkpoints/best.ckpt"), D, "best.ckpt",
      "more than tensors and plain values (getattr)", "safetensors"),

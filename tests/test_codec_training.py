@@ -80,7 +80,7 @@ def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utte
     cfg.train_codec.out = "codec"
     cfg.train.accelerator = "cpu"
     folder = train_codec(cfg, utterances, "python -m zipper train-codec x.yaml")
-    facts = json.loads((folder / "codec.json").read_text())
+    facts = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
     assert facts["command"] == "python -m zipper train-codec x.yaml"
     assert [book["used"] > 0 for book in facts["codebooks"]] == [True, True]
     codec = load_codec(CodecConfig(weights="codec"))

@@ -30,9 +30,9 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     Path("wide", "zipper.safetensors").write_bytes(b"x")
     with pytest.raises(DataError, match="not the file that"):
         load_zipped(Path("wide"))
-    facts = json.loads(Path("shipped/zipper.json").read_text())
+    facts = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
     facts["config"]["model"]["towers"]["speech"]["hidden"] = 48
-    Path("shipped/zipper.json").write_text(json.dumps(facts))
+    Path("shipped/zipper.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(DataError, match=r"another shape than zipper\.json says"):
         load_zipped(Path("shipped"))
 
@@ -52,9 +52,11 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
     out = capsys.readouterr().out
     assert out.startswith("text    ")
     assert "both.wav" in out
-    Path("in.tsv").write_text(f"id\ttext\taudio\na\t{text}\t\nb\t\t{audio}\n")
+    Path("in.tsv").write_text(f"id\ttext\taudio\na\t{text}\t\nb\t\t{audio}\n", encoding="utf-8")
     command("--batch", "in.tsv", "-o", "many", "--decode", "text.beams=2", "speech.temperature=0.7")
-    entries = [json.loads(line) for line in Path("many/generated.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in Path("many/generated.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [entry["id"] for entry in entries] == ["a", "b"]
     assert Path(entries[0]["written"][0]["wav"]).is_file()
     assert "text" in entries[1]["written"][0]
@@ -89,9 +91,9 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
 )
 def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, words, message, capsys):
     sf.write("long.wav", torch.randn(16000 * 20).numpy() * 0.1, 16000)
-    Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n")
-    Path("bad.jsonl").write_text("{\n")
-    Path("number.jsonl").write_text("3\n")
+    Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n", encoding="utf-8")
+    Path("bad.jsonl").write_text("{\n", encoding="utf-8")
+    Path("number.jsonl").write_text("3\n", encoding="utf-8")
     Path("latin.tsv").write_bytes(b"id\ttext\na\t\xe9\n")
     Path("x.2.wav").write_bytes(b"mine")
     before = sorted(Path().rglob("*"))

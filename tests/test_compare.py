@@ -135,8 +135,8 @@ def test_results_of_other_utterances_are_refused():
 
 def test_the_command_compares_files_and_patterns(tmp_path, capsys):
     for seed in (1, 2):
-        (tmp_path / f"a-{seed}.json").write_text(json.dumps(result(*some(50, seed, 0.1))))
-    (tmp_path / "b.json").write_text(json.dumps(result(*some(50, 9, 0.5))))
+        (tmp_path / f"a-{seed}.json").write_text(json.dumps(result(*some(50, seed, 0.1))), encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(result(*some(50, 9, 0.5))), encoding="utf-8")
     main(["compare", f"{tmp_path}/a-*.json", f"{tmp_path}/b.json"])
     out = capsys.readouterr().out
     assert "A is better, p < 0.0001" in out
@@ -149,7 +149,7 @@ def test_the_command_compares_files_and_patterns(tmp_path, capsys):
 def test_what_is_no_result_is_told(tmp_path, text, words):
     file = tmp_path / "x.json"
     if text is not None:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=words):
         read_result(file)
 

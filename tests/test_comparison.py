@@ -56,7 +56,7 @@ def folder(tmp_path):
         for seed in (0, 1):
             for task in ("asr", "tts"):
                 file = tmp_path / "compare" / f"{model}-seed{seed}-{task}.json"
-                file.write_text(json.dumps(run(model, task, seed, rate)))
+                file.write_text(json.dumps(run(model, task, seed, rate)), encoding="utf-8")
     return tmp_path
 
 
@@ -89,7 +89,9 @@ def test_claims_may_fail(folder):
         for task in ("asr", "tts"):
             worse = run("zipper", task, seed, 0.7)
             worse["alone"]["text"]["after"] = 5.0001
-            (folder / "compare" / f"zipper-seed{seed}-{task}.json").write_text(json.dumps(worse))
+            (folder / "compare" / f"zipper-seed{seed}-{task}.json").write_text(
+                json.dumps(worse), encoding="utf-8"
+            )
     text = claims(folder)
     assert "| not held: worse |" in text
     assert "| Text is preserved | not held |" in text
@@ -104,15 +106,19 @@ def test_a_model_with_fewer_seeds_shows_those_it_has(folder):
 def test_worse_by_less_than_a_point_is_on_par(folder):
     for seed in (0, 1):
         file = folder / "compare" / f"single-decoder-seed{seed}-asr.json"
-        slightly = json.loads((folder / "compare" / f"zipper-seed{seed}-asr.json").read_text())
+        slightly = json.loads(
+            (folder / "compare" / f"zipper-seed{seed}-asr.json").read_text(encoding="utf-8")
+        )
         for one in slightly["per_utterance"]:
             one["words"] *= 10
         for one in slightly["per_utterance"][:8]:
             one["errors"] += 1
-        (folder / "compare" / f"zipper-seed{seed}-asr.json").write_text(json.dumps(slightly))
+        (folder / "compare" / f"zipper-seed{seed}-asr.json").write_text(
+            json.dumps(slightly), encoding="utf-8"
+        )
         for one in slightly["per_utterance"][:8]:
             one["errors"] -= 1
-        file.write_text(json.dumps({**slightly, "name": "compare-single-decoder"}))
+        file.write_text(json.dumps({**slightly, "name": "compare-single-decoder"}), encoding="utf-8")
     (found,) = [line for line in claims(folder).splitlines() if "tower (Zipper)" in line]
     assert " | held | " in found
 
@@ -130,7 +136,7 @@ def test_worse_by_less_than_a_point_is_on_par(folder):
 )
 def test_runs_on_other_terms_are_refused(folder, change, words):
     file = folder / "compare" / "zipper-seed1-asr.json"
-    file.write_text(json.dumps(run("zipper", "asr", 1, 0.1, **change)))
+    file.write_text(json.dumps(run("zipper", "asr", 1, 0.1, **change)), encoding="utf-8")
     with pytest.raises(DataError, match=words):
         comparison(folder)
 
@@ -142,8 +148,8 @@ def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell
         one = run("zipper", "asr", 0, wer)
         one["config"]["train"]["lr"] = float(rate)
         one["curves"]["dev/loss_text"] = [[8, loss]]
-        (folder / "search" / f"zipper-lr{rate}.json").write_text(json.dumps(one))
-    (folder / "search" / "zipper-adafactor.json").write_text(json.dumps(one))
+        (folder / "search" / f"zipper-lr{rate}.json").write_text(json.dumps(one), encoding="utf-8")
+    (folder / "search" / "zipper-adafactor.json").write_text(json.dumps(one), encoding="utf-8")
     text = search(folder / "search")
     assert "| Zipper | 99.0 % (2.000) | 50.0 % (1.200) | **50.0 %** (1.100) | 90.0 % (1.000) |" in text
     assert "0.002 (ours)" in text
@@ -163,9 +169,9 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
             file = tmp_path / CHOICES / f"{name}-seed0-{task}.json"
             file.parent.mkdir(exist_ok=True)
             drawn_as = "zipper-frozen" if "nothing" in name else "zipper"  # other errors at the same rate
-            file.write_text(json.dumps(run(drawn_as, task, 0, rate)))
+            file.write_text(json.dumps(run(drawn_as, task, 0, rate)), encoding="utf-8")
     unfinished = tmp_path / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
-    unfinished.write_text(json.dumps(run("zipper", "asr", 0, 0.0)))
+    unfinished.write_text(json.dumps(run("zipper", "asr", 0, 0.0)), encoding="utf-8")
     text = choices(tmp_path)
     assert "| model | spans hidden | nothing hidden |" in text
     assert "| Single Decoder | 90.0 % / 95.0 % | **70.0 % / 97.0 %** |" in text
@@ -189,7 +195,7 @@ def test_longer_trainings_stand_beside_each_other_and_a_half_finished_one_is_lef
         for task in ("asr", "tts"):
             curve = [(1999, 0.9), (5999, 0.8), (11999, rate)]
             told = run(model, task, 0, rate, curves={f"dev/{task}_wer": curve}, steps=12000)
-            (tmp_path / f"{name}-{task}.json").write_text(json.dumps(told))
+            (tmp_path / f"{name}-{task}.json").write_text(json.dumps(told), encoding="utf-8")
         if name == "joint":
             assert longer(tmp_path) == ""
     text = longer(tmp_path)
@@ -205,7 +211,9 @@ def test_nothing_is_told_where_nothing_was_compared(tmp_path):
     assert comparison(tmp_path) == ""
     assert draw_comparison(tmp_path, tmp_path / "figures") == []
     (tmp_path / "compare").mkdir()
-    (tmp_path / "compare" / "zipper-seed0-asr.json").write_text(json.dumps(run("zipper", "asr", 0, 0.1)))
+    (tmp_path / "compare" / "zipper-seed0-asr.json").write_text(
+        json.dumps(run("zipper", "asr", 0, 0.1)), encoding="utf-8"
+    )
     assert "| Zipper |" in comparison(tmp_path)
 
 
@@ -213,7 +221,7 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     def write(grid: str, name: str, model: str, task: str, rate: float) -> None:
         file = tmp_path / "ablations" / grid / f"{name}-seed0-{task}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(run(model, task, 0, rate)))
+        file.write_text(json.dumps(run(model, task, 0, rate)), encoding="utf-8")
 
     assert claims(tmp_path) == ""
     for size, ours, theirs in ((30, 0.95, 0.7), (100, 0.3, 0.95), (1000, 0.2, 0.95), (12000, 0.1, 0.1)):

@@ -20,14 +20,14 @@ KEYS = [key.replace("NAME", "text") for key, _, _ in describe()]
 
 def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("train: {lr: 0.5, steps: 7}\n")
+    file.write_text("train: {lr: 0.5, steps: 7}\n", encoding="utf-8")
     cfg = load_config(file, ["train.steps=9"])
     assert (cfg.train.lr, cfg.train.steps, cfg.train.clip) == (0.5, 9, 1.0)
 
 
 def test_a_section_file_stands_between_the_file_and_the_words(monkeypatch, tmp_path):
     (tmp_path / "configs" / "data").mkdir(parents=True)
-    (tmp_path / "configs" / "data" / "small.yaml").write_text("{train: 10, dev: 2}")
+    (tmp_path / "configs" / "data" / "small.yaml").write_text("{train: 10, dev: 2}", encoding="utf-8")
     monkeypatch.setattr("zipper.config.ROOT", tmp_path)
     cfg = load_config(None, ["data=small", "data.dev=3"])
     assert (cfg.data.train, cfg.data.dev, cfg.data.test) == (10, 3, 400)
@@ -78,7 +78,7 @@ def test_a_missing_config_lists_those_that_exist(tmp_path):
 
 
 def test_yaml_that_is_none_is_an_error_too(tmp_path):
-    (tmp_path / "a.yaml").write_text("train: {steps: [")
+    (tmp_path / "a.yaml").write_text("train: {steps: [", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"a\.yaml"):
         load_config(tmp_path / "a.yaml")
 
@@ -164,7 +164,10 @@ def test_a_users_mistake_ends_with_one_line_and_status_2(capsys):
 
 def test_commands_named_in_the_readme_exist():
     """Every `make X` is a target, every `python -m zipper Y FILE` a command with a file that is there."""
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    readme, makefile = (
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        (ROOT / "Makefile").read_text(encoding="utf-8"),
+    )
     targets = set(re.findall(r"\bmake ([a-z][a-z-]+)", readme))
     assert {"train-asr", "test"} <= targets
     for target in targets:
@@ -176,7 +179,11 @@ def test_commands_named_in_the_readme_exist():
     )
     assert len(commands) > 4
     known = subprocess.run(
-        [sys.executable, "-m", "zipper", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "zipper", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     ).stdout
     for command, quoted in commands:
         file = quoted.strip("'")
@@ -187,9 +194,9 @@ def test_commands_named_in_the_readme_exist():
 
 
 def test_make_help_lists_all_targets():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     listed = subprocess.run(
-        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout
     for target in re.findall(r"^\.PHONY: (.*)", makefile, re.M)[0].split():
         assert f"  {target} " in listed

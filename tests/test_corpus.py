@@ -75,7 +75,8 @@ def test_a_folder_of_text_is_spoken_too(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "a.txt").write_text(
-        "\ufeffOne is enough. It's \u2014 well \u2014 two! In 1851 it rained.\n\nA third;\nand more."
+        "\ufeffOne is enough. It's \u2014 well \u2014 two! In 1851 it rained.\n\nA third;\nand more.",
+        encoding="utf-8",
     )
     texts = spoken_texts(DataConfig(train=2, dev=1, test=1, text_folder=str(folder)))
     flat = sorted(text for split in texts.values() for text in split)
@@ -88,7 +89,7 @@ def test_a_folder_of_text_is_spoken_too(tmp_path):
 
 @pytest.mark.parametrize("asset", ["codec/codec.json", "text-tower/tower.json", "speech-tower/tower.json"])
 def test_assets_are_made_from_training_sentences_alone(asset):
-    facts = json.loads((ROOT / "assets" / asset).read_text())
+    facts = json.loads((ROOT / "assets" / asset).read_text(encoding="utf-8"))
     train = "\n".join(spoken_texts(DataConfig())["train"])
     assert facts["trained_on"] == hashlib.sha256(train.encode()).hexdigest()
     assert facts["command"].startswith("python -m zipper ")

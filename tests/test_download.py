@@ -31,7 +31,7 @@ def server(tmp_path, monkeypatch):
         folder = tmp_path / "made" / "LibriSpeech" / subset / "61" / "70968"
         folder.mkdir(parents=True)
         (folder / "61-70968-0000.flac").write_bytes(b"fLaC")
-        (tmp_path / "made" / "LibriSpeech" / "SPEAKERS.TXT").write_text("61")
+        (tmp_path / "made" / "LibriSpeech" / "SPEAKERS.TXT").write_text("61", encoding="utf-8")
         with tarfile.open(tmp_path / f"{subset}.tar.gz", "w:gz") as archive:
             archive.add(tmp_path / "made" / "LibriSpeech", "LibriSpeech")
         shutil.rmtree(tmp_path / "made")

@@ -32,7 +32,9 @@ def test_three_faults_are_recovered_from_without_a_difference(in_tmp, monkeypatc
     campaign.expected["train"] = faults_module.contents(folder, "train")
     assert ends(campaign, folder, "train") == []
     result_file = folder / "runs" / "faults" / "asr.json"
-    result_file.write_text(result_file.read_text().replace('"wer": ', '"wer": 1'))
+    result_file.write_text(
+        result_file.read_text(encoding="utf-8").replace('"wer": ', '"wer": 1'), encoding="utf-8"
+    )
     (folder / "runs" / "faults" / "checkpoints" / "best.ckpt").unlink()
     assert ends(campaign, folder, "train") == ["asr.json", "best.ckpt"]
     assert faults_module.broken(folder) == []

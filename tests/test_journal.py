@@ -39,7 +39,11 @@ WORDS = [
 
 
 def without_seconds(file: Path) -> dict:
-    return {k: v for k, v in json.loads(file.read_text()).items() if "seconds" not in k and k != "command"}
+    return {
+        k: v
+        for k, v in json.loads(file.read_text(encoding="utf-8")).items()
+        if "seconds" not in k and k != "command"
+    }
 
 
 def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch):

@@ -41,7 +41,7 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
     monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
     cfg = RunConfig(name="table", result="out.json")
     result = evaluate_codec(cfg, "x")
-    assert json.loads((in_tmp / "out.json").read_text())["rows"] == result["rows"]
+    assert json.loads((in_tmp / "out.json").read_text(encoding="utf-8"))["rows"] == result["rows"]
     assert [row["codebooks"] for row in result["rows"]] == [None, 3, 2, 1]
     words = sum(len(u.text.split()) for u in test)
     for row in result["rows"]:
@@ -112,7 +112,7 @@ def test_the_bench_measures_a_store(store, in_tmp, monkeypatch):
     assert 0 <= figures["loader"]["padding_share"] < 1
     assert set(figures["decoding"]) == {"batch 1", "batch 6"}
     assert "x transformers" in speed_module.table(figures)
-    assert "Units of Zipper" in results_module.bench(json.loads(Path("out.json").read_text()))
+    assert "Units of Zipper" in results_module.bench(json.loads(Path("out.json").read_text(encoding="utf-8")))
 
 
 def test_a_bench_without_transformers_says_so_before_anything_is_made(monkeypatch):

@@ -78,7 +78,9 @@ def test_what_it_cannot_be_is_said(folder, tmp_path):
         load_codec(CodecConfig(name="mimi", weights=str(tmp_path / "none"), bandwidth_kbps=EACH))
     weights = load_file(folder / "model.safetensors")
     del weights["decoder.layers.0.conv.weight"]
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        (folder / "config.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(DataError, match=r"its weights are not those .*layers\.0\.conv\.weight"):
         load_codec(CodecConfig(name="mimi", weights=str(tmp_path), bandwidth_kbps=EACH))

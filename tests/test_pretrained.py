@@ -119,9 +119,11 @@ def test_one_file_or_many_older_names_and_a_tower_of_our_own_give_the_same_weigh
     whole, shards = saved(tmp_path / "whole"), saved(tmp_path / "shards", shards="20KB")
     assert len([*shards.glob("*.safetensors")]) > 2
     one, many = read_tower(whole), read_tower(shards)
-    config = json.loads((whole / "config.json").read_text())
+    config = json.loads((whole / "config.json").read_text(encoding="utf-8"))
     rope = config.pop("rope_parameters")
-    (whole / "config.json").write_text(json.dumps({**config, "rope_theta": rope["rope_theta"]}))  # before v5
+    (whole / "config.json").write_text(
+        json.dumps({**config, "rope_theta": rope["rope_theta"]}), encoding="utf-8"
+    )  # before v5
     older = read_tower(whole)
     save_tower(tmp_path / "ours", one, {"reads": "x", "trained_on": None})
     ours = read_tower(tmp_path / "ours")
@@ -133,7 +135,7 @@ def test_one_file_or_many_older_names_and_a_tower_of_our_own_give_the_same_weigh
 
 def broken(folder: Path, change: str) -> None:
     config, weights = (
-        json.loads((folder / "config.json").read_text()),
+        json.loads((folder / "config.json").read_text(encoding="utf-8")),
         load_file(folder / "model.safetensors"),
     )
     if change == "architecture":
@@ -159,9 +161,9 @@ def broken(folder: Path, change: str) -> None:
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         return
     elif change == "damaged":
-        (folder / "config.json").write_text("{")
+        (folder / "config.json").write_text("{", encoding="utf-8")
         return
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(weights, folder / "model.safetensors")
 
 

@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
                 folder / f"{split}-{i}.flac", draw.normal(0, 0.1, int(draw.integers(4800, 16000))), 16000
             )
             lines.append(f"{split}-{i}\t{split}-{i}.flac\t{next(texts)}\t{split}")
-    (folder / "list.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     config = {
         "data": {"corpus": "manifest", "folder": str(folder / "list.tsv"), "subwords": 64},
         "model": {"towers": TOWERS, "zip": {"heads": 2}},
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
         "evaluate": {"dev_utterances": 2, "shuffled": False},
         "log": {"wandb": "disabled", "every": 1},
     }  # fmt: skip
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return folder
 
 
@@ -54,10 +54,10 @@ def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) ->
     code = "import zipper.units.encode as e; e.SHARD = 10; from zipper.cli import main; main()"
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     script = folder / "zipper_in_shards_of_ten.py"
-    script.write_text(code.replace("; ", "\n") + "\n")
+    script.write_text(code.replace("; ", "\n") + "\n", encoding="utf-8")
     with subprocess.Popen(
         [sys.executable, str(script), command, str(folder / "config.yaml"), *words],
-        cwd=folder, env=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=folder, env=where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
     ) as process:  # fmt: skip
         while stop and not stop.exists() and process.poll() is None:
             time.sleep(0.02)
@@ -69,7 +69,7 @@ def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) ->
 
 
 def losses(folder: Path) -> dict[int, float]:
-    with (folder / "metrics.csv").open() as lines:
+    with (folder / "metrics.csv").open(encoding="utf-8") as lines:
         return {
             int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(lines) if row["train/loss"]
         }
@@ -132,7 +132,7 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
     assert states[0].keys() == states[1].keys()
     for key, tensor in states[0].items():
         torch.testing.assert_close(states[1][key].double(), tensor, rtol=0, atol=weights)
-    results = [json.loads((run / "asr.json").read_text()) for run in runs]
+    results = [json.loads((run / "asr.json").read_text(encoding="utf-8")) for run in runs]
     assert results[0]["per_utterance"] == results[1]["per_utterance"]
 
 

@@ -42,7 +42,7 @@ def librispeech(root: Path) -> Path:
             for i in range(2):
                 noise(folder / f"{speaker}-{chapter}-{i:04d}.flac", 0.4 + 0.1 * i)
                 lines.append(f"{speaker}-{chapter}-{i:04d} {TEXTS[i]}\n")
-            (folder / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines))
+            (folder / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines), encoding="utf-8")
     return root
 
 
@@ -52,7 +52,7 @@ def libritts(root: Path) -> Path:
             name = f"{subset[:2]}9_100_00000{i}_000000"
             noise(root / "LibriTTS" / subset / "9" / "100" / f"{name}.wav", 0.5, 24000)
             (root / "LibriTTS" / subset / "9" / "100" / f"{name}.normalized.txt").write_text(
-                "It wasn't, then."
+                "It wasn't, then.", encoding="utf-8"
             )
     return root
 
@@ -124,7 +124,7 @@ def test_what_has_no_partner_is_skipped_with_its_reason(tmp_path, codec):
 def test_digits_are_refused_rather_than_stripped(tmp_path):
     libritts(tmp_path)
     file = next((tmp_path / "LibriTTS" / "train-clean-100").rglob("*.normalized.txt"))
-    file.write_text("In 1665 it was.")
+    file.write_text("In 1665 it was.", encoding="utf-8")
     splits = "data.splits={train: [train-clean-100], dev: [dev-clean], test: [test-clean]}"
     found = opened("data.corpus=libritts", f"data.folder={tmp_path}", splits)
     (bad,) = [u for u in found if "1665" in u.text]
@@ -167,7 +167,9 @@ def librilight(root: Path) -> Path:
         folder = root / "small" / speaker / "book"
         noise(folder / "chapter_01.flac", 6.0)
         voiced = [[0.1, 0.9], [1.0, 1.8], [2.5, 5.5]]
-        (folder / "chapter_01.json").write_text(json.dumps({"speaker": speaker, "voice_activity": voiced}))
+        (folder / "chapter_01.json").write_text(
+            json.dumps({"speaker": speaker, "voice_activity": voiced}), encoding="utf-8"
+        )
     return root
 
 
@@ -194,7 +196,7 @@ def test_librilight_is_cut_into_runs_of_speech_without_cutting_a_file(tmp_path, 
     assert facts_of(store).ratio == {}
     with pytest.raises(ConfigError, match="no utterance of split train has text"):
         Steps(store, "train", {"text": 1.0}, 400, 1, 0, 0.0)
-    (tmp_path / "small" / "12" / "book" / "chapter_01.json").write_text("{")
+    (tmp_path / "small" / "12" / "book" / "chapter_01.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="voice_activity"):
         opened(*words)
 
@@ -202,7 +204,7 @@ def test_librilight_is_cut_into_runs_of_speech_without_cutting_a_file(tmp_path, 
 def test_text_alone_is_books_held_out_whole_or_the_lines_of_the_lm_corpus(tmp_path, codec):
     for i in range(4):
         (tmp_path / f"book{i}.txt").write_text(
-            f"It was book {'abcd'[i]}. Nothing else!\n\nIn 1665 it rained."
+            f"It was book {'abcd'[i]}. Nothing else!\n\nIn 1665 it rained.", encoding="utf-8"
         )
     words = ["data.corpus=text", f"data.folder={tmp_path}", "data.dev=1", "data.test=1"]
     found = opened(*words)
@@ -215,7 +217,7 @@ def test_text_alone_is_books_held_out_whole_or_the_lines_of_the_lm_corpus(tmp_pa
     steps = Steps(store, "train", {"text": 1.0}, 100, 1, 0, 0.0)
     assert steps.batch(0, 0, {"text": 1}).total["text"] > 0
     assert facts_of(store).rates["text"] > 0
-    with gzip.open(tmp_path / "librispeech-lm-norm.txt.gz", "wt") as lines:
+    with gzip.open(tmp_path / "librispeech-lm-norm.txt.gz", "wt", encoding="utf-8") as lines:
         lines.write("A\n" * 3 + "THE END\n\n" + "B C\n" * 6)
     found = opened(*words)
     assert len(found) == 10
@@ -223,7 +225,7 @@ def test_text_alone_is_books_held_out_whole_or_the_lines_of_the_lm_corpus(tmp_pa
 
 
 def manifest(file: Path, lines: list[str]) -> list[str]:
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return ["data.corpus=manifest", f"data.folder={file}", "data.dev=1", "data.test=1"]
 
 

@@ -25,12 +25,14 @@ from zipper.train import run as run_module
 
 
 def test_results_md_is_what_the_result_files_say():
-    assert (ROOT / "RESULTS.md").read_text() == render(ROOT / "results", ROOT / "assets"), "run `make report`"
+    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == render(ROOT / "results", ROOT / "assets"), (
+        "run `make report`"
+    )
 
 
 def test_metrics_of_a_resumed_run_are_one_series(tmp_path):
     def write(name: str, rows: list[tuple[int, str]]) -> None:
-        with (tmp_path / name).open("w", newline="") as file:
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as file:
             out = csv.writer(file)
             out.writerow(["epoch", "step", "a", "b"])
             out.writerows([[0, step, a, ""] for step, a in rows])
@@ -66,7 +68,7 @@ def test_a_run_ends_with_figures_samples_times_and_files(prepared, capsys):
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md"])
 def test_every_picture_and_file_that_a_page_names_is_there(page):
-    named = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert any(name.endswith((".svg", ".png")) for name in named)
     assert [name for name in named if not (ROOT / name).exists()] == []
 
@@ -115,7 +117,7 @@ def test_the_dashboard_says_which_panels_no_run_fills(in_tmp, capsys, monkeypatc
     folder = Path("build/runs/some")
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text(
-        "step,train/loss,gate/zips.0.text_from_speech.attention_gate\n1,2,3\n"
+        "step,train/loss,gate/zips.0.text_from_speech.attention_gate\n1,2,3\n", encoding="utf-8"
     )
     dashboard("", "zipper", Path("build/runs"))
     told = capsys.readouterr().out

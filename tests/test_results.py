@@ -25,12 +25,12 @@ QUICKSTART, BAD_INPUT = (
 
 
 def load(name: str) -> dict:
-    return json.loads((ROOT / "results" / name).read_text())
+    return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in (QUICKSTART, BAD_INPUT)], ids=lambda f: f.stem)
 def test_a_result_can_be_made_again(file):
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert result["command"].startswith("python -m zipper ")
     assert result["commit"] != "unknown"
     assert not result["commit"].endswith("-dirty")
@@ -40,10 +40,12 @@ def test_a_result_can_be_made_again(file):
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if json.loads(f.read_text()).get("task") == "asr"], ids=lambda f: f.stem
+    "file",
+    [f for f in FILES if json.loads(f.read_text(encoding="utf-8")).get("task") == "asr"],
+    ids=lambda f: f.stem,
 )
 def test_the_counts_of_recognition_add_up(file):
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     assert result["normaliser"]
     counts = sum((WordErrors(o["errors"], o["words"]) for o in result["per_utterance"]), WordErrors())
     assert (counts.errors, counts.words) == (result["errors"], result["words"])
@@ -53,10 +55,12 @@ def test_the_counts_of_recognition_add_up(file):
 
 
 @pytest.mark.parametrize(
-    "file", [f for f in FILES if json.loads(f.read_text()).get("task") == "tts"], ids=lambda f: f.stem
+    "file",
+    [f for f in FILES if json.loads(f.read_text(encoding="utf-8")).get("task") == "tts"],
+    ids=lambda f: f.stem,
 )
 def test_the_counts_of_speech_add_up(file):
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     parts = result["per_utterance"]
     assert result["judge"]
     assert result["normaliser"]
@@ -74,7 +78,7 @@ def test_the_counts_of_speech_add_up(file):
 
 
 def test_the_readme_shows_what_the_result_files_say():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     asr, overfit, times = load("asr.json"), load("overfit.json"), load("quickstart.json")
     assert last_line(asr, "build/runs/asr/asr.json") in readme
     assert last_line(overfit, "build/runs/overfit/asr.json") in readme
@@ -118,7 +122,10 @@ MODELS = ("zipper", "zipper-frozen", "single-decoder", "single-decoder-speech")
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(model):
     cfg = load_config(ROOT / "configs" / f"compare-{model}.yaml")
-    found = [json.loads(file.read_text()) for file in (ROOT / "results" / "search").glob(f"{model}-lr*.json")]
+    found = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in (ROOT / "results" / "search").glob(f"{model}-lr*.json")
+    ]
     rates = {one["config"]["train"]["lr"] for one in found}
     assert {5e-5, 1e-4, 5e-4, 1e-3} < rates, "the paper's grid"
     assert best_rate(found) == cfg.train.lr
@@ -153,7 +160,7 @@ def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, task):
     files = sorted((ROOT / "results" / "compare").glob(f"{model}-seed*-{task}.json"))
-    found = [json.loads(file.read_text()) for file in files]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     assert len({one["seed"] for one in found}) >= 3
     for one in found:
         assert one["split"] == "test"
@@ -170,13 +177,13 @@ def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
     for point in grid.runs():
         for file in (*folder.glob(f"{point.name}.json"), *folder.glob(f"{point.name}-[at]??.json")):
             known.add(file)
-            config = json.loads(file.read_text())["config"]
+            config = json.loads(file.read_text(encoding="utf-8"))["config"]
             assert differences(config, load_config(ROOT / point.config, point.words)) == []
     assert {*folder.glob("*.json")} == known
 
 
 def test_the_readme_shows_the_comparison_of_the_files():
-    assert in_short(ROOT / "results") in (ROOT / "README.md").read_text()
+    assert in_short(ROOT / "results") in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):
@@ -188,17 +195,17 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypa
     assert commit_module.commit() == "unknown"
     for name in ("src/a.py", "results/a.json", "reports/a.svg", "RESULTS.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("1")
+        (tmp_path / name).write_text("1", encoding="utf-8")
     git("init")
     git("add", ".")
     git("commit", "-m", "x")
     clean = commit_module.commit()
     assert len(clean) == 12
-    (tmp_path / "results" / "a.json").write_text("2")
-    (tmp_path / "RESULTS.md").write_text("2")
-    (tmp_path / "reports" / "a.svg").write_text("2")
+    (tmp_path / "results" / "a.json").write_text("2", encoding="utf-8")
+    (tmp_path / "RESULTS.md").write_text("2", encoding="utf-8")
+    (tmp_path / "reports" / "a.svg").write_text("2", encoding="utf-8")
     assert commit_module.commit() == clean
-    (tmp_path / "src" / "a.py").write_text("2")
+    (tmp_path / "src" / "a.py").write_text("2", encoding="utf-8")
     assert commit_module.commit() == f"{clean}-dirty"
 
 

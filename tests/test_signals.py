@@ -56,7 +56,7 @@ def test_under_slurm_the_job_is_requeued(unbroken, monkeypatch, tmp_path):
     back goes on from there."""
     fake = tmp_path / "bin" / "scontrol"
     fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n', encoding="utf-8")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     job = {"JOB_ID": "123", "JOB_NAME": "zipper", "NTASKS": "1", "NTASKS_PER_NODE": "1", "PROCID": "0"}
     with monkeypatch.context() as slurm:
@@ -68,7 +68,7 @@ def test_under_slurm_the_job_is_requeued(unbroken, monkeypatch, tmp_path):
         with pytest.raises(SystemExit) as end:
             cli.main(["train", str(ROOT / "configs" / "asr.yaml")])
     assert end.value.code == 75
-    assert (tmp_path / "asked").read_text() == "requeue 123\n"
+    assert (tmp_path / "asked").read_text(encoding="utf-8") == "requeue 123\n"
     assert saved("broken")["global_step"] == 3
     run_module.train(config(*LONG, "name=broken"), "x")
     assert_same("unbroken", "broken")
@@ -91,7 +91,7 @@ def test_a_signal_in_the_last_validation_is_heeded_after_it(prepared, monkeypatc
 
 def alive(process: int) -> bool:
     try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").split()[2] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -103,7 +103,9 @@ def test_workers_outlive_a_signal_to_the_whole_group(tmp_path):
         "    leave_to_parent()\n    print(os.getpid(), flush=True)\n    time.sleep(60)\nelse:\n    "
         "time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     worker = int(parent.stdout.readline())
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         os.kill(worker, number)

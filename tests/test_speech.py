@@ -74,7 +74,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     assert set(results) == {"asr", "tts"}
     tts = results["tts"]
     for task in ("asr", "tts"):
-        saved = json.loads(Path(f"results/joint-{task}.json").read_text())
+        saved = json.loads(Path(f"results/joint-{task}.json").read_text(encoding="utf-8"))
         assert saved == json.loads(json.dumps(results[task]))
     assert tts["oracle_wer"] == tts["original_wer"] == 0.0
     assert tts["utterances"] == len(tts["per_utterance"]) == 6
@@ -89,7 +89,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     assert lines[-2].startswith("ASR WER")
     for part in ("against gold", "against target", "recordings 0.0 %", "round trip 0.0 %"):
         assert part in lines[-1]
-    header = (cfg.run_dir / "metrics.csv").read_text().splitlines()[0]
+    header = (cfg.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     for metric in ("train/loss_switch", "dev/asr_wer", "dev/tts_wer", "dev/wer", "train/loss_speech"):
         assert metric in header
     monkeypatch.setattr("wandb.login", lambda **_: False)
@@ -109,7 +109,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     for figure in ("attention-speech-text", "attention-text-speech", "wer-by-length"):
         assert (cfg.run_dir / "figures" / f"{figure}.png").is_file()
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
-    again = json.loads((cfg.run_dir / "tts-test.json").read_text())
+    again = json.loads((cfg.run_dir / "tts-test.json").read_text(encoding="utf-8"))
     assert again["per_utterance"] == tts["per_utterance"]
 
 

@@ -38,10 +38,12 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared):
     files = {p.relative_to(cfg.run_dir).as_posix() for p in cfg.run_dir.rglob("*") if p.is_file()}
     assert {"config.yaml", "metrics.csv", "result.json", "asr.json", "asr.tsv", "tokenizer.json"} <= files
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
-    assert json.loads((cfg.run_dir / "asr.json").read_text()) == json.loads(
-        Path("elsewhere/one.json").read_text()
+    assert json.loads((cfg.run_dir / "asr.json").read_text(encoding="utf-8")) == json.loads(
+        Path("elsewhere/one.json").read_text(encoding="utf-8")
     )
-    assert json.loads((cfg.run_dir / "result.json").read_text())["test/asr/wer"] == result["wer"]
+    assert (
+        json.loads((cfg.run_dir / "result.json").read_text(encoding="utf-8"))["test/asr/wer"] == result["wer"]
+    )
     assert result["model"] == "zipper"
     assert result["task"] == "asr"
     assert result["utterances"] == len(result["per_utterance"]) == 6
@@ -55,7 +57,7 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared):
         0 < result["parameters_trained"] < result["parameters_total"]
     )  # the speech-to-text zips alone are used
     assert load_config(cfg.run_dir / "config.yaml").model == resolve(cfg, prepared).model
-    header = (cfg.run_dir / "metrics.csv").read_text().splitlines()[0]
+    header = (cfg.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     for metric in ("train/loss_text", "train/padding", "dev/wer", "dev/loss", "gate/"):
         assert metric in header
 
@@ -106,7 +108,7 @@ def test_a_finished_run_is_not_overwritten(prepared):
 def test_a_strange_folder_and_another_config_are_refused(prepared):
     folder = Path("build/runs/mine")
     folder.mkdir(parents=True)
-    (folder / "thesis.tex").write_text("years of work")
+    (folder / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(ConfigError, match="no run's folder"):
         run_module.train(config("name=mine"), "x")
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
@@ -233,7 +235,7 @@ def test_every_config_loads_and_takes_a_step(file, store, utterances):
         loss.backward()
         assert torch.isfinite(loss)
         return
-    values = yaml.safe_load(file.read_text())
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
     for tower in cfg.model.towers.values():
         tower.init, tower.layers = None, max(tower.layers, tower.interval)
     cfg.data.tasks.clear()  # of corpora that this store does not hold

@@ -90,7 +90,7 @@ def test_a_tokenizer_of_elsewhere_is_refused(tmp_path):
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match="no <begin> and <end>"):
         Subwords.load(tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match=r"is no tokenizer\.json"):
         Subwords.load(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="does not exist"):
@@ -258,7 +258,7 @@ def test_unusable_audio_is_counted_listed_and_fails_past_the_budget(
     with pytest.raises(DataError, match=r"1 of 37 utterances.*broken"):
         prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
     (listing,) = (tmp_path / "s").glob("*/*.skipped")
-    assert reason in json.loads(listing.read_text())["reason"]
+    assert reason in json.loads(listing.read_text(encoding="utf-8"))["reason"]
     utterances[0].wave(16000)
     broken.unlink(missing_ok=True)
     broken.symlink_to(utterances[0].audio)  # mended: the same command goes on

@@ -86,7 +86,7 @@ def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bo
     cfg = config_of(ablation, point, settings)
     if not (cfg.run_dir / "result.json").exists():
         return False
-    changed = differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text()), cfg)
+    changed = differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text(encoding="utf-8")), cfg)
     if changed:
         raise ConfigError(
             f"{cfg.run_dir} is finished with {'; '.join(changed)}, which the grid now has otherwise. Move "
@@ -138,7 +138,7 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
                 running.remove((process, log))
                 bar.update()
                 if process.returncode:
-                    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                    last = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
                     failed.append(f"{log} ({' '.join(last)[:200]})")
     except BaseException:  # a signal: the runs are saved, and end
         for process, _ in running:
@@ -160,7 +160,7 @@ def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     script.write_text(SLURM.format(
         count=len(runs), file=file, script=script, name=ablation.name, last=len(runs) - 1, folder=folder,
         runs=" ".join(f"'{run}'" for run in runs), python=sys.executable, settings=shlex.join(settings),
-    ))  # fmt: skip
+    ), encoding="utf-8")  # fmt: skip
     return script
 
 
@@ -176,5 +176,5 @@ def write_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
         "command": [sys.executable, "-m", "zipper", "ablate", str(file), *settings, "${args}"],
     }
     out = folder / f"{ablation.name}-sweep.yaml"
-    out.write_text(yaml.safe_dump(sweep, sort_keys=False))
+    out.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
     return out

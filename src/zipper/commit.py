@@ -16,7 +16,11 @@ def commit() -> str:
     ]  # by the runs themselves
     try:
         name = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+            [*git, "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=True,
+            encoding="utf-8",
         ).stdout.strip()
         clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", *made]).returncode == 0
         return name if clean else f"{name}-dirty"

@@ -104,7 +104,7 @@ def save_config(cfg: RunConfig, path: Path) -> None:
     """The resolved config, every key of it."""
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False), encoding="utf-8")
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def _where(path: Path | None, words: Sequence[str]) -> str:
 def read_facts(file: Path) -> dict[str, Any]:
     """The JSON that describes an asset or a store. Raises DataError where it is damaged."""
     try:
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # a UnicodeDecodeError is one too
         raise DataError(f"{file} is damaged ({error}). Restore it, or make its folder again.") from error
     if not isinstance(facts, dict):

@@ -58,7 +58,7 @@ def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Holds a lock file, which a process that dies lets go of. Where another one holds it, waits for it, or
     raises ConfigError."""
     while True:
-        handle = lock.open("a+")
+        handle = lock.open("a+", encoding="utf-8")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -105,8 +105,8 @@ def read_ablation(file: Path) -> Ablation:
         there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
         raise ConfigError(f"{file}: no such grid. There are: {there}.")
     try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
     known = {f.name for f in fields(Ablation)} - {"name", "file"}
     if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - known:

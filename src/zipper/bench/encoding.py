@@ -76,12 +76,12 @@ def _config(folder: Path, chosen: list[Utterance], codec: CodecConfig) -> Path:
     for i, u in enumerate(chosen):  # a split without utterances is none
         split = {0: "dev", 1: "test"}.get(i, "train")
         lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{split}")
-    (folder / "list.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     file = folder / "config.yaml"
     settings = {"name": codec.name, "weights": codec.weights, "bandwidth_kbps": codec.bandwidth_kbps}
     data = {"corpus": "manifest", "folder": str(folder / "list.tsv")}
     train = {"accelerator": "cpu"}
-    file.write_text(yaml.safe_dump({"data": data, "codec": settings, "train": train}))
+    file.write_text(yaml.safe_dump({"data": data, "codec": settings, "train": train}), encoding="utf-8")
     return file
 
 
@@ -106,7 +106,7 @@ def _prepared(folder: Path, config: Path, processes: int) -> float:
         [sys.executable, "-m", "zipper", "prepare", str(config), f"build={folder}/{processes}",
          f"train.devices={processes}"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, encoding="utf-8"
     )  # fmt: skip
     found = re.search(r"encoded .* of audio, ([\d.]+) hours an hour", out.stdout)
     assert found, out.stdout

@@ -30,7 +30,7 @@ def pss_of_tree(root: int | None = None) -> int:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     except OSError:  # the process ended while we looked
         return ""
 
@@ -53,10 +53,10 @@ def main() -> None:
         sys.exit(__doc__)
     file, name, command = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:]
     measured = watch(command)
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     known[name] = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": commit()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(known, indent=1) + "\n")
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(f"{name}: {measured['seconds']} s, peak {measured['peak_pss_mb']} MB -> {file}")
 
 

@@ -100,8 +100,8 @@ def _main(words: list[str], pipe: Connection) -> None:
     for stream in (1, 2):
         os.dup2(pipe.fileno(), stream)
     pipe.close()
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
     _obey_permissions()
     torch.set_num_threads(1)
     from zipper.cli import main
@@ -143,7 +143,11 @@ def contents(folder: Path, command: str) -> dict[str, str]:
     for file in sorted([*run.glob("*.json"), *run.glob("*.tsv")]):
         found[file.name] = _hash(file.read_bytes())
         if file.suffix == ".json" and file.name != "tokenizer.json":
-            result = {k: v for k, v in json.loads(file.read_text()).items() if not k.startswith(TIMES)}
+            result = {
+                k: v
+                for k, v in json.loads(file.read_text(encoding="utf-8")).items()
+                if not k.startswith(TIMES)
+            }
             result.pop("wall_seconds", None), result.pop("stage_seconds", None)
             result.get("config", {}).pop("build", None)
             found[file.name] = _hash(json.dumps(result).encode())

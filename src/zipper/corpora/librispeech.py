@@ -105,7 +105,7 @@ def index_librilight(folder: Path, longest: float) -> list[Utterance]:
 def _runs(facts: Path, longest: float) -> Iterator[tuple[float, float]]:
     """Neighbouring stretches of speech joined while they fit; one that is too long alone is cut."""
     try:
-        voiced = json.loads(facts.read_text())["voice_activity"]
+        voiced = json.loads(facts.read_text(encoding="utf-8"))["voice_activity"]
         stretches = [(float(start), float(end)) for start, end in voiced]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

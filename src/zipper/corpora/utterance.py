@@ -105,13 +105,13 @@ class Utterance:
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:
     """One JSON object a line; written aside and renamed, so that it is whole or absent."""
     aside = path.with_suffix(f".{os.getpid()}.part")
-    aside.write_text("".join(json.dumps(asdict(u)) + "\n" for u in utterances))
+    aside.write_text("".join(json.dumps(asdict(u)) + "\n" for u in utterances), encoding="utf-8")
     aside.rename(path)
 
 
 def read_manifest(path: Path) -> list[Utterance]:
     """All utterances of a manifest, in its order."""
-    return [Utterance(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [Utterance(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sentences_hash(texts: Iterable[str]) -> str:

@@ -45,7 +45,7 @@ def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: 
     """Of every row, in its order. What was heard before is read back. DataError where a recording is gone."""
     key = hashlib.sha256(f"{store.fingerprint} {codec.fingerprint} {judge.name}".encode()).hexdigest()[:12]
     file = Path(build) / "heard" / f"{key}.json"
-    known = json.loads(file.read_text())["heard"] if file.exists() else {}
+    known = json.loads(file.read_text(encoding="utf-8"))["heard"] if file.exists() else {}
     missing = [row for row in rows if row["id"] not in known]
     for start in range(0, len(missing), PART):
         part = missing[start : start + PART]

@@ -25,7 +25,7 @@ class Journal:
         """work: all that the pieces follow from; a file of other work is begun anew. Raises ConfigError where
         another process is at it."""
         self.file, self.pieces = file, dict[str, Any]()
-        self.lines = file.open("a+", encoding="utf8")
+        self.lines = file.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self.lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

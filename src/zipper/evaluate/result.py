@@ -66,7 +66,7 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write it too
-        aside.write_text(json.dumps(result, indent=1) + "\n")
+        aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         aside.rename(file)
 
 
@@ -121,4 +121,4 @@ def write_predictions(result: dict[str, Any], file: Path) -> None:
         return
     keys = list(result["per_utterance"][0])
     rows = ["\t".join(keys), *("\t".join(str(one[key]) for key in keys) for one in result["per_utterance"])]
-    file.write_text("\n".join(rows) + "\n")
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")

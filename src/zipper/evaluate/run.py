@@ -41,7 +41,7 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
         return
     work = work_of(checkpoint, cfg, listener.judge.name if listener else None)
     suffix = _suffix(cfg, work)
-    trained = json.loads(finished(cfg).read_text()) if finished(cfg).exists() else {}
+    trained = json.loads(finished(cfg).read_text(encoding="utf-8")) if finished(cfg).exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
     with journal(cfg.run_dir / journal_name(suffix), work) as kept:
         with clock.stage("evaluate"):

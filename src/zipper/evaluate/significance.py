@@ -56,7 +56,7 @@ def read_result(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"{file} does not exist: give a result file, such as build/runs/NAME/asr.json.")
     try:
-        result = json.loads(file.read_text())
+        result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is no JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict) or not result.get("per_utterance"):

@@ -54,7 +54,7 @@ def generate(args: argparse.Namespace) -> None:
     target.mkdir(parents=True, exist_ok=True)
     log = target / "generated.jsonl"
     if args.batch:
-        log.write_text("")
+        log.write_text("", encoding="utf-8")
     with tqdm(total=len(requests), desc="generate", unit="prompt", disable=len(requests) == 1) as bar:
         for name, group in groups.items():
             for start in range(0, len(group), args.at_a_time):
@@ -66,7 +66,9 @@ def generate(args: argparse.Namespace) -> None:
                     stem = target / request.id if args.batch else out.with_suffix("")
                     entry = save(zipped, request, segments, stem)
                     if args.batch:
-                        with log.open("a") as lines:  # at once: nothing is lost where a later prompt fails
+                        with log.open(
+                            "a", encoding="utf-8"
+                        ) as lines:  # at once: nothing is lost where a later prompt fails
                             lines.write(json.dumps(entry) + "\n")
                     else:
                         show(entry, time.monotonic() - started)
@@ -153,7 +155,7 @@ def read_requests(file: Path) -> list[Request]:
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
     try:
-        whole = file.read_text()
+        whole = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"--batch {file} is no text in UTF-8 ({error}).") from error
     if file.suffix == ".jsonl":

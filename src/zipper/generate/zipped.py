@@ -110,7 +110,7 @@ def save_zipped(folder: Path, module: ZipperModule, subwords: Subwords, figures:
         "facts": module.facts.to_dict(),
         "config": to_dict(module.cfg),
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def _load_exported(folder: Path) -> tuple[MultimodalModel, Facts, RunConfig]:

@@ -56,8 +56,10 @@ def import_gguf(file: Path, folder: Path) -> None:
     }
     config = {k: v for k, v in model.config.to_dict().items() if k not in ELSEWHERE}
     save_file(weights, folder / ONE_FILE)
-    (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True))
+    (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     # Last: with it, the folder is a model's.
     aside = folder / f"{CONFIG}.{os.getpid()}.part"
-    aside.write_text(json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n")
+    aside.write_text(
+        json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n", encoding="utf-8"
+    )
     aside.rename(folder / CONFIG)

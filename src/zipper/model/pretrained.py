@@ -34,7 +34,9 @@ def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
     )
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    (folder / FACTS).write_text(json.dumps({"shape": shape, "sha256": digest, **facts}, indent=2) + "\n")
+    (folder / FACTS).write_text(
+        json.dumps({"shape": shape, "sha256": digest, **facts}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def tower_facts(folder: Path) -> dict[str, Any]:

@@ -31,7 +31,10 @@ def read_results(ablation: Ablation, folder: Path) -> Found:
         for task in TASKS:
             for name in (f"{point.name}-{task}.json", f"{point.name}.json"):
                 file = folder / ablation.name / name
-                if file.is_file() and (result := json.loads(file.read_text()))["task"] == task:
+                if (
+                    file.is_file()
+                    and (result := json.loads(file.read_text(encoding="utf-8")))["task"] == task
+                ):
                     found.setdefault(tuple(point.labels.values()), {}).setdefault(task, []).append(result)
                     break
     return found

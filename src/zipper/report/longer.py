@@ -70,7 +70,7 @@ def _read(folder: Path) -> dict[str, dict[str, Result]]:
         inside = folder if name == "joint" else folder / "longer"
         files = {task: inside / f"{name}-{task}.json" for task in TASKS}
         if all(file.is_file() for file in files.values()):
-            found[name] = {task: json.loads(file.read_text()) for task, file in files.items()}
+            found[name] = {task: json.loads(file.read_text(encoding="utf-8")) for task, file in files.items()}
     return found
 
 

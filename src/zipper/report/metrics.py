@@ -12,7 +12,7 @@ def read_metrics(run: Path) -> dict[str, Series]:
     found: dict[str, dict[int, float]] = {}
     last = run / "metrics.csv"  # absent where a run was taken up again with nothing left to train
     for file in [*parts, *([last] if last.exists() else [])]:  # what was done again after a resume wins
-        with file.open(newline="") as lines:
+        with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 for name, value in row.items():
                     if value and name not in ("step", "epoch"):

@@ -12,7 +12,9 @@ Result = dict[str, Any]
 def real(folder: Path) -> str:
     """Recognition on other data, or with another text tower, than the rest of RESULTS.md; and what encoding
     costs."""
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    found = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    }
     runs = [one for one in found.values() if one.get("task") == "asr"]
     heard = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
     parts = [recognition(runs, heard)] if runs else []

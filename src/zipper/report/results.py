@@ -28,7 +28,9 @@ voice: its figures say nothing about LibriSpeech.
 
 def render(folder: Path, assets: Path) -> str:
     """RESULTS.md from all result files of a folder; a section without files is left out."""
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    found = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    }
     sections = [
         quickstart(found.get("quickstart", {})),
         recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
@@ -58,7 +60,7 @@ def report(
     draw_longer(folder, figures)
     draw_ablations(folder / "ablations", figures)
     draw_shipped(ROOT / "assets" / "zipped", folder, figures)
-    file.write_text(render(folder, ROOT / "assets"))
+    file.write_text(render(folder, ROOT / "assets"), encoding="utf-8")
     return file
 
 
@@ -202,7 +204,7 @@ def towers(assets: Path) -> str:
     """The shipped towers."""
     rows, commands = [], []
     for file in sorted(assets.glob("*/tower.json")):
-        facts = json.loads(file.read_text())
+        facts = json.loads(file.read_text(encoding="utf-8"))
         shape = facts["shape"]
         rows.append(
             [

@@ -35,7 +35,7 @@ def read_runs(folder: Path) -> Runs:
     runs: Runs = {}
     for model in NAMES:
         for file in sorted(folder.glob(f"{model}-seed*-*.json")):
-            result = json.loads(file.read_text())
+            result = json.loads(file.read_text(encoding="utf-8"))
             runs.setdefault(model, {}).setdefault(result["task"], []).append(result)
     return runs
 

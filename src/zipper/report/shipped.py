@@ -39,7 +39,7 @@ def utterance(folder: Path) -> dict[str, Any] | None:
     file = folder / "joint-asr.json"
     if not file.is_file() or not (folder / AUDIO).is_file():
         return None
-    return dict(json.loads(file.read_text())["per_utterance"][0])
+    return dict(json.loads(file.read_text(encoding="utf-8"))["per_utterance"][0])
 
 
 def shipped(folder: Path) -> str:

@@ -34,7 +34,9 @@ def tuning(folder: Path) -> str:
 
 def search(folder: Path) -> str:
     """What the learning rates were chosen by, and what else was tried. folder: results/search."""
-    found = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    found = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    }
     tried = {name: one for name, one in found.items() if "-lr" not in name}
     searched = {name: one for name, one in found.items() if "-lr" in name}
     if not searched:

@@ -198,7 +198,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "trained_on": sentences_hash(u.text or "" for u in train),
         "codebooks": usage(module),
     }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (cfg.run_dir / "finished").touch()
     return folder
 

@@ -52,7 +52,10 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     """Makes the run folder, saves the resolved config; returns the checkpoint to go on from, if any."""
     saved = cfg.run_dir / "config.yaml"
     if saved.exists():
-        old, new = flat(yaml.safe_load(saved.read_text())), flat(json.loads(json.dumps(to_dict(cfg))))
+        old, new = (
+            flat(yaml.safe_load(saved.read_text(encoding="utf-8"))),
+            flat(json.loads(json.dumps(to_dict(cfg)))),
+        )
         changed = [
             f"{key}: {old.get(key)} -> {new.get(key)}"
             for key in sorted({*old, *new} - FREE)

@@ -234,8 +234,8 @@ def _kept_id(cfg: RunConfig) -> dict[str, Any]:
     file = cfg.run_dir / "wandb-id"
     if first_process() and not file.exists():
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:12])
-    return {"id": file.read_text(), "resume": "allow"} if file.exists() else {}
+        file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return {"id": file.read_text(encoding="utf-8"), "resume": "allow"} if file.exists() else {}
 
 
 def export(cfg: RunConfig, module: ZipperModule, store: Store, results: dict[str, Any]) -> None:

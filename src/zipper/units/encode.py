@@ -225,7 +225,7 @@ def _groups(
 def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) -> None:
     """skipped.jsonl, and last store.json, with which the store is whole."""
     lists = sorted(folder.glob("*.skipped"))
-    skipped = [json.loads(line) for file in lists for line in file.read_text().splitlines()]
+    skipped = [json.loads(line) for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
     _check_budget(folder, skipped, utterances)
     if skipped:
         list_skipped(folder / "skipped.jsonl", skipped)
@@ -237,7 +237,7 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
             "begun by other code. Delete the folder, and prepare it again."
         )
     aside = folder / f"store.{os.getpid()}.part"
-    aside.write_text(json.dumps(facts, indent=2) + "\n")
+    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     aside.rename(folder / "store.json")
     for file in lists:
         file.unlink()

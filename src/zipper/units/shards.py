@@ -104,7 +104,7 @@ def is_whole(shard: Shard) -> bool:
 def list_skipped(file: Path, skipped: list[Skipped]) -> None:
     """JSON lines, whole or absent."""
     aside = file.with_suffix(f".{os.getpid()}.listing")
-    aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
+    aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped), encoding="utf-8")
     aside.rename(file)
 
 

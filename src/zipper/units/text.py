@@ -76,7 +76,9 @@ class Subwords:
 
     def save(self, file: Path) -> None:
         """Writes tokenizer.json."""
-        file.write_text(self.tokenizer.to_str(pretty=True))  # its own save hides why a write failed
+        file.write_text(
+            self.tokenizer.to_str(pretty=True), encoding="utf-8"
+        )  # its own save hides why a write failed
 
     def encode(self, text: str) -> list[int]:
         """Ids of normalised text, without begin and end."""
