@@ -3,18 +3,18 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m zipper
 # Bytecode is made of what is imported, when it is, and not of all 4.6 GB.
-PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
+PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench report dashboard notebooks test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with everything the project needs (about 2 minutes, 5 GB)
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
@@ -24,7 +24,7 @@ setup-judge: $(VENV)/.judge  ## add the recogniser that judges speech
 
 setup-pretrained: $(VENV)/.pretrained  ## add what reads models of elsewhere: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -194,9 +194,12 @@ faults: $(READY)  ## kill small real runs in every way, 120 times, and compare w
 bad-input: $(VENV)/.dev  ## every command with input that cannot work: is the error a clear one?
 	$(VENV)/bin/python -m pytest -n 2 tests/test_clear_errors.py --result results/bad-input.json $(ARGS)
 
-audit: $(READY)  ## known weaknesses of what is installed (pip-audit asks the advisories of PyPI)
-	$(PIP) pip-audit
-	$(VENV)/bin/pip-audit --local --skip-editable
+audit: $(VENV)/.maintenance  ## known weaknesses of the versions in constraints.txt; fails where one has a fix
+	$(VENV)/bin/python .ci/audit.py
+
+constraints: $(VENV)/.maintenance  ## pin what pyproject.toml asks for in constraints.txt; ARGS=--upgrade: to the newest versions
+	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-sources --no-header --no-annotate \
+		--no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt $(ARGS)
 
 pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result.json  ## train both towers anew
 
