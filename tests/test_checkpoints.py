@@ -14,10 +14,12 @@ from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, room_for,
 from conftest import config
 from zipper.disk import lost_disk
 from zipper.errors import DataError
+from zipper.schema import TrainConfig
 from zipper.train import checkpoints
 from zipper.train import run as run_module
-from zipper.train.checkpoints import WholeFiles, flaw, newest
+from zipper.train.checkpoints import WholeFiles, flaw, newest, read_checkpoint
 from zipper.train.module import load_module
+from zipper.units.encode import _trainer
 
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
@@ -118,6 +120,27 @@ def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
         known = {"ModelCheckpoint{}": {"best_model_score": torch.tensor(score)}}
         torch.save({"global_step": step, "callbacks": known}, tmp_path / "checkpoints" / f"{name}.ckpt")
     assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters", "module_arguments"])
+@pytest.mark.parametrize("read", [read_checkpoint, load_module, WholeFiles().load_checkpoint])
+def test_one_that_names_code_to_run_is_never_used(tmp_path, part, read):
+    """Whatever version of Lightning is installed (CVE-2026-58659)."""
+    (tmp_path / "checkpoints").mkdir()
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    torch.save({"global_step": 1, "state_dict": {}, part: {"_instantiator": "os.system"}}, file)
+    for use in (read, lambda file: newest(tmp_path)):
+        with pytest.raises(DataError, match=r"last\.ckpt holds the hyperparameter _instantiator=os\.system"):
+            use(file)
+    assert file.exists()
+
+
+def test_under_slurm_a_store_folder_runs_nothing_either(tmp_path, monkeypatch):
+    """Lightning looks there for what SLURM cut off, and reads it as it is."""
+    torch.save({"state_dict": {}, "global_step": Payload()}, tmp_path / "hpc_ckpt_1.ckpt")
+    trainer = _trainer(TrainConfig(accelerator="cpu"), tmp_path)
+    with pytest.raises(DataError, match="more than tensors"):
+        trainer.strategy.load_checkpoint(tmp_path / "hpc_ckpt_1.ckpt", weights_only=False)
 
 
 def test_a_disk_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):

@@ -65,6 +65,14 @@ class Payload:
         return (Path.touch, (Path("opened"),))
 
 
+def naming_code(file: Path) -> None:
+    """A checkpoint that makes Lightning before 2.6.6 import and call what it names."""
+    torch.save(
+        {"state_dict": {}, "hyper_parameters": {"cfg": {}, "facts": {}, "_instantiator": "pathlib.Path"}},
+        file,
+    )
+
+
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
     return lambda f: (f / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -192,6 +200,13 @@ CASES = [
      "not a zip file", "evaluate.checkpoint"),
     (EVALUATE, lambda f: torch.save({"x": Payload()}, a_run(f) / "checkpoints/best.ckpt"), D, "best.ckpt",
      "more than tensors and plain values (getattr)", "safetensors"),
+    (EVALUATE, lambda f: naming_code(a_run(f) / "checkpoints/best.ckpt"), D, "best.ckpt", "_instantiator=pathlib.Path",
+     "names code to run", "safetensors"),
+    (["generate", "build/runs/asr", "--text", "so"], lambda f: naming_code(a_run(f) / "checkpoints/best.ckpt"), D,
+     "best.ckpt", "_instantiator=pathlib.Path", "names code to run", "safetensors"),
+    (EVALUATE, lambda f: torch.save({"state_dict": {}}, a_run(f) / "checkpoints/best.ckpt"), D, "best.ckpt",
+     "no hyper_parameters", "Train it again"),
+    (EVALUATE, lambda f: torch.save([1], a_run(f) / "checkpoints/best.ckpt"), D, "best.ckpt", "no checkpoint"),
     ([*EVALUATE, "evaluate.checkpoint=newest"], None, C, "'newest'", "expected one of ['best', 'last']"),
     # generate
     (["generate", "nowhere", "--text", "so"], None, C, "nowhere is no model", "config.yaml", "name assets/zipped"),

@@ -25,11 +25,12 @@ from zipper.stop import Request, Stopped
 from zipper.train.engine import first_process
 
 LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
 
 
 class WholeFiles(TorchCheckpointIO):
     """Written aside, flushed to the disk, renamed: what stood there is replaced by a whole file or not at
-    all."""
+    all. Read as tensors and plain values alone, whatever file Lightning has chosen."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -51,6 +52,12 @@ class WholeFiles(TorchCheckpointIO):
         finally:
             aside.unlink(missing_ok=True)
         flush_folder(file.parent)
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Raises DataError as `read_checkpoint`, whatever is asked for."""
+        return _plain_values(Path(path), mmap=False)
 
 
 class Save(Checkpoint):
@@ -187,22 +194,41 @@ def _best_score(saved: dict[str, Any]) -> float | None:
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
     """All of a checkpoint, its tensors left on the disk until they are looked at. Raises DataError where it
-    is damaged, or holds anything but tensors and plain values, which could run code."""
+    is damaged, or holds what could run code: anything but tensors and plain values, or a hyperparameter that
+    names code."""
     if why := flaw(file):
         raise DataError(
             f"{file} is damaged ({why}). Restore it, take another one (evaluate.checkpoint), or train again "
             "under another name."
         )
+    return _plain_values(file, mmap=True)
+
+
+def _plain_values(file: Path, mmap: bool) -> dict[str, Any]:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", str(error))
-        raise DataError(
-            f"{file} holds more than tensors and plain values ({found[1] if found else 'a pickle'}): it is "
-            "not "
-            "read, "
-            "since it could run anything. Train again, or take a model in safetensors (export=...)."
-        ) from error
+        what = f"more than tensors and plain values ({found[1] if found else 'a pickle'})"
+    else:
+        if not isinstance(saved, dict):
+            raise DataError(f"{file} is no checkpoint: it holds no dict. Train again under another name.")
+        parts = {key: value for key, value in saved.items() if key not in ("state_dict", "optimizer_states")}
+        if not (named := _code_named(parts)):
+            return saved
+        what = f"the hyperparameter {named}, which names code to run"
+    raise DataError(
+        f"{file} holds {what}: it is not read, since it could run anything. Train again, or take a model in "
+        "safetensors (export=...)."
+    )
+
+
+def _code_named(values: Any) -> str | None:
+    """The first of RUN, with its value, at any depth."""
+    if not isinstance(values, dict):
+        return None
+    here = (f"{key}={values[key]}" for key in RUN if key in values)
+    return next(here, None) or next(filter(None, map(_code_named, values.values())), None)
 
 
 def flaw(file: Path) -> str | None:

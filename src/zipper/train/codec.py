@@ -27,7 +27,7 @@ from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TrainCodecConfig
-from zipper.train.checkpoints import WholeFiles
+from zipper.train.checkpoints import WholeFiles, read_checkpoint
 from zipper.train.codebooks import CodebookLearner, nearest
 from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
 
@@ -181,7 +181,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     )
     last = cfg.run_dir / "last.ckpt"  # a training that was cut off goes on from here
     if last.exists():
-        crops.start = torch.load(last, weights_only=True)["global_step"]
+        crops.start = read_checkpoint(last)["global_step"]
     path = last if last.exists() else None
     trainer.fit(module, DataLoader(crops, batch_size=None), ckpt_path=path, weights_only=True)
     folder = Path(cfg.train_codec.out)

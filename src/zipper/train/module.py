@@ -193,7 +193,8 @@ class ZipperModule(L.LightningModule):
 
 def load_module(checkpoint: Path) -> ZipperModule:
     """A trained module. Raises DataError as `read_checkpoint`, and where other code wrote it."""
-    read_checkpoint(checkpoint)
+    if not {"cfg", "facts"} <= {*read_checkpoint(checkpoint).get("hyper_parameters", {})}:
+        raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
     try:
         return ZipperModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True).eval()
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.disk import held
 from zipper.errors import DataError
 from zipper.schema import TrainConfig
+from zipper.train.checkpoints import WholeFiles
 from zipper.units.codec import Codec
 from zipper.units.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
 from zipper.units.store import DamagedStore, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
@@ -112,6 +113,7 @@ def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=[WholeFiles()],
     )
 
 
