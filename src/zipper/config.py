@@ -7,17 +7,19 @@ No DictConfig leaves this file.
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TowerConfig
+from zipper.typed import load_typed, read_word, type_at
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +29,7 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError that names the key, with a suggestion where it is close to a known one.
     """
-    sections = {f.name for f in fields(RunConfig) if f.default_factory is not None and is_dataclass(f.type)}
+    sections = {f.name: f.type for f in fields(RunConfig) if is_dataclass(f.type)}
     layers: list[Any] = [OmegaConf.structured(RunConfig)]
     try:
         if path is not None:
@@ -36,14 +38,12 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
             layers.append(_read(path))
         plain = []
         for word in words:
-            key, equals, value = word.partition("=")
-            if not equals:
-                raise ConfigError(f"{word!r} is not key=value. See `python -m zipper --help` for the keys.")
+            key, _, value = word.partition("=")
             if key in sections and value and value[0] not in "{[":
-                layers.append(OmegaConf.create({key: _read(_section_file(key, value))}))
+                layers.append(OmegaConf.create({key: _read(_section_file(key, value), sections[key])}))
             else:
                 plain.append(word)
-        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist(plain))
+        merged = OmegaConf.merge(*layers, _from_words(plain))
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
@@ -51,17 +51,43 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
     return cfg
 
 
-def _read(path: Path) -> Any:
+def _from_words(words: Sequence[str]) -> Any:
+    """key=value words, each by the type of its setting."""
+    out = OmegaConf.create()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r} is not key=value. See `python -m zipper --help` for the keys.")
+        read = read_word(setting_type(key), value)
+        _refuse_interpolation({key: read})
+        OmegaConf.update(out, key, read)
+    return out
+
+
+def _refuse_interpolation(values: dict[str, Any]) -> None:
+    """OmegaConf would put another setting's value, or one of the environment, in the place of ${...}."""
+    for key, value in flat(values).items():
+        if "${" in str(value):
+            raise ConfigError(f"{key}={value}: ${{...}} is not filled in here. Write what is meant.")
+
+
+def setting_type(key: str) -> Any:
+    """The type of the setting that a dotted key names; None where there is none."""
+    return type_at(RunConfig, re.findall(r"[^.\[\]]+", key))
+
+
+def _read(path: Path, of: Any = RunConfig) -> Any:
     try:
-        values = OmegaConf.load(path)
+        read = load_typed(path.read_text(encoding="utf-8"), of) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
         raise ConfigError(f"{path}{where} is no YAML ({problem}). Mend it: keys with values.") from error
-    if not isinstance(values, DictConfig):
+    if not isinstance(read, dict):
         raise ConfigError(f"{path} holds no keys with values, but a list or a word. There are: {_known()}.")
-    return values
+    _refuse_interpolation(read)
+    return OmegaConf.create(read)
 
 
 def _known() -> str:
@@ -76,9 +102,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 def changed(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
     """A config with key=value words on top. Raises ConfigError as `load_config`."""
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(RunConfig), to_dict(cfg), OmegaConf.from_dotlist(list(words))
-        )
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(cfg), _from_words(words))
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
         raise ConfigError(str(error).splitlines()[0] + f" (in {' '.join(words)})") from error

@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
-from zipper.config import ROOT, asset, load_config, to_dict
+from zipper.config import ROOT, asset, load_config, setting_type, to_dict
 from zipper.errors import ConfigError
 from zipper.schema import RunConfig
+from zipper.typed import keeping_text, typed
 
 SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # of a recipe, with the seed
 # Of a pre-trained tower, which gives its own shape.
@@ -105,7 +106,7 @@ def read_ablation(file: Path) -> Ablation:
         there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
         raise ConfigError(f"{file}: no such grid. There are: {there}.")
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = _by_type(yaml.load(file.read_text(encoding="utf-8"), keeping_text(yaml.SafeLoader)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
     known = {f.name for f in fields(Ablation)} - {"name", "file"}
@@ -133,6 +134,35 @@ def read_ablation(file: Path) -> Ablation:
             raise ConfigError(f"{file}: two points are named {point.name}. Give them labels that differ.")
         names.add(point.name)
     return ablation
+
+
+def _by_type(read: Any) -> Any:
+    """Words and axes by the settings that they set, labels as they stand."""
+    values = typed(Ablation, read)
+    if isinstance(values, dict):
+        values |= {key: of(read[key]) for key, of in (("words", _settings), ("grid", _axes)) if key in values}
+    return values
+
+
+def _settings(read: Any) -> Any:
+    if not isinstance(read, dict):
+        return typed(None, read)
+    keys = typed(dict[str, Any], read)
+    return {key: typed(setting_type(key), value) for key, value in zip(keys, read.values(), strict=True)}
+
+
+def _axes(read: Any) -> Any:
+    if not isinstance(read, dict):
+        return typed(None, read)
+    axes = zip(typed(dict[str, Any], read), read.values(), strict=True)
+    return {
+        axis: {
+            label: _settings(one) for label, one in zip(typed(dict[str, Any], of), of.values(), strict=True)
+        }
+        if isinstance(of, dict)
+        else typed(list[setting_type(axis)], of)  # type: ignore[misc]
+        for axis, of in axes
+    }
 
 
 def checked(file: Path) -> Ablation:
