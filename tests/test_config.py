@@ -218,3 +218,18 @@ def test_the_papers_settings_stay_the_papers():
     assert (train.optimiser, train.betas, train.weight_decay, train.gate_lr) == ("adamw", (0.9, 0.99), 0, 1)
     assert (train.schedule, train.warmup, train.hide, train.codebook_weights) == ("constant", 0, 0, [])
     assert (train.tasks.asr, train.tasks.tts) == (1.0, 1.26)
+
+
+def test_numbers_that_no_model_can_hold_are_refused():
+    """Before they divide, or are raised to a power."""
+    for word in (
+        "seed=-1", "seed=4294967296", "data.subwords=0", "codec.batch_seconds=0", "codec.codebooks=0",
+        "model.towers.text.width=0", "model.towers.text.hidden=-1", "model.towers.text.head_size=-2",
+        "model.towers.text.rope_base=0", "model.towers.text.rope_base=1e-320",
+        "model.towers.text.norm_eps=-1",
+        "model.towers.text.rope_scaling=[1e-45]", "model.zip.gate_init=1e30", "model.zip.diagonal=1e30",
+        "train.gate_lr=-1", "train.weight_decay=-1", "train.lr=1e300", "train_codec.ratios=[0,4]",
+        "train_codec.seconds=1e-9",
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=word.partition("=")[0].split(".")[-1]):
+            print(load_config(None, [word]))

@@ -53,6 +53,22 @@ def test_a_token_that_may_not_stand_is_never_chosen(logits, hidden, temperature,
     assert int(choose(row, how, torch.tensor(uniform))) != hidden % len(logits)
 
 
+@pytest.mark.parametrize("tiny", [1e-5, 1e-30, 1e-38, 1e-45, 1e-60, 5e-324])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_tiny_temperature_or_share_is_greedy(tiny, dtype):
+    row = torch.tensor([1.0, 30.0, 29.0, float("-inf"), -30.0], dtype=dtype)
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        for how in (SamplingConfig(tiny), SamplingConfig(1.0, top_p=tiny)):
+            assert int(choose(row, how, torch.tensor(uniform))) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e9, 1e38, 1e308])
+def test_a_huge_temperature_draws_among_what_may_stand(temperature):
+    row = torch.tensor([1.0, 30.0, float("-inf"), -30.0]).expand(300, -1)
+    drawn = choose(row, SamplingConfig(temperature), torch.arange(300) / 300)
+    assert {*drawn.tolist()} == {0, 1, 3}
+
+
 def test_drawn_shares_are_those_of_the_softmax():
     row = torch.tensor([0.0, 1.0, 2.0, float("-inf")]).expand(20_000, -1)
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))

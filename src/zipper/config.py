@@ -5,7 +5,6 @@ No DictConfig leaves this file.
 """
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TowerConfig
 from zipper.typed import load_typed, read_word, type_at
 
+LARGEST = 3.4e38  # of float32
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -155,8 +155,8 @@ def asset(path: str | os.PathLike[str]) -> Path:
 def _check_finite(cfg: RunConfig) -> None:
     for key, value in flat(to_dict(cfg)).items():
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not math.isfinite(number):
-                raise ConfigError(f"{key}={value} is not a finite number. Give one.")
+            if isinstance(number, float) and not abs(number) <= LARGEST:
+                raise ConfigError(f"{key}={value} is not a finite number that float32 holds. Give one.")
 
 
 def _section_file(key: str, value: str) -> Path:

@@ -18,10 +18,16 @@ def choose(logits: Tensor, how: SamplingConfig, uniform: Tensor) -> Tensor:
     """
     if how.temperature == 0:
         return logits.argmax(-1)
-    top, ids = (logits / how.temperature).topk(min(how.top_k or logits.shape[-1], logits.shape[-1]))
+    limits = torch.finfo(
+        logits.dtype
+    )  # beyond them a setting would be 0 or infinite in the tensors' arithmetic
+    temperature = min(max(how.temperature, limits.tiny), limits.max)
+    below = logits - logits.amax(-1, keepdim=True)  # at most 0: no temperature makes it overflow upwards
+    count = logits.shape[-1]
+    top, ids = (below / temperature).topk(min(how.top_k or count, count))
     share = top.softmax(-1)  # largest first
     before = share.cumsum(-1) - share
-    share = share * (before < how.top_p)  # the first is always kept
+    share = share * (before < max(how.top_p, limits.tiny))  # the first is always kept
     upto = share.cumsum(-1)
     kept = (share > 0).sum(-1)
     index = (upto <= uniform[..., None].to(upto) * upto[..., -1:]).sum(-1)

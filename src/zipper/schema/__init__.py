@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from zipper.errors import ConfigError
-from zipper.schema.base import TASKS, at_least_one, section, setting
+from zipper.schema.base import TASKS, at_least_one, section, setting, within
 from zipper.schema.model import ModelConfig, TowerConfig, ZipConfig
 from zipper.schema.train import TasksConfig, TrainCodecConfig, TrainConfig
 from zipper.schema.use import DecodeConfig, EvaluateConfig, JudgeConfig, SamplingConfig
@@ -80,6 +80,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.rates={list(self.rates)}: give slowest and fastest within 0.5 and 2.0, in order."
             )
+        at_least_one(self, "data", "subwords")
         if not self.max_seconds > 0:
             raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
@@ -138,6 +139,11 @@ class CodecConfig:
                 f"codec.codebooks={self.codebooks} is of the embedded codec; {self.name} has so many as "
                 "codec.bandwidth_kbps gives. Leave it out."
             )
+        if not self.batch_seconds > 0 or (self.codebooks is not None and self.codebooks < 1):
+            raise ConfigError(
+                f"codec.batch_seconds={self.batch_seconds} must be more than 0, "
+                f"codec.codebooks={self.codebooks} at least 1, or none."
+            )
         if self.name == "encodec_24khz" and self.bandwidth_kbps is None:
             raise ConfigError(
                 "codec.bandwidth_kbps is not set: choose 1.5, 3, 6, 12 or 24 (2 to 32 codebooks)."
@@ -180,6 +186,7 @@ class RunConfig:
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
+        within(self, "", 0, 2**32 - 1, "seed")
         if self.evaluate.samplings > 1 and self.decode.speech.temperature == 0:
             raise ConfigError(
                 f"evaluate.samplings={self.evaluate.samplings}, but decode.speech.temperature=0 is greedy: "

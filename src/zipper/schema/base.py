@@ -20,6 +20,15 @@ def section(of: type) -> Any:
     return field(default_factory=of)
 
 
+def within(of: Any, section: str, low: float, high: float, *names: str) -> None:
+    """Every number of these settings, one or several."""
+    for name in names:
+        value = getattr(of, name)
+        if not all(low <= one <= high for one in (value if isinstance(value, list | tuple) else [value])):
+            key = f"{section}.{name}".lstrip(".")
+            raise ConfigError(f"{key}={value} must lie within {low:g} and {high:g}.")
+
+
 def at_least_one(of: Any, section: str, *names: str) -> None:
     for name in names:
         if getattr(of, name) < 1:

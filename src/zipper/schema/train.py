@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from zipper.errors import ConfigError
-from zipper.schema.base import at_least_one, section, setting
+from zipper.schema.base import at_least_one, section, setting, within
 
 
 @dataclass
@@ -79,6 +79,7 @@ class TrainConfig:
             "devices",
             "nodes",
         )
+        within(self, "train", 0, 1e6, "gate_lr", "weight_decay", "warmup")
         if self.steps > self.validate_every and self.steps % self.validate_every:
             rest = self.steps % self.validate_every
             raise ConfigError(
@@ -136,6 +137,7 @@ class TrainCodecConfig:
         at_least_one(
             self, "train_codec", "steps", "batch", "filters", "dimension", "sample_rate", "codebooks"
         )
+        within(self, "train_codec", 1, 1e6, "ratios")
         if self.codes < 2 or self.codes & (self.codes - 1):
             raise ConfigError(f"train_codec.codes={self.codes} is no power of 2. Give one, such as 1024.")
         if not 0 <= self.autoencoder < 1:
@@ -143,5 +145,7 @@ class TrainCodecConfig:
                 f"train_codec.autoencoder={self.autoencoder} is a share of the steps, from 0 to less than 1; "
                 "the rest trains the quantiser."
             )
-        if self.seconds <= 0 or self.lr <= 0:
-            raise ConfigError(f"train_codec.seconds={self.seconds} and lr={self.lr} must be more than 0.")
+        if self.seconds * self.sample_rate < 1 or self.lr <= 0:
+            raise ConfigError(
+                f"train_codec.seconds={self.seconds} must hold a sample, and lr={self.lr} be more than 0."
+            )
