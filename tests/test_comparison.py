@@ -12,7 +12,8 @@ from zipper.report.claims import claims
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
 from zipper.report.longer import draw_longer, longer
-from zipper.report.runs import CHOICES, NAMES
+from zipper.report.markdown import percent
+from zipper.report.runs import CHOICES, NAMES, best_choice, best_rate, capped
 from zipper.report.tuning import choices, search
 
 
@@ -144,16 +145,41 @@ def test_runs_on_other_terms_are_refused(folder, change, words):
 def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell_apart(folder):
     (folder / "search").mkdir()
     tried = {"5e-5": (0.99, 2.0), "1e-3": (0.5, 1.2), "2e-3": (0.5, 1.1), "4e-3": (0.9, 1.0)}
+    shown = []
     for rate, (wer, loss) in tried.items():
         one = run("zipper", "asr", 0, wer)
         one["config"]["train"]["lr"] = float(rate)
         one["curves"]["dev/loss_text"] = [[8, loss]]
+        shown.append(percent(capped(one)["wer"]))
         (folder / "search" / f"zipper-lr{rate}.json").write_text(json.dumps(one), encoding="utf-8")
     (folder / "search" / "zipper-adafactor.json").write_text(json.dumps(one), encoding="utf-8")
     text = search(folder / "search")
-    assert "| Zipper | 99.0 % (2.000) | 50.0 % (1.200) | **50.0 %** (1.100) | 90.0 % (1.000) |" in text
+    assert shown[1] == shown[2] < shown[3] < shown[0]
+    assert (
+        f"| Zipper | {shown[0]} (2.000) | {shown[1]} (1.200) | **{shown[2]}** (1.100) | {shown[3]} (1.000) |"
+        in text
+    )
     assert "0.002 (ours)" in text
-    assert "| zipper-adafactor | 90.0 % (1.000) |" in text
+    assert f"| zipper-adafactor | {shown[3]} (1.000) |" in text
+
+
+def test_one_sentence_that_repeats_itself_does_not_choose():
+    """75 errors on a sentence of 8 words once chose the baseline's recipe."""
+    worse, better = run("zipper", "tts", 0, 0.5), run("zipper", "tts", 0, 0.3)
+    better["per_utterance"][5].update(errors=5000)
+    assert (
+        capped(better)["wer"]
+        < capped(worse)["wer"]
+        < sum(one["errors"] for one in better["per_utterance"])
+        / sum(one["words"] for one in better["per_utterance"])
+    )
+    asr = [run("zipper", "asr", 0, 0.4)]
+    found = {"shared": {"asr": asr, "tts": [worse]}, "other": {"asr": asr, "tts": [better]}}
+    assert best_choice(found) == "other"
+    for one, rate in ((worse, 1e-3), (better, 2e-3)):
+        one["config"]["train"]["lr"] = rate
+        one["curves"]["dev/loss_text"] = [[8, 1.0]]
+    assert best_rate([worse, better]) == 2e-3
 
 
 def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
@@ -164,19 +190,28 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
         "zipper-speech-tower-frozen-nothing-hidden": (0.19, 0.59),
     }  # fmt: skip
     assert choices(tmp_path) == ""
+    shown: dict[str, list[str]] = {}
     for name, rates in found.items():
         for task, rate in zip(("asr", "tts"), rates, strict=True):
             file = tmp_path / CHOICES / f"{name}-seed0-{task}.json"
             file.parent.mkdir(exist_ok=True)
             drawn_as = "zipper-frozen" if "nothing" in name else "zipper"  # other errors at the same rate
-            file.write_text(json.dumps(run(drawn_as, task, 0, rate)), encoding="utf-8")
+            made = run(drawn_as, task, 0, rate)
+            file.write_text(json.dumps(made), encoding="utf-8")
+            shown.setdefault(name, []).append(percent(capped(made)["wer"]))
     unfinished = tmp_path / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
     unfinished.write_text(json.dumps(run("zipper", "asr", 0, 0.0)), encoding="utf-8")
     text = choices(tmp_path)
     assert "| model | spans hidden | nothing hidden |" in text
-    assert "| Single Decoder | 90.0 % / 95.0 % | **70.0 % / 97.0 %** |" in text
-    assert "| Zipper | **10.0 % / 40.0 %** | 8.0 % / 60.0 % |" in text
-    assert "| Zipper, speech tower frozen | **20.0 % / 60.0 %** | 19.0 % / 59.0 % |" in text  # not told apart
+    cells = {name: " / ".join(rates) for name, rates in shown.items()}
+    for model, first, other in (
+        ("Single Decoder", "{}", "**{}**"),
+        ("Zipper", "**{}**", "{}"),
+        ("Zipper, speech tower frozen", "**{}**", "{}"),  # not told apart
+    ):
+        name = model.lower().replace(",", "").replace(" ", "-")
+        hidden, nothing = cells[f"{name}-spans-hidden"], cells[f"{name}-nothing-hidden"]
+        assert f"| {model} | {first.format(hidden)} | {other.format(nothing)} |" in text
 
 
 def test_figures_are_drawn_from_the_files_alone(folder):

@@ -23,8 +23,9 @@ from zipper.generate.write import Written
 from zipper.schema import JudgeConfig
 from zipper.train import run as run_module
 from zipper.train.resolve import resolve
-from zipper.units.facts import Facts, facts_of, longest_repeat
+from zipper.units.facts import Facts, facts_of, longest_repeats
 from zipper.units.pattern import to_columns
+from zipper.units.store import PERIODS
 
 
 def gold(store, rows) -> list[Written]:
@@ -128,7 +129,10 @@ def test_errors_by_length_add_up():
 
 def test_the_longest_repeat_is_found_within_rows_alone():
     rows = [[1, 1, 1, 2], [2, 2, 3, 2, 3, 2, 3]]
-    assert [longest_repeat([torch.tensor(r).numpy() for r in rows], p) for p in (1, 2, 3)] == [2, 4, 1]
+    found = [longest_repeats(torch.tensor(row).numpy()) for row in rows]
+    assert [max(of_one) for of_one in zip(*found, strict=True)][:4] == [2, 4, 1, 2]
+    none = torch.tensor([]).numpy()
+    assert longest_repeats(none) == longest_repeats(torch.tensor([7]).numpy()) == [0] * PERIODS
 
 
 def test_facts_are_those_of_the_training_split_and_cap_what_is_written(prepared):

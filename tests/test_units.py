@@ -228,7 +228,7 @@ def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, cod
 
 
 def test_a_store_that_another_command_is_making_is_waited_for(tmp_path, utterances, codec, subwords, capsys):
-    parts = fingerprint(utterances, codec, subwords, 30.0)
+    parts = fingerprint(utterances, codec, subwords, 30.0, tmp_path.with_name("hashes.arrow"))
     made, lock = [], tmp_path / f".{fingerprint_hash(parts)}.lock"
     with ThreadPoolExecutor(1) as pool:
         with held(lock, "the other's"):

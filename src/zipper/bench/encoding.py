@@ -23,7 +23,7 @@ from zipper.errors import ConfigError
 from zipper.evaluate.result import versions, write_result
 from zipper.schema import CodecConfig, RunConfig
 from zipper.units.codec import load_codec
-from zipper.units.store import listing_hash
+from zipper.units.store import corpus_hash
 
 UTTERANCES = 320  # 20 shards
 
@@ -62,7 +62,7 @@ def bench_encoding(cfg: RunConfig, command: str) -> dict[str, Any]:
         "seed": cfg.seed,
         "commit": code,
         "command": command,
-        "data_fingerprint": listing_hash(chosen),
+        "data_fingerprint": corpus_hash(chosen, cfg.build),
         "versions": versions(),
         "config": to_dict(cfg),
     }  # fmt: skip

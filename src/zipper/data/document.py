@@ -38,9 +38,9 @@ class Document:
 def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]:
     """Which rows can be a document of a task: they hold all of its modalities, and are of one of `corpora`
     (none: of any)."""
-    has = {"text": [len(ids) > 0 for ids in rows["ids"]], "speech": [s > 0 for s in rows["seconds"]]}
+    counts = [rows[{"text": "subwords", "speech": "frames"}[name]] for name in TASKS[task]]
     of = [not corpora or subset.partition("/")[0] in corpora for subset in rows["subset"]]
-    return [i for i, fits in enumerate(of) if fits and all(has[name][i] for name in TASKS[task])]
+    return [i for i, fits in enumerate(of) if fits and all(count[i] > 0 for count in counts)]
 
 
 def document(store: Store, row: Row, task: str, prompt_weight: float) -> Document:

@@ -43,8 +43,7 @@ class Steps:
         self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
         self.rows = share(store.splits[split], only)
-        self.subwords = np.array([len(ids) for ids in self.rows["ids"]])
-        self.frames = np.array([len(codes) for codes in self.rows["codes"]]) // store.codebooks
+        self.subwords, self.frames = np.array(self.rows["subwords"]), np.array(self.rows["frames"])
         self.speech = self.frames + around(store.codebooks, store.pattern)
         self.eligible = {
             task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks

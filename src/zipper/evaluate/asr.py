@@ -84,7 +84,7 @@ def evaluate_asr(
     found = recognise(model, store, facts, rows, batch, how, kept=kept)
     counts = total(found)
     result = {
-        **describe_run(model, store, cfg, origin),
+        **describe_run(model, store, facts, cfg, origin),
         "task": "asr",
         "split": cfg.evaluate.split,
         "wer": round(counts.rate, 6),

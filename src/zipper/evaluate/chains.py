@@ -32,7 +32,7 @@ def evaluate_chain(
     written = answers(model, store, facts, rows, order, batch, how, cfg.seed, kept, chain)
     last = [segments[-1] for segments in written]
     result: dict[str, Any] = {
-        **describe_run(model, store, cfg, origin),
+        **describe_run(model, store, facts, cfg, origin),
         "task": chain,
         "split": cfg.evaluate.split,
         "utterances": len(rows),

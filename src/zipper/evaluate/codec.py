@@ -22,7 +22,7 @@ from zipper.evaluate.wer import WordErrors
 from zipper.report.figures import spectrograms
 from zipper.schema import RunConfig
 from zipper.units.codec import Codec, load_codec
-from zipper.units.store import listing_hash
+from zipper.units.store import corpus_hash
 
 LISTENED = 3  # utterances whose round trips are written to be listened to
 
@@ -76,7 +76,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         "seed": cfg.seed,
         "commit": code,
         "command": command,
-        "data_fingerprint": listing_hash(chosen),
+        "data_fingerprint": corpus_hash(chosen, cfg.build),
         "versions": versions(),
         "config": to_dict(cfg),
     }

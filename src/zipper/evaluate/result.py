@@ -17,6 +17,7 @@ from zipper.data.document import eligible
 from zipper.evaluate.wer import WordErrors
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
+from zipper.units.facts import Facts
 from zipper.units.store import Row, Store, share
 
 
@@ -30,7 +31,9 @@ class Origin:
     wall_seconds: float
 
 
-def describe_run(model: MultimodalModel, store: Store, cfg: RunConfig, origin: Origin) -> dict[str, Any]:
+def describe_run(
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin
+) -> dict[str, Any]:
     """Everything about a run but its figures."""
     parameters = list(model.parameters())
     return {
@@ -46,6 +49,7 @@ def describe_run(model: MultimodalModel, store: Store, cfg: RunConfig, origin: O
         "checkpoint": cfg.evaluate.checkpoint,
         "data_fingerprint": store.fingerprint,
         "data": store.facts["fingerprint"],
+        "towers": facts.towers,
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "config": to_dict(cfg),

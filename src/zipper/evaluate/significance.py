@@ -1,7 +1,7 @@
 """Are two results different? Paired tests over the utterances of two sets of result files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from scipy.stats import rankdata, wilcoxon
 
 from zipper.errors import DataError
 
-SAME = ("task", "split", "data_fingerprint", "normaliser", "judge", "codec", "utterances")
+SAME = ("task", "split", "normaliser", "judge", "codec", "utterances")
 ENTRY = ("id", "errors", "words", "reference")
 RESAMPLES = 10_000
 MOST_LEFT_OUT = 0.1  # of the utterances, for want of a common target
@@ -89,6 +89,11 @@ def compare(
                     f"{first['name']} and {other['name']} cannot be compared: {key} is {first.get(key)!r} in "
                     f"one and {other.get(key)!r} in the other. Evaluate both on the same data."
                 )
+        for key, value, its in different_data(first, other):
+            raise DataError(
+                f"{first['name']} and {other['name']} cannot be compared: {key} is {value!r} in one and "
+                f"{its!r} in the other. Evaluate both on the same data."
+            )
         if _each(first, "id") != _each(other, "id") or _each(first, "reference") != _each(other, "reference"):
             raise DataError(
                 f"{first['name']} and {other['name']} cannot be compared: they hold other utterances, or "
@@ -114,6 +119,20 @@ def compare(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
         int((rates < 0).sum()), float(leaning), int((~kept).sum()),
     )  # fmt: skip
+
+
+def different_data(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What made the stores of two results, where it differs: (part, that of a, that of b). Parts that one of
+    them does not tell, being older, are not compared; nor is the audio of a synthetic corpus, which is spoken
+    anew on each machine, and rounded as its CPU does."""
+    if not (a.get("data") and b.get("data")):
+        if a.get("data_fingerprint") != b.get("data_fingerprint"):
+            yield "data_fingerprint", a.get("data_fingerprint"), b.get("data_fingerprint")
+        return
+    synthetic = a["data"].get("corpus_folder", "").startswith("spoken-")
+    for part in sorted({*a["data"]} & {*b["data"]} - ({"audio"} if synthetic else set())):
+        if a["data"][part] != b["data"][part]:
+            yield f"data.{part}", a["data"][part], b["data"][part]
 
 
 def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -65,7 +65,7 @@ def evaluate_tasks(
     if not results:
         loss = split_loss(model, store, cfg)
         results["loss"] = {
-            **describe_run(model, store, cfg, origin),
+            **describe_run(model, store, facts, cfg, origin),
             "task": "+".join(cfg.train.tasks.shares()),
             "split": split,
             "loss": loss,

@@ -109,7 +109,7 @@ def evaluate_tts(
     original = sum((judge.errors(row["text"], heard.original) for row, heard in pairs), WordErrors())
     oracle = sum((judge.errors(row["text"], heard.target) for row, heard in pairs), WordErrors())
     result = {
-        **describe_run(model, store, cfg, origin),
+        **describe_run(model, store, facts, cfg, origin),
         "task": "tts",
         "split": cfg.evaluate.split,
         "wer": round(gold.rate, 6),

@@ -3,6 +3,7 @@ pre-trained language model in Hugging Face format (`model.llama`)."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from zipper.config import read_facts
 from zipper.errors import ConfigError, DataError, refusal
+from zipper.hashes import file_hashes, joint_hash
+from zipper.hub import model_folder
 from zipper.model.llama import is_llama, read_weights, shape_of
 from zipper.model.lora import merged_state
 from zipper.model.tower import Tower
@@ -66,6 +69,14 @@ def tower_facts(folder: Path) -> dict[str, Any]:
             f"{folder / WEIGHTS} is not the file that {FACTS} describes (its hash differs). Restore both."
         )
     return facts
+
+
+def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str]:
+    """Of the weights that each tower starts from, by modality; what starts at random has none. kept: of
+    `file_hashes`."""
+    folders = {name: model_folder(cfg.init) for name, cfg in towers.items() if cfg.init}
+    files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
+    return {name: joint_hash(file_hashes(several, kept)) for name, several in files.items()}
 
 
 def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:

@@ -138,7 +138,9 @@ def _shared(ablation: Ablation) -> str:
 
 def _apart(a: list[Result], b: list[Result]) -> Comparison | None:
     """What is asked may be the codec, and with it the store: the sentences must be the same, not codes."""
-    any_a, any_b = ([{**one, "data_fingerprint": "", "codec": ""} for one in side] for side in (a, b))
+    any_a, any_b = (
+        [{**one, "data": None, "data_fingerprint": "", "codec": ""} for one in side] for side in (a, b)
+    )
     return paired(any_a, any_b)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zipper.errors import DataError
-from zipper.evaluate.significance import Comparison, compare, p_value
+from zipper.evaluate.significance import Comparison, compare, different_data, p_value
 
 Result = dict[str, Any]
 Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
@@ -64,7 +64,8 @@ def check_equal_terms(runs: Runs) -> None:
 
 
 def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
-    for key in ("data_fingerprint", "steps", "utterances", "decoding", "checkpoint"):
+    yield from different_data(first, one)
+    for key in ("steps", "utterances", "decoding", "checkpoint"):
         yield key, first[key], one[key]
     for part in ("data", "train", "evaluate", "decode"):
         for key, value in first["config"][part].items():

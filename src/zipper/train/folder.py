@@ -85,12 +85,20 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     return newest(cfg.run_dir)
 
 
-def check_store(checkpoint: Path, store: Store) -> None:
-    """Refuses to go on with weights that were learnt on other units."""
-    saved = read_checkpoint(checkpoint)["hyper_parameters"]["facts"]["store"]
-    if saved != store.fingerprint:
+def check_store(checkpoint: Path, store: Store, towers: dict[str, str] | None = None) -> None:
+    """Refuses to go on with weights that were learnt on other units; or, where `towers` are given
+    (`tower_hashes`), from other pre-trained ones than those that now lie there."""
+    facts = read_checkpoint(checkpoint)["hyper_parameters"]["facts"]
+    if facts["store"] != store.fingerprint:
         raise ConfigError(
-            f"{checkpoint} was trained on the store {saved}, but its config now leads to "
-            f"{store.fingerprint}: corpus, "
-            "codec or tokenizer have changed. Restore them, or train again under another name."
+            f"{checkpoint} was trained on the store {facts['store']}, but its config now leads to "
+            f"{store.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "
+            "train again under another name."
         )
+    for name, digest in facts.get("towers", {}).items():  # none in checkpoints of before they were kept
+        if towers is not None and towers.get(name) != digest:
+            raise ConfigError(
+                f"{checkpoint} started from the {name} tower {digest}, but model.towers.{name}.init now "
+                f"holds {towers.get(name)}: its weights have changed. Restore them, or train again under "
+                "another name."
+            )

@@ -24,8 +24,9 @@ from zipper.evaluate.samples import log_figures
 from zipper.evaluate.tasks import evaluate_tasks, headlines, last_lines, load_listener
 from zipper.evaluate.tts import Listener
 from zipper.generate.zipped import save_zipped
+from zipper.hashes import KEPT
 from zipper.model.build import load_pretrained
-from zipper.model.pretrained import save_tower
+from zipper.model.pretrained import save_tower, tower_hashes
 from zipper.model.single_decoder import SingleDecoder
 from zipper.model.zipper import Zipper
 from zipper.report.clock import Clock
@@ -82,12 +83,14 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     if listener:
         check_recordings(chosen_rows(store, cfg, "tts"))
     checkpoint = claim_run_dir(cfg)
+    chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
+    towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
     if checkpoint:
-        check_store(checkpoint, store)
+        check_store(checkpoint, store, towers)
     if first_process():
         store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
     with clock.stage("train"):
-        module, trainer = fit(cfg, store, data, checkpoint, listener)
+        module, trainer = fit(cfg, store, data, checkpoint, listener, towers)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
     if not trainer.is_global_zero:  # one process evaluates and writes
         return {}
@@ -142,16 +145,17 @@ def _finish(
 
 
 def fit(
-    cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None, listener: Listener | None
-) -> tuple[ZipperModule, L.Trainer]:
-    """Builds module and Trainer, and trains to the last step."""
+    cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None, listener: Listener | None,
+    towers: dict[str, str] | None = None,
+) -> tuple[ZipperModule, L.Trainer]:  # fmt: skip
+    """Builds module and Trainer, and trains to the last step. towers: `tower_hashes`, to be kept."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # The run folder holds its config before the training, and the order of batches follows from the step.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = ZipperModule.of(cfg, facts_of(store, cfg.data.only))
+    module = ZipperModule.of(cfg, facts_of(store, cfg.data.only, towers))
     load_pretrained(module.model)
     if checkpoint is None and isinstance(module.model, Zipper):
         if cfg.model.zip.whiten:

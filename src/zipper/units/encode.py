@@ -20,9 +20,11 @@ from tqdm import tqdm
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.disk import held
 from zipper.errors import DataError
+from zipper.hashes import KEPT
 from zipper.schema import TrainConfig
 from zipper.train.checkpoints import WholeFiles
 from zipper.units.codec import Codec
+from zipper.units.facts import letters_of, longest_repeats
 from zipper.units.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
 from zipper.units.store import DamagedStore, Row, Store, fingerprint, fingerprint_hash, open_split, open_store
 from zipper.units.text import Subwords
@@ -42,7 +44,7 @@ def prepare_store(
     Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards, and in the
     end skipped.jsonl, list them.
     """
-    parts = fingerprint(utterances, codec, subwords, max_seconds)
+    parts = fingerprint(utterances, codec, subwords, max_seconds, root.with_name(KEPT))
     folder = root / fingerprint_hash(parts)
     if store := _open_or_mend(folder, parts):
         return store
@@ -128,6 +130,7 @@ class Encoder(L.LightningModule):
         super().__init__()
         self.model = codec.model  # so that Lightning moves it
         self.codec, self.subwords, self.folder = codec, subwords, folder
+        self.letters = letters_of(subwords)
         self.samples = batch_seconds * codec.sample_rate
         self.skipped, self.utterances = [*skipped], utterances
         self.seconds = 0.0  # of audio, encoded by this rank
@@ -168,10 +171,13 @@ class Encoder(L.LightningModule):
     def _row(self, u: Utterance, wave: Tensor | None, codes: Tensor | None) -> Row:
         seconds = 0.0 if wave is None else len(wave) / self.codec.sample_rate
         self.seconds += seconds
+        ids = self.subwords.encode(u.text) if u.text else []
+        found = torch.zeros(self.codec.codebooks, 0, dtype=torch.int64) if codes is None else codes
         return Row(
             id=u.id, text=u.text or "", speaker=u.speaker, audio=u.audio or "", subset=u.subset,
-            start=u.start, seconds=seconds, ids=self.subwords.encode(u.text) if u.text else [],
-            codes=[] if codes is None else codes.flatten().tolist(),
+            start=u.start, seconds=seconds, ids=ids, codes=found.flatten().tolist(),
+            subwords=len(ids), frames=found.shape[1], letters=int(self.letters[ids].sum()),
+            repeats=longest_repeats(found[0].numpy()),
         )  # fmt: skip
 
     def on_predict_end(self) -> None:

@@ -1,17 +1,17 @@
 """What a trained model keeps of the store it was trained on: which units, how fast, how long."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from zipper.units.store import Store, share
+from zipper.units.store import PERIODS, Store, share
+from zipper.units.text import Subwords
 
 BEYOND = 1.5  # a generation may go so many times beyond the largest figure of the training split
 SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
-PERIODS = 8  # repetitions of up to so many frames are looked for
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Facts:
     store: its fingerprint. reads: codec or tokenizer. rates: tokens a second, on average. seconds: what
     each subword is expected to take, by its letters. longest: subwords or frames of a segment.
     ratio[of][to]: largest ratio of subwords or frames to those of the other modality. repeats: frames for
-    which the first codebook equals itself one, two, ... frames before.
+    which the first codebook equals itself one, two, ... frames before. towers: content of the pre-trained
+    ones (`tower_hashes`).
     """
 
     store: str
@@ -31,6 +32,7 @@ class Facts:
     longest: dict[str, int]
     ratio: dict[str, dict[str, float]]
     repeats: dict[str, list[int]]
+    towers: dict[str, str] = field(default_factory=dict)
 
     def cap(self, name: str, to: str | None, length: int) -> int:
         """Most subwords or frames that are written of `name`, after `length` of modality `to`."""
@@ -47,13 +49,11 @@ class Facts:
         return asdict(self)
 
 
-def facts_of(store: Store, only: int | None = None) -> Facts:
+def facts_of(store: Store, only: int | None = None, towers: dict[str, str] | None = None) -> Facts:
     """Measured on what a run trains on: `only` utterances of the training split, or all of it. What is of one
-    modality alone has no ratio."""
+    modality alone has no ratio. towers: as they are kept."""
     rows = share(store.splits["train"], only).with_format("numpy")
-    subwords = np.array([len(ids) for ids in rows["ids"]])
-    codes = [np.asarray(row).reshape(store.codebooks, -1)[0] for row in rows["codes"]]
-    frames = np.array([len(row) for row in codes])
+    subwords, frames = np.array(rows["subwords"]), np.array(rows["frames"])
     both = (subwords > 0) & (frames > 0)
     a, b = subwords[both], frames[both]
     seconds = sum(np.array(rows["seconds"])[both].tolist())
@@ -67,7 +67,8 @@ def facts_of(store: Store, only: int | None = None) -> Facts:
         ratio={"text": {"speech": float((a / b).max())}, "speech": {"text": float((b / a).max())}}
         if both.any()
         else {},
-        repeats={"speech": [longest_repeat(codes, period) for period in range(1, PERIODS + 1)]},
+        repeats={"speech": np.array(rows["repeats"]).max(axis=0).tolist()},
+        towers=towers or {},
     )
 
 
@@ -77,10 +78,8 @@ def seconds_of_subwords(store: Store, rows: Dataset) -> list[float]:
     Its slope is the time of a letter (or of the space before a word), its constant the silence around a
     sentence, half of it the begin's and half the end's.
     """
-    letters = np.array([len(store.subwords.piece(i)) for i in range(store.subwords.vocabulary)])
-    letters[[store.subwords.begin, store.subwords.end]] = 0
-    said = np.array([letters[np.asarray(ids, dtype=int)].sum() for ids in rows["ids"]])
-    took = np.array(rows["seconds"])
+    letters = letters_of(store.subwords)
+    said, took = np.array(rows["letters"]), np.array(rows["seconds"])
     both = (said > 0) & (took > 0)
     if not both.any():
         return [1 / SUBWORDS_PER_SECOND] * len(letters)
@@ -103,9 +102,19 @@ def reads_all(store: Store) -> str:
     return f"{reads(store, 'text')} + {reads(store, 'speech')}"
 
 
-def longest_repeat(rows: list[np.ndarray], period: int) -> int:
-    """Most consecutive elements that equal the one `period` before, within a row."""
-    # -1 - i: a boundary between rows that equals nothing.
-    joined = np.concatenate([part for i, row in enumerate(rows) for part in (row, [-1 - i] * period)])
-    different = np.flatnonzero(joined[period:] != joined[:-period])
-    return int(np.diff(different, prepend=-1).max()) - 1
+def letters_of(subwords: Subwords) -> np.ndarray:
+    """Letters of each id, the space before a word counted: int64 [V]; begin and end have none."""
+    letters = np.array([len(subwords.piece(i)) for i in range(subwords.vocabulary)])
+    letters[[subwords.begin, subwords.end]] = 0
+    return letters
+
+
+def longest_repeats(row: np.ndarray) -> list[int]:
+    """For each period of up to PERIODS frames: most consecutive elements of a row [F] that equal the one a
+    period before."""
+    found = []
+    for period in range(1, PERIODS + 1):
+        same = row[period:] == row[:-period]
+        different = np.flatnonzero(np.concatenate([[False], same, [False]]) == 0)
+        found.append(int(np.diff(different).max()) - 1)
+    return found

@@ -21,11 +21,13 @@ from torch import Tensor
 from zipper.config import read_facts
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
+from zipper.hashes import KEPT, file_hashes, joint_hash
 from zipper.schema import DataConfig
 from zipper.units.codec import Codec
 from zipper.units.pattern import Pattern
 from zipper.units.text import NORMALISER, Subwords
 
+PERIODS = 8  # repetitions of up to so many frames are looked for
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -37,6 +39,11 @@ FEATURES = datasets.Features(
         "seconds": datasets.Value("float32"),
         "ids": datasets.Sequence(datasets.Value("int32")),
         "codes": datasets.Sequence(datasets.Value("int16")),  # codebook after codebook, [Q * F]
+        # What a training asks of every row when it starts, so that no code has to be decoded for it:
+        "subwords": datasets.Value("int32"),  # number of ids
+        "frames": datasets.Value("int32"),  # F
+        "letters": datasets.Value("int32"),  # of the subwords, with the spaces before words
+        "repeats": datasets.Sequence(datasets.Value("int32"), length=PERIODS),  # `longest_repeats`
     }
 )
 
@@ -53,6 +60,10 @@ class Row(TypedDict):
     seconds: float
     ids: list[int]
     codes: list[int]
+    subwords: int
+    frames: int
+    letters: int
+    repeats: list[int]
 
 
 @dataclass(frozen=True)
@@ -99,13 +110,15 @@ def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
 
 
 def fingerprint(
-    utterances: list[Utterance], codec: Codec, subwords: Subwords, max_seconds: float
+    utterances: list[Utterance], codec: Codec, subwords: Subwords, max_seconds: float, kept: Path
 ) -> dict[str, str]:
-    """What a store is made of: names, texts, codec, tokenizer, versions. The audio is not hashed."""
+    """What a store is made of: names, texts, content of the recordings, codec, tokenizer, versions. kept: of
+    `file_hashes`."""
     usual = DataConfig().max_seconds  # only another one is named: usual stores keep the name they had
     return {
         **({} if max_seconds == usual else {"max_seconds": f"{max_seconds:g}"}),
         "corpus": listing_hash(utterances),
+        "audio": audio_hash(utterances, kept),
         "corpus_folder": _corpora(utterances),
         "codec": codec.fingerprint,
         "tokenizer": subwords.fingerprint,
@@ -137,6 +150,16 @@ def listing_hash(utterances: list[Utterance]) -> str:
         lines.append(line)
     listing = "\n".join(lines)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
+
+
+def audio_hash(utterances: list[Utterance], kept: Path) -> str:
+    """Of the content of all recordings, in the corpus' order. kept: of `file_hashes`."""
+    return joint_hash(file_hashes(list(dict.fromkeys(u.audio for u in utterances if u.audio)), kept))
+
+
+def corpus_hash(utterances: list[Utterance], build: str) -> str:
+    """Of names, texts and recordings alike: `build`, that of the config, keeps what was read."""
+    return joint_hash([listing_hash(utterances), audio_hash(utterances, Path(build) / KEPT)])
 
 
 def fingerprint_hash(parts: dict[str, str]) -> str:

@@ -1,0 +1,102 @@
+"""What made a store, or started a run, is known by its content: another one is another store, or refused."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+import torch
+
+from conftest import config
+from zipper import hashes
+from zipper.errors import ConfigError
+from zipper.evaluate.significance import different_data
+from zipper.hashes import file_hashes
+from zipper.model.pretrained import save_tower, tower_hashes
+from zipper.model.tower import Tower
+from zipper.train import run as run_module
+from zipper.train.resolve import resolve
+from zipper.units.encode import prepare_store
+from zipper.units.facts import facts_of, reads
+
+
+def test_other_recordings_under_the_same_names_make_another_store(tmp_path, utterances, codec, subwords):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    moved = [
+        replace(u, audio=str(shutil.copy(u.audio or "", folder / f"{n}-{Path(u.audio or '').name}")))
+        for n, u in enumerate(utterances)
+    ]
+    first = prepare_store(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
+    again = prepare_store(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
+    assert again.folder == first.folder
+    wave, rate = sf.read(moved[3].audio, dtype="int16")
+    sf.write(moved[3].audio, wave[::-1], rate)  # as long, of the same name, text and speaker
+    other = prepare_store(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
+    assert other.folder != first.folder
+    differs = {
+        part
+        for part, value in first.facts["fingerprint"].items()
+        if other.facts["fingerprint"][part] != value
+    }
+    assert differs == {"audio"}
+    row, before = other.splits[moved[3].split], first.splits[moved[3].split]
+    at = row["id"].index(moved[3].id)
+    assert row[at]["codes"] != before[at]["codes"]
+
+
+def test_a_file_is_read_once_and_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    read, digest = [], hashes._digest
+    monkeypatch.setattr(hashes, "_digest", lambda name: (read.append(Path(name).name), digest(name))[1])
+    files = [tmp_path / name for name in ("a", "b", "gone")]
+    for file in files[:2]:
+        file.write_bytes(b"same")
+    first = file_hashes(files, tmp_path / "kept.arrow")
+    assert first[0] == first[1] != first[2] == "missing"
+    assert sorted(read) == ["a", "b", "gone"]
+    read.clear()
+    assert file_hashes(files, tmp_path / "kept.arrow") == first
+    assert [name for name in read if name != "gone"] == []
+    files[1].write_bytes(b"diff")
+    second = file_hashes(files, tmp_path / "kept.arrow")
+    assert [name for name in read if name != "gone"] == ["b"]
+    assert second[0] == first[0]
+    assert second[1] != first[1]
+    (tmp_path / "kept.arrow").write_bytes(b"cut off")
+    assert file_hashes(files, tmp_path / "kept.arrow") == second
+
+
+def test_a_run_does_not_go_on_from_another_tower_under_the_same_name(in_tmp, prepared, monkeypatch):
+    cfg = resolve(config(), prepared)
+    facts = {"modality": "text", "reads": reads(prepared, "text"), "trained_on": prepared.facts["trained_on"]}
+    save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), facts)
+    words = [f"model.towers.text.init={in_tmp / 'tower'}", "log.wandb=disabled"]
+    monkeypatch.setattr(run_module, "prepare", lambda *_: prepared)
+    run_module.train(config(*words), "x")
+    checkpoint = in_tmp / "build/runs/run/checkpoints/last.ckpt"
+    kept = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["facts"]["towers"]
+    assert kept == tower_hashes(config(*words).model.towers, in_tmp / "kept.arrow")
+    (in_tmp / "build/runs/run/result.json").unlink()  # as if it had not ended
+    save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), facts)  # other random weights
+    with pytest.raises(ConfigError, match=r"started from the text tower .* its weights have changed"):
+        run_module.train(config(*words), "x")
+
+
+def test_results_of_other_data_are_told_apart_by_the_part_that_differs():
+    data = {"corpus": "a", "audio": "1", "corpus_folder": "librispeech"}
+    a, b = {"data": data}, {"data": {**data, "audio": "2"}}
+    assert list(different_data(a, b)) == [("data.audio", "1", "2")]
+    older = {"data": {"corpus": "a", "corpus_folder": "librispeech"}, "data_fingerprint": "x"}
+    assert list(different_data(a, older)) == []
+    spoken = [{"data": {**one["data"], "corpus_folder": "spoken-1"}} for one in (a, b)]
+    assert list(different_data(*spoken)) == []  # spoken anew, by another CPU
+
+
+def test_facts_need_no_code_to_be_decoded(prepared):
+    """A start of training reads columns of numbers, not the codes of the whole corpus."""
+    lean = {
+        split: rows.remove_columns(["codes", "ids", "text"]) if split == "train" else rows
+        for split, rows in prepared.splits.items()
+    }
+    assert facts_of(replace(prepared, splits=lean)) == facts_of(prepared)
