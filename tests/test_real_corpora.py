@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 
 from zipper.config import load_config
-from zipper.corpora import utterance as utterance_module
+from zipper.corpora import audio as audio_module
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance, hold_out
 from zipper.data.order import Steps
@@ -66,7 +66,7 @@ def opened(*words: str) -> list[Utterance]:
 
 def test_librispeech_is_indexed_as_published_and_no_audio_is_opened(tmp_path, monkeypatch):
     librispeech(tmp_path)
-    monkeypatch.setattr(utterance_module, "sf", None)
+    monkeypatch.setattr(audio_module, "sf", None)
     found = opened("data.corpus=librispeech", f"data.folder={tmp_path}", SPLITS)
     assert len(found) == 20
     first = found[0]

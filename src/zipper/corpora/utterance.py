@@ -9,18 +9,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import soundfile as sf
-import torch
-import torchaudio.functional as AF
 from torch import Tensor
 
+from zipper.corpora.audio import read_wave
 from zipper.errors import DataError
 from zipper.units.text import NORMALISER, normalise
 
 SPLITS = ("train", "dev", "test")
 FIRST = 4000  # training sentences that a corpus of sentences begins with; those of dev and test come next
-SILENCE = 1e-4  # of full scale, -80 dB
 
 
 @dataclass(frozen=True)
@@ -61,45 +57,15 @@ class Utterance:
             )
 
     def wave(self, sample_rate: int, longest: float = math.inf) -> Tensor:
-        """float32 [n] at `sample_rate` Hz, channels averaged.
-
-        Raises DataError on a file that is missing, damaged, empty, silent, not finite, or of more than
-        `longest` seconds.
-        """
-        path = Path(self.audio or "")
-        if not path.is_file():
+        """float32 [n] at `sample_rate` Hz, channels averaged. DataError where `read_wave` finds none."""
+        if not self.audio:
             raise DataError(
-                f"Utterance {self.id}: {path} does not exist. Make the corpus again, or fix its manifest."
+                f"Utterance {self.id} has no audio. Name its file, or take it out of the manifest."
             )
         try:
-            info = sf.info(path)
-            seconds = self.seconds or info.frames / info.samplerate
-            if seconds > longest:
-                raise DataError(
-                    f"Utterance {self.id}: {path} has {seconds:.1f} s, more than "
-                    f"data.max_seconds={longest:g}. Cut it, or allow more."
-                )
-            first = round(self.start * info.samplerate)
-            count = -1 if self.seconds is None else round(self.seconds * info.samplerate)
-            samples, rate = sf.read(path, count, first, dtype="float32", always_2d=True)
-        except sf.LibsndfileError as error:
-            raise DataError(f"Utterance {self.id}: {path} cannot be read as audio ({error}).") from error
-        if len(samples) < count:
-            raise DataError(
-                f"Utterance {self.id}: {path} ends {(count - len(samples)) / rate:.1f} s before the piece "
-                "that is "
-                "listed. Fetch it again, or mend the list."
-            )
-        if len(samples) == 0:
-            raise DataError(f"Utterance {self.id}: {path} holds no samples.")
-        if not np.isfinite(samples).all():
-            raise DataError(f"Utterance {self.id}: {path} holds NaN or infinite samples.")
-        if np.abs(samples).max() < SILENCE:
-            raise DataError(
-                f"Utterance {self.id}: {path} is silent (nothing over {SILENCE:g} of full scale)."
-            )
-        wave = torch.from_numpy(samples).mean(dim=1)
-        return wave if rate == sample_rate else AF.resample(wave, rate, sample_rate)
+            return read_wave(Path(self.audio), sample_rate, self.start, self.seconds, longest)
+        except DataError as error:
+            raise DataError(f"Utterance {self.id}: {error}") from error
 
 
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:

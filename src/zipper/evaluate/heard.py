@@ -36,9 +36,9 @@ def check_recordings(rows: list[Row]) -> None:
 
 
 def piece(row: Row) -> Utterance:
-    """The recording of a row."""
-    cut = {} if row["start"] == 0 else {"start": row["start"], "seconds": row["seconds"]}
-    return Utterance(row["id"], row["audio"], row["text"], row["speaker"], "", row["subset"], **cut)
+    """The recording of a row, which may be a piece of its file."""
+    cut = row["start"], row["seconds"]
+    return Utterance(row["id"], row["audio"], row["text"], row["speaker"], "", row["subset"], *cut)
 
 
 def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: list[Row]) -> list[Heard]:

@@ -8,6 +8,9 @@ import soundfile as sf
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from zipper.errors import DataError
+from zipper.evaluate.heard import piece
+from zipper.evaluate.judge import JUDGE_RATE
 from zipper.evaluate.result import chosen_rows
 from zipper.evaluate.tts import Listener
 from zipper.generate.write import Written
@@ -93,4 +96,7 @@ def _wandb(loggers: list[Logger]) -> list[WandbLogger]:
 
 
 def _audio(row: Row) -> wandb.Audio | None:
-    return wandb.Audio(row["audio"]) if row["start"] == 0 and Path(row["audio"]).is_file() else None
+    try:
+        return wandb.Audio(piece(row).wave(JUDGE_RATE).numpy(), sample_rate=JUDGE_RATE)
+    except DataError:  # gone, or changed, since it was encoded
+        return None
