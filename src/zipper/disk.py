@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import hashlib
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -15,6 +17,7 @@ from zipper.schema import RunConfig
 
 UTTERANCE = 100_000  # bytes that a spoken utterance takes, with its codes (measured: 88 kB at 2.6 s)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LONGEST_NAME = 150  # bytes of UTF-8; file systems take 255, some of which endings need
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -100,6 +103,16 @@ def lost_disk(error: OSError) -> str | None:
         "again "
         "to go on."
     )
+
+
+def file_name(id: str) -> str:
+    """Names the files of an id that came from outside: the id itself where it is a safe name in any folder,
+    else what is safe of it, with a hash that keeps names apart."""
+    plain = re.sub(r"[\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+", "_", id).strip(" .")
+    plain = plain.encode()[:LONGEST_NAME].decode(errors="ignore")
+    if plain == id and plain:
+        return id
+    return f"{plain or '_'}-{hashlib.sha256(id.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _user() -> str:

@@ -14,7 +14,7 @@ from zipper.commit import commit
 from zipper.config import to_dict
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
-from zipper.disk import check_places
+from zipper.disk import check_places, file_name
 from zipper.errors import ConfigError
 from zipper.evaluate.judge import Judge, load_judge
 from zipper.evaluate.result import versions, write_result
@@ -106,9 +106,10 @@ def write_samples(
         waves_of = {"original": wave} | {
             f"{q}-codebooks": codec.decode(code[:q], len(wave)) for q in range(codec.codebooks, 0, -1)
         }
+        stem = file_name(u.id)
         for name, samples in waves_of.items():
-            sf.write(folder / f"{u.id}-{name}.flac", samples.clamp(-1, 1).numpy(), codec.sample_rate)
-        spectrograms(waves_of, codec.sample_rate, u.text or "", folder / f"{u.id}.png")
+            sf.write(folder / f"{stem}-{name}.flac", samples.clamp(-1, 1).numpy(), codec.sample_rate)
+        spectrograms(waves_of, codec.sample_rate, u.text or "", folder / f"{stem}.png")
 
 
 def table(result: dict[str, Any]) -> str:

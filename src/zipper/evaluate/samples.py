@@ -8,6 +8,7 @@ import soundfile as sf
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from zipper.disk import file_name
 from zipper.errors import DataError
 from zipper.evaluate.heard import piece
 from zipper.evaluate.judge import JUDGE_RATE
@@ -37,16 +38,18 @@ def write_samples(
     entries: list[Entry],
     segments: list[Written],
 ) -> list[Shown]:
-    """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording."""
+    """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording. An ID
+    that is no safe name is escaped (`file_name`)."""
     folder.mkdir(parents=True, exist_ok=True)
     rate, out = listener.codec.sample_rate, []
     rows = chosen_rows(store, cfg, "tts")
     for index in range(min(cfg.evaluate.listened, len(segments))):
         entry, row = entries[index], rows[index]
         made, target = listener.wave(segments[index]), listener.codec.decode(store.row_codes(row))
-        files = Shown(folder / f"{entry['id']}.wav", folder / f"{entry['id']}.png")
+        name = file_name(str(entry["id"]))
+        files = Shown(folder / f"{name}.wav", folder / f"{name}.png")
         sf.write(files.wav, made.clamp(-1, 1).numpy(), rate)
-        sf.write(folder / f"{entry['id']}-target.wav", target.clamp(-1, 1).numpy(), rate)
+        sf.write(folder / f"{name}-target.wav", target.clamp(-1, 1).numpy(), rate)
         waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
         title = f"to say: {entry['reference']}\nheard: {entry['hypothesis'] or '(nothing)'}"
         spectrograms(waves, rate, title, files.png)
