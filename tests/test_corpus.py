@@ -14,7 +14,7 @@ from zipper.corpora.spoken import recipe_hash, spoken_corpus, spoken_texts
 from zipper.corpora.utterance import FIRST, read_manifest
 from zipper.errors import DataError
 from zipper.schema import DataConfig
-from zipper.units.text import normalise
+from zipper.units.normalise import normalise
 
 
 def test_the_grammar_is_as_large_as_it_should_be():

@@ -20,9 +20,10 @@ from zipper.errors import ConfigError, DataError
 from zipper.schema import CodecConfig
 from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
 from zipper.units.encode import prepare_store
+from zipper.units.normalise import normalise
 from zipper.units.pattern import LAGS, Specials, around, from_columns, scored, to_columns, vocabulary
 from zipper.units.store import fingerprint, fingerprint_hash, open_store
-from zipper.units.text import Subwords, normalise
+from zipper.units.text import Subwords
 
 
 @given(

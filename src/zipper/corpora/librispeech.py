@@ -22,6 +22,7 @@ SUBSETS = {
     "test": ["test-clean", "test-other"],
 }
 PUBLISHED = {"librispeech": "LibriSpeech", "libritts": "LibriTTS"}
+BRACKETS = str.maketrans("()[]", "    ")
 LIGHT = ("small", "medium", "large")
 
 
@@ -55,7 +56,7 @@ def _chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) ->
     texts: dict[str, str] = {}
     listed = path / f"{speaker}-{chapter}.trans.txt"
     if listed.is_file():
-        for line in listed.read_text(encoding="utf-8").splitlines():
+        for line in _text(listed).split("\n"):
             name, _, text = line.partition(" ")
             if name:
                 texts[name] = text
@@ -72,8 +73,11 @@ def _tts_chapter(path: Path, speaker: str, chapter: str, split: str, subset: str
     recorded = {name[: -len(".wav")] for name in names if name.endswith(".wav")}
     texts = {name[: -len(".normalized.txt")] for name in names if name.endswith(".normalized.txt")}
     for name in sorted(recorded | texts):
-        text = (path / f"{name}.normalized.txt").read_text(encoding="utf-8") if name in texts else ""
-        yield Utterance(name, str(path / f"{name}.wav"), normal_text(text), speaker, split, subset)
+        text = _text(path / f"{name}.normalized.txt") if name in texts else ""
+        # What stands in brackets was read: its makers left out what did not agree with the audio.
+        yield Utterance(
+            name, str(path / f"{name}.wav"), normal_text(text.translate(BRACKETS)), speaker, split, subset
+        )
 
 
 def index_librilight(folder: Path, longest: float) -> list[Utterance]:
@@ -125,6 +129,13 @@ def _runs(facts: Path, longest: float) -> Iterator[tuple[float, float]]:
         begun = (start, end)
     if begun is not None:
         yield begun
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as text in UTF-8 ({error}). Fetch it again.") from error
 
 
 def _folders(root: Path) -> Iterator[tuple[str, str, Path]]:

@@ -1,23 +1,27 @@
 """Corpora that are lists: a manifest of one's own (.tsv or .jsonl), and plain text."""
 
 import gzip
-import json
+import os
 import re
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from zipper.corpora.table import read_table
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out, normal_text
 from zipper.errors import DataError
+from zipper.units.normalise import normalise, unreadable
 
 MAX_WORDS = 40  # longer sentences of a text are left out, and counted
-NEEDED = ("audio", "text")
 
 
 def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
-    """A manifest: tab-separated with a header, or JSON lines. Columns: audio (a path, absolute or beside the
-    manifest) and text, one of which may be empty where a corpus is of one modality; and if wanted id,
-    speaker, split (train, dev or test) and subset. Without splits, whole speakers are held out.
+    """A manifest, read by `read_table`. Columns: audio (a path, absolute or beside the manifest) and text,
+    one of which may be empty where a corpus is of one modality; and if wanted id, speaker, split (train, dev
+    or test), subset, and a piece of the audio in seconds: start or offset, and end or duration. Without
+    splits, whole speakers are held out.
 
     Raises DataError on a line that is not such, with its number.
     """
@@ -25,62 +29,32 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
         raise DataError(
             f"data.folder={file} does not exist: data.corpus=manifest needs a .tsv or .jsonl file."
         )
-    rows = list(_rows(file))
-    if not rows:
-        raise DataError(f"{file} lists nothing.")
-    silent, mute = (not any(row.get(key) for _, row in rows) for key in NEEDED)
+    rows = read_table(file)
+    silent, mute = (not any(row.text(key) for row in rows) for key in ("audio", "text"))
+    if silent and mute:
+        raise DataError(f"{file} lists nothing: no line has audio or text.")
     out = []
-    for number, row in rows:
-        where = f"{file}, line {number}"
-        split = row.get("split") or ""
+    for row in rows:
+        split = row.name("split")
         if split and split not in SPLITS:
-            raise DataError(f"{where}: split={split!r} is none of {', '.join(SPLITS)}.")
-        audio = row.get("audio") or ""
-        path = str((file.parent / audio).resolve()) if audio else None
-        id = row.get("id") or (Path(audio).with_suffix("").as_posix() if audio else f"line-{number}")
-        text = None if mute else normal_text(row.get("text") or "")
+            raise DataError(f"{row.where}: split={split!r} is none of {', '.join(SPLITS)}.")
+        audio, (start, seconds) = row.text("audio"), row.piece()
+        path = os.path.realpath(file.parent / audio) if audio else None
+        recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
+        piece = "" if (start, seconds) == (0.0, None) else f"-{round(start * 100):07d}"
+        text = None if mute else normal_text(row.text("text"))
         if path is None and not silent:
             path = ""
-        out.append(
-            Utterance(
-                id, path, text, row.get("speaker") or id, split, f"manifest/{row.get('subset') or split}"
-            )
-        )
+        id = row.name("id") or recording + piece
+        speaker = row.name("speaker") or (recording if piece else id)
+        subset = f"manifest/{row.name('subset') or split}"
+        out.append(Utterance(id, path, text, speaker, split, subset, start, seconds))
     check_ids(out, str(file))
     if any(u.split for u in out):
         if lacking := next((u.id for u in out if not u.split), None):
             raise DataError(f"{file}: {lacking} has no split, but others have. Give every line one, or none.")
         return out
     return [replace(u, subset=f"manifest/{u.split}") for u in hold_out(out, dev, test, seed)]
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    # At \n alone: splitlines() knows more ends of lines, which may stand within a JSON string.
-    try:
-        whole = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no text in UTF-8 ({error}). Save it as UTF-8.") from error
-    lines = whole.rstrip("\n").split("\n")
-    lines = [line.rstrip("\r") for line in lines] if lines != [""] else []
-    if file.suffix == ".jsonl":
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                yield number, {key: str(value) for key, value in row.items() if value is not None}
-            except (ValueError, AttributeError) as error:
-                raise DataError(f"{file}, line {number}: not a JSON object ({error}).") from error
-        return
-    header = lines[0].split("\t") if lines else []
-    if not {*NEEDED} & {*header}:
-        raise DataError(
-            f"{file}: its first line must name columns, tab-separated, audio and text among them; it is "
-            f"{header}."
-        )
-    for number, line in enumerate(lines[1:], 2):
-        cells = line.split("\t")
-        if len(cells) != len(header):
-            raise DataError(f"{file}, line {number}: {len(cells)} columns, but the header has {len(header)}.")
-        yield number, dict(zip(header, cells, strict=True))
 
 
 def read_text(folder: Path, dev: int, test: int, seed: int) -> list[Utterance]:
@@ -97,28 +71,42 @@ def read_text(folder: Path, dev: int, test: int, seed: int) -> list[Utterance]:
 def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
     if zipped := sorted(folder.glob("*.txt.gz")):
         for file in zipped:
-            with gzip.open(file, "rt", encoding="utf-8") as lines:
-                yield file.stem, [text for line in lines if (text := normal_text(line))]
+            try:
+                with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
+                    yield file.stem, [text for line in lines if (text := normal_text(line.strip()))]
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(f"{file} cannot be unpacked ({error}). Fetch it again.") from error
         return
     files = sorted(folder.glob("**/*.txt"))
     if not files:
         raise DataError(f"{folder} holds no .txt and no .txt.gz file. Name a folder of plain text (UTF-8).")
+    left_out = Counter[str]()
     for file in files:
-        yield file.relative_to(folder).with_suffix("").as_posix(), sentences_of(file)[0]
+        texts, skipped = sentences_of(file)
+        left_out += skipped
+        yield file.relative_to(folder).with_suffix("").as_posix(), texts
+    print(f"{folder}: {said(left_out)}")
 
 
-def sentences_of(file: Path) -> tuple[list[str], int, int]:
-    """Normalised sentences of a text file in its order; and how many were left out, for digits (which have no
-    one reading) and for length."""
+def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
+    """Normalised sentences of a text file in its order; and how many were left out, by the reason: those that
+    have no one reading, and long ones."""
     found: list[str] = []
-    digits = long = 0
+    left_out = Counter[str]()
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     for sentence in re.split(r"(?<=[.!?;])\s+|\n\s*\n", text):
-        words = normal_text(sentence)
-        if re.search(r"\d", sentence):
-            digits += 1
+        words = normalise(sentence)
+        if unreadable(sentence):
+            left_out["with digits, signs, tags or other letters"] += 1
         elif len(words.split()) > MAX_WORDS:
-            long += 1
+            left_out[f"of more than {MAX_WORDS} words"] += 1
         elif words:
             found.append(words)
-    return found, digits, long
+    return found, left_out
+
+
+def said(left_out: Counter[str]) -> str:
+    """Counts of `sentences_of`, in words."""
+    return "skipped " + (
+        ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "no sentence"
+    )

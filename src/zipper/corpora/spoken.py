@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -25,12 +26,12 @@ import torchaudio.functional as AF
 from tqdm import tqdm
 
 from zipper.corpora.grammar import sentences
-from zipper.corpora.lists import MAX_WORDS, sentences_of
+from zipper.corpora.lists import said, sentences_of
 from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.schema import DataConfig
 from zipper.stop import leave_to_parent
-from zipper.units.text import NORMALISER
+from zipper.units.normalise import normaliser_of
 
 if TYPE_CHECKING:
     from hibari import Hibari
@@ -113,25 +114,24 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
 def recipe_hash(cfg: DataConfig) -> str:
     """Names what a spoken corpus is made from: its sentences, rates and seed, and the voice."""
     voice = [version("hibari-tts"), VOICE_RATE, SILENCE, MARGIN, PITCHES]
-    recipe = [spoken_texts(cfg), cfg.seed, cfg.rates, voice, NORMALISER]
+    texts = spoken_texts(cfg)
+    normaliser = normaliser_of(text for split in texts.values() for text in split)
+    recipe = [texts, cfg.seed, cfg.rates, voice, normaliser]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
 
 
 def _sentences_of_folder(folder: Path) -> list[str]:
-    """Distinct normalised sentences of all .txt files, in order. Digits have no one reading: skipped."""
+    """Distinct normalised sentences of all .txt files, in order. Those without one reading are skipped."""
     files = sorted(folder.glob("**/*.txt"))
     if not files:
         raise DataError(f"data.text_folder={folder} holds no .txt file. Name a folder of plain text (UTF-8).")
     found: dict[str, None] = {}
-    digits = long = 0
+    left_out = Counter[str]()
     for file in files:
-        some, *left_out = sentences_of(file)
+        some, skipped = sentences_of(file)
         found.update(dict.fromkeys(some))
-        digits, long = digits + left_out[0], long + left_out[1]
-    print(
-        f"{folder}: {len(found)} sentences; skipped {digits} "
-        f"with digits, {long} of more than {MAX_WORDS} words"
-    )
+        left_out += skipped
+    print(f"{folder}: {len(found)} sentences; {said(left_out)}")
     return list(found)
 
 

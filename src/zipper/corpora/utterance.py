@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from zipper.corpora.audio import read_wave
 from zipper.errors import DataError
-from zipper.units.text import NORMALISER, normalise
+from zipper.units.normalise import NORMALISER, normalise, unreadable
 
 SPLITS = ("train", "dev", "test")
 FIRST = 4000  # training sentences that a corpus of sentences begins with; those of dev and test come next
@@ -21,8 +20,8 @@ FIRST = 4000  # training sentences that a corpus of sentences begins with; those
 
 @dataclass(frozen=True)
 class Utterance:
-    """`text` is normalised (with digits it stays as it was, to be refused); `audio` is a file that soundfile
-    reads, absolute. None of the one: the corpus is speech, or text, alone.
+    """`text` is normalised (one that is `unreadable` stays as it was, to be refused); `audio` is a file that
+    soundfile reads, absolute. None of the one: the corpus is speech, or text, alone.
 
     subset: CORPUS/PART by the corpus' own names. start, seconds: the piece of the file that is meant; all of
     it.
@@ -43,11 +42,8 @@ class Utterance:
             return
         if not self.text:
             raise DataError(f"Utterance {self.id}: {self.audio} has no transcript.")
-        if digits := re.findall(r"\S*\d\S*", self.text):
-            raise DataError(
-                f"Utterance {self.id}: its text has digits ({digits[0]!r}), which have no one reading. "
-                "Write them in words."
-            )
+        if reason := unreadable(self.text):
+            raise DataError(f"Utterance {self.id}: its text {reason}")
         if not normalise(self.text):
             raise DataError(f"Utterance {self.id}: its text {self.text!r} normalises to nothing.")
         if normalise(self.text) != self.text:
@@ -86,8 +82,8 @@ def sentences_hash(texts: Iterable[str]) -> str:
 
 
 def normal_text(text: str) -> str:
-    """As an Utterance holds it: normalised, or as it was where it has digits, which have no one reading."""
-    return text if re.search(r"\d", text) else normalise(text)
+    """As an Utterance holds it: normalised, or as it was where it has no one reading."""
+    return text if unreadable(text) else normalise(text)
 
 
 def check_ids(utterances: list[Utterance], where: str) -> None:

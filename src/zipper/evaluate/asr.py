@@ -15,8 +15,8 @@ from zipper.generate.write import GREEDY, Written
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import TASKS, RunConfig, SamplingConfig
 from zipper.units.facts import Facts
+from zipper.units.normalise import normalise
 from zipper.units.store import Row, Store
-from zipper.units.text import NORMALISER, normalise
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def evaluate_asr(
         "utterances": len(found),
         **stops([one.stopped for one in found]),
         "decoding": how.describe(),
-        "normaliser": NORMALISER,
+        "normaliser": store.facts["fingerprint"]["normaliser"],
     }
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
         result["by_subset"] = parts

@@ -21,7 +21,8 @@ from zipper.schema import RunConfig
 from zipper.train.module import ZipperModule, load_module
 from zipper.units.codec import Codec, load_codec, sha256
 from zipper.units.facts import BEYOND, Facts
-from zipper.units.text import Subwords, normalise
+from zipper.units.normalise import normalise, unreadable
+from zipper.units.text import Subwords
 
 WEIGHTS, FACTS, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
 
@@ -37,9 +38,9 @@ class Zipped:
     codec: Codec
 
     def text(self, text: str) -> Segment:
-        """A text prompt. Raises ConfigError where it is empty, has digits, or is too long."""
-        if any(c.isdigit() for c in text):
-            raise ConfigError(f"{text!r} has digits, which have no one reading. Write them in words.")
+        """A text prompt. Raises ConfigError where it is empty, has no one reading, or is too long."""
+        if reason := unreadable(text):
+            raise ConfigError(f"{shorten(text, 60)!r} {reason}")
         normal = normalise(text)
         if not normal:
             raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")

@@ -11,6 +11,7 @@ from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.units.codec import load_codec
 from zipper.units.encode import prepare_store
+from zipper.units.normalise import unreadable
 from zipper.units.store import Store
 from zipper.units.text import Subwords
 
@@ -31,9 +32,8 @@ def prepare(cfg: RunConfig, clock: Clock) -> Store:
     given = given_subwords(cfg)
     with clock.stage("speak"):
         utterances = open_corpus(cfg)
-    subwords = given or Subwords.train(
-        (u.text for u in utterances if u.split == "train" and u.text), cfg.data.subwords
-    )
+    texts = (u.text for u in utterances if u.split == "train" and u.text and not unreadable(u.text))
+    subwords = given or Subwords.train(texts, cfg.data.subwords)
     with clock.stage("encode"):
         store = prepare_store(
             Path(cfg.build) / "stores",

@@ -24,8 +24,9 @@ from zipper.errors import DataError
 from zipper.hashes import KEPT, file_hashes, joint_hash
 from zipper.schema import DataConfig
 from zipper.units.codec import Codec
+from zipper.units.normalise import normaliser_of
 from zipper.units.pattern import Pattern
-from zipper.units.text import NORMALISER, Subwords
+from zipper.units.text import Subwords
 
 PERIODS = 8  # repetitions of up to so many frames are looked for
 FEATURES = datasets.Features(
@@ -122,7 +123,7 @@ def fingerprint(
         "corpus_folder": _corpora(utterances),
         "codec": codec.fingerprint,
         "tokenizer": subwords.fingerprint,
-        "normaliser": NORMALISER,
+        "normaliser": normaliser_of(u.text or "" for u in utterances),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("encodec", "torch", "torchaudio")),
     }
 

@@ -1,9 +1,7 @@
-"""Text to ids and back: one normaliser, LibriSpeech's convention, and byte-pair subwords."""
+"""Text to ids and back: the normaliser, LibriSpeech's convention, and byte-pair subwords."""
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,19 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from zipper.config import read_facts
 from zipper.errors import DataError
 
-NORMALISER = "librispeech-1"
 LETTERS = list("abcdefghijklmnopqrstuvwxyz'")
-
-
-def normalise(text: str) -> str:
-    """Lower case, accents dropped, apostrophes kept, all else to one space.
-
-    Digits would vanish too: whoever brings text in refuses or skips those first, since a digit has no one
-    reading.
-    """
-    plain = unicodedata.normalize("NFKD", text.lower().replace("\u2019", "'"))
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return " ".join(re.sub(r"[^a-z' ]+", " ", plain).split())
 
 
 class Subwords:

@@ -1,0 +1,107 @@
+"""Written text to the words that are said: LibriSpeech's convention (a to z, apostrophes, single spaces).
+
+What has one reading is folded; `unreadable` says of the original text what has none.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from textwrap import shorten
+
+NORMALISER = "librispeech-2"
+PLAIN = "librispeech-1"  # of texts of letters alone, which both versions read alike: their hashes stay
+
+APOSTROPHES = (  # and what is written for one, single quotation marks included
+    "'`\xb4\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u2035\u02b9\u02bb\u02bc\u02bd\u055a\ua78b\ua78c\uff07\uff40"
+)
+FOLDED = str.maketrans(
+    {
+        "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "đ": "d", "þ": "th", "ð": "d", "\u0131": "i",
+        **dict.fromkeys(APOSTROPHES, "'"),
+    }
+)  # fmt: skip
+# Marks that nobody says, beside dashes and quotation marks, which are known by their category.
+SILENT = frozenset('.,:;!?"…‥‼⁇⁈⁉¡¿·•„‚″‶，．：；！？＂' + APOSTROPHES)  # noqa: RUF001
+UNUSUAL = re.compile(r"[^A-Za-z\s.,:;!?\"'-]")  # what is looked at more closely
+TAG = re.compile(r"<[^<>]*>|\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|[<>\[\]{}()]")
+
+# Words that begin with an apostrophe, and those that end with one; any other at an edge is a quotation mark.
+ELISIONS = frozenset(
+    ("tis", "tisn't", "twas", "twasn't", "twere", "twill", "twould", "twixt", "tween", "neath", "gainst")
+    + ("mongst", "em", "im", "ave", "n", "s", "d", "ll", "re", "ve", "m")
+)
+ENDS_IN_ONE = re.compile(r"[ns]$|^(?:o|i|a|t|th|wi|ol|mo|po|de|ha|fro)$")
+
+
+def normalise(text: str) -> str:
+    """Lower case, accents dropped, letters with one reading folded (ß to ss), apostrophes kept where they
+    belong to a word, all else to one space.
+
+    What has no one reading vanishes, too: whoever brings text in asks `unreadable` first.
+    """
+    plain = re.sub(r"(?<=[a-z])''+(?=[a-z])", "'", _folded(text))
+    return " ".join(_unquoted(re.sub(r"[^a-z']+|''+", " ", plain).split()))
+
+
+def unreadable(text: str) -> str | None:
+    """Why a text, as it came in, has no one reading, and what to do about it; None: it has one.
+
+    To be asked of the original, since in the normalised text nothing is left to see.
+    """
+    unusual = {*UNUSUAL.findall(text)}
+    if not unusual:
+        return None
+    if tag := TAG.search(text):
+        what = shorten(tag[0], 60)
+        return f"has a tag ({what!r}): nobody knows what was said. Take it out, or write what is said."
+    strange = sorted((c for c in unusual if not _readable(c)), key=lambda c: (not _is(c, "N"), c))
+    if not strange:
+        return None
+    sign = strange[0]
+    where = shorten(next((word for word in text.split() if sign in word), sign), 60)
+    if _is(sign, "N"):
+        return f"has digits ({where!r}), which have no one reading. Write them in words."
+    if _is(sign, "L"):
+        return f"has the letter {sign!r} ({where!r}), which has no one reading. Write the word in a to z."
+    if _is(sign, "C") or sign == "\ufffd":
+        return f"holds {sign!r} ({where!r}), which is no text. Save it as UTF-8 again."
+    return f"has the sign {sign!r} ({where!r}), which has no one reading. Write it in words, or take it out."
+
+
+def normaliser_of(texts: Iterable[str]) -> str:
+    """The version that a hash of normalised texts names."""
+    return PLAIN if all(re.fullmatch("[a-z ]*", text) for text in texts) else NORMALISER
+
+
+def _folded(text: str) -> str:
+    """Lower case without accents and invisible characters."""
+    if text.isascii():
+        return text.lower().translate(FOLDED)
+    plain = unicodedata.normalize("NFKD", text.lower().translate(FOLDED)).translate(FOLDED)
+    return "".join(c for c in plain if not unicodedata.combining(c) and not _is(c, "Cf"))
+
+
+def _readable(sign: str) -> bool:
+    """Whether it folds to letters of a to z, or is a mark that nobody says."""
+    if _is(sign, "L"):
+        return sign in APOSTROPHES or re.fullmatch("[a-z']+", _folded(sign)) is not None
+    return sign in SILENT or sign.isspace() or _is(sign, "Cf", "Pd", "Pi", "Pf", "M")
+
+
+def _is(sign: str, *categories: str) -> bool:
+    """Of one of these categories of Unicode."""
+    return unicodedata.category(sign).startswith(categories)
+
+
+def _unquoted(words: list[str]) -> Iterator[str]:
+    """The words without the apostrophes that quote them."""
+    quoted = False
+    for word in words:
+        bare = word.strip("'")
+        if not bare:
+            continue
+        if word.startswith("'") and bare not in ELISIONS:
+            word, quoted = word[1:], True
+        if word.endswith("'") and (quoted or not ENDS_IN_ONE.search(word[:-1])):
+            word, quoted = word[:-1], False
+        yield word
