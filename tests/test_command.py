@@ -68,7 +68,7 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
     [
         ([], "Give what to go on from"),
         (["--text", ""], "there is nothing to say"),
-        (["--text", "日本語"], "holds no letter"),
+        (["--text", "日本語"], "has the letter"),
         (["--text", "2 cats"], "has digits"),
         (["--text", "the old cat " * 90], "Cut it into sentences"),
         (["--audio", "nowhere.wav"], "does not exist"),
@@ -78,15 +78,15 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "the cat", "--at-a-time", "0"], "must be at least 1"),
         (["--text", "the cat", "--seed", "-1"], "at least 0"),
         (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),
-        (["--batch", "number.jsonl"], "entry 1: needs an id"),
+        (["--batch", "number.jsonl"], "line 1: not a JSON object"),
         (["--batch", "latin.tsv"], "no text in UTF-8"),
         (["--text", "the cat", "--then", "music"], "no tower for 'music'"),
         (["--text", "the cat", "--then", "auto", "text"], "auto stands alone"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
         (["--text", "the cat", "--decode", "speech.temprature=1"], "temprature"),
         (["--batch", "nowhere.tsv"], "no such file"),
-        (["--batch", "bad.tsv"], "entry 2: needs an id of its own"),
-        (["--batch", "bad.jsonl"], "no JSON object"),
+        (["--batch", "bad.tsv"], "line 3: needs an id of its own"),
+        (["--batch", "bad.jsonl"], "line 1: not a JSON object"),
     ],
 )
 def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, words, message, capsys):

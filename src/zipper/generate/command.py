@@ -1,36 +1,40 @@
 """`zipper generate`: text and audio in, speech and text out, by a run's folder or a shipped model."""
 
 import argparse
-import csv
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import soundfile as sf
+from torch import Tensor
 from tqdm import tqdm
 
 from zipper.config import changed
-from zipper.corpora.utterance import Utterance
+from zipper.corpora.audio import read_wave
+from zipper.corpora.table import read_table
 from zipper.data.document import Segment
-from zipper.disk import check_place
+from zipper.disk import check_place, file_name
 from zipper.errors import ConfigError, DataError
 from zipper.generate.write import MOST, Written, check, write
 from zipper.generate.zipped import Zipped, load_zipped, prompt
 from zipper.hub import model_folder
 from zipper.units.facts import BEYOND
 
+GIVEN = (("text", "text"), ("audio", "speech"))  # columns of a batch, and the modality of each
 Order = list[str] | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is given, in order: ("text", the words) or ("speech", an audio file)."""
+    """What is given, in order: ("text", the words) or ("speech", an audio file). piece: start and length of
+    the audio that is meant, in seconds; all of it."""
 
     id: str
     given: list[tuple[str, str]]
+    piece: tuple[float, float | None] = (0.0, None)
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -115,7 +119,7 @@ def segments_of(zipped: Zipped, request: Request) -> list[Segment]:
     """The prompt's tokens. Raises ConfigError or DataError that names the request."""
     try:
         return [
-            zipped.text(value) if kind == "text" else zipped.speech(_wave(zipped, value))
+            zipped.text(value) if kind == "text" else zipped.speech(_wave(zipped, value, request.piece))
             for kind, value in request.given
         ]
     except (ConfigError, DataError) as error:
@@ -151,39 +155,30 @@ def show(entry: dict[str, Any], took: float) -> None:
 
 
 def read_requests(file: Path) -> list[Request]:
-    """Of a .tsv with a header or a .jsonl. Raises ConfigError that names the line."""
+    """Of a .tsv with a header or a .jsonl; audio may be a piece of a file, as in a manifest. Raises
+    ConfigError that names the line."""
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
-    try:
-        whole = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"--batch {file} is no text in UTF-8 ({error}).") from error
-    if file.suffix == ".jsonl":
-        try:
-            rows: Iterable[dict[str, Any]] = [json.loads(line) for line in whole.splitlines() if line]
-        except ValueError as error:
-            raise ConfigError(f"--batch {file}: a line is no JSON object ({error}).") from error
-    elif file.suffix == ".tsv":
-        rows = list(csv.DictReader(whole.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    else:
+    if file.suffix not in (".tsv", ".jsonl"):
         raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
     out: dict[str, Request] = {}
-    for number, row in enumerate(rows, 1):
-        known = row if isinstance(row, dict) else {}
-        keys = (("text", "text"), ("audio", "speech"))
-        kinds = [(kind, known[key]) for key, kind in keys if isinstance(known.get(key), str) and known[key]]
-        name = str(known.get("id", ""))
-        if len(kinds) != 1 or not name or name in out or "/" in name or "." in name:
-            raise ConfigError(
-                f"--batch {file}, entry {number}: needs an id of its own without slashes or dots, and "
-                f"text or audio; it has {row}."
-            )
-        out[name] = Request(name, kinds)
+    try:
+        for line in read_table(file):
+            given = [(kind, value) for key, kind in GIVEN if (value := line.text(key))]
+            name = line.name("id")
+            if len(given) != 1 or name in out or name != file_name(name) or "." in name:
+                raise DataError(
+                    f"{line.where}: needs an id of its own that can name a file, without slashes or dots, "
+                    f"and text or audio; it has {shorten(str(line.cells), 200)}."
+                )
+            out[name] = Request(name, given, line.piece())
+    except DataError as error:
+        raise ConfigError(f"--batch {error}") from error
     if not out:
         raise ConfigError(f"--batch {file} holds no prompt.")
     return list(out.values())
 
 
-def _wave(zipped: Zipped, file: str) -> Any:
+def _wave(zipped: Zipped, file: str, piece: tuple[float, float | None]) -> Tensor:
     longest = BEYOND * zipped.facts.longest.get("speech", 0) / zipped.codec.frame_rate
-    return Utterance(Path(file).stem, file, "", "", "").wave(zipped.codec.sample_rate, longest)
+    return read_wave(Path(file), zipped.codec.sample_rate, *piece, longest, "the most that this model takes")
