@@ -17,7 +17,6 @@ from zipper.schema import RunConfig
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
-from zipper.units.text import NORMALISER
 
 
 def evaluate_chain(
@@ -47,7 +46,7 @@ def evaluate_chain(
     else:
         heard = asr.scored(store, rows, last)
         entries, counts = [one.entry() for one in heard], asr.total(heard)
-        result["normaliser"] = NORMALISER
+        result["normaliser"] = store.facts["fingerprint"]["normaliser"]
         if order[-2] == "speech":
             again: list[Written] = []
             for start in range(0, len(rows), batch):
