@@ -27,7 +27,7 @@ from zipper.evaluate.result import versions, write_result
 from zipper.model.tower import Tower
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig, TowerConfig
-from zipper.train.losses import padding, stream_loss
+from zipper.train.losses import stream_loss
 from zipper.train.module import ZipperModule, parameter_groups
 from zipper.train.resolve import resolve
 from zipper.units.facts import facts_of
@@ -206,7 +206,7 @@ def loader(steps: Steps, books: dict[str, int], seconds_a_step: float) -> dict[s
     made = [steps.batch(step, 0, books) for step in range(count)]
     wait = (time.monotonic() - started) / count
     return {
-        "padding_share": round(statistics.fmean(padding(batch) for batch in made), 4),
+        "padding_share": round(statistics.fmean(batch.padding for batch in made), 4),
         "seconds_a_batch": round(wait, 5),
         "data_wait_share": round(wait / (wait + seconds_a_step), 4),
     }

@@ -18,6 +18,8 @@ class Stream(NamedTuple):
     target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
     weight: Tensor  # float32 [B, T]  of that loss
     turn: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
+    due: Tensor  # int64 [N]  where a loss is due, as indices into [B * T]: known here, or the device is asked
+    ends: Tensor  # int64 [M]  where `turn` says what follows, likewise
 
 
 class Batch(NamedTuple):
@@ -25,7 +27,10 @@ class Batch(NamedTuple):
     choices of what follows a segment, likewise.
 
     `seeing`: by (asking, asked), the documents in which a token of the one stands after one of the other,
-    int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient."""
+    int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient.
+
+    tokens: valid ones, of all streams; padding: share of the tokens that are none, silent towers left out;
+    length: most tokens of a document. Plain numbers, so that a training step waits for no device."""
 
     ids: list[str]
     streams: dict[str, Stream]
@@ -33,6 +38,9 @@ class Batch(NamedTuple):
     total: dict[str, float]
     turns: int
     seeing: dict[tuple[str, str], Tensor]
+    tokens: int
+    padding: float
+    length: int
 
     def on(self, device: torch.device) -> "Batch":
         """The same batch with its tensors there."""
@@ -54,7 +62,13 @@ def collate(
     if turns is None:
         turns = sum(int((s.turn != -100).sum()) for s in streams.values())
     seeing = {(a, b): _seeing(documents, a, b) for a in codebooks for b in codebooks if a != b}
-    return Batch([d.id for d in documents], streams, multimodal, total or own, turns, seeing)
+    used = [stream.valid for stream in streams.values() if stream.valid.any()]
+    tokens, places = sum(int(valid.sum()) for valid in used), sum(valid.numel() for valid in used)
+    length = int(torch.stack([stream.valid.sum(1) for stream in streams.values()]).sum(0).max())
+    return Batch(
+        [d.id for d in documents], streams, multimodal, total or own, turns, seeing,
+        tokens, 1 - tokens / max(places, 1), length,
+    )  # fmt: skip
 
 
 def _seeing(documents: Sequence[Document], asking: str, asked: str) -> Tensor:
@@ -77,6 +91,8 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
         target=torch.full((rows, width, books), -100),
         weight=torch.zeros(rows, width),
         turn=torch.full((rows, width), -100),
+        due=torch.zeros(0, dtype=torch.int64),
+        ends=torch.zeros(0, dtype=torch.int64),
     )
     for row, doc in enumerate(documents):
         start = place = 0
@@ -94,4 +110,5 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
                     stream.turn[row, end - 1] = names.index(then) if then in names else len(names)
                 start = end
             place += count
-    return stream
+    due = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
+    return stream._replace(due=due, ends=(stream.turn != -100).flatten().nonzero()[:, 0])

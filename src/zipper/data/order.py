@@ -153,7 +153,7 @@ def silenced(batch: Batch) -> Batch:
     streams = {
         name: s._replace(
             target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
-            turn=torch.full_like(s.turn, -100),
+            turn=torch.full_like(s.turn, -100), due=s.due[:0], ends=s.ends[:0],
         )
         for name, s in batch.streams.items()
     }  # fmt: skip

@@ -38,8 +38,7 @@ class SingleDecoder(MultimodalModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """As MultimodalModel."""
         streams = {name: batch.streams[name] for name in self.names}
-        length = int(torch.stack([stream.valid.sum(1) for stream in streams.values()]).sum(0).max())
-        x = None
+        length, x = batch.length, None
         for name, stream in streams.items():
             embedded = self.shares[name].embed(stream.tokens)
             if x is None:  # one column more than there are, for what is padding

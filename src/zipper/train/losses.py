@@ -19,11 +19,15 @@ def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[fl
 
     Logits are made only where something is scored: the head is a good part of a small tower's work.
     """
-    due = (stream.target != -100).any(-1)  # [B, T]
-    loss = tower.cross_entropy(states[due], stream.target[due])  # [N, Q]
+    loss = tower.cross_entropy(_at(states, stream.due), _at(stream.target, stream.due))  # [N, Q]
     if books:
-        loss = loss * loss.new_tensor(books)
-    return (loss.sum(-1) * stream.weight[due]).sum()
+        loss = loss * torch.tensor(books, dtype=loss.dtype).to(loss.device, non_blocking=True)
+    return (loss.sum(-1) * _at(stream.weight, stream.due)).sum()
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, T, ...] at indices [N] into [B * T]: [N, ...]"""
+    return x.flatten(0, 1).index_select(0, index)
 
 
 @torch.no_grad()
@@ -31,10 +35,10 @@ def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
     """Ids of the utterances whose own loss is not finite."""
     states, found = model(batch), set[int]()
     for name, stream in batch.streams.items():
-        due = (stream.target != -100).any(-1)  # [B, T]
-        loss = model.tower(name).cross_entropy(states[name][due], stream.target[due]).sum(-1)
-        loss = loss * stream.weight[due]
-        found |= {*due.nonzero()[~loss.isfinite(), 0].tolist()}
+        target = _at(stream.target, stream.due)
+        loss = model.tower(name).cross_entropy(_at(states[name], stream.due), target).sum(-1)
+        loss = loss * _at(stream.weight, stream.due)
+        found |= {index // stream.valid.shape[1] for index in stream.due[~loss.isfinite()].tolist()}
     return [batch.ids[row] for row in sorted(found)]
 
 
@@ -59,13 +63,6 @@ def switch_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch)
     """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
     loss = states[model.names[0]].new_zeros(())
     for name, stream in batch.streams.items():
-        due = stream.turn != -100
-        logits = model.switches[name](states[name][due].detach())
-        loss = loss + F.cross_entropy(logits, stream.turn[due], reduction="sum")
+        logits = model.switches[name](_at(states[name], stream.ends).detach())
+        loss = loss + F.cross_entropy(logits, _at(stream.turn, stream.ends), reduction="sum")
     return loss
-
-
-def padding(batch: Batch) -> float:
-    """Share of the batch's tokens that are padding, silent towers left out."""
-    used = [stream for stream in batch.streams.values() if stream.valid.any()]
-    return 1 - sum(int(s.valid.sum()) for s in used) / max(sum(s.valid.numel() for s in used), 1)

@@ -23,7 +23,7 @@ from zipper.model.zipper import Zipper
 from zipper.schema import RunConfig
 from zipper.train.checkpoints import read_checkpoint
 from zipper.train.engine import shard
-from zipper.train.losses import hide_past, not_finite, padding, stream_loss, switch_loss
+from zipper.train.losses import hide_past, not_finite, stream_loss, switch_loss
 from zipper.units.facts import Facts
 
 NAMED = 8  # utterances named where a step fails
@@ -113,10 +113,10 @@ class ZipperModule(L.LightningModule):
             self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + switch
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        self.log("train/padding", padding(batch), batch_size=len(batch.ids))
+        self.log("train/padding", batch.padding, batch_size=len(batch.ids))
         self.latest["loss"] = loss.detach()
         self.held.append(batch)
-        self.units += sum(int(stream.valid.sum()) for stream in batch.streams.values())
+        self.units += batch.tokens
         return loss
 
     def configure_gradient_clipping(
@@ -149,21 +149,23 @@ class ZipperModule(L.LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        self.dev = {name: [0.0, 0.0] for name in self.model.names}
+        self.dev = torch.zeros(
+            len(self.model.names), 2, dtype=next(self.model.parameters()).dtype, device=self.device
+        )
 
     def validation_step(self, batch: Batch, index: int) -> None:
         states = self.model(batch)
-        for name, stream in batch.streams.items():
-            self.dev[name][0] += float(stream_loss(self.model.tower(name), states[name], stream))
-            self.dev[name][1] += float((stream.weight[..., None] * (stream.target != -100)).sum())
+        for index, name in enumerate(self.model.names):
+            stream = batch.streams[name]
+            loss = stream_loss(self.model.tower(name), states[name], stream)
+            weight = (stream.weight[..., None] * (stream.target != -100)).sum()
+            self.dev[index] += torch.stack([loss, weight.to(loss)]).to(self.dev)
 
     def on_validation_epoch_end(self) -> None:
         """Mean over all scored tokens of the dev split, added up over ranks before it is divided."""
         mean = torch.zeros((), device=self.device)
-        for name, counts in self.dev.items():
-            loss, weight = self.trainer.strategy.reduce(
-                torch.tensor(counts, device=self.device), reduce_op="sum"
-            )
+        added = self.trainer.strategy.reduce(self.dev, reduce_op="sum")
+        for name, (loss, weight) in zip(self.model.names, added, strict=True):
             if weight:
                 self.log(f"dev/loss_{name}", loss / weight)
                 mean = mean + loss / weight
