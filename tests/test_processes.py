@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import yaml
 
 from zipper.config import ROOT
 from zipper.corpora.grammar import sentences
+from zipper.train.engine import divided
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 32, "interval": 1}
 TOWERS = {"text": {**SHAPE, "frozen": True}, "speech": {**SHAPE, "lora": 2}}
@@ -150,3 +153,38 @@ def test_two_processes_that_were_stopped_go_on_exactly(folder, two_processes):
     ]
     assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
     assert losses(two_processes).items() >= losses(run).items()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(folder, one_process):
+    """What a step trains on does not depend on it."""
+    run = folder / "build/runs/moved"
+    words = ["train.save_every=3", "name=moved"]
+    zipper(folder, "train", *words, stop=run / "checkpoints/last.ckpt")
+    zipper(folder, "train", *words, "train.devices=2")
+    expected, found = losses(one_process), losses(run)
+    assert found
+    assert max(abs(expected[step] - loss) for step, loss in found.items()) < 1e-9
+    results = [json.loads((one / "asr.json").read_text(encoding="utf-8")) for one in (one_process, run)]
+    assert results[0]["per_utterance"] == results[1]["per_utterance"]
+
+
+def take_shares(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    worked: list[int] = []
+    found = [
+        divided(list(range(n)), lambda some: [worked.append(i) or 10 * i for i in some]) for n in range(6)
+    ]
+    (folder / f"{rank}.json").write_text(json.dumps([worked, found]), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_rows_of_an_evaluation(tmp_path):
+    """Each row is worked on once, by one of them, and both get all in their order."""
+    mp.start_processes(take_shares, (tmp_path,), nprocs=2, start_method="fork")
+    (one, found), (two, same) = (
+        json.loads((tmp_path / f"{r}.json").read_text(encoding="utf-8")) for r in (0, 1)
+    )
+    assert found == same == [[10 * i for i in range(n)] for n in range(6)]
+    assert sorted(one + two) == sorted(i for n in range(6) for i in range(n))
+    assert abs(len(one) - len(two)) <= 3
+    assert divided([1, 2], lambda some: [10 * i for i in some]) == [10, 20]  # without a group

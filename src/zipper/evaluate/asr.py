@@ -14,6 +14,7 @@ from zipper.generate.answers import answers
 from zipper.generate.write import GREEDY, Written
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import TASKS, RunConfig, SamplingConfig
+from zipper.train.engine import divided
 from zipper.units.facts import Facts
 from zipper.units.normalise import normalise
 from zipper.units.store import Row, Store
@@ -81,7 +82,7 @@ def evaluate_asr(
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
     rows, how, batch = chosen_rows(store, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
-    found = recognise(model, store, facts, rows, batch, how, kept=kept)
+    found = divided(rows, lambda some: recognise(model, store, facts, some, batch, how, kept=kept))
     counts = total(found)
     result = {
         **describe_run(model, store, facts, cfg, origin),
@@ -98,8 +99,13 @@ def evaluate_asr(
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
         result["by_subset"] = parts
     if cfg.evaluate.shuffled:
-        control = total(recognise(model, store, facts, rows, batch, how, shuffled(rows), kept))
-        result["shuffled_wer"] = round(control.rate, 6)
+
+        def mismatched(pairs: list[tuple[Row, Row]]) -> list[Recognised]:
+            own, other = [row for row, _ in pairs], [row for _, row in pairs]
+            return recognise(model, store, facts, own, batch, how, other, kept)
+
+        control = divided(list(zip(rows, shuffled(rows), strict=True)), mismatched)
+        result["shuffled_wer"] = round(total(control).rate, 6)
     return {**result, "per_utterance": [one.entry() for one in found]}
 
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from zipper.data.document import Document, speech_segment
 from zipper.evaluate import asr, tts
 from zipper.evaluate.journal import Journal
@@ -14,6 +12,7 @@ from zipper.generate.answers import answers
 from zipper.generate.write import Written, write
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import RunConfig
+from zipper.train.engine import divided
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
@@ -28,7 +27,9 @@ def evaluate_chain(
     speech as a recording: decoded to a wave, encoded again, and given as a prompt."""
     order, how, batch = chain.split(">"), cfg.decode.by_modality(), cfg.evaluate.batch
     rows = chosen_rows(store, cfg, "tts" if order[-1] == "speech" else "asr")[: cfg.evaluate.spoken]
-    written = answers(model, store, facts, rows, order, batch, how, cfg.seed, kept, chain)
+    written = divided(
+        rows, lambda some: answers(model, store, facts, some, order, batch, how, cfg.seed, kept, chain)
+    )
     last = [segments[-1] for segments in written]
     result: dict[str, Any] = {
         **describe_run(model, store, facts, cfg, origin),
@@ -40,7 +41,12 @@ def evaluate_chain(
         "decoding": {name: how[name].describe() for name in dict.fromkeys(order[1:])},
     }
     if order[-1] == "speech":
-        found = listener.score(rows, last, listener.recordings(store, rows), kept, chain)
+
+        def score(pairs: list[tuple[Row, Written]]) -> list[tts.Spoken]:
+            some, spoken = [row for row, _ in pairs], [segment for _, segment in pairs]
+            return listener.score(some, spoken, listener.recordings(store, some), kept, chain)
+
+        found = divided(list(zip(rows, last, strict=True)), score)
         entries, counts = [one.entry() for one in found], tts.total(found)
         result |= {"judge": listener.judge.name, "normaliser": listener.judge.normaliser}
     else:
@@ -48,25 +54,29 @@ def evaluate_chain(
         entries, counts = [one.entry() for one in heard], asr.total(heard)
         result["normaliser"] = store.facts["fingerprint"]["normaliser"]
         if order[-2] == "speech":
-            again: list[Written] = []
-            for start in range(0, len(rows), batch):
-                part = slice(start, start + batch)
-                again += reread(model, listener.codec, cfg, facts, rows[part], written[part])
-            reread_counts = asr.total(asr.scored(store, rows, again))
+
+            def again(pairs: list[tuple[Row, list[Written]]]) -> list[Written]:
+                parts = [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
+                return [one for part in parts for one in reread(model, listener.codec, cfg, facts, part)]
+
+            read = divided(list(zip(rows, written, strict=True)), again)
+            reread_counts = asr.total(asr.scored(store, rows, read))
             result["reread_wer"] = round(reread_counts.rate, 6)
     figures = {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
     return {**result, **figures, "per_utterance": entries}
 
 
 def reread(
-    model: MultimodalModel, codec: Codec, cfg: RunConfig, facts: Facts, rows: list[Row],
-    written: list[list[Written]],
-) -> list[Written]:  # fmt: skip
+    model: MultimodalModel,
+    codec: Codec,
+    cfg: RunConfig,
+    facts: Facts,
+    chains: list[tuple[Row, list[Written]]],
+) -> list[Written]:
     """The last but one segment of each chain, speech, read again as a recording of it would be."""
-    waves: list[Tensor] = [codec.decode(segments[-2].content) for segments in written]
     prompts = []
-    for row, wave in zip(rows, waves, strict=True):
-        (codes,) = codec.encode([wave])
+    for row, segments in chains:
+        (codes,) = codec.encode([codec.decode(segments[-2].content)])
         segment = speech_segment(codes, codec.codes, 0.0, cfg.codec.pattern)
         prompts.append(Document(row["id"], [segment], multimodal=True))
     return [one for (one,) in write(model, prompts, ["text"], facts, cfg.decode.by_modality(), cfg.seed)]

@@ -55,5 +55,7 @@ def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: 
         targets = judge.hear_all(trips, codec.sample_rate, "round trips")
         for row, original, target in zip(part, originals, targets, strict=True):
             known[row["id"]] = {"original": original, "target": target}
+        if file.exists():  # another process may have heard others by now
+            known = {**json.loads(file.read_text(encoding="utf-8"))["heard"], **known}
         write_result({"judge": judge.name, "store": store.fingerprint, "heard": known}, file)
     return [Heard(**known[row["id"]]) for row in rows]

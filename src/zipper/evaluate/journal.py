@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from zipper.commit import commit
 from zipper.config import to_dict
@@ -91,9 +92,10 @@ def work_of(checkpoint: Path, cfg: RunConfig, judge: str | None) -> dict[str, An
     config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made_by = {"commit": commit(), "versions": versions(), "judge": judge, "device": device}
-    return {"checkpoint": digest, **made_by, "config": config}
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return {"checkpoint": digest, **made_by, "ranks": ranks, "config": config}
 
 
-def journal_name(suffix: str = "") -> str:
-    """Hidden in the run folder, and gone when the evaluation is done."""
-    return f".evaluating{suffix}.jsonl"
+def journal_name(suffix: str = "", rank: int = 0) -> str:
+    """Hidden in the run folder, and gone when the evaluation is done; each process of a group has its own."""
+    return f".evaluating{suffix}{f'-rank{rank}' if rank else ''}.jsonl"

@@ -1,6 +1,7 @@
 """The judge: a recogniser of elsewhere writes down what speech says, so that it can be scored."""
 
 import importlib
+import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
     kind = "float16" if device == "cuda" else "int8"
     threads = torch.get_num_threads()
     try:
-        loaded = WhisperModel(path, device=device, compute_type=kind, cpu_threads=1, num_workers=threads)
+        loaded = WhisperModel(
+            path, device=device, device_index=own_gpu(), compute_type=kind, cpu_threads=1, num_workers=threads
+        )
     except (ValueError, OSError, RuntimeError) as error:  # of the package, the hub and the engine
         raise DataError(
             f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). "
@@ -125,6 +128,12 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         return " ".join(segment.text.strip() for segment in segments)
 
     return transcribe, f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy"
+
+
+def own_gpu() -> int:
+    """Of this process, before Lightning has set one: index among those it sees; 0 where there is none."""
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return int(rank) % max(torch.cuda.device_count(), 1)
 
 
 def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:

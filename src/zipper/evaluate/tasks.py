@@ -14,6 +14,7 @@ from zipper.evaluate.result import Origin, chosen_rows, describe_run
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
 from zipper.schema import RunConfig
+from zipper.train.engine import first_process
 from zipper.train.module import ZipperModule
 from zipper.units.codec import load_codec
 from zipper.units.store import Store
@@ -42,7 +43,8 @@ def evaluate_tasks(
     kept: Journal,
     suffix: str = "",
 ) -> Results:
-    """Results by task; samples are written into the run folder (samplesSUFFIX) and shown to the loggers.
+    """Results by task, in every process of a group, each of which does its share; samples are written into
+    the run folder (samplesSUFFIX) and shown to the loggers.
     kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
     model, facts, split = module.model, module.facts, cfg.evaluate.split
     results: Results = {}
@@ -53,10 +55,11 @@ def evaluate_tasks(
         )
     if listener and cfg.evaluates("tts"):
         results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener, kept)
-        shown = write_samples(
-            cfg.run_dir / f"samples{suffix}", cfg, listener, store, results["tts"]["per_utterance"], segments
-        )
-        log_spoken(loggers, split, results["tts"]["per_utterance"], shown, origin.steps)
+        if first_process():
+            spoken = results["tts"]["per_utterance"]
+            folder = cfg.run_dir / f"samples{suffix}"
+            shown = write_samples(folder, cfg, listener, store, spoken, segments)
+            log_spoken(loggers, split, spoken, shown, origin.steps)
     for chain in cfg.evaluate.chains:
         assert listener is not None
         results[chain.replace(">", "-")] = chains.evaluate_chain(

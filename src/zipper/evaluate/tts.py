@@ -17,6 +17,7 @@ from zipper.generate.answers import answers
 from zipper.generate.write import Written
 from zipper.model.multimodal import MultimodalModel
 from zipper.schema import TASKS, RunConfig
+from zipper.train.engine import divided
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
 from zipper.units.store import Row, Store
@@ -92,16 +93,23 @@ def evaluate_tts(
     belong together: none of them means anything alone.
     """
     rows, how = chosen_rows(store, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
-    recorded = listener.recordings(store, rows)
+    recorded = divided(rows, lambda some: listener.recordings(store, some))
     judge = listener.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
-        written = answers(
-            model, store, facts, rows, TASKS["tts"], cfg.evaluate.batch, {"speech": how}, cfg.seed + turn,
-            kept, "tts",
-        )  # fmt: skip
-        segments.append([segment for (segment,) in written])
-        samplings.append(listener.score(rows, segments[-1], recorded, kept, f"speech {turn}"))
+
+        def speak(some: list[Row], turn: int = turn) -> list[tuple[Written, Spoken]]:
+            answered = answers(
+                model, store, facts, some, TASKS["tts"], cfg.evaluate.batch, {"speech": how}, cfg.seed + turn,
+                kept, "tts",
+            )  # fmt: skip
+            written = [segment for (segment,) in answered]
+            heard = listener.score(some, written, listener.recordings(store, some), kept, f"speech {turn}")
+            return list(zip(written, heard, strict=True))
+
+        spoken = divided(rows, speak)
+        segments.append([segment for segment, _ in spoken])
+        samplings.append([one for _, one in spoken])
     found = samplings[0]
     gold = total(found)
     target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import jiwer
 
@@ -21,6 +23,22 @@ class WordErrors:
     def rate(self) -> float:
         """Errors a word of the reference, over everything that was added up."""
         return self.errors / max(self.words, 1)
+
+
+class Counted(Protocol):
+    """Word errors of one sentence."""
+
+    @property
+    def errors(self) -> int: ...
+    @property
+    def words(self) -> int: ...
+
+
+def capped_rate(found: Sequence[Counted]) -> float:
+    """Word error rate with the errors of each sentence capped at its words, by which runs are chosen: one
+    sentence on which a model, or its ASR scorer, repeats itself must not decide."""
+    errors = sum(min(one.errors, one.words) for one in found)
+    return errors / max(sum(one.words for one in found), 1)
 
 
 def word_errors(reference: str, hypothesis: str) -> WordErrors:

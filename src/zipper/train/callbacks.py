@@ -15,11 +15,14 @@ from zipper.evaluate import asr, tts
 from zipper.evaluate.result import chosen_rows
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
+from zipper.evaluate.wer import capped_rate
 from zipper.generate.answers import answers
+from zipper.generate.write import Written
 from zipper.model.zip_block import is_gate
 from zipper.schema import TASKS, RunConfig
+from zipper.train.engine import divided
 from zipper.train.module import ZipperModule
-from zipper.units.store import Store
+from zipper.units.store import Row, Store
 
 SHOWN = 5  # utterances printed at a validation
 
@@ -34,9 +37,12 @@ class RecognitionMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.text
-        found = asr.recognise(module.model, self.store, module.facts, self.rows, batch, how)
+        found = divided(
+            self.rows, lambda rows: asr.recognise(module.model, self.store, module.facts, rows, batch, how)
+        )
         wer = asr.total(found).rate
-        module.log("dev/asr_wer", wer, prog_bar=True)  # every rank decodes the same utterances
+        module.log("dev/asr_wer", wer, prog_bar=True)
+        module.capped["asr"] = capped_rate(found)
         lines = [f"step {trainer.global_step}: dev WER of recognition {wer:.1%} on {len(found)} utterances"]
         for one in found[:SHOWN]:
             lines += [
@@ -55,19 +61,25 @@ class SpeechMonitor(L.Callback):
         self.store, self.listener = store, listener
         self.rows = chosen_rows(store, cfg, "tts", "dev")[: cfg.evaluate.dev_spoken]
         self.cfg = replace(cfg, evaluate=replace(cfg.evaluate, split="dev"))
-        self.recorded = listener.recordings(store, self.rows)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
-        answered = answers(
-            module.model, self.store, module.facts, self.rows, TASKS["tts"], batch, {"speech": how},
-            self.cfg.seed, name="tts",
-        )  # fmt: skip
-        written = [segment for (segment,) in answered]
-        found = self.listener.score(self.rows, written, self.recorded)
+
+        def speak(rows: list[Row]) -> list[tuple[Written, tts.Spoken]]:
+            answered = answers(
+                module.model, self.store, module.facts, rows, TASKS["tts"], batch, {"speech": how},
+                self.cfg.seed, name="tts",
+            )  # fmt: skip
+            written = [segment for (segment,) in answered]
+            recorded = self.listener.recordings(self.store, rows)
+            return list(zip(written, self.listener.score(rows, written, recorded), strict=True))
+
+        spoken = divided(self.rows, speak)
+        written, found = [one for one, _ in spoken], [one for _, one in spoken]
         wer = tts.total(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)
+        module.capped["tts"] = capped_rate(found)
         cut = sum(one.stopped != "end" for one in found)
         lines = [
             f"step {trainer.global_step}: dev WER of speech {wer:.1%} on {len(found)} sentences, {cut} cut"
@@ -87,15 +99,12 @@ class SpeechMonitor(L.Callback):
 
 
 class MeanWer(L.Callback):
-    """dev/wer, by which the best checkpoint is chosen: the mean over what the run learns."""
+    """dev/wer, by which the best checkpoint is chosen: the mean over what the run learns, of rates with the
+    errors of each sentence capped at its words."""
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        found = [
-            trainer.callback_metrics[k]
-            for k in ("dev/asr_wer", "dev/tts_wer")
-            if k in trainer.callback_metrics
-        ]
-        module.log("dev/wer", sum(found) / len(found))
+        assert isinstance(module, ZipperModule)
+        module.log("dev/wer", sum(module.capped.values()) / len(module.capped))
 
 
 class Patience(EarlyStopping):

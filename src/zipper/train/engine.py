@@ -1,6 +1,10 @@
 """What a training runs on: Lightning's strategies, FSDP2 among them, compiled layers, activations computed
 anew."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
@@ -12,12 +16,25 @@ from zipper.model.zip_block import ZipBlock
 from zipper.model.zipper import InputProjection
 from zipper.schema import TrainConfig
 
+A = TypeVar("A")
+B = TypeVar("B")
 BACKEND = "inductor"  # of torch.compile
 
 
 def first_process() -> bool:
     """Whether this one writes. Several may ask at once, before a group of them exists."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def divided(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
+    """What `work` makes of rows, one of each, in their order. Processes of one group take a share each, and
+    all get all of it; without a group, the one that is there does the work."""
+    if not dist.is_available() or not dist.is_initialized():
+        return work(list(rows))
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    shares: list[list[B]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(shares, work(list(rows[rank::ranks])))
+    return [shares[i % ranks][i // ranks] for i in range(len(rows))]
 
 
 def strategy(train: TrainConfig) -> Strategy | str:

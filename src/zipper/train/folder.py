@@ -18,7 +18,8 @@ from zipper.train.checkpoints import newest, read_checkpoint
 from zipper.train.engine import first_process
 from zipper.units.store import Store
 
-FREE = {"resume"}  # settings that an unfinished run may be gone on with otherwise
+# Settings that an unfinished run may be resumed with otherwise: no step's batch depends on them.
+FREE = {"resume", "train.devices", "train.nodes", "train.workers"}
 
 
 def finished(cfg: RunConfig) -> Path:

@@ -52,6 +52,7 @@ class ZipperModule(L.LightningModule):
             part.requires_grad_(False)
         self.sharded = False
         self.held: list[Batch] = []  # of the step that is being made
+        self.capped: dict[str, float] = {}  # by task: error rate on dev at the last validation
         self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
         self.units = 0  # tokens trained on, padding left out
         self.seconds_before, self.started = (

@@ -92,13 +92,14 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     with clock.stage("train"):
         module, trainer = fit(cfg, store, data, checkpoint, listener, towers)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
-    if not trainer.is_global_zero:  # one process evaluates and writes
-        return {}
+    trainer.strategy.barrier("the last checkpoint is written")
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
     with journal(
-        cfg.run_dir / journal_name(), work_of(checkpoint, cfg, listener.judge.name if listener else None)
+        cfg.run_dir / journal_name(rank=trainer.global_rank),
+        work_of(checkpoint, cfg, listener.judge.name if listener else None),
     ) as kept:
-        return _finish(cfg, load_module(checkpoint), store, data, origin, listener, trainer, clock, kept)
+        module = load_module(checkpoint).to(trainer.strategy.root_device)
+        return _finish(cfg, module, store, data, origin, listener, trainer, clock, kept)
 
 
 def _finish(
@@ -108,6 +109,8 @@ def _finish(
     """Evaluates, draws, and writes down all that makes a run a finished one."""
     with clock.stage("evaluate"):
         results = evaluate_tasks(module, store, cfg, origin, listener, trainer.loggers, kept)
+        if not trainer.is_global_zero:  # one process writes
+            return {}
         if len(module.model.names) > 1:
             more = {
                 "flops_per_token": flops_per_token(module.model, data.steps),
