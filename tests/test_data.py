@@ -165,6 +165,24 @@ def test_a_slice_without_examples_learns_nothing_and_takes_part(store):
     assert all(p.grad is not None and not p.grad.any() for p in model.tower("text").parameters())
 
 
+def test_documents_that_weigh_alike_let_the_mixture_weigh_their_tasks(store):
+    """The sum over a step counts documents, not the share of a task's tokens in the step."""
+    tasks = {"asr": 1.0, "tts": 1.26}
+    steps = Steps(store, "train", tasks, 400, 1, 0, 0.0, loss_mean="document")
+    shares: dict[str, float] = {"text": 0.0, "speech": 0.0}
+    documents = dict.fromkeys(tasks, 0)
+    for step in range(steps.epoch_length(0)):
+        batch = steps.batch(step, 0, BOOKS)
+        examples = steps.plan(step).examples
+        for task in tasks:
+            documents[task] += sum(of == task for _, of in examples)
+        for name, stream in batch.streams.items():
+            scored = float((stream.weight[..., None] * (stream.target != -100)).sum())
+            shares[name] += scored / batch.total[name] * len(examples) / 2
+    assert shares["speech"] / shares["text"] == pytest.approx(1.26, rel=0.1)
+    assert shares["text"] == pytest.approx(documents["asr"], rel=0.1)
+
+
 def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
     rows = Dataset.from_list([
         {"id": f"{speaker}-{take:02d}", "speaker": str(speaker), "subset": "librispeech/train-clean-100"}

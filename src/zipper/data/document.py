@@ -72,8 +72,8 @@ def speech_segment(codes: Tensor, size: int, weight: float, pattern: Pattern = "
 
 def scored_weight(
     store: Store,
-    subwords: int,
-    frames: int,
+    subwords: float,
+    frames: float,
     task: str,
     prompt_weight: float,
     codebook_weights: Sequence[float] = (),

@@ -63,7 +63,7 @@ class ZipperData(L.LightningDataModule):
         return Steps(
             self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight,
             self.cfg.data.only if learnt else None, train.codebook_weights if learnt else (),
-            self.cfg.data.tasks,
+            self.cfg.data.tasks, train.loss_mean,
         )  # fmt: skip
 
 

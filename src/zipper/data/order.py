@@ -13,6 +13,7 @@ from zipper.data.batch import Batch, collate
 from zipper.data.document import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 from zipper.schema import TASKS
+from zipper.schema.train import LossMean
 from zipper.units.pattern import around
 from zipper.units.store import Store, share
 
@@ -32,10 +33,10 @@ class Steps:
     def __init__(
         self, store: Store, split: str, tasks: dict[str, float], tokens: int, slices: int, seed: int,
         prompt_weight: float, only: int | None = None, codebook_weights: Sequence[float] = (),
-        corpora: Mapping[str, Sequence[str]] | None = None,
+        corpora: Mapping[str, Sequence[str]] | None = None, loss_mean: LossMean = "modality",
     ) -> None:  # fmt: skip
         """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
-        accumulation; what a step trains on does not depend on them.
+        accumulation; what a step trains on does not depend on them. loss_mean: of `train`, for the totals.
 
         Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
         has no example.
@@ -61,6 +62,7 @@ class Steps:
                 f"train.tokens={tokens} is less than {slices} slice(s) of the longest utterance ({longest} "
                 f"tokens). Give at least {longest * slices}."
             )
+        self.average = self._average_answers() if loss_mean == "document" else {}
         self._cut: dict[int, list[Plan]] = {}  # the epoch last asked for
         self._starts = [0]  # first step of each epoch known so far
 
@@ -89,6 +91,8 @@ class Steps:
             )  # fmt: skip
             for name, weight in weights.items():
                 total[name] += weight
+        for name, weight in self.average.items():
+            total[name] = weight * len(examples) / len(self.average)
         mine = examples[part :: self.slices]
         documents = [
             document(self.store, self.rows[row], task, self.prompt_weight)
@@ -107,6 +111,15 @@ class Steps:
             examples = self.plan(step).examples
             found += [document(self.store, self.rows[i], task, self.prompt_weight) for i, task in examples]
         return found
+
+    def _average_answers(self) -> dict[str, float]:
+        """By modality: loss weight of an average answer of it, over the rows of all tasks that end in it."""
+        answers: dict[str, list[float]] = {}
+        for task, rows in self.eligible.items():
+            counts = float(self.subwords[rows].mean()), float(self.frames[rows].mean())
+            weights = scored_weight(self.store, *counts, task, self.prompt_weight, self.codebook_weights)
+            answers.setdefault(TASKS[task][-1], []).append(weights[TASKS[task][-1]])
+        return {name: sum(several) / len(several) for name, several in answers.items()}
 
     def _epoch(self, epoch: int) -> list[Plan]:
         if epoch not in self._cut:

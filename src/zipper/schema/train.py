@@ -6,6 +6,8 @@ from typing import Literal
 from zipper.errors import ConfigError
 from zipper.schema.base import at_least_one, section, setting, within
 
+LossMean = Literal["modality", "document"]
+
 
 @dataclass
 class TasksConfig:
@@ -42,6 +44,11 @@ class TrainConfig:
     warmup: int = setting(100, "steps of linear warm-up")
     schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: falls to 0 at the last step")
     prompt_weight: float = setting(0.0, "loss weight of what is given (the speech of asr, the text of tts)")
+    loss_mean: LossMean = setting(
+        "modality",
+        "modality: each one's loss is the mean over its scored tokens of a step; document: every document "
+        "weighs as an average one of its task, so that the mixture weighs the tasks",
+    )
     codebook_weights: list[float] = setting(
         [], "loss weight of each codebook of speech in training, the first decides the words; none: all alike"
     )
