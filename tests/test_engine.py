@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from conftest import as_batch, config, interleaving, tiny_model
+from zipper.cli import run
+from zipper.config import ROOT
 from zipper.errors import ConfigError
 from zipper.schema import TrainConfig
 from zipper.train import engine
 from zipper.train import run as run_module
-from zipper.train.engine import prepare_layers
+from zipper.train.engine import check_trainer, prepare_layers
 from zipper.train.losses import stream_loss
 from zipper.train.module import load_module
 
@@ -60,3 +62,33 @@ def test_a_compiled_training_saves_what_an_uncompiled_model_loads(prepared, monk
 def test_a_sharded_training_in_float64_is_refused():
     with pytest.raises(ConfigError, match="32-true or bf16-mixed"):
         config("train.strategy=fsdp2", "train.precision=64-true")
+
+
+JOB = {"JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "n1"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "fits"),
+    [
+        ({"NTASKS": "2"}, False),
+        ({"NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1"}, False),
+        ({"NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"}, True),
+    ],
+)
+def test_a_slurm_job_that_does_not_fit_is_refused_before_work(in_tmp, monkeypatch, tasks, fits):
+    """By prepare and train alike, in one line that names the settings, and nothing is left behind."""
+    for key, value in {**JOB, **tasks}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    if fits:
+        check_trainer(TrainConfig(accelerator="cpu"))
+        return
+    for command in ("prepare", "train"):
+        with pytest.raises(ConfigError, match=r"train\.devices=1.*SLURM.*ntasks-per-node.*#SBATCH") as error:
+            run([command, str(ROOT / "configs" / "asr.yaml"), "train.accelerator=cpu"])
+        assert "\n" not in str(error.value)
+    assert not list(in_tmp.iterdir())
+
+
+def test_only_the_guilty_setting_is_named():
+    with pytest.raises(ConfigError, match=r"^train\.strategy=zero3 cannot be had here"):
+        check_trainer(TrainConfig(accelerator="cpu", precision="bf16-mixed", strategy="zero3"))

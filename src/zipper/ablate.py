@@ -103,11 +103,14 @@ def config_of(ablation: Ablation, point: Point, settings: Sequence[str]) -> RunC
 def _prepare(points: list[Point], settings: Sequence[str]) -> None:
     """The stores of all points, one after the other: runs that start together would all make theirs."""
     from zipper.report.clock import Clock
+    from zipper.train.engine import check_trainer
     from zipper.units.prepare import prepare
 
     known: list[Any] = []
-    for point in points:
-        cfg = load_config(asset(point.config), [*point.words, *settings])
+    configs = [load_config(asset(point.config), [*point.words, *settings]) for point in points]
+    for cfg in configs:
+        check_trainer(cfg.train)
+    for cfg in configs:
         text = cfg.model.towers.get("text")
         cfg.data.only = None
         if (key := (cfg.data, cfg.codec, text.init if text else None)) not in known:

@@ -25,8 +25,10 @@ from zipper.stop import Stopped, requeue, signals
 def prepare(cfg: RunConfig, command: str) -> None:
     """make the corpus and encode it once: waves to EnCodec units, text to subwords"""
     from zipper.report.clock import Clock
+    from zipper.train.engine import check_trainer, encoding
     from zipper.units.prepare import prepare as prepare_store
 
+    check_trainer(encoding(cfg.train))
     clock = Clock()
     store = prepare_store(cfg, clock)
     print(json.dumps({**store.facts, "stage_seconds": clock.rounded()}, indent=2))
@@ -47,8 +49,8 @@ def train_codec(cfg: RunConfig, command: str) -> None:
     from zipper.train.codec import check_codec_training
     from zipper.train.codec import train_codec as run
 
-    check_places(cfg)
     check_codec_training(cfg)
+    check_places(cfg)
     print(f"codec -> {run(cfg, open_corpus(cfg), command)}")
 
 

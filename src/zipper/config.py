@@ -21,6 +21,7 @@ from zipper.schema import RunConfig, TowerConfig
 from zipper.typed import load_typed, read_word, type_at
 
 LARGEST = 3.4e38  # of float32
+LONGEST = 255  # bytes of a file's name
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -47,7 +48,7 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
-    _check_finite(cfg)
+    _check_values(cfg)
     return cfg
 
 
@@ -106,7 +107,7 @@ def changed(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
         raise ConfigError(str(error).splitlines()[0] + f" (in {' '.join(words)})") from error
-    _check_finite(cfg)
+    _check_values(cfg)
     return cfg
 
 
@@ -152,8 +153,14 @@ def asset(path: str | os.PathLike[str]) -> Path:
     return Path(path) if Path(path).exists() or Path(path).is_absolute() else ROOT / path
 
 
-def _check_finite(cfg: RunConfig) -> None:
+def _check_values(cfg: RunConfig) -> None:
     for key, value in flat(to_dict(cfg)).items():
+        if isinstance(value, str):
+            longest = max(value.split("/"), key=len)
+            if "\0" in value or len(os.fsencode(longest)) > LONGEST:
+                raise ConfigError(
+                    f"{key}={value[:60]!r} is no path: a name in it is too long, or has a NUL in it."
+                )
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not abs(number) <= LARGEST:
                 raise ConfigError(f"{key}={value} is not a finite number that float32 holds. Give one.")

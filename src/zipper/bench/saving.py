@@ -18,6 +18,7 @@ from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.train.callbacks import GateMonitor, Spikes, Throughput
 from zipper.train.checkpoints import Save, WholeFiles
+from zipper.train.engine import check_trainer, encoding, one_device
 from zipper.train.module import ZipperModule
 from zipper.train.resolve import resolve
 from zipper.units.facts import facts_of
@@ -74,6 +75,8 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
     """Blocks of 100 steps of one training: with a checkpoint at the end, written aside and flushed, each step
     checked to be finite, signals and spikes looked for; and without, in turns."""
     code = commit()
+    check_trainer(one_device(cfg.train))
+    check_trainer(encoding(cfg.train))
     store = prepare(cfg, Clock())
     cfg = resolve(cfg, store)
     L.seed_everything(cfg.seed, verbose=False)
@@ -84,6 +87,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
             max_steps=BLOCK * BLOCKS + 1,
             gradient_clip_val=cfg.train.clip,
             accelerator=cfg.train.accelerator,
+            devices=1,
             limit_val_batches=0,
             log_every_n_steps=cfg.log.every,
             logger=CSVLogger(folder),

@@ -27,6 +27,7 @@ from zipper.evaluate.result import versions, write_result
 from zipper.model.tower import Tower
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig, TowerConfig
+from zipper.train.engine import check_trainer, encoding
 from zipper.train.losses import stream_loss
 from zipper.train.module import ZipperModule, parameter_groups
 from zipper.train.resolve import resolve
@@ -50,6 +51,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
         )
     code = commit()
     torch.manual_seed(cfg.seed)
+    check_trainer(encoding(cfg.train))
     store = prepare(cfg, Clock())
     cfg = resolve(cfg, store)
     train = cfg.train

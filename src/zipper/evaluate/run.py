@@ -32,7 +32,8 @@ def evaluate_run(cfg: RunConfig, command: str) -> None:
     asked = {
         key: getattr(cfg, key) for key in ("evaluate", "decode", "judge", "name", "build", "result", "seed")
     }
-    cfg = replace(module.cfg, **asked)
+    machine = {key: getattr(cfg.train, key) for key in ("accelerator", "devices", "nodes")}
+    cfg = replace(module.cfg, **asked, train=replace(module.cfg.train, **machine))
     listener = load_listener(cfg)
     clock = Clock()
     store = prepare(cfg, clock)

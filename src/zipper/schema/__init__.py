@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from zipper.errors import ConfigError
-from zipper.schema.base import TASKS, at_least_one, section, setting, within
+from zipper.schema.base import TASKS, at_least_one, check_name, section, setting, within
 from zipper.schema.model import ModelConfig, TowerConfig, ZipConfig
 from zipper.schema.train import TasksConfig, TrainCodecConfig, TrainConfig
 from zipper.schema.use import DecodeConfig, EvaluateConfig, JudgeConfig, SamplingConfig
@@ -163,6 +163,9 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "log", "every")
+        check_name(
+            "log.project", self.project, "/\\#?%:", 128
+        )  # as W&B has it, which asks once the run has begun
 
 
 @dataclass
@@ -187,6 +190,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         within(self, "", 0, 2**32 - 1, "seed")
+        check_name("name", self.name, "/\\", 200)  # a folder, and with more behind it a file
         if self.evaluate.samplings > 1 and self.decode.speech.temperature == 0:
             raise ConfigError(
                 f"evaluate.samplings={self.evaluate.samplings}, but decode.speech.temperature=0 is greedy: "

@@ -20,6 +20,26 @@ def section(of: type) -> Any:
     return field(default_factory=of)
 
 
+def check_name(setting: str, value: str, forbidden: str, most: int) -> None:
+    """Raises ConfigError where a name cannot be one part of a path, or another service would refuse it.
+
+    forbidden: characters; most: bytes in UTF-8.
+    """
+    bad = [one for one in value if one in forbidden or ord(one) < 32 or "\ud800" <= one <= "\udfff"]
+    if not value.strip():
+        why = "is empty"
+    elif bad:
+        why = f"has {bad[0]!r} in it"
+    elif value[0] in ".-" or value != value.strip():
+        why = "begins with a dot or a dash, or begins or ends with a space"
+    elif len(value.encode()) > most:
+        why = f"has {len(value.encode())} bytes, more than {most}"
+    else:
+        return
+    shown = value if len(value) < 60 else f"{value[:60]}..."
+    raise ConfigError(f"{setting}={shown!r} {why}. Give letters, digits, '-', '_' or '.', at most {most}.")
+
+
 def within(of: Any, section: str, low: float, high: float, *names: str) -> None:
     """Every number of these settings, one or several."""
     for name in names:

@@ -29,6 +29,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.schema import RunConfig, TrainCodecConfig
 from zipper.train.checkpoints import WholeFiles, read_checkpoint
 from zipper.train.codebooks import CodebookLearner, nearest
+from zipper.train.engine import check_trainer, one_device
 from zipper.units.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
 
 GAIN = 10.0  # speech of the corpus has an RMS near 0.05; inside, near 0.5
@@ -147,6 +148,7 @@ def check_codec_training(cfg: RunConfig) -> None:
     ConfigError where that one has another shape.
     """
     mine = cfg.train_codec
+    check_trainer(one_device(cfg.train))
     check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
     if not mine.init:
         return

@@ -1,16 +1,25 @@
 """What a training runs on: Lightning's strategies, FSDP2 among them, compiled layers, activations computed
 anew."""
 
-from collections.abc import Callable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from textwrap import shorten
 from typing import TypeVar
 
+import lightning as L
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+from zipper.errors import ConfigError
 from zipper.model.tower import Layer
 from zipper.model.zip_block import ZipBlock
 from zipper.model.zipper import InputProjection
@@ -19,6 +28,7 @@ from zipper.schema import TrainConfig
 A = TypeVar("A")
 B = TypeVar("B")
 BACKEND = "inductor"  # of torch.compile
+MACHINE = ("accelerator", "devices", "nodes", "strategy", "precision")  # settings that a Trainer may refuse
 
 
 def first_process() -> bool:
@@ -47,6 +57,79 @@ def strategy(train: TrainConfig) -> Strategy | str:
         tensor_parallel_size=1,
         save_distributed_checkpoint=False,
     )
+
+
+def encoding(train: TrainConfig) -> TrainConfig:
+    """What encoding a corpus runs on: the same devices, each for itself."""
+    several = train.devices * train.nodes > 1
+    return replace(train, strategy="ddp" if several else "auto", precision="32-true")
+
+
+def one_device(train: TrainConfig) -> TrainConfig:
+    """What a training runs on that knows no other: the codec's, and a bench."""
+    return replace(train, devices=1, nodes=1, strategy="auto", precision="32-true")
+
+
+def check_trainer(train: TrainConfig) -> None:
+    """Raises ConfigError where Lightning would refuse these settings, or what SLURM says of the job, once
+    all is encoded and the run folder is made: a Trainer is made of them now, and thrown away."""
+    with refusals(train):
+        _try(train)
+
+
+@contextmanager
+def refusals(train: TrainConfig) -> Iterator[None]:
+    """What Lightning says against a Trainer of these settings becomes a ConfigError that names the guilty."""
+    try:
+        yield
+    except Exception as error:  # of a dozen kinds, ImportError of what is not installed among them
+        why = shorten(" ".join(str(error).split()), 300, placeholder=" ...")
+        if "SLURM" in why:
+            asked = f"train.devices={train.devices}, train.nodes={train.nodes}"
+            raise ConfigError(
+                f"{asked} does not fit the SLURM job: {why} Change that #SBATCH line, or these settings."
+            ) from error
+        plain = TrainConfig()
+        changed = [key for key in MACHINE if getattr(train, key) != getattr(plain, key)]
+        guilty = [key for key in changed if _works(replace(train, **{key: getattr(plain, key)}))]
+        named = ", ".join(f"train.{key}={getattr(train, key)}" for key in guilty or changed or MACHINE)
+        mended = ", ".join(f"train.{key}={getattr(plain, key)}" for key in guilty or changed or MACHINE)
+        raise ConfigError(f"{named} cannot be had here: {why} Change it; the default is {mended}.") from error
+
+
+def _works(train: TrainConfig) -> bool:
+    try:
+        _try(train)
+    except Exception:
+        return False
+    return True
+
+
+def _try(train: TrainConfig) -> None:
+    """Makes a Trainer, without its banner."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = L.Trainer(
+                accelerator=train.accelerator,
+                devices=train.devices,
+                num_nodes=train.nodes,
+                strategy=strategy(train),
+                precision=train.precision,
+                plugins=[TorchCheckpointIO()],  # as WholeFiles, which some strategies do not take
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+    finally:
+        log.setLevel(level)
+    found = SLURMEnvironment() if SLURMEnvironment.detect() else None
+    if environment := found or getattr(trainer.strategy, "cluster_environment", None):
+        environment.validate_settings(num_devices=train.devices, num_nodes=train.nodes)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

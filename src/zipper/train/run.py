@@ -44,7 +44,7 @@ from zipper.train.callbacks import (
     Throughput,
 )
 from zipper.train.checkpoints import Best, Save, WholeFiles
-from zipper.train.engine import first_process, prepare_layers, strategy
+from zipper.train.engine import check_trainer, first_process, prepare_layers, strategy
 from zipper.train.folder import (
     check_store,
     claim_run_dir,
@@ -67,6 +67,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
 
     A run folder with an unfinished run of the same config is taken up again; any other is refused.
     """
+    check_trainer(cfg.train)
     check_places(cfg)
     check_towers(cfg)
     with hold_run_dir(cfg):

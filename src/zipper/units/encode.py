@@ -23,6 +23,7 @@ from zipper.errors import DataError
 from zipper.hashes import KEPT
 from zipper.schema import TrainConfig
 from zipper.train.checkpoints import WholeFiles
+from zipper.train.engine import encoding, refusals
 from zipper.units.codec import Codec
 from zipper.units.facts import letters_of, longest_repeats
 from zipper.units.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
@@ -76,9 +77,10 @@ def _make_store(
     batch_seconds: float, max_seconds: float, train: TrainConfig,
 ) -> Store:  # fmt: skip
     """Encodes what is missing."""
+    with refusals(encoding(train)):
+        trainer = _trainer(encoding(train), folder)
     folder.mkdir(parents=True, exist_ok=True)
     usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
-    trainer = _trainer(train, folder)
     if trainer.is_global_zero:
         subwords.save(folder / "tokenizer.json")
         if skipped:
@@ -101,7 +103,6 @@ def _make_store(
 
 
 def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
-    several = train.devices * train.nodes > 1
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner comes with the training
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return L.Trainer(
@@ -109,7 +110,7 @@ def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
         accelerator=train.accelerator,
         devices=train.devices,
         num_nodes=train.nodes,
-        strategy="ddp" if several else "auto",
+        strategy=train.strategy,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
