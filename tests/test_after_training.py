@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import config
+from zipper.cli import run
 from zipper.config import ROOT, load_config
 from zipper.corpora.utterance import sentences_hash
 from zipper.errors import ConfigError, DataError
@@ -54,6 +55,32 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     evaluate_run(config(*words), "y")
     again = json.loads(Path("build/runs/pre/loss-test.json").read_text(encoding="utf-8"))
     assert again["perplexity"] == pytest.approx(result["perplexity"])
+
+
+def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in_tmp, monkeypatch):
+    """Another one has its old name by now; from any working directory; and moved out of its build folder."""
+    words = ["name=one", "train.steps=3", "evaluate.shuffled=false"]
+    run_module.train(config(*words), "x")
+    one, best, moved = (in_tmp / name for name in ("build/runs/one", "build/runs/best", "kept/somewhere"))
+    one.rename(best)
+    run_module.train(config(*words, "seed=9", "train.lr=0.1"), "x")
+    before = {file: file.read_bytes() for file in one.rglob("*") if file.is_file()}
+
+    def evaluated(working: Path, file: str) -> dict:
+        monkeypatch.chdir(working)
+        run(["evaluate", file, "result=copy.json"])
+        return json.loads((working / "copy.json").read_text(encoding="utf-8"))
+
+    found = [evaluated(in_tmp, "build/runs/best/config.yaml"), evaluated(best, "config.yaml")]
+    moved.parent.mkdir()
+    best.rename(moved)
+    found.append(evaluated(in_tmp, str(moved / "config.yaml")))
+    expected = json.loads((moved / "asr.json").read_text(encoding="utf-8"))
+    assert [one["per_utterance"] for one in found] == [expected["per_utterance"]] * 3
+    assert [one["name"] for one in found] == ["best", "best", "somewhere"]
+    assert len(list(moved.glob("asr-test*.json"))) == 3
+    assert {file: file.read_bytes() for file in before} == before
+    assert not list(one.glob("*-test*"))
 
 
 def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):

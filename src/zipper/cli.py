@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
 
-from zipper.arguments import add_arguments
+from zipper.arguments import add_arguments, add_others
 from zipper.config import describe, load_config
 from zipper.disk import lost_disk
 from zipper.errors import ZipperError
@@ -75,13 +75,6 @@ def train(cfg: RunConfig, command: str) -> None:
     run(cfg, command)
 
 
-def evaluate(cfg: RunConfig, command: str) -> None:
-    """decode a split with a trained run (give the config.yaml in its folder)"""
-    from zipper.evaluate.run import evaluate_run
-
-    evaluate_run(cfg, command)
-
-
 def bench(cfg: RunConfig, command: str) -> None:
     """measure speed of training and decoding, padding and waiting, as ratios within one run"""
     from zipper.bench.speed import bench as run
@@ -121,7 +114,6 @@ COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
     "evaluate-codec": evaluate_codec,
     "pretrain": pretrain,
     "train": train,
-    "evaluate": evaluate,
     "bench": bench,
     "bench-encoding": bench_encoding,
     "bench-saving": bench_saving,
@@ -188,7 +180,24 @@ def dashboard(args: argparse.Namespace) -> None:
     run(args.entity, args.project, Path("build") / "runs")
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    """decode a split with a trained run (give the config.yaml in its folder)"""
+    from zipper.evaluate.place import run_folder, where_trained
+    from zipper.evaluate.run import evaluate_run
+
+    cfg, folder = load_config(args.config, args.settings), run_folder(args.config, args.settings)
+    if folder is None:
+        evaluate_run(cfg, args.line)
+    else:
+        with where_trained(cfg, folder, args.settings) as found:
+            here = Path.cwd().resolve()
+            evaluate_run(
+                found, args.line, folder.relative_to(here) if folder.is_relative_to(here) else folder
+            )
+
+
 OTHERS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "evaluate": evaluate,
     "generate": generate,
     "compare": compare,
     "import-gguf": import_gguf,
@@ -249,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
         "zipper", description="Pre-trained towers, zipped.", epilog=settings, formatter_class=shape
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, function in COMMANDS.items():
+    for name, function in {**COMMANDS, "evaluate": evaluate}.items():
         one = commands.add_parser(
             name, help=function.__doc__, description=function.__doc__, epilog=settings, formatter_class=shape
         )
@@ -262,34 +271,7 @@ def parser() -> argparse.ArgumentParser:
         "generate", help=generate.__doc__, description=generate.__doc__, formatter_class=shape
     )
     add_arguments(one)
-    one = commands.add_parser("compare", help=compare.__doc__, description=compare.__doc__)
-    for side in ("a", "b"):
-        one.add_argument(
-            side, metavar=f"{side.upper()}.json", help="result file, or a quoted pattern of several (seeds)"
-        )
-    one = commands.add_parser("import-gguf", help=import_gguf.__doc__, description=import_gguf.__doc__)
-    one.add_argument("file", type=Path, help="the .gguf")
-    one.add_argument("folder", type=Path, help="new, or empty")
-    one = commands.add_parser("ablate", help=ablate.__doc__, description=ablate.__doc__)
-    one.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
-    one.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
-    one.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
-    one.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
-    one.add_argument("--only", metavar="RUN", help="this one alone, or a pattern: '*-seed0'")
-    one.add_argument("--slurm", action="store_true", help="write the grid as a SLURM array")
-    one.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
-    one = commands.add_parser("faults", help=faults.__doc__, description=faults.__doc__)
-    one.add_argument("config", type=Path, help="configs/faults.yaml")
-    one.add_argument("--times", type=int, default=120, help="faults (default: 120)")
-    one.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    one.add_argument("--result", help="file for the table (default: it is printed alone)")
-    one = commands.add_parser("dashboard", help=dashboard.__doc__, description=dashboard.__doc__)
-    one.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
-    one.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
-    one = commands.add_parser("push", help=push.__doc__, description=push.__doc__)
-    one.add_argument("folder", type=Path, help="what `export=` wrote")
-    one.add_argument("repository", help="user/name")
-    one.add_argument("--private", action="store_true", help="where it is made anew")
+    add_others(commands, {name: function.__doc__ or "" for name, function in OTHERS.items()})
     return top
 
 

@@ -42,6 +42,7 @@ def evaluate_tasks(
     loggers: list[Logger],
     kept: Journal,
     suffix: str = "",
+    folder: Path | None = None,
 ) -> Results:
     """Results by task, in every process of a group, each of which does its share; samples are written into
     the run folder (samplesSUFFIX) and shown to the loggers.
@@ -57,8 +58,8 @@ def evaluate_tasks(
         results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener, kept)
         if first_process():
             spoken = results["tts"]["per_utterance"]
-            folder = cfg.run_dir / f"samples{suffix}"
-            shown = write_samples(folder, cfg, listener, store, spoken, segments)
+            samples = (folder or cfg.run_dir) / f"samples{suffix}"
+            shown = write_samples(samples, cfg, listener, store, spoken, segments)
             log_spoken(loggers, split, spoken, shown, origin.steps)
     for chain in cfg.evaluate.chains:
         assert listener is not None
