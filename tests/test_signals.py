@@ -14,7 +14,7 @@ from broken_runs import LONG, RUNS, assert_same, at_step, saved
 from conftest import config
 from zipper import cli
 from zipper.config import ROOT
-from zipper.stop import Stopped
+from zipper.stop import Request, Stopped, signals
 from zipper.train import run as run_module
 from zipper.train.callbacks import RecognitionMonitor
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
 @pytest.mark.parametrize(
     ("number", "code", "step"),  # step 4 of those counted from 1 is validated, 3 is not
-    [("SIGTERM", 75, 2), ("SIGTERM", 75, 3), ("SIGUSR1", 75, 2), ("SIGINT", 130, 3)],
+    [("SIGTERM", 75, 2), ("SIGTERM", 75, 3), ("SIGUSR1", 75, 2), ("SIGHUP", 75, 2), ("SIGINT", 130, 3)],
 )
 def test_a_signal_saves_after_the_step_and_stops(unbroken, monkeypatch, number, code, step):
     words = [*LONG[:3], LONG[4], "name=broken", "train.save_every=100"]
@@ -89,6 +89,24 @@ def test_a_signal_in_the_last_validation_is_heeded_after_it(prepared, monkeypatc
     assert not (RUNS / "broken" / "asr.json").exists()
 
 
+def test_a_sighup_that_was_ignored_at_the_start_stays_ignored():
+    """As nohup starts a command; else it raises Stopped, in a training is noted, and is put back."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals():
+            Request().listen()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Stopped, match="SIGHUP") as stop, signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.value.code == 75
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        for number, handler in ((signal.SIGHUP, before), (signal.SIGINT, signal.default_int_handler)):
+            signal.signal(number, handler)
+
+
 def alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").split()[2] != "Z"
@@ -107,7 +125,7 @@ def test_workers_outlive_a_signal_to_the_whole_group(tmp_path):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
     worker = int(parent.stdout.readline())
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         os.kill(worker, number)
     time.sleep(0.5)
     assert alive(worker)

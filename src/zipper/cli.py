@@ -20,6 +20,7 @@ from zipper.disk import lost_disk
 from zipper.errors import ZipperError
 from zipper.schema import RunConfig
 from zipper.stop import Stopped, requeue, signals
+from zipper.streams import unbroken_output
 
 
 def prepare(cfg: RunConfig, command: str) -> None:
@@ -223,8 +224,13 @@ def run(argv: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs a command. A user's mistake ends it with one line and status 2; SIGTERM and SIGUSR1 with 75,
-    Ctrl-C with 130: the same command goes on."""
+    """Runs a command. A user's mistake ends it with one line and status 2; SIGTERM, SIGHUP and SIGUSR1 with
+    75, Ctrl-C with 130: the same command goes on. A terminal that is gone ends nothing."""
+    with unbroken_output():
+        _main(argv)
+
+
+def _main(argv: list[str] | None) -> None:
     try:
         with signals():
             run(sys.argv[1:] if argv is None else argv)

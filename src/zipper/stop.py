@@ -15,7 +15,7 @@ from typing import Any
 UNFINISHED = 75  # EX_TEMPFAIL of sysexits.h: try again
 INTERRUPTED = 130  # what a shell reports of Ctrl-C
 GRACE = 60.0  # seconds that a worker outlives a SIGTERM
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -32,6 +32,12 @@ def stop_at_once(number: int, _: FrameType | None) -> None:
     raise Stopped(number)
 
 
+def heeded() -> list[signal.Signals]:
+    """SIGNALS, without a SIGHUP that was ignored when the process began, as nohup has it."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
+
+
 def requeue() -> None:
     """Asks SLURM for the same job once more. Lightning has this too, but saves in the middle of a step, and
     knows no signal outside of a training."""
@@ -43,11 +49,11 @@ def requeue() -> None:
 
 @contextmanager
 def signals() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGUSR1 raise Stopped in here, where they would have killed the process."""
+    """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise Stopped in here, where they would have killed the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop_at_once) for number in SIGNALS}
+    before = {number: signal.signal(number, stop_at_once) for number in heeded()}
     try:
         yield
     finally:
@@ -64,7 +70,7 @@ class Request:
     def listen(self) -> None:
         """From now on, until Lightning puts back the handlers that it found."""
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in heeded():
                 signal.signal(number, self.note)
 
     def note(self, number: int, _: FrameType | None) -> None:
@@ -81,6 +87,7 @@ def leave_to_parent(_: int = 0) -> None:
     for its last step, and ends it then. A parent that is killed cannot: the worker ends itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
