@@ -76,6 +76,15 @@ def test_an_empty_wav_is_empty_whatever_comes_after_its_samples(tmp_path):
         read_wave(file, RATE)
 
 
+def test_a_flac_that_does_not_say_how_long_it_is_is_refused(tmp_path):
+    file = written(tmp_path / "a.flac", noise())
+    data = bytearray(file.read_bytes())
+    data[21:26] = bytes([data[21] & 0xF0, 0, 0, 0, 0])  # its number of samples, 36 bits
+    file.write_bytes(data)
+    with pytest.raises(DataError, match="does not say how long it is"):
+        read_wave(file, RATE)
+
+
 def in_stereo(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.stack([left, right], axis=1)
 

@@ -42,12 +42,12 @@ class Samples(NamedTuple):
 
 def read_wave(
     path: Path, sample_rate: int, start: float = 0.0, seconds: float | None = None,
-    longest: float = math.inf, limit: str = "data.max_seconds",
+    longest: float = math.inf, limit: str = "data.max_seconds={:g}",
 ) -> Tensor:  # fmt: skip
     """float32 [n] at `sample_rate` Hz, channels averaged. start, seconds: the piece; none: to the end.
 
     Raises DataError on a file that is missing, damaged, cut off, empty, silent, not finite, of another scale,
-    or of more than `longest` seconds, a figure that the caller's user knows as `limit`.
+    or of more than `longest` seconds, which `limit` puts in words.
     """
     try:
         if not path.is_file():
@@ -59,7 +59,7 @@ def read_wave(
     except DataError:
         raise
     except FAULTS as error:
-        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        why = (isinstance(error, OSError) and error.strerror) or " ".join(str(error).split())
         raise DataError(
             f"{_named(path)} cannot be read as audio ({why}). Fetch it again, or name a file that is."
         ) from error
@@ -99,7 +99,7 @@ def _read(path: Path, start: float, seconds: float | None, longest: float, limit
         length = total - start if piece is None else piece
         if length > longest:
             raise DataError(
-                f"{path} has {length:.1f} s, more than {limit}={longest:g}. Cut it, or allow more."
+                f"{path} has {length:.1f} s, more than {limit.format(longest)}. Cut it, or allow more."
             )
         count = max(frames - first, 0) if piece is None else round(piece * rate)
         file.seek(min(first, frames))

@@ -123,7 +123,7 @@ def read_table(file: Path) -> list[Line]:
     # At \n alone: splitlines() knows more ends of lines, which may stand within a cell.
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(whole.split("\n"), 1)]
     lines = [(n, line) for n, line in numbered if line]
-    rows = list(_json_rows(file, lines) if file.suffix == ".jsonl" else _tab_rows(file, lines))
+    rows = list(_json_rows(file, lines) if file.suffix.lower() == ".jsonl" else _tab_rows(file, lines))
     unread = {column for row in rows for column in row.cells} - {*COLUMNS}
     if unread:
         print(f"{file}: not read: {', '.join(sorted(unread))}")
@@ -151,6 +151,8 @@ def _tab_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
     header = lines[0][1].split("\t") if lines else []
     if not {"audio", "text"} & {*header}:
         hints = [f" Did you mean {meant} by {name!r}?" for name in header if (meant := _meant(name))]
+        if lines and lines[0][1].startswith("{"):
+            hints = [" JSON lines are read from a file that ends in .jsonl: name it so."]
         raise DataError(
             f"{file}: its first line must name columns, tab-separated, audio and text among them; it is "
             f"{header}.{''.join(hints)}"

@@ -159,7 +159,7 @@ def read_requests(file: Path) -> list[Request]:
     ConfigError that names the line."""
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
-    if file.suffix not in (".tsv", ".jsonl"):
+    if file.suffix.lower() not in (".tsv", ".jsonl"):
         raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
     out: dict[str, Request] = {}
     try:
@@ -181,4 +181,6 @@ def read_requests(file: Path) -> list[Request]:
 
 def _wave(zipped: Zipped, file: str, piece: tuple[float, float | None]) -> Tensor:
     longest = BEYOND * zipped.facts.longest.get("speech", 0) / zipped.codec.frame_rate
-    return read_wave(Path(file), zipped.codec.sample_rate, *piece, longest, "the most that this model takes")
+    return read_wave(
+        Path(file), zipped.codec.sample_rate, *piece, longest, "the {:g} s that this model takes"
+    )
