@@ -53,7 +53,9 @@ def test_a_sign_that_may_be_said_is_refused_wherever_it_stands(sign):
         assert normal_text(text) == text  # so that it is refused, and not read without it
 
 
-@pytest.mark.parametrize("text", ["i said привет", "日本語", "ŋ", "αβγ", "שלום", "\x92", "\ufffd", "a\x00b"])
+@pytest.mark.parametrize(
+    "text", ["i said привет", "日本語", "ŋ", "αβγ", "x\u207f", "שלום", "\x92", "\ufffd", "a\x00b"]
+)
 def test_other_letters_and_damaged_text_are_refused(text):
     with pytest.raises(DataError, match="Utterance a: its text"):
         Utterance("a", "a.wav", normal_text(text), "s", "train").check_text()

@@ -9,6 +9,7 @@ transcript) is listed all the same, so that preparing counts it as skipped.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -111,6 +112,8 @@ def _runs(facts: Path, longest: float) -> Iterator[tuple[float, float]]:
     try:
         voiced = json.loads(facts.read_text(encoding="utf-8"))["voice_activity"]
         stretches = [(float(start), float(end)) for start, end in voiced]
+        if wrong := [one for one in stretches if not 0 <= one[0] <= one[1] < math.inf]:
+            raise ValueError(f"{wrong[0]} is no stretch of time")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{facts} is missing or damaged ({error}): it is to list the stretches of speech "
