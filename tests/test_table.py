@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from conftest import config
 from zipper.corpora.lists import read_list
 from zipper.corpora.table import MISNOMERS, read_table
 from zipper.corpora.utterance import Utterance
 from zipper.disk import file_name
 from zipper.errors import ConfigError, DataError
+from zipper.evaluate import codec as evaluate_codec
+from zipper.evaluate import samples
 from zipper.evaluate.heard import piece
 from zipper.generate.command import read_requests
+from zipper.generate.write import Written
 from zipper.generate.zipped import Zipped
 
 RATE = 16_000
@@ -192,3 +196,21 @@ def test_an_id_of_a_batch_that_is_no_safe_name_is_refused(tmp_path, name):
 def test_generate_refuses_the_texts_that_corpora_refuse(text):
     with pytest.raises(ConfigError, match=r"has (a tag|the sign|digits|the letter)"):
         Zipped.text(None, text)
+
+
+def test_samples_of_any_id_stay_in_their_folder(listening, store, codec, monkeypatch, in_tmp):
+    drawn = []
+    for module in (samples, evaluate_codec):
+        monkeypatch.setattr(module, "spectrograms", lambda *given: drawn.append(Path(given[-1])))
+    codes = store.row_codes(store.splits["test"][0])
+    segment = Written("speech", codes.T, codes, "end")
+    for name in ("/a", str(in_tmp / "clips" / "x"), "../../x", "a/b"):
+        entry = {"id": name, "reference": "so", "hypothesis": "so"}
+        samples.write_samples(Path("run/samples"), config(), listening, store, [entry], [segment])
+        said = [Utterance(name, "a.wav", "so", "s", "test")]
+        evaluate_codec.write_samples(Path("run/codec"), codec, said, [codec.decode(codes)], [codes])
+    made = [file for file in in_tmp.rglob("*") if file.is_file()]
+    assert {file.parent for file in [*made, *(file.absolute() for file in drawn)]} == {
+        in_tmp / "run/samples", in_tmp / "run/codec",
+    }  # fmt: skip
+    assert len(made) == 4 * (2 + 1 + codec.codebooks)

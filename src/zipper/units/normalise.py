@@ -83,11 +83,9 @@ def _folded(text: str) -> str:
 
 def _readable(sign: str) -> bool:
     """Whether it folds to letters of a to z, or is a mark that nobody says."""
-    if _is(sign, "L"):
-        folds = not _is(sign, "Lm") and re.fullmatch(
-            "[a-z']+", _folded(sign)
-        )  # Lm: x to the n-th, and the like
-        return sign in APOSTROPHES or bool(folds)
+    if _is(sign, "L") and sign not in APOSTROPHES:
+        raised = _is(sign, "Lm")  # x to the n-th, and the like
+        return not raised and re.fullmatch("[a-z']+", _folded(sign)) is not None
     return sign in SILENT or sign.isspace() or _is(sign, "Cf", "Pd", "Pi", "Pf", "M")
 
 
