@@ -135,6 +135,10 @@ def test_pieces_of_one_recording_have_ids_of_their_own_and_one_speaker(tmp_path)
     )
     assert len({u.id for u in found}) == 6
     assert len({u.speaker for u in found if u.audio and u.audio.endswith("a.wav")}) == 1
+    whole = read_list(
+        jsonl(tmp_path / "m.jsonl", *({"audio": f"{i}.wav", "duration": 1} for i in "abc")), 1, 1, 0
+    )
+    assert [u.id for u in whole] == ["a", "b", "c"]  # of recordings whose length is listed
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl"])

@@ -41,12 +41,12 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
         audio, (start, seconds) = row.text("audio"), row.piece()
         path = os.path.realpath(file.parent / audio) if audio else None
         recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
-        piece = "" if (start, seconds) == (0.0, None) else f"-{round(start * 100):07d}"
+        later = f"-{round(start * 100):07d}" if start else ""
         text = None if mute else normal_text(row.text("text"))
         if path is None and not silent:
             path = ""
-        id = row.name("id") or recording + piece
-        speaker = row.name("speaker") or (recording if piece else id)
+        id = row.name("id") or recording + later
+        speaker = row.name("speaker") or (recording if start or seconds else id)
         subset = f"manifest/{row.name('subset') or split}"
         out.append(Utterance(id, path, text, speaker, split, subset, start, seconds))
     check_ids(out, str(file))

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from zipper.errors import DataError
@@ -120,6 +121,10 @@ def read_table(file: Path) -> list[Line]:
         whole = file.read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the first name
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(
+            f"{file} cannot be read ({error.strerror}). Make it readable, or name another."
+        ) from error
     # At \n alone: splitlines() knows more ends of lines, which may stand within a cell.
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(whole.split("\n"), 1)]
     lines = [(n, line) for n, line in numbered if line]
@@ -155,7 +160,7 @@ def _tab_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
             hints = [" JSON lines are read from a file that ends in .jsonl: name it so."]
         raise DataError(
             f"{file}: its first line must name columns, tab-separated, audio and text among them; it is "
-            f"{header}.{''.join(hints)}"
+            f"{str(header)[:200]}.{''.join(hints)}"
         )
     _check_names(f"{file}, line {lines[0][0]}", header)
     for number, line in lines[1:]:
@@ -176,6 +181,7 @@ def _check_names(where: str, names: list[str]) -> None:
             )
 
 
+@cache
 def _meant(name: str) -> str | None:
     """The column that an unknown name seems to mean."""
     plain = name.strip().lower()
