@@ -11,6 +11,7 @@ from conftest import JOINT, config
 from zipper.cli import main
 from zipper.config import ROOT
 from zipper.errors import ConfigError, DataError
+from zipper.evaluate.asr import recognise
 from zipper.evaluate.wer import word_errors
 from zipper.generate import zipped as zipped_module
 from zipper.generate.zipped import load_zipped
@@ -24,6 +25,14 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     for name, tensor in run.model.state_dict().items():
         torch.testing.assert_close(shipped.model.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
     assert shipped.facts == run.facts
+    main(["evaluate", "shipped", "evaluate.tasks=[asr]", "result=shipped.json"])
+    again = json.loads(Path("shipped.json").read_text(encoding="utf-8"))
+    rows = [prepared.splits["test"][i] for i in range(6)]
+    expected = recognise(
+        shipped.model, prepared, shipped.facts, rows, 6
+    )  # in half precision, unlike the run's
+    assert again["per_utterance"] == [one.entry() for one in expected]
+    assert (again["name"], again["towers"]) == ("shipped", run.facts.towers)
     Path("wide").mkdir()
     for path in Path("shipped").iterdir():
         Path("wide", path.name).write_bytes(path.read_bytes())

@@ -2,21 +2,29 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from zipper.commit import commit
-from zipper.errors import ConfigError
+from zipper.config import changed
+from zipper.errors import ConfigError, DataError
 from zipper.evaluate.journal import journal, journal_name, read_pieces, work_of
 from zipper.evaluate.result import Origin, write_predictions, write_result
 from zipper.evaluate.tasks import evaluate_tasks, last_lines, load_listener
+from zipper.evaluate.tts import Listener
+from zipper.generate.zipped import WEIGHTS, load_exported
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
 from zipper.train.engine import first_process
 from zipper.train.folder import check_store, finished, result_files
-from zipper.train.module import load_module
+from zipper.train.module import ZipperModule, load_module
+from zipper.units.facts import reads
 from zipper.units.prepare import prepare
+from zipper.units.store import Store
 
 
 def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> None:
@@ -40,17 +48,45 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
         module.cfg.data, folder=cfg.data.folder or module.cfg.data.folder
     )  # it may have moved, too
     cfg = replace(module.cfg, **asked, data=data, train=replace(module.cfg.train, **machine))
-    listener = load_listener(cfg)
-    clock = Clock()
+    listener, clock = load_listener(cfg), Clock()
     store = prepare(cfg, clock)
     check_store(checkpoint, store)
-    if not first_process():
-        return
-    work = work_of(checkpoint, cfg, listener.judge.name if listener else None)
-    suffix = _suffix(folder, cfg.evaluate.split, work)
     ended = folder / finished(cfg).name
     trained = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
+    _evaluate(cfg, module, store, checkpoint, origin, listener, clock, folder)
+
+
+def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> None:
+    """As `evaluate_run`, of a folder that `export` wrote. Results go to build/runs/NAME, of its own name if
+    no other is given. words: key=value, over the settings that it was trained with.
+
+    Raises DataError where the store that those lead to holds other units than the model reads.
+    """
+    module, saved = load_exported(exported)
+    cfg = changed(module.cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
+    listener, clock = load_listener(cfg), Clock()
+    store = prepare(cfg, clock)
+    for name in module.model.names:
+        if module.facts.reads[name] != reads(store, name):
+            raise DataError(
+                f"{exported} reads {name} units of {module.facts.reads[name]!r}, but the store holds "
+                f"{reads(store, name)!r}. Name the codec and the tokenizer that it was trained with."
+            )
+    origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
+    cfg.run_dir.mkdir(parents=True, exist_ok=True)
+    _evaluate(cfg, module, store, exported / WEIGHTS, origin, listener, clock, cfg.run_dir)
+
+
+def _evaluate(
+    cfg: RunConfig, module: ZipperModule, store: Store, weights: Path, origin: Origin,
+    listener: Listener | None, clock: Clock, folder: Path,
+) -> None:  # fmt: skip
+    if not first_process():
+        return
+    module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    work = work_of(weights, cfg, listener.judge.name if listener else None)
+    suffix = _suffix(folder, cfg.evaluate.split, work)
     with journal(folder / journal_name(suffix), work) as kept:
         with clock.stage("evaluate"):
             results = evaluate_tasks(module, store, cfg, origin, listener, [], kept, suffix, folder)

@@ -76,8 +76,9 @@ def prompt(name: str, *segments: Segment) -> Document:
 
 def load_zipped(folder: Path) -> Zipped:
     """Raises ConfigError where the folder is neither, DataError where a part is damaged or does not fit."""
-    if (folder / FACTS).is_file():
-        model, facts, cfg = _load_exported(folder)
+    if is_exported(folder):
+        module, _ = load_exported(folder)
+        model, facts, cfg = module.model, module.facts, module.cfg
     elif (folder / "config.yaml").is_file():
         checkpoint = folder / "checkpoints" / "best.ckpt"
         if not checkpoint.is_file():
@@ -99,6 +100,11 @@ def load_zipped(folder: Path) -> Zipped:
     return Zipped(model.eval().to(device), facts, cfg, subwords, codec)
 
 
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is one that `save_zipped` wrote."""
+    return (folder / FACTS).is_file()
+
+
 def save_zipped(folder: Path, module: ZipperModule, subwords: Subwords, figures: dict[str, Any]) -> None:
     """Weights in half precision, and all that it takes to use them. figures: how it was made, how good."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +120,9 @@ def save_zipped(folder: Path, module: ZipperModule, subwords: Subwords, figures:
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def _load_exported(folder: Path) -> tuple[MultimodalModel, Facts, RunConfig]:
+def load_exported(folder: Path) -> tuple[ZipperModule, dict[str, Any]]:
+    """The model of a folder that `save_zipped` wrote, and what its JSON says. Raises DataError where a part
+    is damaged or does not fit."""
     saved = read_facts(folder / FACTS)
     if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
         raise DataError(
@@ -129,4 +137,4 @@ def _load_exported(folder: Path) -> tuple[MultimodalModel, Facts, RunConfig]:
         raise DataError(
             f"{folder / WEIGHTS} has another shape than {FACTS} says: {refusal(error)}"
         ) from error
-    return module.model, facts, cfg
+    return module.eval(), saved
