@@ -28,9 +28,7 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     main(["evaluate", "shipped", "evaluate.tasks=[asr]", "result=shipped.json"])
     again = json.loads(Path("shipped.json").read_text(encoding="utf-8"))
     rows = [prepared.splits["test"][i] for i in range(6)]
-    expected = recognise(
-        shipped.model, prepared, shipped.facts, rows, 6
-    )  # in half precision, unlike the run's
+    expected = recognise(shipped.model, prepared, shipped.facts, rows, 6)
     assert again["per_utterance"] == [one.entry() for one in expected]
     assert (again["name"], again["towers"]) == ("shipped", run.facts.towers)
     Path("wide").mkdir()

@@ -8,6 +8,7 @@ from test_compare import ROOT, result, some
 from zipper.config import load_config, to_dict
 from zipper.errors import DataError
 from zipper.report import ablations, settings
+from zipper.report.chains import chains
 from zipper.report.claims import claims
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
@@ -100,6 +101,19 @@ def test_the_papers_own_settings_are_judged_beside_ours(folder):
     assert (speech[1], speech[3]) == ("held", "not held")
     assert told["Text is preserved"][3] == "held"
     assert told["Speech better with the speech tower unfrozen than frozen"][3].strip() == ""
+
+
+def test_chains_stand_beside_their_pairs(tmp_path):
+    rates = {"tts": 0.2, "speech-text-speech": 0.21, "asr": 0.01, "text-speech-text": 0.03}
+    for name in ("a", "half"):
+        for task, rate in rates.items():
+            made = run("zipper", task, 0, rate, share_ended=0.99, reread_wer=0.04, split="test")
+            if (name, task) != ("half", "asr"):
+                (tmp_path / f"{name}-{task}.json").write_text(json.dumps(made), encoding="utf-8")
+    text = chains(tmp_path)
+    assert "| a | 0 | 8 | 20.0 % | 21.0 % (99.0 %) | 1.0 % | 3.0 % (99.0 %) | 4.0 % |" in text
+    assert "| half |" not in text
+    assert chains(tmp_path / "nowhere") == ""
 
 
 def test_claims_may_fail(folder):

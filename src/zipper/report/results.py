@@ -7,6 +7,7 @@ from typing import Any
 
 from zipper.config import ROOT
 from zipper.report.ablations import ablations, draw_ablations
+from zipper.report.chains import chains
 from zipper.report.claims import claims
 from zipper.report.comparison import comparison
 from zipper.report.comparison_figures import draw_comparison
@@ -38,6 +39,7 @@ def render(folder: Path, assets: Path) -> str:
         comparison(folder),
         claims(folder),
         longer(folder),
+        chains(folder / "chains"),
         settings(folder / "ablations"),
         ablations(folder / "ablations"),
         shipped(folder),
