@@ -167,7 +167,6 @@ def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, t
         assert one["utterances"] >= 300
         cfg = load_config(ROOT / "configs" / f"compare-{model}.yaml", [f"seed={one['seed']}"])
         assert differences(one["config"], cfg) == []
-        assert one["wall_seconds"] <= 15 * 60
 
 
 @pytest.mark.parametrize("grid", grids(), ids=lambda grid: grid.name)

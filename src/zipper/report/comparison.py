@@ -75,7 +75,6 @@ def recognition(runs: Runs) -> str:
                 f"{one['parameters_total'] / 1e6:.2f} M",
                 f"{one['parameters_trained'] / 1e6:.2f} M",
                 f"{flops['forward'] / 1e6:.2f} M / {flops['training'] / 1e6:.2f} M",
-                f"{train_minutes(several):.1f} min",
                 f"{one['config']['train']['lr']:g}",
                 *spread(several, "wer"),
                 *[beside(against(runs, "asr", model, b)) for b in BASELINES],
@@ -89,8 +88,7 @@ def recognition(runs: Runs) -> str:
         f"{first['checkpoint']} checkpoint, {first['decoding']}, {first['utterances']} test utterances. "
         "Parameters in all, and trained. FLOPs a token, forward / forward and backward, counted from "
         "shapes and lengths by the paper's formula, with our widths and the heads (`model/flops.py`). "
-        f"Training: minutes on {first['threads']} thread(s), mean of the seeds, with its validations and "
-        "without the test. Steps are equal, sizes are not. Each difference to a baseline: points of WER "
+        "Steps are equal, sizes are not. Each difference to a baseline: points of WER "
         f"with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p "
         "of a two-sided Wilcoxon signed-rank test on the utterances' error rates, both on the mean over "
         f"seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** "
@@ -101,7 +99,6 @@ def recognition(runs: Runs) -> str:
         "parameters",
         "trained",
         "FLOPs a token",
-        "training",
         "lr",
         "WER, mean ± deviation",
         "of each seed",
@@ -190,11 +187,6 @@ def spread(several: list[Result], key: str) -> tuple[str, str]:
     if len(values) > 1:
         mean += f" ± {100 * statistics.stdev(values):.1f}"
     return mean, ", ".join(f"{100 * value:.1f}" for value in values)
-
-
-def train_minutes(several: list[Result]) -> float:
-    """Of training, the mean."""
-    return statistics.fmean(one["wall_seconds"] for one in several) / 60
 
 
 def _first(runs: Runs, task: str) -> Result:
