@@ -98,7 +98,8 @@ def test_the_embedded_corpus_keeps_its_name():
 def test_sentences_of_books_without_one_reading_are_left_out_and_counted(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text(
-        "It is so. In 1851 it rained. \u201cIt's 'well'\u201d! [Noise] here. AT&T rang. " + "so " * 41
+        "It is so. In 1851 it rained. \u201cIt's 'well'\u201d! [Noise] here. AT&T rang. " + "so " * 41,
+        encoding="utf-8",
     )
     assert sentences_of(file)[0] == ["it is so", "it's well"]
     assert sum(sentences_of(file)[1].values()) == 4

@@ -67,7 +67,7 @@ def test_a_column_by_another_name_is_refused_and_its_own_is_named(tmp_path, name
     for other in ("audio", "text"):
         if MISNOMERS.get(name, name.strip().lower().rstrip("s")) == other:
             continue
-        (tmp_path / "m.tsv").write_text(f"{other}\t{name}\nso\tso\n")
+        (tmp_path / "m.tsv").write_text(f"{other}\t{name}\nso\tso\n", encoding="utf-8")
         for file in (tmp_path / "m.tsv", jsonl(tmp_path / "m.jsonl", {other: "so", name: "so"})):
             with pytest.raises(DataError, match=r"line 1: the column .* is unknown\. Did you mean "):
                 read_table(file)
@@ -77,8 +77,8 @@ def test_other_columns_are_said_to_be_unread(tmp_path, capsys):
     file = jsonl(tmp_path / "m.jsonl", {"audio": "a.wav", "text": "so", "gender": "f", "path": "b.wav"})
     assert len(read_table(file)) == 1
     assert capsys.readouterr().out == f"{file}: not read: gender, path\n"
-    (tmp_path / "n.tsv").write_text("audio\ttext\ttext\na\tb\tc\n")
-    (tmp_path / "n.jsonl").write_text('{"audio": "a", "text": "b", "text": "c"}\n')
+    (tmp_path / "n.tsv").write_text("audio\ttext\ttext\na\tb\tc\n", encoding="utf-8")
+    (tmp_path / "n.jsonl").write_text('{"audio": "a", "text": "b", "text": "c"}\n', encoding="utf-8")
     for name in ("n.tsv", "n.jsonl"):
         with pytest.raises(DataError, match="the column 'text' stands twice"):
             read_table(tmp_path / name)
