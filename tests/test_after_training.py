@@ -20,6 +20,7 @@ from zipper.train import run as run_module
 from zipper.train.module import load_module
 from zipper.train.resolve import resolve
 from zipper.units.codec import load_codec
+from zipper.units.store import fingerprint_hash
 from zipper.units.text import Subwords
 
 
@@ -101,6 +102,16 @@ def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
     monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: other_store(prepared))
     with pytest.raises(ConfigError, match="was trained on the store"):
         evaluate_run(config("name=one"), "y")
+
+
+def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, monkeypatch):
+    parts = dict(prepared.facts["fingerprint"])
+    assert parts.pop("audio")
+    saved = {"hyper_parameters": {"facts": {"store": fingerprint_hash(parts)}}}
+    monkeypatch.setattr("zipper.train.folder.read_checkpoint", lambda _: saved)
+    run_module.check_store(Path("x"), prepared)
+    with pytest.raises(ConfigError, match="was trained on the store"):
+        run_module.check_store(Path("x"), other_store(prepared))
 
 
 def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):

@@ -90,7 +90,7 @@ def check_store(checkpoint: Path, store: Store, towers: dict[str, str] | None = 
     """Refuses to go on with weights that were learnt on other units; or, where `towers` are given
     (`tower_hashes`), from other pre-trained ones than those that now lie there."""
     facts = read_checkpoint(checkpoint)["hyper_parameters"]["facts"]
-    if facts["store"] != store.fingerprint:
+    if facts["store"] not in (store.fingerprint, store.fingerprint_without_audio):
         raise ConfigError(
             f"{checkpoint} was trained on the store {facts['store']}, but its config now leads to "
             f"{store.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "

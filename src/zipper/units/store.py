@@ -92,6 +92,11 @@ class Store:
         """Short name of what made the store."""
         return fingerprint_hash(self.facts["fingerprint"])
 
+    @property
+    def fingerprint_without_audio(self) -> str:
+        """As it was before the recordings' content was part of it: what older checkpoints hold."""
+        return fingerprint_hash({k: v for k, v in self.facts["fingerprint"].items() if k != "audio"})
+
     def row_codes(self, row: Row) -> Tensor:
         """int64 [Q, F]"""
         return torch.tensor(row["codes"], dtype=torch.int64).view(self.codebooks, -1)
