@@ -116,7 +116,7 @@ $(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
 # Six times as long, one seed: does the comparison look the same, and do the paper's own settings learn?
 WORDS_paper := configs/paper.yaml
 WORDS_paper-2e-3 := configs/paper.yaml train.lr=2e-3
-WORDS_single-decoder := configs/compare-single-decoder.yaml
+WORDS_single-decoder := configs/compare-single-decoder.yaml train.prompt_weight=0
 WORDS_single-decoder-speech := configs/compare-single-decoder-speech.yaml
 LONGER := paper paper-2e-3 single-decoder single-decoder-speech
 longer: $(LONGER:%=build/runs/longer-%/result.json)  ## the comparison's decoders and the paper's settings, six times as long (an hour each)

@@ -10,7 +10,7 @@ from conftest import JOINT, config
 from zipper.data.batch import collate
 from zipper.data.document import Document, document
 from zipper.errors import ConfigError
-from zipper.evaluate.chains import evaluate_chain
+from zipper.evaluate.chains import evaluate_chain, reread
 from zipper.evaluate.result import Origin
 from zipper.evaluate.tts import evaluate_tts
 from zipper.generate.answers import answers
@@ -140,6 +140,11 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     assert sum(spoken["stopped"].values()) == spoken["utterances"] == 6
     ended = [text.stopped == one.stopped == "end" for (text,), one in zip(written, last, strict=True)]
     assert spoken["share_ended"] == sum(ended) / 6
+    none = dataclasses.replace(last[0], content=last[0].content[:, :0])  # ended where it began
+    pairs = [(rows[0], [none, written[0][0]]), (rows[1], [last[1], written[1][0]])]
+    kept, again = reread(module.model, listening.codec, cfg, module.facts, pairs)
+    assert kept is written[0][0]
+    assert again.modality == "text"
     read = evaluate_chain("text>speech>text", *given)
     assert {one["reference"] for one in read["per_utterance"]} == {row["text"] for row in rows}
     assert {"wer", "reread_wer", "share_ended"} <= {*read}

@@ -1,8 +1,9 @@
-"""Content hashes of files, each read once: again only where its size or a time of change is another one."""
+"""What was read of files once, and need not be read again while their sizes and times are what they were."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,34 +11,58 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm import tqdm
 
+from zipper.disk import held
+
 READERS = 8  # files at a time: reading waits for the disk
 KEPT = "hashes.arrow"  # in the build folder
 MISSING = "missing"
 SHOWN = 1000  # files from which on hashing them shows a bar
 
+Known = dict[str, tuple[str, str]]  # by absolute path: size and times, and what was found
+
 
 def file_hashes(files: Sequence[str | Path], kept: Path) -> list[str]:
-    """BLAKE2 of each file's content, as hexadecimal digits; `missing` where it cannot be read.
+    """BLAKE2 of each file's content, as hexadecimal digits. One that is gone has the hash that it had, and
+    `missing` if it was never read.
 
-    kept: the file (Arrow) that remembers them, with the size and times that each file had.
+    kept: the file (Arrow) that remembers them. Processes that need the same files wait for the first one.
     """
     names = [str(Path(file).absolute()) for file in files]
-    known = _read(kept)
     with ThreadPoolExecutor(READERS) as pool:
         stamps = dict(zip(names, pool.map(_stamp, names), strict=True))
-        unread = [name for name, stamp in stamps.items() if known.get(name, ("", ""))[0] != stamp]
-        digests = pool.map(_digest, unread)
-        bar = tqdm(digests, "hash", len(unread), False, unit="file", disable=len(unread) < SHOWN)
-        for name, digest in zip(unread, bar, strict=True):
-            known[name] = stamps[name], digest
-    if unread:
-        _write(kept, known)
-    return [known[name][1] for name in names]
+    known = _read(kept)
+    if _unread(stamps, known):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with held(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
+            known = _read(kept)
+            unread = _unread(stamps, known)
+            with ThreadPoolExecutor(READERS) as pool:
+                digests = pool.map(_digest, unread)
+                bar = tqdm(digests, "hash", len(unread), False, unit="file", disable=len(unread) < SHOWN)
+                read = dict(zip(unread, bar, strict=True))
+            # One that could not be read just now is read again the next time.
+            known.update({name: (stamps[name], digest) for name, digest in read.items() if digest != MISSING})
+            _write(kept, known)
+    return [known.get(name, ("", MISSING))[1] for name in names]
 
 
 def joint_hash(hashes: Sequence[str]) -> str:
     """Short hash of several, in their order."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
+
+
+def once(folder: Path, files: Sequence[Path], check: Callable[[], None], kept: Path) -> None:
+    """Runs a check of a folder's files, which raises where it fails, unless they have passed it before."""
+    stamp = joint_hash([_stamp(str(file)) for file in files])
+    known, name = _read(kept), str(folder.absolute())
+    if known.get(name, ("", ""))[0] != stamp:
+        check()
+        with held(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
+            _write(kept, {**_read(kept), name: (stamp, "checked")})
+
+
+def _unread(stamps: dict[str, str], known: Known) -> list[str]:
+    return [name for name, stamp in stamps.items() if stamp not in (MISSING, known.get(name, ("", ""))[0])]
 
 
 def _stamp(name: str) -> str:
@@ -52,11 +77,11 @@ def _digest(name: str) -> str:
     try:
         with open(name, "rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except (OSError, ValueError):
+    except OSError:
         return MISSING
 
 
-def _read(kept: Path) -> dict[str, tuple[str, str]]:
+def _read(kept: Path) -> Known:
     try:
         table = feather.read_table(kept)
         columns = (table.column(name).to_pylist() for name in ("file", "stamp", "digest"))
@@ -65,11 +90,13 @@ def _read(kept: Path) -> dict[str, tuple[str, str]]:
         return {}
 
 
-def _write(kept: Path, known: dict[str, tuple[str, str]]) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_suffix(f".{os.getpid()}.part")
-    stamps, digests = zip(*known.values(), strict=True)
-    feather.write_feather(
-        pa.table({"file": list(known), "stamp": list(stamps), "digest": list(digests)}), str(aside)
-    )
+def _write(kept: Path, known: Known) -> None:
+    aside = kept.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
+    stamps = [stamp for stamp, _ in known.values()]
+    digests = [digest for _, digest in known.values()]
+    table = pa.table({"file": [*known], "stamp": stamps, "digest": digests}, schema=_SCHEMA)
+    feather.write_feather(table, str(aside))
     aside.rename(kept)
+
+
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("file", "stamp", "digest")])

@@ -58,7 +58,12 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     folder = root / f"spoken-{recipe_hash(cfg)}"
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
-        return [replace(u, subset=f"spoken/{u.split}") for u in read_manifest(manifest)]
+        found = read_manifest(manifest)  # whose paths are those of where it was made
+        here = [folder.joinpath(*Path(u.audio or "").parts[-2:]).resolve() for u in found]
+        return [
+            replace(u, subset=f"spoken/{u.split}", audio=str(file))
+            for u, file in zip(found, here, strict=True)
+        ]
     utterances = [
         Utterance(
             f"{split}-{i:05d}",

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient.
 
     tokens: valid ones, of all streams; padding: share of the tokens that are none, silent towers left out;
-    length: most tokens of a document. Plain numbers, so that a training step waits for no device."""
+    length: most tokens of a document. Plain numbers, which a training step need not ask the device for."""
 
     ids: list[str]
     streams: dict[str, Stream]

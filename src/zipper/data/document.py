@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 
 from zipper.schema import TASKS
 from zipper.units.pattern import Pattern, scored, to_columns
-from zipper.units.store import Row, Store
+from zipper.units.store import Row, Store, column
 from zipper.units.text import Subwords
 
 
@@ -38,9 +39,12 @@ class Document:
 def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]:
     """Which rows can be a document of a task: they hold all of its modalities, and are of one of `corpora`
     (none: of any)."""
-    counts = [rows[{"text": "subwords", "speech": "frames"}[name]] for name in TASKS[task]]
-    of = [not corpora or subset.partition("/")[0] in corpora for subset in rows["subset"]]
-    return [i for i, fits in enumerate(of) if fits and all(count[i] > 0 for count in counts)]
+    fits = np.ones(len(rows), dtype=bool)
+    for name in TASKS[task]:
+        fits &= column(rows, {"text": "subwords", "speech": "frames"}[name]) > 0
+    if corpora:
+        fits &= np.array([subset.partition("/")[0] in corpora for subset in rows["subset"][:]], dtype=bool)
+    return np.flatnonzero(fits).tolist()
 
 
 def document(store: Store, row: Row, task: str, prompt_weight: float) -> Document:

@@ -22,7 +22,7 @@ class ZipperData(L.LightningDataModule):
         self.cfg, self.store = cfg, store
         self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
         # Mistakes in the sizes show here, before a Trainer exists; those of the other splits too.
-        for split in SPLITS:
+        for split in SPLITS[1:]:
             self._steps(split, cfg.train.tasks.shares(), 1)
         self.steps = self._steps(
             "train", cfg.train.tasks.shares(), cfg.train.devices * cfg.train.nodes * cfg.train.accumulate

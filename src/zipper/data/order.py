@@ -15,7 +15,7 @@ from zipper.errors import ConfigError
 from zipper.schema import TASKS
 from zipper.schema.train import LossMean
 from zipper.units.pattern import around
-from zipper.units.store import Store, share
+from zipper.units.store import Store, column, share
 
 JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
 
@@ -44,7 +44,7 @@ class Steps:
         self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
         self.rows = share(store.splits[split], only)
-        self.subwords, self.frames = np.array(self.rows["subwords"]), np.array(self.rows["frames"])
+        self.subwords, self.frames = column(self.rows, "subwords"), column(self.rows, "frames")
         self.speech = self.frames + around(store.codebooks, store.pattern)
         self.eligible = {
             task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
@@ -56,7 +56,7 @@ class Steps:
                     "Choose another "
                     "data.corpus (or data.tasks), or leave the task out."
                 )
-        longest = max(self._length(int(i), task) for task, found in self.eligible.items() for i in found)
+        longest = max(int(self._lengths(found, task).max()) for task, found in self.eligible.items())
         if longest * slices > tokens:
             raise ConfigError(
                 f"train.tokens={tokens} is less than {slices} slice(s) of the longest utterance ({longest} "
@@ -128,12 +128,9 @@ class Steps:
 
     def _cut_epoch(self, epoch: int) -> list[Plan]:
         draw = np.random.default_rng([self.seed, epoch])
-        examples = [
-            (int(row), task)
-            for task, share in self.tasks.items()
-            for row in self._drawn(self.eligible[task], share, draw)
-        ]
-        lengths = np.array([self._length(row, task) for row, task in examples])
+        drawn = {task: self._drawn(self.eligible[task], share, draw) for task, share in self.tasks.items()}
+        examples = [(row, task) for task, rows in drawn.items() for row in rows.tolist()]
+        lengths = np.concatenate([self._lengths(rows, task) for task, rows in drawn.items()])
         order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
         plans: list[Plan] = []
         group: list[tuple[int, str]] = []
@@ -154,10 +151,10 @@ class Steps:
         count = round(rest * len(rows))
         return np.concatenate([rows] * int(whole) + [rows[draw.permutation(len(rows))[:count]]])
 
-    def _length(self, row: int, task: str) -> int:
-        """Of the longest tower."""
-        lengths = {"text": int(self.subwords[row]) + 2, "speech": int(self.speech[row])}
-        return max(lengths[name] for name in TASKS[task])
+    def _lengths(self, rows: np.ndarray, task: str) -> np.ndarray:
+        """Of the longest tower of each of these rows: int64 [N]"""
+        lengths = {"text": self.subwords[rows] + 2, "speech": self.speech[rows]}
+        return np.max([lengths[name] for name in TASKS[task]], axis=0).astype(np.int64)
 
 
 def silenced(batch: Batch) -> Batch:

@@ -73,13 +73,19 @@ def reread(
     facts: Facts,
     chains: list[tuple[Row, list[Written]]],
 ) -> list[Written]:
-    """The last but one segment of each chain, speech, read again as a recording of it would be."""
-    prompts = []
-    for row, segments in chains:
+    """The last but one segment of each chain, speech, read again as a recording of it would be. Where nothing
+    was spoken there is nothing to read: the chain's own text stands."""
+    prompts, spoken = [], [i for i, (_, segments) in enumerate(chains) if segments[-2].content.numel()]
+    for row, segments in (chains[i] for i in spoken):
         (codes,) = codec.encode([codec.decode(segments[-2].content)])
         segment = speech_segment(codes, codec.codes, 0.0, cfg.codec.pattern)
         prompts.append(Document(row["id"], [segment], multimodal=True))
-    return [one for (one,) in write(model, prompts, ["text"], facts, cfg.decode.by_modality(), cfg.seed)]
+    found = [segments[-1] for _, segments in chains]
+    if prompts:
+        read = write(model, prompts, ["text"], facts, cfg.decode.by_modality(), cfg.seed)
+        for i, (text,) in zip(spoken, read, strict=True):
+            found[i] = text
+    return found
 
 
 def last_line(result: dict[str, Any], file: Path | str) -> str:

@@ -113,8 +113,9 @@ class Share(Tower):
 
     @property
     def offset(self) -> Tensor:
-        others = [self.other + q * self.cfg.vocabulary for q in range(self.cfg.codebooks - 1)]
-        return torch.tensor([self.first, *others], device=self.embedding.weight.device)
+        books = torch.arange(self.cfg.codebooks, device=self.embedding.weight.device)
+        offset = (books - 1) * self.cfg.vocabulary + self.other
+        return torch.where(books == 0, self.first, offset)
 
     @property
     def _others(self) -> Tensor:

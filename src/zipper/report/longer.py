@@ -39,7 +39,8 @@ def longer(folder: Path) -> str:
         "others end with their last one. "
         "**The terms are not equal, and favour the first**: the weights of its codebooks, hidden spans, "
         "whitening and dropout were found in runs of 5,000 to 12,000 steps (LOG.md). The decoders have what "
-        "1,000 steps chose on dev (nothing hidden), another dropout, and their last checkpoint.\n\n"
+        "1,000 steps chose on dev (nothing hidden, or a loss on the prompt), another dropout, and their last "
+        "checkpoint.\n\n"
         "![Word errors on dev over the steps](reports/figures/longer.svg)"
     )
     head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER, gold",

@@ -114,7 +114,8 @@ class ZipperModule(L.LightningModule):
             self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + switch
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        self.log("train/padding", batch.padding, batch_size=len(batch.ids))
+        padding = torch.tensor(batch.padding).to(self.device, non_blocking=True)  # or Lightning waits for it
+        self.log("train/padding", padding, batch_size=len(batch.ids))
         self.latest["loss"] = loss.detach()
         self.held.append(batch)
         self.units += batch.tokens

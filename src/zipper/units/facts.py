@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from zipper.units.store import PERIODS, Store, share
+from zipper.units.store import PERIODS, Store, column, share
 from zipper.units.text import Subwords
 
 BEYOND = 1.5  # a generation may go so many times beyond the largest figure of the training split
@@ -52,11 +52,11 @@ class Facts:
 def facts_of(store: Store, only: int | None = None, towers: dict[str, str] | None = None) -> Facts:
     """Measured on what a run trains on: `only` utterances of the training split, or all of it. What is of one
     modality alone has no ratio. towers: as they are kept."""
-    rows = share(store.splits["train"], only).with_format("numpy")
-    subwords, frames = np.array(rows["subwords"]), np.array(rows["frames"])
+    rows = share(store.splits["train"], only)
+    subwords, frames = column(rows, "subwords"), column(rows, "frames")
     both = (subwords > 0) & (frames > 0)
     a, b = subwords[both], frames[both]
-    seconds = sum(np.array(rows["seconds"])[both].tolist())
+    seconds = sum(column(rows, "seconds")[both].tolist())
     rate = int(a.sum()) / seconds if seconds else SUBWORDS_PER_SECOND
     return Facts(
         store=store.fingerprint,
@@ -67,7 +67,7 @@ def facts_of(store: Store, only: int | None = None, towers: dict[str, str] | Non
         ratio={"text": {"speech": float((a / b).max())}, "speech": {"text": float((b / a).max())}}
         if both.any()
         else {},
-        repeats={"speech": np.array(rows["repeats"]).max(axis=0).tolist()},
+        repeats={"speech": column(rows, "repeats").max(axis=0).tolist()},
         towers=towers or {},
     )
 
@@ -79,7 +79,7 @@ def seconds_of_subwords(store: Store, rows: Dataset) -> list[float]:
     sentence, half of it the begin's and half the end's.
     """
     letters = letters_of(store.subwords)
-    said, took = np.array(rows["letters"]), np.array(rows["seconds"])
+    said, took = column(rows, "letters"), column(rows, "seconds")
     both = (said > 0) & (took > 0)
     if not both.any():
         return [1 / SUBWORDS_PER_SECOND] * len(letters)

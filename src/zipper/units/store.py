@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch import Tensor
 from zipper.config import read_facts
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
-from zipper.hashes import KEPT, file_hashes, joint_hash
+from zipper.hashes import KEPT, file_hashes, joint_hash, once
 from zipper.schema import DataConfig
 from zipper.units.codec import Codec
 from zipper.units.normalise import normaliser_of
@@ -102,15 +104,26 @@ class Store:
         return torch.tensor(row["codes"], dtype=torch.int64).view(self.codebooks, -1)
 
 
+def column(rows: datasets.Dataset, name: str) -> np.ndarray:
+    """A column of numbers [N], or of lists of one length [N, length], at once: element by element the package
+    takes a thousand times as long, and each change of its format copies what it knows of every shard."""
+    values = rows.data.column(name).combine_chunks()
+    listed = pa.types.is_fixed_size_list(values.type)
+    found = values.flatten().to_numpy() if listed else values.to_numpy(zero_copy_only=False)
+    found = found.reshape(len(values), -1) if listed else found
+    chosen = rows._indices  # of a share of the rows; the package gives no other name to it
+    return found if chosen is None else found[chosen.column(0).to_numpy()]
+
+
 def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
     """`only` of the rows (none: all), a smaller share nested in a larger one. Real corpora come speaker by
     speaker, and several one after the other, so they are taken in the order of a hash of their ids; the
     embedded one alone is mixed as it is."""
     if only is None or only >= len(rows):
         return rows
-    if {subset.partition("/")[0] for subset in rows["subset"]} <= {"", "spoken"}:
+    if {subset.partition("/")[0] for subset in rows["subset"][:]} <= {"", "spoken"}:
         return rows.select(range(only))
-    ids = list(rows["id"])
+    ids = rows["id"][:]
     by_hash = sorted(range(len(rows)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
     return rows.select(sorted(by_hash[:only]))
 
@@ -198,7 +211,12 @@ def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
             raise DamagedStore(
                 f"{folder}: split {split} has {len(rows)} rows, store.json says {facts['rows'][split]}."
             )
-        _check_range(folder, split, rows, "codes", facts["codes"])
+
+    def check() -> None:
+        for split, rows in splits.items():
+            _check_range(folder, split, rows, "codes", facts["codes"])
+
+    once(folder, sorted(folder.glob("*.arrow")), check, folder.parent.with_name(KEPT))
     return Store(folder, facts, splits, Subwords.load(folder / "tokenizer.json"))
 
 
