@@ -86,9 +86,10 @@ def choices(folder: Path) -> str:
         "What training does besides: spans of a spoken answer are hidden from what predicts it (as when the "
         "rates were searched), nothing is, or there is a loss on what is given, too. Word errors on dev, "
         "those of a sentence capped at its words, "
-        f"recognition / speech, after {one['steps']:,} steps, seed {one['seed']}; in bold what the runs "
-        "above were trained with: the lowest mean of both, or spans hidden, where that is better in neither "
-        "(paired tests).\n\n"
+        f"recognition / speech, after {one['steps']:,} steps, seed {one['seed']}; in bold what the "
+        "rule chooses: the lowest mean of both, or spans hidden, where that is better in neither (paired "
+        "tests). The runs above were trained with it, but for Zipper with a frozen speech tower, which had "
+        "its spans hidden, as chosen before errors were capped.\n\n"
     )
     return text + table(["model", *labels], rows)
 
