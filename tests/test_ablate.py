@@ -134,6 +134,17 @@ def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
     assert "sbatch build/ablations/mine.sbatch" in capsys.readouterr().out
 
 
+def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
+    """Blanks and quotes in their names, too."""
+    monkeypatch.setattr(sys, "executable", "/opt/my env/python")
+    script = running.write_slurm(write().rename("it's mine.yaml"))
+    words = subprocess.run(
+        ["bash", "-c", script.read_text(encoding="utf-8").replace("srun", "printf '%s\\n'")],
+        env={"SLURM_ARRAY_TASK_ID": "3"}, capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout.splitlines()  # fmt: skip
+    assert words[:5] == ["/opt/my env/python", "-m", "zipper", "ablate", "it's mine.yaml"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

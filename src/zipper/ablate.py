@@ -21,7 +21,7 @@ from zipper.schema import RunConfig
 
 SLURM = """#!/bin/bash
 # {count} runs of {file}: sbatch {script}
-#SBATCH --job-name=zipper-{name}
+#SBATCH --job-name={job}
 #SBATCH --array=0-{last}
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -161,8 +161,9 @@ def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
     script.write_text(SLURM.format(
-        count=len(runs), file=file, script=script, name=ablation.name, last=len(runs) - 1, folder=folder,
-        runs=" ".join(f"'{run}'" for run in runs), python=sys.executable, settings=shlex.join(settings),
+        count=len(runs), file=shlex.quote(str(file)), script=shlex.quote(str(script)),
+        job=shlex.quote(f"zipper-{ablation.name}"), last=len(runs) - 1, folder=folder, runs=shlex.join(runs),
+        python=shlex.quote(sys.executable), settings=shlex.join(settings),
     ), encoding="utf-8")  # fmt: skip
     return script
 

@@ -158,7 +158,7 @@ def ablate(args: argparse.Namespace) -> None:
     if args.dry_run:
         grid.listed(args.file, args.settings)
     elif args.slurm:
-        print(f"sbatch {grid.write_slurm(args.file, args.settings)}")
+        print(f"sbatch {shlex.quote(str(grid.write_slurm(args.file, args.settings)))}")
     elif args.wandb_sweep:
         sweep = grid.write_sweep(args.file, args.settings)
         print(f"wandb sweep {sweep}, then wandb agent with the id that it prints")
