@@ -123,12 +123,13 @@ def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters", "module_arguments"])
+@pytest.mark.parametrize("within", [lambda named: named, lambda named: {"a": [1, ({"b": named},)]}])
 @pytest.mark.parametrize("read", [read_checkpoint, load_module, WholeFiles().load_checkpoint])
-def test_one_that_names_code_to_run_is_never_used(tmp_path, part, read):
-    """Whatever version of Lightning is installed (CVE-2026-58659)."""
+def test_one_that_names_code_to_run_is_never_used(tmp_path, part, within, read):
+    """At any depth, lists and tuples included; whatever version of Lightning is installed (CVE-2026-58659)."""
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / "last.ckpt"
-    torch.save({"global_step": 1, "state_dict": {}, part: {"_instantiator": "os.system"}}, file)
+    torch.save({"global_step": 1, "state_dict": {}, part: within({"_instantiator": "os.system"})}, file)
     for use in (read, lambda file: newest(tmp_path)):
         with pytest.raises(DataError, match=r"last\.ckpt holds the hyperparameter _instantiator=os\.system"):
             use(file)

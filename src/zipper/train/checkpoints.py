@@ -225,10 +225,12 @@ def _plain_values(file: Path, mmap: bool) -> dict[str, Any]:
 
 def _code_named(values: Any) -> str | None:
     """The first of RUN, with its value, at any depth."""
+    if isinstance(values, list | tuple):
+        return next(filter(None, map(_code_named, values)), None)
     if not isinstance(values, dict):
         return None
     here = (f"{key}={values[key]}" for key in RUN if key in values)
-    return next(here, None) or next(filter(None, map(_code_named, values.values())), None)
+    return next(here, None) or _code_named([*values.values()])
 
 
 def flaw(file: Path) -> str | None:
