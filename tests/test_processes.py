@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,19 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, one_process):
     assert max(abs(expected[step] - loss) for step, loss in found.items()) < 1e-9
     results = [json.loads((one / "asr.json").read_text(encoding="utf-8")) for one in (one_process, run)]
     assert results[0]["per_utterance"] == results[1]["per_utterance"]
+
+
+def test_an_evaluation_that_has_encoded_by_two_processes_ends(folder, two_processes):
+    """Of a run whose store is gone: one of them evaluates, without waiting for the other."""
+    shutil.rmtree(folder / "build/stores")
+    said = zipper(folder, "evaluate", *TWO, "name=auto")
+    assert "by 2 process(es)" in said
+    expected, found = (
+        json.loads((two_processes / name).read_text(encoding="utf-8"))
+        for name in ("asr.json", "asr-test.json")
+    )
+    assert found["per_utterance"] == expected["per_utterance"]
+    assert not list(two_processes.glob(".evaluating*"))
 
 
 def take_shares(rank: int, folder: Path) -> None:

@@ -19,7 +19,7 @@ from zipper.evaluate.tts import Listener
 from zipper.generate.zipped import WEIGHTS, load_exported
 from zipper.report.clock import Clock
 from zipper.schema import RunConfig
-from zipper.train.engine import first_process
+from zipper.train.engine import first_process, leave_group
 from zipper.train.folder import check_store, finished, result_files
 from zipper.train.module import ZipperModule, load_module
 from zipper.units.facts import reads
@@ -82,6 +82,7 @@ def _evaluate(
     cfg: RunConfig, module: ZipperModule, store: Store, weights: Path, origin: Origin,
     listener: Listener | None, clock: Clock, folder: Path,
 ) -> None:  # fmt: skip
+    leave_group()  # of `prepare`: the first process evaluates, and must not wait for those that are done
     if not first_process():
         return
     module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

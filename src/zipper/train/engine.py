@@ -47,6 +47,13 @@ def divided(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
     return [shares[i % ranks][i // ranks] for i in range(len(rows))]
 
 
+def leave_group() -> None:
+    """Ends the group of processes that has encoded a corpus: from now on each is by itself. All must call
+    it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def strategy(train: TrainConfig) -> Strategy | str:
     """`fsdp2` shards parameters, gradients and optimiser over all devices, frozen and trained ones alike;
     any other name is Lightning's own. Checkpoints are whole whatever it is."""
