@@ -1,8 +1,9 @@
 """A terminal that is gone and a pipe that nobody reads end no command."""
 
-import errno
 import os
 import pty
+import socket
+import struct
 import subprocess
 import sys
 
@@ -25,7 +26,26 @@ def a_terminal() -> int:
     return slave
 
 
-@pytest.mark.parametrize("gone", [a_pipe, a_terminal])
+def not_for_writing() -> int:
+    return os.open(os.devnull, os.O_RDONLY)
+
+
+def not_connected() -> int:
+    return socket.socket().detach()
+
+
+def left_by_its_reader() -> int:
+    """Who had not read all."""
+    ours, theirs = socket.create_server(("127.0.0.1", 0)), socket.socket()
+    theirs.connect(ours.getsockname())
+    accepted, _ = ours.accept()
+    ours.close()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    return accepted.detach()
+
+
+@pytest.mark.parametrize("gone", [a_pipe, a_terminal, not_for_writing, not_connected, left_by_its_reader])
 def test_a_stream_that_is_gone_falls_silent(gone):
     with os.fdopen(gone(), "w", buffering=1, encoding="utf-8") as plain:
         stream = Unbroken(plain)
@@ -37,18 +57,32 @@ def test_a_stream_that_is_gone_falls_silent(gone):
         assert subprocess.run(child, stdout=stream, check=False).returncode == 0
 
 
-class Closed:
-    """A stream with an error that tells of a mistake of ours."""
+def test_where_it_would_have_to_wait_a_text_is_dropped_alone():
+    """As in a pipe that ssh or tee has made non-blocking."""
+    read, written = os.pipe()
+    os.set_blocking(written, False)
+    with os.fdopen(written, "w", buffering=1, encoding="utf-8") as plain, os.fdopen(read, "rb", 0) as reader:
+        stream = Unbroken(plain)
+        for _ in range(10_000):
+            assert stream.write("x" * 99 + "\n") == 100
+            stream.flush()
+        assert len(reader.read(1_000_000)) < 1_000_000
+        stream.write("on again\n")
+        stream.finish()
+        assert reader.read(1_000_000).endswith(b"on again\n")
 
-    def write(self, text: str) -> None:
-        raise OSError(errno.EBADF, "no")
 
-    flush = write
-
-
-def test_another_error_is_raised():
-    with pytest.raises(OSError, match="no"):
-        Unbroken(Closed()).write("x")
+def test_a_reader_that_never_reads_on_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("zipper.streams.TURNS", 0)
+    read, written = os.pipe()
+    os.set_blocking(written, False)
+    with os.fdopen(written, "w", buffering=1, encoding="utf-8") as plain:
+        stream = Unbroken(plain)
+        for _ in range(10_000):
+            stream.write("x" * 99 + "\n")
+        stream.finish()
+        plain.flush()
+    os.close(read)
 
 
 def test_streams_are_put_back_and_one_that_was_closed_is_silent(monkeypatch):

@@ -1,20 +1,20 @@
 """Standard output and error as something that cannot fail: a terminal that was closed, or a `head` that has
 read enough, is no reason to lose a run."""
 
-import errno
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-# A pipe that nobody reads, a terminal that is gone; a disk that is full holds no log, but may hold the run.
-GONE = {errno.EPIPE, errno.EIO, errno.ENXIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+TURNS = 5  # waits of a second, in the end, for a reader that is slow
 
 
 class Unbroken:
-    """A stream that falls silent where it would fail: from then on all goes to the null device, what child
-    processes write and what is left in buffers included."""
+    """A stream that falls silent where it would fail, whatever the error: from then on all goes to the null
+    device, what child processes write and what is left in buffers included. Where it would only have to wait
+    (a pipe that ssh, tee or node has made non-blocking), that text alone is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -25,8 +25,10 @@ class Unbroken:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except OSError as error:
-            self._silence(error)
+        except BlockingIOError:
+            return len(text)
+        except OSError:
+            self._silence()
             return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -36,12 +38,25 @@ class Unbroken:
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except OSError as error:
-            self._silence(error)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._silence()
 
-    def _silence(self, error: OSError) -> None:
-        if error.errno not in GONE:
-            raise error
+    def finish(self) -> None:
+        """Flushes what is left, and waits for a slow reader for a while: Python would fail in the end."""
+        for _ in range(TURNS):
+            try:
+                self.stream.flush()
+                return
+            except BlockingIOError:
+                with suppress(OSError, ValueError):
+                    select.select([], [self.stream.fileno()], [], 1.0)
+            except OSError:
+                break
+        self._silence()
+
+    def _silence(self) -> None:
         with open(os.devnull, "wb") as null:
             os.dup2(null.fileno(), self.stream.fileno())
 
@@ -54,7 +69,8 @@ def protect() -> None:
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if stream in (sys.__stdout__, sys.__stderr__):
             stream.reconfigure(errors="backslashreplace")
-        setattr(sys, name, cast(TextIO, Unbroken(stream)))
+        if not isinstance(stream, Unbroken):
+            setattr(sys, name, cast(TextIO, Unbroken(stream)))
 
 
 @contextmanager
@@ -62,9 +78,10 @@ def unbroken_output() -> Iterator[None]:
     """`protect` for as long as a command runs; what it wrote is flushed in the end."""
     before = sys.stdout, sys.stderr
     protect()
+    ours = cast(Unbroken, sys.stdout), cast(Unbroken, sys.stderr)
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in ours:
+            stream.finish()
         sys.stdout, sys.stderr = before
