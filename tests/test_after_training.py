@@ -12,6 +12,7 @@ from zipper.cli import run
 from zipper.config import ROOT, load_config
 from zipper.corpora.utterance import sentences_hash
 from zipper.errors import ConfigError, DataError
+from zipper.evaluate.place import asked_config, where_trained
 from zipper.evaluate.run import evaluate_run
 from zipper.model.pretrained import load_weights, tower_facts, with_shape_of
 from zipper.model.tower import Tower
@@ -82,6 +83,34 @@ def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in
     assert len(list(moved.glob("asr-test*.json"))) == 3
     assert {file: file.read_bytes() for file in before} == before
     assert not list(one.glob("*-test*"))
+
+
+def test_an_evaluation_leaves_what_the_run_gave_out(prepared, nothing_is_drawn):
+    """Only a word names a file that its result is copied to."""
+    words = ["name=one", "train.steps=3", "evaluate.shuffled=false", "result=given.json", "export=model"]
+    run_module.train(config(*words), "x")
+    kept = {file: file.read_bytes() for file in (Path("given.json"), *Path("model").iterdir())}
+    run(["evaluate", "build/runs/one/config.yaml", "evaluate.split=dev"])
+    run(["evaluate", "build/runs/one/config.yaml", "evaluate.split=dev", "result=dev.json"])
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert json.loads(Path("dev.json").read_text(encoding="utf-8"))["split"] == "dev"
+
+
+def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):
+    """Those that the run's own config says, from its own place; and what is no path stays a name."""
+    file = in_tmp / "made/build/runs/one/config.yaml"
+    (file.parent / "checkpoints").mkdir(parents=True)
+    file.write_text("{data: {tokenizer: own.json}, result: old.json, export: old}", encoding="utf-8")
+    caller = in_tmp / "caller"
+    (caller / "texts").mkdir(parents=True)
+    (caller / "own.json").touch()
+    monkeypatch.chdir(caller)
+    words = ["data.folder=list.tsv", "data={text_folder: texts}", "judge.model=small.en", "result=new.json"]
+    with where_trained(asked_config(file, words), file.parent, words) as found:
+        assert Path.cwd() == in_tmp / "made"
+    assert (found.data.folder, found.data.text_folder) == (f"{caller}/list.tsv", f"{caller}/texts")
+    assert (found.data.tokenizer, found.judge.model) == ("own.json", "small.en")
+    assert (found.result, found.export) == (f"{caller}/new.json", None)
 
 
 def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):

@@ -183,14 +183,14 @@ def dashboard(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """decode a split with a trained run (its config.yaml) or with an exported model (its folder)"""
-    from zipper.evaluate.place import run_folder, where_trained
+    from zipper.evaluate.place import asked_config, run_folder, where_trained
     from zipper.evaluate.run import evaluate_exported, evaluate_run
     from zipper.generate.zipped import is_exported
 
     if is_exported(args.config):
         evaluate_exported(args.config, args.settings, args.line)
         return
-    cfg, folder = load_config(args.config, args.settings), run_folder(args.config, args.settings)
+    cfg, folder = asked_config(args.config, args.settings), run_folder(args.config, args.settings)
     if folder is None:
         evaluate_run(cfg, args.line)
     else:

@@ -30,26 +30,36 @@ def load_config(path: Path | None, words: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError that names the key, with a suggestion where it is close to a known one.
     """
-    sections = {f.name: f.type for f in fields(RunConfig) if is_dataclass(f.type)}
     layers: list[Any] = [OmegaConf.structured(RunConfig)]
     try:
         if path is not None:
             if not path.is_file():
                 raise ConfigError(f"{path}: no such config. There are: {_names(ROOT / 'configs')}.")
             layers.append(_read(path))
-        plain = []
-        for word in words:
-            key, _, value = word.partition("=")
-            if key in sections and value and value[0] not in "{[":
-                layers.append(OmegaConf.create({key: _read(_section_file(key, value), sections[key])}))
-            else:
-                plain.append(word)
-        merged = OmegaConf.merge(*layers, _from_words(plain))
+        merged = OmegaConf.merge(*layers, *_layers(words))
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(str(error).splitlines()[0] + _where(path, words)) from error
     _check_values(cfg)
     return cfg
+
+
+def _layers(words: Sequence[str]) -> list[Any]:
+    """The files of the sections that words name (`data=NAME`), and on top the key=value words."""
+    sections = {f.name: f.type for f in fields(RunConfig) if is_dataclass(f.type)}
+    layers, plain = [], []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in sections and value and value[0] not in "{[":
+            layers.append(OmegaConf.create({key: _read(_section_file(key, value), sections[key])}))
+        else:
+            plain.append(word)
+    return [*layers, _from_words(plain)]
+
+
+def given(words: Sequence[str]) -> set[str]:
+    """The dotted keys that words set, those of a section's file included."""
+    return {*flat(OmegaConf.to_container(OmegaConf.merge(*_layers(words))))}
 
 
 def _from_words(words: Sequence[str]) -> Any:
@@ -101,9 +111,9 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def changed(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
-    """A config with key=value words on top. Raises ConfigError as `load_config`."""
+    """A config with sections' files and key=value words on top. Raises ConfigError as `load_config`."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(cfg), _from_words(words))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(cfg), *_layers(words))
         cfg = cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
         raise ConfigError(str(error).splitlines()[0] + f" (in {' '.join(words)})") from error

@@ -6,8 +6,19 @@ from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from zipper.config import changed, given, load_config
 from zipper.errors import ConfigError
 from zipper.schema import RunConfig
+
+MADE = ("result", "export")  # settings of what is written
+FOUND = ("data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "judge.model")
+
+
+def asked_config(config: Path, words: Sequence[str]) -> RunConfig:
+    """A run's config with the caller's words. Where its own results went is not written over: only a word
+    names such a place."""
+    unnamed = [f"{key}=null" for key in MADE if key not in given(words)]
+    return changed(load_config(config, words), unnamed)
 
 
 def run_folder(config: Path, words: Sequence[str]) -> Path | None:
@@ -22,17 +33,14 @@ def run_folder(config: Path, words: Sequence[str]) -> Path | None:
 @contextmanager
 def where_trained(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterator[RunConfig]:
     """In the working directory that the run's relative paths were written for, where folder tells which; its
-    config, with its folder's name. What the caller names is found from where he is."""
+    config, with its folder's name. Paths among words are found from where the caller is."""
     with suppress(ConfigError):  # a folder whose name is no run's keeps the old one
         cfg = replace(cfg, name=folder.name)
     if any(word.startswith("build=") for word in words):
         yield cfg
         return
     if base := _base(cfg, folder):
-        if cfg.result:
-            cfg = replace(cfg, result=str(Path(cfg.result).absolute()))
-        if cfg.judge.model and Path(cfg.judge.model).exists():
-            cfg = replace(cfg, judge=replace(cfg.judge, model=str(Path(cfg.judge.model).absolute())))
+        cfg = _from_here(cfg, words)
         with chdir(base):
             yield cfg
         return
@@ -40,6 +48,17 @@ def where_trained(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterato
     if folder.parent.name == "runs" and (beside / "stores").is_dir():
         cfg = replace(cfg, build=str(beside))
     yield cfg
+
+
+def _from_here(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
+    """The paths among words as absolute ones. A judge or a codec may have a name that is no path."""
+    absolute = []
+    for key in given(words) & {*MADE, *FOUND}:
+        section, _, setting = key.rpartition(".")
+        value = getattr(getattr(cfg, section) if section else cfg, setting)
+        if value and (key in (*MADE, "data.folder") or Path(value).exists()):
+            absolute.append(f"{key}={Path(value).expanduser().absolute()}")
+    return changed(cfg, absolute)
 
 
 def _base(cfg: RunConfig, folder: Path) -> Path | None:

@@ -41,12 +41,13 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     module = load_module(checkpoint)
     # As it was trained; how it is decoded and judged is the caller's.
     asked = {
-        key: getattr(cfg, key) for key in ("evaluate", "decode", "judge", "name", "build", "result", "seed")
+        key: getattr(cfg, key)
+        for key in ("evaluate", "decode", "judge", "name", "build", "result", "export", "seed")
     }
     machine = {key: getattr(cfg.train, key) for key in ("accelerator", "devices", "nodes")}
-    data = replace(
-        module.cfg.data, folder=cfg.data.folder or module.cfg.data.folder
-    )  # it may have moved, too
+    places = ("folder", "text_folder")  # which may have moved, too
+    moved = {key: getattr(cfg.data, key) or getattr(module.cfg.data, key) for key in places}
+    data = replace(module.cfg.data, **moved)
     cfg = replace(module.cfg, **asked, data=data, train=replace(module.cfg.train, **machine))
     listener, clock = load_listener(cfg), Clock()
     store = prepare(cfg, clock)
