@@ -25,8 +25,20 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     for name, tensor in run.model.state_dict().items():
         torch.testing.assert_close(shipped.model.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
     assert shipped.facts == run.facts
-    main(["evaluate", "shipped", "evaluate.tasks=[asr]", "result=shipped.json"])
+    facts = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
+    facts["config"]["train"] |= {"devices": 8, "nodes": 2, "accelerator": "gpu", "strategy": "fsdp2"}
+    Path("shipped/zipper.json").write_text(json.dumps(facts), encoding="utf-8")
+    words = ["evaluate.tasks=[asr]", "result=shipped.json", "data=librispeech", "train.accelerator=cpu"]
+    main(["evaluate", "shipped", *words])
     again = json.loads(Path("shipped.json").read_text(encoding="utf-8"))
+    machine = [again["config"]["train"][key] for key in ("devices", "nodes", "accelerator", "strategy")]
+    assert machine == [1, 1, "cpu", "auto"]  # not that which it was trained on
+    assert again["config"]["data"]["corpus"] == "librispeech"
+    before = sorted(cfg.run_dir.rglob("*"))
+    with pytest.raises(SystemExit):
+        main(["evaluate", "shipped", "name=joint"])
+    assert "build/runs/joint holds checkpoints of a training run" in capsys.readouterr().err
+    assert sorted(cfg.run_dir.rglob("*")) == before
     rows = [prepared.splits["test"][i] for i in range(6)]
     expected = recognise(shipped.model, prepared, shipped.facts, rows, 6)
     assert again["per_utterance"] == [one.entry() for one in expected]

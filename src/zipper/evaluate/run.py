@@ -18,8 +18,8 @@ from zipper.evaluate.tasks import evaluate_tasks, last_lines, load_listener
 from zipper.evaluate.tts import Listener
 from zipper.generate.zipped import WEIGHTS, load_exported
 from zipper.report.clock import Clock
-from zipper.schema import RunConfig
-from zipper.train.engine import first_process, leave_group
+from zipper.schema import RunConfig, TrainConfig
+from zipper.train.engine import MACHINE, first_process, leave_group
 from zipper.train.folder import check_store, finished, result_files
 from zipper.train.module import ZipperModule, load_module
 from zipper.units.facts import reads
@@ -60,12 +60,22 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
 
 def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> None:
     """As `evaluate_run`, of a folder that `export` wrote. Results go to build/runs/NAME, of its own name if
-    no other is given. words: key=value, over the settings that it was trained with.
+    no other is given. words: key=value, over the settings that it was trained with, but for those of the
+    machine.
 
-    Raises DataError where the store that those lead to holds other units than the model reads.
+    Raises ConfigError where NAME is a training run's, and DataError where the store that those lead to holds
+    other units than the model reads.
     """
     module, saved = load_exported(exported)
-    cfg = changed(module.cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
+    machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
+    cfg = replace(module.cfg, train=replace(module.cfg.train, **machine))
+    cfg = changed(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
+    for part in ("checkpoints", "result.json", "config.yaml"):
+        if (cfg.run_dir / part).exists():
+            raise ConfigError(
+                f"{cfg.run_dir} holds {part} of a training run: no place for results of {exported}. Choose "
+                "another name (name=...)."
+            )
     listener, clock = load_listener(cfg), Clock()
     store = prepare(cfg, clock)
     for name in module.model.names:
