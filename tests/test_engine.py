@@ -71,7 +71,11 @@ JOB = {"JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEI
     ("tasks", "fits"),
     [
         ({"NTASKS": "2"}, False),
-        ({"NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1"}, False),
+        ({"NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "STEP_NUM_TASKS": "2"}, False),
+        ({"NTASKS": "2", "NTASKS_PER_NODE": "2", "NNODES": "1", "STEP_ID": "0"}, False),
+        # Without srun, or in a step of one task, there is one process, however many the job has room for.
+        ({"NTASKS": "8", "NTASKS_PER_NODE": "8", "NNODES": "2"}, True),
+        ({"NTASKS": "8", "NTASKS_PER_NODE": "8", "STEP_ID": "0", "STEP_NUM_TASKS": "1"}, True),
         ({"NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"}, True),
     ],
 )
@@ -87,6 +91,20 @@ def test_a_slurm_job_that_does_not_fit_is_refused_before_work(in_tmp, monkeypatc
             run([command, str(ROOT / "configs" / "asr.yaml"), "train.accelerator=cpu"])
         assert "\n" not in str(error.value)
     assert not list(in_tmp.iterdir())
+
+
+def test_what_starts_processes_by_itself_is_what_lightning_asks(monkeypatch):
+    """Two devices in a job of eight tasks are refused; not under torchrun, which a job starts once a node."""
+    for key, value in {**JOB, "NTASKS": "8", "NTASKS_PER_NODE": "8", "NNODES": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    two = TrainConfig(accelerator="cpu", devices=2, strategy="ddp")
+    with pytest.raises(ConfigError, match=r"train\.devices=2.*SLURM job.*ntasks-per-node=8"):
+        check_trainer(two)
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    for key, value in {**torchrun, "GROUP_RANK": "0", "MASTER_ADDR": "n1", "MASTER_PORT": "1234"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    check_trainer(two)
 
 
 def test_only_the_guilty_setting_is_named():

@@ -2,6 +2,7 @@
 anew."""
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from typing import TypeVar
 
 import lightning as L
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -134,9 +134,22 @@ def _try(train: TrainConfig) -> None:
             )
     finally:
         log.setLevel(level)
-    found = SLURMEnvironment() if SLURMEnvironment.detect() else None
-    if environment := found or getattr(trainer.strategy, "cluster_environment", None):
+    if environment := getattr(trainer.strategy, "cluster_environment", None):
         environment.validate_settings(num_devices=train.devices, num_nodes=train.nodes)
+    elif (tasks := _srun_tasks()) > 1:  # a single device, of which Lightning asks nothing
+        raise ValueError(
+            f"srun has started {tasks} tasks of SLURM, each of which would do all of the work: "
+            f"--ntasks-per-node must be 1, or train.devices and train.nodes make up {tasks}."
+        )
+
+
+def _srun_tasks() -> int:
+    """How many processes srun has started, this one included. A job may have room for more
+    tasks (SLURM_NTASKS) than its script, or a notebook, starts."""
+    started = os.environ.get("SLURM_STEP_NUM_TASKS") or (
+        os.environ.get("SLURM_NTASKS") if "SLURM_STEP_ID" in os.environ else None
+    )
+    return int(started or 1)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
