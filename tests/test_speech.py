@@ -5,6 +5,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from zipper.config import load_config
 from zipper.errors import DataError
 from zipper.evaluate.heard import hear_recordings
 from zipper.evaluate.judge import load_judge
+from zipper.evaluate.result import write_result
 from zipper.evaluate.run import evaluate_run
 from zipper.evaluate.tts import Spoken, by_length, total
 from zipper.evaluate.wer import WordErrors, word_errors
@@ -60,6 +62,31 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
     with pytest.raises(DataError, match=r"Utterance lost: nowhere\.flac does not exist"):
         hear_recordings("build", prepared, listening.codec, listening.judge, lost)
+
+
+def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypatch):
+    """The second one writes while the first is between reading and writing: it waits."""
+    rows, write, others = [prepared.splits["test"][i] for i in range(4)], write_result, []
+    reached = Event()
+    monkeypatch.setattr("builtins.print", lambda *_, **__: reached.set())  # "waiting for it"
+
+    def hear(some, judge=listening.judge):
+        found = hear_recordings("build", prepared, listening.codec, judge, some)
+        reached.set()
+        return found
+
+    def at_once(result, file):
+        if not others:
+            others.append(Thread(target=hear, args=(rows[2:],)))
+            others[0].start()
+            assert reached.wait(60)
+        write(result, file)
+
+    monkeypatch.setattr("zipper.evaluate.heard.write_result", at_once)
+    hear(rows[:2])
+    others[0].join()
+    deaf = replace(listening.judge, transcribe=lambda wave: "something else")
+    assert [one.original for one in hear(rows, deaf)] == [row["text"] for row in rows]
 
 
 def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):

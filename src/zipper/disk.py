@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zipper.errors import ConfigError, DataError
@@ -75,8 +75,9 @@ def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a file system without locks
             pass
-        if lock.exists() and os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
-            break  # else its holder has removed it in between
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
+                break  # else its holder has removed it in between
         handle.close()
     with handle:
         handle.truncate(0)

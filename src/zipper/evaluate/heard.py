@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zipper.corpora.utterance import Utterance
+from zipper.disk import held
 from zipper.errors import DataError
 from zipper.evaluate.judge import JUDGE_RATE, Judge
 from zipper.evaluate.result import write_result
@@ -55,7 +56,9 @@ def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: 
         targets = judge.hear_all(trips, codec.sample_rate, "round trips")
         for row, original, target in zip(part, originals, targets, strict=True):
             known[row["id"]] = {"original": original, "target": target}
-        if file.exists():  # another process may have heard others by now
-            known = {**json.loads(file.read_text(encoding="utf-8"))["heard"], **known}
-        write_result({"judge": judge.name, "store": store.fingerprint, "heard": known}, file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with held(file.with_name(f".{file.name}.lock"), str(file), wait=True):
+            if file.exists():  # another process may have heard others by now
+                known = {**json.loads(file.read_text(encoding="utf-8"))["heard"], **known}
+            write_result({"judge": judge.name, "store": store.fingerprint, "heard": known}, file)
     return [Heard(**known[row["id"]]) for row in rows]
