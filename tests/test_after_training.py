@@ -1,6 +1,7 @@
 """What a finished run is good for: evaluated again, exported, zipped; and refused where it does not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from zipper.train import run as run_module
 from zipper.train.module import load_module
 from zipper.train.resolve import resolve
 from zipper.units.codec import load_codec
+from zipper.units.facts import facts_of
 from zipper.units.store import fingerprint_hash
 from zipper.units.text import Subwords
 
@@ -141,6 +143,28 @@ def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, mon
     run_module.check_store(Path("x"), prepared)
     with pytest.raises(ConfigError, match="was trained on the store"):
         run_module.check_store(Path("x"), other_store(prepared))
+
+
+def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared, monkeypatch):
+    """Another CPU rounds its audio otherwise. Not for a training that goes on, and not of recordings."""
+
+    def with_parts(**parts):
+        facts = {**prepared.facts, "fingerprint": {**prepared.facts["fingerprint"], **parts}}
+        return replace(prepared, facts=facts)
+
+    here, there = with_parts(corpus_folder="spoken-1"), with_parts(corpus_folder="spoken-1", audio="another")
+    saved = {"hyper_parameters": {"facts": facts_of(here).to_dict()}}
+    monkeypatch.setattr("zipper.train.folder.read_checkpoint", lambda _: saved)
+    run_module.check_store(Path("x"), there, anew=True)
+    recorded = facts_of(with_parts(corpus_folder="librispeech")).to_dict()
+    for facts, store, anew in (
+        (facts_of(here).to_dict(), there, False),
+        (facts_of(here).to_dict(), with_parts(corpus_folder="spoken-2", audio="another"), True),
+        (recorded, with_parts(corpus_folder="librispeech", audio="another"), True),
+    ):
+        saved["hyper_parameters"]["facts"] = facts
+        with pytest.raises(ConfigError, match="was trained on the store"):
+            run_module.check_store(Path("x"), store, anew=anew)
 
 
 def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):

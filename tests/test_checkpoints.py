@@ -126,7 +126,7 @@ def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
 @pytest.mark.parametrize("within", [lambda named: named, lambda named: {"a": [1, ({"b": named},)]}])
 @pytest.mark.parametrize("read", [read_checkpoint, load_module, WholeFiles().load_checkpoint])
 def test_one_that_names_code_to_run_is_never_used(tmp_path, part, within, read):
-    """At any depth, lists and tuples included; whatever version of Lightning is installed (CVE-2026-58659)."""
+    """At any depth, in lists too, and whatever version of Lightning is installed (CVE-2026-58659)."""
     (tmp_path / "checkpoints").mkdir()
     file = tmp_path / "checkpoints" / "last.ckpt"
     torch.save({"global_step": 1, "state_dict": {}, part: within({"_instantiator": "os.system"})}, file)

@@ -51,7 +51,7 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     cfg = replace(module.cfg, **asked, data=data, train=replace(module.cfg.train, **machine))
     listener, clock = load_listener(cfg), Clock()
     store = prepare(cfg, clock)
-    check_store(checkpoint, store)
+    check_store(checkpoint, store, anew=True)
     ended = folder / finished(cfg).name
     trained = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))

@@ -22,7 +22,7 @@ class Facts:
     each subword is expected to take, by its letters. longest: subwords or frames of a segment.
     ratio[of][to]: largest ratio of subwords or frames to those of the other modality. repeats: frames for
     which the first codebook equals itself one, two, ... frames before. towers: content of the pre-trained
-    ones (`tower_hashes`).
+    ones (`tower_hashes`). store_without_audio: the fingerprint but for the recordings' content.
     """
 
     store: str
@@ -33,6 +33,7 @@ class Facts:
     ratio: dict[str, dict[str, float]]
     repeats: dict[str, list[int]]
     towers: dict[str, str] = field(default_factory=dict)
+    store_without_audio: str = ""
 
     def cap(self, name: str, to: str | None, length: int) -> int:
         """Most subwords or frames that are written of `name`, after `length` of modality `to`."""
@@ -69,6 +70,7 @@ def facts_of(store: Store, only: int | None = None, towers: dict[str, str] | Non
         else {},
         repeats={"speech": column(rows, "repeats").max(axis=0).tolist()},
         towers=towers or {},
+        store_without_audio=store.fingerprint_without_audio,
     )
 
 
