@@ -10,6 +10,7 @@ import soundfile as sf
 import torch
 import torchaudio.functional as AF
 
+from zipper.corpora import mpeg
 from zipper.corpora.audio import KERNEL, TOLERANCE, read_wave, resample
 from zipper.corpora.utterance import Utterance
 from zipper.errors import DataError
@@ -54,6 +55,50 @@ def test_an_ogg_cut_within_its_last_page_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(DataError, match="cut off: its end"):
         read_wave(file, RATE)
+
+
+def without_header(file: Path, rate: int, mode: str, grows: float) -> bytes:
+    """10 s whose loudness changes after three, as MP3 without its Xing or Info header."""
+    wave = noise(10.0, rate) * np.where(np.arange(10 * rate) < 3 * rate, grows, 0.1).astype(np.float32)
+    sf.write(file, wave, rate, bitrate_mode=mode, compression_level=0.5)
+    data = file.read_bytes()
+    assert data[:288].count(b"Xing") + data[:288].count(b"Info") == 1
+    return data[mpeg.frame_at(data, 0).size :]
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+@pytest.mark.parametrize(("rate", "grows"), [(8_000, 1.0), (16_000, 1.0), (16_000, 0.001), (44_100, 0.0)])
+def test_an_mp3_that_does_not_say_how_long_it_is_is_read_whole_and_in_pieces(tmp_path, rate, mode, grows):
+    file, tag = tmp_path / "a.mp3", b"ID3\4\0\0\0\0\2\0" + bytes(256)
+    bare = without_header(file, rate, mode, grows)
+    for data in (bare, tag + bare, bare + b"TAG" + bytes(125), bare[:-100]):
+        file.write_bytes(data)
+        whole = read_wave(file, rate)
+        assert len(whole) / rate == pytest.approx(10, abs=0.16)  # what the encoder added included
+        piece = read_wave(file, rate, 2.0, 7.0)
+        assert (piece - whole[2 * rate : 9 * rate]).abs().max() < 0.01
+
+
+def test_an_mp3_behind_another_one_is_not_left_out_in_silence(tmp_path):
+    file = written(tmp_path / "a.mp3", noise(2.0))
+    file.write_bytes(2 * file.read_bytes())
+    with pytest.raises(DataError, match=r"a\.mp3 holds 4\.\d s of MPEG frames, but 2\.0 s .* Convert it"):
+        read_wave(file, RATE)
+
+
+HEADERS = [  # MPEG 1, 2 and 2.5, layers I to III: bytes and samples of a frame
+    ("fffb9064", 417, 1152), ("fffb9264", 418, 1152), ("fffda000", 626, 1152), ("ffffc000", 416, 384),
+    ("fff38000", 208, 576), ("fff580c0", 417, 1152), ("fff780c0", 278 // 4 * 4, 384), ("ffe38000", 417, 576),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("header", "size", "samples"), HEADERS)
+def test_frames_of_every_kind_are_counted(header, size, samples):
+    frame = bytes.fromhex(header).ljust(size, b"\0")
+    found = mpeg.walk(bytes(7) + 3 * frame + b"\xff" * 9 + 2 * frame + frame[:-1])
+    assert (found.first, found.frames, found.frame.samples) == (7, 5, samples)
+    for other in ("fffb0064", "fffbf064", "fffb9c64", "ffeb9064", "fff99064"):  # free format, and no headers
+        assert mpeg.walk(3 * bytes.fromhex(other).ljust(417, b"\0")) is None
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF000])

@@ -6,6 +6,7 @@ Whatever a file of somebody else's may do, what comes out is a wave or a DataErr
 import math
 import re
 from fractions import Fraction
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
+from zipper.corpora.mpeg import Mpeg, counted, walk
 from zipper.errors import DataError
 
 SILENCE = 5e-4  # of full scale, -66 dB: twice A-law's smallest step
@@ -84,7 +86,7 @@ def _kernel(ratio: Fraction) -> int:
 
 
 def _read(path: Path, start: float, seconds: float | None, longest: float, limit: str) -> Samples:
-    with sf.SoundFile(_whole_header(path) or path) as file:
+    with _opened(path) as file:
         rate, frames = file.samplerate, file.frames
         if not RATES[0] <= rate <= RATES[1] or file.channels > CHANNELS:
             raise DataError(
@@ -168,6 +170,35 @@ def _ends(path: Path) -> bool:
     if at < 0 or len(head) < 27 or len(sizes) < head[26]:
         return False
     return bool(head[5] & 4) and len(sizes) >= head[26] + sum(sizes[: head[26]])
+
+
+def _opened(path: Path) -> sf.SoundFile:
+    """The file, whose number of frames is not a guess."""
+    file = sf.SoundFile(_whole_header(path) or path)
+    if file.format != "MP3":
+        return file
+    stat = path.stat()
+    found = _walked(path, stat.st_size, stat.st_mtime_ns)
+    if found is None or (found.declared is not None and found.frames <= found.declared + 1):
+        return file
+    frames, rate = found.frames * found.frame.samples, file.samplerate
+    if found.declared is None and abs(frames - file.frames) <= TOLERANCE * rate:
+        return file
+    said = f"{file.frames / rate:.1f} s"
+    file.close()
+    if found.declared is not None or found.frame.layer != 3:
+        raise DataError(
+            f"{path} holds {frames / rate:.1f} s of MPEG frames, but {said} are what would be read: "
+            f"{'its header counts fewer' if found.declared is not None else 'no header counts them'}. "
+            "Convert it, to WAV or FLAC."
+        )
+    return sf.SoundFile(BytesIO(counted(path.read_bytes(), found)))
+
+
+@lru_cache(256)
+def _walked(path: Path, size: int, changed: int) -> Mpeg | None:
+    """Once for all pieces of a file that stays as it is."""
+    return walk(path.read_bytes())
 
 
 def _whole_header(path: Path) -> BytesIO | None:
