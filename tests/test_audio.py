@@ -57,6 +57,31 @@ def test_an_ogg_cut_within_its_last_page_is_refused(tmp_path):
         read_wave(file, RATE)
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_without_a_marked_end_is_read_and_one_that_was_cut_at_any_byte_is_refused(
+    tmp_path, subtype, capsys
+):
+    data = written(tmp_path / "a.ogg", noise(4.0), format="OGG", subtype=subtype).read_bytes()
+    file = tmp_path / "b.ogg"  # a recording that was ended, or a file that was cut between two pages
+    starts = [at for at in range(len(data)) if data.startswith(b"OggS\0", at)]
+    for border in starts[4:]:
+        file.write_bytes(data[:border])
+        assert len(read_wave(file, RATE)) == sf.info(file).frames * RATE // sf.info(file).samplerate > 0
+        assert (
+            capsys.readouterr().out == f"{file}: no page is marked as its last; it is read to where it ends\n"
+        )
+        for near in (-1, 1, 4, 26, 27, 60):
+            file.write_bytes(data[: border + near])
+            with pytest.raises(DataError, match="cut off: its end"):
+                read_wave(file, RATE)
+    assert len(starts) > 5
+    page = bytearray(data[: starts[-1]])
+    page[starts[-2] + 26 + page[starts[-2] + 26]] = 255  # its packet continues
+    file.write_bytes(page.ljust(len(page) + 255 - data[starts[-2] + 26 + data[starts[-2] + 26]], b"\0"))
+    with pytest.raises(DataError, match="cut off: its end"):
+        read_wave(file, RATE)
+
+
 def without_header(file: Path, rate: int, mode: str, grows: float) -> bytes:
     """10 s whose loudness changes after three, as MP3 without its Xing or Info header."""
     wave = noise(10.0, rate) * np.where(np.arange(10 * rate) < 3 * rate, grows, 0.1).astype(np.float32)

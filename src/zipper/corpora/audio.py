@@ -161,7 +161,8 @@ def _missing(path: Path, file: sf.SoundFile) -> float:
 
 
 def _ends(path: Path) -> bool:
-    """Whether the last page of an Ogg is whole, and marked as the last."""
+    """Whether an Ogg ends with a whole page and a whole packet. Streams that were recorded or copied may lack
+    the mark of the last page: that is said, since a file that was cut between two pages looks the same."""
     with path.open("rb") as raw:
         raw.seek(-min(2 * OGG_PAGE, path.stat().st_size), 2)
         tail = raw.read()
@@ -169,7 +170,13 @@ def _ends(path: Path) -> bool:
     head, sizes = tail[at : at + 27], tail[at + 27 :]
     if at < 0 or len(head) < 27 or len(sizes) < head[26]:
         return False
-    return bool(head[5] & 4) and len(sizes) >= head[26] + sum(sizes[: head[26]])
+    beyond = len(sizes) - head[26] - sum(sizes[: head[26]])
+    if head[5] & 4:
+        return beyond >= 0
+    if beyond or sizes[: head[26]].endswith(b"\xff"):  # 255: the packet goes on in the next page
+        return False
+    print(f"{path}: no page is marked as its last; it is read to where it ends")
+    return True
 
 
 def _opened(path: Path) -> sf.SoundFile:
