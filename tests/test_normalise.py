@@ -16,7 +16,7 @@ from zipper.units.normalise import APOSTROPHES, NORMALISER, PLAIN, normalise, no
 
 APOSTROPHE_KINDS = "'`\u00b4\u2018\u2019\u2032\u02b9\u02bc\uff07"
 ALPHABET = string.printable + APOSTROPHES + "ßæøłÉéïﬁжя日\u00ad\u200b\ufeff\u0301“”«»—…½²€™\ufffd"
-SPOKEN = "%&@#$+=€£¥°§©™*/\\|^~_<>[]{}()½²Ⅳ٣√№♥"
+SPOKEN = "%&@#$+=€£¥°§©™/\\|^~<>[]{}()½²Ⅳ٣√№♥"
 
 
 @pytest.mark.parametrize("apostrophe", APOSTROPHE_KINDS)
@@ -38,6 +38,40 @@ def test_quotation_marks_are_dropped():
     ):
         assert unreadable(text) is None
         assert normalise(text) == "so it is"
+
+
+def test_marks_of_emphasis_are_silent_about_words_and_refused_within_them():
+    for text in ("_really_ good", "*really*\n* good", "__really *good*__", "“_Really_!” good"):
+        assert unreadable(text) is None
+        assert normalise(text) == "really good"
+    for text in ("_so_ snake_case", "f*ck", "_any_thing", "_it_'s", "a**b"):
+        assert f"{text.split()[-1]!r}), which has no one reading" in unreadable(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "'cause the boys' house", "'bout yo' house an' 'ome", "'e took 'is 'at",
+        "rock 'n' roll", "'tis o' him",
+        "he 'ad th' best o' befo' it", "'scuse the dogs' noise", "'round 'til 'er sisters' time",
+    ],
+)  # fmt: skip
+def test_the_apostrophes_of_a_transcript_are_left_as_published(text):
+    assert normalise(text) == normalise(text.upper()) == text
+
+
+def test_pairs_of_apostrophes_quote_a_word_or_a_phrase():
+    for text in (
+        "'hello'",
+        "he said 'good morning' to 'em",
+        "'yes' an' 'no'",
+        "'e said 'hello' an' 'good day'",
+    ):
+        for written in (text, text.upper()):
+            gone = text.replace("'hello'", "hello").replace("'good morning'", "good morning")
+            gone = gone.replace("'yes'", "yes").replace("'no'", "no").replace("'good day'", "good day")
+            assert normalise(written) == gone
+    assert normalise("'It is so, 'cause the boys' house is.") == "it is so 'cause the boys house is"
 
 
 def test_letters_with_one_reading_are_folded_and_invisible_characters_leave_no_gap():
@@ -103,3 +137,14 @@ def test_sentences_of_books_without_one_reading_are_left_out_and_counted(tmp_pat
     )
     assert sentences_of(file)[0] == ["it is so", "it's well"]
     assert sum(sentences_of(file)[1].values()) == 4
+
+
+def test_round_brackets_of_books_are_asides_and_those_of_tags_and_within_words_are_not(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text(
+        "He said (softly) no. (It is _so_. I know.)\n\n* * *\n\nWord(s) here. [So] it is. <so> is.",
+        encoding="utf-8",
+    )
+    assert sentences_of(file)[0] == ["he said softly no", "it is so", "i know"]
+    assert sum(sentences_of(file)[1].values()) == 3
+    assert unreadable("he said (laughter) no").startswith("has a tag")

@@ -14,6 +14,7 @@ from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out, nor
 from zipper.errors import DataError
 from zipper.units.normalise import normalise, unreadable
 
+ASIDE = re.compile(r"(?<![^\W_])\(|\)(?![^\W_])")  # of words that are read as LibriTTS' are; not of `word(s)`
 MAX_WORDS = 40  # longer sentences of a text are left out, and counted
 
 
@@ -95,6 +96,7 @@ def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
     left_out = Counter[str]()
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     for sentence in re.split(r"(?<=[.!?;])\s+|\n\s*\n", text):
+        sentence = ASIDE.sub(" ", sentence)
         words = normalise(sentence)
         if unreadable(sentence):
             left_out["with digits, signs, tags or other letters"] += 1

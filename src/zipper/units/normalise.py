@@ -5,7 +5,7 @@ What has one reading is folded; `unreadable` says of the original text what has 
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from textwrap import shorten
 
 NORMALISER = "librispeech-2"
@@ -21,16 +21,20 @@ FOLDED = str.maketrans(
     }
 )  # fmt: skip
 # Marks that nobody says, beside dashes and quotation marks, which are known by their category.
-SILENT = frozenset('.,:;!?"…‥‼⁇⁈⁉¡¿·•„‚″‶，．：；！？＂' + APOSTROPHES)  # noqa: RUF001
+SILENT = frozenset('_*.,:;!?"…‥‼⁇⁈⁉¡¿·•„‚″‶，．：；！？＂' + APOSTROPHES)  # noqa: RUF001
 UNUSUAL = re.compile(r"[^A-Za-z\s.,:;!?\"'-]")  # what is looked at more closely
+WITHIN = re.compile(r"(?<=[^\W_])[_*]+(?='?[^\W_])")  # no emphasis: snake_case, f*ck
 TAG = re.compile(r"<[^<>]*>|\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|[<>\[\]{}()]")
 
 # Words that begin with an apostrophe, and those that end with one; any other at an edge is a quotation mark.
 ELISIONS = frozenset(
     ("tis", "tisn't", "twas", "twasn't", "twere", "twill", "twould", "twixt", "tween", "neath", "gainst")
     + ("mongst", "em", "im", "ave", "n", "s", "d", "ll", "re", "ve", "m")
+    + ("cause", "bout", "round", "til", "till", "fore", "nuff", "cept", "scuse", "nother")
+    + ("ere", "er", "ome", "ouse", "orse", "ud")
 )
-ENDS_IN_ONE = re.compile(r"[ns]$|^(?:o|i|a|t|th|wi|ol|mo|po|de|ha|fro)$")
+BARE = re.compile(r"[a-z'\s]*|[A-Z'\s]*")  # no marks, one case: a transcript, as LibriSpeech's
+ENDS_IN_ONE = re.compile(r"[ns]$|^(?:o|i|a|t|th|wi|ol|mo|po|de|ha|fro|fo|befo|yo|sho)$")
 
 
 def normalise(text: str) -> str:
@@ -40,7 +44,8 @@ def normalise(text: str) -> str:
     What has no one reading vanishes, too: whoever brings text in asks `unreadable` first.
     """
     plain = re.sub(r"(?<=[a-z])''+(?=[a-z])", "'", _folded(text))
-    return " ".join(_unquoted(re.sub(r"[^a-z']+|''+", " ", plain).split()))
+    words = re.sub(r"[^a-z']+|''+", " ", plain).split()
+    return " ".join((_unpaired if BARE.fullmatch(text) else _unquoted)(words))
 
 
 def unreadable(text: str) -> str | None:
@@ -55,10 +60,14 @@ def unreadable(text: str) -> str | None:
         what = shorten(tag[0], 60)
         return f"has a tag ({what!r}): nobody knows what was said. Take it out, or write what is said."
     strange = sorted((c for c in unusual if not _readable(c)), key=lambda c: (not _is(c, "N"), c))
-    if not strange:
+    within = WITHIN.search(text.translate(FOLDED))
+    if not strange and not within:
         return None
-    sign = strange[0]
-    where = shorten(next((word for word in text.split() if sign in word), sign), 60)
+    sign = strange[0] if strange else within[0][0]
+    words = (
+        word for word in text.split() if sign in word and (strange or WITHIN.search(word.translate(FOLDED)))
+    )
+    where = shorten(next(words, sign), 60)
     if _is(sign, "N"):
         return f"has digits ({where!r}), which have no one reading. Write them in words."
     if _is(sign, "L"):
@@ -94,8 +103,10 @@ def _is(sign: str, *categories: str) -> bool:
     return unicodedata.category(sign).startswith(categories)
 
 
-def _unquoted(words: list[str]) -> Iterator[str]:
-    """The words without the apostrophes that quote them."""
+def _unquoted(words: list[str]) -> list[str]:
+    """The words of written text without the apostrophes that quote them. One of a pair may be missing, in a
+    sentence of several that are quoted."""
+    out: list[str] = []
     quoted = False
     for word in words:
         bare = word.strip("'")
@@ -105,4 +116,24 @@ def _unquoted(words: list[str]) -> Iterator[str]:
             word, quoted = word[1:], True
         if word.endswith("'") and (quoted or not ENDS_IN_ONE.search(word[:-1])):
             word, quoted = word[:-1], False
-        yield word
+        out.append(word)
+    return out
+
+
+def _unpaired(words: list[str]) -> list[str]:
+    """The words of a transcript, whose apostrophes are real: only pairs about a word or phrase quote it."""
+    out: list[str] = []
+    opened: list[int] = []
+    for word in words:
+        bare = word.strip("'")
+        if not bare:
+            continue
+        if word.startswith("'") and bare not in ELISIONS:
+            opened.append(len(out))
+        out.append(word)
+        own = opened[-1:] == [len(out) - 1]
+        if word.endswith("'") and opened and (own or not ENDS_IN_ONE.search(bare)):
+            first = opened.pop()
+            out[-1] = out[-1][:-1]
+            out[first] = out[first][1:]
+    return out
