@@ -73,6 +73,22 @@ def test_a_column_by_another_name_is_refused_and_its_own_is_named(tmp_path, name
                 read_table(file)
 
 
+@pytest.mark.parametrize("audio", [".", "..", "/", "./", "a/..", "a\tb.wav", "a\nb.wav"])
+def test_an_audio_path_that_can_name_no_file_or_no_line_is_refused(tmp_path, audio):
+    with pytest.raises(DataError, match=r"m\.jsonl, line 2: audio=.* names no file\. Name one"):
+        listed(tmp_path / "m.jsonl", audio=audio)
+    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: audio=.* names no file\. Name one"):
+        read_requests(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": audio}))
+
+
+@pytest.mark.parametrize("name", ["idx", "ids", "uid", "tex", "edit", "index"])
+def test_a_column_that_is_merely_like_another_is_passed_over(tmp_path, name):
+    (line,) = read_table(jsonl(tmp_path / "m.jsonl", {name: 0, "audio": "a.wav", "text": "so"}))
+    assert line.text("audio") == "a.wav"
+    with pytest.raises(DataError, match="Did you mean speaker"):
+        read_table(jsonl(tmp_path / "m.jsonl", {"speakr": "s", "audio": "a.wav"}))
+
+
 def test_other_columns_are_said_to_be_unread(tmp_path, capsys):
     file = jsonl(tmp_path / "m.jsonl", {"audio": "a.wav", "text": "so", "gender": "f", "path": "b.wav"})
     assert len(read_table(file)) == 1
@@ -103,6 +119,7 @@ def test_pieces_of_recordings_are_taken_in_corpora_and_batches(tmp_path, times, 
     kept = piece({**row, "start": start, "seconds": len(found.wave(RATE)) / RATE, "ids": [], "codes": []})
     assert np.array_equal(kept.wave(RATE).numpy(), found.wave(RATE).numpy())
     (asked,) = read_requests(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": "a.wav", **times}))
+    assert asked.given == [("speech", str(tmp_path / "a.wav"))]  # beside the file, as in a manifest
     assert asked.piece == (start, seconds)
 
 
@@ -118,6 +135,7 @@ def test_pieces_of_recordings_are_taken_in_corpora_and_batches(tmp_path, times, 
         ({"start": "one"}, "start=.one. is not a number of seconds"),
         ({"duration": True}, "duration=true is not a number of seconds"),
         ({"duration": [1]}, "is not a number of seconds"),
+        ({"start": 1e307}, "start=1e.307 is not a number of seconds from 0 to 1e.09"),
         ({"end": float("inf")}, "end=Infinity is not a number of seconds"),
     ],
 )

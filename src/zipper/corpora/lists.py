@@ -39,7 +39,7 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
         split = row.name("split")
         if split and split not in SPLITS:
             raise DataError(f"{row.where}: split={split!r} is none of {', '.join(SPLITS)}.")
-        audio, (start, seconds) = row.text("audio"), row.piece()
+        audio, (start, seconds) = row.path("audio"), row.piece()
         path = os.path.realpath(file.parent / audio) if audio else None
         recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
         later = f"-{round(start * 100):07d}" if start else ""

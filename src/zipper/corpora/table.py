@@ -27,6 +27,8 @@ MEANT = {
     "speaker": "speaker_id spk spk_id spkid speaker_name client_id",
     "split": "partition fold",
 }
+UNPRINTED = re.compile(r"[\x00-\x1f\x7f]")
+LATEST = 1e9  # seconds, 30 years
 MISNOMERS = {name: column for column, names in MEANT.items() for name in names.split()}
 TIMES = re.compile(
     r"(?:(?:segment|seg|audio|clip|utt)_?)?(?:offset|start|begin|onset|from|end|stop|to|duration|dur|length|len)"
@@ -54,9 +56,16 @@ class Line:
     def name(self, column: str) -> str:
         """A string of one line, or a whole number as one. Raises DataError on a cell of another type."""
         word = self._string(column, (str, int), "a string or a whole number")
-        if re.search(r"[\x00-\x1f\x7f]", word):
+        if UNPRINTED.search(word):
             raise DataError(f"{self.where}: {column}={word[:60]!r} holds what is not printed. Take it out.")
         return word
+
+    def path(self, column: str) -> str:
+        """A path to a file, in one line. Raises DataError on a cell of another type, and on a folder."""
+        path = self.text(column)
+        if path and (UNPRINTED.search(path) or Path(path).name in ("", "..")):
+            raise DataError(f"{self.where}: {column}={path[:60]!r} names no file. Name one, without tabs.")
+        return path
 
     def piece(self) -> tuple[float, float | None]:
         """Start and length in seconds; None: to the end. Raises DataError on times that give no piece."""
@@ -103,10 +112,10 @@ class Line:
             )
         except (ValueError, OverflowError):
             seconds = -1.0
-        if not 0 <= seconds < math.inf:
+        if not 0 <= seconds <= LATEST:
             raise DataError(
-                f"{self.where}: {column}={json.dumps(cell)[:60]} is not a number of seconds, 0 or more. "
-                "Write it as one."
+                f"{self.where}: {column}={json.dumps(cell)[:60]} is not a number of seconds from 0 to "
+                f"{LATEST:.0e}. Write it as one."
             )
         return seconds
 
@@ -193,7 +202,8 @@ def _meant(name: str) -> str | None:
         return MISNOMERS[plain]
     if TIMES.fullmatch(plain):
         return "start or offset" if re.search("start|begin|onset|offset|from", plain) else "end or duration"
-    return next(iter(difflib.get_close_matches(plain, COLUMNS, 1, 0.8)), None)
+    near = difflib.get_close_matches(plain, COLUMNS, 1, 0.8) if len(plain) > 3 else []  # idx is no id
+    return next(iter(near), None)
 
 
 def _is_missing(cell: Cell) -> bool:
