@@ -236,6 +236,8 @@ CASES = [
     ([*EVALUATE, "evaluate.checkpoint=newest"], None, C, "'newest'", "expected one of ['best', 'last']"),
     # generate
     (["generate", "nowhere", "--text", "so"], None, C, "nowhere is no model", "config.yaml", "name assets/zipped"),
+    (["generate", "nowhere", "--text", "so", "-o", "new/dir/x.wav"], None, C, "nowhere is no model", "name assets/zipped"),
+    ([*SAY, "--text", "so"], None, C, "--text --text: 2 are given", "reads one segment", "Give one"),
     (["generate", ZIPPED], None, C, "Give what to go on from", "--text or --audio"),
     (["generate", ZIPPED, "--text", ""], None, C, "''", "no letter of a to z"),
     (["generate", ZIPPED, "--text", "room 101"], None, C, "'room 101'", "digits", "Write them in words"),
@@ -306,3 +308,4 @@ def test_bad_input_is_a_clear_error_before_work_starts(in_tmp, monkeypatch, argv
     assert not [file for file in in_tmp.glob("build/runs/*/config.yaml") if file not in before]
     assert not list(in_tmp.glob("build/stores/*/store.json"))
     assert not Path("opened").exists()
+    assert not Path("new").exists()

@@ -94,6 +94,11 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--audio", "long.wav"], "Cut it, or allow more"),
         (["--text", "the cat", "-o", "cat.flac"], "written as .wav"),
         (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
+        (
+            ["--audio", "long.wav", "--text", "the cat"],
+            "--audio --text: 2 are given, but each step reads one",
+        ),
+        (["--text", "2 cats", "-o", "new/dir/x.wav"], "has digits"),
         (["--text", "the cat", "--at-a-time", "0"], "must be at least 1"),
         (["--text", "the cat", "--seed", "-1"], "at least 0"),
         (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),

@@ -25,8 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="if not as trained: speech.temperature=0.7, text.beams=4, ... (decode.* in `zipper --help`)",
     )  # fmt: skip
     parser.add_argument("--text", action=_Given, dest="given", metavar="WORDS", help="text to go on from")
-    parser.add_argument("--audio", action=_Given, dest="given", metavar="FILE", help="speech to go on from")
-    parser.add_argument("--batch", type=Path, metavar="FILE", help=".tsv or .jsonl: id, and text or audio")
+    parser.add_argument(
+        "--audio", action=_Given, dest="given", metavar="FILE", help="speech to go on from, instead"
+    )
+    parser.add_argument(
+        "--batch", type=Path, metavar="FILE",
+        help="several prompts, each on its own: .tsv or .jsonl of id, and text or audio (a path beside FILE)",
+    )  # fmt: skip
     parser.add_argument(
         "--then",
         nargs="+",

@@ -123,7 +123,7 @@ COMMANDS: dict[str, Callable[[RunConfig, str], None]] = {
 
 
 def generate(args: argparse.Namespace) -> None:
-    """speak a text, write down speech, or go on from both, with a trained or shipped model"""
+    """speak a text, write down speech, or a chain of both, with a trained or shipped model"""
     from zipper.generate.command import generate as run
 
     run(args)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,6 @@ from zipper.generate.zipped import Zipped, load_zipped, prompt
 from zipper.hub import model_folder
 from zipper.units.facts import BEYOND
 
-GIVEN = (("text", "text"), ("audio", "speech"))  # columns of a batch, and the modality of each
 Order = list[str] | Literal["auto"]
 
 
@@ -40,13 +40,19 @@ class Request:
 def generate(args: argparse.Namespace) -> None:
     """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
     if bool(args.given) == bool(args.batch):
-        raise ConfigError("Give what to go on from: --text or --audio (or several, in order), or --batch.")
+        raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
+    if len(args.given or []) > 1:
+        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.given)
+        raise ConfigError(
+            f"{given}: {len(args.given)} are given, but each step reads one segment. Give one --text or "
+            "--audio; for several prompts, each on its own, --batch."
+        )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
     requests = read_requests(args.batch) if args.batch else [Request("out", args.given)]
     orders = {request.id: order_of(request, args.then) for request in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
-    check_out(out, bool(args.batch), [*orders.values()], args.overwrite)
+    check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     zipped = load_zipped(model_folder(str(args.model)))
     decode = changed(zipped.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
@@ -55,7 +61,7 @@ def generate(args: argparse.Namespace) -> None:
     for name, group in groups.items():
         check(zipped.model, [prompt(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
-    target.mkdir(parents=True, exist_ok=True)
+    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")
@@ -81,8 +87,8 @@ def generate(args: argparse.Namespace) -> None:
         print(f"{len(requests)} prompts -> {log}")
 
 
-def check_out(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
-    """Raises ConfigError where something stands in the place of what is to be written, or nothing can be."""
+def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
+    """Raises ConfigError where something stands in the place of what is to be written."""
     if batch:
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
@@ -94,7 +100,6 @@ def check_out(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) 
         raise ConfigError(
             f"{taken[0]} exists and is not overwritten. Choose another -o, or give --overwrite."
         )
-    check_place(out if batch else out.parent, 0, f"-o {out}", "-o ELSEWHERE")
 
 
 def wav_files(stem: Path, count: int) -> list[Path]:
@@ -155,8 +160,8 @@ def show(entry: dict[str, Any], took: float) -> None:
 
 
 def read_requests(file: Path) -> list[Request]:
-    """Of a .tsv with a header or a .jsonl; audio may be a piece of a file, as in a manifest. Raises
-    ConfigError that names the line."""
+    """Of a .tsv with a header or a .jsonl, as a manifest: audio is a path, absolute or beside the file, or
+    a piece of it. Raises ConfigError that names the line."""
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
     if file.suffix.lower() not in (".tsv", ".jsonl"):
@@ -164,7 +169,9 @@ def read_requests(file: Path) -> list[Request]:
     out: dict[str, Request] = {}
     try:
         for line in read_table(file):
-            given = [(kind, value) for key, kind in GIVEN if (value := line.text(key))]
+            audio, text = line.path("audio"), line.text("text")
+            given = [("text", text)] if text else []
+            given += [("speech", os.path.realpath(file.parent / audio))] if audio else []
             name = line.name("id")
             if len(given) != 1 or name in out or name != file_name(name) or "." in name:
                 raise DataError(
