@@ -63,7 +63,7 @@ def unreadable(text: str) -> str | None:
     within = WITHIN.search(text.translate(FOLDED))
     if not strange and not within:
         return None
-    sign = strange[0] if strange else (within[0][0] if within else "")
+    sign = strange[0] if strange else within[0][0] if within else ""
     words = (
         word for word in text.split() if sign in word and (strange or WITHIN.search(word.translate(FOLDED)))
     )
