@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from zipper.config import to_dict
 from zipper.errors import DataError
 from zipper.evaluate.significance import Comparison, compare, different_data, p_value
+from zipper.schema import RunConfig
 
 Result = dict[str, Any]
 Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
@@ -68,9 +70,10 @@ def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
     for key in ("steps", "utterances", "decoding", "checkpoint"):
         yield key, first[key], one[key]
     for part in ("data", "train", "evaluate", "decode"):
-        for key, value in first["config"][part].items():
-            if key not in OWN:
-                yield f"{part}.{key}", value, one["config"][part][key]
+        usual = to_dict(RunConfig())[part]  # of settings that an older result does not know yet
+        ours, its = ({**usual, **side["config"][part]} for side in (first, one))
+        for key in sorted({*ours, *its} - OWN):
+            yield f"{part}.{key}", ours.get(key), its.get(key)
     patterns = [side["config"].get("codec", {}).get("pattern", "delay") for side in (first, one)]
     yield "codec.pattern", *patterns
 
