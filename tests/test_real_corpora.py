@@ -204,13 +204,13 @@ def test_librilight_is_cut_into_runs_of_speech_without_cutting_a_file(tmp_path, 
 def test_librilight_speech_may_end_a_rounding_after_its_recording(tmp_path, codec):
     librilight(tmp_path)
     for facts in tmp_path.rglob("*.json"):
-        facts.write_text(json.dumps({"voice_activity": [[0.1, 1.0], [4.5, 6.025]]}))
+        facts.write_text(json.dumps({"voice_activity": [[0.1, 1.0], [4.5, 6.025]]}), encoding="utf-8")
     where = ["data.corpus=librilight", f"data.folder={tmp_path}", "data.dev=1", "data.test=1"]
     found = opened(*where, "data.max_seconds=2")
     store = prepare_store(tmp_path / "stores", found, codec, Subwords.train(["a b"], 40), 5.0, 30.0)
     assert store.facts["skipped"] == 0
     for wrong in ([[0.1, float("nan")]], [[2, 1]], [[-1, 1]]):
-        facts.write_text(json.dumps({"voice_activity": wrong}))
+        facts.write_text(json.dumps({"voice_activity": wrong}), encoding="utf-8")
         with pytest.raises(DataError, match="no stretch of time"):
             opened(*where)
 
@@ -220,7 +220,7 @@ def test_libritts_is_read_with_its_quotes_dashes_and_asides(tmp_path, codec):
     splits = "data.splits={train: [train-clean-100], dev: [dev-clean], test: [test-clean]}"
     said = "\"It wasn't,\" said he -- 'twas (he thought) the boys' dog; 'no'! [Then--]"
     for file in tmp_path.rglob("*.normalized.txt"):
-        file.write_text(said)
+        file.write_text(said, encoding="utf-8")
     found = opened("data.corpus=libritts", f"data.folder={tmp_path}", splits)
     assert {u.text for u in found} == {"it wasn't said he 'twas he thought the boys' dog no then"}
 
