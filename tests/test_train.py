@@ -71,7 +71,7 @@ def test_wandb_mirrors_a_run_offline_without_an_account(prepared, monkeypatch):
     tables = {path.parent.name for path in folder.glob("files/media/table/*/*.json")}
     assert tables == {"dev", "test"}
     staged = [path for path in (cfg.run_dir / "wandb" / "artifacts").rglob("*") if path.is_file()]
-    assert any(path.read_bytes()[:4] == b"fLaC" for path in staged)  # to be played in the tables
+    assert any(path.read_bytes()[:4] == b"RIFF" for path in staged)  # to be played in the tables
     pictures = {path.parent.name for path in folder.glob("files/media/images/**/*.png")}
     assert pictures == {"figures"}
 
