@@ -82,6 +82,7 @@ def test_a_reader_that_never_reads_on_is_not_waited_for(monkeypatch):
             stream.write("x" * 99 + "\n")
         stream.finish()
         plain.flush()
+        assert os.path.samestat(os.fstat(plain.fileno()), os.stat(os.devnull))
     os.close(read)
 
 

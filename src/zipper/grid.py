@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import yaml
@@ -160,7 +161,7 @@ def _axes(read: Any) -> Any:
             label: _settings(one) for label, one in zip(typed(dict[str, Any], of), of.values(), strict=True)
         }
         if isinstance(of, dict)
-        else typed(list[setting_type(axis)], of)  # type: ignore[misc]
+        else typed(GenericAlias(list, setting_type(axis)), of)
         for axis, of in axes
     }
 

@@ -152,11 +152,11 @@ def _missing(path: Path, file: sf.SoundFile) -> float:
         return 0.0 if _ends(path) else math.inf
     if file.format == "NIST":
         with path.open("rb") as raw:
-            counted = re.search(rb"sample_count -i (\d+)", raw.read(1024))
-        return (int(counted[1]) - file.frames) / file.samplerate if counted else 0.0
-    for declared, held in DECLARED.findall(file.extra_info):
-        if int(declared) < STREAM:
-            return (int(declared) / max(int(held), 1) - 1) * file.frames / file.samplerate
+            declared = re.search(rb"sample_count -i (\d+)", raw.read(1024))
+        return (int(declared[1]) - file.frames) / file.samplerate if declared else 0.0
+    for size, held in DECLARED.findall(file.extra_info):
+        if int(size) < STREAM:
+            return (int(size) / max(int(held), 1) - 1) * file.frames / file.samplerate
     return math.inf if re.search(r"^\*\*\*.*truncated", file.extra_info, re.M) else 0.0
 
 

@@ -66,7 +66,8 @@ class Listener:
         self, rows: list[Row], written: list[Written], recorded: list[Heard], kept: Journal | None = None,
         name: str = "speech",
     ) -> list[Spoken]:  # fmt: skip
-        """What is heard in each segment, against gold and target. name: that of these segments in `kept`."""
+        """Transcripts of the segments by the ASR scorer, against reference and resynthesis. name: that of
+        these segments in `kept`."""
         out, rate = [], self.codec.sample_rate
         waves = [self.wave(segment) for segment in written]
         heard_all = self.judge.hear_all(waves, rate, name, kept)

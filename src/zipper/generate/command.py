@@ -76,9 +76,8 @@ def generate(args: argparse.Namespace) -> None:
                     stem = target / request.id if args.batch else out.with_suffix("")
                     entry = save(zipped, request, segments, stem)
                     if args.batch:
-                        with log.open(
-                            "a", encoding="utf-8"
-                        ) as lines:  # at once: nothing is lost where a later prompt fails
+                        # At once: nothing is lost where a later prompt fails.
+                        with log.open("a", encoding="utf-8") as lines:
                             lines.write(json.dumps(entry) + "\n")
                     else:
                         show(entry, time.monotonic() - started)

@@ -18,9 +18,7 @@ def choose(logits: Tensor, how: SamplingConfig, uniform: Tensor) -> Tensor:
     """
     if how.temperature == 0:
         return logits.argmax(-1)
-    limits = torch.finfo(
-        logits.dtype
-    )  # beyond them a setting would be 0 or infinite in the tensors' arithmetic
+    limits = torch.finfo(logits.dtype)  # beyond them a setting would be 0 or infinite in its arithmetic
     temperature = min(max(how.temperature, limits.tiny), limits.max)
     below = logits - logits.amax(-1, keepdim=True)  # at most 0: no temperature makes it overflow upwards
     count = logits.shape[-1]

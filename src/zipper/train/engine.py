@@ -107,7 +107,7 @@ def refusals(train: TrainConfig) -> Iterator[None]:
 def _works(train: TrainConfig) -> bool:
     try:
         _try(train)
-    except Exception:
+    except Exception:  # of as many kinds as in `refusals`
         return False
     return True
 

@@ -90,8 +90,8 @@ def check_store(
     checkpoint: Path, store: Store, towers: dict[str, str] | None = None, anew: bool = False
 ) -> None:
     """Refuses to go on with weights that were learnt on other units; or, where `towers` are given
-    (`tower_hashes`), from other pre-trained ones than those that now lie there. anew: the embedded corpus
-    may have been spoken anew, on a CPU that rounds its audio otherwise; good enough for an evaluation."""
+    (`tower_hashes`), from other pre-trained ones than those that now lie there. anew: the synthetic corpus
+    may have been made again, on a CPU that rounds its audio otherwise; good enough for an evaluation."""
     facts = read_checkpoint(checkpoint)["hyper_parameters"]["facts"]
     known = {facts["store"]}
     if anew and store.facts["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
