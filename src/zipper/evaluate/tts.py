@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from zipper.evaluate.wer import WordErrors
 from zipper.generate.answers import answers
 from zipper.generate.write import Written
 from zipper.model.multimodal import MultimodalModel
-from zipper.schema import TASKS, RunConfig
+from zipper.schema import TASKS, RunConfig, SamplingConfig
 from zipper.train.engine import divided
 from zipper.units.codec import Codec
 from zipper.units.facts import Facts
@@ -84,6 +85,18 @@ class Listener:
         return out
 
 
+def speak(
+    model: MultimodalModel, store: Store, facts: Facts, rows: list[Row], listener: Listener, batch: int,
+    how: SamplingConfig, seed: int, kept: Journal | None = None, name: str = "speech",
+) -> list[tuple[Written, Spoken]]:  # fmt: skip
+    """TTS of every row, in its order, `batch` sentences at a time, each with its score. name: that of the
+    scores in `kept`."""
+    answered = answers(model, store, facts, rows, TASKS["tts"], batch, {"speech": how}, seed, kept, "tts")
+    written = [segment for (segment,) in answered]
+    scores = listener.score(rows, written, listener.recordings(store, rows), kept, name)
+    return list(zip(written, scores, strict=True))
+
+
 def evaluate_tts(
     model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener,
     kept: Journal | None = None,
@@ -98,17 +111,11 @@ def evaluate_tts(
     judge = listener.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
-
-        def speak(some: list[Row], turn: int = turn) -> list[tuple[Written, Spoken]]:
-            answered = answers(
-                model, store, facts, some, TASKS["tts"], cfg.evaluate.batch, {"speech": how}, cfg.seed + turn,
-                kept, "tts",
-            )  # fmt: skip
-            written = [segment for (segment,) in answered]
-            heard = listener.score(some, written, listener.recordings(store, some), kept, f"speech {turn}")
-            return list(zip(written, heard, strict=True))
-
-        spoken = divided(rows, speak)
+        work = partial(
+            speak, model, store, facts, listener=listener, batch=cfg.evaluate.batch, how=how,
+            seed=cfg.seed + turn, kept=kept, name=f"speech {turn}",
+        )  # fmt: skip
+        spoken = divided(rows, work)
         segments.append([segment for segment, _ in spoken])
         samplings.append([one for _, one in spoken])
     found = samplings[0]

@@ -16,13 +16,11 @@ from zipper.evaluate.result import chosen_rows
 from zipper.evaluate.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluate.tts import Listener
 from zipper.evaluate.wer import capped_rate
-from zipper.generate.answers import answers
-from zipper.generate.write import Written
 from zipper.model.zip_block import is_gate
-from zipper.schema import TASKS, RunConfig
+from zipper.schema import RunConfig
 from zipper.train.engine import divided
 from zipper.train.module import ZipperModule
-from zipper.units.store import Row, Store
+from zipper.units.store import Store
 
 SHOWN = 5  # utterances printed at a validation
 
@@ -65,17 +63,12 @@ class SpeechMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
-
-        def speak(rows: list[Row]) -> list[tuple[Written, tts.Spoken]]:
-            answered = answers(
-                module.model, self.store, module.facts, rows, TASKS["tts"], batch, {"speech": how},
-                self.cfg.seed, name="tts",
-            )  # fmt: skip
-            written = [segment for (segment,) in answered]
-            recorded = self.listener.recordings(self.store, rows)
-            return list(zip(written, self.listener.score(rows, written, recorded), strict=True))
-
-        spoken = divided(self.rows, speak)
+        spoken = divided(
+            self.rows,
+            lambda rows: tts.speak(
+                module.model, self.store, module.facts, rows, self.listener, batch, how, self.cfg.seed
+            ),
+        )
         written, found = [one for one, _ in spoken], [one for _, one in spoken]
         wer = tts.total(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)
