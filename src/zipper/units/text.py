@@ -1,4 +1,4 @@
-"""Text to ids and back: the normaliser, LibriSpeech's convention, and byte-pair subwords."""
+"""Normalised text to ids and back: byte-pair subwords."""
 
 import hashlib
 import json
@@ -62,9 +62,8 @@ class Subwords:
 
     def save(self, file: Path) -> None:
         """Writes tokenizer.json."""
-        file.write_text(
-            self.tokenizer.to_str(pretty=True), encoding="utf-8"
-        )  # its own save hides why a write failed
+        # Its own save hides why a write failed.
+        file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of normalised text, without begin and end."""
