@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from zipper.report.metrics import read_metrics
-from zipper.train.module import ZipperModule
+from zipper.evaluation.metrics import read_metrics
+from zipper.training.module import ZipperModule
 
 RUNS = Path("build/runs")
 

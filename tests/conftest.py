@@ -15,27 +15,26 @@ import torch
 from hypothesis import settings
 
 import broken_runs
+from zipper.codecs.codec import Codec, build_embedded
 from zipper.commit import commit
-from zipper.config import load_config
+from zipper.config import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig, load_config
 from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
-from zipper.data.batch import Batch, collate
-from zipper.data.document import Document, Segment
-from zipper.evaluate import tasks as tasks_module
-from zipper.evaluate.judge import Judge
-from zipper.evaluate.result import versions, write_result
-from zipper.evaluate.tts import Listener
-from zipper.generate import zipped as zipped_module
-from zipper.model.zipper import Zipper
-from zipper.schema import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig
-from zipper.train import run as run_module
-from zipper.train.module import ZipperModule
-from zipper.train.resolve import resolve
-from zipper.units.codec import Codec, build_embedded
-from zipper.units.encode import prepare_store
-from zipper.units.facts import facts_of
-from zipper.units.store import Store
-from zipper.units.text import Subwords
+from zipper.data.batches import Batch, collate
+from zipper.data.dataset import Store
+from zipper.data.documents import Document, Segment
+from zipper.data.encode import prepare_store
+from zipper.data.statistics import facts_of
+from zipper.evaluation import tasks as tasks_module
+from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.scorer import Judge
+from zipper.evaluation.tts import Listener
+from zipper.generation import exported as zipped_module
+from zipper.modalities.tokenizer import Subwords
+from zipper.models.zipper import Zipper
+from zipper.training import run as run_module
+from zipper.training.module import ZipperModule
+from zipper.training.resolve import resolve
 
 # The same examples every time, so that CI fails for a change alone; --hypothesis-profile=search draws others.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -198,7 +197,7 @@ def config(*words: str) -> RunConfig:
 def prepared(store, monkeypatch, in_tmp):
     """`train` finds the tiny store, and works in an empty folder."""
     monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: store)
-    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: store)
+    monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock: store)
     return store
 
 

@@ -5,8 +5,8 @@ import random
 import torch
 
 from conftest import RATES, as_batch, interleaving
-from zipper.data.document import Document, Segment
-from zipper.units.facts import Facts
+from zipper.data.documents import Document, Segment
+from zipper.data.statistics import Facts
 
 FACTS = Facts(
     store="",

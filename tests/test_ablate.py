@@ -10,12 +10,13 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from zipper import ablate as running
-from zipper import grid
+from reproduce import ROOT
+from reproduce import sweep as running
+from reproduce import sweep_file as grid
+from reproduce.report import ablations as report
 from zipper.cli import run
-from zipper.config import ROOT, load_config, save_config, to_dict
+from zipper.config import load_config, save_config, to_dict
 from zipper.errors import ConfigError, TrainingError
-from zipper.report import ablations as report
 
 GRIDS = sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))
 MINE = {

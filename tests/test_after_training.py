@@ -9,22 +9,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import config
+from reproduce import ROOT
 from zipper.cli import run
-from zipper.config import ROOT, load_config
+from zipper.codecs.load import load_codec
+from zipper.config import CodecConfig, TowerConfig, load_config
 from zipper.corpora.utterance import sentences_hash
+from zipper.data.dataset import fingerprint_hash
+from zipper.data.statistics import facts_of
 from zipper.errors import ConfigError, DataError
-from zipper.evaluate.place import asked_config, where_trained
-from zipper.evaluate.run import evaluate_run
-from zipper.model.pretrained import load_weights, tower_facts, with_shape_of
-from zipper.model.tower import Tower
-from zipper.schema import CodecConfig, TowerConfig
-from zipper.train import run as run_module
-from zipper.train.module import load_module
-from zipper.train.resolve import resolve
-from zipper.units.codec import load_codec
-from zipper.units.facts import facts_of
-from zipper.units.store import fingerprint_hash
-from zipper.units.text import Subwords
+from zipper.evaluation.place import asked_config, where_trained
+from zipper.evaluation.run import evaluate_run
+from zipper.generation.exported import load_trained
+from zipper.modalities.tokenizer import Subwords
+from zipper.models.pretrained import load_weights, tower_facts, with_shape_of
+from zipper.models.tower import Tower
+from zipper.training import run as run_module
+from zipper.training.resolve import resolve
 
 
 def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
@@ -130,7 +130,7 @@ def other_store(store):
 
 def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
     run_module.train(config("name=one"), "x")
-    monkeypatch.setattr("zipper.evaluate.run.prepare", lambda cfg, clock: other_store(prepared))
+    monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock: other_store(prepared))
     with pytest.raises(ConfigError, match="was trained on the store"):
         evaluate_run(config("name=one"), "y")
 
@@ -139,7 +139,7 @@ def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, mon
     parts = dict(prepared.facts["fingerprint"])
     assert parts.pop("audio")
     saved = {"hyper_parameters": {"facts": {"store": fingerprint_hash(parts)}}}
-    monkeypatch.setattr("zipper.train.folder.read_checkpoint", lambda _: saved)
+    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
     run_module.check_store(Path("x"), prepared)
     with pytest.raises(ConfigError, match="was trained on the store"):
         run_module.check_store(Path("x"), other_store(prepared))
@@ -154,7 +154,7 @@ def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared
 
     here, there = with_parts(corpus_folder="spoken-1"), with_parts(corpus_folder="spoken-1", audio="another")
     saved = {"hyper_parameters": {"facts": facts_of(here).to_dict()}}
-    monkeypatch.setattr("zipper.train.folder.read_checkpoint", lambda _: saved)
+    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
     run_module.check_store(Path("x"), there, anew=True)
     recorded = facts_of(with_parts(corpus_folder="librispeech")).to_dict()
     for facts, store, anew in (
@@ -182,7 +182,7 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     load_weights(again, Path("tower"))
     assert torch.equal(
         again.embedding.weight,
-        load_module(Path("build/runs/pre/checkpoints/best.ckpt")).model.tower("speech").embedding.weight,
+        load_trained(Path("build/runs/pre/checkpoints/best.ckpt")).model.tower("speech").embedding.weight,
     )
     (Path("tower") / "tower.json").write_text(
         json.dumps({**facts, "trained_on": "test sentences"}), encoding="utf-8"
@@ -191,7 +191,9 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     first = sentences_hash(prepared.splits["train"]["text"][:3])
     (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": first}), encoding="utf-8")
-    monkeypatch.setattr("zipper.train.resolve.FIRST", 3)  # the store's dev and test are those of three, too
+    monkeypatch.setattr(
+        "zipper.training.resolve.FIRST", 3
+    )  # the store's dev and test are those of three, too
     resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     facts["reads"] = "another codec"
     (Path("tower") / "tower.json").write_text(json.dumps(facts), encoding="utf-8")

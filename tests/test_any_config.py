@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from conftest import config
 from zipper.data.module import ZipperData
+from zipper.data.statistics import facts_of
 from zipper.errors import ConfigError
-from zipper.train.losses import stream_loss
-from zipper.train.module import ZipperModule, parameter_groups
-from zipper.train.resolve import check_towers, resolve
-from zipper.units.facts import facts_of
+from zipper.models.losses import stream_loss
+from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.resolve import check_towers, resolve
 
 
 def mostly(*values, odd=()):

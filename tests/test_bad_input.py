@@ -11,17 +11,18 @@ import soundfile as sf
 import torch
 
 from broken_runs import room_for
+from reproduce import ROOT
 from zipper import cli
-from zipper.config import ROOT
+from zipper.arguments import config_command
+from zipper.codecs.codec import load_embedded
+from zipper.config import DataConfig, RunConfig
 from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
+from zipper.data.dataset import open_store
+from zipper.data.encode import prepare_store
 from zipper.disk import check_place, check_places, lost_disk
 from zipper.errors import DataError
-from zipper.model.pretrained import tower_facts
-from zipper.schema import DataConfig, RunConfig
-from zipper.units.codec import load_embedded
-from zipper.units.encode import prepare_store
-from zipper.units.store import open_store
+from zipper.models.pretrained import tower_facts
 
 RATE = 16_000
 
@@ -86,7 +87,7 @@ def test_text_that_cannot_be_used_is_listed_before_anything_is_encoded(
 def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
-    monkeypatch.setattr("zipper.units.encode.SKIP_BUDGET", 0.06)
+    monkeypatch.setattr("zipper.data.encode.SKIP_BUDGET", 0.06)
     quiet = said(tmp_path, np.zeros(RATE, np.float32))
     digits = Utterance("digits", utterances[0].audio, "room 101", "x", "dev")
     store = prepare_store(tmp_path / "s", [*utterances, quiet, digits], codec, subwords, 5.0, 30.0)
@@ -130,12 +131,14 @@ def test_a_full_disk_ends_the_command_with_one_line(monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "build/x")
 
-    monkeypatch.setitem(cli.COMMANDS, "prepare", full)
+    monkeypatch.setitem(cli.COMMANDS, "prepare", config_command(full))
     with pytest.raises(SystemExit) as end:
         cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
     assert end.value.code == 2
     assert "error: no space left while writing build/x" in capsys.readouterr().err
-    monkeypatch.setitem(cli.COMMANDS, "prepare", lambda *_: Path("/nowhere").read_text(encoding="utf-8"))
+    monkeypatch.setitem(
+        cli.COMMANDS, "prepare", config_command(lambda *_: Path("/nowhere").read_text(encoding="utf-8"))
+    )
     with pytest.raises(FileNotFoundError):  # any other one is a bug, and shows as one
         cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
 

@@ -12,14 +12,15 @@ import torch
 
 from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, room_for, saved
 from conftest import config
+from zipper.checkpoint_files import flaw, read_checkpoint
+from zipper.config import TrainConfig
+from zipper.data.encode import _trainer
 from zipper.disk import lost_disk
+from zipper.distributed import WholeFiles
 from zipper.errors import DataError
-from zipper.schema import TrainConfig
-from zipper.train import checkpoints
-from zipper.train import run as run_module
-from zipper.train.checkpoints import WholeFiles, flaw, newest, read_checkpoint
-from zipper.train.module import load_module
-from zipper.units.encode import _trainer
+from zipper.generation.exported import load_trained
+from zipper.run_folder import newest
+from zipper.training import run as run_module
 
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
@@ -124,7 +125,7 @@ def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
 
 @pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters", "module_arguments"])
 @pytest.mark.parametrize("within", [lambda named: named, lambda named: {"a": [1, ({"b": named},)]}])
-@pytest.mark.parametrize("read", [read_checkpoint, load_module, WholeFiles().load_checkpoint])
+@pytest.mark.parametrize("read", [read_checkpoint, load_trained, WholeFiles().load_checkpoint])
 def test_one_that_names_code_to_run_is_never_used(tmp_path, part, within, read):
     """At any depth, in lists too, and whatever version of Lightning is installed (CVE-2026-58659)."""
     (tmp_path / "checkpoints").mkdir()
@@ -148,7 +149,9 @@ def test_a_disk_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     torch.save({"global_step": 1, "callbacks": {}}, tmp_path / "checkpoints" / "last.ckpt")
     with monkeypatch.context() as broken:
-        broken.setattr(checkpoints, "ZipFile", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        broken.setattr(
+            "zipper.checkpoint_files.ZipFile", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no"))
+        )
         with pytest.raises(OSError, match="no"):
             newest(tmp_path)
     assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
@@ -167,12 +170,12 @@ def test_a_malicious_checkpoint_runs_nothing(in_tmp):
     folder.mkdir(parents=True)
     torch.save(state, folder / "last.ckpt")
     with pytest.raises(DataError, match=r"last\.ckpt holds more than tensors and plain values.*safetensors"):
-        load_module(folder / "last.ckpt")
+        load_trained(folder / "last.ckpt")
     with pytest.raises(DataError, match="holds more than tensors"):
         newest(Path("build/runs/bad"))
     (folder / "last.ckpt").write_bytes(pickle.dumps(state))
     with pytest.raises(DataError, match="is damaged"):
-        load_module(folder / "last.ckpt")
+        load_trained(folder / "last.ckpt")
     assert not Path("opened").exists()
     pickle.loads(pickle.dumps(Payload()))
     assert Path("opened").exists()  # what the others would have done

@@ -12,8 +12,8 @@ import soundfile as sf
 import torch
 import yaml
 
+from reproduce import ROOT
 from zipper.cli import run
-from zipper.config import ROOT
 from zipper.corpora import spoken
 from zipper.errors import ConfigError, DataError
 

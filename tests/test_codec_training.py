@@ -8,11 +8,11 @@ import pytest
 import torch
 from encodec.quantization import ResidualVectorQuantizer
 
+from zipper.codecs.load import load_codec
+from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import DataError
-from zipper.schema import CodecConfig, RunConfig, TrainCodecConfig
-from zipper.train.codebooks import CodebookLearner, k_means, nearest
-from zipper.train.codec import SpectralLoss, train_codec
-from zipper.units.codec import load_codec
+from zipper.training.codebooks import CodebookLearner, k_means, nearest
+from zipper.training.codec import SpectralLoss, train_codec
 
 TINY = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=8, batch=2, seconds=0.2)
 

@@ -8,14 +8,14 @@ import soundfile as sf
 import torch
 
 from conftest import JOINT, config
+from reproduce import ROOT
 from zipper.cli import main
-from zipper.config import ROOT
 from zipper.errors import ConfigError, DataError
-from zipper.evaluate.asr import recognise
-from zipper.evaluate.wer import word_errors
-from zipper.generate import zipped as zipped_module
-from zipper.generate.zipped import load_zipped
-from zipper.train import run as run_module
+from zipper.evaluation.asr import recognise
+from zipper.evaluation.wer import word_errors
+from zipper.generation import exported as zipped_module
+from zipper.generation.exported import load_zipped
+from zipper.training import run as run_module
 
 
 def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys):

@@ -12,13 +12,13 @@ from conftest import config
 from zipper.cli import main
 from zipper.config import load_config
 from zipper.data.module import ZipperData
+from zipper.data.statistics import facts_of, reads
 from zipper.errors import DataError
-from zipper.evaluate.significance import RESAMPLES, bootstrap, compare, describe, read_result
-from zipper.model.pretrained import save_tower
-from zipper.train import run as run_module
-from zipper.train.resolve import resolve
-from zipper.train.run import train
-from zipper.units.facts import facts_of, reads
+from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe, read_result
+from zipper.models.pretrained import save_tower
+from zipper.training import run as run_module
+from zipper.training.resolve import resolve
+from zipper.training.run import train
 
 JOINT = ["train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
 SINGLE = [*JOINT, "model.kind=single_decoder", "model.towers.speech.width=16"]

@@ -4,18 +4,18 @@ import json
 
 import pytest
 
+from reproduce.report import ablations, settings
+from reproduce.report.chains import chains
+from reproduce.report.claims import claims
+from reproduce.report.comparison import comparison
+from reproduce.report.comparison_figures import draw_comparison
+from reproduce.report.longer import draw_longer, longer
+from reproduce.report.markdown import percent
+from reproduce.report.runs import CHOICES, NAMES, best_choice, best_rate, capped
+from reproduce.report.tuning import choices, search
 from test_compare import ROOT, result, some
 from zipper.config import load_config, to_dict
 from zipper.errors import DataError
-from zipper.report import ablations, settings
-from zipper.report.chains import chains
-from zipper.report.claims import claims
-from zipper.report.comparison import comparison
-from zipper.report.comparison_figures import draw_comparison
-from zipper.report.longer import draw_longer, longer
-from zipper.report.markdown import percent
-from zipper.report.runs import CHOICES, NAMES, best_choice, best_rate, capped
-from zipper.report.tuning import choices, search
 
 
 def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:

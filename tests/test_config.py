@@ -10,10 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from reproduce import ROOT
 from zipper.cli import main, parser
-from zipper.config import ROOT, describe, flat, from_dict, load_config, save_config, to_dict
+from zipper.config import RunConfig, TowerConfig, describe, flat, from_dict, load_config, save_config, to_dict
 from zipper.errors import ConfigError
-from zipper.schema import RunConfig, TowerConfig
 
 KEYS = [key.replace("NAME", "text") for key, _, _ in describe()]
 
@@ -28,7 +28,7 @@ def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
 def test_a_section_file_stands_between_the_file_and_the_words(monkeypatch, tmp_path):
     (tmp_path / "configs" / "data").mkdir(parents=True)
     (tmp_path / "configs" / "data" / "small.yaml").write_text("{train: 10, dev: 2}", encoding="utf-8")
-    monkeypatch.setattr("zipper.config.ROOT", tmp_path)
+    monkeypatch.setattr("zipper.config.loading.ROOT", tmp_path)
     cfg = load_config(None, ["data=small", "data.dev=3"])
     assert (cfg.data.train, cfg.data.dev, cfg.data.test) == (10, 3, 400)
     with pytest.raises(ConfigError, match=r"data=large.*There are: small"):

@@ -12,7 +12,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from zipper.config import ROOT
+from reproduce import ROOT
 
 PINNED = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
 PLACES = [

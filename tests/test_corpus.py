@@ -8,13 +8,13 @@ import re
 
 import pytest
 
-from zipper.config import ROOT
+from reproduce import ROOT
+from zipper.config import DataConfig
 from zipper.corpora.grammar import SHAPES, SLOTS, bits, sentences, vocabulary
 from zipper.corpora.spoken import recipe_hash, spoken_corpus, spoken_texts
 from zipper.corpora.utterance import FIRST, read_manifest
 from zipper.errors import DataError
-from zipper.schema import DataConfig
-from zipper.units.normalise import normalise
+from zipper.modalities.normalise import normalise
 
 
 def test_the_grammar_is_as_large_as_it_should_be():

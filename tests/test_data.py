@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from conftest import as_batch, interleaving, tiny_model
-from zipper.data.batch import collate
-from zipper.data.document import document, looks, scored_weight
-from zipper.data.order import From, Steps
+from zipper.data.batches import collate
+from zipper.data.dataset import share
+from zipper.data.documents import document, looks, scored_weight
+from zipper.data.schedule import From, Steps
 from zipper.errors import ConfigError
-from zipper.train.losses import stream_loss
-from zipper.units.store import share
+from zipper.models.losses import stream_loss
 
 BOOKS = {"text": 1, "speech": 3}
 

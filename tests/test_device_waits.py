@@ -8,11 +8,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import JOINT, config
-from zipper.data.batch import collate
-from zipper.data.document import document
-from zipper.train.module import ZipperModule
-from zipper.train.resolve import resolve
-from zipper.units.facts import facts_of
+from zipper.data.batches import collate
+from zipper.data.documents import document
+from zipper.data.statistics import facts_of
+from zipper.training.module import ZipperModule
+from zipper.training.resolve import resolve
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from zipper.config import ROOT
+from reproduce import ROOT
 
 OPENS = {"open": "r", "fdopen": "r", "NamedTemporaryFile": "w+b", "TemporaryFile": "w+b"}  # default modes
 STARTS = ("run", "Popen", "check_output", "check_call")
@@ -68,7 +68,7 @@ def test_every_file_is_opened_as_utf_8():
 def test_a_tokenizer_is_saved_where_the_locale_is_ascii(tmp_path, subwords):
     subwords.save(tmp_path / "a.json")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom zipper.units.text import Subwords\n"
+        "import sys\nfrom pathlib import Path\nfrom zipper.modalities.tokenizer import Subwords\n"
         "Subwords.load(Path(sys.argv[1])).save(Path(sys.argv[2]))\n"
     )
     ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from conftest import as_batch, config, interleaving, tiny_model
+from reproduce import ROOT
 from zipper.cli import run
-from zipper.config import ROOT
+from zipper.config import TrainConfig
+from zipper.distributed import check_trainer
 from zipper.errors import ConfigError
-from zipper.schema import TrainConfig
-from zipper.train import engine
-from zipper.train import run as run_module
-from zipper.train.engine import check_trainer, prepare_layers
-from zipper.train.losses import stream_loss
-from zipper.train.module import load_module
+from zipper.generation.exported import load_trained
+from zipper.models.losses import stream_loss
+from zipper.training import engine
+from zipper.training import run as run_module
+from zipper.training.engine import prepare_layers
 
 
 def gradients(recompute: bool) -> dict[str, torch.Tensor]:
@@ -38,7 +39,7 @@ def test_gradients_of_layers_that_forget_are_the_same_bit_for_bit_dropout_includ
     calls = []
     real = torch.utils.checkpoint.checkpoint
     monkeypatch.setattr(
-        "zipper.model.tower.checkpoint", lambda *words, **how: (calls.append(1), real(*words, **how))[1]
+        "zipper.models.tower.checkpoint", lambda *words, **how: (calls.append(1), real(*words, **how))[1]
     )
     forgot = gradients(recompute=True)
     assert len(calls) == 10
@@ -51,7 +52,8 @@ def test_a_compiled_training_saves_what_an_uncompiled_model_loads(prepared, monk
     plain = run_module.train(config("name=plain", *words), "x")["asr"]
     compiled = run_module.train(config("name=compiled", "train.compile=true", *words), "x")["asr"]
     states = [
-        load_module(Path(f"build/runs/{n}/checkpoints/last.ckpt")).state_dict() for n in ("plain", "compiled")
+        load_trained(Path(f"build/runs/{n}/checkpoints/last.ckpt")).model.state_dict()
+        for n in ("plain", "compiled")
     ]
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():

@@ -3,9 +3,10 @@
 import random
 from pathlib import Path
 
-from zipper.bench import faults as faults_module
-from zipper.bench.faults import FAULTS, Campaign, faults, harm, table
-from zipper.config import ROOT, load_config
+from reproduce import ROOT
+from reproduce.bench import faults as faults_module
+from reproduce.bench.faults import FAULTS, Campaign, faults, harm, table
+from zipper.config import load_config
 
 SHORT = ("full disk", "SIGKILL, a checkpoint cut off", "SIGKILL, a shard cut off")
 

@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import as_batch, interleaving, tiny_model
 from test_single_decoder import single_decoder
-from zipper.data.document import Document
-from zipper.model.flops import document_flops
-from zipper.model.lora import train_lora_alone
-from zipper.schema import TowerConfig
-from zipper.train.losses import stream_loss
+from zipper.config import TowerConfig
+from zipper.data.documents import Document
+from zipper.models.flops import document_flops
+from zipper.models.lora import train_lora_alone
+from zipper.models.losses import stream_loss
 
 PAPER = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 4, "hidden": 64}  # 3 x 64 = 8 x 24: 24 d^2 a token
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
 from slow import FACTS, prompts, slow_greedy
-from zipper.data.document import Document, Segment
+from zipper.config import SamplingConfig, TowerConfig
+from zipper.data.documents import Document, Segment
+from zipper.data.statistics import Facts, facts_of
 from zipper.errors import ConfigError
-from zipper.evaluate.asr import recognise, shuffled
-from zipper.generate.alphabet import NEVER, Alphabet
-from zipper.generate.answers import answers
-from zipper.generate.cache import Memory
-from zipper.generate.write import MOST, Written, _length, read_prompts, write
-from zipper.schema import SamplingConfig, TowerConfig
-from zipper.units.facts import Facts, facts_of
-from zipper.units.pattern import to_columns
+from zipper.evaluation.asr import recognise, shuffled
+from zipper.generation.cache import Memory
+from zipper.generation.generate import MOST, Written, _length, read_prompts, write
+from zipper.generation.rows import answers
+from zipper.modalities.delay import to_columns
+from zipper.modalities.layout import NEVER, Alphabet
 
 
 @given(
@@ -237,9 +237,9 @@ def test_speaking_does_not_depend_on_the_batch(store):
 
 
 def tiny_model_for(store):
-    from zipper.schema import RunConfig, TasksConfig, TowerConfig
-    from zipper.train.module import ZipperModule
-    from zipper.train.resolve import resolve
+    from zipper.config import RunConfig, TasksConfig, TowerConfig
+    from zipper.training.module import ZipperModule
+    from zipper.training.resolve import resolve
 
     cfg = RunConfig()
     cfg.train.tasks = TasksConfig(asr=1.0, tts=1.0)

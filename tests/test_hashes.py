@@ -11,19 +11,19 @@ from datasets.arrow_dataset import Column
 
 from conftest import config
 from zipper import hashes
+from zipper.config import DataConfig
 from zipper.corpora.spoken import recipe_hash, spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, write_manifest
-from zipper.data.order import Steps
+from zipper.data.encode import prepare_store
+from zipper.data.schedule import Steps
+from zipper.data.statistics import facts_of, reads
 from zipper.errors import ConfigError
-from zipper.evaluate.significance import different_data
+from zipper.evaluation.significance import different_data
 from zipper.hashes import file_hashes, once
-from zipper.model.pretrained import save_tower, tower_hashes
-from zipper.model.tower import Tower
-from zipper.schema import DataConfig
-from zipper.train import run as run_module
-from zipper.train.resolve import resolve
-from zipper.units.encode import prepare_store
-from zipper.units.facts import facts_of, reads
+from zipper.models.pretrained import save_tower, tower_hashes
+from zipper.models.tower import Tower
+from zipper.training import run as run_module
+from zipper.training.resolve import resolve
 
 
 def test_other_recordings_under_the_same_names_make_another_store(tmp_path, utterances, codec, subwords):

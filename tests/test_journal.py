@@ -7,11 +7,11 @@ import pytest
 
 from conftest import JOINT, config
 from zipper.errors import ConfigError
-from zipper.evaluate.journal import Journal, read_pieces
-from zipper.evaluate.judge import Judge
-from zipper.evaluate.run import evaluate_run
-from zipper.generate import answers as answers_module
-from zipper.train import run as run_module
+from zipper.evaluation.journal import Journal, read_pieces
+from zipper.evaluation.run import evaluate_run
+from zipper.evaluation.scorer import Judge
+from zipper.generation.rows import answers as answers_module
+from zipper.training import run as run_module
 
 
 class Killed(BaseException):

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from conftest import config
-from zipper.bench import speed as speed_module
-from zipper.bench.speed import WARM, bench, take_turns
+from reproduce.bench import speed as speed_module
+from reproduce.bench.speed import WARM, bench, take_turns
+from reproduce.report import results as results_module
+from zipper.clock import Clock
+from zipper.config import JudgeConfig, RunConfig
+from zipper.data.prepare import prepare
 from zipper.errors import ConfigError
-from zipper.evaluate import codec as codec_module
-from zipper.evaluate import judge as judge_module
-from zipper.evaluate.codec import evaluate_codec, table
-from zipper.evaluate.judge import Judge, load_judge, whisper
-from zipper.report import results as results_module
-from zipper.report.clock import Clock
-from zipper.schema import JudgeConfig, RunConfig
-from zipper.units.prepare import prepare
+from zipper.evaluation import codec as codec_module
+from zipper.evaluation import scorer as judge_module
+from zipper.evaluation.codec import evaluate_codec, table
+from zipper.evaluation.scorer import Judge, load_judge, whisper
 
 
 def deaf_judge(texts: list[str], calls: list[int]) -> Judge:
@@ -72,7 +72,7 @@ def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
     module = types.ModuleType("faster_whisper")
     module.WhisperModel = Model
     monkeypatch.setitem(sys.modules, "faster_whisper", module)
-    monkeypatch.setattr("zipper.evaluate.judge.version", lambda _: "0")
+    monkeypatch.setattr("zipper.evaluation.scorer.version", lambda _: "0")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -103,8 +103,8 @@ def test_the_bench_measures_a_store(store, in_tmp, monkeypatch):
     pytest.importorskip("transformers", reason="extra `bench` is not installed")
     monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: store)
     monkeypatch.setattr(speed_module, "TURNS", 2)
-    monkeypatch.setattr("zipper.bench.generation.SPOKEN", 1)
-    monkeypatch.setattr("zipper.bench.generation.FRAMES", 50)
+    monkeypatch.setattr("reproduce.bench.generation.SPOKEN", 1)
+    monkeypatch.setattr("reproduce.bench.generation.FRAMES", 50)
     result = bench(config("name=bench", "result=out.json"), "x")
     figures = result["figures"]
     assert figures["tower"]["ratio"] > 0
@@ -123,9 +123,9 @@ def test_a_bench_without_transformers_says_so_before_anything_is_made(monkeypatc
 
 
 def test_the_limit_of_the_settings_reaches_the_store(utterances, codec, in_tmp, monkeypatch):
-    monkeypatch.setattr("zipper.units.prepare.load_codec", lambda cfg: codec)
-    monkeypatch.setattr("zipper.units.prepare.open_corpus", lambda cfg: utterances)
-    monkeypatch.setattr("zipper.units.encode.SKIP_BUDGET", 1.0)
+    monkeypatch.setattr("zipper.data.prepare.load_codec", lambda cfg: codec)
+    monkeypatch.setattr("zipper.data.prepare.open_corpus", lambda cfg: utterances)
+    monkeypatch.setattr("zipper.data.encode.SKIP_BUDGET", 1.0)
     whole = prepare(config("data.subwords=64"), Clock())
     short = prepare(config("data.subwords=64", "data.max_seconds=0.7"), Clock())
     longer = sum(s > 0.7 for rows in whole.splits.values() for s in rows["seconds"])

@@ -5,11 +5,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MimiConfig, MimiModel
 
+from zipper.codecs.load import load_codec
+from zipper.config import CodecConfig
+from zipper.data.dataset import open_store
+from zipper.data.encode import prepare_store
 from zipper.errors import ConfigError, DataError
-from zipper.schema import CodecConfig
-from zipper.units.codec import load_codec
-from zipper.units.encode import prepare_store
-from zipper.units.store import open_store
 
 SMALL = {
     "num_filters": 4, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zipper.config import DataConfig
 from zipper.corpora.lists import sentences_of
 from zipper.corpora.spoken import recipe_hash, spoken_texts
 from zipper.corpora.utterance import Utterance, normal_text
 from zipper.errors import DataError
-from zipper.schema import DataConfig
-from zipper.units.normalise import APOSTROPHES, NORMALISER, PLAIN, normalise, normaliser_of, unreadable
+from zipper.modalities.normalise import APOSTROPHES, NORMALISER, PLAIN, normalise, normaliser_of, unreadable
 
 APOSTROPHE_KINDS = "'`\u00b4\u2018\u2019\u2032\u02b9\u02bc\uff07"
 ALPHABET = string.printable + APOSTROPHES + "ßæøłÉéïﬁжя日\u00ad\u200b\ufeff\u0301“”«»—…½²€™\ufffd"

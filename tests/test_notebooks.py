@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from zipper.config import ROOT
+from reproduce import ROOT
 
 BOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

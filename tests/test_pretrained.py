@@ -12,20 +12,20 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from reproduce import ROOT
 from zipper import hub
-from zipper.config import ROOT, load_config
+from zipper.config import TowerConfig, load_config
 from zipper.corpora.grammar import sentences
+from zipper.data.encode import prepare_store
 from zipper.errors import ConfigError, DataError
-from zipper.generate.zipped import load_zipped
+from zipper.generation.exported import load_zipped
 from zipper.hub import model_folder, push
-from zipper.model.llama import FAMILIES, shape_of
-from zipper.model.pretrained import load_weights, read_tower, save_tower, tower_facts, with_shape_of
-from zipper.model.tower import Tower
-from zipper.schema import TowerConfig
-from zipper.train.resolve import resolve
-from zipper.train.run import pretrain, train
-from zipper.units.encode import prepare_store
-from zipper.units.text import Subwords
+from zipper.modalities.tokenizer import Subwords
+from zipper.models.hf import FAMILIES, shape_of
+from zipper.models.pretrained import load_weights, read_tower, save_tower, tower_facts, with_shape_of
+from zipper.models.tower import Tower
+from zipper.training.resolve import resolve
+from zipper.training.run import pretrain, train
 
 SMALL = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
@@ -219,7 +219,7 @@ def test_a_pretrained_tower_is_zipped_trained_and_recognises(tmp_path, utterance
     folder = saved(tmp_path / "model", vocab_size=320)
     subwords = Subwords.load(folder / "tokenizer.json")
     store = prepare_store(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
-    monkeypatch.setattr("zipper.train.run.prepare", lambda cfg, clock: store)
+    monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock: store)
     words = [
         f"model.towers.text={{init: {folder}, frozen: true, interval: 1}}",
         "model.zip={heads: 2, whiten: true}",
@@ -248,7 +248,7 @@ def test_pretraining_goes_on_from_a_model_and_exports_what_can_be_zipped(
     folder = saved(tmp_path / "model")
     subwords = Subwords.load(folder / "tokenizer.json")
     store = prepare_store(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
-    monkeypatch.setattr("zipper.train.run.prepare", lambda cfg, clock: store)
+    monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock: store)
     words = [
         "model.modalities=[text]", f"model.towers.text.init={folder}", "export=mine", "log.wandb=disabled",
         "train={tokens: 200, steps: 2, validate_every: 2, tasks: {text: 1}, accelerator: cpu}",

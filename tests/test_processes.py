@@ -19,9 +19,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import yaml
 
-from zipper.config import ROOT
+from reproduce import ROOT
 from zipper.corpora.grammar import sentences
-from zipper.train.engine import divided, leave_group
+from zipper.distributed import divided, leave_group
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 32, "interval": 1}
 TOWERS = {"text": {**SHAPE, "frozen": True}, "speech": {**SHAPE, "lora": 2}}
@@ -55,7 +55,7 @@ def folder(tmp_path_factory) -> Path:
 
 def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) -> str:
     """stop: SIGTERM to the first process alone, as soon as this file is there."""
-    code = "import zipper.units.encode as e; e.SHARD = 10; from zipper.cli import main; main()"
+    code = "import zipper.data.encode as e; e.SHARD = 10; from zipper.cli import main; main()"
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     script = folder / "zipper_in_shards_of_ten.py"
     script.write_text(code.replace("; ", "\n") + "\n", encoding="utf-8")

@@ -13,13 +13,13 @@ from zipper.config import load_config
 from zipper.corpora import audio as audio_module
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance, hold_out
-from zipper.data.order import Steps
+from zipper.data.encode import prepare_store
+from zipper.data.schedule import Steps
+from zipper.data.statistics import facts_of
 from zipper.errors import ConfigError, DataError
-from zipper.evaluate.result import by_subset, chosen_rows
-from zipper.evaluate.wer import WordErrors
-from zipper.units.encode import prepare_store
-from zipper.units.facts import facts_of
-from zipper.units.text import Subwords
+from zipper.evaluation.result import by_subset, chosen_rows
+from zipper.evaluation.wer import WordErrors
+from zipper.modalities.tokenizer import Subwords
 
 TEXTS = ["IT WAS NOW MID JULY", "THE PLAGUE HAD RAGED", "SAINT ANDREW'S HOLBORN", "FOR THE CITY"]
 
@@ -313,7 +313,7 @@ def test_a_piece_beyond_the_end_and_a_wrong_header_are_refused(tmp_path):
 
 
 def test_takes_of_the_same_sentences_in_other_folders_are_another_store():
-    from zipper.units.store import listing_hash
+    from zipper.data.dataset import listing_hash
 
     def take(folder: str, subset: str) -> list[Utterance]:
         return [Utterance("a", f"/here/{folder}/a.wav", "x", "s", "train", subset)]

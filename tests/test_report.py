@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from conftest import config
-from zipper.bench.memory import pss_of_tree, watch
-from zipper.config import ROOT
-from zipper.report import dashboard as board
-from zipper.report.attention import diagonal
-from zipper.report.clock import Clock
-from zipper.report.dashboard import dashboard
-from zipper.report.figures import smooth, spectrograms
-from zipper.report.metrics import read_metrics
-from zipper.report.results import render
-from zipper.report.shipped import PAIRS, draw_shipped
-from zipper.train import run as run_module
+from reproduce import ROOT
+from reproduce.bench.memory import pss_of_tree, watch
+from reproduce.report import dashboard as board
+from reproduce.report.dashboard import dashboard
+from reproduce.report.results import render
+from reproduce.report.shipped import PAIRS, draw_shipped
+from zipper.clock import Clock
+from zipper.evaluation.attention import diagonal
+from zipper.evaluation.figures import spectrograms
+from zipper.evaluation.metrics import read_metrics, smooth
+from zipper.training import run as run_module
 
 
 def test_results_md_is_what_the_result_files_say():

@@ -6,16 +6,17 @@ import subprocess
 
 import pytest
 
+from reproduce import ROOT
+from reproduce.report.ablations import grids, read_results
+from reproduce.report.comparison import in_short
+from reproduce.report.runs import CHOICES, NAMES, best_choice, best_rate
+from reproduce.sweep_file import differences
 from zipper import commit as commit_module
-from zipper.config import ROOT, flat, load_config, to_dict
-from zipper.evaluate.asr import last_line
-from zipper.evaluate.tts import last_line as tts_line
-from zipper.evaluate.wer import WordErrors, word_errors
-from zipper.grid import differences
-from zipper.report.ablations import grids, read_results
-from zipper.report.comparison import in_short
-from zipper.report.runs import CHOICES, NAMES, best_choice, best_rate
-from zipper.units.text import Subwords
+from zipper.config import flat, load_config, to_dict
+from zipper.evaluation.asr import last_line
+from zipper.evaluation.tts import last_line as tts_line
+from zipper.evaluation.wer import WordErrors, word_errors
+from zipper.modalities.tokenizer import Subwords
 
 FILES = sorted((ROOT / "results").rglob("*.json"))
 QUICKSTART, BAD_INPUT = (

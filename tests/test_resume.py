@@ -10,11 +10,11 @@ from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, saved
 from conftest import JOINT, config
 from zipper.disk import held
 from zipper.errors import ConfigError, TrainingError
-from zipper.report.figures import draw_run
-from zipper.report.metrics import read_metrics
-from zipper.train import run as run_module
-from zipper.train.callbacks import RecognitionMonitor
-from zipper.train.module import ZipperModule
+from zipper.evaluation.figures import draw_run
+from zipper.evaluation.metrics import read_metrics
+from zipper.training import run as run_module
+from zipper.training.callbacks import RecognitionMonitor
+from zipper.training.module import ZipperModule
 
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 

@@ -10,13 +10,13 @@ from torch._dynamo.testing import CompileCounter
 
 from conftest import as_batch, tiny_model
 from slow import FACTS, prompts, slow_greedy
-from zipper.data.document import Document, Segment
-from zipper.generate.alphabet import Alphabet
-from zipper.generate.beam import beam_search
-from zipper.generate.cache import Memory
-from zipper.generate.sample import choose
-from zipper.generate.write import _length, read_prompts, write
-from zipper.schema import SamplingConfig
+from zipper.config import SamplingConfig
+from zipper.data.documents import Document, Segment
+from zipper.generation.beam import beam_search
+from zipper.generation.cache import Memory
+from zipper.generation.generate import _length, read_prompts, write
+from zipper.generation.sampling import choose
+from zipper.modalities.layout import Alphabet
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
     """By dynamo alone: no C++ compiler is needed."""
     counter = CompileCounter()
     step = torch.compile(Memory._run, backend=counter, fullgraph=True, dynamic=False)
-    monkeypatch.setattr("zipper.generate.cache.compiled", lambda: step)
+    monkeypatch.setattr("zipper.generation.cache.compiled", lambda: step)
     model = tiny_model()
     given = prompts(model, 3, "text")
     plain = write(model, given, ["speech", "text"], FACTS)

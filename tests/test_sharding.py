@@ -14,11 +14,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from conftest import RATES, as_batch, interleaving
-from zipper.model.build import build_model
-from zipper.model.lora import train_lora_alone
-from zipper.schema import ModelConfig, TowerConfig
-from zipper.train.engine import shard
-from zipper.train.losses import stream_loss
+from zipper.config import ModelConfig, TowerConfig
+from zipper.models.building import build_model
+from zipper.models.lora import train_lora_alone
+from zipper.models.losses import stream_loss
+from zipper.training.engine import shard
 
 FAMILIES: dict[str, dict[str, Any]] = {  # their parameters differ in biases, norms of heads, and heads
     "llama": {"rope_scaling": [8.0, 1.0, 4.0, 64.0], "kv_heads": 1},

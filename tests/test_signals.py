@@ -12,11 +12,12 @@ import pytest
 
 from broken_runs import LONG, RUNS, assert_same, at_step, saved
 from conftest import config
+from reproduce import ROOT
 from zipper import cli
-from zipper.config import ROOT
+from zipper.arguments import config_command
 from zipper.stop import Request, Stopped, signals
-from zipper.train import run as run_module
-from zipper.train.callbacks import RecognitionMonitor
+from zipper.training import run as run_module
+from zipper.training.callbacks import RecognitionMonitor
 
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
@@ -64,7 +65,11 @@ def test_under_slurm_the_job_is_requeued(unbroken, monkeypatch, tmp_path):
             slurm.setenv(f"SLURM_{key}", value)
         slurm.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
         at_step(slurm, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-        slurm.setitem(cli.COMMANDS, "train", lambda *_: run_module.train(config(*LONG, "name=broken"), "x"))
+        slurm.setitem(
+            cli.COMMANDS,
+            "train",
+            config_command(lambda *_: run_module.train(config(*LONG, "name=broken"), "x")),
+        )
         with pytest.raises(SystemExit) as end:
             cli.main(["train", str(ROOT / "configs" / "asr.yaml")])
     assert end.value.code == 75

@@ -7,13 +7,13 @@ import torch
 
 from conftest import as_batch, config, interleaving
 from slow import FACTS, prompts, slow_greedy
-from zipper.data.document import Document
+from zipper.config import ModelConfig, TowerConfig
+from zipper.data.documents import Document
 from zipper.errors import ConfigError
-from zipper.generate.write import write
-from zipper.model.single_decoder import SingleDecoder
-from zipper.model.tower import Tower
-from zipper.schema import ModelConfig, TowerConfig
-from zipper.train.resolve import resolve
+from zipper.generation.generate import write
+from zipper.models.single_decoder import SingleDecoder
+from zipper.models.tower import Tower
+from zipper.training.resolve import resolve
 
 SHAPE = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 2, "hidden": 32}
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from zipper.config import ROOT, load_config
-from zipper.data.batch import collate
-from zipper.data.document import Document, Segment
-from zipper.model.lora import train_lora_alone
-from zipper.model.zipper import Zipper
-from zipper.schema import ModelConfig
-from zipper.train.engine import prepare_layers
-from zipper.train.losses import stream_loss
-from zipper.train.module import parameter_groups
+from reproduce import ROOT
+from zipper.config import ModelConfig, load_config
+from zipper.data.batches import collate
+from zipper.data.documents import Document, Segment
+from zipper.models.lora import train_lora_alone
+from zipper.models.losses import stream_loss
+from zipper.models.zipper import Zipper
+from zipper.training.engine import prepare_layers
+from zipper.training.module import parameter_groups
 
 # What the hub's config.json of these models says.
 SMOLLM2 = {"rope_base": 1e5, "vocabulary": 49152, "codebooks": 1}

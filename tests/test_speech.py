@@ -13,21 +13,20 @@ import torch
 
 from conftest import JOINT, config
 from zipper.cli import run as command
-from zipper.config import load_config
+from zipper.config import JudgeConfig, load_config
+from zipper.data.dataset import PERIODS
+from zipper.data.statistics import Facts, facts_of, longest_repeats
 from zipper.errors import DataError
-from zipper.evaluate.heard import hear_recordings
-from zipper.evaluate.judge import load_judge
-from zipper.evaluate.result import write_result
-from zipper.evaluate.run import evaluate_run
-from zipper.evaluate.tts import Spoken, by_length, total
-from zipper.evaluate.wer import WordErrors, word_errors
-from zipper.generate.write import Written
-from zipper.schema import JudgeConfig
-from zipper.train import run as run_module
-from zipper.train.resolve import resolve
-from zipper.units.facts import Facts, facts_of, longest_repeats
-from zipper.units.pattern import to_columns
-from zipper.units.store import PERIODS
+from zipper.evaluation.result import write_result
+from zipper.evaluation.run import evaluate_run
+from zipper.evaluation.scorer import load_judge
+from zipper.evaluation.transcripts import hear_recordings
+from zipper.evaluation.tts import Spoken, by_length, total
+from zipper.evaluation.wer import WordErrors, word_errors
+from zipper.generation.generate import Written
+from zipper.modalities.delay import to_columns
+from zipper.training import run as run_module
+from zipper.training.resolve import resolve
 
 
 def gold(store, rows) -> list[Written]:
@@ -82,7 +81,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
             assert reached.wait(60)
         write(result, file)
 
-    monkeypatch.setattr("zipper.evaluate.heard.write_result", at_once)
+    monkeypatch.setattr("zipper.evaluation.transcripts.write_result", at_once)
     hear(rows[:2])
     others[0].join()
     deaf = replace(listening.judge, transcribe=lambda wave: "something else")
@@ -187,7 +186,7 @@ def test_a_run_on_a_share_of_the_data_knows_nothing_of_the_rest(prepared):
 
 
 def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, monkeypatch):
-    monkeypatch.setattr("zipper.evaluate.judge.find_spec", lambda module: object())
+    monkeypatch.setattr("zipper.evaluation.scorer.find_spec", lambda module: object())
     (in_tmp / "bad.pth").write_bytes(b"no weights")
     normaliser = SimpleNamespace(EnglishTextNormalizer=lambda: str)
     monkeypatch.setitem(sys.modules, "whisper_normalizer", SimpleNamespace(english=normaliser))

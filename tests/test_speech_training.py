@@ -7,26 +7,27 @@ import pytest
 import torch
 
 from conftest import JOINT, config
-from zipper.data.batch import collate
-from zipper.data.document import Document, document
+from zipper.codecs.load import load_codec
+from zipper.config import CodecConfig
+from zipper.data.batches import collate
+from zipper.data.documents import Document, document
+from zipper.data.statistics import facts_of, reads, reads_all
 from zipper.errors import ConfigError
-from zipper.evaluate.chains import evaluate_chain, reread
-from zipper.evaluate.result import Origin
-from zipper.evaluate.tts import evaluate_tts
-from zipper.generate.answers import answers
-from zipper.generate.write import write
-from zipper.model.pretrained import save_tower
-from zipper.model.tower import Tower
-from zipper.model.zip_block import is_gate
-from zipper.schema import CodecConfig
-from zipper.train import run as run_module
-from zipper.train.losses import hide_past, stream_loss, switch_loss
-from zipper.train.module import ZipperModule, load_module
-from zipper.train.resolve import resolve
-from zipper.train.whiten import rescale_zips, whiten_zips
-from zipper.units.codec import load_codec
-from zipper.units.facts import facts_of, reads, reads_all
-from zipper.units.pattern import to_columns
+from zipper.evaluation.chains import evaluate_chain, reread
+from zipper.evaluation.result import Origin
+from zipper.evaluation.tts import evaluate_tts
+from zipper.generation.exported import load_trained
+from zipper.generation.generate import write
+from zipper.generation.rows import answers
+from zipper.modalities.delay import to_columns
+from zipper.models.losses import hide_past, stream_loss, switch_loss
+from zipper.models.pretrained import save_tower
+from zipper.models.tower import Tower
+from zipper.models.zip_block import is_gate
+from zipper.training import run as run_module
+from zipper.training.module import ZipperModule
+from zipper.training.resolve import resolve
+from zipper.training.whiten import rescale_zips, whiten_zips
 
 
 def module_for(store, *words: str) -> ZipperModule:
@@ -186,7 +187,7 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
     cfg = config(*JOINT, "codec.pattern=parallel")
     results = run_module.train(cfg, "x")
     assert results["tts"]["utterances"] == 6
-    model = load_module(cfg.run_dir / "checkpoints" / "best.ckpt").model
+    model = load_trained(cfg.run_dir / "checkpoints" / "best.ckpt").model
     assert model.cfg.towers["speech"].pattern == "parallel"
     rows = [prepared.splits["test"][i] for i in range(4)]
     documents = [document(parallel, row, "tts", 0.0) for row in rows]

@@ -5,8 +5,8 @@ import torch
 
 from conftest import tiny_model
 from slow import FACTS, prompts
-from zipper.generate.cache import BLOCK, Memory
-from zipper.generate.write import write
+from zipper.generation.cache import BLOCK, Memory
+from zipper.generation.generate import write
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
     names, elsewhere = ("text", "speech", "music"), position == "elsewhere"
     placed = position if position in ("none", "sinusoidal") else "rotary"
     model = tiny_model(names, position=placed, elsewhere=elsewhere, lora=2 * (position == "lora")).to(dtype)
-    monkeypatch.setattr("zipper.generate.cache.compiled", lambda: Memory._run)
+    monkeypatch.setattr("zipper.generation.cache.compiled", lambda: Memory._run)
     draw = torch.Generator().manual_seed(3)
     multimodal = torch.tensor([True, True, False])
     lean, plain, mixed = (Memory(model, multimodal) for _ in range(3))

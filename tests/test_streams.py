@@ -11,7 +11,7 @@ import pytest
 
 from conftest import config
 from zipper.streams import Unbroken, unbroken_output
-from zipper.train import run as run_module
+from zipper.training import run as run_module
 
 
 def a_pipe() -> int:

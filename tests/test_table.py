@@ -13,12 +13,12 @@ from zipper.corpora.table import MISNOMERS, read_table
 from zipper.corpora.utterance import Utterance
 from zipper.disk import file_name
 from zipper.errors import ConfigError, DataError
-from zipper.evaluate import codec as evaluate_codec
-from zipper.evaluate import samples
-from zipper.evaluate.heard import piece
-from zipper.generate.command import read_requests
-from zipper.generate.write import Written
-from zipper.generate.zipped import Zipped
+from zipper.evaluation import codec as evaluate_codec
+from zipper.evaluation import samples
+from zipper.evaluation.transcripts import piece
+from zipper.generation.command import read_requests
+from zipper.generation.exported import Zipped
+from zipper.generation.generate import Written
 
 RATE = 16_000
 

@@ -11,21 +11,21 @@ import torch
 import yaml
 
 from conftest import as_batch, config
-from zipper.config import ROOT, load_config
-from zipper.data.document import Document, Segment
+from reproduce import ROOT
+from zipper.config import TrainCodecConfig, load_config
+from zipper.data.documents import Document, Segment
 from zipper.data.module import ZipperData
-from zipper.data.order import Steps
+from zipper.data.schedule import Steps
+from zipper.data.statistics import facts_of, reads
 from zipper.errors import ConfigError
-from zipper.evaluate.asr import recognise, total
-from zipper.model.pretrained import save_tower
-from zipper.model.tower import Tower
-from zipper.schema import TrainCodecConfig
-from zipper.train import run as run_module
-from zipper.train.codec import CodecModule, Crops
-from zipper.train.losses import stream_loss
-from zipper.train.module import ZipperModule, parameter_groups
-from zipper.train.resolve import resolve
-from zipper.units.facts import facts_of, reads
+from zipper.evaluation.asr import recognise, total
+from zipper.models.losses import stream_loss
+from zipper.models.pretrained import save_tower
+from zipper.models.tower import Tower
+from zipper.training import run as run_module
+from zipper.training.codec import CodecModule, Crops
+from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.resolve import resolve
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_online_a_run_taken_up_again_is_one_run_and_offline_another(in_tmp, monk
 
 def test_any_split_can_be_reported_on_and_audio_may_be_gone(prepared, monkeypatch):
     gone = SimpleNamespace(is_file=lambda: False)
-    monkeypatch.setattr("zipper.evaluate.samples.Path", lambda _: gone)
+    monkeypatch.setattr("zipper.evaluation.samples.Path", lambda _: gone)
     result = run_module.train(config("name=own", "log.wandb=offline", "evaluate.split=train"), "x")["asr"]
     assert result["split"] == "train"
     tables = {path.parent.name for path in Path("build/runs/own").glob("wandb/*/files/media/table/*/*.json")}

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zipper.config import ROOT, changed, describe, load_config, save_config
+from reproduce import ROOT
+from reproduce.sweep_file import read_ablation
+from zipper.config import DataConfig, RunConfig, changed, describe, load_config, save_config
+from zipper.config.yaml_types import read_word, type_at
 from zipper.errors import ConfigError
-from zipper.grid import read_ablation
-from zipper.schema import DataConfig, RunConfig
-from zipper.typed import read_word, type_at
 
 # What YAML 1.1 takes for numbers, times, or truth.
 OTHERWISE = ["007", "010", "1_000", "1.10", "no", "on", "y", "7541e27", "1:30", "0x1F", "2026-11-26", "1."]
@@ -30,7 +30,7 @@ def test_text_stands_in_files_lists_and_sections_as_well(text, tmp_path, monkeyp
     (tmp_path / "configs" / "data" / "mine.yaml").write_text(data, encoding="utf-8")
     file = tmp_path / "a.yaml"
     file.write_text(f"name: {text}\ndata: {data}\nmodel: {{towers: {towers}}}", encoding="utf-8")
-    monkeypatch.setattr("zipper.config.ROOT", tmp_path)
+    monkeypatch.setattr("zipper.config.loading.ROOT", tmp_path)
     for cfg in (
         load_config(file),
         load_config(None, [f"name={text}", f"data={data}", f"model.towers.text.init={text}"]),

@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, trainers
 
+from zipper.codecs.codec import OFFICIAL_FILE, Codec
+from zipper.codecs.load import load_codec
+from zipper.config import CodecConfig
 from zipper.corpora.utterance import Utterance
+from zipper.data.dataset import fingerprint, fingerprint_hash, open_store
+from zipper.data.encode import prepare_store
 from zipper.disk import held
 from zipper.errors import ConfigError, DataError
-from zipper.schema import CodecConfig
-from zipper.units.codec import OFFICIAL_FILE, Codec, load_codec
-from zipper.units.encode import prepare_store
-from zipper.units.normalise import normalise
-from zipper.units.pattern import LAGS, Specials, around, from_columns, scored, to_columns, vocabulary
-from zipper.units.store import fingerprint, fingerprint_hash, open_store
-from zipper.units.text import Subwords
+from zipper.modalities.delay import LAGS, Specials, around, from_columns, scored, to_columns, vocabulary
+from zipper.modalities.normalise import normalise
+from zipper.modalities.tokenizer import Subwords
 
 
 @given(
@@ -163,7 +164,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
     whole = prepare_store(tmp_path / "a", utterances, codec, subwords, 5.0, 30.0)
-    monkeypatch.setattr("zipper.units.encode.SHARD", 5)
+    monkeypatch.setattr("zipper.data.encode.SHARD", 5)
     calls = 0
     encode = Codec.encode
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zipper.evaluate.wer import WordErrors, word_errors
+from zipper.evaluation.wer import WordErrors, word_errors
 
 LINES = st.lists(st.sampled_from(["a", "b", "c"]), max_size=7)
 

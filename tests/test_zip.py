@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conftest import tiny_model
-from zipper.model.tower import rotate, rotation
-from zipper.model.zip_block import SECONDS_BASE, STEP, When, ZipBlock, cross_mask, sinusoid
-from zipper.schema import ZipConfig
+from zipper.config import ZipConfig
+from zipper.models.tower import rotate, rotation
+from zipper.models.zip_block import SECONDS_BASE, STEP, When, ZipBlock, cross_mask, sinusoid
 
 
 def make(position: str, gate: float = 0.8) -> tuple[ZipBlock, Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
-from zipper.data.document import Document
-from zipper.model.tower import rotate, rotation
+from zipper.data.documents import Document
+from zipper.models.tower import rotate, rotation
 
 TWO, THREE = ("text", "speech"), ("text", "speech", "music")
 

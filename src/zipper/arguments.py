@@ -1,8 +1,12 @@
-"""The words that commands take which have no config alone. Light: `--help` loads no model code."""
+"""Commands and their arguments. Light: `--help` loads no model code."""
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from zipper.config import RunConfig, load_config
 
 USAGE = """examples:
   zipper generate assets/zipped --text "julia carried thirty five green buttons" -o julia.wav
@@ -12,8 +16,37 @@ USAGE = """examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of the command line."""
+@dataclass(frozen=True)
+class Command:
+    """run: what it does, its docstring what `--help` says of it. arguments: added to its parser."""
+
+    run: Callable[[argparse.Namespace], None]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    settings: bool = False  # whether its --help lists the settings
+
+    @property
+    def meaning(self) -> str:
+        return self.run.__doc__ or ""
+
+
+def config_command(run: Callable[[RunConfig, str], None]) -> Command:
+    """A command of a config and overrides. run: is given the config and the command line."""
+
+    def loaded(args: argparse.Namespace) -> None:
+        run(load_config(args.config, args.settings), args.line)
+
+    loaded.__doc__ = run.__doc__
+    return Command(loaded, of_config, settings=True)
+
+
+def of_config(parser: argparse.ArgumentParser) -> None:
+    """A YAML file and overrides."""
+    parser.add_argument("config", type=Path, help="YAML file that holds what differs from the defaults")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to it")
+
+
+def of_generate(parser: argparse.ArgumentParser) -> None:
+    """Those of `zipper generate`."""
     parser.epilog = USAGE
     parser.add_argument(
         "model",
@@ -46,36 +79,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
 
 
-def add_others(commands: Any, docs: dict[str, str]) -> None:
-    """The commands that take no config of settings, or more than that. docs: what each is for."""
-    one = commands.add_parser("compare", help=docs["compare"], description=docs["compare"])
+def of_compare(parser: argparse.ArgumentParser) -> None:
+    """Those of `zipper compare`."""
     for side in ("a", "b"):
-        one.add_argument(
+        parser.add_argument(
             side, metavar=f"{side.upper()}.json", help="result file, or a quoted pattern of several (seeds)"
         )
-    one = commands.add_parser("import-gguf", help=docs["import-gguf"], description=docs["import-gguf"])
-    one.add_argument("file", type=Path, help="the .gguf")
-    one.add_argument("folder", type=Path, help="new, or empty")
-    one = commands.add_parser("ablate", help=docs["ablate"], description=docs["ablate"])
-    one.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
-    one.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
-    one.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
-    one.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
-    one.add_argument("--only", metavar="RUN", help="this one alone, or a pattern: '*-seed0'")
-    one.add_argument("--slurm", action="store_true", help="write the grid as a SLURM array")
-    one.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
-    one = commands.add_parser("faults", help=docs["faults"], description=docs["faults"])
-    one.add_argument("config", type=Path, help="configs/faults.yaml")
-    one.add_argument("--times", type=int, default=120, help="faults (default: 120)")
-    one.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    one.add_argument("--result", help="file for the table (default: it is printed alone)")
-    one = commands.add_parser("dashboard", help=docs["dashboard"], description=docs["dashboard"])
-    one.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
-    one.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
-    one = commands.add_parser("push", help=docs["push"], description=docs["push"])
-    one.add_argument("folder", type=Path, help="what `export=` wrote")
-    one.add_argument("repository", help="user/name")
-    one.add_argument("--private", action="store_true", help="where it is made anew")
+
+
+def of_import_gguf(parser: argparse.ArgumentParser) -> None:
+    """Those of `zipper import-gguf`."""
+    parser.add_argument("file", type=Path, help="the .gguf")
+    parser.add_argument("folder", type=Path, help="new, or empty")
+
+
+def of_push(parser: argparse.ArgumentParser) -> None:
+    """Those of `zipper push`."""
+    parser.add_argument("folder", type=Path, help="what `export=` wrote")
+    parser.add_argument("repository", help="user/name")
+    parser.add_argument("--private", action="store_true", help="where it is made anew")
 
 
 class _Given(argparse.Action):

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from zipper.config import RunConfig
 from zipper.errors import ConfigError, DataError
-from zipper.schema import RunConfig
 
 UTTERANCE = 100_000  # bytes that a spoken utterance takes, with its codes (measured: 88 kB at 2.6 s)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

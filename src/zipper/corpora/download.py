@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS
 
+from zipper.config import RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
 from zipper.disk import check_place, lost_disk
 from zipper.errors import ConfigError, DataError
-from zipper.schema import RunConfig
 
 # Gigabytes of each archive, as openslr.org lists them. Unpacked they take about as much again.
 GIGABYTES = {

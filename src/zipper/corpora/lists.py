@@ -12,7 +12,7 @@ from pathlib import Path
 from zipper.corpora.table import read_table
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out, normal_text
 from zipper.errors import DataError
-from zipper.units.normalise import normalise, unreadable
+from zipper.modalities.normalise import normalise, unreadable
 
 ASIDE = re.compile(r"(?<![^\W_])\(|\)(?![^\W_])")  # of words that are read as LibriTTS' are; not of `word(s)`
 MAX_WORDS = 40  # longer sentences of a text are left out, and counted

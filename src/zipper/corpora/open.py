@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+from zipper.config import DataConfig, RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS, index_librilight, index_librispeech
 from zipper.corpora.lists import read_list, read_text
 from zipper.corpora.spoken import spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
 from zipper.errors import ConfigError, DataError
-from zipper.schema import DataConfig, RunConfig
 
 
 def open_corpus(cfg: RunConfig) -> list[Utterance]:

@@ -25,13 +25,13 @@ import torch
 import torchaudio.functional as AF
 from tqdm import tqdm
 
+from zipper.config import DataConfig
 from zipper.corpora.grammar import sentences
 from zipper.corpora.lists import said, sentences_of
 from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
-from zipper.schema import DataConfig
+from zipper.modalities.normalise import normaliser_of
 from zipper.stop import leave_to_parent
-from zipper.units.normalise import normaliser_of
 
 if TYPE_CHECKING:
     from hibari import Hibari

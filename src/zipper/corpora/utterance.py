@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zipper.corpora.audio import read_wave
 from zipper.errors import DataError
-from zipper.units.normalise import NORMALISER, normalise, unreadable
+from zipper.modalities.normalise import NORMALISER, normalise, unreadable
 
 SPLITS = ("train", "dev", "test")
 FIRST = 4000  # training sentences that a corpus of sentences begins with; those of dev and test come next

@@ -5,13 +5,13 @@ from typing import Any
 import lightning as L
 from torch.utils.data import DataLoader
 
+from zipper.config import RunConfig
 from zipper.corpora.utterance import SPLITS
-from zipper.data.batch import Batch
-from zipper.data.order import From, MicroBatches, Steps
+from zipper.data.batches import Batch
+from zipper.data.dataset import Store
+from zipper.data.schedule import From, MicroBatches, Steps
 from zipper.errors import ConfigError
-from zipper.schema import RunConfig
 from zipper.stop import leave_to_parent
-from zipper.units.store import Store
 
 
 class ZipperData(L.LightningDataModule):

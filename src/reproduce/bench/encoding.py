@@ -1,0 +1,113 @@
+"""`zipper bench-encoding`: what preparing a store costs beside the codec alone, and what a second process
+gains."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from encodec import EncodecModel
+
+from reproduce import ROOT
+from zipper.codecs.load import load_codec
+from zipper.commit import commit
+from zipper.config import CodecConfig, RunConfig, to_dict
+from zipper.corpora.open import open_corpus
+from zipper.corpora.utterance import Utterance
+from zipper.data.dataset import corpus_hash
+from zipper.errors import ConfigError
+from zipper.evaluation.result import versions, write_result
+
+UTTERANCES = 320  # 20 shards
+
+
+def bench_encoding(cfg: RunConfig, command: str) -> dict[str, Any]:
+    """encodec_24khz (its real architecture, random weights) on training utterances of the embedded corpus: a
+    bare loop over the model, `zipper prepare` with one process, and with two, one thread each, one after the
+    other."""
+    file = Path(cfg.build) / "bench-encoding.json"
+    code = commit()
+    chosen = [u for u in open_corpus(cfg) if u.split == "train"][:UTTERANCES]
+    if len(chosen) < UTTERANCES:
+        raise ConfigError(f"data.train={len(chosen)} is too few: the bench encodes {UTTERANCES} utterances.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.manual_seed(cfg.seed)
+        weights = folder / "random.th"
+        torch.save(EncodecModel.encodec_model_24khz(pretrained=False).state_dict(), weights)
+        codec = CodecConfig(name="encodec_24khz", weights=str(weights), bandwidth_kbps=1.5)
+        config = _config(folder, chosen, codec)
+        print("a bare loop ...", flush=True)
+        bare = _bare(chosen, codec)
+        rates = {}
+        for processes in (1, 2):
+            print(f"zipper prepare, {processes} process(es) ...", flush=True)
+            rates[processes] = _prepared(folder, config, processes)
+    result = {
+        "name": cfg.name,
+        "task": "bench-encoding",
+        "figures": {
+            "bare": round(bare, 2), "one": round(rates[1], 2), "two": round(rates[2], 2),
+            "one_to_bare": round(rates[1] / bare, 3), "two_to_one": round(rates[2] / rates[1], 3),
+        },
+        "utterances": len(chosen),
+        "threads": 1,
+        "seed": cfg.seed,
+        "commit": code,
+        "command": command,
+        "data_fingerprint": corpus_hash(chosen, cfg.build),
+        "versions": versions(),
+        "config": to_dict(cfg),
+    }  # fmt: skip
+    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
+    print(json.dumps(result["figures"], indent=1))
+    return result
+
+
+def _config(folder: Path, chosen: list[Utterance], codec: CodecConfig) -> Path:
+    lines = ["id\taudio\ttext\tsplit"]
+    for i, u in enumerate(chosen):  # a split without utterances is none
+        split = {0: "dev", 1: "test"}.get(i, "train")
+        lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{split}")
+    (folder / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    file = folder / "config.yaml"
+    settings = {"name": codec.name, "weights": codec.weights, "bandwidth_kbps": codec.bandwidth_kbps}
+    data = {"corpus": "manifest", "folder": str(folder / "list.tsv")}
+    train = {"accelerator": "cpu"}
+    file.write_text(yaml.safe_dump({"data": data, "codec": settings, "train": train}), encoding="utf-8")
+    return file
+
+
+def _bare(chosen: list[Utterance], codec: CodecConfig) -> float:
+    """Hours an hour of the model alone, one utterance after the other, reading left out."""
+    made = load_codec(codec)
+    waves = [u.wave(made.sample_rate) for u in chosen]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    with torch.no_grad():
+        for wave in waves:
+            made.model.encode(wave[None, None])
+    took = time.monotonic() - started
+    torch.set_num_threads(threads)
+    return sum(map(len, waves)) / made.sample_rate / took
+
+
+def _prepared(folder: Path, config: Path, processes: int) -> float:
+    """Hours an hour as `zipper prepare` says it: reading and writing included, starting left out."""
+    out = subprocess.run(
+        [sys.executable, "-m", "zipper", "prepare", str(config), f"build={folder}/{processes}",
+         f"train.devices={processes}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True, text=True, check=True, encoding="utf-8"
+    )  # fmt: skip
+    found = re.search(r"encoded .* of audio, ([\d.]+) hours an hour", out.stdout)
+    assert found, out.stdout
+    return float(found[1])

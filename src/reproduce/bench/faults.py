@@ -1,0 +1,255 @@
+"""`zipper faults`: small real runs, killed at random moments in every way that we could think of, and taken
+up again; what they end with is compared with what the unbroken run ended with, bit for bit."""
+
+import random
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from reproduce.bench.processes import Process, contents
+from zipper.checkpoint_files import flaw, read_checkpoint
+from zipper.commit import commit
+from zipper.config import RunConfig, to_dict
+from zipper.errors import ConfigError
+from zipper.evaluation.result import versions, write_result
+from zipper.stop import INTERRUPTED, UNFINISHED
+
+PATIENCE = 120.0  # seconds that a process may take to end
+CHAIN = 3  # faults in one run, before it is left alone
+COUNTED = ("times", "recovered", "identical", "lost")
+SMALL = 40_000  # bytes: more than a result file, less than a checkpoint
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to a running command, and the exit codes that it may answer with where it does not die of
+    it."""
+
+    name: str
+    command: str = "train"  # train, prepare, or evaluate
+    number: int = signal.SIGKILL
+    twice: bool = False
+    then: str = ""  # done to a file afterwards: cut, or flip
+    of: str = ""  # which files: a pattern below the build folder
+    limit: str = ""  # instead of a signal: disk, or folder
+    codes: tuple[int, ...] = ()
+
+
+FAULTS = [
+    Fault("SIGKILL"),
+    Fault("SIGTERM", number=signal.SIGTERM, codes=(UNFINISHED,)),
+    Fault("SIGUSR1", number=signal.SIGUSR1, codes=(UNFINISHED,)),
+    Fault("Ctrl-C", number=signal.SIGINT, codes=(INTERRUPTED,)),
+    Fault("Ctrl-C twice", number=signal.SIGINT, twice=True, codes=(INTERRUPTED,)),
+    Fault("full disk", limit="disk", codes=(2,)),
+    Fault("read-only folder", limit="folder", codes=(2,)),
+    Fault("SIGKILL, a checkpoint cut off", then="cut", of="runs/*/checkpoints/*.ckpt"),
+    Fault("SIGKILL, a bit of a checkpoint flipped", then="flip", of="runs/*/checkpoints/*.ckpt"),
+    Fault("SIGKILL, a shard of the store cut off", then="cut", of="stores/*/*.arrow"),
+    Fault("SIGKILL", "prepare"),
+    Fault("SIGTERM", "prepare", signal.SIGTERM, codes=(UNFINISHED,)),
+    Fault("full disk", "prepare", limit="disk", codes=(2,)),
+    Fault("SIGKILL, a shard cut off", "prepare", then="cut", of="stores/*/*.arrow"),
+    Fault("SIGKILL", "evaluate"),
+    Fault("SIGTERM", "evaluate", signal.SIGTERM, codes=(UNFINISHED,)),
+    Fault("full disk", "evaluate", limit="disk", codes=(2,)),
+]
+
+
+@dataclass
+class Tally:
+    """Of one fault. times: how often; of them recovered (the same command, given again, ended well),
+    identical (all files as the unbroken run left them), lost (a checkpoint gone or broken that was there
+    before)."""
+
+    fault: str
+    command: str
+    times: int = 0
+    recovered: int = 0
+    identical: int = 0
+    lost: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)  # what went wrong, to be looked at
+
+
+def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) -> dict[str, Any]:
+    """`times` faults, `jobs` runs at a time. Prints the table, writes cfg.result. Leaves the folder of a run
+    that was not recovered where it is: build/faults/."""
+    if times < 1 or jobs < 1:
+        raise ConfigError(f"--times {times} and --jobs {jobs} must be at least 1.")
+    root, started, code = Path(cfg.build).resolve() / "faults", time.monotonic(), commit()
+    shutil.rmtree(root, ignore_errors=True)
+    campaign = Campaign(config, root, cfg.seed)
+    campaign.make_unbroken()
+    tallies = campaign.run(times, jobs)
+    total = {key: sum(getattr(one, key) for one in tallies) for key in COUNTED}
+    result = {
+        "name": cfg.name, "task": "faults", **total, "faults": [asdict(one) for one in tallies],
+        "minutes": round((time.monotonic() - started) / 60, 1), "jobs": jobs, "seed": cfg.seed,
+        "commit": code, "command": command, "versions": versions(), "config": to_dict(cfg),
+        "data_fingerprint": next((root / "unbroken-prepare" / "stores").iterdir()).name,
+        "unbroken_seconds": {name: round(seconds, 1) for name, seconds in campaign.seconds.items()},
+    }  # fmt: skip
+    print(table(tallies))
+    if cfg.result:
+        write_result(result, Path(cfg.result))
+    return result
+
+
+class Campaign:
+    """The unbroken run of each command, and runs that are compared with it."""
+
+    def __init__(self, config: Path, root: Path, seed: int) -> None:
+        self.config, self.root, self.seed = config.resolve(), root, seed
+        self.expected: dict[str, dict[str, str]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def make_unbroken(self) -> None:
+        """prepare, train, evaluate, each in a folder that others start from."""
+        before: Path | None = None
+        for command in ("prepare", "train", "evaluate"):
+            folder = self.root / f"unbroken-{command}"
+            if before:
+                shutil.copytree(before, folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            started = time.monotonic()
+            process = self.start(command, folder)
+            if process.end(10 * PATIENCE) != 0:
+                raise RuntimeError(f"The unbroken {command} failed:\n{process.said()}")
+            self.seconds[command] = time.monotonic() - started
+            self.expected[command] = contents(folder, command)
+            before = folder
+
+    def start(self, command: str, folder: Path) -> Process:
+        return Process([command, str(self.config), f"build={folder}"])
+
+    def run(self, times: int, jobs: int) -> list[Tally]:
+        """Chains of faults until there are `times`, all kinds alike."""
+        tallies = {fault: Tally(fault.name, fault.command) for fault in FAULTS}
+        with ThreadPoolExecutor(jobs) as pool, tqdm(total=times, desc="faults", mininterval=1.0) as bar:
+            turn = 0
+            while sum(one.times for one in tallies.values()) < times:
+                left = times - sum(one.times for one in tallies.values())
+                fewest = sorted(FAULTS, key=lambda fault: (tallies[fault].times, FAULTS.index(fault)))
+                length = min(CHAIN, max(1, left // len(FAULTS)))
+                batch = fewest[: min(max(jobs, 1) * 2, -(-left // length))]
+                chains = [
+                    pool.submit(self.chain, fault, turn + i, length, tallies[fault])
+                    for i, fault in enumerate(batch)
+                ]
+                turn += len(batch)
+                for chain in chains:
+                    bar.update(chain.result())
+        return [one for one in tallies.values() if one.times]
+
+    def chain(self, fault: Fault, turn: int, length: int, tally: Tally) -> int:
+        """One run: up to `length` faults at random moments, then to its end. Returns how many there were."""
+        draw = random.Random(f"{self.seed} {turn}")
+        # A name as long as that of unbroken-prepare: stores hold paths, and are compared byte by byte.
+        folder, before = self.root / f"run-{turn:012d}", {"train": "prepare", "evaluate": "train"}
+        if fault.command in before:
+            shutil.copytree(self.root / f"unbroken-{before[fault.command]}", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        times, lost, ended, problems = 0, 0, False, list[str]()
+        while times < length and not ended:
+            step = newest_step(folder)
+            process = self.start(fault.command, folder)
+            time.sleep(draw.uniform(0.05, 0.9) * self.seconds[fault.command])
+            happened = process.alive() and inflict(fault, process, folder, draw)
+            code = process.end(PATIENCE)
+            process.lift()
+            ended = code == 0  # before it noticed: no fault
+            if ended or not happened:
+                break
+            times += 1
+            tally.codes[str(code)] = tally.codes.get(str(code), 0) + 1
+            if code not in (fault.codes if fault.limit else (-int(fault.number), *fault.codes)):
+                problems.append(f"run {turn}: exit code {code}\n{process.said()[-1500:]}")
+            if fault.then:
+                harm(fault, folder, draw)
+            elif newest_step(folder) < step or broken(folder):
+                lost += 1
+        if not ended:
+            process = self.start(fault.command, folder)
+            ended = process.end(10 * PATIENCE) == 0 or "holds a finished run" in process.said()
+        differ = self.differences(folder, fault.command) if ended else []
+        if not ended:
+            problems.append(f"run {turn}: {process.said()[-3000:]}")
+        elif differ:
+            problems.append(f"run {turn}: differs in {', '.join(differ[:10])}")
+        else:
+            shutil.rmtree(folder)
+        tally.times, tally.lost = tally.times + times, tally.lost + lost
+        tally.recovered += times * ended
+        tally.identical += times * (ended and not differ)
+        tally.wrong += problems
+        return times
+
+    def differences(self, folder: Path, command: str) -> list[str]:
+        """Names of what is not as the unbroken run left it. An evaluation may stand there twice: one that had
+        written its last file before it was killed is not taken up, but made again beside it."""
+        found, expected = contents(folder, command), self.expected[command]
+        names = expected if command == "evaluate" else {**expected, **found}
+        return sorted(name for name in names if found.get(name) != expected.get(name))
+
+
+def inflict(fault: Fault, process: Process, folder: Path, draw: random.Random) -> bool:
+    """Whether it was still running."""
+    if fault.limit == "disk":
+        return process.fill_disk(draw.randrange(SMALL))
+    if fault.limit == "folder":
+        return process.forbid(
+            [p for p in (folder / "runs" / "faults", folder / "runs/faults/checkpoints") if p.exists()]
+        )
+    sent = process.signal(fault.number)
+    if fault.twice:
+        time.sleep(draw.uniform(0.0, 0.3))
+        process.signal(fault.number)
+    return sent
+
+
+def harm(fault: Fault, folder: Path, draw: random.Random) -> None:
+    """Cuts a file off at a random length, or flips a bit of it."""
+    files = sorted(folder.glob(fault.of))
+    if not files:
+        return
+    file = draw.choice(files)
+    content = bytearray(file.read_bytes())
+    if fault.then == "flip":
+        content[draw.randrange(len(content) // 4, 3 * len(content) // 4)] ^= 1 << draw.randrange(8)
+    else:
+        del content[draw.randrange(max(len(content) - 8, 1)) :]
+    file.unlink()  # its other names stay as they are
+    file.write_bytes(content)
+
+
+def newest_step(folder: Path) -> int:
+    """Of the whole checkpoints; -1 where there is none."""
+    whole = [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if not flaw(file)]
+    return max((read_checkpoint(file)["global_step"] for file in whole), default=-1)
+
+
+def broken(folder: Path) -> list[Path]:
+    """Checkpoints that stand under their own name and are not whole."""
+    return [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if flaw(file)]
+
+
+def table(tallies: Sequence[Tally]) -> str:
+    """To be read in a terminal."""
+    lines = [
+        f"{'command':<10}{'fault':<40}{'times':>6}{'recovered':>11}{'identical':>11}{'lost':>6}  exit codes"
+    ]
+    for one in tallies:
+        codes = ", ".join(f"{code} x {count}" for code, count in sorted(one.codes.items()))
+        lines.append(f"{one.command:<10}{one.fault:<40}{one.times:>6}{one.recovered:>11}{one.identical:>11}"
+                     f"{one.lost:>6}  {codes}")  # fmt: skip
+    total = [sum(getattr(one, key) for one in tallies) for key in COUNTED]
+    lines.append(f"{'all':<50}{total[0]:>6}{total[1]:>11}{total[2]:>11}{total[3]:>6}")
+    return "\n".join([*lines, *(problem for one in tallies for problem in one.wrong)])

@@ -1,0 +1,132 @@
+"""Speed of writing speech: cached against uncached, against transformers, and from text to sound."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from reproduce import ROOT
+from zipper.config import TowerConfig
+from zipper.data.batches import Batch, collate
+from zipper.data.dataset import Store
+from zipper.data.documents import Document, Segment, document
+from zipper.generation.exported import load_zipped, prompt
+from zipper.generation.generate import GREEDY, Writer, read_prompts, write
+from zipper.modalities.layout import FREE, Alphabet
+from zipper.models.multimodal import MultimodalModel
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+FRAMES = 300
+EVERY = 25  # the uncached loop is measured at each such length, and added up
+SPOKEN = 20  # sentences spoken from text to sound
+
+
+class NeverEnds(Alphabet):
+    """Forbids the end where it is not forced, so that an untrained model writes up to the cap."""
+
+    def allowed(self) -> Tensor:
+        allowed = super().allowed()
+        allowed[FREE, self.end] = False
+        return allowed
+
+
+def generation(
+    model: MultimodalModel, store: Store, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
+) -> dict[str, Any]:
+    """Frames a second of an untrained Zipper, by batch, and ratios; from text to sound by the shipped one."""
+    model.eval()
+    model.used = model.pairs  # whatever the config trains, speech asks text here
+    dev = store.splits["dev"]
+    rows = [dev[i % len(dev)] for i in range(16)]
+    documents = [document(store, row, "tts", 0.0) for row in rows]
+    prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in documents]
+    found: dict[str, Any] = {}
+    for batch in (1, 16):
+        cached, theirs = fastest(
+            partial(speak_on, model, prompts[:batch]),
+            partial(llama_on, llama(model.cfg.towers["speech"]), batch),
+        )
+        uncached = uncached_seconds(model, prompts[:batch])
+        found[f"batch {batch}"] = {
+            "frames_per_second": round(batch * FRAMES / cached, 1),
+            "times_uncached": round(uncached / cached, 2),
+            "llama_frames_per_second": round(batch * FRAMES / theirs, 1),
+            "times_llama": round(theirs / cached, 2),
+        }
+    if (ROOT / "assets/zipped").is_dir():
+        found["real_time_factor"] = round(real_time_factor(store), 4)
+    return found
+
+
+def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
+    """Seconds of each run's fastest turn. They take turns, so that a machine that slows down slows all."""
+    took: list[list[float]] = [[] for _ in runs]
+    for _ in range(turns):
+        for run, kept in zip(runs, took, strict=True):
+            started = time.perf_counter()
+            run()
+            kept.append(time.perf_counter() - started)
+    return [min(kept) for kept in took]
+
+
+@torch.no_grad()
+def speak_on(model: MultimodalModel, prompts: list[Document]) -> None:
+    """FRAMES frames for each prompt, cached, by the writer itself."""
+    writer = Writer(read_prompts(model, prompts, {"speech"}), "speech", [])
+    writer.alphabet = NeverEnds(*writer.alphabet)
+    rows, ids = list(range(len(prompts))), [one.id for one in prompts]
+    (first, *_) = writer.write(rows, [FRAMES] * len(rows), GREEDY, ids, 0, keep=False)
+    assert first.content.shape[1] == FRAMES
+
+
+@torch.no_grad()
+def uncached_seconds(model: MultimodalModel, prompts: list[Document]) -> float:
+    """The same, by a forward pass over whole documents for each new frame; logits of its column alone."""
+    tower, total = model.cfg.towers["speech"], 0.0
+    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
+    for length in range(EVERY, FRAMES + 1, EVERY):
+        tokens = torch.randint(tower.vocabulary - 3, (length - EVERY // 2, tower.codebooks))
+        speech = Segment("speech", tokens, tokens >= 0, 0.0)
+        batch = collate([Document(p.id, [*p.segments, speech], p.multimodal) for p in prompts], codebooks)
+        total += EVERY * fastest(partial(one_forward, model, batch), turns=2)[0]
+    return total
+
+
+def one_forward(model: MultimodalModel, batch: Batch) -> None:
+    """Logits of the last column."""
+    model.tower("speech").logits(model(batch)["speech"][:, -1])
+
+
+@torch.no_grad()
+def llama_on(llama: "LlamaForCausalLM", batch: int) -> None:
+    """transformers' own generation with its static cache: FRAMES tokens of one codebook, after a begin."""
+    out = llama.generate(
+        torch.zeros(batch, 1, dtype=torch.int64), attention_mask=torch.ones(batch, 1, dtype=torch.int64),
+        min_new_tokens=FRAMES, max_new_tokens=FRAMES, do_sample=False, cache_implementation="static",
+        use_cache=True, pad_token_id=0,
+    )  # fmt: skip
+    assert out.shape[1] == FRAMES + 1
+
+
+def real_time_factor(store: Store) -> float:
+    """Seconds of work a second of speech: text to units to sound, one sentence at a time."""
+    zipped = load_zipped(ROOT / "assets/zipped")
+    dev = store.splits["dev"]
+    texts = [dev[i % len(dev)]["text"] for i in range(SPOKEN + 1)]
+    work = sound = 0.0
+    for turn, text in enumerate(texts):
+        started = time.perf_counter()
+        ((speech,),) = write(
+            zipped.model, [prompt(f"{turn}", zipped.text(text))], ["speech"], zipped.facts,
+            zipped.cfg.decode.by_modality(),
+        )  # fmt: skip
+        wave = zipped.codec.decode(speech.content)
+        if turn:  # the first one warms up
+            work += time.perf_counter() - started
+            sound += len(wave) / zipped.codec.sample_rate
+    return work / sound

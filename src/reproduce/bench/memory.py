@@ -1,0 +1,64 @@
+"""Time and peak memory of any command: `python -m reproduce.bench.memory OUT.json NAME COMMAND ...`
+
+Memory is the sum of PSS (proportional set size) over the whole tree of processes, which counts pages that
+processes share once. Linux only.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from zipper.commit import commit
+
+EVERY = 0.5  # seconds
+
+
+def pss_of_tree(root: int | None = None) -> int:
+    """Bytes of a process (default: this one) and all below it."""
+    total, todo = 0, [root or os.getpid()]
+    while todo:
+        process = Path("/proc") / str(todo.pop())
+        for children in process.glob("task/*/children"):
+            todo += map(int, _text(children).split())
+        lines = _text(process / "smaps_rollup").splitlines()
+        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError:  # the process ended while we looked
+        return ""
+
+
+def watch(command: list[str]) -> dict[str, float | int | str]:
+    """Runs a command to its end. Raises CalledProcessError where it fails."""
+    started, peak = time.monotonic(), 0
+    process = subprocess.Popen(command)
+    while process.poll() is None:
+        peak = max(peak, pss_of_tree(process.pid))
+        time.sleep(EVERY)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {"seconds": round(time.monotonic() - started, 1), "peak_pss_mb": round(peak / 1e6)}
+
+
+def main() -> None:
+    """Adds what was measured to OUT.json under NAME."""
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
+    file, name, command = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:]
+    measured = watch(command)
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known[name] = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": commit()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    print(f"{name}: {measured['seconds']} s, peak {measured['peak_pss_mb']} MB -> {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""`zipper bench-saving`: what it costs that a run cannot be lost."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+
+from zipper.clock import Clock
+from zipper.commit import commit
+from zipper.config import RunConfig, to_dict
+from zipper.data.module import ZipperData
+from zipper.data.prepare import prepare
+from zipper.data.statistics import facts_of
+from zipper.distributed import WholeFiles, check_trainer, encoding, one_device
+from zipper.evaluation.result import versions, write_result
+from zipper.training.callbacks import GateMonitor, Spikes, Throughput
+from zipper.training.checkpoints import Save
+from zipper.training.module import ZipperModule
+from zipper.training.resolve import resolve
+
+BLOCK, BLOCKS = 100, 17  # steps of a block; the first block is not counted
+
+
+class Alternating(ZipperModule):
+    """Checks every step in one block, and clips as plain Lightning does in the next."""
+
+    exact = True
+
+    def configure_gradient_clipping(self, optimizer: Any, *settings: Any, **named: Any) -> None:
+        if self.exact:
+            super().configure_gradient_clipping(optimizer, *settings, **named)
+        else:
+            self.held.clear()
+            L.LightningModule.configure_gradient_clipping(self, optimizer, *settings, **named)
+
+
+class Blocks(L.Callback):
+    """Seconds of each block, the checkpoint at its end included; then the other kind begins. No other
+    callback is called in a block that is bare."""
+
+    def __init__(self, inside: list[L.Callback]) -> None:
+        self.inside, self.seconds = inside, list[float]()
+        self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for one in self.inside:
+            one.on_train_start(trainer, module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, index: int
+    ) -> None:
+        if index % BLOCK == 0:
+            now = time.monotonic()
+            if index:
+                self.seconds.append(now - self.started)
+            self.started = now
+            assert isinstance(module, Alternating)
+            module.exact = index // BLOCK % 2 == 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        assert isinstance(module, Alternating)
+        for one in self.inside if module.exact else []:
+            one.on_train_batch_end(trainer, module, outputs, batch, index)
+
+
+def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
+    """Blocks of 100 steps of one training: with a checkpoint at the end, written aside and flushed, each step
+    checked to be finite, signals and spikes looked for; and without, in turns."""
+    code = commit()
+    check_trainer(one_device(cfg.train))
+    check_trainer(encoding(cfg.train))
+    store = prepare(cfg, Clock())
+    cfg = resolve(cfg, store)
+    L.seed_everything(cfg.seed, verbose=False)
+    module = Alternating.of(cfg, facts_of(store))
+    with tempfile.TemporaryDirectory() as folder:
+        blocks = Blocks([Spikes(), Save(Path(folder), BLOCK, BLOCK * BLOCKS + 1, cfg.log.every)])
+        trainer = L.Trainer(
+            max_steps=BLOCK * BLOCKS + 1,
+            gradient_clip_val=cfg.train.clip,
+            accelerator=cfg.train.accelerator,
+            devices=1,
+            limit_val_batches=0,
+            log_every_n_steps=cfg.log.every,
+            logger=CSVLogger(folder),
+            callbacks=[GateMonitor(), Throughput(), TQDMProgressBar(refresh_rate=10), blocks],
+            plugins=[WholeFiles()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, ZipperData(cfg, store))
+        size = (Path(folder) / "last.ckpt").stat().st_size
+    exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # as many of each
+    steps = BLOCK * (BLOCKS - 1) // 2
+    result = {
+        "name": cfg.name, "task": "bench-saving", "seed": cfg.seed, "commit": code, "command": command,
+        "figures": {
+            "exact": round(steps / exact, 3), "bare": round(steps / bare, 3), "ratio": round(bare / exact, 3),
+        },
+        "block_seconds": [round(one, 2) for one in blocks.seconds], "checkpoint_mb": round(size / 1e6, 1),
+        "save_every": BLOCK, "data_fingerprint": store.fingerprint, "versions": versions(),
+        "threads": torch.get_num_threads(), "config": to_dict(cfg),
+    }  # fmt: skip
+    print(f"with against without: {bare / exact:.3f} x")
+    if cfg.result:
+        write_result(result, Path(cfg.result))
+    return result

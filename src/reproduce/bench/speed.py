@@ -1,0 +1,250 @@
+"""`zipper bench`: speed of training and decoding, as ratios within one run, on the config's own batches.
+
+Two things that are compared take turns, so that a machine that slows down slows both.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reproduce.bench.generation import generation
+from zipper.clock import Clock
+from zipper.commit import commit
+from zipper.config import RunConfig, TowerConfig, to_dict
+from zipper.data.batches import Batch
+from zipper.data.dataset import Store
+from zipper.data.prepare import prepare
+from zipper.data.schedule import Steps
+from zipper.data.statistics import facts_of
+from zipper.distributed import check_trainer, encoding
+from zipper.errors import ConfigError
+from zipper.evaluation.asr import recognise
+from zipper.evaluation.result import versions, write_result
+from zipper.models.losses import stream_loss
+from zipper.models.tower import Tower
+from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.resolve import resolve
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+WARM, TURNS = 3, 15  # steps that are not counted, and that are
+DECODED = 100  # utterances
+
+
+def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
+    """Measures and writes build/bench.json (and cfg.result). Takes about half a minute on two cores."""
+    if find_spec("transformers") is None:
+        raise ConfigError(
+            "bench compares with transformers, which is not installed here. "
+            "Run `make bench`, or pip install -e '.[bench]'."
+        )
+    code = commit()
+    torch.manual_seed(cfg.seed)
+    check_trainer(encoding(cfg.train))
+    store = prepare(cfg, Clock())
+    cfg = resolve(cfg, store)
+    train = cfg.train
+    steps = Steps(store, "train", train.tasks.shares(), train.tokens, 1, cfg.seed, train.prompt_weight)
+    books = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
+    batches = [steps.batch(step, 0, books) for step in range(TURNS)]
+    figures: dict[str, Any] = {}
+    print("a tower against transformers' Llama of the same shape ...", flush=True)
+    figures["tower"] = tower_against_llama(cfg.model.towers["speech"], batches)
+    print("Zipper against the same Llama ...", flush=True)
+    figures["zipper"] = zipper_against_llama(cfg, store, batches)
+    print("decoding ...", flush=True)
+    figures["decoding"] = decoding(cfg, store)
+    print("speaking ...", flush=True)
+    module = ZipperModule.of(cfg, facts_of(store))
+    figures["generation"] = generation(module.model, store, llama)
+    figures["loader"] = loader(steps, books, figures["zipper"]["seconds_a_step"])
+    result = {
+        "name": cfg.name,
+        "task": "bench",
+        "figures": figures,
+        "threads": torch.get_num_threads(),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
+        "seed": cfg.seed,
+        "commit": code,
+        "command": command,
+        "data_fingerprint": store.fingerprint,
+        "versions": {**versions(), "transformers": version("transformers")},
+        "config": to_dict(cfg),
+    }
+    file = Path(cfg.build) / "bench.json"
+    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
+    print(table(figures))
+    print(f"-> {file}")
+    return result
+
+
+def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, Any]:
+    """Forward, backward and AdamW of the speech tower's shape with one codebook, on the same tokens."""
+    ours, theirs = Tower(one_codebook(shape)), llama(shape)
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    a, b = take_turns(
+        language_model_step(ours, lambda x: ours.logits(ours(x))[:, :, 0], batches),
+        language_model_step(theirs, lambda x: theirs(input_ids=x[..., 0]).logits, batches),
+    )
+    units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
+    return {
+        "parameters": sum(p.numel() for p in ours.parameters()),
+        "units_per_second": round(units / a),
+        "llama_units_per_second": round(units / b),
+        "ratio": round(b / a, 3),
+    }
+
+
+def zipper_against_llama(cfg: RunConfig, store: Store, batches: list[Batch]) -> dict[str, Any]:
+    """A step of the config (loss, backward, clip, AdamW), against the Llama of its speech tower's shape.
+
+    Units a second, padding left out: the Zipper's are speech columns and subwords, the Llama's the columns.
+    """
+    module = ZipperModule.of(cfg, facts_of(store))
+    model = module.model
+    optimiser = torch.optim.AdamW(
+        parameter_groups(model, cfg.train.lr, cfg.train.gate_lr, cfg.train.weight_decay), fused=True
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def step(turn: int) -> None:
+        batch = batches[turn % len(batches)]
+        states = model(batch)
+        loss = torch.zeros(())
+        for name, stream in batch.streams.items():
+            loss = loss + stream_loss(model.tower(name), states[name], stream) / max(batch.total[name], 1.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, cfg.train.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    theirs = llama(cfg.model.towers["speech"])
+    a, b = take_turns(
+        step, language_model_step(theirs, lambda x: theirs(input_ids=x[..., 0]).logits, batches)
+    )
+    columns = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
+    units = sum(int(s.valid.sum()) for batch in batches for s in batch.streams.values()) / len(batches)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_trained": sum(p.numel() for p in trained),
+        "units_per_second": round(units / a),
+        "llama_units_per_second": round(columns / b),
+        "ratio": round(units / a / (columns / b), 3),
+        "seconds_a_step": round(a, 4),
+        "units_a_step": round(units, 1),
+    }
+
+
+def one_codebook(shape: TowerConfig) -> TowerConfig:
+    """The same tower, reading one token a column: what other libraries have."""
+    return TowerConfig(
+        layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
+        hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
+    )  # fmt: skip
+
+
+def llama(shape: TowerConfig) -> "LlamaForCausalLM":
+    """transformers' own, of the tower's shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.hidden,
+            num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads, tie_word_embeddings=True, attn_implementation="sdpa",
+            use_cache=False,
+        )
+    )  # fmt: skip
+
+
+def language_model_step(
+    model: nn.Module, logits: Callable[[Tensor], Tensor], batches: list[Batch]
+) -> Callable[[int], None]:
+    """Next-token training on the first codebook: tokens [B, S, 1] -> logits [B, S, V]."""
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def step(turn: int) -> None:
+        x = batches[turn % len(batches)].streams["speech"].tokens[..., :1]
+        out = logits(x)[:, :-1].flatten(0, 1).float()
+        F.cross_entropy(out, x[:, 1:, 0].flatten()).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def decoding(cfg: RunConfig, store: Store) -> dict[str, Any]:
+    """Greedy recognition of dev utterances by an untrained Zipper, and the share cut at the cap."""
+    module = ZipperModule.of(cfg, facts_of(store))
+    rows = [store.splits["dev"][i] for i in range(min(DECODED, len(store.splits["dev"])))]
+    recognise(module.model, store, module.facts, rows[:2], 2)
+    found: dict[str, Any] = {}
+    for batch, part in ((1, rows[:10]), (len(rows), rows)):
+        started = time.monotonic()
+        written = recognise(module.model, store, module.facts, part, batch)
+        took = time.monotonic() - started
+        found[f"batch {batch}"] = {
+            "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),
+            "share_at_cap": sum(one.stopped == "cap" for one in written) / len(written),
+        }
+    return found
+
+
+def loader(steps: Steps, books: dict[str, int], seconds_a_step: float) -> dict[str, float]:
+    """Padding over an epoch, and how long a step waits for its batch when no worker makes it ahead."""
+    count = steps.epoch_length(0)
+    started = time.monotonic()
+    made = [steps.batch(step, 0, books) for step in range(count)]
+    wait = (time.monotonic() - started) / count
+    return {
+        "padding_share": round(statistics.fmean(batch.padding for batch in made), 4),
+        "seconds_a_batch": round(wait, 5),
+        "data_wait_share": round(wait / (wait + seconds_a_step), 4),
+    }
+
+
+def take_turns(a: Callable[[int], None], b: Callable[[int], None]) -> tuple[float, float]:
+    """Median seconds of each, one turn after the other."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(WARM + TURNS):
+        for one, kept in zip((a, b), times, strict=True):
+            started = time.perf_counter()
+            one(turn)
+            if turn >= WARM:
+                kept.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def table(figures: dict[str, Any]) -> str:
+    """To be read in a terminal."""
+    tower, zipper, wait = figures["tower"], figures["zipper"], figures["loader"]
+    rows = [
+        ("training, tower", f"{tower['units_per_second']} units/s", f"{tower['ratio']:.2f} x transformers"),
+        ("training, Zipper", f"{zipper['units_per_second']} units/s", f"{zipper['ratio']:.2f} x that Llama"),
+        *(
+            ("decoding", f"{one['times_real_time']} x real", f"{name}, {one['share_at_cap']:.0%} to the cap")
+            for name, one in figures["decoding"].items()
+        ),
+        *(
+            (
+                f"speaking, {n}",
+                f"{one['frames_per_second']:.0f} frames/s",
+                f"{one['times_uncached']:.1f} x uncached, {one['times_llama']:.2f} x Llama's generate",
+            )
+            for n, one in figures["generation"].items()
+            if isinstance(one, dict)
+        ),
+        ("padding", f"{wait['padding_share']:.1%}", "of a step's tokens"),
+        ("data wait", f"{wait['data_wait_share']:.1%}", "of a step's time"),
+    ]
+    return "\n".join(f"{a:<18} {b:>16}   {c}" for a, b, c in rows)

@@ -1,0 +1,103 @@
+"""The commands of the reproduction: sweeps, benches, the fault campaign, RESULTS.md, the dashboard."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from zipper.arguments import Command, config_command
+from zipper.config import RunConfig, load_config
+
+
+def bench(cfg: RunConfig, command: str) -> None:
+    """measure speed of training and decoding, padding and waiting, as ratios within one run"""
+    from reproduce.bench.speed import bench as run
+
+    run(cfg, command)
+
+
+def bench_encoding(cfg: RunConfig, command: str) -> None:
+    """measure preparing against the codec alone, and two processes against one"""
+    from reproduce.bench.encoding import bench_encoding as run
+
+    run(cfg, command)
+
+
+def bench_saving(cfg: RunConfig, command: str) -> None:
+    """measure what it costs that a run cannot be lost: checkpoints, checks, signals"""
+    from reproduce.bench.saving import bench_saving as run
+
+    run(cfg, command)
+
+
+def report(args: argparse.Namespace) -> None:
+    """write RESULTS.md from results/*.json"""
+    from reproduce import ROOT
+    from reproduce.report.comparison import in_short
+    from reproduce.report.results import report as run
+
+    file = run()
+    print(in_short(ROOT / "results"))
+    print(file)
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """run a grid over settings: what is not finished yet, one by one or several at a time"""
+    from reproduce import sweep as grid
+
+    if args.dry_run:
+        grid.listed(args.file, args.settings)
+    elif args.slurm:
+        print(f"sbatch {shlex.quote(str(grid.write_slurm(args.file, args.settings)))}")
+    elif args.wandb_sweep:
+        sweep = grid.write_sweep(args.file, args.settings)
+        print(f"wandb sweep {sweep}, then wandb agent with the id that it prints")
+    else:
+        grid.ablate(args.file, args.only, args.jobs, args.settings)
+
+
+def faults(args: argparse.Namespace) -> None:
+    """kill small real runs in every way, take them up again, and compare with the unbroken one"""
+    from reproduce.bench.faults import faults as run
+
+    settings = [f"result={args.result}"] if args.result else []
+    run(load_config(args.config, settings), args.config, args.times, args.jobs, args.line)
+
+
+def dashboard(args: argparse.Namespace) -> None:
+    """create the W&B dashboard in your project; without a key, check it and say how to go on"""
+    from reproduce.report.dashboard import dashboard as run
+
+    run(args.entity, args.project, Path("build") / "runs")
+
+
+def _of_ablate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
+    parser.add_argument("--only", metavar="RUN", help="this one alone, or a pattern: '*-seed0'")
+    parser.add_argument("--slurm", action="store_true", help="write the grid as a SLURM array")
+    parser.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
+
+
+def _of_faults(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="configs/faults.yaml")
+    parser.add_argument("--times", type=int, default=120, help="faults (default: 120)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("--result", help="file for the table (default: it is printed alone)")
+
+
+def _of_dashboard(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
+    parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
+
+
+COMMANDS: dict[str, Command] = {
+    "bench": config_command(bench),
+    "bench-encoding": config_command(bench_encoding),
+    "bench-saving": config_command(bench_saving),
+    "report": Command(report, lambda parser: None),
+    "ablate": Command(ablate, _of_ablate),
+    "faults": Command(faults, _of_faults),
+    "dashboard": Command(dashboard, _of_dashboard),
+}

@@ -1,0 +1,217 @@
+"""The section of ablations, and a figure of each: from the grid files and results/ablations/NAME/*.json."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from reproduce import ROOT
+from reproduce.report.markdown import percent, section, table
+from reproduce.report.runs import beside, paired
+from reproduce.sweep_file import Ablation, read_ablation
+from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
+from zipper.evaluation.significance import Comparison
+
+Result = dict[str, Any]
+Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point, task: results by seed
+TASKS = {"asr": "recognition", "tts": "speech, heard by the judge"}
+
+
+def grids() -> list[Ablation]:
+    """All grid files, by name."""
+    return [read_ablation(file) for file in sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))]
+
+
+def read_results(ablation: Ablation, folder: Path) -> Found:
+    """What has been run of a grid; points without a result are left out."""
+    found: Found = {}
+    for point in ablation.runs():
+        for task in TASKS:
+            for name in (f"{point.name}-{task}.json", f"{point.name}.json"):
+                file = folder / ablation.name / name
+                if (
+                    file.is_file()
+                    and (result := json.loads(file.read_text(encoding="utf-8")))["task"] == task
+                ):
+                    found.setdefault(tuple(point.labels.values()), {}).setdefault(task, []).append(result)
+                    break
+    return found
+
+
+def ablations(folder: Path) -> str:
+    """What all grids took, and a table for each that has results. folder: results/ablations."""
+    found = {one.name: (one, results) for one in grids() if (results := read_results(one, folder))}
+    if not found:
+        return ""
+    return "\n".join([_overview(found), *(_section(*one) for one in found.values())])
+
+
+def _overview(found: dict[str, tuple[Ablation, Found]]) -> str:
+    """A row for every grid: runs, and what they took."""
+    rows, minutes = [], []
+    for ablation, results in found.values():
+        runs = [next(iter(one.values())) for one in results.values()]
+        took = [sum(run["stage_seconds"].values()) / 60 for seeds in runs for run in seeds]
+        minutes += took
+        rows.append([
+            f"[{ablation.title}]({ablation.file})", ablation.paper,
+            f"{len(took)} of {len(ablation.runs())}", f"{statistics.fmean(took):.1f}", f"{max(took):.1f}",
+        ])  # fmt: skip
+    threads = {run["threads"] for _, results in found.values() for one in results.values()
+               for seeds in one.values() for run in seeds}  # fmt: skip
+    text = (
+        f"One command each (`make ablation-NAME`, or `make ablations` for all of them): {len(minutes)} runs, "
+        f"{sum(minutes) / 60:.1f} hours of {' or '.join(map(str, sorted(threads)))} thread(s), tests and "
+        "judge included."
+    )
+    head = ["grid", "paper", "runs", "minutes a run", "longest"]
+    return section("Ablations", text, table(head, rows), ["make ablations ARGS='--jobs 2'"])
+
+
+def _section(ablation: Ablation, found: Found) -> str:
+    tasks = [task for task in TASKS if any(task in results for results in found.values())]
+    rows = []
+    for labels, results in found.items():
+        row = list(labels)
+        for task in tasks:
+            several = results.get(task, [])
+            row.append(_spread([one["wer"] for one in several]) if several else "")
+            first = found.get(_beside(ablation, found, labels), {})
+            told = several and first.get(task) and first is not results
+            row.append(beside(_apart(several, first[task])) if told else "")
+        paper = ablation.points.get(labels[0], "")
+        row.append(" / ".join(f"{value}" for value in paper) if isinstance(paper, list) else "")
+        seeds = max(len(several) for several in results.values())
+        one = next(iter(results.values()))[0]
+        rows.append([*row, str(seeds), f"{one['parameters_trained'] / 1e6:.2f} M", f"`{one['commit']}`"])
+    head = [*ablation.grid]
+    for task in tasks:
+        first_one = f"to the first of its {shared}" if (shared := _shared(ablation)) else "to the first row"
+        head += [f"{task.upper()} WER", first_one]
+    head += ["paper, ASR / TTS", "seeds", "trained", "commit"]
+    if not any(row[-4] for row in rows):
+        head.pop(-4)
+        rows = [[*row[:-4], *row[-3:]] for row in rows]
+    count = len(ablation.runs())
+    done = sum(max(len(several) for several in results.values()) for results in found.values())
+    asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
+    text = (
+        f"{asked}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`"
+        f"{_with(ablation)}. {_split(found).capitalize()}, greedy{_spoken(found)}. "
+        "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
+        f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
+    )
+    command = f"python -m zipper ablate {ablation.file}"
+    return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
+
+
+def _with(ablation: Ablation) -> str:
+    words = ", ".join(f"{key}={value}" for key, value in ablation.words.items())
+    return f" with {words}" if words else ""
+
+
+def _split(found: Found) -> str:
+    """What all runs of a grid were heard or read on: test, or dev where settings are chosen by it."""
+    (split,) = {one["split"] for results in found.values() for several in results.values() for one in several}
+    return split
+
+
+def _spoken(found: Found) -> str:
+    counts = {one["utterances"] for results in found.values() for one in results.get("tts", [])}
+    return f", {max(counts)} sentences spoken" if counts else ""
+
+
+def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
+    """The point that one is compared with: the first that has the same label on the shared axis."""
+    if not (shared := _shared(ablation)):
+        return next(iter(found))
+    at = [*ablation.grid].index(shared)
+    return next(one for one in found if one[at] == labels[at])
+
+
+def _shared(ablation: Ablation) -> str:
+    """The axis within which points are compared: x, or of several axes the first; none where there is one."""
+    return ablation.x or (next(iter(ablation.grid)) if len(ablation.grid) > 1 else "")
+
+
+def _apart(a: list[Result], b: list[Result]) -> Comparison | None:
+    """What is asked may be the codec, and with it the store: the sentences must be the same, not codes."""
+    any_a, any_b = (
+        [{**one, "data": None, "data_fingerprint": "", "codec": ""} for one in side] for side in (a, b)
+    )
+    return paired(any_a, any_b)
+
+
+def _spread(rates: list[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(rates):.1f}" if len(rates) > 1 else ""
+    return percent(statistics.fmean(rates)) + deviation
+
+
+@styled
+def draw_ablations(folder: Path, figures: Path) -> list[Path]:
+    """ablation-NAME of each grid that has results. folder: results/ablations."""
+    files = []
+    for ablation in grids():
+        found = read_results(ablation, folder)
+        if not found:
+            continue
+        tasks = [task for task in TASKS if any(task in results for results in found.values())]
+        height = 4 if ablation.x else 1.2 + 0.33 * len(found)
+        figure, axes = panels(1, len(tasks), (6, height), sharey=not ablation.x)
+        for panel, task in zip(axes, tasks, strict=True):
+            (_lines if ablation.x else _bars)(panel, ablation, found, task)
+            panel.set_title(TASKS[task])
+        if marked := [one for one in figure.axes if one not in axes]:  # the paper's scales
+            figure.legend(*marked[0].get_legend_handles_labels(), loc="outside lower center")
+        figure.suptitle(ablation.title)
+        files += save(figure, figures / f"ablation-{ablation.name}")
+    return files
+
+
+def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
+    """One line for every point of the other axes, the seeds as a band; the paper's points, if it has some."""
+    axes = list(ablation.grid)
+    at = axes.index(ablation.x)
+    groups: dict[str, list[tuple[float, list[float]]]] = {}
+    for labels, results in found.items():
+        if task in results:
+            name = ", ".join(label for i, label in enumerate(labels) if i != at) or ablation.title
+            rates = [100 * one["wer"] for one in results[task]]
+            groups.setdefault(name, []).append((float(labels[at]), rates))
+    for i, (name, points) in enumerate(groups.items()):
+        xs, several = zip(*sorted(points), strict=True)
+        line(panel, i, xs, several, name)
+        if isinstance(paper := ablation.points.get(name), dict):
+            marks = {**PAPERS, "marker": MARKS[i], "markerfacecolor": "none"}
+            panel.plot([*paper], [*paper.values()], **marks, label=f"the paper's {name}")
+    ticks = sorted({x for points in groups.values() for x, _ in points})
+    scale = "log" if ticks[0] > 0 else "linear"
+    panel.set(xlabel=ablation.x, xscale=scale, ylabel=f"WER on {_split(found)} (%)", ylim=(0, None))
+    panel.set_xticks(ticks)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
+    panel.minorticks_off()
+    panel.legend()
+
+
+def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
+    """A bar for every point, its seeds as dots; the paper's figures as crosses, on a scale of their own."""
+    rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
+    points = [ablation.points.get(labels[0]) for labels in found]
+    at = [*TASKS].index(task)
+    paper = {place: point[at] for place, point in enumerate(points) if isinstance(point, list)}
+    longest = max(max(seeds, default=0.0) for seeds in rates)
+    scale = longest / max(paper.values(), default=1.0)  # what is largest in the paper stands where ours does
+    beyond = [0.0] * len(rates)
+    for place, wer in paper.items():
+        end, cross = max(rates[place], default=0.0), scale * wer
+        if end <= cross < end + 0.1 * longest:  # the bar's own figure would stand under it
+            beyond[place] = cross
+    bars(panel, [", ".join(labels) for labels in found], rates, beyond)
+    panel.set_xlabel(f"WER on {_split(found)} (%)")
+    if paper:
+        above = panel.twiny()
+        above.plot([*paper.values()], [*paper], **PAPERS, label="the paper's (scale above)")
+        above.set_xlim(*(bound / scale for bound in panel.get_xlim()))
+        above.grid(visible=False)

@@ -1,0 +1,197 @@
+"""The paper's Tables 1 and 2 with ours beside them, from results/compare/MODEL-seedN-TASK.json: WER over
+seeds, paired tests against the Single Decoder, what each model costs and forgets, and which claims hold."""
+
+import statistics
+from pathlib import Path
+
+from reproduce.report.markdown import percent, section, table
+from reproduce.report.runs import (
+    BASELINES,
+    NAMES,
+    PAPER,
+    Result,
+    Runs,
+    against,
+    beside,
+    check_equal_terms,
+    read_runs,
+)
+from reproduce.report.tuning import tuning
+from zipper.evaluation.significance import RESAMPLES, ZEROS
+
+
+def comparison(folder: Path) -> str:
+    """The whole part of RESULTS.md; empty where nothing was compared yet."""
+    runs = read_runs(folder / "compare")
+    if not runs:
+        return ""
+    check_equal_terms(runs)
+    parts = [
+        recognition(runs),
+        speaking(runs),
+        forgetting(runs),
+        tuning(folder),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def in_short(folder: Path) -> str:
+    """Both tables in one, as `zipper report` prints it and README shows it; empty without runs."""
+    runs, rows = read_runs(folder / "compare"), []
+    for model, tasks in runs.items():
+        asr, tts = tasks.get("asr", []), tasks.get("tts", [])
+        text = [one["alone"]["text"] for one in asr or tts]
+        rows.append(
+            [
+                NAMES[model],
+                spread(asr, "wer")[0] if asr else "",
+                f"{spread(tts, 'wer')[0]} / {spread(tts, 'target_wer')[0]}" if tts else "",
+                f"{text[0]['before']:.2f} / {statistics.fmean(one['after'] for one in text):.2f}",
+                PAPER["asr"].get(model, ""),
+                PAPER["tts"].get(model, ""),
+            ]
+        )
+    head = ["model", "ASR WER", "TTS WER, gold / target", "perplexity of text, before / after"]
+    head += ["paper, ASR clean / other", "paper, TTS gold / target"]
+    return table(head, rows) if rows else ""
+
+
+def recognition(runs: Runs) -> str:
+    """Table 1."""
+    if not any("asr" in tasks for tasks in runs.values()):
+        return ""
+    first = _first(runs, "asr")
+    train = first["config"]["train"]
+    rows = []
+    for model, tasks in runs.items():
+        if "asr" not in tasks:
+            continue
+        several = tasks["asr"]
+        one = several[0]
+        flops = one["flops_per_token"]
+        rows.append(
+            [
+                NAMES[model],
+                f"{one['parameters_total'] / 1e6:.2f} M",
+                f"{one['parameters_trained'] / 1e6:.2f} M",
+                f"{flops['forward'] / 1e6:.2f} M / {flops['training'] / 1e6:.2f} M",
+                f"{one['config']['train']['lr']:g}",
+                *spread(several, "wer"),
+                *[beside(against(runs, "asr", model, b)) for b in BASELINES],
+                PAPER["asr"].get(model, ""),
+            ]
+        )
+    text = (
+        f"Recognition and speech in one model, mixed by count (1 : {train['tasks']['tts']:g}), "
+        f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
+        "order for every model of a seed; each seed's figure stands in its column, from seed 0 on; "
+        f"{first['checkpoint']} checkpoint, {first['decoding']}, {first['utterances']} test utterances. "
+        "Parameters in all, and trained. FLOPs a token, forward / forward and backward, counted from "
+        "shapes and lengths by the paper's formula, with our widths and the heads (`model/flops.py`). "
+        "Steps are equal, sizes are not. Each difference to a baseline: points of WER "
+        f"with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p "
+        "of a two-sided Wilcoxon signed-rank test on the utterances' error rates, both on the mean over "
+        f"seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** "
+        "worse than its baseline, p < 0.05.\n\n![Both tasks at a glance](reports/figures/comparison.svg)"
+    )
+    head = [
+        "model",
+        "parameters",
+        "trained",
+        "FLOPs a token",
+        "lr",
+        "WER, mean ± deviation",
+        "of each seed",
+    ]
+    head += [f"to {name}" for name in BASELINES.values()]
+    return section(
+        "Zipper against the Single Decoder: recognition (paper, Table 1)", text,
+        table([*head, "paper, WER (%)"], rows), [one["command"] for one in _commands(runs)],
+    )  # fmt: skip
+
+
+def speaking(runs: Runs) -> str:
+    """Table 2."""
+    if not any("tts" in tasks for tasks in runs.values()):
+        return ""
+    rows, left_out = [], 0
+    for model, tasks in runs.items():
+        if "tts" not in tasks:
+            continue
+        several = tasks["tts"]
+        by_target = against(runs, "tts", model, next(iter(BASELINES)), "target_errors")
+        left_out = max(left_out, by_target.left_out if by_target else 0)
+        gold, target = spread(several, "wer"), spread(several, "target_wer")
+        rows.append(
+            [
+                NAMES[model], f"{gold[0]} / {target[0]}", gold[1],
+                percent(statistics.fmean(cut_off(one) for one in several)),
+                *[beside(against(runs, "tts", model, b)) for b in BASELINES],
+                beside(by_target),
+                PAPER["tts"].get(model, ""),
+            ]
+        )  # fmt: skip
+    first = _first(runs, "tts")
+    rows.append(["codec round trip (oracle)", percent(first["oracle_wer"]), "", "", "", "", "", "6.00"])
+    rows.append(["recordings", percent(first["original_wer"]), "", "", "", "", "", ""])
+    text = (
+        f"The same models speak {first['utterances']} test sentences. Judge: {first['judge']}; normaliser "
+        f"{first['normaliser']} on both sides. *Gold*: what the judge hears against the transcript; "
+        "*target*: against what it hears in the codec's round trip of the recording (paper 4.1.4). Tests "
+        f"as above, against gold unless said{_without(left_out)}. *Paper*: LibriTTS test-clean, * p < 0.01."
+        "\n\n![WER of speech by length: up to a length, and in bins](reports/figures/wer-by-length.svg)"
+    )
+    head = ["model", "WER, gold / target", "gold, of each seed", "cut off"]
+    head += [f"to {name}" for name in BASELINES.values()]
+    head += ["to the Single Decoder, target", "paper, gold / target (%)"]
+    return section("Zipper against the Single Decoder: speech (paper, Table 2)", text, table(head, rows), [])
+
+
+def forgetting(runs: Runs) -> str:
+    """Perplexity of each modality alone, before and after."""
+    rows = []
+    for model, tasks in runs.items():
+        several = next(iter(tasks.values()))
+        row = [NAMES[model]]
+        for name in ("text", "speech"):
+            ends = [one["alone"][name] for one in several]
+            before, after = ends[0]["before"], [one["after"] for one in ends]
+            row.append("" if before is None else f"{before:.2f}")
+            same = all(one["before"] == one["after"] for one in ends)
+            row.append("the same, to the last bit" if same else f"{statistics.fmean(after):.2f}")
+        rows.append(row)
+    text = (
+        "Perplexity a scored token of test documents that hold one modality alone, before the model was "
+        "trained on both and after, within that modality's own vocabulary; mean over seeds. A decoder "
+        "without a figure had learnt no speech before."
+    )
+    head = ["model", "text, before", "text, after", "speech, before", "speech, after"]
+    return section("What fusing costs each modality alone", text, table(head, rows), [])
+
+
+def cut_off(one: Result) -> float:
+    """Share of the sentences that the model did not end by itself: cap and loops."""
+    return 1 - one["stopped"].get("end", 0) / one["utterances"]
+
+
+def _without(left_out: int) -> str:
+    if not left_out:
+        return ""
+    return f"; against target without {left_out} sentences whose targets differ (judged on another machine)"
+
+
+def spread(several: list[Result], key: str) -> tuple[str, str]:
+    """Mean with the deviation over seeds, and each seed's."""
+    values = [one[key] for one in several]
+    mean = percent(statistics.fmean(values))
+    if len(values) > 1:
+        mean += f" ± {100 * statistics.stdev(values):.1f}"
+    return mean, ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def _first(runs: Runs, task: str) -> Result:
+    return next(tasks[task][0] for tasks in runs.values() if task in tasks)
+
+
+def _commands(runs: Runs) -> list[Result]:
+    return [next(iter(tasks.values()))[0] for tasks in runs.values()]

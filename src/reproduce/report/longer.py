@@ -1,0 +1,83 @@
+"""What the comparison's models, and the paper's own settings, come to when they are trained longer."""
+
+import json
+from pathlib import Path
+
+from reproduce.report.ablations import TASKS
+from reproduce.report.markdown import percent, section, table
+from reproduce.report.runs import NAMES, Result
+from zipper.evaluation.plot_style import line, panels, save, styled
+
+LABELS = {
+    "joint": "Zipper",
+    "paper": "Zipper, the paper's settings",
+    "paper-2e-3": "Zipper, the paper's settings at our learning rate",
+    "single-decoder": NAMES["single-decoder"],
+    "single-decoder-speech": NAMES["single-decoder-speech"],
+}
+
+
+def longer(folder: Path) -> str:
+    """A row for each run that has ended; empty with fewer than two. folder: results."""
+    found = _read(folder)
+    if len(found) < 2:  # the shipped model alone stands elsewhere
+        return ""
+    rows = []
+    for name, tasks in found.items():
+        asr, tts = (tasks[task] for task in TASKS)
+        alone = asr["alone"]["text"]
+        rows.append([
+            LABELS[name], f"{asr['config']['train']['lr']:g}", *_on_the_way(asr, (1999, 5999)),
+            percent(asr["wer"]), percent(tts["wer"]), f"{alone['before']:.2f} / {alone['after']:.2f}",
+            str(asr["seed"]), f"`{asr['commit']}`",
+        ])  # fmt: skip
+    steps = sorted({tasks["asr"]["steps"] for tasks in found.values()})
+    text = (
+        f"Recognition and speech in one model, {' or '.join(f'{one:,}' for one in steps)} steps instead of "
+        "the comparison's 2,000, one seed, test. The first is of `configs/joint.yaml`: with a switch "
+        "between the tasks, dropout in the speech tower, and the checkpoint that was best on dev; the "
+        "others end with their last one. "
+        "**The terms are not equal, and favour the first**: the weights of its codebooks, hidden spans, "
+        "whitening and dropout were found in runs of 5,000 to 12,000 steps (LOG.md). The decoders have what "
+        "1,000 steps chose on dev (nothing hidden, or a loss on the prompt), another dropout, and their last "
+        "checkpoint.\n\n"
+        "![Word errors on dev over the steps](reports/figures/longer.svg)"
+    )
+    head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER, gold",
+            "perplexity of text, before / after", "seed", "commit"]  # fmt: skip
+    commands = [tasks["asr"]["command"] for tasks in found.values()]
+    return section("Six times as long", text, table(head, rows), commands)
+
+
+@styled
+def draw_longer(folder: Path, figures: Path) -> list[Path]:
+    """longer: WER on dev of both tasks over the steps. folder: results."""
+    found = _read(folder)
+    if len(found) < 2:
+        return []
+    figure, axes = panels(1, len(TASKS), (5.5, 3.6))
+    for panel, (task, title) in zip(axes, TASKS.items(), strict=True):
+        for index, (name, tasks) in enumerate(found.items()):
+            curve = tasks[task]["curves"][f"dev/{task}_wer"]
+            steps, rates = [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve]
+            line(panel, index, steps, rates, LABELS[name])
+        panel.set(title=title, xlabel="step", ylabel="WER on dev (%)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return save(figure, figures / "longer")
+
+
+def _read(folder: Path) -> dict[str, dict[str, Result]]:
+    """By name and task, in the order of LABELS; a run without both tasks is left out."""
+    found: dict[str, dict[str, Result]] = {}
+    for name in LABELS:
+        inside = folder if name == "joint" else folder / "longer"
+        files = {task: inside / f"{name}-{task}.json" for task in TASKS}
+        if all(file.is_file() for file in files.values()):
+            found[name] = {task: json.loads(file.read_text(encoding="utf-8")) for task, file in files.items()}
+    return found
+
+
+def _on_the_way(result: Result, steps: tuple[int, ...]) -> list[str]:
+    """WER on dev after some steps (counted from 0)."""
+    curve = dict(result["curves"]["dev/asr_wer"])
+    return [percent(curve[step]) for step in steps]

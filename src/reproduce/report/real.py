@@ -1,0 +1,89 @@
+"""The section of real corpora and of towers from elsewhere, from results/real/*.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from reproduce.report.markdown import percent, section, table
+
+Result = dict[str, Any]
+
+
+def real(folder: Path) -> str:
+    """Recognition on other data, or with another text tower, than the rest of RESULTS.md; and what encoding
+    costs."""
+    found = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    }
+    runs = [one for one in found.values() if one.get("task") == "asr"]
+    heard = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
+    parts = [recognition(runs, heard)] if runs else []
+    if encoding := found.get("encoding"):
+        parts.append(encoded(encoding))
+    return "\n".join(parts)
+
+
+def recognition(runs: list[Result], heard: dict[str, Result]) -> str:
+    """heard: by the name of a run, what the judge makes of its recordings and their round trips."""
+    rows = []
+    for one in runs:
+        judge = heard.get(one["name"])
+        parts = ", ".join(f"{name} {percent(part['wer'])}" for name, part in one.get("by_subset", {}).items())
+        rows.append([
+            one["name"],
+            one["config"]["data"]["corpus"],
+            f"{one['parameters_total'] / 1e6:.1f} M",
+            f"{one['parameters_trained'] / 1e6:.1f} M",
+            str(one["steps"]),
+            f"{one['wall_seconds'] / 60:.0f} min, {one['threads']} thread(s)",
+            f"{one['utterances']} / {one['words']:,}",
+            percent(one["wer"]) + (f" ({parts})" if parts else ""),
+            percent(one["shuffled_wer"], 0) if "shuffled_wer" in one else "",
+            f"{percent(judge['rows'][0]['wer'])} / {percent(judge['rows'][1]['wer'])}" if judge else "",
+            f"`{one['commit']}`",
+        ])  # fmt: skip
+    text = (
+        "Recognition with a language model of elsewhere as the frozen text tower (SmolLM2-135M-Instruct, "
+        "from a 4-bit "
+        "GGUF file, zipped to the shipped speech tower), on the embedded corpus, and on a sample of real "
+        "LibriSpeech: 202 utterances of two speakers to train on, five speakers of test-other to test; the "
+        "codec "
+        "has heard one synthetic voice alone. The sample shows that the commands run on the corpus as "
+        "published; "
+        "an hour of speech teaches nobody to recognise. *Judge*: Whisper tiny.en on the recordings, and on "
+        "the "
+        "codec's round trips of them."
+    )
+    head = ["run", "corpus", "parameters", "trained", "steps", "training", "test utterances / words", "WER",
+            "shuffled", "judge, recordings / round trips", "commit"]  # fmt: skip
+    commands = [*runs, *heard.values()]
+    return section(
+        "Real corpora, and a text tower of elsewhere",
+        text,
+        table(head, rows),
+        [c["command"] for c in commands],
+    )
+
+
+def encoded(result: Result) -> str:
+    """Ratios within one run."""
+    figures = result["figures"]
+    rows = [
+        ["the codec in a bare loop", f"{figures['bare']:g} hours an hour", ""],
+        [
+            "`zipper prepare`, one process",
+            f"{figures['one']:g} hours an hour",
+            f"{figures['one_to_bare']:.2f} x bare",
+        ],
+        [
+            "`zipper prepare`, two processes",
+            f"{figures['two']:g} hours an hour",
+            f"{figures['two_to_one']:.2f} x one",
+        ],
+    ]
+    text = (
+        f"encodec_24khz at 1.5 kbps with random weights, {result['utterances']} utterances, one thread a "
+        "process, one "
+        "measurement after the other. Preparing reads, resamples, batches and writes besides."
+    )
+    return section("Encoding", text, table(["what", "speed", "ratio"], rows), [result["command"]])

@@ -1,0 +1,128 @@
+"""Results of a comparison, read back: by model, task and seed, and tested in pairs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from zipper.config import RunConfig, to_dict
+from zipper.errors import DataError
+from zipper.evaluation.significance import Comparison, compare, different_data, p_value
+
+Result = dict[str, Any]
+Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
+
+NAMES = {
+    "single-decoder": "Single Decoder",
+    "single-decoder-speech": "Single Decoder, given speech too",
+    "zipper-frozen": "Zipper, speech tower frozen",
+    "zipper": "Zipper",
+}
+BASELINES = {"single-decoder": "the Single Decoder", "single-decoder-speech": "the one given speech too"}
+
+# Tiny, and Tiny/128M: WER of ASR on test-clean / test-other, of TTS against gold / target (Tables 1 and 2).
+PAPER = {
+    "asr": {"single-decoder": "3.78 / 7.53", "zipper-frozen": "3.47* / 8.37**", "zipper": "3.54 / 8.34**"},
+    "tts": {
+        "single-decoder": "33.38 / 33.11",
+        "zipper-frozen": "27.87 / 27.33*",
+        "zipper": "20.14* / 19.45*",
+    },
+}
+
+
+def read_runs(folder: Path) -> Runs:
+    """By model and task, in the order of the seeds."""
+    runs: Runs = {}
+    for model in NAMES:
+        for file in sorted(folder.glob(f"{model}-seed*-*.json")):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            runs.setdefault(model, {}).setdefault(result["task"], []).append(result)
+    return runs
+
+
+CHOICES = "choices"  # the grid: spans hidden, or a loss on the prompt, for each model
+OWN = {
+    "lr",
+    "optimiser",
+    "hide",
+    "prompt_weight",
+    "codebook_weights",
+}  # of train: what each model may have tuned for itself
+
+
+def check_equal_terms(runs: Runs) -> None:
+    """Raises DataError where a run had other data, steps or evaluation than the others."""
+    results = [one for tasks in runs.values() for several in tasks.values() for one in several]
+    first = results[0]
+    for one in results[1:]:
+        for key, value, other in _terms(first, one):
+            if value != other:
+                raise DataError(
+                    f"{one['name']} has {key}={other!r}, {first['name']} {value!r}: they are not comparable. "
+                    "Train all by `make compare`."
+                )
+
+
+def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
+    yield from different_data(first, one)
+    for key in ("steps", "utterances", "decoding", "checkpoint"):
+        yield key, first[key], one[key]
+    for part in ("data", "train", "evaluate", "decode"):
+        usual = to_dict(RunConfig())[part]  # of settings that an older result does not know yet
+        ours, its = ({**usual, **side["config"][part]} for side in (first, one))
+        for key in sorted({*ours, *its} - OWN):
+            yield f"{part}.{key}", ours.get(key), its.get(key)
+    patterns = [side["config"].get("codec", {}).get("pattern", "delay") for side in (first, one)]
+    yield "codec.pattern", *patterns
+
+
+def capped(one: Result) -> Result:
+    """The same result with the errors of each sentence capped at its words. Whatever is chosen on dev is
+    chosen by it: a sentence on which a model, or the ASR scorer, repeats itself must not decide."""
+    kept = [{**u, "errors": min(u["errors"], u["words"])} for u in one["per_utterance"]]
+    errors, words = (sum(u[key] for u in kept) for key in ("errors", "words"))
+    return {**one, "per_utterance": kept, "errors": errors, "wer": errors / max(words, 1)}
+
+
+def best_rate(found: list[Result]) -> float:
+    """The learning rate that a search chooses: of the lowest WER on dev, errors `capped`; where others cannot
+    be told from it (`Comparison.verdict`), the one among them with the lowest dev loss of text."""
+    found = [capped(one) for one in found]
+    lowest = min(found, key=lambda one: one["wer"])
+    near = [one for one in found if compare([one], [lowest]).verdict() == "open"]
+    return min(near, key=lambda one: one["curves"]["dev/loss_text"][-1][1])["config"]["train"]["lr"]
+
+
+def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
+    """Of results by choice and task: the choice with the lowest mean of both word error rates, errors
+    `capped`; or the first, which is what all models share, where that one is better in neither task
+    (`Comparison.verdict`)."""
+    found = {
+        choice: {task: [capped(one) for one in several] for task, several in tasks.items()}
+        for choice, tasks in found.items()
+    }
+    first = next(iter(found))
+    lowest = min(found, key=lambda choice: sum(several[0]["wer"] for several in found[choice].values()))
+    told = [compare(found[lowest][task], found[first][task]).verdict() for task in found[first]]
+    return lowest if "better" in told else first
+
+
+def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:
+    """Of a model with another one, over the seeds that both have; None where there are none."""
+    return paired(runs.get(model, {}).get(task, []), runs.get(baseline, {}).get(task, []), column)
+
+
+def paired(a: list[Result], b: list[Result], column: str = "errors") -> Comparison | None:
+    """`compare` over the seeds that both sides have run; None where there are none."""
+    seeds = {one["seed"] for one in a} & {one["seed"] for one in b}
+    ours, theirs = ([one for one in side if one["seed"] in seeds] for side in (a, b))
+    return compare(ours, theirs, column) if seeds else None
+
+
+def beside(found: Comparison | None) -> str:
+    """-3.1 (-4.0 to -2.2), p < 0.0001"""
+    if found is None or found.different == 0:
+        return ""
+    a, low, high = (100 * value for value in (found.difference, found.low, found.high))
+    return f"{a:+.1f} ({low:+.1f} to {high:+.1f}), p {p_value(found.p)}"

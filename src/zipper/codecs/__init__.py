@@ -1,0 +1,1 @@
+"""Codecs: waves to codes and back."""

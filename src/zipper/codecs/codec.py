@@ -1,0 +1,190 @@
+"""Waves to codes and back, by EnCodec (arXiv 2210.13438): the official 24 kHz model, or the small one in
+assets/.
+"""
+
+import hashlib
+import math
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from encodec import EncodecModel
+from encodec.modules import SEANetDecoder, SEANetEncoder
+from encodec.quantization import ResidualVectorQuantizer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zipper.config import TrainCodecConfig, read_facts
+from zipper.errors import ConfigError, DataError
+
+CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
+OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name carries the beginning of its SHA-256
+OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
+WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
+
+
+class Codec:
+    """One codec at one bit rate. `fingerprint` tells which weights and how many codebooks: it is kept with
+    the store.
+
+    sample_rate in Hz, hop in samples a frame, frame_rate in frames a second, codebooks Q, codes V of one
+    codebook.
+    """
+
+    def __init__(self, model: EncodecModel, codebooks: int, gain: float, name: str) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.codebooks, self.gain, self.name = codebooks, gain, name
+        self.sample_rate: int = model.sample_rate
+        self.hop = int(math.prod(model.encoder.ratios))
+        # Samples of silence after the longest wave of a batch: over half a receptive field; none if causal.
+        self.margin = 0 if model.encoder.model[0].causal else 6 * self.hop
+        self.frame_rate = self.sample_rate / self.hop
+        self.codes: int = model.quantizer.bins
+        self.fingerprint = f"{name} x{codebooks} {digest(model)}"
+
+    @property
+    def kbps(self) -> float:
+        """Bit rate, in thousands of bits a second."""
+        return self.frame_rate * self.codebooks * math.log2(self.codes) / 1000
+
+    @torch.no_grad()
+    def encode(self, waves: list[Tensor]) -> list[Tensor]:
+        """waves: float32 [n] each, at `sample_rate` -> int64 [Q, F] each, F = ceil(n / hop).
+
+        The padding of a batch stands at least a receptive field of silence away from what is kept, so that a
+        wave's codes do not depend on its neighbours. Raises DataError on an empty wave.
+        """
+        frames = self.frames(waves)
+        length = max(frames) * self.hop + self.margin
+        batch = torch.stack([F.pad(wave, (0, length - len(wave))) for wave in waves])[:, None]  # [B, 1, n]
+        latents = self.model.encoder(batch.to(self.device) * self.gain)  # [B, D, F]
+        codes = self.model.quantizer.vq.encode(latents, n_q=self.codebooks)  # [Q, B, F]
+        return [codes[:, row, :count].cpu() for row, count in enumerate(frames)]
+
+    def frames(self, waves: list[Tensor]) -> list[int]:
+        """Of each wave, begun ones counted. Raises DataError on an empty wave."""
+        frames = [math.ceil(len(wave) / self.hop) for wave in waves]
+        if 0 in frames:
+            raise DataError(f"Wave {frames.index(0)} of the batch is empty: it has no frame to encode.")
+        return frames
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
+        """codes int64 [Q, F], Q at most `codebooks` -> float32 [n], n = samples or F * hop.
+
+        Raises DataError on a code outside the codebook.
+        """
+        if codes.numel() == 0:
+            return torch.zeros(0)
+        if codes.min() < 0 or codes.max() >= self.codes:
+            raise DataError(
+                f"Code {int(codes.max())} or {int(codes.min())} lies outside 0 to {self.codes - 1}."
+            )
+        return self.waves(codes)[: samples or codes.shape[1] * self.hop].cpu()
+
+    def waves(self, codes: Tensor) -> Tensor:
+        """As `decode`, uncut and where the model is."""
+        latents = self.model.quantizer.vq.decode(codes[:, None].to(self.device))
+        return self.model.decoder(latents)[0, 0] / self.gain
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
+    """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON.
+    codebooks: the first so many; all of them."""
+    if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
+        raise DataError(
+            f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
+            "Run `make train-codec`, or name another."
+        )
+    settings = read_facts(folder / SETTINGS)
+    if sha256(folder / WEIGHTS) != settings["sha256"]:
+        raise DataError(
+            f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."
+        )
+    cfg = TrainCodecConfig(**settings["shape"])
+    model = build_embedded(cfg)
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
+        raise ConfigError(f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to so many.")
+    return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded")
+
+
+def build_embedded(cfg: TrainCodecConfig) -> EncodecModel:
+    """A small EnCodec of the package's own classes: not causal, no LSTM, large strides near the wave."""
+    shape = {
+        "dimension": cfg.dimension,
+        "n_filters": cfg.filters,
+        "ratios": cfg.ratios,
+        "lstm": 0,
+        "true_skip": True,
+    }
+    quantizer = ResidualVectorQuantizer(dimension=cfg.dimension, n_q=cfg.codebooks, bins=cfg.codes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the package still uses the old weight_norm
+        encoder, decoder = SEANetEncoder(**shape), SEANetDecoder(**shape)
+    kbps = cfg.sample_rate / math.prod(cfg.ratios) * math.log2(cfg.codes) * cfg.codebooks / 1000
+    return EncodecModel(encoder, decoder, quantizer, [kbps], cfg.sample_rate, 1, name="embedded")
+
+
+def load_official(kbps: float | None, weights: Path | None) -> Codec:
+    """encodec_24khz at 1.5, 3, 6, 12 or 24 kbps. weights: a file; else the cache of torch.hub, else the
+    download.
+
+    The official file's hash is enforced; a file of another name is loaded as given (own trainings, tests).
+    """
+    if kbps not in CODEBOOKS_AT_KBPS:
+        raise ConfigError(
+            f"codec.bandwidth_kbps={kbps} is not one that EnCodec 24 kHz has. Use one of "
+            + ", ".join(f"{k} ({q} codebooks)" for k, q in CODEBOOKS_AT_KBPS.items())
+            + "."
+        )
+    file = (
+        weights
+        or Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
+        / "hub/checkpoints"
+        / OFFICIAL_FILE
+    )
+    if weights is None and not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(OFFICIAL_URL, str(file), hash_prefix="d7cc33bc")
+        except OSError as error:
+            raise DataError(
+                f"{OFFICIAL_URL} cannot be reached ({error}). Put the "
+                f"file at {file}, or name it: codec.weights=FILE."
+            ) from error
+    if not file.is_file():
+        raise DataError(f"codec.weights={file} does not exist.")
+    if file.name == OFFICIAL_FILE and not sha256(file).startswith("d7cc33bc"):
+        raise DataError(
+            f"{file} is damaged: its SHA-256 does not begin with d7cc33bc. Delete it and download it again."
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model = EncodecModel.encodec_model_24khz(pretrained=False)
+    try:
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except RuntimeError as error:
+        raise DataError(
+            f"{file} does not hold the weights of encodec_24khz: {str(error).splitlines()[1].strip()}"
+        ) from error
+    return Codec(model, CODEBOOKS_AT_KBPS[kbps], 1.0, "encodec_24khz")
+
+
+def sha256(file: Path) -> str:
+    """Hexadecimal digest of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def digest(model: nn.Module) -> str:
+    """Short hash of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

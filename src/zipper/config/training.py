@@ -1,0 +1,158 @@
+"""Settings of trainings."""
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from zipper.config.fields import at_least_one, section, setting, within
+from zipper.errors import ConfigError
+
+LossMean = Literal["modality", "document"]
+
+
+@dataclass
+class TasksConfig:
+    asr: float = setting(0.0, "share of speech-to-text in the mixture; 1: every utterance once an epoch")
+    tts: float = setting(0.0, "share of text-to-speech (paper: 1.26 to 1 of asr)")
+    speech: float = setting(0.0, "share of speech alone")
+    text: float = setting(0.0, "share of text alone")
+
+    def __post_init__(self) -> None:
+        if min(self.asr, self.tts, self.speech, self.text) < 0:
+            raise ConfigError(f"train.tasks={self}: a share must not be negative. Give 0 for none.")
+
+    def shares(self) -> dict[str, float]:
+        """The tasks in use."""
+        return {f.name: share for f in fields(self) if (share := getattr(self, f.name))}
+
+
+@dataclass
+class TrainConfig:
+    tasks: TasksConfig = section(TasksConfig)
+    steps: int = setting(2000, "optimiser steps")
+    tokens: int = setting(
+        4096, "padded tokens of a step (the longest tower's), over all ranks and accumulation"
+    )
+    accumulate: int = setting(1, "micro-batches a step on each rank")
+    optimiser: Literal["adamw", "adafactor"] = setting(
+        "adamw", "adafactor (arXiv 1804.04235): its lr is a share of each matrix's own scale"
+    )
+    lr: float = setting(1e-3, "peak learning rate")
+    gate_lr: float = setting(10.0, "learning rate of the gates, in multiples of lr")
+    betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
+    weight_decay: float = setting(0.01, "on matrices; gates, norms and idle parts get none")
+    clip: float = setting(1.0, "largest norm of the gradient; 0: any")
+    warmup: int = setting(100, "steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: falls to 0 at the last step")
+    prompt_weight: float = setting(0.0, "loss weight of what is given (the speech of asr, the text of tts)")
+    loss_mean: LossMean = setting(
+        "modality",
+        "modality: each one's loss is the mean over its scored tokens of a step; document: every document "
+        "weighs as an average one of its task, so that the mixture weighs the tasks",
+    )
+    codebook_weights: list[float] = setting(
+        [], "loss weight of each codebook of speech in training, the first decides the words; none: all alike"
+    )
+    hide: float = setting(
+        0.0, "share of the columns of spoken answers that are hidden from their own tower in training"
+    )
+    hide_span: int = setting(8, "columns hidden in a row")
+    validate_every: int = setting(500, "steps between validations; a checkpoint follows each")
+    save_every: int = setting(100, "steps between checkpoints to go on from, besides those of validations")
+    patience: int | None = setting(
+        None, "validations without a better one (dev WER, or loss) after which training stops; none: never"
+    )
+    workers: int = setting(0, "processes that load batches")
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = setting("32-true", "as Lightning names them")
+    accelerator: str = setting("auto", "as Lightning names them")
+    devices: int = setting(1, "per node")
+    nodes: int = setting(1, "machines")
+    strategy: str = setting("auto", "fsdp2, or as Lightning names them: auto, ddp, ...")
+    compile: bool = setting(False, "torch.compile layers and zips: minutes at first, for long trainings")
+    recompute: bool = setting(
+        False,
+        "forget activations of layers, compute them again backwards: less memory, a third more work",
+    )
+
+    def __post_init__(self) -> None:
+        at_least_one(
+            self,
+            "train",
+            "hide_span",
+            "steps",
+            "tokens",
+            "accumulate",
+            "validate_every",
+            "save_every",
+            "devices",
+            "nodes",
+        )
+        within(self, "train", 0, 1e6, "gate_lr", "weight_decay", "warmup")
+        if self.steps > self.validate_every and self.steps % self.validate_every:
+            rest = self.steps % self.validate_every
+            raise ConfigError(
+                f"train.steps={self.steps} is not a multiple of train.validate_every={self.validate_every}: "
+                f"the last {rest} steps would be neither validated nor saved. "
+                f"Use train.steps={self.steps - rest}, or another train.validate_every."
+            )
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"train.patience={self.patience} must be at least 1, or none.")
+        if self.strategy == "fsdp2" and self.precision == "64-true":
+            raise ConfigError("train.strategy=fsdp2 with train.precision=64-true: use 32-true or bf16-mixed.")
+        if self.lr <= 0 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"train.lr={self.lr} must be more than 0, train.betas={list(self.betas)} below 1."
+            )
+        if self.workers < 0:
+            raise ConfigError(f"train.workers={self.workers} must not be negative.")
+        if self.codebook_weights and not (min(self.codebook_weights) >= 0 < self.codebook_weights[0]):
+            raise ConfigError(
+                f"train.codebook_weights={self.codebook_weights}: none may be negative, the first not 0: "
+                "it holds the end of speech."
+            )
+        if self.hide and self.prompt_weight:
+            raise ConfigError(
+                f"train.hide={self.hide} with train.prompt_weight={self.prompt_weight} would hide given "
+                "speech as well. Set one of them to 0."
+            )
+        if not 0 <= self.hide < 1:
+            raise ConfigError(f"train.hide={self.hide} is a share: give at least 0 and less than 1.")
+        if self.clip < 0:
+            raise ConfigError(f"train.clip={self.clip} must not be negative; 0 clips nothing.")
+        if not self.prompt_weight >= 0:
+            raise ConfigError(f"train.prompt_weight={self.prompt_weight} must not be negative.")
+
+
+@dataclass
+class TrainCodecConfig:
+    steps: int = setting(14_000, "optimiser steps")
+    autoencoder: float = setting(0.15, "share of the steps before the quantiser comes in")
+    batch: int = setting(8, "crops a step")
+    seconds: float = setting(0.8, "of a crop")
+    lr: float = setting(1e-3, "peak learning rate (AdamW), falls to 0")
+    filters: int = setting(16, "of EnCodec's first convolution")
+    dimension: int = setting(128, "of the latents")
+    ratios: list[int] = setting([4, 4, 5, 8], "strides of the decoder; their product is the hop in samples")
+    sample_rate: int = setting(16_000, "Hz")
+    codebooks: int = setting(4, "residual quantisers")
+    codes: int = setting(1024, "of a codebook, a power of 2")
+    init: str | None = setting(
+        None, "folder of a codec to go on from, quantiser included; none: random, then k-means"
+    )
+    out: str = setting("assets/codec", "folder that the codec is written to")
+
+    def __post_init__(self) -> None:
+        at_least_one(
+            self, "train_codec", "steps", "batch", "filters", "dimension", "sample_rate", "codebooks"
+        )
+        within(self, "train_codec", 1, 1e6, "ratios")
+        if self.codes < 2 or self.codes & (self.codes - 1):
+            raise ConfigError(f"train_codec.codes={self.codes} is no power of 2. Give one, such as 1024.")
+        if not 0 <= self.autoencoder < 1:
+            raise ConfigError(
+                f"train_codec.autoencoder={self.autoencoder} is a share of the steps, from 0 to less than 1; "
+                "the rest trains the quantiser."
+            )
+        if self.seconds * self.sample_rate < 1 or self.lr <= 0:
+            raise ConfigError(
+                f"train_codec.seconds={self.seconds} must hold a sample, and lr={self.lr} be more than 0."
+            )

@@ -1,0 +1,114 @@
+"""Documents to tensors: what moves to the device."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zipper.data.documents import Document
+
+
+class Stream(NamedTuple):
+    """One tower's share of a batch of documents, padded on the right."""
+
+    tokens: Tensor  # int64 [B, T, Q]
+    place: Tensor  # int64 [B, T]  index in the one linear order of the document
+    valid: Tensor  # bool [B, T]  False on padding
+    target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
+    weight: Tensor  # float32 [B, T]  of that loss
+    turn: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
+    due: Tensor  # int64 [N]  where a loss is due, as indices into [B * T]: known here, or the device is asked
+    ends: Tensor  # int64 [M]  where `turn` says what follows, likewise
+
+
+class Batch(NamedTuple):
+    """`total`: by modality, the loss weight of the whole step, over ranks and accumulation; `turns`: the
+    choices of what follows a segment, likewise.
+
+    `seeing`: by (asking, asked), the documents in which a token of the one stands after one of the other,
+    int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient.
+
+    tokens: valid ones, of all streams; padding: share of the tokens that are none, silent towers left out;
+    length: most tokens of a document. Plain numbers, which a training step need not ask the device for."""
+
+    ids: list[str]
+    streams: dict[str, Stream]
+    multimodal: Tensor  # bool [B]
+    total: dict[str, float]
+    turns: int
+    seeing: dict[tuple[str, str], Tensor]
+    tokens: int
+    padding: float
+    length: int
+
+    def on(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors there."""
+        streams = {name: Stream(*(t.to(device) for t in stream)) for name, stream in self.streams.items()}
+        seeing = {pair: rows.to(device) for pair, rows in self.seeing.items()}
+        return self._replace(streams=streams, multimodal=self.multimodal.to(device), seeing=seeing)
+
+
+def collate(
+    documents: Sequence[Document],
+    codebooks: dict[str, int],
+    total: dict[str, float] | None = None,
+    turns: int | None = None,
+) -> Batch:
+    """codebooks: Q of every tower. A tower that a document leaves silent has no valid token there."""
+    streams = {name: _stream(documents, name, codebooks) for name in codebooks}
+    own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
+    multimodal = torch.tensor([d.multimodal for d in documents])
+    if turns is None:
+        turns = sum(int((s.turn != -100).sum()) for s in streams.values())
+    seeing = {(a, b): _seeing(documents, a, b) for a in codebooks for b in codebooks if a != b}
+    used = [stream.valid for stream in streams.values() if stream.valid.any()]
+    tokens, places = sum(int(valid.sum()) for valid in used), sum(valid.numel() for valid in used)
+    length = int(torch.stack([stream.valid.sum(1) for stream in streams.values()]).sum(0).max())
+    return Batch(
+        [d.id for d in documents], streams, multimodal, total or own, turns, seeing,
+        tokens, 1 - tokens / max(places, 1), length,
+    )  # fmt: skip
+
+
+def _seeing(documents: Sequence[Document], asking: str, asked: str) -> Tensor:
+    rows = []
+    for row, doc in enumerate(documents):
+        order = [s.modality for s in doc.segments if s.modality in (asking, asked)]
+        if doc.multimodal and asked in order and asking in order[order.index(asked) :]:
+            rows.append(row)
+    return torch.tensor(rows or range(len(documents)))
+
+
+def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, int]) -> Stream:
+    books, names = codebooks[modality], list(codebooks)
+    lengths = [sum(len(s.tokens) for s in d.segments if s.modality == modality) for d in documents]
+    rows, width = len(documents), max(*lengths, 1)
+    stream = Stream(
+        tokens=torch.zeros(rows, width, books, dtype=torch.int64),
+        place=torch.zeros(rows, width, dtype=torch.int64),
+        valid=torch.arange(width) < torch.tensor(lengths)[:, None],
+        target=torch.full((rows, width, books), -100),
+        weight=torch.zeros(rows, width),
+        turn=torch.full((rows, width), -100),
+        due=torch.zeros(0, dtype=torch.int64),
+        ends=torch.zeros(0, dtype=torch.int64),
+    )
+    for row, doc in enumerate(documents):
+        start = place = 0
+        following = [*(s.modality for s in doc.segments[1:]), "nothing"]
+        for part, then in zip(doc.segments, following, strict=False):  # a document may hold nothing
+            count = len(part.tokens)
+            if part.modality == modality:
+                end = start + count
+                stream.tokens[row, start:end] = part.tokens
+                stream.place[row, start:end] = torch.arange(place, place + count)
+                stream.weight[row, start:end] = part.weight
+                if part.weight:  # the last token of a segment, its end, has nothing to predict
+                    stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
+                if doc.multimodal:
+                    stream.turn[row, end - 1] = names.index(then) if then in names else len(names)
+                start = end
+            place += count
+    due = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
+    return stream._replace(due=due, ends=(stream.turn != -100).flatten().nonzero()[:, 0])

@@ -1,0 +1,276 @@
+"""Encodes a corpus into a store through Lightning's `Trainer.predict`: on as many devices and nodes as it is
+given, each rank its own shards. Resumable; what cannot be used is listed."""
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from zipper.codecs.codec import Codec
+from zipper.config import TrainConfig
+from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
+from zipper.data.dataset import (
+    DamagedStore,
+    Row,
+    Store,
+    fingerprint,
+    fingerprint_hash,
+    open_split,
+    open_store,
+)
+from zipper.data.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
+from zipper.data.statistics import letters_of, longest_repeats
+from zipper.disk import held
+from zipper.distributed import WholeFiles, encoding, refusals
+from zipper.errors import DataError
+from zipper.hashes import KEPT
+from zipper.modalities.tokenizer import Subwords
+
+SHARD, LEAST = 512, 16  # utterances, at most and at least
+SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
+SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
+
+
+def prepare_store(
+    root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float,
+    max_seconds: float, train: TrainConfig | None = None,
+) -> Store:  # fmt: skip
+    """Opens the store of these utterances under `root`, encoding what is missing. train: devices and nodes.
+
+    One that is damaged is mended, and said.
+    Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards, and in the
+    end skipped.jsonl, list them.
+    """
+    parts = fingerprint(utterances, codec, subwords, max_seconds, root.with_name(KEPT))
+    folder = root / fingerprint_hash(parts)
+    if store := _open_or_mend(folder, parts):
+        return store
+    root.mkdir(parents=True, exist_ok=True)
+    train = train or TrainConfig(accelerator="cpu")
+    # Another command may be at the same store. Processes of one command must not wait for each other.
+    alone = train.devices * train.nodes == 1
+    with held(root / f".{folder.name}.lock", str(folder), wait=True) if alone else nullcontext():
+        return _open_or_mend(folder, parts) or _make_store(
+            folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
+        )
+
+
+def _open_or_mend(folder: Path, parts: dict[str, str]) -> Store | None:
+    """None where there is no store, or no whole one: then it counts as unfinished from now on."""
+    whole = folder / "store.json"
+    if not whole.exists():
+        return None
+    try:
+        return open_store(folder, parts)
+    except DamagedStore as error:
+        print(f"{error} What is damaged is encoded anew.")
+        whole.unlink(missing_ok=True)  # several processes may be here
+        return None
+
+
+def _make_store(
+    folder: Path, parts: dict[str, str], utterances: list[Utterance], codec: Codec, subwords: Subwords,
+    batch_seconds: float, max_seconds: float, train: TrainConfig,
+) -> Store:  # fmt: skip
+    """Encodes what is missing."""
+    with refusals(encoding(train)):
+        trainer = _trainer(encoding(train), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
+    if trainer.is_global_zero:
+        subwords.save(folder / "tokenizer.json")
+        if skipped:
+            list_skipped(folder / "texts.skipped", skipped)
+    _check_budget(folder, skipped, len(utterances))
+    shards, size = [], min(SHARD, max(LEAST, len(usable) // SHARDS))
+    for split in SPLITS:
+        chosen = [u for u in usable if u.split == split]
+        for number, start in enumerate(range(0, len(chosen), size)):
+            shards.append(Shard(folder / f"{split}-{number:05d}.arrow", chosen[start : start + size]))
+    encoder = Encoder(codec, subwords, batch_seconds, folder, skipped, len(utterances))
+    try:
+        trainer.predict(encoder, ShardReader(shards, codec.sample_rate, max_seconds))
+    finally:
+        encoder.close()
+    if trainer.is_global_zero:
+        _finish(folder, parts, codec, len(utterances))
+    trainer.strategy.barrier("the store is whole")
+    return open_store(folder, parts)
+
+
+def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner comes with the training
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    return L.Trainer(
+        default_root_dir=folder,  # where Lightning looks for what SLURM cut off
+        accelerator=train.accelerator,
+        devices=train.devices,
+        num_nodes=train.nodes,
+        strategy=train.strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        plugins=[WholeFiles()],
+    )
+
+
+class Encoder(L.LightningModule):
+    """Waves of a shard to codes, and the shard to its file."""
+
+    def __init__(
+        self, codec: Codec, subwords: Subwords, batch_seconds: float, folder: Path, skipped: list[Skipped],
+        utterances: int,
+    ) -> None:  # fmt: skip
+        """skipped, of utterances: before any was read."""
+        super().__init__()
+        self.model = codec.model  # so that Lightning moves it
+        self.codec, self.subwords, self.folder = codec, subwords, folder
+        self.letters = letters_of(subwords)
+        self.samples = batch_seconds * codec.sample_rate
+        self.skipped, self.utterances = [*skipped], utterances
+        self.seconds = 0.0  # of audio, encoded by this rank
+        self.pool: ThreadPoolExecutor | None = None
+
+    def on_predict_start(self) -> None:
+        self.started = time.monotonic()
+        loader: Any = self.trainer.predict_dataloaders
+        count = sum(len(shard.utterances) for shard in loader.dataset.shards)
+        hidden = self.trainer.global_rank > 0
+        self.bar = tqdm(total=count, desc="encode", unit="utterance", mininterval=1.0, disable=hidden)
+        # As many workers as there are cores, of one thread each: that is a fifth faster than all cores on one
+        # operator after the other, and codes do not depend on the number of cores. An accelerator needs one.
+        self.threads = torch.get_num_threads()
+        workers = self.threads if self.codec.device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def predict_step(self, batch: tuple[Shard, list[Read]], index: int) -> str:
+        """Returns the file's name."""
+        shard, read = batch
+        if shard.file is None:
+            return "none"
+        skipped = [Skipped(id=u.id, reason=str(wave)) for u, wave in read if isinstance(wave, DataError)]
+        found = [(u, wave) for u, wave in read if isinstance(wave, Tensor)]
+        codes: dict[str, Tensor] = {}
+        groups = list(_groups(found, self.samples))
+        assert self.pool is not None
+        encoded = self.pool.map(lambda group: self.codec.encode([wave for _, wave in group]), groups)
+        for group, several in zip(groups, encoded, strict=True):
+            codes.update({u.id: one for (u, _), one in zip(group, several, strict=True)})
+            self.bar.update(len(group))
+        rows = [self._row(u, wave, codes.get(u.id)) for u, wave in read if not isinstance(wave, DataError)]
+        write_shard(shard.file, rows, skipped)
+        self.skipped += skipped
+        _check_budget(self.folder, self.skipped, self.utterances)
+        return shard.file.name
+
+    def _row(self, u: Utterance, wave: Tensor | None, codes: Tensor | None) -> Row:
+        seconds = 0.0 if wave is None else len(wave) / self.codec.sample_rate
+        self.seconds += seconds
+        ids = self.subwords.encode(u.text) if u.text else []
+        found = torch.zeros(self.codec.codebooks, 0, dtype=torch.int64) if codes is None else codes
+        return Row(
+            id=u.id, text=u.text or "", speaker=u.speaker, audio=u.audio or "", subset=u.subset,
+            start=u.start, seconds=seconds, ids=ids, codes=found.flatten().tolist(),
+            subwords=len(ids), frames=found.shape[1], letters=int(self.letters[ids].sum()),
+            repeats=longest_repeats(found[0].numpy()),
+        )  # fmt: skip
+
+    def on_predict_end(self) -> None:
+        self.bar.close()
+        own = torch.tensor(self.seconds / 3600, device=self.device)
+        hours = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
+        took = (time.monotonic() - self.started) / 3600
+        if hours and self.trainer.is_global_zero:
+            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours an hour, "
+                  f"by {self.trainer.world_size} process(es)")  # fmt: skip
+
+    def close(self) -> None:
+        """Ends the workers, however the encoding ended."""
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)
+
+
+def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], list[Skipped]]:
+    usable: list[Utterance] = []
+    skipped: list[Skipped] = []
+    for u in utterances:
+        try:
+            u.check_text()
+            usable.append(u)
+        except DataError as error:
+            skipped.append(Skipped(id=u.id, reason=str(error)))
+    return usable, skipped
+
+
+def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None:
+    if len(skipped) > SKIP_BUDGET * utterances:
+        raise DataError(
+            f"{len(skipped)} of {utterances} utterances cannot be used, more than {SKIP_BUDGET:.0%}; "
+            f"{folder}/*.skipped lists them, the first: {skipped[0]['reason']}"
+        )
+
+
+def _groups(
+    found: list[tuple[Utterance, Tensor]], samples: float
+) -> Iterator[list[tuple[Utterance, Tensor]]]:
+    """Neighbours in length together, at most `samples` samples with the padding."""
+    group: list[tuple[Utterance, Tensor]] = []
+    for item in sorted(found, key=lambda item: len(item[1])):
+        if group and (len(group) + 1) * len(item[1]) > samples:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) -> None:
+    """skipped.jsonl, and last store.json, with which the store is whole."""
+    lists = sorted(folder.glob("*.skipped"))
+    skipped = [json.loads(line) for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
+    _check_budget(folder, skipped, utterances)
+    if skipped:
+        list_skipped(folder / "skipped.jsonl", skipped)
+    facts = _facts(folder, parts, codec, len(skipped))
+    if sum(facts["rows"].values()) != utterances - len(skipped):
+        raise DataError(
+            f"{folder} holds {sum(facts['rows'].values())} rows, but {utterances - len(skipped)} are "
+            "usable: it was "
+            "begun by other code. Delete the folder, and prepare it again."
+        )
+    aside = folder / f"store.{os.getpid()}.part"
+    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    aside.rename(folder / "store.json")
+    for file in lists:
+        file.unlink()
+
+
+def _facts(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
+    """Counts of all splits, and what the training split's sentences are."""
+    splits = {split: open_split(folder, split) for split in SPLITS}
+    train = splits["train"]
+    return {
+        "fingerprint": parts,
+        "codebooks": codec.codebooks,
+        "codes": codec.codes,
+        "frame_rate": codec.frame_rate,
+        "kbps": codec.kbps,
+        "rows": {split: len(rows) for split, rows in splits.items()},
+        "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
+        "skipped": skipped,
+        "trained_on": sentences_hash(train["text"]),
+    }

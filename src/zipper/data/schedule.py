@@ -1,0 +1,197 @@
+"""The order of training: every step's batch is a pure function of (seed, step), sliced by rank and
+accumulation.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from zipper.config import TASKS
+from zipper.config.training import LossMean
+from zipper.data.batches import Batch, collate
+from zipper.data.dataset import Store, column, share
+from zipper.data.documents import Document, document, eligible, scored_weight
+from zipper.errors import ConfigError
+from zipper.modalities.delay import around
+
+JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step trains on: (row, task) examples, the longest first."""
+
+    examples: list[tuple[int, str]]
+
+
+class Steps:
+    """Steps of a training: `plan(step)`, and micro-batches as slices of it."""
+
+    def __init__(
+        self, store: Store, split: str, tasks: dict[str, float], tokens: int, slices: int, seed: int,
+        prompt_weight: float, only: int | None = None, codebook_weights: Sequence[float] = (),
+        corpora: Mapping[str, Sequence[str]] | None = None, loss_mean: LossMean = "modality",
+    ) -> None:  # fmt: skip
+        """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
+        accumulation; what a step trains on does not depend on them. loss_mean: of `train`, for the totals.
+
+        Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
+        has no example.
+        """
+        self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
+        self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
+        self.rows = share(store.splits[split], only)
+        self.subwords, self.frames = column(self.rows, "subwords"), column(self.rows, "frames")
+        self.speech = self.frames + around(store.codebooks, store.pattern)
+        self.eligible = {
+            task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
+        }
+        for task, found in self.eligible.items():
+            if not len(found):
+                raise ConfigError(
+                    f"train.tasks.{task}: no utterance of split {split} has {' and '.join(TASKS[task])}. "
+                    "Choose another "
+                    "data.corpus (or data.tasks), or leave the task out."
+                )
+        longest = max(int(self._lengths(found, task).max()) for task, found in self.eligible.items())
+        if longest * slices > tokens:
+            raise ConfigError(
+                f"train.tokens={tokens} is less than {slices} slice(s) of the longest utterance ({longest} "
+                f"tokens). Give at least {longest * slices}."
+            )
+        self.average = self._average_answers() if loss_mean == "document" else {}
+        self._cut: dict[int, list[Plan]] = {}  # the epoch last asked for
+        self._starts = [0]  # first step of each epoch known so far
+
+    def plan(self, step: int) -> Plan:
+        """The examples of one step."""
+        epoch = 0
+        while True:
+            if epoch + 1 == len(self._starts):
+                self._starts.append(self._starts[-1] + len(self._epoch(epoch)))
+            if step < self._starts[epoch + 1]:
+                return self._epoch(epoch)[step - self._starts[epoch]]
+            epoch += 1
+
+    def epoch_length(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        return len(self._epoch(epoch))
+
+    def batch(self, step: int, part: int, codebooks: dict[str, int]) -> Batch:
+        """Slice `part` of a step. Its totals are those of the whole step."""
+        examples = self.plan(step).examples
+        total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
+        for row, task in examples:
+            weights = scored_weight(
+                self.store, int(self.subwords[row]), int(self.frames[row]), task,
+                self.prompt_weight, self.codebook_weights,
+            )  # fmt: skip
+            for name, weight in weights.items():
+                total[name] += weight
+        for name, weight in self.average.items():
+            total[name] = weight * len(examples) / len(self.average)
+        mine = examples[part :: self.slices]
+        documents = [
+            document(self.store, self.rows[row], task, self.prompt_weight)
+            for row, task in mine or examples[:1]
+        ]
+        turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
+        batch = collate(documents, codebooks, total, turns)
+        return batch if mine else silenced(batch)
+
+    def first(self, count: int) -> list[Document]:
+        """The first documents of the training, about so many, however steps are sliced."""
+        found: list[Document] = []
+        for step in range(self.epoch_length(0)):
+            if len(found) >= count:
+                break
+            examples = self.plan(step).examples
+            found += [document(self.store, self.rows[i], task, self.prompt_weight) for i, task in examples]
+        return found
+
+    def _average_answers(self) -> dict[str, float]:
+        """By modality: loss weight of an average answer of it, over the rows of all tasks that end in it."""
+        answers: dict[str, list[float]] = {}
+        for task, rows in self.eligible.items():
+            counts = float(self.subwords[rows].mean()), float(self.frames[rows].mean())
+            weights = scored_weight(self.store, *counts, task, self.prompt_weight, self.codebook_weights)
+            answers.setdefault(TASKS[task][-1], []).append(weights[TASKS[task][-1]])
+        return {name: sum(several) / len(several) for name, several in answers.items()}
+
+    def _epoch(self, epoch: int) -> list[Plan]:
+        if epoch not in self._cut:
+            self._cut = {epoch: self._cut_epoch(epoch)}
+        return self._cut[epoch]
+
+    def _cut_epoch(self, epoch: int) -> list[Plan]:
+        draw = np.random.default_rng([self.seed, epoch])
+        drawn = {task: self._drawn(self.eligible[task], share, draw) for task, share in self.tasks.items()}
+        examples = [(row, task) for task, rows in drawn.items() for row in rows.tolist()]
+        lengths = np.concatenate([self._lengths(rows, task) for task, rows in drawn.items()])
+        order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
+        plans: list[Plan] = []
+        group: list[tuple[int, str]] = []
+        longest = 0
+        for index in order:
+            longest = max(longest, int(lengths[index]))
+            if group and (len(group) + 1) * longest > self.tokens:
+                plans.append(Plan(group))
+                group, longest = [], int(lengths[index])
+            group.append(examples[index])
+        if group:
+            plans.append(Plan(group))
+        return [plans[i] for i in draw.permutation(len(plans))]
+
+    def _drawn(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
+        """Rows of one task in one epoch: a share of 1 is every row once, of 1.26 a quarter of them twice."""
+        whole, rest = divmod(share, 1.0)
+        count = round(rest * len(rows))
+        return np.concatenate([rows] * int(whole) + [rows[draw.permutation(len(rows))[:count]]])
+
+    def _lengths(self, rows: np.ndarray, task: str) -> np.ndarray:
+        """Of the longest tower of each of these rows: int64 [N]"""
+        lengths = {"text": self.subwords[rows] + 2, "speech": self.speech[rows]}
+        return np.max([lengths[name] for name in TASKS[task]], axis=0).astype(np.int64)
+
+
+def silenced(batch: Batch) -> Batch:
+    """The same batch with nothing to learn, for a slice that a small step leaves without examples: its
+    process takes part in the step all the same."""
+    streams = {
+        name: s._replace(
+            target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
+            turn=torch.full_like(s.turn, -100), due=s.due[:0], ends=s.ends[:0],
+        )
+        for name, s in batch.streams.items()
+    }  # fmt: skip
+    return batch._replace(streams=streams)
+
+
+class MicroBatches(Dataset[Batch]):
+    """Item i of a rank: step i // accumulate, slice rank + ranks * (i % accumulate)."""
+
+    def __init__(
+        self, steps: Steps, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
+    ) -> None:
+        self.steps, self.codebooks = steps, codebooks
+        self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
+
+    def __getitem__(self, index: int) -> Batch:
+        step, turn = divmod(index, self.accumulate)
+        return self.steps.batch(step, self.rank + self.ranks * turn, self.codebooks)
+
+
+class From(Sampler[int]):
+    """Indices `start` to `end`. Its length counts those before the start, as Lightning's progress."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.end))
+
+    def __len__(self) -> int:
+        return self.end

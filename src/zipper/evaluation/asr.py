@@ -1,0 +1,132 @@
+"""Recognition: rows of a store to hypotheses, errors and stop reasons."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zipper.config import TASKS, RunConfig, SamplingConfig
+from zipper.data.dataset import Row, Store
+from zipper.data.statistics import Facts
+from zipper.distributed import divided
+from zipper.evaluation.journal import Journal
+from zipper.evaluation.result import Origin, by_subset, chosen_rows, describe_run, stops
+from zipper.evaluation.wer import WordErrors, word_errors
+from zipper.generation.generate import GREEDY, Written
+from zipper.generation.rows import answers
+from zipper.modalities.normalise import normalise
+from zipper.models.multimodal import MultimodalModel
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """One utterance: what was said, what was written, and why the writing stopped."""
+
+    id: str
+    errors: int
+    words: int
+    seconds: float
+    reference: str
+    hypothesis: str
+    stopped: str
+
+    @property
+    def counts(self) -> WordErrors:
+        return WordErrors(self.errors, self.words)
+
+    def entry(self) -> dict[str, str | int | float]:
+        """As it stands in a result file."""
+        return asdict(self)
+
+
+def recognise(
+    model: MultimodalModel,
+    store: Store,
+    facts: Facts,
+    rows: list[Row],
+    batch: int,
+    how: SamplingConfig = GREEDY,
+    heard: list[Row] | None = None,
+    kept: Journal | None = None,
+) -> list[Recognised]:
+    """ASR of every row, in its order, `batch` utterances at a time.
+
+    heard: rows whose audio is given instead of the row's own (the control that the model listens).
+    """
+    name = "shuffled" if heard else "asr"
+    written = answers(
+        model, store, facts, heard or rows, TASKS["asr"], batch, {"text": how}, kept=kept, name=name
+    )
+    return scored(store, rows, [segment for (segment,) in written])
+
+
+def scored(store: Store, rows: list[Row], written: list[Written]) -> list[Recognised]:
+    """Text written for each row, against the row's own."""
+    out = []
+    for row, segment in zip(rows, written, strict=True):
+        hypothesis = normalise(store.subwords.decode(segment.content[0].tolist()))
+        errors = word_errors(row["text"], hypothesis)
+        seconds = round(row["seconds"], 3)
+        out.append(
+            Recognised(
+                row["id"], errors.errors, errors.words, seconds, row["text"], hypothesis, segment.stopped
+            )
+        )
+    return out
+
+
+def evaluate_asr(
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, kept: Journal
+) -> dict[str, Any]:
+    """Decodes a split and describes what came out: a result file."""
+    rows, how, batch = chosen_rows(store, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
+    found = divided(rows, lambda some: recognise(model, store, facts, some, batch, how, kept=kept))
+    counts = total(found)
+    result = {
+        **describe_run(model, store, facts, cfg, origin),
+        "task": "asr",
+        "split": cfg.evaluate.split,
+        "wer": round(counts.rate, 6),
+        "errors": counts.errors,
+        "words": counts.words,
+        "utterances": len(found),
+        **stops([one.stopped for one in found]),
+        "decoding": how.describe(),
+        "normaliser": store.facts["fingerprint"]["normaliser"],
+    }
+    if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
+        result["by_subset"] = parts
+    if cfg.evaluate.shuffled:
+
+        def mismatched(pairs: list[tuple[Row, Row]]) -> list[Recognised]:
+            own, other = [row for row, _ in pairs], [row for _, row in pairs]
+            return recognise(model, store, facts, own, batch, how, other, kept)
+
+        control = divided(list(zip(rows, shuffled(rows), strict=True)), mismatched)
+        result["shuffled_wer"] = round(total(control).rate, 6)
+    return {**result, "per_utterance": [one.entry() for one in found]}
+
+
+def last_line(result: dict[str, Any], file: Path | str) -> str:
+    """What a training ends with."""
+    control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
+    return (
+        f"ASR WER {result['wer']:.1%} ({result['errors']} errors, {result['words']} words, "
+        f"{result['utterances']} utterances{control}) -> {file}"
+    ).replace("%", " %")
+
+
+def total(found: Iterable[Recognised]) -> WordErrors:
+    """The corpus figure."""
+    return sum((r.counts for r in found), WordErrors())
+
+
+def shuffled(rows: list[Row], seed: int = 0) -> list[Row]:
+    """Each row's place taken by another one's audio; no row keeps its own."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    out: list[Row | None] = [None] * len(rows)
+    for here, there in zip(order, order[1:] + order[:1], strict=True):
+        out[here] = rows[there]
+    return [row for row in out if row is not None]

@@ -1,0 +1,70 @@
+"""Where the zips of a model look in one document."""
+
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from zipper.data.batches import collate
+from zipper.data.documents import Document
+from zipper.evaluation.plot_style import panels, styled
+from zipper.modalities.tokenizer import Subwords
+from zipper.models.multimodal import Pair
+from zipper.models.tower import KeyValue
+from zipper.models.zip_block import When, ZipBlock
+from zipper.models.zipper import Zipper
+
+
+@torch.no_grad()
+def cross_attention(model: Zipper, document: Document, pair: Pair) -> list[Tensor]:
+    """Weights float [Tq, Tk] of each stage's zip of one direction, mean over heads; the document is given."""
+    found: list[Tensor] = []
+
+    def keep(block: ZipBlock, inputs: tuple[Tensor, When, KeyValue, Tensor], _: Tensor) -> None:
+        found.append(block.weights(*inputs).mean(1)[0].cpu())
+
+    hooks = [model.zip(stage, *pair).register_forward_hook(keep) for stage in range(model.stages)]
+    try:
+        device = next(model.parameters()).device
+        batch = collate([document], {name: model.cfg.towers[name].codebooks for name in model.names})
+        model.eval()(batch.on(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def diagonal(weights: Tensor) -> float:
+    """Spearman's rank correlation of the rows' order with the mean place each looks at: 1 where a zip walks
+    from begin to end. weights float [Tq, Tk], each row's sum 1. NaN where all rows look at one place."""
+    at = weights @ torch.arange(weights.shape[1], dtype=weights.dtype)
+    return float(spearmanr(range(len(at)), at.numpy()).statistic)
+
+
+@styled
+def attention_map(
+    model: Zipper, document: Document, pair: Pair, subwords: Subwords, frame_rate: float, title: str
+) -> Figure:
+    """Where each zip of one direction looks for the token that comes next, mean over heads: text downwards,
+    seconds of speech to the right, whichever of the two asks. frame_rate: frames a second."""
+    asks_text = pair[0] == "text"
+    found = cross_attention(model, document, pair)
+    ids = next(s.tokens[:, 0].tolist() for s in document.segments if s.modality == "text")
+    # A row that asks is about the subword to come; one that is asked, about the subword that it is.
+    rows = [subwords.piece(i) for i in (ids[1:] if asks_text else ids)]
+    used = [weights[: len(rows)] if asks_text else weights for weights in found]
+    seconds = found[0].shape[1 if asks_text else 0] / frame_rate
+    figure, axes = panels(1, len(found), (4.2, 1.3 + 0.22 * len(rows)))
+    for stage, (panel, weights) in enumerate(zip(axes, used, strict=True)):
+        panel.imshow(
+            weights if asks_text else weights.T[: len(rows)], aspect="auto", interpolation="nearest",
+            extent=(0, seconds, len(rows) - 0.5, -0.5),
+        )  # fmt: skip
+        panel.set(
+            title=f"zip {stage + 1}: {pair[0]} looks at {pair[1]} ($\\rho$ = {diagonal(weights):.2f})",
+            xlabel="seconds of speech",
+        )
+        panel.set_yticks(range(len(rows)), rows if stage == 0 else [""] * len(rows))
+        panel.grid(visible=False)
+    figure.suptitle(title, parse_math=False)
+    return figure

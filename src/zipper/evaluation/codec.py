@@ -1,0 +1,123 @@
+"""What a codec costs and loses: the judge's WER on round trips, by number of codebooks, and its speed."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from zipper.codecs.codec import Codec
+from zipper.codecs.load import load_codec
+from zipper.commit import commit
+from zipper.config import RunConfig, to_dict
+from zipper.corpora.open import open_corpus
+from zipper.corpora.utterance import Utterance
+from zipper.data.dataset import corpus_hash
+from zipper.disk import check_places, file_name
+from zipper.errors import ConfigError
+from zipper.evaluation.figures import spectrograms
+from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.scorer import Judge, load_judge
+from zipper.evaluation.wer import WordErrors
+
+LISTENED = 3  # utterances whose round trips are written to be listened to
+
+
+def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
+    """Round trips of cfg.evaluate.split with every number of codebooks, heard by the judge.
+
+    Leaves result.json, samples/*.flac and samples/*.png in build/codecs/NAME. The original audio is heard at
+    the codec's sample rate. Raises ConfigError where that folder is taken.
+    """
+    check_places(cfg)
+    folder = Path(cfg.build) / "codecs" / cfg.name
+    file = folder / "result.json"
+    if file.exists():
+        raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
+    judge, codec = load_judge(cfg.judge), load_codec(cfg.codec)
+    code = commit()
+    chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
+    waves = [u.wave(codec.sample_rate) for u in chosen]
+    seconds = sum(map(len, waves)) / codec.sample_rate
+    started = time.monotonic()
+    codes = [codec.encode([wave])[0] for wave in tqdm(waves, desc="encode", mininterval=1.0)]
+    encode = seconds / (time.monotonic() - started)
+    rows = [{"codebooks": None, **heard(judge, codec, chosen, waves, "original")}]
+    for books in range(codec.codebooks, 0, -1):
+        started = time.monotonic()
+        back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
+        decode = seconds / (time.monotonic() - started)
+        rows.append(
+            {
+                "codebooks": books,
+                "bits_per_second": codec.frame_rate * books * math.log2(codec.codes),
+                "decode_times_real_time": round(decode, 1),
+                **heard(judge, codec, chosen, back, f"{books} codebooks"),
+            }
+        )
+    result = {
+        "name": cfg.name,
+        "task": "codec",
+        "split": cfg.evaluate.split,
+        "codec": codec.fingerprint,
+        "sample_rate": codec.sample_rate,
+        "frame_rate": codec.frame_rate,
+        "seconds": round(seconds, 1),
+        "utterances": len(chosen),
+        "judge": judge.name,
+        "normaliser": judge.normaliser,
+        "encode_times_real_time": round(encode, 1),
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "seed": cfg.seed,
+        "commit": code,
+        "command": command,
+        "data_fingerprint": corpus_hash(chosen, cfg.build),
+        "versions": versions(),
+        "config": to_dict(cfg),
+    }
+    write_samples(folder / "samples", codec, chosen, waves, codes)
+    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
+    print(table(result))
+    print(f"listen: {folder}/samples; figures -> {file}")
+    return result
+
+
+def heard(
+    judge: Judge, codec: Codec, said: list[Utterance], waves: list[Tensor], what: str
+) -> dict[str, Any]:
+    """Word errors of the judge, counts added up."""
+    counts = WordErrors()
+    for u, one in zip(said, judge.hear_all(waves, codec.sample_rate, what), strict=True):
+        counts += judge.errors(u.text or "", one)
+    return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
+
+
+def write_samples(
+    folder: Path, codec: Codec, said: list[Utterance], waves: list[Tensor], codes: list[Tensor]
+) -> None:
+    """The first utterances, original and with every number of codebooks; FLAC, and spectrograms."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for u, wave, code in list(zip(said, waves, codes, strict=True))[:LISTENED]:
+        waves_of = {"original": wave} | {
+            f"{q}-codebooks": codec.decode(code[:q], len(wave)) for q in range(codec.codebooks, 0, -1)
+        }
+        stem = file_name(u.id)
+        for name, samples in waves_of.items():
+            sf.write(folder / f"{stem}-{name}.flac", samples.clamp(-1, 1).numpy(), codec.sample_rate)
+        spectrograms(waves_of, codec.sample_rate, u.text or "", folder / f"{stem}.png")
+
+
+def table(result: dict[str, Any]) -> str:
+    """To be read in a terminal."""
+    lines = [f"{'':<12}{'bit/s':>8}{'WER':>9}{'decode':>12}   ({result['judge']})"]
+    for row in result["rows"]:
+        name = "original" if row["codebooks"] is None else f"{row['codebooks']} codebooks"
+        rate = f"{row['bits_per_second']:.0f}" if "bits_per_second" in row else ""
+        speed = f"{row['decode_times_real_time']:.0f} x real" if "decode_times_real_time" in row else ""
+        lines.append(f"{name:<12}{rate:>8}{100 * row['wer']:>8.1f}%{speed:>12}")
+    return "\n".join([*lines, f"encoding: {result['encode_times_real_time']:.0f} x real time"])

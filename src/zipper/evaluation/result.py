@@ -1,0 +1,127 @@
+"""The result file of a run: every figure, and what it takes to make it again."""
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from zipper.config import RunConfig, to_dict
+from zipper.data.dataset import Row, Store, share
+from zipper.data.documents import eligible
+from zipper.data.statistics import Facts
+from zipper.evaluation.wer import WordErrors
+from zipper.models.multimodal import MultimodalModel
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a result came to be: command, commit, steps and seconds of training."""
+
+    command: str
+    commit: str
+    steps: int
+    wall_seconds: float
+
+
+def describe_run(
+    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin
+) -> dict[str, Any]:
+    """Everything about a run but its figures."""
+    parameters = list(model.parameters())
+    return {
+        "name": cfg.name,
+        "model": cfg.model.kind if len(model.names) > 1 else "tower",
+        "parameters_total": sum(p.numel() for p in parameters),
+        "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
+        "steps": origin.steps,
+        "wall_seconds": round(origin.wall_seconds, 1),
+        "seed": cfg.seed,
+        "commit": origin.commit,
+        "command": origin.command,
+        "checkpoint": cfg.evaluate.checkpoint,
+        "data_fingerprint": store.fingerprint,
+        "data": store.facts["fingerprint"],
+        "towers": facts.towers,
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "config": to_dict(cfg),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what a figure depends on most."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+def write_result(result: dict[str, Any], *files: Path) -> None:
+    """JSON, whole or absent."""
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write it too
+        aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        aside.rename(file)
+
+
+def chosen_rows(store: Store, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
+    """Rows of a split (none: cfg.evaluate.split) that the task can be asked of, and whose corpus it takes.
+    Of the training split, only what the run has trained on: a check of the wiring, never a result."""
+    split = split or cfg.evaluate.split
+    rows = share(store.splits[split], cfg.data.only if split == "train" else None)
+    return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
+
+
+def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, float]]:
+    """Word errors of each part of the corpora that a split is made of, as LibriSpeech's clean and other;
+    nothing where there is one part alone."""
+    found: dict[str, list[WordErrors]] = {}
+    for row, errors in counts:
+        found.setdefault(row["subset"], []).append(errors)
+    if len(found) < 2:
+        return {}
+    out = {}
+    for subset, several in sorted(found.items()):
+        total = sum(several, WordErrors())
+        out[subset] = {
+            "wer": round(total.rate, 6),
+            "errors": total.errors,
+            "words": total.words,
+            "utterances": len(several),
+        }
+    return out
+
+
+def stops(reasons: list[str]) -> dict[str, Any]:
+    """Why the writing stopped, counted; and the shares that did not end by themselves."""
+    counts, total = Counter(reasons), max(len(reasons), 1)
+    return {
+        "stopped": dict(counts),
+        "share_at_cap": round(counts["cap"] / total, 6),
+        "share_looping": round(counts["loop"] / total, 6),
+    }
+
+
+def cut_off(result: dict[str, Any]) -> str:
+    """Segments that did not end by themselves, for a line of text. Of any result file, old ones too."""
+    total = max(sum(result["stopped"].values()), 1)
+    cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("cap", "loop"))
+    return f"{cap:.1%} at the length cap, {loop:.1%} repeating"
+
+
+def write_predictions(result: dict[str, Any], file: Path) -> None:
+    """One utterance a line, tab-separated: its entries in the result file, where it has any."""
+    if "per_utterance" not in result:
+        return
+    keys = list(result["per_utterance"][0])
+    rows = ["\t".join(keys), *("\t".join(str(one[key]) for key in keys) for one in result["per_utterance"])]
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""Samples to look at and to listen to: files in the run folder, tables in W&B."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile as sf
+import wandb
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from zipper.config import RunConfig
+from zipper.data.dataset import Row, Store
+from zipper.disk import file_name
+from zipper.errors import DataError
+from zipper.evaluation.figures import spectrograms
+from zipper.evaluation.result import chosen_rows
+from zipper.evaluation.scorer import JUDGE_RATE
+from zipper.evaluation.transcripts import piece
+from zipper.evaluation.tts import Listener
+from zipper.generation.generate import Written
+
+TABLE = 20  # utterances in a table of W&B, about 40 kB of audio each
+Entry = dict[str, str | int | float]
+
+
+class Shown(NamedTuple):
+    """Files of one spoken sentence."""
+
+    wav: Path
+    png: Path
+
+
+def write_samples(
+    folder: Path,
+    cfg: RunConfig,
+    listener: Listener,
+    store: Store,
+    entries: list[Entry],
+    segments: list[Written],
+) -> list[Shown]:
+    """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording. An ID
+    that is no safe name is escaped (`file_name`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rate, out = listener.codec.sample_rate, []
+    rows = chosen_rows(store, cfg, "tts")
+    for index in range(min(cfg.evaluate.listened, len(segments))):
+        entry, row = entries[index], rows[index]
+        made, target = listener.wave(segments[index]), listener.codec.decode(store.row_codes(row))
+        name = file_name(str(entry["id"]))
+        files = Shown(folder / f"{name}.wav", folder / f"{name}.png")
+        sf.write(files.wav, made.clamp(-1, 1).numpy(), rate)
+        sf.write(folder / f"{name}-target.wav", target.clamp(-1, 1).numpy(), rate)
+        waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
+        title = f"to say: {entry['reference']}\nheard: {entry['hypothesis'] or '(nothing)'}"
+        spectrograms(waves, rate, title, files.png)
+        out.append(files)
+    return out
+
+
+def log_recognised(
+    loggers: list[Logger], split: str, entries: list[Entry], rows: Iterable[Row], step: int
+) -> None:
+    """A table of the first recognised utterances of a split, with their audio where it still is, for W&B.
+
+    rows: those of the store, in the order of entries.
+    """
+    columns = ["id", "reference", "hypothesis", "errors", "stopped"]
+    for logger in _wandb(loggers):
+        data = [
+            [*(one[column] for column in columns), _audio(row)]
+            for one, row in zip(entries[:TABLE], rows, strict=False)
+        ]
+        logger.log_table(f"{split}/recognised", columns=[*columns, "audio"], data=data, step=step)
+
+
+def log_spoken(
+    loggers: list[Logger], split: str, entries: list[Entry], shown: list[Shown], step: int
+) -> None:
+    """A table of spoken sentences, with their audio and its picture, for W&B."""
+    columns = ["id", "reference", "hypothesis", "target", "errors", "stopped"]
+    for logger in _wandb(loggers):
+        data = [
+            [*(one[column] for column in columns), wandb.Audio(str(files.wav)), wandb.Image(str(files.png))]
+            for one, files in zip(entries, shown, strict=False)
+        ]
+        names = [*columns, "audio", "spectrogram"]
+        logger.log_table(f"{split}/spoken", columns=names, data=data, step=step)
+
+
+def log_figures(loggers: list[Logger], files: list[Path], step: int) -> None:
+    """The run's figures, for W&B."""
+    for logger in _wandb(loggers):
+        for file in files:
+            logger.log_image(f"figures/{file.stem}", [str(file)], step=step)
+
+
+def _wandb(loggers: list[Logger]) -> list[WandbLogger]:
+    return [logger for logger in loggers if isinstance(logger, WandbLogger)]
+
+
+def _audio(row: Row) -> wandb.Audio | None:
+    try:
+        return wandb.Audio(piece(row).wave(JUDGE_RATE).numpy(), sample_rate=JUDGE_RATE)
+    except DataError:  # gone, or changed, since it was encoded
+        return None

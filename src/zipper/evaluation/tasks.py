@@ -1,0 +1,102 @@
+"""Every task of a run, evaluated: recognition, speaking, or plain perplexity."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+from zipper.codecs.load import load_codec
+from zipper.config import RunConfig
+from zipper.data.dataset import Store
+from zipper.distributed import first_process
+from zipper.evaluation import asr, chains, tts
+from zipper.evaluation.journal import Journal
+from zipper.evaluation.loss import split_loss
+from zipper.evaluation.result import Origin, chosen_rows, describe_run
+from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluation.scorer import load_judge
+from zipper.evaluation.tts import Listener
+from zipper.generation.exported import Trained
+
+HEADLINES = (
+    "wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "reread_wer", "perplexity",
+    "share_at_cap", "share_looping", "share_ended",
+)  # fmt: skip
+Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-speech), or loss
+
+
+def load_listener(cfg: RunConfig) -> Listener | None:
+    """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
+    if not cfg.evaluates("tts") and not cfg.evaluate.chains:
+        return None
+    return Listener(load_codec(cfg.codec), load_judge(cfg.judge), cfg.build)
+
+
+def evaluate_tasks(
+    trained: Trained,
+    store: Store,
+    cfg: RunConfig,
+    origin: Origin,
+    listener: Listener | None,
+    loggers: list[Logger],
+    kept: Journal,
+    suffix: str = "",
+    folder: Path | None = None,
+) -> Results:
+    """Results by task, in every process of a group, each of which does its share; samples are written into
+    the run folder (samplesSUFFIX) and shown to the loggers.
+    kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
+    model, facts, split = trained.model, trained.facts, cfg.evaluate.split
+    results: Results = {}
+    if cfg.evaluates("asr"):
+        results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin, kept)
+        log_recognised(
+            loggers, split, results["asr"]["per_utterance"], chosen_rows(store, cfg, "asr"), origin.steps
+        )
+    if listener and cfg.evaluates("tts"):
+        results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener, kept)
+        if first_process():
+            spoken = results["tts"]["per_utterance"]
+            samples = (folder or cfg.run_dir) / f"samples{suffix}"
+            shown = write_samples(samples, cfg, listener, store, spoken, segments)
+            log_spoken(loggers, split, spoken, shown, origin.steps)
+    for chain in cfg.evaluate.chains:
+        assert listener is not None
+        results[chain.replace(">", "-")] = chains.evaluate_chain(
+            chain, model, store, facts, cfg, origin, listener, kept
+        )
+    if not results:
+        loss = split_loss(model, store, cfg)
+        results["loss"] = {
+            **describe_run(model, store, facts, cfg, origin),
+            "task": "+".join(cfg.train.tasks.shares()),
+            "split": split,
+            "loss": loss,
+            "perplexity": math.exp(loss),
+        }
+    return results
+
+
+def headlines(results: Results) -> dict[str, float]:
+    """The figures of each task: test/asr/wer, ..."""
+    return {
+        f"{result['split']}/{task}/{key}": result[key]
+        for task, result in results.items()
+        for key in HEADLINES
+        if key in result
+    }
+
+
+def last_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
+    """A line for each task, and its file in the run folder."""
+    lines = []
+    for task, result in results.items():
+        file = folder / f"{task}{suffix}.json"
+        if task == "loss":
+            lines.append(
+                f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+            )
+        else:
+            lines.append({"asr": asr, "tts": tts}.get(task, chains).last_line(result, file))
+    return lines

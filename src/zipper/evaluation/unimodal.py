@@ -1,0 +1,58 @@
+"""What fusing costs the towers: perplexity of each modality alone, before and after (what the paper leaves at
+"preserved")."""
+
+import math
+from typing import TypedDict
+
+import torch
+
+from zipper.config import RunConfig
+from zipper.data.dataset import Store
+from zipper.data.schedule import Steps
+from zipper.data.statistics import Facts
+from zipper.models.building import build_model, load_pretrained, trained_before
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.tower import cross_entropy
+
+
+class Alone(TypedDict):
+    """Perplexity a scored token, within the modality's own vocabulary; before: of the pre-trained weights,
+    none where there were none."""
+
+    before: float | None
+    after: float
+
+
+def alone(model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig) -> dict[str, Alone]:
+    """Of every modality, on the documents of cfg.evaluate.split that hold nothing else."""
+    fresh = build_model(cfg.model, facts.rates, facts.seconds)
+    load_pretrained(fresh)
+    fresh.to(next(model.parameters()).device)
+    known = trained_before(fresh)
+    return {
+        name: Alone(
+            before=perplexity_alone(fresh, store, cfg, name) if name in known else None,
+            after=perplexity_alone(model, store, cfg, name),
+        )
+        for name in model.names
+    }
+
+
+@torch.no_grad()
+def perplexity_alone(model: MultimodalModel, store: Store, cfg: RunConfig, name: str) -> float:
+    """Of one modality's documents. The model is left in eval."""
+    model.eval()
+    device = next(model.parameters()).device
+    split = cfg.evaluate.split
+    only = cfg.data.only if split == "train" else None
+    steps = Steps(store, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
+    codebooks = {other: cfg.model.towers[other].codebooks for other in model.names}
+    nats = count = 0.0
+    for step in range(steps.epoch_length(0)):
+        batch = steps.batch(step, 0, codebooks).on(device)
+        target, states = batch.streams[name].target, model(batch)[name]
+        due = (target != -100).any(-1)
+        logits = model.tower(name).logits(states[due])
+        nats += float(cross_entropy(logits, target[due]).double().sum())
+        count += float((target != -100).sum())
+    return math.exp(nats / count)

@@ -1,0 +1,218 @@
+"""What a Zipper remembers while documents are written.
+
+The strict order makes states append-only: a token's state in its tower never changes once written. So each
+tower keeps the keys and values of its layers, each zip those of the tower it asks, and while one modality is
+written only its own tower runs. Towers of one backbone (the Single Decoder's) keep all of this together.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from zipper.generation.single_step import Sight, Step, as_bias
+from zipper.models.multimodal import MultimodalModel, Pair
+from zipper.models.tower import Cache, KeyValue
+from zipper.models.zip_block import When
+
+GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
+EVEN = 8  # columns that one step reads a multiple of: kernels of GPUs want their masks aligned
+BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
+
+
+class Memory:
+    """Grows by `extend`. Rows may be ragged, and write different towers: an invalid token is remembered, but
+    never looked at."""
+
+    def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
+        """multimodal bool [B]: of each document, known before its first token."""
+        self.model, self.multimodal = model, multimodal
+        self.compile = False  # whether `extend` is compiled; its shapes change once a block
+        self.awaited = set(model.names)  # towers that are yet to write: the others need nothing kept for them
+        self.own: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
+        self.zipped: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
+        empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
+        self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each backbone
+        self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
+        self.clock: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
+        self.last: dict[str, Tensor] = {}  # [B, D] state of each row's last valid token, for the switch
+        self.steps: dict[str, Step] = {}
+        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each backbone's own columns
+        self.sights: dict[str, Sight] = {}  # of each tower, for those that ask it
+        self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
+
+    def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Writes tokens int64 [B, T, Q] of tower `name`, after all that is written; valid bool [B, T], padded
+        on the right.
+
+        Returns their states [B, T, D], for the tower's `logits`. Equal to the whole model run on the whole
+        document.
+        """
+        self.sights.pop(name, None)
+        if valid.shape[1] == 1 and not self.compile:
+            return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
+        line = self.model.backbone(name)
+        start, end = self.length[line], self.length[line] + valid.shape[1]
+        self._make_room(line, end)
+        at = torch.arange(start, end, device=valid.device)
+        self.valid[line].index_copy_(1, at, valid)
+        position = self.count[line] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
+        self.count[line] = self.count[line] + valid.sum(1, keepdim=True)
+        self.length[line] = end
+        read = _upto(end, BLOCK)
+        mask = self.valid[line][:, None, :read]
+        if valid.shape[1] > 1:
+            mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
+        time, coming, self.clock[line] = self.model.times(name, tokens, valid, self.clock.get(line))
+        self.biases.pop(line, None)  # one column at a time keeps it up
+        run = compiled() if self.compile else Memory._run
+        states = run(self, name, tokens, position, (time, coming), mask, at, read)
+        if self.model.switches:
+            self._keep_last(name, states, valid)
+        return states
+
+    def logits(self, name: str, states: Tensor) -> Tensor:
+        """Of one column's states [B, D]: [B, Q, V]"""
+        step = self.steps.get(name)
+        return step.logits(states) if step else self.model.tower(name).logits(states)
+
+    def _run(
+        self, name: str, tokens: Tensor, position: Tensor, times: tuple[When, When], mask: Tensor,
+        at: Tensor, read: int,
+    ) -> Tensor:  # fmt: skip
+        model, tower, line = self.model, self.model.tower(name), self.model.backbone(name)
+        rotation, (time, coming) = tower.rotation(position), times
+        asked = {  # where there is something to look at, and how much of it
+            other: (_upto(self.length[other], BLOCK), self._looks(other, tokens.shape[1]))
+            for other in model.names
+            if (name, other) in model.zipped and self.length[other]
+        }
+        x = model.project(name, tower.embed(tokens), self.multimodal)
+        for stage in range(model.stages + 1):
+            for index in model.layers(name, stage):
+                x = tower.layers[index](x, rotation, mask, Cache(self.own[line, index], at, read))
+            if stage == model.stages:
+                break
+            before = x
+            for other, (columns, may_look) in asked.items():
+                keys = KeyValue(*(b[:, :, :columns] for b in self.zipped[stage, (name, other)]))
+                x = x + model.zip(stage, name, other)(before, coming, keys, may_look)
+            for other in model.names:
+                if (other, name) in model.zipped and other in self.awaited:
+                    left = model.zip(stage, other, name).look_at(before, time)
+                    Cache(self.zipped[stage, (other, name)], at, read).put(left)
+        return tower.finish(x)
+
+    def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
+        """`extend` by one column, tokens [B, Q], valid [B, 1] -> [B, D]: see `generate.step`."""
+        if name not in self.steps:
+            self.steps[name] = Step(self.model, name)
+        model, step, line = self.model, self.steps[name], self.model.backbone(name)
+        column = self.length[line]
+        self._make_room(line, column + 1)
+        at = torch.arange(column, column + 1, device=valid.device)
+        self.valid[line].index_copy_(1, at, valid)
+        position, self.count[line] = self.count[line], self.count[line] + valid
+        self.length[line] = column + 1
+        time, coming, self.clock[line] = model.times(name, tokens[:, None], valid, self.clock.get(line))
+        x = step.embed(tokens, self.multimodal)
+        bias = self._bias(line, valid, at, x.dtype)
+        read = bias.shape[-1]
+        own = [Cache(self.own[line, index], at, read) for index in range(len(step.layers))]
+        asked = {}
+        for asking, other in model.zipped:
+            if asking == name and self.length[other]:
+                sight = self._sight(other, x.dtype)
+                pairs = (self.zipped[stage, (name, other)] for stage in range(model.stages))
+                seen = sight.bias.shape[-1]
+                asked[other] = (sight, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
+        askers = [o for o in model.names if (o, name) in model.zipped and o in self.awaited]
+
+        def leave(stage: int, before: Tensor) -> None:
+            for other in askers:
+                left = model.zip(stage, other, name).look_at(before[:, None], time)
+                Cache(self.zipped[stage, (other, name)], at, read).put(left)
+
+        state = step(x, position, coming.time, bias, own, asked, leave)
+        if model.switches:
+            self.last[name] = torch.where(valid, state, self.last.get(name, state))
+        return state
+
+    def _bias(self, line: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """[B, 1, 1, read] of the backbone's columns, the latest one `at` [1] included."""
+        known = self.biases.get(line)
+        if known is None or known.shape[-1] != self.valid[line].shape[1]:
+            known = self.biases[line] = as_bias(self.valid[line], dtype)
+        else:
+            known.index_copy_(3, at, as_bias(valid, dtype))
+        return known[..., : _upto(self.length[line], EVEN)]
+
+    def _sight(self, other: str, dtype: torch.dtype) -> Sight:
+        if other not in self.sights:
+            there = self.valid[other][:, : _upto(self.length[other], EVEN)]
+            self.sights[other] = Sight.of(there & self.multimodal[:, None], dtype)
+        return self.sights[other]
+
+    def _keep_last(self, name: str, states: Tensor, valid: Tensor) -> None:
+        rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
+        latest = states[rows, (count - 1).clamp(min=0)]
+        before = self.last.get(name, latest)
+        self.last[name] = torch.where((count > 0)[:, None], latest, before)
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
+        self.multimodal = self.multimodal[rows]
+        self.biases = {name: bias[rows] for name, bias in self.biases.items()}
+        self.sights = {name: sight.select(rows) for name, sight in self.sights.items()}
+        for kept in (self.valid, self.count, self.clock, self.last):
+            kept.update({name: tensor[rows] for name, tensor in kept.items()})
+        self.own = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.own.items()}
+        self.zipped = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zipped.items()}
+
+    def _looks(self, other: str, tokens: int) -> Tensor:
+        """bool [B, tokens, columns read]: all of the other tower that is there, in multimodal documents."""
+        there = self.valid[other][:, : _upto(self.length[other], BLOCK)] & self.multimodal[:, None]
+        return there[:, None].expand(-1, tokens, -1)
+
+    def _make_room(self, line: str, columns: int) -> None:
+        """Buffers of at least so many columns for a backbone, and for the zips that ask it."""
+        have = self.valid[line].shape[1]
+        if columns <= have:
+            return
+        room = _upto(max(columns, 2 * have), BLOCK)
+        grown = self.valid[line].new_zeros(len(self.multimodal), room)
+        grown[:, :have] = self.valid[line]
+        self.valid[line] = grown
+        for kept, key, heads, size in self._buffers(line):
+            weight = self.model.tower(line).embedding.weight
+            new = KeyValue(*(weight.new_zeros(len(self.multimodal), heads, room, size) for _ in range(2)))
+            if have:
+                for buffer, old in zip(new, kept[key], strict=True):
+                    buffer[:, :, :have] = old
+            kept[key] = new
+
+    def _buffers(self, line: str) -> Iterator[tuple[dict, tuple, int, int]]:
+        """(dictionary, key, heads, head size) of all that a token of this backbone is written to."""
+        tower = self.model.cfg.towers[line]
+        for index in range(tower.layers):
+            yield self.own, (line, index), tower.kv_heads, tower.size
+        for stage in range(self.model.stages):
+            for asking, asked in self.model.zipped:
+                if asked == line:
+                    block = self.model.zip(stage, asking, asked)
+                    yield self.zipped, (stage, (asking, asked)), block.heads, block.size
+
+
+@cache
+def compiled() -> Callable[..., Tensor]:
+    """The work of `extend` as one graph for each shape: of each tower, batch size and block."""
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.accumulated_recompile_limit = max(
+        GRAPHS, torch._dynamo.config.accumulated_recompile_limit
+    )
+    return torch.compile(Memory._run, fullgraph=True, dynamic=False)
+
+
+def _upto(columns: int, multiple: int) -> int:
+    return -(-columns // multiple) * multiple

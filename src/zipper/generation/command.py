@@ -1,0 +1,192 @@
+"""`zipper generate`: text and audio in, speech and text out, by a run's folder or a shipped model."""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal
+
+import soundfile as sf
+from torch import Tensor
+from tqdm import tqdm
+
+from zipper.config import changed
+from zipper.corpora.audio import read_wave
+from zipper.corpora.table import read_table
+from zipper.data.documents import Segment
+from zipper.data.statistics import BEYOND
+from zipper.disk import check_place, file_name
+from zipper.errors import ConfigError, DataError
+from zipper.generation.exported import Zipped, load_zipped, prompt
+from zipper.generation.generate import MOST, Written, check, write
+from zipper.hub import model_folder
+
+Order = list[str] | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is given, in order: ("text", the words) or ("speech", an audio file). piece: start and length of
+    the audio that is meant, in seconds; all of it."""
+
+    id: str
+    given: list[tuple[str, str]]
+    piece: tuple[float, float | None] = (0.0, None)
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
+    if bool(args.given) == bool(args.batch):
+        raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
+    if len(args.given or []) > 1:
+        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.given)
+        raise ConfigError(
+            f"{given}: {len(args.given)} are given, but each step reads one segment. Give one --text or "
+            "--audio; for several prompts, each on its own, --batch."
+        )
+    if args.at_a_time < 1 or args.seed < 0:
+        raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
+    requests = read_requests(args.batch) if args.batch else [Request("out", args.given)]
+    orders = {request.id: order_of(request, args.then) for request in requests}
+    out: Path = args.out or Path("generated" if args.batch else "out.wav")
+    check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
+    zipped = load_zipped(model_folder(str(args.model)))
+    decode = changed(zipped.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
+    groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
+    for request in requests:  # all of them are read before the first is written
+        groups.setdefault(" ".join(orders[request.id]), []).append((request, segments_of(zipped, request)))
+    for name, group in groups.items():
+        check(zipped.model, [prompt(one.id, *segments) for one, segments in group], _order(name))
+    target = out if args.batch else out.parent
+    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
+    log = target / "generated.jsonl"
+    if args.batch:
+        log.write_text("", encoding="utf-8")
+    with tqdm(total=len(requests), desc="generate", unit="prompt", disable=len(requests) == 1) as bar:
+        for name, group in groups.items():
+            for start in range(0, len(group), args.at_a_time):
+                part = group[start : start + args.at_a_time]
+                started = time.monotonic()
+                prompts = [prompt(request.id, *segments) for request, segments in part]
+                written = write(zipped.model, prompts, _order(name), zipped.facts, decode, args.seed)
+                for (request, _), segments in zip(part, written, strict=True):
+                    stem = target / request.id if args.batch else out.with_suffix("")
+                    entry = save(zipped, request, segments, stem)
+                    if args.batch:
+                        # At once: nothing is lost where a later prompt fails.
+                        with log.open("a", encoding="utf-8") as lines:
+                            lines.write(json.dumps(entry) + "\n")
+                    else:
+                        show(entry, time.monotonic() - started)
+                bar.update(len(part))
+    if args.batch:
+        print(f"{len(requests)} prompts -> {log}")
+
+
+def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
+    """Raises ConfigError where something stands in the place of what is to be written."""
+    if batch:
+        taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
+    else:
+        if out.suffix != ".wav" or out.is_dir():
+            raise ConfigError(f"-o {out}: speech is written as .wav. Give a file of that name.")
+        spoken = MOST if orders == [["auto"]] else orders[0].count("speech")
+        taken = [file for file in wav_files(out.with_suffix(""), spoken) if file.exists() and not overwrite]
+    if taken:
+        raise ConfigError(
+            f"{taken[0]} exists and is not overwritten. Choose another -o, or give --overwrite."
+        )
+
+
+def wav_files(stem: Path, count: int) -> list[Path]:
+    """Where the speech of one prompt goes: STEM.wav, STEM.2.wav, ..."""
+    return [stem.with_name(f"{stem.name}{f'.{n}' if n > 1 else ''}.wav") for n in range(1, count + 1)]
+
+
+def _order(name: str) -> Order:
+    return "auto" if name == "auto" else name.split()
+
+
+def order_of(request: Request, then: list[str] | None) -> list[str]:
+    """What follows: as asked, or the other modality than the last one given."""
+    if then is None:
+        return ["speech" if request.given[-1][0] == "text" else "text"]
+    if "auto" in then and len(then) > 1:
+        raise ConfigError(f"--then {' '.join(then)}: auto stands alone, the model chooses every segment.")
+    return then
+
+
+def segments_of(zipped: Zipped, request: Request) -> list[Segment]:
+    """The prompt's tokens. Raises ConfigError or DataError that names the request."""
+    try:
+        return [
+            zipped.text(value) if kind == "text" else zipped.speech(_wave(zipped, value, request.piece))
+            for kind, value in request.given
+        ]
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{request.id}: {error}") from error
+
+
+def save(zipped: Zipped, request: Request, segments: list[Written], stem: Path) -> dict[str, Any]:
+    """Speech to its `wav_files`; returns what was written, plainly."""
+    entries: list[dict[str, Any]] = []
+    for segment in segments:
+        if segment.modality == "text":
+            words = zipped.subwords.decode(segment.content[0].tolist())
+            entries.append({"text": words, "stopped": segment.stopped})
+            continue
+        file = wav_files(stem, 1 + sum("wav" in entry for entry in entries))[-1]
+        wave = zipped.codec.decode(segment.content)
+        sf.write(file, wave.clamp(-1, 1).numpy(), zipped.codec.sample_rate)
+        seconds = round(len(wave) / zipped.codec.sample_rate, 3)
+        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.stopped})
+    return {"id": request.id, "given": [list(one) for one in request.given], "written": entries}
+
+
+def show(entry: dict[str, Any], took: float) -> None:
+    """What was written, a line each."""
+    for one in entry["written"]:
+        why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
+        if "text" in one:
+            print(f"text    {one['text'] or '(empty)'}{why}")
+        else:
+            print(f"speech  {one['wav']}, {one['seconds']:.2f} s{why}")
+    seconds = sum(one.get("seconds", 0.0) for one in entry["written"])
+    print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
+
+
+def read_requests(file: Path) -> list[Request]:
+    """Of a .tsv with a header or a .jsonl, as a manifest: audio is a path, absolute or beside the file, or
+    a piece of it. Raises ConfigError that names the line."""
+    if not file.is_file():
+        raise ConfigError(f"--batch {file}: no such file.")
+    if file.suffix.lower() not in (".tsv", ".jsonl"):
+        raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
+    out: dict[str, Request] = {}
+    try:
+        for line in read_table(file):
+            audio, text = line.path("audio"), line.text("text")
+            given = [("text", text)] if text else []
+            given += [("speech", os.path.realpath(file.parent / audio))] if audio else []
+            name = line.name("id")
+            if len(given) != 1 or name in out or name != file_name(name) or "." in name:
+                raise DataError(
+                    f"{line.where}: needs an id of its own that can name a file, without slashes or dots, "
+                    f"and text or audio; it has {shorten(str(line.cells), 200)}."
+                )
+            out[name] = Request(name, given, line.piece())
+    except DataError as error:
+        raise ConfigError(f"--batch {error}") from error
+    if not out:
+        raise ConfigError(f"--batch {file} holds no prompt.")
+    return list(out.values())
+
+
+def _wave(zipped: Zipped, file: str, piece: tuple[float, float | None]) -> Tensor:
+    longest = BEYOND * zipped.facts.longest.get("speech", 0) / zipped.codec.frame_rate
+    return read_wave(
+        Path(file), zipped.codec.sample_rate, *piece, longest, "the {:g} s that this model takes"
+    )

@@ -1,0 +1,209 @@
+"""Writing: prompts and an order of output modalities to segments, cached and batched, with a reason for every
+stop (paper 3.2)."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zipper.config import SamplingConfig
+from zipper.data.batches import collate
+from zipper.data.documents import Document, Segment
+from zipper.data.statistics import Facts
+from zipper.errors import ConfigError
+from zipper.generation.beam import beam_search
+from zipper.generation.cache import Memory
+from zipper.generation.sampling import choose, randomness
+from zipper.generation.stopping import Progress, Rules
+from zipper.modalities.delay import around
+from zipper.modalities.layout import Alphabet
+from zipper.models.multimodal import MultimodalModel
+
+MOST = 8  # segments that `auto` may go on for
+Stop = Literal["end", "cap", "loop"]
+GREEDY = SamplingConfig()
+
+
+@dataclass(frozen=True)
+class Written:
+    """A segment. columns int64 [S, Q], begin and end included; content int64 [Q, F]: codes, or subwords with
+    Q = 1. stopped by: the model's own end, the length cap, or the loop detector."""
+
+    modality: str
+    columns: Tensor
+    content: Tensor
+    stopped: Stop
+
+    def given(self) -> Segment:
+        """What goes on from it reads it as a prompt, nothing of which is scored."""
+        return Segment(self.modality, self.columns, torch.zeros_like(self.columns, dtype=torch.bool), 0.0)
+
+
+@torch.no_grad()
+def write(
+    model: MultimodalModel,
+    prompts: Sequence[Document],
+    order: Sequence[str] | Literal["auto"],
+    facts: Facts,
+    decode: dict[str, SamplingConfig] | None = None,
+    seed: int = 0,
+) -> list[list[Written]]:
+    """One segment of each modality of `order` after each prompt; `auto`: the model chooses after each segment
+    which modality follows, or to stop, at most MOST times.
+
+    What follows a segment is written from that segment alone, read in a fresh cache: trainings hold pairs of
+    segments, and a model that meets more of them in one cache speaks nonsense (LOG.md). So an order of
+    several is a chain of hops, each of which was trained for.
+
+    decode: by modality; greedy where nothing is said. What is written for a prompt depends on the seed, its
+    id and itself, not on its neighbours. Raises ConfigError as `check`.
+    """
+    check(model, prompts, order)
+    out: list[list[Written]] = [[] for _ in prompts]
+    hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # what each row goes on from
+    chosen: dict[int, str] = {}  # by the model, where it is asked
+    for turn in range(MOST if order == "auto" else len(order)):
+        rows = list(hops)
+        sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
+        memory = read_prompts(model, sources, set(model.names) if order == "auto" else {order[turn]})
+        if order == "auto" and turn == 0:
+            chosen = _chosen(memory, {i: hops[i].modality for i in rows}, rows)
+        following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
+        caps = {name: [_cap(model, facts, name, hops[i]) for i in rows] for name in {*following.values()}}
+        ids = [f"{prompts[i].id}/{turn}" for i in rows]
+        for name, most in caps.items():
+            mine = [at for at, i in enumerate(rows) if following.get(i) == name]
+            writer, how = Writer(memory, name, facts.patience(name)), (decode or {}).get(name, GREEDY)
+            segments = writer.write(mine, most, how, ids, seed, keep=order == "auto")
+            for at, segment in zip(mine, segments, strict=True):
+                out[rows[at]].append(segment)
+                hops[rows[at]] = segment.given()
+        if order == "auto":
+            chosen = _chosen(memory, following, rows)
+            hops = {i: hops[i] for i in chosen}
+        if not hops:
+            break
+    return out
+
+
+def check(
+    model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str] | Literal["auto"]
+) -> None:
+    """Raises ConfigError on a modality that has no tower, on a prompt of nothing, on an order that the model
+    was not trained for, and on `auto` where it has no next-modality head."""
+    if not all(prompt.segments for prompt in prompts):
+        raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
+    then = [] if order == "auto" else list(order)
+    for whole in {(*(s.modality for s in prompt.segments), *then) for prompt in prompts}:
+        for name in whole:
+            if name not in model.names:
+                raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
+        for before, name in itertools.pairwise(whole):
+            if (name, before) not in model.used:
+                learnt = ", ".join(f"{a} after {b}" for a, b in sorted(model.used)) or "one modality alone"
+                raise ConfigError(
+                    f"This model was not trained to write {name} after {before}, but {learnt}. Ask for an "
+                    "order of those steps, or use a model that was (configs/joint.yaml learns both ways)."
+                )
+    if order == "auto" and not model.switches:
+        raise ConfigError(
+            "This model was trained without model.switch=true: it cannot choose what follows. "
+            "Name the order, for example `--then speech`."
+        )
+
+
+def _chosen(memory: Memory, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
+    """What the next-modality head of each row's latest tower chooses to follow, among what the model was
+    trained for; rows after which nothing follows are left out. rows: those of the memory, in its order."""
+    model, out = memory.model, dict[int, str]()
+    for name in {*latest.values()}:
+        trained = [(other, name) in model.used for other in model.names]
+        forbidden = ~torch.tensor([*trained, True], device=memory.multimodal.device)  # the last one: nothing
+        logits = model.switches[name](memory.last[name]).masked_fill(forbidden, float("-inf"))
+        picks = logits.argmax(-1).tolist()
+        for at, i in enumerate(rows):
+            if latest.get(i) == name and picks[at] < len(model.names):
+                out[i] = model.names[picks[at]]
+    return dict(sorted(out.items()))
+
+
+def _cap(model: MultimodalModel, facts: Facts, name: str, source: Segment) -> int:
+    return facts.cap(name, source.modality, _length(model, source.modality, source.tokens))
+
+
+class Writer:
+    """One segment of one modality, for every row of a memory."""
+
+    def __init__(self, memory: Memory, name: str, patience: list[int]) -> None:
+        self.memory, self.name = memory, name
+        self.tower = memory.model.tower(name)
+        self.alphabet = Alphabet.of(name, self.tower.cfg)
+        self.device = memory.multimodal.device
+        self.patience = patience
+
+    def write(
+        self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int, keep: bool
+    ) -> list[Written]:
+        """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed. keep: the memory
+        gets the last column too, to go on from."""
+        self.memory.compile = how.compile
+        if how.beams > 1:
+            columns, ended = beam_search(self.memory, self.name, self.alphabet, rows, caps, how.beams, keep)
+            return self._segments(rows, columns, ended, np.zeros(len(ended), dtype=bool), caps)
+        count, books = len(caps), self.alphabet.codebooks
+        uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
+        column = torch.full((count, books), self.alphabet.begin, device=self.device)
+        written, rules = [column], Rules(self.alphabet, self.device)
+        progress = Progress(self.alphabet, rows, np.array(caps), self.patience)
+        fresh = progress.open_rows
+        while progress.open_rows.any():
+            states = self.memory.extend(self.name, column[:, None], self._flags(fresh))
+            logits = rules(self.memory.logits(self.name, states[:, -1]), progress.kinds())  # [B, Q, V]
+            column = self.alphabet.closed(choose(logits, how, uniform[:, len(written)]))
+            written.append(column)
+            fresh = progress.open_rows
+            progress.add(column[:, 0].cpu().numpy())
+        if keep:
+            self.memory.extend(self.name, column[:, None], self._flags(fresh))
+        return self._segments(rows, torch.stack(written, 1), progress.ended, progress.looping, caps)
+
+    def _flags(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self.device)[:, None]
+
+    def _segments(
+        self, rows: list[int], columns: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
+    ) -> list[Written]:
+        columns, last, out = columns.cpu(), self.alphabet.last_column(ended) + 1, []
+        for row in rows:
+            own = columns[row, : last[row]]
+            stopped: Stop = "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
+            out.append(Written(self.name, own, self.alphabet.content(own), stopped))
+        return out
+
+
+def read_prompts(
+    model: MultimodalModel, prompts: Sequence[Document], awaited: set[str] | None = None
+) -> Memory:
+    """A Memory that has read the last segment of each prompt. awaited: towers that will write after it; all
+    of them, if not given."""
+    device = next(model.parameters()).device
+    memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
+    memory.awaited = awaited or memory.awaited
+    for name in model.names:
+        parts = [
+            Document(p.id, [s for s in p.segments[-1:] if s.modality == name], p.multimodal) for p in prompts
+        ]
+        if any(part.segments for part in parts):
+            stream = collate(parts, {name: model.cfg.towers[name].codebooks}).streams[name]
+            memory.extend(name, stream.tokens.to(device), stream.valid.to(device))
+    return memory
+
+
+def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:
+    """Subwords or frames of a segment; none where it is shorter than an empty one."""
+    tower = model.cfg.towers[name]
+    return max(0, len(columns) - around(tower.codebooks, tower.pattern))

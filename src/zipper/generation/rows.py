@@ -1,0 +1,75 @@
+"""What a model writes after rows of a store: text for their speech, speech for their text, or a chain."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from zipper.config import SamplingConfig
+from zipper.data.dataset import Row, Store
+from zipper.data.documents import Document, segment
+from zipper.data.statistics import Facts
+from zipper.generation.generate import Written, write
+from zipper.models.multimodal import MultimodalModel
+
+
+class Pieces(Protocol):
+    """As `evaluate.journal.Journal`."""
+
+    pieces: dict[str, Any]
+
+    def add(self, key: str, value: Any) -> None: ...
+
+
+def answers(
+    model: MultimodalModel,
+    store: Store,
+    facts: Facts,
+    rows: list[Row],
+    order: Sequence[str],
+    batch: int,
+    decode: dict[str, SamplingConfig] | None = None,
+    seed: int = 0,
+    kept: Pieces | None = None,
+    name: str = "",
+) -> list[list[Written]]:
+    """For every row, in its order: a segment of each modality of `order` but the first, which is given: the
+    row's own.
+
+    `batch` rows are written at a time, neighbours in length together; the model is left as it was. kept:
+    where finished batches are noted under `name`, and read back after a kill.
+    """
+    prompts = [Document(row["id"], [segment(store, row, order[0], 0.0)], multimodal=True) for row in rows]
+    by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
+    found: dict[int, list[Written]] = {}
+    was_training = model.training
+    model.eval()
+    with tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False) as bar:
+        for start in range(0, len(rows), batch):
+            part = by_length[start : start + batch]
+            key = f"{name} {seed} {start}"
+            if kept is not None and key in kept.pieces:
+                lines = kept.pieces[key]
+                found.update({i: [*map(from_json, line)] for i, line in zip(part, lines, strict=True)})
+            else:
+                several = write(model, [prompts[i] for i in part], order[1:], facts, decode, seed)
+                found.update(zip(part, several, strict=True))
+                if kept is not None:
+                    kept.add(key, [[*map(to_json, found[i])] for i in part])
+            bar.update(len(part))
+    model.train(was_training)
+    return [found[i] for i in range(len(rows))]
+
+
+def to_json(written: Written) -> list[Any]:
+    """As `kept` holds it."""
+    return [written.modality, written.columns.tolist(), written.content.tolist(), written.stopped]
+
+
+def from_json(line: list[Any]) -> Written:
+    """The inverse of `to_json`."""
+    modality, columns, content, stopped = line
+    books = len(columns[0])
+    shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written
+    return Written(modality, torch.tensor(columns, dtype=torch.int64), shaped, stopped)

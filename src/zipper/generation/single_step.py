@@ -1,0 +1,244 @@
+"""One column of a tower: what its layers and zips do with many, in as few operators as it takes.
+
+At the size of these towers a step is not arithmetic but the calling of operators: gates are plain numbers
+here, masks are biases, and what no column changes is made once. Equal to the towers and zips themselves
+(tests/test_step.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper.models.lora import merged
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.tower import Cache, KeyValue, Layer, frequencies
+from zipper.models.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
+
+Place = tuple[Tensor, Tensor] | Tensor | None  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
+
+
+class Sight(NamedTuple):
+    """What each row may look at in another tower while one column is written."""
+
+    bias: Tensor  # [B, 1, 1, columns], added to the scores
+    some: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
+
+    @classmethod
+    def of(cls, mask: Tensor, dtype: torch.dtype) -> "Sight":
+        """mask bool [B, columns], True = may look."""
+        some = mask.any(dim=1, keepdim=True)
+        return cls(as_bias(mask, dtype), None if bool(some.all()) else some)
+
+    def select(self, rows: Tensor) -> "Sight":
+        """Of these rows, int64 [N]."""
+        return Sight(self.bias[rows], None if self.some is None else self.some[rows])
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """mask bool [B, columns], True = may look -> [B, 1, 1, columns]. Added to scores, it costs attention 4 us
+    less than a mask. Finite: a row that may look at nothing gets a mean, not NaN, and drops it (`Sight`)."""
+    low = torch.finfo(dtype).min / 2
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
+
+
+class Step:
+    """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
+
+    def __init__(self, model: MultimodalModel, name: str) -> None:
+        assert not model.training, "a step knows no dropout"
+        tower = model.tower(name)
+        self.model, self.name = model, name
+        self.offset, self.table = tower.offset, tower.embedding.weight
+        self.layers = [_Layer.of(layer) for layer in tower.layers]
+        self.zips = {
+            (stage, other): _Zip.of(model.zip(stage, name, other))
+            for stage in range(model.stages)
+            for asking, other in model.zipped
+            if asking == name
+        }
+        self.finish = _norm(tower.norm)
+        self.head = _turned(tower.weight)
+        self.rotary = _Rotary(tower.cfg.size, tower.cfg.rope_base, self.table, tower.cfg.rope_scaling)
+        size = tower.cfg.width // model.cfg.zip.heads
+        self.zip_rotary = _Rotary(size, SECONDS_BASE, self.table)
+        self.placed = model.cfg.zip.position
+
+    def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
+        """tokens int64 [B, Q] -> [B, D], the input projection included."""
+        x = F.embedding_bag(tokens + self.offset, self.table, mode="sum")
+        return self.model.project(self.name, x[:, None], multimodal)[:, 0]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states [B, D] -> [B, Q, V]"""
+        return torch.mm(states, self.head).view(len(states), len(self.offset), -1)
+
+    def __call__(
+        self,
+        x: Tensor,
+        position: Tensor,
+        coming: Tensor,
+        bias: Tensor,
+        own: Sequence[Cache],
+        asked: Mapping[str, tuple[Sight, Sequence[KeyValue]]],
+        after: Callable[[int, Tensor], None],
+    ) -> Tensor:
+        """x [B, D] -> states [B, D].
+
+        position int64 [B, 1]; coming [B, 1], seconds with which it asks; bias [B, 1, 1, read], over the
+        tower's own columns. own: of each layer. asked: of each other tower what may be seen, and by stage its
+        keys and values. after: told of each stage's states from before its zips.
+        """
+        by = self.rotary(position)
+        place: Place = None
+        if asked and self.placed == "rotary":
+            place = self.zip_rotary(coming / STEP)
+        elif asked and self.placed == "sinusoidal":
+            place = sinusoid(coming, x.shape[-1], x.dtype)[:, 0]
+        for stage in range(self.model.stages + 1):
+            for index in self.model.layers(self.name, stage):
+                x = self.layers[index](x, by, bias, own[index])
+            if stage == self.model.stages:
+                break
+            before = x
+            after(stage, before)
+            for other, (sight, keys) in asked.items():
+                y = self.zips[stage, other](before, place, keys[stage], sight)
+                x = y if x is before else x + (y - before)
+        return self.finish(x)
+
+
+class _Rotary:
+    """Rotary positions of one column: `rotate` as x cos + (x with its halves swapped) sin."""
+
+    def __init__(self, size: int, base: float, like: Tensor, scaling: Sequence[float] = ()) -> None:
+        frequency = frequencies(size, base, like.device, like.dtype, scaling)
+        # The cosine does not mind the sign; the sine of the first half gets the one that it needs.
+        self.frequency = torch.cat([-frequency, frequency])
+
+    def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """position [B, 1], any real -> cosines, sines [B, 1, K]"""
+        angle = position[..., None] * self.frequency
+        return angle.cos(), angle.sin()
+
+
+def _rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """x [B, H, K]"""
+    cos, sin = by
+    wide = x.to(cos.dtype)
+    a, b = wide.chunk(2, dim=-1)
+    return torch.addcmul(wide * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
+
+
+class _Layer(NamedTuple):
+    heads: int
+    kv_heads: int
+    size: int
+    attention_norm: Callable[[Tensor], Tensor]
+    to_qkv: Tensor
+    bias: Tensor | None  # of to_qkv
+    qk_norm: tuple[nn.RMSNorm, nn.RMSNorm] | None
+    to_out: Tensor
+    feed_forward_norm: Callable[[Tensor], Tensor]
+    gate_up: Tensor
+    down: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "_Layer":
+        assert isinstance(layer, Layer)
+        attention, feed_forward = layer.attention, layer.feed_forward
+        query_norm, key_norm = attention.query_norm, attention.key_norm
+        return cls(
+            attention.heads, attention.kv_heads, attention.size,
+            _norm(layer.attention_norm), _turned(merged(attention.to_qkv)), attention.to_qkv.bias,
+            None if query_norm is None or key_norm is None else (query_norm, key_norm),
+            _turned(merged(attention.to_out)),
+            _norm(layer.feed_forward_norm),
+            _turned(merged(feed_forward.gate_up)), _turned(merged(feed_forward.down)),
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: Cache) -> Tensor:
+        heads, rotated = self.heads, self.heads + self.kv_heads
+        qkv = torch.mm(self.attention_norm(x), self.to_qkv)
+        if self.bias is not None:
+            qkv = qkv + self.bias
+        qkv = qkv.view(len(x), -1, self.size)
+        qk = qkv[:, :rotated]
+        if self.qk_norm is not None:
+            query_norm, key_norm = self.qk_norm
+            qk = torch.cat([query_norm(qk[:, :heads]), key_norm(qk[:, heads:])], dim=1)
+        qk = _rotated(qk, by)
+        keys = own.add(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
+        y = F.scaled_dot_product_attention(
+            qk[:, :heads, None], *keys, attn_mask=bias, enable_gqa=self.kv_heads != heads
+        )
+        x = torch.addmm(x, y.flatten(1), self.to_out)
+        gate, up = torch.mm(self.feed_forward_norm(x), self.gate_up).chunk(2, dim=-1)
+        return torch.addmm(x, F.silu(gate) * up, self.down)
+
+
+class _Zip(NamedTuple):
+    heads: int
+    size: int
+    query_norm: Callable[[Tensor], Tensor]
+    to_q: nn.Linear
+    to_out: Tensor
+    attention_gate: float  # tanh(a)
+    feed_forward_norm: Callable[[Tensor], Tensor]
+    widen: Tensor
+    narrow: Tensor
+    feed_forward_gate: float  # tanh(b)
+
+    @classmethod
+    def of(cls, block: ZipBlock) -> "_Zip":
+        widen, _, narrow = block.feed_forward
+        assert isinstance(widen, nn.Linear)
+        assert isinstance(narrow, nn.Linear)
+        return cls(
+            block.heads, block.size,
+            _norm(block.query_norm), block.to_q, _turned(block.to_out.weight),
+            block.attention_gate.tanh().item(),
+            _norm(block.feed_forward_norm), _turned(widen.weight), _turned(narrow.weight),
+            block.feed_forward_gate.tanh().item(),
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, place: Place, asked: KeyValue, sight: Sight) -> Tensor:
+        """x [B, D] with what the zip adds to it. place: of its query, a sinusoid [B, D] or a rotation."""
+        q = self.query_norm(x)
+        if isinstance(place, Tensor):
+            q = q + place
+        q = self.to_q(q).view(len(x), self.heads, self.size)
+        if isinstance(place, tuple):
+            q = _rotated(q, place)
+        y = F.scaled_dot_product_attention(q[:, :, None], *asked, attn_mask=sight.bias)
+        y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)
+        wide = F.gelu(torch.mm(self.feed_forward_norm(y), self.widen))
+        y = torch.addmm(y, wide, self.narrow, alpha=self.feed_forward_gate)
+        return y if sight.some is None else torch.where(sight.some, y, x)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """The weight [out, in] as something to multiply a row with, [in, out].
+
+    A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
+    """
+    weight = weight.t()
+    wide = weight.shape[0] < weight.shape[1]
+    return weight.contiguous() if wide and weight.device.type == "cpu" else weight
+
+
+def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
+    """RMSNorm of [B, D]. On a CPU PyTorch's own is a chain of seven operators; this is one of four."""
+    weight = norm.weight
+    if weight.device.type != "cpu" or weight.dtype.itemsize < 4:
+        return norm
+    width, eps = len(weight), torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps
+    scaled, floor = weight * width**0.5, weight.new_tensor([(width * eps) ** 0.5])
+
+    def lean(x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / torch.hypot(length, floor) * scaled
+
+    return lean

@@ -1,0 +1,1 @@
+"""What a modality is made of: tokens and their layout, normalised text."""

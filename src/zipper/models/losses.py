@@ -1,0 +1,68 @@
+"""Losses of a batch: of each tower's stream, of what follows a segment; and what is done to it before."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zipper.data.batches import Batch, Stream
+from zipper.modalities.layout import Alphabet
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.tower import Tower
+
+
+def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
+    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
+
+    books: a weight for each codebook; none: all alike.
+
+    Logits are made only where something is scored: the head is a good part of a small tower's work.
+    """
+    loss = tower.cross_entropy(_at(states, stream.due), _at(stream.target, stream.due))  # [N, Q]
+    if books:
+        loss = loss * torch.tensor(books, dtype=loss.dtype).to(loss.device, non_blocking=True)
+    return (loss.sum(-1) * _at(stream.weight, stream.due)).sum()
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, T, ...] at indices [N] into [B * T]: [N, ...]"""
+    return x.flatten(0, 1).index_select(0, index)
+
+
+@torch.no_grad()
+def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
+    """Ids of the utterances whose own loss is not finite."""
+    states, found = model(batch), set[int]()
+    for name, stream in batch.streams.items():
+        target = _at(stream.target, stream.due)
+        loss = model.tower(name).cross_entropy(_at(states[name], stream.due), target).sum(-1)
+        loss = loss * _at(stream.weight, stream.due)
+        found |= {index // stream.valid.shape[1] for index in stream.due[~loss.isfinite()].tolist()}
+    return [batch.ids[row] for row in sorted(found)]
+
+
+def hide_past(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
+    """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
+    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
+    from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
+    streams = dict(batch.streams)
+    for name, stream in streams.items():
+        alphabet = Alphabet.of(name, model.tower(name).cfg)
+        if alphabet.filler is None:
+            continue
+        begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)
+        spans = F.pad(begun[:, None].float(), (span - 1, 0))
+        hidden = F.max_pool1d(spans, span, stride=1)[:, 0] > 0
+        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != alphabet.begin)
+        streams[name] = stream._replace(tokens=torch.where(hidden[..., None], alphabet.filler, stream.tokens))
+    return batch._replace(streams=streams)
+
+
+def switch_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
+    loss = states[model.names[0]].new_zeros(())
+    for name, stream in batch.streams.items():
+        logits = model.switches[name](_at(states[name], stream.ends).detach())
+        loss = loss + F.cross_entropy(logits, _at(stream.turn, stream.ends), reduction="sum")
+    return loss

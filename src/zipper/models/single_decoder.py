@@ -1,0 +1,127 @@
+"""The baseline of the paper (4.1.2): one decoder whose vocabulary was grown by the units of speech."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zipper.config import ModelConfig, TowerConfig
+from zipper.data.batches import Batch
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.tower import Tower, cross_entropy
+
+
+class SingleDecoder(MultimodalModel):
+    """All modalities in one stream, in the linear order of the document, with full causal self-attention.
+
+    The first modality is the one that the decoder is pre-trained on. A column of another one is a sum of its
+    codebooks' embeddings, as in a tower of its own; head 0 chooses among the first codebooks of all
+    modalities, the other heads within their codebook.
+
+    Rows of the grown vocabulary: first codebooks of all modalities, in their order, then all others.
+    """
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        """cfg: resolved, so that all towers have the first one's shape."""
+        super().__init__(cfg)
+        towers = [cfg.towers[name] for name in self.names]
+        self.joint = sum(tower.vocabulary for tower in towers)  # entries of head 0
+        rows = sum(tower.vocabulary * tower.codebooks for tower in towers)
+        self.decoder = Tower(replace(towers[0], vocabulary=rows, codebooks=1))
+        first, other = 0, self.joint
+        self.shares: dict[str, Share] = {}  # a plain dict: every weight is owned once, by the decoder
+        for name, tower in zip(self.names, towers, strict=True):
+            self.shares[name] = Share(self.decoder, tower, first, other, self.joint)
+            first, other = first + tower.vocabulary, other + tower.vocabulary * (tower.codebooks - 1)
+        self.switches = self.make_switches()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """As MultimodalModel."""
+        streams = {name: batch.streams[name] for name in self.names}
+        length, x = batch.length, None
+        for name, stream in streams.items():
+            embedded = self.shares[name].embed(stream.tokens)
+            if x is None:  # one column more than there are, for what is padding
+                x = embedded.new_zeros(len(embedded), length + 1, embedded.shape[-1])
+            at = torch.where(stream.valid, stream.place, length)[..., None].expand_as(embedded)
+            x = x.scatter(1, at, embedded)
+        assert x is not None
+        x = x[:, :length]
+        rotation = self.decoder.rotation(torch.arange(length, device=x.device)[None])
+        for layer in self.decoder.layers:
+            x = layer(x, rotation)
+        states = self.decoder.finish(x)
+        place = {
+            name: stream.place[..., None].expand(-1, -1, x.shape[-1]) for name, stream in streams.items()
+        }
+        return {name: states.gather(1, at) for name, at in place.items()}
+
+    def tower(self, name: str) -> Tower:
+        return self.shares[name]
+
+    def backbone(self, name: str) -> str:
+        return self.names[0]
+
+    @torch.no_grad()
+    def start_from(self, tower: Tower) -> None:
+        """Takes over a pre-trained tower: one that this decoder's tokens have trained before, or one of the
+        first modality, which is grown: its rows stay bit for bit what they are, and new ones are drawn about
+        their mean, with their spread. (At the mean itself all units would look alike until training has
+        moved them apart.)"""
+        weights = tower.state_dict()
+        for name in ("embedding.weight", "head"):  # the latter where the two are not tied
+            if name in weights:
+                weights[name] = self._grown(weights[name])
+        self.decoder.load_state_dict(weights)
+
+    def _grown(self, old: Tensor) -> Tensor:
+        rows = len(self.decoder.embedding.weight)
+        if len(old) == rows:
+            return old
+        grown = old.mean(0) + old.std(0) * torch.randn((rows, old.shape[1]), dtype=old.dtype)
+        first = self.shares[self.names[0]]
+        grown[(first.offset[:, None] + torch.arange(first.cfg.vocabulary)).flatten()] = old  # [Q, V]
+        return grown
+
+
+class Share(Tower):
+    """One modality's rows of a decoder's vocabulary, and the layers that it shares with all others."""
+
+    def __init__(self, decoder: Tower, cfg: TowerConfig, first: int, other: int, joint: int) -> None:
+        """first, other: rows where its first codebook, and its other ones, begin; joint: rows of head 0."""
+        nn.Module.__init__(self)
+        self.cfg, self.decoder = cfg, decoder
+        self.layers, self.norm, self.embedding = decoder.layers, decoder.norm, decoder.embedding
+        self.first, self.joint = first, joint
+        self.other = other
+
+    def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
+        """As Tower; the first codebook stands against those of all modalities."""
+        shared = states @ self._rows[: self.joint].T  # [N, joint]
+        first = target[:, :1]
+        first = cross_entropy(shared[:, None], torch.where(first < 0, first, first + self.first))
+        if self.cfg.codebooks == 1:
+            return first
+        own = states @ self._others.T
+        own = own.unflatten(-1, (self.cfg.codebooks - 1, self.cfg.vocabulary))
+        return torch.cat([first, cross_entropy(own, target[:, 1:])], dim=1)
+
+    @property
+    def weight(self) -> Tensor:
+        first = self._rows[self.first : self.first + self.cfg.vocabulary]
+        return torch.cat([first, self._others]) if self.cfg.codebooks > 1 else first
+
+    @property
+    def offset(self) -> Tensor:
+        books = torch.arange(self.cfg.codebooks, device=self.embedding.weight.device)
+        offset = (books - 1) * self.cfg.vocabulary + self.other
+        return torch.where(books == 0, self.first, offset)
+
+    @property
+    def _others(self) -> Tensor:
+        return self._rows[self.other :][: (self.cfg.codebooks - 1) * self.cfg.vocabulary]
+
+    @property
+    def _rows(self) -> Tensor:
+        """The decoder's whole head, as it is now: sharding puts another Parameter in its place."""
+        return self.decoder.weight

@@ -1,0 +1,153 @@
+"""Towers joined by zips (paper 3.1). N towers; two is the usual number, one is plain pre-training."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zipper.config import ModelConfig
+from zipper.data.batches import Batch
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.tower import Tower
+from zipper.models.zip_block import When, ZipBlock, accept_scalar_gates, cross_mask, gate, mlp
+
+
+class InputProjection(nn.Module):
+    """Adapts a tower's embeddings to the multimodal task (paper 3.1: h0 = ReLU(MLP(embedding)), 3 layers)."""
+
+    def __init__(self, kind: str, width: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.mlp = mlp(width, width, 3)
+        if kind == "residual":
+            self.gate = gate(0.0)  # starts as the tower's own embedding
+        self.register_load_state_dict_pre_hook(accept_scalar_gates)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, D] -> [B, T, D]"""
+        return F.relu(self.mlp(x)) if self.kind == "paper" else x + self.gate.tanh() * self.mlp(x)
+
+
+class Look(NamedTuple):
+    """One direction of a batch: the documents in which it sees anything, what they see, and when."""
+
+    chosen: Tensor | None  # int64 [R]; None: all of them
+    mask: Tensor  # bool [R, Tq, Tk]
+    asking: When  # [R, Tq]
+    asked: When  # [R, Tk]
+
+    @classmethod
+    def of(cls, batch: Batch, a: str, b: str, asking: When, asked: When) -> "Look":
+        """What tower a sees of tower b."""
+        mask = cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
+        mask = mask & batch.multimodal[:, None, None]
+        rows = batch.seeing[a, b]
+        if len(rows) == len(mask):
+            return cls(None, mask, asking, asked)
+        return cls(rows, mask[rows], When(asking.time[rows]), When(asked.time[rows]))
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Of x [B, T, D], those documents: [R, T, D]"""
+        return x if self.chosen is None else x[self.chosen]
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [B, T, D] with y [R, T, D] added where it belongs."""
+        return x + y if self.chosen is None else x.index_add(0, self.chosen, y.to(x.dtype))
+
+
+class Zipper(MultimodalModel):
+    """Stage n runs `interval` layers of every tower; then all zips of the stage look across, at states from
+    before any of them is updated. Layers left over run after the last zip."""
+
+    def __init__(
+        self, cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
+    ) -> None:
+        """They place all towers on one axis of time. rates: tokens a second of each tower, on average.
+        seconds: what each token of a tower's first codebook is expected to take, [V]; else 1 / rate."""
+        super().__init__(cfg)
+        self.rates = rates
+        for name in self.names:
+            rows = cfg.towers[name].vocabulary
+            each = (seconds or {}).get(name) or [1 / rates[name]] * rows
+            each = each + [0.0] * (rows - len(each))  # a padded embedding has more rows than the tokenizer
+            # Not of the checkpoint: they come with its facts.
+            self.register_buffer(f"seconds_{name}", torch.tensor(each), persistent=False)
+        towers = {name: cfg.towers[name] for name in self.names}
+        self.towers = nn.ModuleDict({name: Tower(tower) for name, tower in towers.items()})
+        self.stages = min(t.layers // t.interval for t in towers.values()) if self.pairs else 0
+        self.zips = nn.ModuleList(
+            nn.ModuleDict(
+                {_key(a, b): ZipBlock(cfg.zip, towers[a].width, towers[b].width) for a, b in self.pairs}
+            )
+            for _ in range(self.stages)
+        )
+        projected = {n: t for n, t in towers.items() if self.pairs and t.input_projection != "none"}
+        self.projections = nn.ModuleDict(
+            {n: InputProjection(t.input_projection, t.width) for n, t in projected.items()}
+        )
+        self.switches = self.make_switches()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """As MultimodalModel."""
+        x, rotations, times, coming = {}, {}, {}, {}
+        for name in self.names:
+            stream, tower = batch.streams[name], self.tower(name)
+            position = torch.arange(stream.tokens.shape[1], device=stream.tokens.device)[None]
+            x[name] = self.project(name, tower.embed(stream.tokens), batch.multimodal)
+            rotations[name] = tower.rotation(position)
+            times[name], coming[name], _ = self.times(name, stream.tokens, stream.valid)
+        looks = {
+            (a, b): Look.of(batch, a, b, coming[a], times[b]) for a, b in self.pairs if (a, b) in self.used
+        }
+        for stage in range(self.stages):
+            for name in self.names:
+                for index in self.layers(name, stage):
+                    x[name] = self.tower(name).layers[index](x[name], rotations[name])
+            before = dict(x)
+            for (a, b), look in looks.items():
+                block = self.zip(stage, a, b)
+                asked = block.look_at(look.rows(before[b]), look.asked)
+                x[a] = look.add(x[a], block(look.rows(before[a]), look.asking, asked, look.mask))
+        for name in self.names:
+            for index in self.layers(name, self.stages):
+                x[name] = self.tower(name).layers[index](x[name], rotations[name])
+        return {name: self.tower(name).finish(x[name]) for name in self.names}
+
+    def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
+        """The input projection, skipped in documents of one modality. x [B, T, D], multimodal bool [B]."""
+        if name not in self.projections:
+            return x
+        return torch.where(multimodal[:, None, None], self.projections[name](x), x)
+
+    def times(
+        self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
+    ) -> tuple[When, When, Tensor]:
+        """When tokens int64 [B, T, Q] are said, going on from `since` [B, 1], all in seconds.
+
+        Returns for each token [B, T] the time at which it is asked, the middle of its own span, and the one
+        with which it asks, the end of the token that it is about to predict; and [B, 1] the end of the last
+        valid one.
+        """
+        exact = torch.float64 if self.tower(name).weight.dtype == torch.float64 else torch.float32
+        each = self.get_buffer(f"seconds_{name}").to(exact)[tokens[..., 0]] * valid  # [B, T]
+        end = each.cumsum(1) + (0.0 if since is None else since)
+        return When(end - each / 2), When(end + 1 / self.rates[name]), end[:, -1:]
+
+    def tower(self, name: str) -> Tower:
+        tower = self.towers[name]
+        assert isinstance(tower, Tower)
+        return tower
+
+    def backbone(self, name: str) -> str:
+        return name
+
+    def zip(self, stage: int, asking: str, asked: str) -> ZipBlock:
+        block = self.zips[stage][_key(asking, asked)]  # type: ignore[index]  # a ModuleDict
+        assert isinstance(block, ZipBlock)
+        return block
+
+
+def _key(asking: str, asked: str) -> str:
+    return f"{asking}_from_{asked}"

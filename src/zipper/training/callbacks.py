@@ -1,0 +1,190 @@
+"""What is watched during a training: recognition and speaking on dev, gates, throughput."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from zipper.config import RunConfig
+from zipper.data.dataset import Store
+from zipper.distributed import divided
+from zipper.evaluation import asr, tts
+from zipper.evaluation.result import chosen_rows
+from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluation.tts import Listener
+from zipper.evaluation.wer import capped_rate
+from zipper.models.zip_block import is_gate
+from zipper.training.module import ZipperModule
+
+SHOWN = 5  # utterances printed at a validation
+
+
+class RecognitionMonitor(L.Callback):
+    """WER on the first dev utterances at every validation, with a table of samples."""
+
+    def __init__(self, store: Store, cfg: RunConfig) -> None:
+        self.store, self.cfg = store, cfg
+        self.rows = chosen_rows(store, cfg, "asr", "dev")[: cfg.evaluate.dev_utterances]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ZipperModule)
+        batch, how = self.cfg.evaluate.batch, self.cfg.decode.text
+        found = divided(
+            self.rows, lambda rows: asr.recognise(module.model, self.store, module.facts, rows, batch, how)
+        )
+        wer = asr.total(found).rate
+        module.log("dev/asr_wer", wer, prog_bar=True)
+        module.capped["asr"] = capped_rate(found)
+        lines = [f"step {trainer.global_step}: dev WER of recognition {wer:.1%} on {len(found)} utterances"]
+        for one in found[:SHOWN]:
+            lines += [
+                f"    reference  {one.reference}",
+                f"    hypothesis {one.hypothesis or '(empty)'} [{one.stopped}]",
+            ]
+        _say("\n".join(lines))
+        entries = [one.entry() for one in found]
+        log_recognised(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
+
+
+class SpeechMonitor(L.Callback):
+    """Speaks the first dev sentences at every validation, and lets the judge hear them."""
+
+    def __init__(self, store: Store, cfg: RunConfig, listener: Listener) -> None:
+        self.store, self.listener = store, listener
+        self.rows = chosen_rows(store, cfg, "tts", "dev")[: cfg.evaluate.dev_spoken]
+        self.cfg = replace(cfg, evaluate=replace(cfg.evaluate, split="dev"))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ZipperModule)
+        batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
+        spoken = divided(
+            self.rows,
+            lambda rows: tts.speak(
+                module.model, self.store, module.facts, rows, self.listener, batch, how, self.cfg.seed
+            ),
+        )
+        written, found = [one for one, _ in spoken], [one for _, one in spoken]
+        wer = tts.total(found).rate
+        module.log("dev/tts_wer", wer, prog_bar=True)
+        module.capped["tts"] = capped_rate(found)
+        cut = sum(one.stopped != "end" for one in found)
+        lines = [
+            f"step {trainer.global_step}: dev WER of speech {wer:.1%} on {len(found)} sentences, {cut} cut"
+        ]
+        for one in found[:SHOWN]:
+            lines += [
+                f"    to say {one.reference}",
+                f"    heard  {one.hypothesis or '(nothing)'} [{one.stopped}]",
+            ]
+        _say("\n".join(lines))
+        if trainer.is_global_zero:
+            entries = [one.entry() for one in found]
+            shown = write_samples(
+                self.cfg.run_dir / "samples", self.cfg, self.listener, self.store, entries, written
+            )
+            log_spoken(trainer.loggers, "dev", entries, shown, trainer.global_step)
+
+
+class MeanWer(L.Callback):
+    """dev/wer, by which the best checkpoint is chosen: the mean over what the run learns, of rates with the
+    errors of each sentence capped at its words."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ZipperModule)
+        module.log("dev/wer", sum(module.capped.values()) / len(module.capped))
+
+
+class Patience(EarlyStopping):
+    """Lightning's EarlyStopping; a run that it had ended before a resume stays ended."""
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        """patience: validations without a better one."""
+        super().__init__(monitor, patience=patience, check_on_train_epoch_end=False)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        trainer.should_stop = self.wait_count >= self.patience
+
+
+class GateMonitor(L.Callback):
+    """Logs how far each gate is open, tanh(a) and tanh(b). At 0 nothing comes across."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, ZipperModule)
+        if trainer.global_step % module.cfg.log.every or not trainer.loggers:
+            return
+        gates = {
+            f"gate/{name.removeprefix('model.')}": whole(parameter).tanh().item()
+            for name, parameter in module.named_parameters()
+            if is_gate(name) and parameter.requires_grad
+        }
+        for logger in trainer.loggers:  # which write on the first rank alone
+            logger.log_metrics(gates, step=trainer.global_step)
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """Of a parameter that lies in pieces, all of it: every rank must ask."""
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
+
+
+class Spikes(L.Callback):
+    """Logs the largest loss and the largest gradient norm since the last logging: none is missed between."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, Tensor] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        assert isinstance(module, ZipperModule)
+        for name, value in module.latest.items():
+            self.peaks[name] = torch.maximum(self.peaks.get(name, value), value)
+        module.latest.clear()
+        stepped = (index + 1) % trainer.accumulate_grad_batches == 0
+        if stepped and trainer.global_step % module.cfg.log.every == 0:
+            peaks = {f"train/{name}_max": float(value) for name, value in self.peaks.items()}
+            for logger in trainer.loggers:
+                logger.log_metrics(peaks, step=trainer.global_step)
+            self.peaks.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: float(value) for name, value in self.peaks.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.peaks = {name: torch.tensor(value, dtype=torch.float64) for name, value in state.items()}
+
+
+class Throughput(L.Callback):
+    """Tokens a second since the last logging, padding left out."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, ZipperModule)
+        self.since, self.units = time.monotonic(), module.units
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.on_train_start(trainer, module)  # the validation's time is not the training's
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(module, ZipperModule)
+        if trainer.global_step % module.cfg.log.every or module.units == self.units:
+            return
+        now = time.monotonic()
+        module.log(
+            "train/units_per_second",
+            (module.units - self.units) / (now - self.since),
+            prog_bar=True,
+            rank_zero_only=True,
+        )
+        self.since, self.units = now, module.units
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print("\n" + text, flush=True)

@@ -1,0 +1,222 @@
+"""`zipper train-codec`: a small EnCodec learnt from the training split of a corpus, written to
+assets/codec.
+"""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+import torchaudio
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm import tqdm
+
+from zipper.checkpoint_files import read_checkpoint
+from zipper.codecs.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
+from zipper.commit import commit
+from zipper.config import RunConfig, TrainCodecConfig, asset
+from zipper.corpora.utterance import Utterance, sentences_hash
+from zipper.disk import check_place
+from zipper.distributed import WholeFiles, check_trainer, one_device
+from zipper.errors import ConfigError, DataError
+from zipper.training.codebooks import CodebookLearner, nearest
+
+GAIN = 10.0  # speech of the corpus has an RMS near 0.05; inside, near 0.5
+WINDOWS = (128, 256, 512, 1024, 2048)  # samples
+FLOOR = 1e-2  # added to a mel energy before its logarithm: silence keeps a gradient, and it learns at once
+INITIAL_LATENTS = 32_768
+
+
+class SpectralLoss(nn.Module):
+    """L1 of log-mel plus 0.2 L1 of mel magnitudes, summed over window lengths."""
+
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.mels = nn.ModuleList(
+            torchaudio.transforms.MelSpectrogram(
+                sample_rate,
+                n_fft=window,
+                hop_length=window // 4,
+                n_mels=max(8, min(64, window // 16)),
+                power=1,
+            )
+            for window in WINDOWS
+        )
+
+    def forward(self, wave: Tensor, target: Tensor) -> Tensor:
+        """wave, target [B, n] -> []"""
+        loss = wave.new_zeros(())
+        for window, mel in zip(WINDOWS, self.mels, strict=True):
+            a, b = mel(wave) / window**0.5, mel(target) / window**0.5
+            loss = loss + F.l1_loss((a + FLOOR).log(), (b + FLOOR).log()) + 0.2 * F.l1_loss(a, b)
+        return loss
+
+
+class CodecModule(L.LightningModule):
+    """Trains encoder and decoder first as a plain autoencoder, then with the quantiser between them."""
+
+    def __init__(self, cfg: TrainCodecConfig, crops: "Crops") -> None:
+        super().__init__()
+        self.cfg, self.crops = cfg, crops
+        self.model = build_embedded(cfg)
+        self.learner = CodebookLearner(self.model.quantizer)
+        self.loss = SpectralLoss(cfg.sample_rate)
+        self.quantise_from = int(cfg.steps * cfg.autoencoder)
+        if cfg.init:
+            self.quantise_from = 0
+            self.model.load_state_dict(load_embedded(asset(cfg.init)).model.state_dict())
+
+    def training_step(self, wave: Tensor, index: int) -> Tensor:
+        """wave [B, n], already times GAIN."""
+        latents = self.model.encoder(wave[:, None])  # [B, D, F]
+        commitment, variance = latents.new_zeros(()), latents.detach().var()
+        if self.global_step >= self.quantise_from:
+            # One step in four decodes from fewer codebooks: the first carry the most (EnCodec 3.2).
+            few = index % 4 == 0
+            codebooks = 1 + (index // 4) % self.cfg.codebooks if few else self.cfg.codebooks
+            latents, commitment = self.learner(latents, codebooks)
+        out = self.model.decoder(latents)[:, 0, : wave.shape[-1]]
+        spectral = self.loss(out, wave)
+        self.log_dict(
+            {"codec/spectral": spectral, "codec/commitment": commitment}, prog_bar=True, batch_size=len(wave)
+        )
+        # In units of the latents' own variance, or the encoder would shrink them to make it small.
+        return spectral + 0.25 * commitment / variance
+
+    def on_train_batch_start(self, batch: Tensor, index: int) -> None:
+        """At the change from autoencoder to quantiser: k-means on many latents."""
+        if self.global_step == self.quantise_from and not self.cfg.init:
+            loader = self.crops.crops(seed=self.cfg.steps)
+            rows: list[Tensor] = []
+            with torch.no_grad():
+                while sum(map(len, rows)) < INITIAL_LATENTS:
+                    wave = next(loader).to(self.device)
+                    rows.append(self.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1))
+            self.learner.initialise(torch.cat(rows))
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimiser = torch.optim.AdamW(self.parameters(), self.cfg.lr, betas=(0.8, 0.99), weight_decay=0.0)
+
+        def factor(step: int) -> float:
+            return (
+                min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(step / self.cfg.steps, 1.0)))
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Crops(IterableDataset):
+    """Random crops of a corpus held in memory as int16: batches [B, n] as a function of (seed, step)."""
+
+    def __init__(self, utterances: list[Utterance], cfg: TrainCodecConfig, seed: int) -> None:
+        self.cfg, self.seed, self.start = cfg, seed, 0
+        self.length = int(cfg.seconds * cfg.sample_rate)
+        waves = (u.wave(cfg.sample_rate) for u in tqdm(utterances, desc="read audio", mininterval=1.0))
+        self.waves = [(w * 32767).round().to(torch.int16) for w in waves if len(w) > self.length]
+        if not self.waves:
+            raise DataError(f"No utterance is longer than train_codec.seconds={cfg.seconds}.")
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.crops(self.seed, self.start)
+
+    def crops(self, seed: int, start: int = 0) -> Iterator[Tensor]:
+        """Endless batches float32 [B, n], times GAIN, from step `start` on."""
+        for step in itertools.count(start):
+            draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            rows = []
+            for index in torch.randint(len(self.waves), (self.cfg.batch,), generator=draw).tolist():
+                wave = self.waves[index]
+                first = int(torch.randint(len(wave) - self.length, (1,), generator=draw))
+                rows.append(wave[first : first + self.length])
+            yield torch.stack(rows).float() * (GAIN / 32767)
+
+
+def check_codec_training(cfg: RunConfig) -> None:
+    """Before any audio is made or read: raises DataError where the codec cannot be written or gone on from,
+    ConfigError where that one has another shape.
+    """
+    mine = cfg.train_codec
+    check_trainer(one_device(cfg.train))
+    check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
+    if not mine.init:
+        return
+    first = load_embedded(asset(mine.init)).model.state_dict()
+    shapes = {key: tensor.shape for key, tensor in build_embedded(mine).state_dict().items()}
+    if {key: tensor.shape for key, tensor in first.items()} != shapes:
+        raise ConfigError(
+            f"train_codec.init={mine.init} has another shape than this config asks for. Give its filters, "
+            "dimension, ratios, codebooks and codes, or leave init out."
+        )
+
+
+def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
+    """Trains on the training split alone; writes weights, shape, hash, usage of codebooks, command."""
+    if (cfg.run_dir / "finished").exists():
+        raise ConfigError(f"{cfg.run_dir} holds a finished codec training. Choose another name (name=...).")
+    started, code = time.monotonic(), commit()
+    L.seed_everything(cfg.seed, verbose=False)
+    train = [u for u in utterances if u.split == "train"]
+    crops = Crops(train, cfg.train_codec, cfg.seed)
+    module = CodecModule(cfg.train_codec, crops)
+    logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
+    trainer = L.Trainer(
+        max_steps=cfg.train_codec.steps,
+        logger=logger,
+        log_every_n_steps=50,
+        callbacks=[ModelCheckpoint(cfg.run_dir, save_last=True, every_n_train_steps=1000, save_top_k=0)],
+        accelerator=cfg.train.accelerator,
+        devices=1,
+        gradient_clip_val=1.0,
+        plugins=[WholeFiles()],
+    )
+    last = cfg.run_dir / "last.ckpt"  # a training that was cut off goes on from here
+    if last.exists():
+        crops.start = read_checkpoint(last)["global_step"]
+    path = last if last.exists() else None
+    trainer.fit(module, DataLoader(crops, batch_size=None), ckpt_path=path, weights_only=True)
+    folder = Path(cfg.train_codec.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = module.model.cpu().eval()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    settings = {
+        "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
+        "gain": GAIN,
+        "sha256": sha256(folder / WEIGHTS),
+        "command": command,
+        "commit": code,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "trained_on": sentences_hash(u.text or "" for u in train),
+        "codebooks": usage(module),
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (cfg.run_dir / "finished").touch()
+    return folder
+
+
+@torch.no_grad()
+def usage(module: CodecModule, batches: int = 200) -> list[dict[str, float]]:
+    """Of each codebook: how many codes are used, and their entropy in bits (at most log2 of the codes)."""
+    counts = torch.zeros(module.cfg.codebooks, module.cfg.codes)
+    for _, wave in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
+        residual = module.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1)
+        for level, book in enumerate(module.learner.books):
+            code = nearest(residual, book.embed)
+            counts[level] += torch.bincount(code, minlength=module.cfg.codes)
+            residual = residual - book.embed[code]
+    share = counts / counts.sum(1, keepdim=True)
+    entropy = -(share * share.clamp(min=1e-12).log2()).sum(1)
+    return [
+        {"used": int((row > 0).sum()), "entropy_bits": round(float(h), 2)}
+        for row, h in zip(counts, entropy, strict=True)
+    ]

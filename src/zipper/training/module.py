@@ -1,0 +1,218 @@
+"""Training only: losses, logging, optimiser. The network itself knows nothing of Lightning."""
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from zipper.config import RunConfig, from_dict, to_dict
+from zipper.data.batches import Batch
+from zipper.data.statistics import Facts
+from zipper.errors import TrainingError
+from zipper.models.building import build_for_run
+from zipper.models.losses import hide_past, not_finite, stream_loss, switch_loss
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.zip_block import is_gate
+from zipper.models.zipper import Zipper
+from zipper.training.engine import shard
+
+NAMED = 8  # utterances named where a step fails
+
+
+class ZipperModule(L.LightningModule):
+    """A Zipper or a Single Decoder in training; a Zipper of one tower is plain pre-training."""
+
+    def __init__(self, cfg: dict[str, Any], facts: dict[str, Any]) -> None:
+        """cfg: of a resolved RunConfig, facts: of the store, both as plain dicts, so that checkpoints load
+        with weights_only=True.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        self.cfg: RunConfig = from_dict(cfg)
+        self.facts = Facts(**facts)
+        self.model = build_for_run(self.cfg, self.facts)
+        self.idle = idle_parts(self.model)
+        for part in self.idle.values():
+            part.requires_grad_(False)
+        self.sharded = False
+        self.held: list[Batch] = []  # of the step that is being made
+        self.capped: dict[str, float] = {}  # by task: error rate on dev at the last validation
+        self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
+        self.units = 0  # tokens trained on, padding left out
+        self.seconds_before, self.started = (
+            0.0,
+            time.monotonic(),
+        )  # of training, in processes that were cut off
+
+    @classmethod
+    def of(cls, cfg: RunConfig, facts: Facts) -> "ZipperModule":
+        """From a resolved config."""
+        return cls(to_dict(cfg), facts.to_dict())
+
+    def configure_model(self) -> None:
+        """Lightning's hook, in every process before it trains: shards, where the strategy does."""
+        if self.device_mesh is not None and not self.sharded:
+            shard(self.model, self.device_mesh["data_parallel"])
+            self.sharded = True
+
+    def on_fit_start(self) -> None:
+        self.started = time.monotonic()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_seconds"] = self.train_seconds()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds_before = checkpoint.get("train_seconds", 0.0)
+
+    def train_seconds(self) -> float:
+        """Of training with its validations, also in processes before this one, up to the checkpoint that it
+        went on from."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_train_start(self) -> None:
+        """A frozen tower stays in eval (no dropout); all else trains, whatever state it was loaded in."""
+        self.train()
+        for name in self.model.names:
+            self.model.tower(name).train(not self.cfg.model.towers[name].frozen)
+
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Dropout follows from (seed, micro-batch, rank): a resumed run draws what the unbroken one does."""
+        torch.manual_seed((self.cfg.seed * 1_000_003 + index) * 1_009 + self.global_rank)
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """Loss of this slice, scaled so that all slices average to the mean over the whole step."""
+        slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        if self.cfg.train.hide:
+            batch = hide_past(batch, self.model, self.cfg.train.hide, self.cfg.train.hide_span)
+        states = self.model(batch)
+        loss = states[self.model.names[0]].new_zeros(())
+        for name, stream in batch.streams.items():
+            books = self.cfg.train.codebook_weights if name == "speech" else []
+            part = stream_loss(self.model.tower(name), states[name], stream, books)
+            part = part * slices / max(batch.total[name], 1.0)
+            if batch.total[name]:
+                self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + part
+        if self.model.switches:
+            switch = switch_loss(self.model, states, batch) * slices / max(batch.turns, 1)
+            self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + switch
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
+        padding = torch.tensor(batch.padding).to(self.device, non_blocking=True)  # or Lightning waits for it
+        self.log("train/padding", padding, batch_size=len(batch.ids))
+        self.latest["loss"] = loss.detach()
+        self.held.append(batch)
+        self.units += batch.tokens
+        return loss
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Lightning's hook, once a step, before the update. Raises TrainingError where the norm is not
+        finite: weights and checkpoints stay as they were."""
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm(p.grad for p in trained)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if not norm.isfinite():
+            raise TrainingError(self._not_finite(float(norm)))
+        self.held.clear()
+        if gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+        self.log("train/grad_norm", norm, batch_size=1)
+        self.latest["grad_norm"] = norm
+
+    def _not_finite(self, norm: float) -> str:
+        """What to tell the user."""
+        guilty = [one for batch in self.held for one in not_finite(self.model, batch)]
+        ids = guilty or [one for batch in self.held for one in batch.ids]
+        named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
+        what = "the loss is not finite in" if guilty else f"the gradient's norm is {norm} in the step of"
+        return (
+            f"step {self.trainer.global_step + 1}: {what} {named}. Nothing was updated, and no checkpoint "
+            "written over. The same command comes to the same step: look at these utterances, or train under "
+            f"another name (name=...) with train.lr below {self.cfg.train.lr:g}, train.clip below "
+            f"{self.cfg.train.clip:g}, more train.warmup or train.precision=32-true."
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self.dev = torch.zeros(
+            len(self.model.names), 2, dtype=next(self.model.parameters()).dtype, device=self.device
+        )
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        states = self.model(batch)
+        for index, name in enumerate(self.model.names):
+            stream = batch.streams[name]
+            loss = stream_loss(self.model.tower(name), states[name], stream)
+            weight = (stream.weight[..., None] * (stream.target != -100)).sum()
+            self.dev[index] += torch.stack([loss, weight.to(loss)]).to(self.dev)
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean over all scored tokens of the dev split, added up over ranks before it is divided."""
+        mean = torch.zeros((), device=self.device)
+        added = self.trainer.strategy.reduce(self.dev, reduce_op="sum")
+        for name, (loss, weight) in zip(self.model.names, added, strict=True):
+            if weight:
+                self.log(f"dev/loss_{name}", loss / weight)
+                mean = mean + loss / weight
+        self.log("dev/loss", mean, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        train = self.cfg.train
+        groups = parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay)
+        optimiser: torch.optim.Optimizer
+        if train.optimiser == "adafactor":
+            optimiser = torch.optim.Adafactor(groups, lr=train.lr)
+        else:
+            optimiser = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / max(train.warmup, 1))
+            fall = (
+                0.5 * (1 + math.cos(math.pi * min(step / train.steps, 1.0)))
+                if train.schedule == "cosine"
+                else 1.0
+            )
+            return rise * fall
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
+    """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
+    if not isinstance(model, Zipper):
+        return {}
+    return {
+        f"zips.{stage}.{asking}_from_{asked}": model.zip(stage, asking, asked)
+        for stage in range(model.stages)
+        for asking, asked in model.pairs
+        if (asking, asked) not in model.used
+    }
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, gate_lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Matrices decay; norms, biases and embeddings do not; gates neither, and they learn faster."""
+    gates, decayed, rest = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if is_gate(name):
+            gates.append(parameter)
+        elif parameter.ndim == 1 or name.endswith(("embedding.weight", ".head")):
+            rest.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+        {"params": gates, "weight_decay": 0.0, "lr": lr * gate_lr},
+    ]
+    return [group for group in groups if group["params"]]

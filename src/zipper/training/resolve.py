@@ -1,0 +1,143 @@
+"""Fills in what only the store and the pre-trained towers know: vocabularies, codebooks, shapes."""
+
+from dataclasses import fields, replace
+
+from zipper.config import TASKS, RunConfig, TowerConfig
+from zipper.corpora.utterance import FIRST, sentences_hash
+from zipper.data.dataset import Store
+from zipper.data.statistics import reads, reads_all
+from zipper.errors import ConfigError, DataError
+from zipper.hub import model_folder
+from zipper.modalities.delay import vocabulary
+from zipper.models.pretrained import tower_facts, with_shape_of
+
+BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has of its own in a single decoder
+
+
+def check_towers(cfg: RunConfig) -> None:
+    """All that can be said before there is a store. Raises ConfigError where a task needs a modality that
+    has no tower, or the config asks for a shape that does not fit, DataError where a pre-trained tower is
+    damaged."""
+    _check_tasks(cfg)
+    towers = dict(cfg.model.towers)
+    for name in cfg.model.modalities:
+        if init := towers[name].init:
+            towers[name] = with_shape_of(towers[name], model_folder(init))
+            towers[name].check_interval()
+    if cfg.model.kind == "zipper":
+        replace(cfg.model, towers=towers).check_widths()
+
+
+def resolve(cfg: RunConfig, store: Store) -> RunConfig:
+    """The config with every tower's shape settled.
+
+    Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the store holds.
+    """
+    _check_tasks(cfg)
+    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != store.codebooks:
+        raise ConfigError(
+            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} "
+            "codebooks. "
+            "Give so many, or none."
+        )
+    grammar = cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None
+    single = cfg.model.kind == "single_decoder"
+    towers: dict[str, TowerConfig] = {}
+    for name in cfg.model.modalities:
+        tower = cfg.model.towers[name]
+        if single and towers:
+            tower = _as_wide_as(next(iter(towers.values())), name, tower)
+        towers[name] = _settle(name, tower, store, grammar, single)
+    return replace(cfg, model=replace(cfg.model, towers=towers))
+
+
+def _check_tasks(cfg: RunConfig) -> None:
+    shares = cfg.train.tasks.shares()
+    if not shares:
+        raise ConfigError(
+            f"train.tasks: every share is 0, nothing would be trained. Give one of {sorted(TASKS)} a share."
+        )
+    if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
+        raise ConfigError(
+            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not learnt: train.tasks={shares}. "
+            "Give it a share there, or leave it out."
+        )
+    needed = {name for task in shares for name in TASKS[task]}
+    if missing := sorted(needed - set(cfg.model.modalities)):
+        raise ConfigError(
+            f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}. Name "
+            "them there, or leave the task out."
+        )
+
+
+def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
+    """What a modality brings to a single decoder is its vocabulary; all else is the decoder's."""
+    plain = TowerConfig()
+    for key in (f.name for f in fields(TowerConfig) if f.name not in BROUGHT):
+        if getattr(tower, key) not in (getattr(plain, key), getattr(decoder, key)):
+            raise ConfigError(
+                f"model.towers.{name}.{key}={getattr(tower, key)}, but a single decoder has one set of "
+                f"layers, with {key}={getattr(decoder, key)}. Leave it out."
+            )
+    return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
+
+
+def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: bool) -> TowerConfig:
+    own = {"text": (store.subwords.vocabulary, 1), "speech": (vocabulary(store.codes), store.codebooks)}
+    if name not in own:
+        raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
+    count, books = own[name]
+    if tower.init:
+        folder = model_folder(tower.init)
+        facts = tower_facts(folder)
+        known = {reads(store, name), *([reads_all(store)] if single else [])}
+        if facts["reads"] not in known:
+            raise DataError(
+                f"model.towers.{name}.init={tower.init} was trained on {facts['reads']!r}, but the store "
+                f"holds {reads(store, name)!r}. Use the codec or tokenizer "
+                "of that tower, or pre-train one on these."
+            )
+        learnt = facts.get("pattern", "delay")
+        if facts["reads"] != reads(store, "text") and learnt != store.pattern and store.codebooks > 1:
+            raise ConfigError(
+                f"codec.pattern={store.pattern}, but model.towers.{name}.init={tower.init} was trained on "
+                f"{learnt}. Use that, or pre-train one on this."
+            )
+        train = store.splits["train"]
+        if (
+            grammar
+            and facts["trained_on"]
+            not in (
+                None,  # a model of elsewhere
+                store.facts["trained_on"],
+                sentences_hash(train[:FIRST]["text"]),  # a part of this training split
+            )
+        ):
+            raise DataError(
+                f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
+                "this store's training split, so dev and test may hold some of them. Keep the data.seed and "
+                f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
+                "share of the training split), or pre-train towers on this store."
+            )
+        if facts["reads"] == reads_all(store):  # a grown decoder, whose rows are those of all modalities
+            shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
+            tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
+        else:
+            tower = with_shape_of(tower, folder)
+        tower.check_interval()
+    if name == "text":
+        # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
+        # held to.
+        tower = replace(tower, specials=[store.subwords.begin, store.subwords.end])
+        count = max(count, tower.vocabulary if tower.init else 0)
+    if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
+        raise ConfigError(
+            f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
+            f"store has {count} and {books}. Leave both out."
+        )
+    if tower.pattern not in ("delay", store.pattern):
+        raise ConfigError(
+            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={store.pattern}. Leave it out."
+        )
+    pattern = "delay" if name == "text" else store.pattern
+    return replace(tower, vocabulary=count, codebooks=books, pattern=pattern)

@@ -1,0 +1,287 @@
+"""`zipper train` and `zipper pretrain`: config to run folder."""
+
+import os
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from zipper.clock import Clock
+from zipper.commit import commit
+from zipper.config import RunConfig, to_dict
+from zipper.data.dataset import Store
+from zipper.data.module import ZipperData
+from zipper.data.prepare import prepare
+from zipper.data.statistics import facts_of, reads, reads_all
+from zipper.disk import check_places
+from zipper.distributed import WholeFiles, check_trainer, first_process, strategy
+from zipper.errors import ConfigError
+from zipper.evaluation.cost import flops_per_token
+from zipper.evaluation.figures import draw_run
+from zipper.evaluation.journal import Journal, journal, journal_name, work_of
+from zipper.evaluation.metrics import curves
+from zipper.evaluation.result import Origin, chosen_rows, write_predictions, write_result
+from zipper.evaluation.samples import log_figures
+from zipper.evaluation.summary import summary_text
+from zipper.evaluation.tasks import evaluate_tasks, headlines, last_lines, load_listener
+from zipper.evaluation.transcripts import check_recordings
+from zipper.evaluation.tts import Listener
+from zipper.evaluation.unimodal import alone
+from zipper.generation.exported import Trained, load_trained, save_zipped
+from zipper.hashes import KEPT
+from zipper.models.building import load_pretrained
+from zipper.models.pretrained import save_tower, tower_hashes
+from zipper.models.single_decoder import SingleDecoder
+from zipper.models.zipper import Zipper
+from zipper.run_folder import (
+    check_store,
+    claim_run_dir,
+    finished,
+    hold_run_dir,
+    result_files,
+)
+from zipper.training.callbacks import (
+    GateMonitor,
+    MeanWer,
+    Patience,
+    RecognitionMonitor,
+    SpeechMonitor,
+    Spikes,
+    Throughput,
+)
+from zipper.training.checkpoints import Best, Save
+from zipper.training.engine import prepare_layers
+from zipper.training.module import ZipperModule
+from zipper.training.resolve import check_towers, resolve
+from zipper.training.whiten import rescale_zips, whiten_zips
+
+MEASURED = 256  # documents that the zips' start is measured on
+
+
+def train(cfg: RunConfig, command: str) -> dict[str, Any]:
+    """Prepares, trains, evaluates. Returns the results by task, which stand in the run folder as well.
+
+    A run folder with an unfinished run of the same config is taken up again; any other is refused.
+    """
+    check_trainer(cfg.train)
+    check_places(cfg)
+    check_towers(cfg)
+    with hold_run_dir(cfg):
+        return _train(cfg, command)
+
+
+def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
+    code = commit()  # what trains, not what the checkout holds once it is done
+    listener = load_listener(cfg)
+    clock = Clock()
+    store = prepare(cfg, clock)
+    cfg = resolve(cfg, store)
+    data = ZipperData(cfg, store)
+    if listener:
+        check_recordings(chosen_rows(store, cfg, "tts"))
+    checkpoint = claim_run_dir(cfg)
+    chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
+    towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
+    if checkpoint:
+        check_store(checkpoint, store, towers)
+    if first_process():
+        store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
+    with clock.stage("train"):
+        module, trainer = fit(cfg, store, data, checkpoint, listener, towers)
+    origin = Origin(command, code, trainer.global_step, module.train_seconds())
+    trainer.strategy.barrier("the last checkpoint is written")
+    checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
+    with journal(
+        cfg.run_dir / journal_name(rank=trainer.global_rank),
+        work_of(checkpoint, cfg, listener.judge.name if listener else None),
+    ) as kept:
+        trained = load_trained(checkpoint)
+        trained.model.to(trainer.strategy.root_device)
+        return _finish(cfg, trained, store, data, origin, listener, trainer, clock, kept)
+
+
+def _finish(
+    cfg: RunConfig, trained: Trained, store: Store, data: ZipperData, origin: Origin,
+    listener: Listener | None, trainer: L.Trainer, clock: Clock, kept: Journal,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluates, draws, and writes down all that makes a run a finished one."""
+    with clock.stage("evaluate"):
+        results = evaluate_tasks(trained, store, cfg, origin, listener, trainer.loggers, kept)
+        if not trainer.is_global_zero:  # one process writes
+            return {}
+        if len(trained.model.names) > 1:
+            more = {
+                "flops_per_token": flops_per_token(trained.model, data.steps),
+                "alone": alone(trained.model, store, trained.facts, cfg),
+                "curves": curves(cfg.run_dir),
+            }
+            for result in results.values():
+                result.update(more)
+    with clock.stage("draw"):
+        task = next(iter(results))
+        drawn = store.splits[cfg.evaluate.split][0] if task == "loss" else chosen_rows(store, cfg, task)[0]
+        pictures = draw_run(cfg.run_dir, trained.model, store, drawn, results)
+        log_figures(trainer.loggers, pictures, origin.steps)
+    for logger in trainer.loggers:
+        logger.log_metrics(headlines(results), step=origin.steps)
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()  # or the next run of this process would be logged into this one
+    for result in results.values():
+        result["stage_seconds"] = clock.rounded()
+    if cfg.export:
+        export(cfg, trained, store, results)
+    copies = result_files(cfg, list(results))
+    for task, result in results.items():
+        write_result(result, cfg.run_dir / f"{task}.json", *copies[task])
+        write_predictions(result, cfg.run_dir / f"{task}.tsv")
+    # Last: with this file, a run is finished.
+    seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
+    write_result(
+        {"name": cfg.name, "command": origin.command, **headlines(results), **seconds}, finished(cfg)
+    )
+    print("\n" + summary_text(results, cfg.run_dir))
+    print("\n".join(last_lines(results, cfg.run_dir)))
+    return results
+
+
+def fit(
+    cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None, listener: Listener | None,
+    towers: dict[str, str] | None = None,
+) -> tuple[ZipperModule, L.Trainer]:  # fmt: skip
+    """Builds module and Trainer, and trains to the last step. towers: `tower_hashes`, to be kept."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # The run folder holds its config before the training, and the order of batches follows from the step.
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    module = ZipperModule.of(cfg, facts_of(store, cfg.data.only, towers))
+    load_pretrained(module.model)
+    if checkpoint is None and isinstance(module.model, Zipper):
+        if cfg.model.zip.whiten:
+            whiten_zips(module.model, data.steps.first(MEASURED))
+        if cfg.model.zip.rescale:
+            rescale_zips(module.model, data.steps.first(MEASURED))
+    prepare_layers(module.model, cfg.train)
+    if module.idle:
+        print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
+    trainer = L.Trainer(
+        default_root_dir=cfg.run_dir,  # where Lightning saves, and looks, when SLURM cuts it off
+        max_steps=cfg.train.steps,
+        accumulate_grad_batches=cfg.train.accumulate,
+        gradient_clip_val=cfg.train.clip,
+        precision=cfg.train.precision,
+        accelerator=cfg.train.accelerator,
+        devices=cfg.train.devices,
+        num_nodes=cfg.train.nodes,
+        strategy=strategy(cfg.train),
+        val_check_interval=min(cfg.train.validate_every, cfg.train.steps) * cfg.train.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=cfg.log.every,
+        logger=loggers(cfg),
+        callbacks=callbacks(cfg, store, listener),
+        plugins=[WholeFiles()],
+        enable_model_summary=False,
+    )
+    if cfg.train.precision == "64-true":
+        module.double()  # Lightning does it after it has read the checkpoint, into float32
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    return module, trainer
+
+
+def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L.Callback]:
+    """Recognition and speaking first: the checkpoint looks at what they log."""
+    watch: list[L.Callback] = []
+    sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
+    if cfg.evaluates("asr") and not sharded:
+        watch.append(RecognitionMonitor(store, cfg))
+    if listener and cfg.evaluates("tts") and not sharded:
+        watch.append(SpeechMonitor(store, cfg, listener))
+    folder = cfg.run_dir / "checkpoints"
+    monitor = "dev/wer" if watch else "dev/loss"
+    best = Best(folder, monitor)
+    validated = min(cfg.train.validate_every, cfg.train.steps)
+    last = Save(folder, cfg.train.save_every, validated, cfg.log.every)
+    bar = TQDMProgressBar(refresh_rate=10)
+    mean = [MeanWer()] if watch else []
+    patience = [Patience(monitor, cfg.train.patience)] if cfg.train.patience else []
+    rate = LearningRateMonitor("step")
+    return [*watch, *mean, *patience, GateMonitor(), Spikes(), Throughput(), rate, best, last, bar]
+
+
+def loggers(cfg: RunConfig) -> list[Logger]:
+    """CSV in the run folder is the truth; W&B mirrors it, offline unless it is told otherwise."""
+    out: list[Logger] = [CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")]
+    if cfg.log.wandb != "disabled":
+        # Tables with audio are staged as files until they are sent: here, and not in the home folder.
+        os.environ["WANDB_DATA_DIR"] = str((cfg.run_dir / "wandb").resolve())
+        out.append(
+            WandbLogger(
+                name=cfg.name,
+                project=cfg.log.project,
+                save_dir=cfg.run_dir.resolve(),  # its service keeps the folder that it was started in
+                offline=cfg.log.wandb == "offline",
+                config=to_dict(cfg),
+                **_kept_id(cfg),
+            )
+        )
+    return out
+
+
+def _kept_id(cfg: RunConfig) -> dict[str, Any]:
+    """Online, a run that is taken up again is the same run for W&B too. Offline it must be another one: of
+    two parts with one id, the one that is sent later would take the place of the first."""
+    if cfg.log.wandb != "online":
+        return {}
+    file = cfg.run_dir / "wandb-id"
+    if first_process() and not file.exists():
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+    return {"id": file.read_text(encoding="utf-8"), "resume": "allow"} if file.exists() else {}
+
+
+def export(cfg: RunConfig, trained: Trained, store: Store, results: dict[str, Any]) -> None:
+    """A tower, into a folder that `init` can name; or the zipped model, into one to generate from."""
+    folder, first = Path(cfg.export or ""), next(iter(results.values()))
+    made = {
+        "command": first["command"],
+        "commit": first["commit"],
+        "steps": first["steps"],
+        "minutes": round(first["wall_seconds"] / 60, 1),
+    }
+    model = trained.model
+    if len(model.names) > 1 and model.used:
+        save_zipped(folder, trained, store.subwords, {**made, **headlines(results)})
+        return
+    single = isinstance(model, SingleDecoder)
+    tower = model.decoder if isinstance(model, SingleDecoder) else model.tower(model.names[0])
+    facts = {
+        "modality": "+".join(model.names),
+        "reads": reads_all(store) if single else reads(store, model.names[0]),
+        "trained_on": store.facts["trained_on"],
+        **({"pattern": store.pattern} if "speech" in model.names else {}),
+        "perplexity": {first["split"]: round(first["perplexity"], 4)},
+        **made,
+    }
+    save_tower(folder, tower, facts)
+    if "text" in model.names:
+        store.subwords.save(folder / "tokenizer.json")
+
+
+def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
+    """One tower on one modality (a single decoder: on each alone), exported where cfg.export says."""
+    several = cfg.model.kind == "single_decoder"
+    learnt, known = list(cfg.train.tasks.shares()), cfg.model.modalities
+    if (len(known) != 1 and not several) or not learnt or not {*learnt} <= {*known}:
+        raise ConfigError(
+            f"pretrain trains one tower alone: model.modalities={known} and train.tasks={learnt} must "
+            "name the same single modality (or several, with model.kind=single_decoder)."
+        )
+    return train(cfg, command)
