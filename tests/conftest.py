@@ -21,17 +21,17 @@ from zipper.config import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig,
 from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
 from zipper.data.batches import Batch, collate
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment
-from zipper.data.encode import prepare_store
-from zipper.data.statistics import facts_of
+from zipper.data.encode import prepare_dataset
+from zipper.data.statistics import measure_statistics
 from zipper.evaluation import tasks as tasks_module
 from zipper.evaluation.result import versions, write_result
-from zipper.evaluation.scorer import Judge
-from zipper.evaluation.tts import Listener
+from zipper.evaluation.scorer import AsrScorer
+from zipper.evaluation.tts import SpeechScorer
 from zipper.generation import exported as zipped_module
-from zipper.modalities.tokenizer import Subwords
-from zipper.models.zipper import Zipper
+from zipper.modalities.tokenizer import Tokenizer
+from zipper.models.zipper import ZipperModel
 from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
 from zipper.training.resolve import resolve
@@ -92,15 +92,15 @@ def codec() -> Codec:
 
 
 @pytest.fixture(scope="session")
-def subwords(utterances: list[Utterance]) -> Subwords:
-    return Subwords.train([u.text for u in utterances if u.split == "train"], 64)
+def subwords(utterances: list[Utterance]) -> Tokenizer:
+    return Tokenizer.train([u.text for u in utterances if u.split == "train"], 64)
 
 
 @pytest.fixture(scope="session")
-def store(
-    tmp_path_factory: pytest.TempPathFactory, utterances: list[Utterance], codec: Codec, subwords: Subwords
-) -> Store:
-    return prepare_store(tmp_path_factory.mktemp("stores"), utterances, codec, subwords, 5.0, 30.0)
+def dataset(
+    tmp_path_factory: pytest.TempPathFactory, utterances: list[Utterance], codec: Codec, subwords: Tokenizer
+) -> EncodedDataset:
+    return prepare_dataset(tmp_path_factory.mktemp("stores"), utterances, codec, subwords, 5.0, 30.0)
 
 
 def tiny_model(
@@ -112,7 +112,7 @@ def tiny_model(
     elsewhere: bool = False,
     lora: int = 0,
     **zip_settings,
-) -> Zipper:
+) -> ZipperModel:
     """Towers of different widths, zips with open gates, float64, eval; weights large enough to matter.
 
     elsewhere: the text tower has all that pre-trained models of the Llama family may bring."""
@@ -143,7 +143,7 @@ def tiny_model(
     cfg = ModelConfig(
         modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips, switch=switch
     )
-    model = Zipper(cfg, RATES).double().eval()
+    model = ZipperModel(cfg, RATES).double().eval()
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.25)
@@ -152,7 +152,7 @@ def tiny_model(
     return model
 
 
-def interleaving(model: Zipper, draw: random.Random, parts: int, multimodal: bool = True) -> Document:
+def interleaving(model: ZipperModel, draw: random.Random, parts: int, multimodal: bool = True) -> Document:
     """A document of random segments in random order."""
     made = []
     for _ in range(parts):
@@ -163,7 +163,7 @@ def interleaving(model: Zipper, draw: random.Random, parts: int, multimodal: boo
     return Document(f"doc-{draw.random()}", made, multimodal)
 
 
-def as_batch(model: Zipper, documents: list[Document]) -> Batch:
+def as_batch(model: ZipperModel, documents: list[Document]) -> Batch:
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     return collate(documents, codebooks)
 
@@ -194,25 +194,25 @@ def config(*words: str) -> RunConfig:
 
 
 @pytest.fixture
-def prepared(store, monkeypatch, in_tmp):
+def prepared(dataset, monkeypatch, in_tmp):
     """`train` finds the tiny store, and works in an empty folder."""
-    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: store)
-    monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock: store)
-    return store
+    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: dataset)
+    monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock: dataset)
+    return dataset
 
 
 JOINT = ["name=joint", "model.switch=true", "train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
 
 
-def perfect(store, codec) -> Judge:
+def perfect(dataset, codec) -> AsrScorer:
     """Hears what was said in every recording and round trip of the test split, by their samples; in all else,
     nothing."""
     known = {}
     for split in ("train", "dev", "test"):
-        for row in store.splits[split]:
-            known[_key(codec.decode(store.row_codes(row)))] = row["text"]
+        for row in dataset.splits[split]:
+            known[_key(codec.decode(dataset.row_codes(row)))] = row["text"]
             known[_key(torch.from_numpy(sf.read(row["audio"], dtype="float32")[0]))] = row["text"]
-    return Judge(lambda wave: known.get(_key(wave), ""), str, "perfect", "none")
+    return AsrScorer(lambda wave: known.get(_key(wave), ""), str, "perfect", "none")
 
 
 def _key(wave: torch.Tensor) -> str:
@@ -226,20 +226,20 @@ def listening(prepared, codec, monkeypatch):
     monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: codec)
     judge = perfect(prepared, codec)
     monkeypatch.setattr(tasks_module, "load_judge", lambda cfg: judge)
-    return Listener(codec, judge, "build")
+    return SpeechScorer(codec, judge, "build")
 
 
 @pytest.fixture
 def trained(listening, prepared):
     """A run folder as `generate` needs it, untrained."""
     cfg = resolve(config(*JOINT), prepared)
-    module = ZipperModule.of(cfg, facts_of(prepared))
+    module = ZipperModule.of(cfg, measure_statistics(prepared))
     folder = cfg.run_dir / "checkpoints"
     folder.mkdir(parents=True)
     state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     torch.save({**state, "pytorch-lightning_version": "2.6.0"}, folder / "best.ckpt")
     (cfg.run_dir / "config.yaml").write_text("name: joint\n", encoding="utf-8")
-    prepared.subwords.save(cfg.run_dir / "tokenizer.json")
+    prepared.tokenizer.save(cfg.run_dir / "tokenizer.json")
     return cfg
 
 

@@ -6,10 +6,10 @@ import torch
 
 from conftest import RATES, as_batch, interleaving
 from zipper.data.documents import Document, Segment
-from zipper.data.statistics import Facts
+from zipper.data.statistics import DatasetStatistics
 
-FACTS = Facts(
-    store="",
+INFO = DatasetStatistics(
+    dataset="",
     reads={},
     rates=RATES,
     seconds={},

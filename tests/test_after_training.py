@@ -15,13 +15,13 @@ from zipper.codecs.load import load_codec
 from zipper.config import CodecConfig, TowerConfig, load_config
 from zipper.corpora.utterance import sentences_hash
 from zipper.data.dataset import fingerprint_hash
-from zipper.data.statistics import facts_of
+from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.place import asked_config, where_trained
 from zipper.evaluation.run import evaluate_run
 from zipper.generation.exported import load_trained
-from zipper.modalities.tokenizer import Subwords
-from zipper.models.pretrained import load_weights, tower_facts, with_shape_of
+from zipper.modalities.tokenizer import Tokenizer
+from zipper.models.pretrained import load_weights, tower_info, with_shape_of
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
 from zipper.training.resolve import resolve
@@ -118,14 +118,16 @@ def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):
 def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):
     run_module.train(config("name=one"), "x")
     last = Path("build/runs/one/checkpoints/last.ckpt")
-    run_module.check_store(last, prepared)
+    run_module.check_dataset(last, prepared)
     with pytest.raises(ConfigError, match="was trained on the store"):
-        run_module.check_store(last, other_store(prepared))
+        run_module.check_dataset(last, other_store(prepared))
 
 
-def other_store(store):
-    parts = {**store.facts["fingerprint"], "codec": "another"}
-    return store.__class__(store.folder, {**store.facts, "fingerprint": parts}, store.splits, store.subwords)
+def other_store(dataset):
+    parts = {**dataset.info["fingerprint"], "codec": "another"}
+    return dataset.__class__(
+        dataset.folder, {**dataset.info, "fingerprint": parts}, dataset.splits, dataset.tokenizer
+    )
 
 
 def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
@@ -136,44 +138,46 @@ def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
 
 
 def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, monkeypatch):
-    parts = dict(prepared.facts["fingerprint"])
+    parts = dict(prepared.info["fingerprint"])
     assert parts.pop("audio")
-    saved = {"hyper_parameters": {"facts": {"store": fingerprint_hash(parts)}}}
+    now = measure_statistics(prepared).to_dict()
+    del now["fingerprint"], now["fingerprint_without_audio"]
+    saved = {"hyper_parameters": {"facts": {**now, "store": fingerprint_hash(parts)}}}
     monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
-    run_module.check_store(Path("x"), prepared)
+    run_module.check_dataset(Path("x"), prepared)
     with pytest.raises(ConfigError, match="was trained on the store"):
-        run_module.check_store(Path("x"), other_store(prepared))
+        run_module.check_dataset(Path("x"), other_store(prepared))
 
 
 def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared, monkeypatch):
     """Another CPU rounds its audio otherwise. Not for a training that goes on, and not of recordings."""
 
     def with_parts(**parts):
-        facts = {**prepared.facts, "fingerprint": {**prepared.facts["fingerprint"], **parts}}
-        return replace(prepared, facts=facts)
+        statistics = {**prepared.info, "fingerprint": {**prepared.info["fingerprint"], **parts}}
+        return replace(prepared, info=statistics)
 
     here, there = with_parts(corpus_folder="spoken-1"), with_parts(corpus_folder="spoken-1", audio="another")
-    saved = {"hyper_parameters": {"facts": facts_of(here).to_dict()}}
+    saved = {"hyper_parameters": {"statistics": measure_statistics(here).to_dict()}}
     monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
-    run_module.check_store(Path("x"), there, anew=True)
-    recorded = facts_of(with_parts(corpus_folder="librispeech")).to_dict()
-    for facts, store, anew in (
-        (facts_of(here).to_dict(), there, False),
-        (facts_of(here).to_dict(), with_parts(corpus_folder="spoken-2", audio="another"), True),
+    run_module.check_dataset(Path("x"), there, anew=True)
+    recorded = measure_statistics(with_parts(corpus_folder="librispeech")).to_dict()
+    for statistics, dataset, anew in (
+        (measure_statistics(here).to_dict(), there, False),
+        (measure_statistics(here).to_dict(), with_parts(corpus_folder="spoken-2", audio="another"), True),
         (recorded, with_parts(corpus_folder="librispeech", audio="another"), True),
     ):
-        saved["hyper_parameters"]["facts"] = facts
+        saved["hyper_parameters"]["statistics"] = statistics
         with pytest.raises(ConfigError, match="was trained on the store"):
-            run_module.check_store(Path("x"), store, anew=anew)
+            run_module.check_dataset(Path("x"), dataset, anew=anew)
 
 
 def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre", "export=tower"]
     result = run_module.pretrain(config(*words), "x")["loss"]
     assert result["perplexity"] > 1
-    facts = tower_facts(Path("tower"))
-    assert facts["reads"] == prepared.facts["fingerprint"]["codec"]
-    assert facts["trained_on"] == prepared.facts["trained_on"]
+    statistics = tower_info(Path("tower"))
+    assert statistics["reads"] == prepared.info["fingerprint"]["codec"]
+    assert statistics["trained_on"] == prepared.info["trained_on"]
     settled = resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     assert settled.model.towers["speech"].width == 24
     with pytest.raises(ConfigError, match=r"width=48.*has width=24"):
@@ -185,18 +189,20 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
         load_trained(Path("build/runs/pre/checkpoints/best.ckpt")).model.tower("speech").embedding.weight,
     )
     (Path("tower") / "tower.json").write_text(
-        json.dumps({**facts, "trained_on": "test sentences"}), encoding="utf-8"
+        json.dumps({**statistics, "trained_on": "test sentences"}), encoding="utf-8"
     )
     with pytest.raises(DataError, match="trained on other sentences of the grammar"):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     first = sentences_hash(prepared.splits["train"]["text"][:3])
-    (Path("tower") / "tower.json").write_text(json.dumps({**facts, "trained_on": first}), encoding="utf-8")
+    (Path("tower") / "tower.json").write_text(
+        json.dumps({**statistics, "trained_on": first}), encoding="utf-8"
+    )
     monkeypatch.setattr(
         "zipper.training.resolve.FIRST", 3
     )  # the store's dev and test are those of three, too
     resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
-    facts["reads"] = "another codec"
-    (Path("tower") / "tower.json").write_text(json.dumps(facts), encoding="utf-8")
+    statistics["reads"] = "another codec"
+    (Path("tower") / "tower.json").write_text(json.dumps(statistics), encoding="utf-8")
     with pytest.raises(DataError, match="was trained on 'another codec'"):
         resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     before = load_file("tower/tower.safetensors")
@@ -206,12 +212,12 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
         load_weights(again, Path("tower"))
     (Path("tower") / "tower.safetensors").write_bytes(b"damaged")
     with pytest.raises(DataError, match="hash differs"):
-        tower_facts(Path("tower"))
+        tower_info(Path("tower"))
 
 
 def test_the_shipped_assets_fit_each_other():
-    codec, words = load_codec(CodecConfig()), Subwords.load(ROOT / "assets/text-tower/tokenizer.json")
-    speech, text = tower_facts(ROOT / "assets/speech-tower"), tower_facts(ROOT / "assets/text-tower")
+    codec, words = load_codec(CodecConfig()), Tokenizer.load(ROOT / "assets/text-tower/tokenizer.json")
+    speech, text = tower_info(ROOT / "assets/speech-tower"), tower_info(ROOT / "assets/text-tower")
     assert speech["reads"] == codec.fingerprint
     assert speech["shape"]["vocabulary"] == codec.codes + 3
     assert speech["shape"]["codebooks"] == codec.codebooks

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from conftest import config
 from zipper.data.module import ZipperData
-from zipper.data.statistics import facts_of
+from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
 from zipper.models.losses import stream_loss
 from zipper.training.module import ZipperModule, parameter_groups
@@ -44,20 +44,20 @@ made = {"built": 0, "refused": 0}
 
 @given(st.fixed_dictionaries(TOWER), st.fixed_dictionaries(TOWER), st.fixed_dictionaries(WHOLE))
 @settings(max_examples=120)
-def test_a_config_builds_and_steps_or_is_refused(store, text, speech, whole):
+def test_a_config_builds_and_steps_or_is_refused(dataset, text, speech, whole):
     words = [f"model.towers.text.{key}={value}" for key, value in text.items()]
     words += [f"model.towers.speech.{key}={value}" for key, value in speech.items()]
     words += [f"{key}={value}" for key, value in whole.items()]
     try:
         cfg = config(*words)
         check_towers(cfg)
-        cfg = resolve(cfg, store)
-        data = ZipperData(cfg, store)
+        cfg = resolve(cfg, dataset)
+        data = ZipperData(cfg, dataset)
     except ConfigError:
         made["refused"] += 1
         return
     made["built"] += 1
-    module = ZipperModule.of(cfg, facts_of(store))
+    module = ZipperModule.of(cfg, measure_statistics(dataset))
     module.on_train_start()
     batch = data.steps.batch(0, 0, data.codebooks)
     states = module.model(batch)

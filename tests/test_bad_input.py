@@ -18,11 +18,11 @@ from zipper.codecs.codec import load_embedded
 from zipper.config import DataConfig, RunConfig
 from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
-from zipper.data.dataset import open_store
-from zipper.data.encode import prepare_store
+from zipper.data.dataset import open_dataset
+from zipper.data.encode import prepare_dataset
 from zipper.disk import check_place, check_places, lost_disk
 from zipper.errors import DataError
-from zipper.models.pretrained import tower_facts
+from zipper.models.pretrained import tower_info
 
 RATE = 16_000
 
@@ -79,7 +79,7 @@ def test_text_that_cannot_be_used_is_listed_before_anything_is_encoded(
     bad = Utterance("bad", utterances[0].audio, text, "x", "train")
     monkeypatch.setattr(type(codec), "encode", lambda *_: pytest.fail("encoded before the texts were read"))
     with pytest.raises(DataError, match=rf"1 of 37 utterances.*{reason}"):
-        prepare_store(tmp_path, [*utterances, bad], codec, subwords, 5.0, 30.0)
+        prepare_dataset(tmp_path, [*utterances, bad], codec, subwords, 5.0, 30.0)
     (listing,) = tmp_path.glob("*/texts.skipped")
     assert json.loads(listing.read_text(encoding="utf-8"))["id"] == "bad"
 
@@ -90,17 +90,17 @@ def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     monkeypatch.setattr("zipper.data.encode.SKIP_BUDGET", 0.06)
     quiet = said(tmp_path, np.zeros(RATE, np.float32))
     digits = Utterance("digits", utterances[0].audio, "room 101", "x", "dev")
-    store = prepare_store(tmp_path / "s", [*utterances, quiet, digits], codec, subwords, 5.0, 30.0)
-    assert store.facts["skipped"] == 2
-    assert store.facts["rows"] == {"train": 24, "dev": 6, "test": 6}
-    reasons = "".join(f.read_text(encoding="utf-8") for f in store.folder.glob("skipped.jsonl"))
+    dataset = prepare_dataset(tmp_path / "s", [*utterances, quiet, digits], codec, subwords, 5.0, 30.0)
+    assert dataset.info["skipped"] == 2
+    assert dataset.info["rows"] == {"train": 24, "dev": 6, "test": 6}
+    reasons = "".join(f.read_text(encoding="utf-8") for f in dataset.folder.glob("skipped.jsonl"))
     assert "is silent" in reasons
     assert "has digits" in reasons
 
 
 def test_a_code_out_of_range_is_found_when_the_store_is_opened(tmp_path, utterances, codec, subwords):
-    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
-    shard = next(store.folder.glob("dev-*.arrow"))
+    dataset = prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+    shard = next(dataset.folder.glob("dev-*.arrow"))
     with pa.ipc.open_stream(pa.memory_map(str(shard))) as reader:
         table = reader.read_all()
     codes = table.column("codes").to_pylist()
@@ -112,19 +112,19 @@ def test_a_code_out_of_range_is_found_when_the_store_is_opened(tmp_path, utteran
         writer.write_table(table)
     damaged.rename(shard)
     with pytest.raises(DataError, match="dev holds codes from 0 to 16, outside 0 to 15"):
-        open_store(store.folder)
+        open_dataset(dataset.folder)
 
 
 def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(
     tmp_path, utterances, codec, subwords
 ):
     with room_for(6000), pytest.raises(OSError) as caught:
-        prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+        prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
     assert "no space left" in (lost_disk(caught.value) or "")
     (folder,) = tmp_path.iterdir()
     with pytest.raises(DataError, match="no finished store"):
-        open_store(folder)
-    assert prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0).facts["rows"]["train"] == 24
+        open_dataset(folder)
+    assert prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0).info["rows"]["train"] == 24
 
 
 def test_a_full_disk_ends_the_command_with_one_line(monkeypatch, capsys):
@@ -184,4 +184,4 @@ def test_a_corrupted_tower_is_refused(tmp_path, name):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
     with pytest.raises(DataError, match=r"tower\.(safetensors|json)"):
-        tower_facts(tmp_path)
+        tower_info(tmp_path)

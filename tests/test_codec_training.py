@@ -80,9 +80,9 @@ def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utte
     cfg.train_codec.out = "codec"
     cfg.train.accelerator = "cpu"
     folder = train_codec(cfg, utterances, "python -m zipper train-codec x.yaml")
-    facts = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
-    assert facts["command"] == "python -m zipper train-codec x.yaml"
-    assert [book["used"] > 0 for book in facts["codebooks"]] == [True, True]
+    statistics = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
+    assert statistics["command"] == "python -m zipper train-codec x.yaml"
+    assert [book["used"] > 0 for book in statistics["codebooks"]] == [True, True]
     codec = load_codec(CodecConfig(weights="codec"))
     assert (codec.codebooks, codec.codes, codec.hop) == (2, 16, 640)
     again = load_codec(CodecConfig(weights="codec"))

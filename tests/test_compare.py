@@ -12,7 +12,7 @@ from conftest import config
 from zipper.cli import main
 from zipper.config import load_config
 from zipper.data.module import ZipperData
-from zipper.data.statistics import facts_of, reads
+from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import DataError
 from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe, read_result
 from zipper.models.pretrained import save_tower
@@ -30,8 +30,14 @@ def result(errors: list[int], words: list[int], **changes) -> dict:
         {"id": f"u{i}", "reference": "a " * w, "errors": e, "words": w}
         for i, (e, w) in enumerate(zip(errors, words, strict=True))
     ]
-    facts = {"name": "x", "task": "asr", "split": "test", "data_fingerprint": "d", "utterances": len(rows)}
-    return {**facts, **changes, "per_utterance": rows}
+    statistics = {
+        "name": "x",
+        "task": "asr",
+        "split": "test",
+        "data_fingerprint": "d",
+        "utterances": len(rows),
+    }
+    return {**statistics, **changes, "per_utterance": rows}
 
 
 def some(count: int, seed: int, rate: float) -> tuple[list[int], list[int]]:
@@ -154,11 +160,11 @@ def test_what_is_no_result_is_told(tmp_path, text, words):
         read_result(file)
 
 
-def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(store):
+def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(dataset):
     """By the settings that `make compare` uses, at tiny sizes."""
     orders = []
     for words in (JOINT, SINGLE):
-        data = ZipperData(resolve(config(*words), store), store)
+        data = ZipperData(resolve(config(*words), dataset), dataset)
         steps = [data.steps.batch(step, 0, data.codebooks) for step in range(30)]
         orders.append([(batch.ids, batch.total) for batch in steps])
     assert orders[0] == orders[1]
@@ -204,10 +210,10 @@ def test_a_single_decoder_trains_resumes_exactly_and_tells_its_cost(listening, m
 def test_frozen_towers_keep_their_perplexity_to_the_last_bit_and_a_decoder_does_not(listening, prepared):
     for name in ("text", "speech"):
         cfg = resolve(config(*JOINT), prepared)
-        module = run_module.ZipperModule.of(cfg, facts_of(prepared))
-        facts = {"modality": name, "reads": reads(prepared, name), "perplexity": {}}
-        facts["trained_on"] = prepared.facts["trained_on"]
-        save_tower(Path(name), module.model.tower(name), facts)
+        module = run_module.ZipperModule.of(cfg, measure_statistics(prepared))
+        statistics = {"modality": name, "reads": reads(prepared, name), "perplexity": {}}
+        statistics["trained_on"] = prepared.info["trained_on"]
+        save_tower(Path(name), module.model.tower(name), statistics)
     frozen = [
         f"model.towers.{name}={{init: {name}, frozen: true, interval: 1}}" for name in ("text", "speech")
     ]

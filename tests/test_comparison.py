@@ -22,7 +22,7 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
     """A result as `zipper train` writes it, with errors at a rate."""
     errors, words = some(120, 10 * seed + len(model), rate)
     zipper = model.startswith("zipper")
-    facts = {
+    statistics = {
         "name": f"compare-{model}-seed{seed}", "task": task, "seed": seed, "steps": 8,
         "decoding": "greedy", "checkpoint": "last",
         "command": f"train {model}", "commit": "c", "threads": 1, "wall_seconds": 60.0, "wer": rate,
@@ -41,13 +41,13 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
         "config": to_dict(load_config(ROOT / f"configs/compare-{model}.yaml", ["train.lr=1e-3"])),
     }  # fmt: skip
     if zipper:
-        facts["curves"]["gate/zips.0.text_from_speech.attention_gate"] = [(4, 0.1), (8, -0.2)]
+        statistics["curves"]["gate/zips.0.text_from_speech.attention_gate"] = [(4, 0.1), (8, -0.2)]
     made = result(errors, words)
     for i, one in enumerate(made["per_utterance"]):
         one.update(
             target="t", target_errors=one["errors"], target_words=one["words"], reference="a " * (3 + i % 40)
         )
-    return {**made, **facts, **changes}
+    return {**made, **statistics, **changes}
 
 
 @pytest.fixture

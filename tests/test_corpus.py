@@ -89,7 +89,7 @@ def test_a_folder_of_text_is_spoken_too(tmp_path):
 
 @pytest.mark.parametrize("asset", ["codec/codec.json", "text-tower/tower.json", "speech-tower/tower.json"])
 def test_assets_are_made_from_training_sentences_alone(asset):
-    facts = json.loads((ROOT / "assets" / asset).read_text(encoding="utf-8"))
+    statistics = json.loads((ROOT / "assets" / asset).read_text(encoding="utf-8"))
     train = "\n".join(spoken_texts(DataConfig())["train"])
-    assert facts["trained_on"] == hashlib.sha256(train.encode()).hexdigest()
-    assert facts["command"].startswith("python -m zipper ")
+    assert statistics["trained_on"] == hashlib.sha256(train.encode()).hexdigest()
+    assert statistics["command"].startswith("python -m zipper ")

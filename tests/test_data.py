@@ -12,8 +12,8 @@ from datasets import Dataset
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.batches import collate
 from zipper.data.dataset import share
-from zipper.data.documents import document, looks, scored_weight
-from zipper.data.schedule import From, Steps
+from zipper.data.documents import directions, document, scored_weight
+from zipper.data.schedule import BatchSchedule, ResumableSampler
 from zipper.errors import ConfigError
 from zipper.models.losses import stream_loss
 
@@ -21,28 +21,28 @@ BOOKS = {"text": 1, "speech": 3}
 
 
 @pytest.mark.parametrize("task", ["asr", "tts", "speech", "text"])
-def test_end_is_scored_exactly_once_a_segment_and_begin_never(store, task):
-    ends = {"text": store.subwords.end, "speech": store.codes + 1}
-    begins = {"text": store.subwords.begin, "speech": store.codes}
-    for row in store.splits["train"]:
-        batch = collate([document(store, row, task, 1.0)], BOOKS)
+def test_end_is_scored_exactly_once_a_segment_and_begin_never(dataset, task):
+    ends = {"text": dataset.tokenizer.eos, "speech": dataset.codes + 1}
+    begins = {"text": dataset.tokenizer.bos, "speech": dataset.codes}
+    for row in dataset.splits["train"]:
+        batch = collate([document(dataset, row, task, 1.0)], BOOKS)
         for name, stream in batch.streams.items():
             used = bool(stream.valid.any())
             assert (stream.target == ends[name]).sum() == int(used)
             assert (stream.target == begins[name]).sum() == 0
-        weights = scored_weight(store, len(row["ids"]), len(row["codes"]) // 3, task, 1.0)
+        weights = scored_weight(dataset, len(row["ids"]), len(row["codes"]) // 3, task, 1.0)
         assert {n: w for n, w in batch.total.items() if w} == pytest.approx(weights)
 
 
-def test_the_prompt_comes_first_and_is_scored_only_with_a_weight(store):
-    row = store.splits["train"][0]
-    silent = collate([document(store, row, "asr", 0.0)], BOOKS)
+def test_the_prompt_comes_first_and_is_scored_only_with_a_weight(dataset):
+    row = dataset.splits["train"][0]
+    silent = collate([document(dataset, row, "asr", 0.0)], BOOKS)
     assert (silent.streams["speech"].target == -100).all()
     assert silent.streams["speech"].place.max() < silent.streams["text"].place.min()
-    spoken = collate([document(store, row, "asr", 0.5)], BOOKS)
+    spoken = collate([document(dataset, row, "asr", 0.5)], BOOKS)
     assert spoken.total["speech"] == pytest.approx(0.5 * (len(row["codes"]) + 1))
     assert silent.multimodal.all()
-    assert not collate([document(store, row, "text", 0.0)], BOOKS).multimodal.any()
+    assert not collate([document(dataset, row, "text", 0.0)], BOOKS).multimodal.any()
 
 
 def test_places_are_the_one_linear_order():
@@ -54,9 +54,9 @@ def test_places_are_the_one_linear_order():
 
 
 def test_directions_in_use():
-    assert looks(["asr"]) == [("text", "speech")]
-    assert looks(["tts", "text"]) == [("speech", "text")]
-    assert looks(["asr", "tts"]) == [("speech", "text"), ("text", "speech")]
+    assert directions(["asr"]) == [("text", "speech")]
+    assert directions(["tts", "text"]) == [("speech", "text")]
+    assert directions(["asr", "tts"]) == [("speech", "text"), ("text", "speech")]
 
 
 def test_loss_is_exact_under_padding_and_slicing():
@@ -82,22 +82,22 @@ def test_loss_is_exact_under_padding_and_slicing():
             assert float(loss) / whole.total[name] == pytest.approx(slow / pairs, abs=1e-10)
 
 
-def steps(store, slices=1, tokens=200, seed=0, tasks=None, only=None):
-    return Steps(store, "train", tasks or {"asr": 1.0}, tokens, slices, seed, 0.0, only)
+def steps(dataset, slices=1, tokens=200, seed=0, tasks=None, only=None):
+    return BatchSchedule(dataset, "train", tasks or {"asr": 1.0}, tokens, slices, seed, 0.0, only)
 
 
-def test_batches_are_a_pure_function_of_seed_and_step(store):
-    one, other = steps(store), steps(store)
+def test_batches_are_a_pure_function_of_seed_and_step(dataset):
+    one, other = steps(dataset), steps(dataset)
     forwards = [one.plan(i).examples for i in range(40)]
     assert [other.plan(i).examples for i in reversed(range(40))] == forwards[::-1]
-    assert [steps(store, seed=1).plan(i).examples for i in range(40)] != forwards
+    assert [steps(dataset, seed=1).plan(i).examples for i in range(40)] != forwards
     a, b = one.batch(17, 0, BOOKS), other.batch(17, 0, BOOKS)
     assert a.ids == b.ids
     assert all(torch.equal(x, y) for n in BOOKS for x, y in zip(a.streams[n], b.streams[n], strict=True))
 
 
-def test_every_epoch_holds_every_example_once_within_the_cap(store):
-    one = steps(store, tasks={"asr": 1.0, "tts": 1.25})
+def test_every_epoch_holds_every_example_once_within_the_cap(dataset):
+    one = steps(dataset, tasks={"asr": 1.0, "tts": 1.25})
     for epoch in range(3):
         plans = one._epoch(epoch)
         examples = [e for plan in plans for e in plan.examples]
@@ -112,13 +112,13 @@ def test_every_epoch_holds_every_example_once_within_the_cap(store):
 
 
 @pytest.mark.parametrize("slices", [2, 3])
-def test_slices_of_a_step_are_the_step(store, slices):
+def test_slices_of_a_step_are_the_step(dataset, slices):
     """Two ranks, or two accumulated micro-batches, train on what one process does, with the same totals."""
-    one, cut = steps(store, tokens=400), steps(store, slices=slices, tokens=400)
+    one, cut = steps(dataset, tokens=400), steps(dataset, slices=slices, tokens=400)
     for step in range(6):
         parts = [cut.batch(step, part, BOOKS) for part in range(slices)]
         assert sorted(i for part in parts for i in part.ids) == sorted(
-            store.splits["train"][row]["id"] for row, _ in cut.plan(step).examples
+            dataset.splits["train"][row]["id"] for row, _ in cut.plan(step).examples
         )
         assert all(part.total == parts[0].total for part in parts)
         own = {n: sum(float((p.streams[n].target != -100).sum()) for p in parts) for n in BOOKS}
@@ -130,24 +130,24 @@ def test_slices_of_a_step_are_the_step(store, slices):
     )
 
 
-def test_shares_are_nested(store):
-    few = {row for i in range(20) for row, _ in steps(store, only=5).plan(i).examples}
+def test_shares_are_nested(dataset):
+    few = {row for i in range(20) for row, _ in steps(dataset, only=5).plan(i).examples}
     assert few == set(range(5))
 
 
-def test_a_cap_below_the_longest_utterance_is_refused(store):
+def test_a_cap_below_the_longest_utterance_is_refused(dataset):
     with pytest.raises(ConfigError, match=r"train\.tokens=20 is less.*Give at least"):
-        steps(store, tokens=20)
+        steps(dataset, tokens=20)
 
 
 def test_a_resumed_order_goes_on_where_it_stopped():
-    assert list(From(3, 6)) == [3, 4, 5]
-    assert len(From(3, 6)) == 6
+    assert list(ResumableSampler(3, 6)) == [3, 4, 5]
+    assert len(ResumableSampler(3, 6)) == 6
 
 
-def test_a_slice_without_examples_learns_nothing_and_takes_part(store):
+def test_a_slice_without_examples_learns_nothing_and_takes_part(dataset):
     """An epoch's last group can be smaller than the ranks."""
-    one, cut = steps(store, tokens=132), steps(store, slices=3, tokens=132)
+    one, cut = steps(dataset, tokens=132), steps(dataset, slices=3, tokens=132)
     assert one.epoch_length(0) == cut.epoch_length(0)
     small = next(i for i in range(cut.epoch_length(0)) if len(cut.plan(i).examples) < 3)
     count = len(cut.plan(small).examples)
@@ -166,10 +166,10 @@ def test_a_slice_without_examples_learns_nothing_and_takes_part(store):
     assert all(p.grad is not None and not p.grad.any() for p in model.tower("text").parameters())
 
 
-def test_documents_that_weigh_alike_let_the_mixture_weigh_their_tasks(store):
+def test_documents_that_weigh_alike_let_the_mixture_weigh_their_tasks(dataset):
     """The sum over a step counts documents, not the share of a task's tokens in the step."""
     tasks = {"asr": 1.0, "tts": 1.26}
-    steps = Steps(store, "train", tasks, 400, 1, 0, 0.0, loss_mean="document")
+    steps = BatchSchedule(dataset, "train", tasks, 400, 1, 0, 0.0, loss_mean="document")
     shares: dict[str, float] = {"text": 0.0, "speech": 0.0}
     documents = dict.fromkeys(tasks, 0)
     for step in range(steps.epoch_length(0)):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import JOINT, config
 from zipper.data.batches import collate
 from zipper.data.documents import document
-from zipper.data.statistics import facts_of
+from zipper.data.statistics import measure_statistics
 from zipper.training.module import ZipperModule
 from zipper.training.resolve import resolve
 
@@ -42,7 +42,7 @@ def test_a_training_step_asks_the_device_for_nothing(prepared, kind):
         "model.switch=true",
         *(["train.hide=0.3"] if kind == "zipper" else ["train.prompt_weight=0.3"]),
     ]
-    module = ZipperModule.of(resolve(config(*JOINT, *words), prepared), facts_of(prepared))
+    module = ZipperModule.of(resolve(config(*JOINT, *words), prepared), measure_statistics(prepared))
     documents = [
         document(prepared, prepared.splits["train"][i], task, 0.0)
         for i in range(4)

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
-from slow import FACTS, prompts, slow_greedy
+from slow import INFO, prompts, slow_greedy
 from zipper.config import SamplingConfig, TowerConfig
 from zipper.data.documents import Document, Segment
-from zipper.data.statistics import Facts, facts_of
+from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise, shuffled
-from zipper.generation.cache import Memory
-from zipper.generation.generate import MOST, Written, _length, read_prompts, write
+from zipper.generation.cache import KVCache
+from zipper.generation.generate import MOST, GenerationOutput, _length, read_prompts, write
 from zipper.generation.rows import answers
 from zipper.modalities.delay import to_columns
-from zipper.modalities.layout import NEVER, Alphabet
+from zipper.modalities.layout import NEVER, TokenLayout
 
 
 @given(
@@ -41,14 +41,14 @@ def test_cached_states_equal_uncached_ones_for_any_interleaving(
     doc = interleaving(model, random.Random(seed), parts, multimodal)
     batch = as_batch(model, [doc])
     whole = model(batch)
-    memory = Memory(model, batch.multimodal)
+    cache = KVCache(model, batch.multimodal)
     done = dict.fromkeys(names, 0)
     for part in doc.segments:
         # Once token by token, once the segment at a time.
         pieces = part.tokens.split(1) if len(part.tokens) % 2 else [part.tokens]
         for piece in pieces:
             valid = torch.ones(1, len(piece), dtype=torch.bool)
-            states = memory.extend(part.modality, piece[None], valid)
+            states = cache.extend(part.modality, piece[None], valid)
             start = done[part.modality]
             expected = whole[part.modality][:, start : start + len(piece)]
             torch.testing.assert_close(states, expected, rtol=0, atol=1e-10)
@@ -60,11 +60,11 @@ def test_directions_that_are_not_in_use_stay_out_of_the_cache_too():
     model.used = [("text", "speech")]
     doc = interleaving(model, random.Random(7), 7)
     batch = as_batch(model, [doc])
-    memory, whole, done = Memory(model, batch.multimodal), model(batch), dict.fromkeys(model.names, 0)
+    cache, whole, done = KVCache(model, batch.multimodal), model(batch), dict.fromkeys(model.names, 0)
     for part in doc.segments:
         valid = torch.ones(1, len(part.tokens), dtype=torch.bool)
         start, done[part.modality] = done[part.modality], done[part.modality] + len(part.tokens)
-        states = memory.extend(part.modality, part.tokens[None], valid)
+        states = cache.extend(part.modality, part.tokens[None], valid)
         torch.testing.assert_close(
             states, whole[part.modality][:, start : done[part.modality]], rtol=0, atol=1e-10
         )
@@ -79,15 +79,15 @@ def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts
     model = tiny_model()
     given = alternating(model, 3, "text" if order[0] == "speech" else "speech", parts)
     assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
-    together = write(model, given, order, FACTS)
+    together = write(model, given, order, INFO)
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = write(model, [doc], order, FACTS)
+        (alone,) = write(model, [doc], order, INFO)
         assert [s.modality for s in segments] == order
         hop = doc.segments[-1]
         for one, other in zip(segments, alone, strict=True):
             assert torch.equal(one.columns, other.columns)
             assert one.stopped == other.stopped
-            cap = FACTS.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
+            cap = INFO.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
             read = Document(doc.id, [hop], doc.multimodal)
             assert torch.equal(one.columns, slow_greedy(model, read, one.modality, cap))
             hop = Segment(one.modality, one.columns, one.columns >= 0, 1.0)
@@ -97,10 +97,10 @@ def test_every_hop_of_a_chain_is_what_its_pair_alone_gives():
     """A chain is as good as its pairs: what a segment leads to does not depend on what came before it."""
     model = tiny_model()
     (doc,) = alternating(model, 1, "speech", 1)
-    (chain,) = write(model, [doc], ["text", "speech", "text"], FACTS)
+    (chain,) = write(model, [doc], ["text", "speech", "text"], INFO)
     for before, after in itertools.pairwise([None, *chain]):
         source = doc if before is None else Document(doc.id, [before.given()], True)
-        ((pair,),) = write(model, [source], [after.modality], FACTS)
+        ((pair,),) = write(model, [source], [after.modality], INFO)
         assert torch.equal(pair.columns, after.columns)
 
 
@@ -118,7 +118,7 @@ def alternating(model, count, last, parts):
 
 def test_the_reason_of_every_stop_is_told():
     model = tiny_model(layers=3)
-    towers = {name: Alphabet.of(name, model.cfg.towers[name]) for name in model.names}
+    towers = {name: TokenLayout.of(name, model.cfg.towers[name]) for name in model.names}
     speech = towers["speech"]
     with torch.no_grad():
         weight = model.tower("speech").embedding.weight
@@ -127,28 +127,26 @@ def test_the_reason_of_every_stop_is_told():
         weight[:, 0] = 0.0
     (doc,) = prompts(model, 1, "text")
 
-    def stop(facts: Facts) -> Written:
-        return write(model, [doc], ["speech"], facts)[0][0]
+    def stop(statistics: DatasetStatistics) -> GenerationOutput:
+        return write(model, [doc], ["speech"], statistics)[0][0]
 
     # All logits are alike but that of one token of codebook 0: it is written for ever, or at once.
     state = read_prompts(model, [doc]).extend(
-        "speech", torch.full((1, 1, 3), speech.begin), torch.ones(1, 1) > 0
+        "speech", torch.full((1, 1, 3), speech.bos), torch.ones(1, 1) > 0
     )
     sign = float(state[0, -1, 0].sign())
-    weight.data[speech.end, 0] = 5.0 * sign
-    ended = stop(FACTS)
+    weight.data[speech.eos, 0] = 5.0 * sign
+    ended = stop(INFO)
     assert (ended.stopped, ended.content.shape[1]) == ("end", 0)
-    weight.data[speech.end, 0] = -5.0 * sign
+    weight.data[speech.eos, 0] = -5.0 * sign
     model.tower("speech").norm.weight.data.zero_()
     weight.data[0] = 0.0
-    capped = stop(FACTS)
+    capped = stop(INFO)
     assert (capped.stopped, capped.content.shape[1]) == (
         "cap",
-        FACTS.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
+        INFO.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
     )
-    looped = stop(
-        replace(FACTS, longest={**FACTS.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]})
-    )
+    looped = stop(replace(INFO, longest={**INFO.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]}))
     assert looped.stopped == "loop"
     assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
@@ -157,18 +155,18 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
     model = tiny_model(("text", "speech", "music"), switch=True)
     model.used = [pair for pair in model.pairs if pair != ("music", "text")]
     given = prompts(model, 12)
-    together = write(model, given, "auto", FACTS)
+    together = write(model, given, "auto", INFO)
     shapes = {tuple(s.modality for s in segments) for segments in together}
     assert len(shapes) > 3
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = write(model, [doc], "auto", FACTS)
+        (alone,) = write(model, [doc], "auto", INFO)
         assert [s.columns.tolist() for s in segments] == [s.columns.tolist() for s in alone]
         read = [doc.segments[-1]]  # the latest hop: what was read, then what was written
         for turn in range(min(len(segments) + 1, MOST)):
             batch = as_batch(model, [Document(doc.id, read, True)])
             name = read[-1].modality
             row = int(batch.streams[name].valid.sum()) - 1
-            logits = model.switches[name](model(batch)[name][0, row])
+            logits = model.next_modality_heads[name](model(batch)[name][0, row])
             trained = [i for i, other in enumerate(model.names) if (other, name) in model.used]
             choice = max([*trained, 3], key=lambda i, logits=logits: float(logits[i]))
             expected = segments[turn].modality if turn < len(segments) else None
@@ -181,62 +179,62 @@ def test_what_cannot_be_written_is_refused():
     model = tiny_model()
     (doc,) = prompts(model, 1)
     with pytest.raises(ConfigError, match="no tower for 'music', only for text, speech"):
-        write(model, [doc], ["music"], FACTS)
+        write(model, [doc], ["music"], INFO)
     with pytest.raises(ConfigError, match=r"without model\.switch=true"):
-        write(model, [doc], "auto", FACTS)
+        write(model, [doc], "auto", INFO)
     model.used = [("text", "speech")]  # as after recognition alone
     (given,) = prompts(model, 1, "text")
     with pytest.raises(ConfigError, match="not trained to write speech after text, but text after speech"):
-        write(model, [given], ["speech"], FACTS)
+        write(model, [given], ["speech"], INFO)
     with pytest.raises(ConfigError, match="not trained to write speech after text"):  # within a chain, too
-        write(model, prompts(model, 1, "speech"), ["text", "speech"], FACTS)
+        write(model, prompts(model, 1, "speech"), ["text", "speech"], INFO)
     with pytest.raises(ConfigError, match="not trained to write text after text"):
-        write(model, [given], ["text"], FACTS)
+        write(model, [given], ["text"], INFO)
     with pytest.raises(ConfigError, match="holds no segment"):
-        write(model, [Document("x", [], True)], ["text"], FACTS)
+        write(model, [Document("x", [], True)], ["text"], INFO)
 
 
 @pytest.mark.parametrize("pattern", ["delay", "parallel"])
 def test_the_alphabet_makes_what_a_pattern_undoes(pattern):
     tower = TowerConfig(vocabulary=9, codebooks=3, pattern=pattern)
-    alphabet = Alphabet.of("speech", tower)
+    layout = TokenLayout.of("speech", tower)
     draw = torch.Generator().manual_seed(0)
     for frames in range(5):
-        ended, columns = np.array([NEVER]), [torch.full((3,), alphabet.begin)]
-        while len(columns) <= alphabet.last_column(ended)[0]:
-            (kinds,) = alphabet.kinds(len(columns), ended, np.array([len(columns) == frames + 1]))
-            legal = alphabet.allowed()[kinds]
+        ended, columns = np.array([NEVER]), [torch.full((3,), layout.bos)]
+        while len(columns) <= layout.last_column(ended)[0]:
+            (kinds,) = layout.kinds(len(columns), ended, np.array([len(columns) == frames + 1]))
+            legal = layout.allowed()[kinds]
             if len(columns) <= frames:
-                legal[0, alphabet.end] = False
+                legal[0, layout.eos] = False
             drawn = torch.multinomial(legal.double(), 1, generator=draw)[:, 0]
-            columns.append(alphabet.closed(drawn[None])[0])
-            if columns[-1][0] == alphabet.end:
+            columns.append(layout.closed(drawn[None])[0])
+            if columns[-1][0] == layout.eos:
                 ended = np.array([len(columns) - 1])
-        content = alphabet.content(torch.stack(columns))
+        content = layout.content(torch.stack(columns))
         assert content.shape == (3, frames)
         if frames:
             assert torch.equal(to_columns(content, 6, pattern), torch.stack(columns))
 
 
-def test_recognition_does_not_depend_on_the_batch(store):
-    model = tiny_model_for(store)
-    rows = [store.splits["test"][i] for i in range(6)]
-    facts = facts_of(store)
-    one, some, all_of_them = (recognise(model, store, facts, rows, batch) for batch in (1, 4, 6))
+def test_recognition_does_not_depend_on_the_batch(dataset):
+    model = tiny_model_for(dataset)
+    rows = [dataset.splits["test"][i] for i in range(6)]
+    statistics = measure_statistics(dataset)
+    one, some, all_of_them = (recognise(model, dataset, statistics, rows, batch) for batch in (1, 4, 6))
     assert one == some == all_of_them
 
 
-def test_speaking_does_not_depend_on_the_batch(store):
-    model = tiny_model_for(store)
-    rows, how = [store.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
-    facts = facts_of(store)
+def test_speaking_does_not_depend_on_the_batch(dataset):
+    model = tiny_model_for(dataset)
+    rows, how = [dataset.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
+    statistics = measure_statistics(dataset)
     one, some = (
-        answers(model, store, facts, rows, ("text", "speech"), batch, how, seed=2) for batch in (1, 4)
+        answers(model, dataset, statistics, rows, ("text", "speech"), batch, how, seed=2) for batch in (1, 4)
     )
     assert [w.columns.tolist() for (w,) in one] == [w.columns.tolist() for (w,) in some]
 
 
-def tiny_model_for(store):
+def tiny_model_for(dataset):
     from zipper.config import RunConfig, TasksConfig, TowerConfig
     from zipper.training.module import ZipperModule
     from zipper.training.resolve import resolve
@@ -248,14 +246,14 @@ def tiny_model_for(store):
     }
     cfg.model.zip.heads = 2
     torch.manual_seed(0)
-    model = ZipperModule.of(resolve(cfg, store), facts_of(store)).model.double().eval()
+    model = ZipperModule.of(resolve(cfg, dataset), measure_statistics(dataset)).model.double().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
 
 
-def test_shuffling_gives_every_sentence_another_ones_audio(store):
-    rows = [store.splits["test"][i] for i in range(6)]
-    heard = shuffled(rows)
-    assert sorted(r["id"] for r in heard) == sorted(r["id"] for r in rows)
-    assert all(a["id"] != b["id"] for a, b in zip(rows, heard, strict=True))
+def test_shuffling_gives_every_sentence_another_ones_audio(dataset):
+    rows = [dataset.splits["test"][i] for i in range(6)]
+    transcript = shuffled(rows)
+    assert sorted(r["id"] for r in transcript) == sorted(r["id"] for r in rows)
+    assert all(a["id"] != b["id"] for a, b in zip(rows, transcript, strict=True))

@@ -14,9 +14,9 @@ from zipper import hashes
 from zipper.config import DataConfig
 from zipper.corpora.spoken import recipe_hash, spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, write_manifest
-from zipper.data.encode import prepare_store
-from zipper.data.schedule import Steps
-from zipper.data.statistics import facts_of, reads
+from zipper.data.encode import prepare_dataset
+from zipper.data.schedule import BatchSchedule
+from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import ConfigError
 from zipper.evaluation.significance import different_data
 from zipper.hashes import file_hashes, once
@@ -33,17 +33,15 @@ def test_other_recordings_under_the_same_names_make_another_store(tmp_path, utte
         replace(u, audio=str(shutil.copy(u.audio or "", folder / f"{n}-{Path(u.audio or '').name}")))
         for n, u in enumerate(utterances)
     ]
-    first = prepare_store(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
-    again = prepare_store(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
+    first = prepare_dataset(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
+    again = prepare_dataset(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
     assert again.folder == first.folder
     wave, rate = sf.read(moved[3].audio, dtype="int16")
     sf.write(moved[3].audio, wave[::-1], rate)  # as long, of the same name, text and speaker
-    other = prepare_store(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
+    other = prepare_dataset(tmp_path / "build/stores", moved, codec, subwords, 5.0, 30.0)
     assert other.folder != first.folder
     differs = {
-        part
-        for part, value in first.facts["fingerprint"].items()
-        if other.facts["fingerprint"][part] != value
+        part for part, value in first.info["fingerprint"].items() if other.info["fingerprint"][part] != value
     }
     assert differs == {"audio"}
     row, before = other.splits[moved[3].split], first.splits[moved[3].split]
@@ -97,16 +95,20 @@ def test_a_check_that_files_have_passed_is_not_made_again_until_they_change(tmp_
 
 def test_a_run_does_not_go_on_from_another_tower_under_the_same_name(in_tmp, prepared, monkeypatch):
     cfg = resolve(config(), prepared)
-    facts = {"modality": "text", "reads": reads(prepared, "text"), "trained_on": prepared.facts["trained_on"]}
-    save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), facts)
+    statistics = {
+        "modality": "text",
+        "reads": reads(prepared, "text"),
+        "trained_on": prepared.info["trained_on"],
+    }
+    save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), statistics)
     words = [f"model.towers.text.init={in_tmp / 'tower'}", "log.wandb=disabled"]
     monkeypatch.setattr(run_module, "prepare", lambda *_: prepared)
     run_module.train(config(*words), "x")
     checkpoint = in_tmp / "build/runs/run/checkpoints/last.ckpt"
-    kept = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["facts"]["towers"]
+    kept = torch.load(checkpoint, weights_only=True)["hyper_parameters"]["statistics"]["towers"]
     assert kept == tower_hashes(config(*words).model.towers, in_tmp / "kept.arrow")
     (in_tmp / "build/runs/run/result.json").unlink()  # as if it had not ended
-    save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), facts)  # other random weights
+    save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), statistics)  # other random weights
     with pytest.raises(ConfigError, match=r"started from the text tower .* its weights have changed"):
         run_module.train(config(*words), "x")
 
@@ -124,7 +126,7 @@ def test_results_of_other_data_are_told_apart_by_the_part_that_differs():
 def test_a_start_decodes_no_code_and_reads_columns_at_once(prepared, monkeypatch):
     """Whatever it did row by row would take half an hour of a corpus of 600,000."""
     lean = {split: rows.remove_columns(["codes", "ids", "text"]) for split, rows in prepared.splits.items()}
-    expected, store = facts_of(prepared), replace(prepared, splits=lean)
+    expected, dataset = measure_statistics(prepared), replace(prepared, splits=lean)
 
     def one_by_one(*_: object) -> None:
         raise AssertionError("element by element")
@@ -134,8 +136,8 @@ def test_a_start_decodes_no_code_and_reads_columns_at_once(prepared, monkeypatch
     monkeypatch.setattr(
         Column, "__getitem__", lambda self, key: whole(self, key) if isinstance(key, slice) else one_by_one()
     )
-    assert facts_of(store) == expected
-    steps = Steps(store, "train", {"asr": 1.0, "tts": 1.26}, 400, 1, 0, 0.0)
+    assert measure_statistics(dataset) == expected
+    steps = BatchSchedule(dataset, "train", {"asr": 1.0, "tts": 1.26}, 400, 1, 0, 0.0)
     assert steps.epoch_length(0) > 1
 
 

@@ -9,7 +9,7 @@ from conftest import JOINT, config
 from zipper.errors import ConfigError
 from zipper.evaluation.journal import Journal, read_pieces
 from zipper.evaluation.run import evaluate_run
-from zipper.evaluation.scorer import Judge
+from zipper.evaluation.scorer import AsrScorer
 from zipper.generation.rows import answers as answers_module
 from zipper.training import run as run_module
 
@@ -57,7 +57,7 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
         assert batches == [3 + 3 + 2 * 3]
     for turn, (owner, name, times) in enumerate(
         [(answers_module, "write", 1), (answers_module, "write", 5), (answers_module, "write", 12),
-         (Judge, "hear", 3), (Judge, "hear", 10)],
+         (AsrScorer, "hear", 3), (AsrScorer, "hear", 10)],
         start=2,
     ):  # fmt: skip
         with monkeypatch.context() as killing:
@@ -81,7 +81,7 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
 
 def test_a_training_cut_off_in_its_evaluation_does_not_decode_again(listening, monkeypatch):
     with monkeypatch.context() as killing:
-        dies_at(killing, Judge, "hear", 18)  # of the first sampling, after 3 of dev and 12 recordings
+        dies_at(killing, AsrScorer, "hear", 18)  # of the first sampling, after 3 of dev and 12 recordings
         with pytest.raises(Killed):
             run_module.train(config(*WORDS), "x")
     with monkeypatch.context() as watch:

@@ -19,17 +19,17 @@ from zipper.errors import ConfigError
 from zipper.evaluation import codec as codec_module
 from zipper.evaluation import scorer as judge_module
 from zipper.evaluation.codec import evaluate_codec, table
-from zipper.evaluation.scorer import Judge, load_judge, whisper
+from zipper.evaluation.scorer import AsrScorer, load_asr_scorer, whisper
 
 
-def deaf_judge(texts: list[str], calls: list[int]) -> Judge:
+def deaf_judge(texts: list[str], calls: list[int]) -> AsrScorer:
     """Hears the first utterance right, and nothing of the others."""
 
     def transcribe(wave):
         calls.append(len(wave))
         return texts[0] if len(calls) % len(texts) == 1 else ""
 
-    return Judge(transcribe, str, "deaf")
+    return AsrScorer(transcribe, str, "deaf")
 
 
 def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, monkeypatch):
@@ -59,7 +59,7 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
 def test_a_judge_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setattr(judge_module, "find_spec", lambda module: None if "whisper" in module else object())
     with pytest.raises(ConfigError, match=r"faster-whisper, whisper-normalizer.*make setup-judge"):
-        load_judge(JudgeConfig())
+        load_asr_scorer(JudgeConfig())
 
 
 def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
@@ -99,9 +99,9 @@ def test_turns_are_taken_and_the_median_counts(monkeypatch):
     assert order[:4] == ["a", "b", "a", "b"]
 
 
-def test_the_bench_measures_a_store(store, in_tmp, monkeypatch):
+def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch):
     pytest.importorskip("transformers", reason="extra `bench` is not installed")
-    monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: store)
+    monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: dataset)
     monkeypatch.setattr(speed_module, "TURNS", 2)
     monkeypatch.setattr("reproduce.bench.generation.SPOKEN", 1)
     monkeypatch.setattr("reproduce.bench.generation.FRAMES", 50)
@@ -129,6 +129,6 @@ def test_the_limit_of_the_settings_reaches_the_store(utterances, codec, in_tmp, 
     whole = prepare(config("data.subwords=64"), Clock())
     short = prepare(config("data.subwords=64", "data.max_seconds=0.7"), Clock())
     longer = sum(s > 0.7 for rows in whole.splits.values() for s in rows["seconds"])
-    assert 0 < longer == short.facts["skipped"]
-    assert whole.facts["skipped"] == 0
+    assert 0 < longer == short.info["skipped"]
+    assert whole.info["skipped"] == 0
     assert whole.fingerprint != short.fingerprint

@@ -7,8 +7,8 @@ from transformers import MimiConfig, MimiModel
 
 from zipper.codecs.load import load_codec
 from zipper.config import CodecConfig
-from zipper.data.dataset import open_store
-from zipper.data.encode import prepare_store
+from zipper.data.dataset import open_dataset
+from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
 
 SMALL = {
@@ -62,10 +62,10 @@ def test_codes_do_not_depend_on_the_batch_and_fewer_codebooks_are_the_first_of_m
 
 
 def test_a_store_is_made_of_it_and_names_it(folder, utterances, subwords, tmp_path):
-    store = prepare_store(tmp_path, utterances, mimi(folder), subwords, 5.0, 30.0)
-    assert store.facts["fingerprint"]["codec"].startswith("mimi x3 ")
+    dataset = prepare_dataset(tmp_path, utterances, mimi(folder), subwords, 5.0, 30.0)
+    assert dataset.info["fingerprint"]["codec"].startswith("mimi x3 ")
     with pytest.raises(DataError, match="made with another codec"):
-        open_store(store.folder, {"codec": mimi(folder, 2).fingerprint})
+        open_dataset(dataset.folder, {"codec": mimi(folder, 2).fingerprint})
 
 
 def test_what_it_cannot_be_is_said(folder, tmp_path):

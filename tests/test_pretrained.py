@@ -10,19 +10,20 @@ import torch
 import transformers
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from reproduce import ROOT
 from zipper import hub
 from zipper.config import TowerConfig, load_config
 from zipper.corpora.grammar import sentences
-from zipper.data.encode import prepare_store
+from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import load_zipped
+from zipper.generation.exported import load_model
 from zipper.hub import model_folder, push
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.hf import FAMILIES, shape_of
-from zipper.models.pretrained import load_weights, read_tower, save_tower, tower_facts, with_shape_of
+from zipper.models.pretrained import load_weights, read_tower, save_tower, tower_info, with_shape_of
 from zipper.models.tower import Tower
 from zipper.training.resolve import resolve
 from zipper.training.run import pretrain, train
@@ -58,16 +59,16 @@ def reference(kind: str, **changes) -> transformers.PreTrainedModel:
     return model
 
 
-def tokenizer(size: int = 300) -> Tokenizer:
+def tokenizer(size: int = 300) -> HFTokenizer:
     """As language models have it: byte-level, one token for begin and end."""
-    made = Tokenizer(models.BPE())
+    made = HFTokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     texts = sentences(seed=3)
     made.train_from_iterator(
         [next(texts) for _ in range(200)],
         trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
-                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+                            initial_alphabet=pre_tokenizers.ByteLevel.layout()),
     )  # fmt: skip
     return made
 
@@ -193,33 +194,33 @@ def test_a_checkpoint_that_is_not_what_it_says_is_refused(tmp_path, change, word
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tmp_path):
     folder = saved(tmp_path / "model", vocab_size=290)
     with pytest.raises(DataError, match=r"tokenizer\.json has 300 tokens.*290 rows"):
-        tower_facts(folder)
+        tower_info(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json does not exist"):
-        tower_facts(folder)
+        tower_info(folder)
 
 
 def test_begin_and_end_are_those_of_the_model_and_stay_with_the_tokenizer(tmp_path):
     folder = saved(tmp_path / "model")
-    subwords = Subwords.load(folder / "tokenizer.json")
-    assert (subwords.begin, subwords.end) == (0, 0)
+    subwords = Tokenizer.load(folder / "tokenizer.json")
+    assert (subwords.bos, subwords.eos) == (0, 0)
     text = "why did helen give the blue wallet to the quiet singer"
     assert subwords.decode([0, *subwords.encode(text), 0]) == text
     subwords.save(tmp_path / "tokenizer.json")  # as in a store, without the model's config
-    again = Subwords.load(tmp_path / "tokenizer.json")
-    assert (again.begin, again.end, again.fingerprint) == (0, 0, subwords.fingerprint)
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert (again.bos, again.eos, again.fingerprint) == (0, 0, subwords.fingerprint)
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match=r"no config\.json beside it names bos_token_id"):
-        Subwords.load(tmp_path / "tokenizer.json")
+        Tokenizer.load(tmp_path / "tokenizer.json")
 
 
 def test_a_pretrained_tower_is_zipped_trained_and_recognises(tmp_path, utterances, codec, monkeypatch):
     """One token begins and ends its texts, and its embedding has more rows than its tokenizer."""
     monkeypatch.chdir(tmp_path)
     folder = saved(tmp_path / "model", vocab_size=320)
-    subwords = Subwords.load(folder / "tokenizer.json")
-    store = prepare_store(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
-    monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock: store)
+    subwords = Tokenizer.load(folder / "tokenizer.json")
+    dataset = prepare_dataset(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
+    monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock: dataset)
     words = [
         f"model.towers.text={{init: {folder}, frozen: true, interval: 1}}",
         "model.zip={heads: 2, whiten: true}",
@@ -227,7 +228,7 @@ def test_a_pretrained_tower_is_zipped_trained_and_recognises(tmp_path, utterance
         "train={tokens: 200, steps: 2, validate_every: 2, tasks: {asr: 1}, accelerator: cpu}",
         "log.wandb=disabled",
     ]  # fmt: skip
-    cfg = resolve(load_config(None, words), store)
+    cfg = resolve(load_config(None, words), dataset)
     assert (cfg.model.towers["text"].vocabulary, cfg.model.towers["text"].specials) == (320, [0, 0])
     result = train(load_config(None, words), "test")["asr"]
     assert result["utterances"] == 6
@@ -236,7 +237,7 @@ def test_a_pretrained_tower_is_zipped_trained_and_recognises(tmp_path, utterance
     for name, weight in before.items():
         assert torch.equal(after[f"model.towers.text.{name}"], weight), name
     # A store of another tokenizer is refused.
-    other = prepare_store(tmp_path / "others", utterances, codec, Subwords.train(["a b"], 40), 5.0, 30.0)
+    other = prepare_dataset(tmp_path / "others", utterances, codec, Tokenizer.train(["a b"], 40), 5.0, 30.0)
     with pytest.raises(DataError, match="was trained on"):
         resolve(load_config(None, words), other)
 
@@ -246,9 +247,9 @@ def test_pretraining_goes_on_from_a_model_and_exports_what_can_be_zipped(
 ):
     monkeypatch.chdir(tmp_path)
     folder = saved(tmp_path / "model")
-    subwords = Subwords.load(folder / "tokenizer.json")
-    store = prepare_store(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
-    monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock: store)
+    subwords = Tokenizer.load(folder / "tokenizer.json")
+    dataset = prepare_dataset(tmp_path / "stores", utterances, codec, subwords, 5.0, 30.0)
+    monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock: dataset)
     words = [
         "model.modalities=[text]", f"model.towers.text.init={folder}", "export=mine", "log.wandb=disabled",
         "train={tokens: 200, steps: 2, validate_every: 2, tasks: {text: 1}, accelerator: cpu}",
@@ -257,9 +258,9 @@ def test_pretraining_goes_on_from_a_model_and_exports_what_can_be_zipped(
     before, after = read_tower(folder), read_tower(tmp_path / "mine")
     assert not torch.equal(before.embedding.weight, after.embedding.weight)
     assert (before.embedding.weight - after.embedding.weight).abs().max() < 0.1  # gone on, not begun anew
-    assert Subwords.load(tmp_path / "mine" / "tokenizer.json").fingerprint == subwords.fingerprint
+    assert Tokenizer.load(tmp_path / "mine" / "tokenizer.json").fingerprint == subwords.fingerprint
     cfg = load_config(None, ["model.towers.text.init=mine", "train.tasks.asr=1"])
-    assert resolve(cfg, store).model.towers["text"].layers == 3
+    assert resolve(cfg, dataset).model.towers["text"].layers == 3
 
 
 def test_a_shape_that_the_config_asks_for_must_be_the_models(tmp_path):
@@ -310,13 +311,13 @@ def test_push_uploads_what_was_exported_and_nothing_else(monkeypatch, tmp_path):
         push(Path("assets/text-tower").resolve(), "me/mine", private=False)
 
 
-def test_an_interval_that_leaves_no_zip_in_the_models_layers_is_refused(tmp_path, store):
+def test_an_interval_that_leaves_no_zip_in_the_models_layers_is_refused(tmp_path, dataset):
     folder = saved(tmp_path / "model")
-    store.subwords.save(tmp_path / "tokenizer.json")
+    dataset.tokenizer.save(tmp_path / "tokenizer.json")
     words = [f"model.towers.text={{init: {folder}, interval: 4}}", "train.tasks.asr=1"]
-    subwords = Subwords.load(folder / "tokenizer.json")
-    parts = {**store.facts["fingerprint"], "tokenizer": subwords.fingerprint}
-    other = replace(store, facts={**store.facts, "fingerprint": parts}, subwords=subwords)
+    subwords = Tokenizer.load(folder / "tokenizer.json")
+    parts = {**dataset.info["fingerprint"], "tokenizer": subwords.fingerprint}
+    other = replace(dataset, info={**dataset.info, "fingerprint": parts}, tokenizer=subwords)
     with pytest.raises(ConfigError, match="interval=4 leaves no zip in a tower of layers=3"):
         resolve(load_config(None, words), other)
 
@@ -334,7 +335,7 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(monkeypatch, tmp_path
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(tmp_path / name))
     push(ROOT / "assets" / "zipped", "me/mine", private=True)
-    here, there = load_zipped(ROOT / "assets" / "zipped"), load_zipped(model_folder("me/mine"))
-    assert there.subwords.fingerprint == here.subwords.fingerprint
+    here, there = load_model(ROOT / "assets" / "zipped"), load_model(model_folder("me/mine"))
+    assert there.tokenizer.fingerprint == here.tokenizer.fingerprint
     for name, weight in here.model.state_dict().items():
         assert torch.equal(there.model.state_dict()[name], weight), name

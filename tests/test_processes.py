@@ -85,8 +85,8 @@ def one_process(folder) -> Path:
     return folder / "build/runs/one"
 
 
-def contents(store: Path) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(store.iterdir())}
+def contents(dataset: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(dataset.iterdir())}
 
 
 def test_the_store_is_the_same_whatever_the_number_of_processes(folder):

@@ -13,13 +13,13 @@ from zipper.config import load_config
 from zipper.corpora import audio as audio_module
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance, hold_out
-from zipper.data.encode import prepare_store
-from zipper.data.schedule import Steps
-from zipper.data.statistics import facts_of
+from zipper.data.encode import prepare_dataset
+from zipper.data.schedule import BatchSchedule
+from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result import by_subset, chosen_rows
 from zipper.evaluation.wer import WordErrors
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 TEXTS = ["IT WAS NOW MID JULY", "THE PLAGUE HAD RAGED", "SAINT ANDREW'S HOLBORN", "FOR THE CITY"]
 
@@ -113,12 +113,12 @@ def test_what_has_no_partner_is_skipped_with_its_reason(tmp_path, codec):
     (tmp_path / "LibriSpeech" / "train-clean-100" / "loop").symlink_to(tmp_path / "LibriSpeech")
     found = opened("data.corpus=librispeech", f"data.folder={tmp_path}", SPLITS)
     assert len(found) == 21  # both are listed; the link back up adds nothing
-    subwords = Subwords.train((u.text for u in found), 40)
+    subwords = Tokenizer.train((u.text for u in found), 40)
     with pytest.raises(DataError, match=r"1 of 21 .*0009\.flac has no transcript"):
-        prepare_store(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
+        prepare_dataset(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
     found = [u for u in found if u.text]
     with pytest.raises(DataError, match=r"1 of 20 .*0000\.flac does not exist"):
-        prepare_store(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
+        prepare_dataset(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
 
 
 def test_digits_are_refused_rather_than_stripped(tmp_path):
@@ -141,25 +141,25 @@ def test_a_task_takes_its_own_corpora_and_results_tell_their_parts(tmp_path, cod
         "data.tasks={asr: [librispeech], tts: [libritts]}", "train.tasks={asr: 1, tts: 1}",
     ])  # fmt: skip
     found = open_corpus(cfg)
-    subwords = Subwords.train((u.text for u in found), 40)
-    store = prepare_store(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
-    assert store.facts["fingerprint"]["corpus_folder"] == "librispeech+libritts"
-    steps = Steps(store, "train", {"asr": 1.0, "tts": 1.0}, 400, 1, 0, 0.0, corpora=cfg.data.tasks)
+    subwords = Tokenizer.train((u.text for u in found), 40)
+    dataset = prepare_dataset(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
+    assert dataset.info["fingerprint"]["corpus_folder"] == "librispeech+libritts"
+    steps = BatchSchedule(dataset, "train", {"asr": 1.0, "tts": 1.0}, 400, 1, 0, 0.0, corpora=cfg.data.tasks)
     examples = [e for step in range(steps.epoch_length(0)) for e in steps.plan(step).examples]
     taken = {
-        task: {store.splits["train"][r]["subset"] for r, t in examples if t == task}
+        task: {dataset.splits["train"][r]["subset"] for r, t in examples if t == task}
         for task in ("asr", "tts")
     }
     assert taken == {"asr": {"librispeech/train-clean-100"}, "tts": {"libritts/train-clean-100"}}
     assert sum(task == "asr" for _, task in examples) == 8
     assert sum(task == "tts" for _, task in examples) == 2
-    assert {r["subset"] for r in chosen_rows(store, cfg, "tts")} == {"libritts/test-clean"}
-    rows = [store.splits["test"][i] for i in range(len(store.splits["test"]))]
+    assert {r["subset"] for r in chosen_rows(dataset, cfg, "tts")} == {"libritts/test-clean"}
+    rows = [dataset.splits["test"][i] for i in range(len(dataset.splits["test"]))]
     parts = by_subset([(row, WordErrors(1, 4)) for row in rows])
     assert parts["librispeech/test-clean"] == {"wer": 0.25, "errors": 4, "words": 16, "utterances": 4}
     assert by_subset([(rows[0], WordErrors(1, 4))]) == {}
     with pytest.raises(ConfigError, match=r"no utterance of split train has speech and text"):
-        Steps(store, "train", {"asr": 1.0}, 400, 1, 0, 0.0, corpora={"asr": ["librilight"]})
+        BatchSchedule(dataset, "train", {"asr": 1.0}, 400, 1, 0, 0.0, corpora={"asr": ["librilight"]})
 
 
 def librilight(root: Path) -> Path:
@@ -189,13 +189,13 @@ def test_librilight_is_cut_into_runs_of_speech_without_cutting_a_file(tmp_path, 
     assert len({u.split for u in found if u.speaker == "12"}) == 1  # whole speakers are held out
     whole, _ = sf.read(found[0].audio, dtype="float32")
     assert np.array_equal(found[0].wave(16000).numpy(), whole[1600 : 1600 + 27200])
-    store = prepare_store(tmp_path / "stores", found, codec, Subwords.train(["a b"], 40), 5.0, 30.0)
-    assert all(row["text"] == "" and row["ids"] == [] and row["codes"] for row in store.splits["train"])
-    steps = Steps(store, "train", {"speech": 1.0}, 400, 1, 0, 0.0)
+    dataset = prepare_dataset(tmp_path / "stores", found, codec, Tokenizer.train(["a b"], 40), 5.0, 30.0)
+    assert all(row["text"] == "" and row["ids"] == [] and row["codes"] for row in dataset.splits["train"])
+    steps = BatchSchedule(dataset, "train", {"speech": 1.0}, 400, 1, 0, 0.0)
     assert steps.batch(0, 0, {"speech": 3}).total["speech"] > 0
-    assert facts_of(store).ratio == {}
+    assert measure_statistics(dataset).ratio == {}
     with pytest.raises(ConfigError, match="no utterance of split train has text"):
-        Steps(store, "train", {"text": 1.0}, 400, 1, 0, 0.0)
+        BatchSchedule(dataset, "train", {"text": 1.0}, 400, 1, 0, 0.0)
     (tmp_path / "small" / "12" / "book" / "chapter_01.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="voice_activity"):
         opened(*words)
@@ -203,14 +203,14 @@ def test_librilight_is_cut_into_runs_of_speech_without_cutting_a_file(tmp_path, 
 
 def test_librilight_speech_may_end_a_rounding_after_its_recording(tmp_path, codec):
     librilight(tmp_path)
-    for facts in tmp_path.rglob("*.json"):
-        facts.write_text(json.dumps({"voice_activity": [[0.1, 1.0], [4.5, 6.025]]}), encoding="utf-8")
+    for statistics in tmp_path.rglob("*.json"):
+        statistics.write_text(json.dumps({"voice_activity": [[0.1, 1.0], [4.5, 6.025]]}), encoding="utf-8")
     where = ["data.corpus=librilight", f"data.folder={tmp_path}", "data.dev=1", "data.test=1"]
     found = opened(*where, "data.max_seconds=2")
-    store = prepare_store(tmp_path / "stores", found, codec, Subwords.train(["a b"], 40), 5.0, 30.0)
-    assert store.facts["skipped"] == 0
+    dataset = prepare_dataset(tmp_path / "stores", found, codec, Tokenizer.train(["a b"], 40), 5.0, 30.0)
+    assert dataset.info["skipped"] == 0
     for wrong in ([[0.1, float("nan")]], [[2, 1]], [[-1, 1]]):
-        facts.write_text(json.dumps({"voice_activity": wrong}), encoding="utf-8")
+        statistics.write_text(json.dumps({"voice_activity": wrong}), encoding="utf-8")
         with pytest.raises(DataError, match="no stretch of time"):
             opened(*where)
 
@@ -234,13 +234,13 @@ def test_text_alone_is_books_held_out_whole_or_the_lines_of_the_lm_corpus(tmp_pa
     found = opened(*words)
     assert len(found) == 8
     assert len({u.split for u in found if u.speaker == "book0"}) == 1
-    store = prepare_store(
-        tmp_path / "stores", found, codec, Subwords.train((u.text for u in found), 40), 5.0, 30.0
+    dataset = prepare_dataset(
+        tmp_path / "stores", found, codec, Tokenizer.train((u.text for u in found), 40), 5.0, 30.0
     )
-    assert all(row["seconds"] == 0 and row["codes"] == [] and row["ids"] for row in store.splits["train"])
-    steps = Steps(store, "train", {"text": 1.0}, 100, 1, 0, 0.0)
+    assert all(row["seconds"] == 0 and row["codes"] == [] and row["ids"] for row in dataset.splits["train"])
+    steps = BatchSchedule(dataset, "train", {"text": 1.0}, 100, 1, 0, 0.0)
     assert steps.batch(0, 0, {"text": 1}).total["text"] > 0
-    assert facts_of(store).rates["text"] > 0
+    assert measure_statistics(dataset).rates["text"] > 0
     with gzip.open(tmp_path / "librispeech-lm-norm.txt.gz", "wt", encoding="utf-8") as lines:
         lines.write("A\n" * 3 + "THE END\n\n" + "B C\n" * 6)
     found = opened(*words)

@@ -16,7 +16,7 @@ from zipper.config import flat, load_config, to_dict
 from zipper.evaluation.asr import last_line
 from zipper.evaluation.tts import last_line as tts_line
 from zipper.evaluation.wer import WordErrors, word_errors
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 FILES = sorted((ROOT / "results").rglob("*.json"))
 QUICKSTART, BAD_INPUT = (
@@ -114,7 +114,7 @@ def test_the_readmes_figures_are_those_of_the_configs(name):
     assert {key: then[key] for key in told} == {key: now[key] for key in told}
     tower = ROOT / now["model.towers.text.init"] / "tokenizer.json"  # whose tokenizer a config need not name
     assert then["data.tokenizer"] in (now["data.tokenizer"], str(tower.relative_to(ROOT)))
-    assert Subwords.load(tower).fingerprint == result["data"]["tokenizer"]
+    assert Tokenizer.load(tower).fingerprint == result["data"]["tokenizer"]
 
 
 MODELS = ("zipper", "zipper-frozen", "single-decoder", "single-decoder-speech")

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from conftest import as_batch, tiny_model
-from slow import FACTS, prompts, slow_greedy
+from slow import INFO, prompts, slow_greedy
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document, Segment
 from zipper.generation.beam import beam_search
-from zipper.generation.cache import Memory
+from zipper.generation.cache import KVCache
 from zipper.generation.generate import _length, read_prompts, write
 from zipper.generation.sampling import choose
-from zipper.modalities.layout import Alphabet
+from zipper.modalities.layout import TokenLayout
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ from zipper.modalities.layout import Alphabet
 def test_sampling_follows_from_the_seed_and_never_leaves_its_modality(how):
     model = tiny_model(layers=3)
     given, decode = prompts(model, 12, "text"), {"speech": how, "text": how}
-    together = write(model, given, ["speech", "text"], FACTS, decode, seed=3)
-    again = [write(model, [one], ["speech", "text"], FACTS, decode, seed=3)[0] for one in given]
-    other = write(model, given, ["speech", "text"], FACTS, decode, seed=4)
+    together = write(model, given, ["speech", "text"], INFO, decode, seed=3)
+    again = [write(model, [one], ["speech", "text"], INFO, decode, seed=3)[0] for one in given]
+    other = write(model, given, ["speech", "text"], INFO, decode, seed=4)
     columns = [[s.columns.tolist() for s in segments] for segments in together]
     assert columns == [[s.columns.tolist() for s in segments] for segments in again]
     assert columns != [[s.columns.tolist() for s in segments] for segments in other]
@@ -83,8 +83,8 @@ def test_drawn_shares_are_those_of_the_softmax():
 def test_a_beam_of_one_is_greedy():
     model = tiny_model()
     given = prompts(model, 6, "speech")
-    greedy = [s.columns.tolist() for (s,) in write(model, given, ["text"], FACTS)]
-    caps = [FACTS.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
+    greedy = [s.columns.tolist() for (s,) in write(model, given, ["text"], INFO)]
+    caps = [INFO.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
     assert greedy == [found.tolist() for found in searched(model, given, caps, 1)]
 
 
@@ -99,9 +99,9 @@ def test_a_wide_beam_finds_the_likeliest_of_all_texts():
 
 @torch.no_grad()
 def searched(model, given: list[Document], caps: list[int], beams: int) -> list[torch.Tensor]:
-    alphabet = Alphabet.of("text", model.cfg.towers["text"])
+    layout = TokenLayout.of("text", model.cfg.towers["text"])
     rows = list(range(len(given)))
-    columns, ended = beam_search(read_prompts(model, given), "text", alphabet, rows, caps, beams, keep=False)
+    columns, ended = beam_search(read_prompts(model, given), "text", layout, rows, caps, beams, keep=False)
     return [row[: end + 1] for row, end in zip(columns, ended.tolist(), strict=True)]
 
 
@@ -122,13 +122,13 @@ def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
 def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
     """By dynamo alone: no C++ compiler is needed."""
     counter = CompileCounter()
-    step = torch.compile(Memory._run, backend=counter, fullgraph=True, dynamic=False)
+    step = torch.compile(KVCache._run, backend=counter, fullgraph=True, dynamic=False)
     monkeypatch.setattr("zipper.generation.cache.compiled", lambda: step)
     model = tiny_model()
     given = prompts(model, 3, "text")
-    plain = write(model, given, ["speech", "text"], FACTS)
+    plain = write(model, given, ["speech", "text"], INFO)
     how = {"speech": SamplingConfig(compile=True), "text": SamplingConfig(compile=True)}
-    fast = write(model, given, ["speech", "text"], FACTS, how)
+    fast = write(model, given, ["speech", "text"], INFO, how)
     assert [[s.columns.tolist() for s in one] for one in fast] == [
         [s.columns.tolist() for s in one] for one in plain
     ]
@@ -138,8 +138,8 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
 def test_text_may_be_searched_in_the_middle_of_a_chain():
     model = tiny_model()
     given = prompts(model, 3, "speech")
-    out = write(model, given, ["text", "speech"], FACTS, {"text": SamplingConfig(beams=4)})
+    out = write(model, given, ["text", "speech"], INFO, {"text": SamplingConfig(beams=4)})
     for doc, (text, speech) in zip(given, out, strict=True):
         hop = Document(doc.id, [text.given()], True)
-        cap = FACTS.cap("speech", "text", text.content.shape[1])
+        cap = INFO.cap("speech", "text", text.content.shape[1])
         assert torch.equal(speech.columns, slow_greedy(model, hop, "speech", cap))

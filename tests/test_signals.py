@@ -15,7 +15,7 @@ from conftest import config
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
-from zipper.stop import Request, Stopped, signals
+from zipper.stop import SignalFlag, Stopped, signals
 from zipper.training import run as run_module
 from zipper.training.callbacks import RecognitionMonitor
 
@@ -99,7 +99,7 @@ def test_a_sighup_that_was_ignored_at_the_start_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals():
-            Request().listen()
+            SignalFlag().listen()
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

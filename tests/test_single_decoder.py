@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from conftest import as_batch, config, interleaving
-from slow import FACTS, prompts, slow_greedy
+from slow import INFO, prompts, slow_greedy
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
 from zipper.generation.generate import write
-from zipper.models.single_decoder import SingleDecoder
+from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.tower import Tower
 from zipper.training.resolve import resolve
 
 SHAPE = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 2, "hidden": 32}
 
 
-def single_decoder(names: tuple[str, ...] = ("text", "speech"), switch: bool = False) -> SingleDecoder:
+def single_decoder(names: tuple[str, ...] = ("text", "speech"), switch: bool = False) -> SingleDecoderModel:
     """float64, eval, weights large enough to matter."""
     torch.manual_seed(0)
     sizes = {"text": (11, 1), "speech": (9, 3), "music": (7, 2)}
     towers = {n: TowerConfig(**SHAPE, vocabulary=sizes[n][0], codebooks=sizes[n][1]) for n in names}
     cfg = ModelConfig(kind="single_decoder", modalities=list(names), towers=towers, switch=switch)
-    model = SingleDecoder(cfg).double().eval()
+    model = SingleDecoderModel(cfg).double().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.25)
@@ -37,7 +37,7 @@ def text_tower() -> Tower:
     return Tower(TowerConfig(**SHAPE, vocabulary=11, codebooks=1)).double()
 
 
-def slow_states(model: SingleDecoder, document: Document) -> torch.Tensor:
+def slow_states(model: SingleDecoderModel, document: Document) -> torch.Tensor:
     """All tokens of a document one after the other through the plain decoder: [N, D]"""
     starts = {"text": [0], "speech": [11, 20, 29]}  # rows of each codebook: 11 + 9 in head 0, then 2 x 9
     rows = []
@@ -131,20 +131,20 @@ def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(name):
     model = single_decoder()
     other = "speech" if name == "text" else "text"
     given = prompts(model, 3, other)
-    written = write(model, given, [name], FACTS)
+    written = write(model, given, [name], INFO)
     for document, (segment,) in zip(given, written, strict=True):
-        cap = FACTS.cap(name, other, _length(document, other))
+        cap = INFO.cap(name, other, _length(document, other))
         assert torch.equal(segment.columns, slow_greedy(model, document, name, cap))
-        alone = write(model, [document], [name], FACTS)[0][0]
+        alone = write(model, [document], [name], INFO)[0][0]
         assert torch.equal(alone.columns, segment.columns)
 
 
 def test_it_goes_on_from_one_modality_to_the_next_as_if_read_anew():
     model = single_decoder()
     (given,) = prompts(model, 1, "text")
-    first, second = write(model, [given], ["speech", "text"], FACTS)[0]
+    first, second = write(model, [given], ["speech", "text"], INFO)[0]
     hop = Document(given.id, [first.given()], True)
-    cap = FACTS.cap("text", "speech", first.content.shape[1])
+    cap = INFO.cap("text", "speech", first.content.shape[1])
     assert torch.equal(second.columns, slow_greedy(model, hop, "text", cap))
 
 
@@ -168,10 +168,10 @@ def test_three_modalities_share_one_decoder_and_every_weight_is_owned_once():
         (["model.towers.speech.vocabulary=5"], "model.towers.speech: vocabulary=5"),
     ],
 )
-def test_a_shape_that_is_not_the_decoders_is_refused(store, words, told):
+def test_a_shape_that_is_not_the_decoders_is_refused(dataset, words, told):
     single = ["model.kind=single_decoder", "model.towers.speech.width=16"]
     with pytest.raises(ConfigError, match=told):
-        resolve(config(*single, *words), store)
+        resolve(config(*single, *words), dataset)
 
 
 def test_tasks_to_evaluate_must_be_known():
@@ -204,7 +204,7 @@ def test_a_head_of_its_own_grows_with_the_embedding():
     tower = Tower(TowerConfig(**shape, vocabulary=11, codebooks=1)).double()
     towers = {"text": TowerConfig(**shape, vocabulary=11, codebooks=1)}
     towers["speech"] = TowerConfig(**shape, vocabulary=9, codebooks=3)
-    model = SingleDecoder(ModelConfig(kind="single_decoder", towers=towers)).double().eval()
+    model = SingleDecoderModel(ModelConfig(kind="single_decoder", towers=towers)).double().eval()
     model.start_from(tower)
     assert torch.equal(model.decoder.head[:11], tower.head)
     assert torch.equal(model.decoder.embedding.weight[:11], tower.embedding.weight)

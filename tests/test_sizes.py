@@ -9,7 +9,7 @@ from zipper.data.batches import collate
 from zipper.data.documents import Document, Segment
 from zipper.models.lora import train_lora_alone
 from zipper.models.losses import stream_loss
-from zipper.models.zipper import Zipper
+from zipper.models.zipper import ZipperModel
 from zipper.training.engine import prepare_layers
 from zipper.training.module import parameter_groups
 
@@ -44,12 +44,12 @@ def model_of(name: str) -> tuple[ModelConfig, int]:
 def test_parameters_are_as_expected_and_a_step_in_bfloat16_is_finite(name, stages, speech):
     cfg, count = model_of(name)
     with torch.device("meta"):
-        shapes = Zipper(cfg, {"text": 4.0, "speech": 75.0})
+        shapes = ZipperModel(cfg, {"text": 4.0, "speech": 75.0})
     assert shapes.stages == stages
     assert sum(p.numel() for p in shapes.tower("text").parameters()) == count
     assert sum(p.numel() for p in shapes.tower("speech").parameters()) == pytest.approx(speech, rel=0.01)
     torch.manual_seed(0)
-    model = Zipper(cfg, {"text": 4.0, "speech": 75.0})
+    model = ZipperModel(cfg, {"text": 4.0, "speech": 75.0})
     train = load_config(ROOT / "configs" / f"{name}.yaml").train
     prepare_layers(model, train)
     model.tower("text").requires_grad_(False)
@@ -83,6 +83,6 @@ def test_lora_on_the_text_tower_is_a_hundredth_of_it():
     cfg, count = model_of("tiny-128m")
     cfg.towers["text"].frozen, cfg.towers["text"].lora = False, 8
     with torch.device("meta"):
-        tower = Zipper(cfg, {"text": 4.0, "speech": 75.0}).tower("text")
+        tower = ZipperModel(cfg, {"text": 4.0, "speech": 75.0}).tower("text")
     train_lora_alone(tower)
     assert 0.01 < sum(p.numel() for p in tower.parameters() if p.requires_grad) / count < 0.03

@@ -15,23 +15,26 @@ from conftest import JOINT, config
 from zipper.cli import run as command
 from zipper.config import JudgeConfig, load_config
 from zipper.data.dataset import PERIODS
-from zipper.data.statistics import Facts, facts_of, longest_repeats
+from zipper.data.statistics import DatasetStatistics, longest_repeats, measure_statistics
 from zipper.errors import DataError
 from zipper.evaluation.result import write_result
 from zipper.evaluation.run import evaluate_run
-from zipper.evaluation.scorer import load_judge
-from zipper.evaluation.transcripts import hear_recordings
+from zipper.evaluation.scorer import load_asr_scorer
+from zipper.evaluation.transcripts import transcribe_recordings
 from zipper.evaluation.tts import Spoken, by_length, total
 from zipper.evaluation.wer import WordErrors, word_errors
-from zipper.generation.generate import Written
+from zipper.generation.generate import GenerationOutput
 from zipper.modalities.delay import to_columns
 from zipper.training import run as run_module
 from zipper.training.resolve import resolve
 
 
-def gold(store, rows) -> list[Written]:
-    columns = [to_columns(store.row_codes(row), store.codes) for row in rows]
-    return [Written("speech", c, store.row_codes(row), "end") for c, row in zip(columns, rows, strict=True)]
+def gold(dataset, rows) -> list[GenerationOutput]:
+    columns = [to_columns(dataset.row_codes(row), dataset.codes) for row in rows]
+    return [
+        GenerationOutput("speech", c, dataset.row_codes(row), "end")
+        for c, row in zip(columns, rows, strict=True)
+    ]
 
 
 def test_gold_units_score_no_error_and_planted_ones_are_counted(listening, prepared):
@@ -53,14 +56,14 @@ def test_gold_units_score_no_error_and_planted_ones_are_counted(listening, prepa
 
 def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     rows = [prepared.splits["test"][i] for i in range(4)]
-    first = hear_recordings("build", prepared, listening.codec, listening.judge, rows[:2])
+    first = transcribe_recordings("build", prepared, listening.codec, listening.judge, rows[:2])
     deaf = replace(listening.judge, transcribe=lambda wave: "something else")
-    again = hear_recordings("build", prepared, listening.codec, deaf, rows)
+    again = transcribe_recordings("build", prepared, listening.codec, deaf, rows)
     assert again[:2] == first
     assert {one.original for one in again[2:]} == {"something else"}
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
     with pytest.raises(DataError, match=r"Utterance lost: nowhere\.flac does not exist"):
-        hear_recordings("build", prepared, listening.codec, listening.judge, lost)
+        transcribe_recordings("build", prepared, listening.codec, listening.judge, lost)
 
 
 def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypatch):
@@ -69,23 +72,23 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     reached = Event()
     monkeypatch.setattr("builtins.print", lambda *_, **__: reached.set())  # "waiting for it"
 
-    def hear(some, judge=listening.judge):
-        found = hear_recordings("build", prepared, listening.codec, judge, some)
+    def transcribe_wave(some, judge=listening.judge):
+        found = transcribe_recordings("build", prepared, listening.codec, judge, some)
         reached.set()
         return found
 
     def at_once(result, file):
         if not others:
-            others.append(Thread(target=hear, args=(rows[2:],)))
+            others.append(Thread(target=transcribe_wave, args=(rows[2:],)))
             others[0].start()
             assert reached.wait(60)
         write(result, file)
 
     monkeypatch.setattr("zipper.evaluation.transcripts.write_result", at_once)
-    hear(rows[:2])
+    transcribe_wave(rows[:2])
     others[0].join()
     deaf = replace(listening.judge, transcribe=lambda wave: "something else")
-    assert [one.original for one in hear(rows, deaf)] == [row["text"] for row in rows]
+    assert [one.original for one in transcribe_wave(rows, deaf)] == [row["text"] for row in rows]
 
 
 def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):
@@ -162,15 +165,19 @@ def test_the_longest_repeat_is_found_within_rows_alone():
 
 
 def test_facts_are_those_of_the_training_split_and_cap_what_is_written(prepared):
-    facts = facts_of(prepared)
+    statistics = measure_statistics(prepared)
     rows = list(prepared.splits["train"])
     frames = [len(row["codes"]) // 3 for row in rows]
     ratio = max(f / len(row["ids"]) for f, row in zip(frames, rows, strict=True))
-    assert facts.cap("speech", "text", 4) == math.ceil(1.5 * ratio * 4) + 1
-    assert facts.cap("speech", None, 0) == facts.cap("speech", "speech", 9) == math.ceil(1.5 * max(frames))
-    assert Facts(**json.loads(json.dumps(facts.to_dict()))) == facts
-    seconds = facts.seconds["text"]
-    assert len(seconds) == prepared.subwords.vocabulary
+    assert statistics.cap("speech", "text", 4) == math.ceil(1.5 * ratio * 4) + 1
+    assert (
+        statistics.cap("speech", None, 0)
+        == statistics.cap("speech", "speech", 9)
+        == math.ceil(1.5 * max(frames))
+    )
+    assert DatasetStatistics(**json.loads(json.dumps(statistics.to_dict()))) == statistics
+    seconds = statistics.seconds["text"]
+    assert len(seconds) == prepared.tokenizer.vocabulary
     said = [sum(seconds[i] for i in (0, *row["ids"], 1)) for row in rows]
     assert sum(said) == pytest.approx(sum(row["seconds"] for row in rows), rel=1e-3)
 
@@ -179,10 +186,12 @@ def test_a_run_on_a_share_of_the_data_knows_nothing_of_the_rest(prepared):
     """Durations, rates, and caps that were fitted on more would leak into the ablation of aligned data."""
     train = prepared.splits["train"]
     few = replace(prepared, splits={**prepared.splits, "train": train.select(range(5))})
-    assert facts_of(prepared, 5) == facts_of(few)
-    assert facts_of(prepared, 5).seconds != facts_of(prepared).seconds
-    module = run_module.ZipperModule.of(resolve(config(), prepared), facts_of(prepared, 5))
-    assert module.model.get_buffer("seconds_text").tolist() == pytest.approx(facts_of(few).seconds["text"])
+    assert measure_statistics(prepared, 5) == measure_statistics(few)
+    assert measure_statistics(prepared, 5).seconds != measure_statistics(prepared).seconds
+    module = run_module.ZipperModule.of(resolve(config(), prepared), measure_statistics(prepared, 5))
+    assert module.model.get_buffer("seconds_text").tolist() == pytest.approx(
+        measure_statistics(few).seconds["text"]
+    )
 
 
 def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, monkeypatch):
@@ -192,4 +201,4 @@ def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, mon
     monkeypatch.setitem(sys.modules, "whisper_normalizer", SimpleNamespace(english=normaliser))
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", normaliser)
     with pytest.raises(DataError, match=r"wav2vec2 cannot be loaded.*judge\.model=FILE"):
-        load_judge(JudgeConfig(kind="wav2vec2", model=str(in_tmp / "nowhere.pth")))
+        load_asr_scorer(JudgeConfig(kind="wav2vec2", model=str(in_tmp / "nowhere.pth")))

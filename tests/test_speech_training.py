@@ -11,7 +11,7 @@ from zipper.codecs.load import load_codec
 from zipper.config import CodecConfig
 from zipper.data.batches import collate
 from zipper.data.documents import Document, document
-from zipper.data.statistics import facts_of, reads, reads_all
+from zipper.data.statistics import measure_statistics, reads, reads_all
 from zipper.errors import ConfigError
 from zipper.evaluation.chains import evaluate_chain, reread
 from zipper.evaluation.result import Origin
@@ -20,7 +20,7 @@ from zipper.generation.exported import load_trained
 from zipper.generation.generate import write
 from zipper.generation.rows import answers
 from zipper.modalities.delay import to_columns
-from zipper.models.losses import hide_past, stream_loss, switch_loss
+from zipper.models.losses import mask_history, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower
 from zipper.models.tower import Tower
 from zipper.models.zip_block import is_gate
@@ -30,15 +30,15 @@ from zipper.training.resolve import resolve
 from zipper.training.whiten import rescale_zips, whiten_zips
 
 
-def module_for(store, *words: str) -> ZipperModule:
+def module_for(dataset, *words: str) -> ZipperModule:
     torch.manual_seed(0)
-    cfg = resolve(config(*JOINT, *words), store)
-    return ZipperModule.of(cfg, facts_of(store))
+    cfg = resolve(config(*JOINT, *words), dataset)
+    return ZipperModule.of(cfg, measure_statistics(dataset))
 
 
-def joint_batch(store):
+def joint_batch(dataset):
     documents = [
-        document(store, store.splits["train"][i], task, 0.0) for i in range(8) for task in ("asr", "tts")
+        document(dataset, dataset.splits["train"][i], task, 0.0) for i in range(8) for task in ("asr", "tts")
     ]
     return collate(documents, {"text": 1, "speech": 3})
 
@@ -46,7 +46,7 @@ def joint_batch(store):
 def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
     model, batch = module_for(prepared).model, joint_batch(prepared)
     torch.manual_seed(0)
-    hidden = hide_past(batch, model, 0.4, 3)
+    hidden = mask_history(batch, model, 0.4, 3)
     assert torch.equal(hidden.streams["text"].tokens, batch.streams["text"].tokens)
     before, after = batch.streams["speech"], hidden.streams["speech"]
     assert torch.equal(before.target, after.target)
@@ -81,17 +81,19 @@ def test_a_switch_learns_and_moves_nothing_else(prepared):
     for name, parameter in model.named_parameters():
         if is_gate(name):  # a text that was heard must differ from one that was given
             parameter.data.fill_(0.5)
-    loss = switch_loss(model, model(batch), batch)
+    loss = next_modality_loss(model, model(batch), batch)
     loss.backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert touched == {f"switches.{n}.{p}" for n in ("text", "speech") for p in ("weight", "bias")}
+    assert touched == {f"next_modality_heads.{n}.{p}" for n in ("text", "speech") for p in ("weight", "bias")}
     assert batch.turns == 2 * len(batch.ids)
-    optimiser = torch.optim.Adam(model.switches.parameters(), lr=0.05)
+    optimiser = torch.optim.Adam(model.next_modality_heads.parameters(), lr=0.05)
     for _ in range(150):
         optimiser.zero_grad()
-        switch_loss(model, model(batch), batch).backward()
+        next_modality_loss(model, model(batch), batch).backward()
         optimiser.step()
-    assert float(switch_loss(model, model(batch), batch)) / batch.turns < 0.2 * float(loss) / batch.turns
+    assert (
+        float(next_modality_loss(model, model(batch), batch)) / batch.turns < 0.2 * float(loss) / batch.turns
+    )
 
 
 def test_whitened_zips_see_round_states_and_towers_stay(prepared):
@@ -121,7 +123,7 @@ def test_evaluating_needs_no_training(listening, prepared):
     module = module_for(prepared)
     cfg = config(*JOINT)
     result, segments = evaluate_tts(
-        module.model, prepared, module.facts, resolve(cfg, prepared), Origin("x", "y", 0, 0.0), listening
+        module.model, prepared, module.statistics, resolve(cfg, prepared), Origin("x", "y", 0, 0.0), listening
     )
     assert len(segments) == result["utterances"] == 6
     assert result["decoding"] == "greedy"
@@ -130,11 +132,11 @@ def test_evaluating_needs_no_training(listening, prepared):
 def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     module, cfg = module_for(prepared).eval(), resolve(config(*JOINT), prepared)
     origin, rows = Origin("x", "y", 0, 0.0), [prepared.splits["test"][i] for i in range(6)]
-    given = (module.model, prepared, module.facts, cfg, origin, listening)
+    given = (module.model, prepared, module.statistics, cfg, origin, listening)
     spoken = evaluate_chain("speech>text>speech", *given)
-    written = answers(module.model, prepared, module.facts, rows, ("speech", "text"), 6)
+    written = answers(module.model, prepared, module.statistics, rows, ("speech", "text"), 6)
     prompts = [Document(row["id"], [text.given()], True) for row, (text,) in zip(rows, written, strict=True)]
-    last = [one for (one,) in write(module.model, prompts, ["speech"], module.facts)]
+    last = [one for (one,) in write(module.model, prompts, ["speech"], module.statistics)]
     scores = listening.score(rows, last, listening.recordings(prepared, rows))
     assert spoken["per_utterance"] == [one.entry() for one in scores]
     assert spoken["task"] == "speech>text>speech"
@@ -143,7 +145,7 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     assert spoken["share_ended"] == sum(ended) / 6
     none = dataclasses.replace(last[0], content=last[0].content[:, :0])  # ended where it began
     pairs = [(rows[0], [none, written[0][0]]), (rows[1], [last[1], written[1][0]])]
-    kept, again = reread(module.model, listening.codec, cfg, module.facts, pairs)
+    kept, again = reread(module.model, listening.codec, cfg, module.statistics, pairs)
     assert kept is written[0][0]
     assert again.modality == "text"
     read = evaluate_chain("text>speech>text", *given)
@@ -158,7 +160,7 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
 
 def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared):
     cfg = resolve(config("train.tasks={asr: 1, tts: 1}"), prepared)
-    model = ZipperModule.of(cfg, facts_of(prepared)).model.double()
+    model = ZipperModule.of(cfg, measure_statistics(prepared)).model.double()
     with torch.no_grad():
         model.tower("text").embedding.weight.mul_(50)
     before = {n: p.clone() for n, p in model.named_parameters()}
@@ -171,7 +173,7 @@ def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared
     model(batch)
     hook.remove()
     rescale_zips(model, documents)
-    valid = batch.streams["text"].valid[batch.seeing["text", "speech"]]
+    valid = batch.streams["text"].valid[batch.attends_to["text", "speech"]]
     scale = sizes[0][valid].square().mean(-1).sqrt().median()
     assert scale > 0.5
     torch.testing.assert_close(block.to_out.weight, before["zips.0.text_from_speech.to_out.weight"] * scale)
@@ -195,7 +197,7 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
         parallel.row_codes(row).shape[1] + 2 for row in rows
     ]
     given = [dataclasses.replace(one, segments=one.segments[:1]) for one in documents]
-    written = write(model, given, ["speech"], facts_of(parallel))
+    written = write(model, given, ["speech"], measure_statistics(parallel))
     for (segment,) in written:
         if segment.content.shape[1]:
             assert torch.equal(to_columns(segment.content, parallel.codes, "parallel"), segment.columns)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from conftest import tiny_model
-from slow import FACTS, prompts
-from zipper.generation.cache import BLOCK, Memory
+from slow import INFO, prompts
+from zipper.generation.cache import BLOCK, KVCache
 from zipper.generation.generate import write
 
 
@@ -19,10 +19,10 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
     names, elsewhere = ("text", "speech", "music"), position == "elsewhere"
     placed = position if position in ("none", "sinusoidal") else "rotary"
     model = tiny_model(names, position=placed, elsewhere=elsewhere, lora=2 * (position == "lora")).to(dtype)
-    monkeypatch.setattr("zipper.generation.cache.compiled", lambda: Memory._run)
+    monkeypatch.setattr("zipper.generation.cache.compiled", lambda: KVCache._run)
     draw = torch.Generator().manual_seed(3)
     multimodal = torch.tensor([True, True, False])
-    lean, plain, mixed = (Memory(model, multimodal) for _ in range(3))
+    lean, plain, mixed = (KVCache(model, multimodal) for _ in range(3))
     plain.compile = True
     for turn, name in enumerate(["text", "music", "speech", "text", "music"]):
         mixed.compile = turn % 2 == 0
@@ -30,7 +30,7 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
         for _ in range(BLOCK + 9 if name == "speech" else 4):
             tokens = torch.randint(tower.vocabulary, (3, 1, tower.codebooks), generator=draw)
             valid = torch.rand(3, 1, generator=draw) < 0.8
-            states = [memory.extend(name, tokens, valid)[valid] for memory in (lean, plain, mixed)]
+            states = [cache.extend(name, tokens, valid)[valid] for cache in (lean, plain, mixed)]
             torch.testing.assert_close(states[0], states[1], rtol=0, atol=close)
             torch.testing.assert_close(states[2], states[1], rtol=0, atol=close)
 
@@ -38,7 +38,7 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
 def test_rows_that_are_chosen_anew_keep_what_they_may_look_at():
     model = tiny_model()
     multimodal = torch.tensor([True, True, False])
-    kept, anew = Memory(model, multimodal), Memory(model, multimodal[[2, 0, 0]])
+    kept, anew = KVCache(model, multimodal), KVCache(model, multimodal[[2, 0, 0]])
     rows, draw = torch.tensor([2, 0, 0]), torch.Generator().manual_seed(5)
     for turn, name in enumerate(["text"] * 3 + ["speech"] * 6):
         tower = model.cfg.towers[name]
@@ -59,7 +59,7 @@ def test_a_model_of_nan_still_stops_and_keeps_to_the_rules():
     model = tiny_model()
     for parameter in model.tower("speech").parameters():
         parameter.data.fill_(torch.nan)
-    for (spoken,) in write(model, prompts(model, 2, "text"), ["speech"], FACTS):
+    for (spoken,) in write(model, prompts(model, 2, "text"), ["speech"], INFO):
         assert spoken.stopped in ("cap", "loop")
         assert (spoken.content < model.cfg.towers["speech"].vocabulary - 3).all()
 
@@ -67,4 +67,4 @@ def test_a_model_of_nan_still_stops_and_keeps_to_the_rules():
 def test_a_model_in_training_is_not_written_with():
     model = tiny_model().train()
     with pytest.raises(AssertionError, match="dropout"):
-        write(model, prompts(model, 1, "text"), ["speech"], FACTS)
+        write(model, prompts(model, 1, "text"), ["speech"], INFO)

@@ -17,8 +17,8 @@ from zipper.evaluation import codec as evaluate_codec
 from zipper.evaluation import samples
 from zipper.evaluation.transcripts import piece
 from zipper.generation.command import read_requests
-from zipper.generation.exported import Zipped
-from zipper.generation.generate import Written
+from zipper.generation.exported import Zipper
+from zipper.generation.generate import GenerationOutput
 
 RATE = 16_000
 
@@ -217,18 +217,18 @@ def test_an_id_of_a_batch_that_is_no_safe_name_is_refused(tmp_path, name):
 @pytest.mark.parametrize("text", ["a <PERIOD>", "AT&T", "½ cup", "привет", "five %"])
 def test_generate_refuses_the_texts_that_corpora_refuse(text):
     with pytest.raises(ConfigError, match=r"has (a tag|the sign|digits|the letter)"):
-        Zipped.text(None, text)
+        Zipper.text(None, text)
 
 
-def test_samples_of_any_id_stay_in_their_folder(listening, store, codec, monkeypatch, in_tmp):
+def test_samples_of_any_id_stay_in_their_folder(listening, dataset, codec, monkeypatch, in_tmp):
     drawn = []
     for module in (samples, evaluate_codec):
         monkeypatch.setattr(module, "spectrograms", lambda *given: drawn.append(Path(given[-1])))
-    codes = store.row_codes(store.splits["test"][0])
-    segment = Written("speech", codes.T, codes, "end")
+    codes = dataset.row_codes(dataset.splits["test"][0])
+    segment = GenerationOutput("speech", codes.T, codes, "end")
     for name in ("/a", str(in_tmp / "clips" / "x"), "../../x", "a/b"):
         entry = {"id": name, "reference": "so", "hypothesis": "so"}
-        samples.write_samples(Path("run/samples"), config(), listening, store, [entry], [segment])
+        samples.write_samples(Path("run/samples"), config(), listening, dataset, [entry], [segment])
         said = [Utterance(name, "a.wav", "so", "s", "test")]
         evaluate_codec.write_samples(Path("run/codec"), codec, said, [codec.decode(codes)], [codes])
     made = [file for file in in_tmp.rglob("*") if file.is_file()]

@@ -15,8 +15,8 @@ from reproduce import ROOT
 from zipper.config import TrainCodecConfig, load_config
 from zipper.data.documents import Document, Segment
 from zipper.data.module import ZipperData
-from zipper.data.schedule import Steps
-from zipper.data.statistics import facts_of, reads
+from zipper.data.schedule import BatchSchedule
+from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise, total
 from zipper.models.losses import stream_loss
@@ -119,7 +119,7 @@ def test_a_strange_folder_and_another_config_are_refused(prepared):
 
 def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatch):
     """Through Lightning, on the same steps: also what two ranks would do, with a step cut between them."""
-    cut = Steps._cut_epoch
+    cut = BatchSchedule._cut_epoch
 
     def cut_for_two(self, epoch):
         slices, self.slices = self.slices, 2
@@ -127,7 +127,7 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
         self.slices = slices
         return plans
 
-    monkeypatch.setattr(Steps, "_cut_epoch", cut_for_two)
+    monkeypatch.setattr(BatchSchedule, "_cut_epoch", cut_for_two)
     monkeypatch.setattr(
         ZipperModule, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), lr=0.3)
     )
@@ -137,7 +137,7 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
             config(*words, "train.precision=64-true", "train.clip=1000", "train.tokens=600"), "x"
         )
     one, two = state(Path("build/runs/a1")), state(Path("build/runs/a2"))
-    fresh = ZipperModule.of(resolve(config(), prepared), facts_of(prepared)).state_dict()
+    fresh = ZipperModule.of(resolve(config(), prepared), measure_statistics(prepared)).state_dict()
     assert (one["model.towers.text.embedding.weight"] != fresh["model.towers.text.embedding.weight"]).any()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12)
@@ -146,18 +146,20 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
 def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepared):
     cfg = config("name=frozen", "model.towers.text.frozen=true", "model.towers.text.dropout=0.2")
     resolved = resolve(cfg, prepared)
-    store, data = prepared, ZipperData(resolved, prepared)
+    dataset, data = prepared, ZipperData(resolved, prepared)
     torch.manual_seed(5)
     tower = Tower(resolved.model.towers["text"])
-    save_tower(Path("text"), tower, {"reads": reads(store, "text"), "trained_on": store.facts["trained_on"]})
+    save_tower(
+        Path("text"), tower, {"reads": reads(dataset, "text"), "trained_on": dataset.info["trained_on"]}
+    )
     cfg = config(
         "name=frozen", "model.towers.text.frozen=true", "model.towers.text.init=text", "train.lr=0.05"
     )
-    resolved = resolve(cfg, store)
+    resolved = resolve(cfg, dataset)
     resolved.run_dir.mkdir(parents=True)
-    module, _ = run_module.fit(resolved, store, data, None, None)
+    module, _ = run_module.fit(resolved, dataset, data, None, None)
     module.eval()
-    row = store.splits["dev"][0]
+    row = dataset.splits["dev"][0]
     tokens = torch.tensor([[0, *row["ids"], 1]])[..., None]
     segment = Segment("text", tokens[0], tokens[0] >= 0, 1.0)
     batch = as_batch(module.model, [Document("text alone", [segment], multimodal=False)])
@@ -178,7 +180,7 @@ def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
     out = capsys.readouterr().out
     assert "zips.0.speech_from_text" in out
     torch.manual_seed(cfg.seed)
-    fresh = ZipperModule.of(resolve(cfg, prepared), facts_of(prepared))
+    fresh = ZipperModule.of(resolve(cfg, prepared), measure_statistics(prepared))
     after = state(cfg.run_dir)
     moved = {name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, after[name])}
     assert not any("speech_from_text" in name for name in moved)
@@ -190,7 +192,7 @@ def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
 
 
 def test_gates_learn_faster_and_nothing_small_decays(prepared):
-    module = ZipperModule.of(resolve(config(), prepared), facts_of(prepared))
+    module = ZipperModule.of(resolve(config(), prepared), measure_statistics(prepared))
     groups = parameter_groups(module.model, lr=1e-3, gate_lr=10.0, weight_decay=0.1)
     gates = {id(p) for name, p in module.model.named_parameters() if name.endswith("gate")}
     for group in groups:
@@ -209,9 +211,9 @@ def test_a_handful_of_utterances_is_learnt_by_heart(prepared):
     resolved.run_dir.mkdir(parents=True)
     module, _ = run_module.fit(resolved, prepared, ZipperData(resolved, prepared), None, None)
     rows = [prepared.splits["train"][i] for i in range(8)]
-    assert total(recognise(module.model, prepared, module.facts, rows, 8)).errors == 0
+    assert total(recognise(module.model, prepared, module.statistics, rows, 8)).errors == 0
     swapped = rows[1:] + rows[:1]
-    assert total(recognise(module.model, prepared, module.facts, rows, 8, heard=swapped)).rate > 0.5
+    assert total(recognise(module.model, prepared, module.statistics, rows, 8, transcript=swapped)).rate > 0.5
 
 
 def test_tasks_need_towers_and_a_share(prepared):
@@ -222,7 +224,7 @@ def test_tasks_need_towers_and_a_share(prepared):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
-def test_every_config_loads_and_takes_a_step(file, store, utterances):
+def test_every_config_loads_and_takes_a_step(file, dataset, utterances):
     cfg = load_config(file)
     if not cfg.train.tasks.shares():
         small = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=2, batch=2, seconds=0.2)
@@ -239,10 +241,10 @@ def test_every_config_loads_and_takes_a_step(file, store, utterances):
     for tower in cfg.model.towers.values():
         tower.init, tower.layers = None, max(tower.layers, tower.interval)
     cfg.data.tasks.clear()  # of corpora that this store does not hold
-    del cfg.train.codebook_weights[store.codebooks :]
-    cfg = resolve(cfg, store)
-    module = ZipperModule.of(cfg, facts_of(store))
-    data = ZipperData(cfg, store)
+    del cfg.train.codebook_weights[dataset.codebooks :]
+    cfg = resolve(cfg, dataset)
+    module = ZipperModule.of(cfg, measure_statistics(dataset))
+    data = ZipperData(cfg, dataset)
     batch = data.steps.batch(0, 0, data.codebooks)
     states = module.model(batch)
     optimiser = torch.optim.AdamW(parameter_groups(module.model, 1e-3, 10.0, 0.01))

@@ -12,19 +12,20 @@ import torch
 from encodec import EncodecModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models, trainers
 
 from zipper.codecs.codec import OFFICIAL_FILE, Codec
 from zipper.codecs.load import load_codec
 from zipper.config import CodecConfig
 from zipper.corpora.utterance import Utterance
-from zipper.data.dataset import fingerprint, fingerprint_hash, open_store
-from zipper.data.encode import prepare_store
+from zipper.data.dataset import fingerprint, fingerprint_hash, open_dataset
+from zipper.data.encode import prepare_dataset
 from zipper.disk import held
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.delay import LAGS, Specials, around, from_columns, scored, to_columns, vocabulary
 from zipper.modalities.normalise import normalise
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 
 @given(
@@ -41,10 +42,10 @@ def test_a_pattern_and_its_inverse(books, frames, seed, pattern):
     longer = max(1, books - 1) if pattern == "delay" else 1
     assert len(out) == frames + around(books, pattern) == 1 + frames + longer
     assert torch.equal(from_columns(out, 16, pattern), codes)
-    assert (out[0] == special.begin).all()
-    assert (out == special.begin).sum() == books
-    assert (out[:, 0] == special.end).sum() == 1
-    assert (out[:, 1:] == special.end).sum() == 0
+    assert (out[0] == special.bos).all()
+    assert (out == special.bos).sum() == books
+    assert (out[:, 0] == special.eos).sum() == 1
+    assert (out[:, 1:] == special.eos).sum() == 0
     assert out.max() < vocabulary(16)
     for q in range(books):
         late = q if pattern == "delay" else 0
@@ -77,30 +78,30 @@ def test_normalise_is_librispeechs_convention():
 def test_subwords_and_their_inverse(subwords, utterances, tmp_path):
     for u in utterances:
         ids = subwords.encode(u.text)
-        assert subwords.decode([subwords.begin, *ids, subwords.end]) == u.text
-        assert min(ids) > subwords.end
+        assert subwords.decode([subwords.bos, *ids, subwords.eos]) == u.text
+        assert min(ids) > subwords.eos
         assert max(ids) < subwords.vocabulary
     subwords.save(tmp_path / "tokenizer.json")
-    again = Subwords.load(tmp_path / "tokenizer.json")
+    again = Tokenizer.load(tmp_path / "tokenizer.json")
     assert again.fingerprint == subwords.fingerprint
     assert subwords.decode(subwords.encode("it's a quizzical fox")) == "it's a quizzical fox"
 
 
 def test_a_tokenizer_of_elsewhere_is_refused(tmp_path):
-    other = Tokenizer(models.BPE())
+    other = HFTokenizer(models.BPE())
     other.train_from_iterator(["a b"], trainers.BpeTrainer(special_tokens=["<s>"], show_progress=False))
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match="no <begin> and <end>"):
-        Subwords.load(tmp_path / "tokenizer.json")
+        Tokenizer.load(tmp_path / "tokenizer.json")
     (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataError, match=r"is no tokenizer\.json"):
-        Subwords.load(tmp_path / "tokenizer.json")
+        Tokenizer.load(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="does not exist"):
-        Subwords.load(tmp_path / "nowhere.json")
+        Tokenizer.load(tmp_path / "nowhere.json")
 
 
 def test_subwords_are_the_same_when_trained_again(subwords, utterances):
-    again = Subwords.train([u.text for u in utterances if u.split == "train"], 64)
+    again = Tokenizer.train([u.text for u in utterances if u.split == "train"], 64)
     assert again.fingerprint == subwords.fingerprint
 
 
@@ -150,20 +151,20 @@ def test_codec_settings_that_cannot_work():
         load_codec(CodecConfig(weights="/nowhere"))
 
 
-def test_store_holds_every_utterance_as_it_was_encoded(store, utterances, codec, subwords):
-    for split, rows in store.splits.items():
+def test_store_holds_every_utterance_as_it_was_encoded(dataset, utterances, codec, subwords):
+    for split, rows in dataset.splits.items():
         expected = [u for u in utterances if u.split == split]
         assert [row["id"] for row in rows] == [u.id for u in expected]
         for row, u in zip(rows, expected, strict=True):
-            assert torch.equal(store.row_codes(row), codec.encode([u.wave(16000)])[0])
+            assert torch.equal(dataset.row_codes(row), codec.encode([u.wave(16000)])[0])
             assert row["ids"] == subwords.encode(u.text)
-    assert store.facts["rows"] == {"train": 24, "dev": 6, "test": 6}
+    assert dataset.info["rows"] == {"train": 24, "dev": 6, "test": 6}
 
 
 def test_a_killed_preparation_goes_on_and_gives_the_same_store(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
-    whole = prepare_store(tmp_path / "a", utterances, codec, subwords, 5.0, 30.0)
+    whole = prepare_dataset(tmp_path / "a", utterances, codec, subwords, 5.0, 30.0)
     monkeypatch.setattr("zipper.data.encode.SHARD", 5)
     calls = 0
     encode = Codec.encode
@@ -177,42 +178,42 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
 
     monkeypatch.setattr(Codec, "encode", stop_at_third_shard)
     with pytest.raises(SystemExit):
-        prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
+        prepare_dataset(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
     (folder,) = (tmp_path / "b").iterdir()
     with pytest.raises(DataError, match="no finished store"):
-        open_store(folder)
+        open_dataset(folder)
     monkeypatch.setattr(Codec, "encode", encode)
-    again = prepare_store(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
-    assert again.facts == whole.facts
+    again = prepare_dataset(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
+    assert again.info == whole.info
     for split in whole.splits:
         assert again.splits[split].to_list() == whole.splits[split].to_list()
 
 
 @pytest.mark.parametrize("part", ["codec", "corpus", "tokenizer"])
-def test_a_store_made_with_something_else_is_refused(store, part):
-    expected = {**store.facts["fingerprint"], part: "another"}
+def test_a_store_made_with_something_else_is_refused(dataset, part):
+    expected = {**dataset.info["fingerprint"], part: "another"}
     with pytest.raises(DataError, match=f"made with another {part}"):
-        open_store(store.folder, expected)
+        open_dataset(dataset.folder, expected)
 
 
 def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
-    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
-    shard = next(store.folder.glob("train-*.arrow"))
+    dataset = prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+    shard = next(dataset.folder.glob("train-*.arrow"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(DataError, match=r"damaged|rows"):
-        open_store(store.folder)
+        open_dataset(dataset.folder)
     shard.unlink()
     with pytest.raises(DataError, match=r"missing or damaged|rows"):
-        open_store(store.folder)
+        open_dataset(dataset.folder)
     with pytest.raises(DataError, match="no finished store"):
-        open_store(tmp_path / "nowhere")
+        open_dataset(tmp_path / "nowhere")
 
 
 def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, codec, subwords, capsys):
     """Whether it was finished or not: only what is damaged is encoded, and all is as it was."""
-    store = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
-    files = {file.name: file.read_bytes() for file in store.folder.iterdir()}
-    shards, draw = sorted(store.folder.glob("*.arrow")), random.Random(0)
+    dataset = prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+    files = {file.name: file.read_bytes() for file in dataset.folder.iterdir()}
+    shards, draw = sorted(dataset.folder.glob("*.arrow")), random.Random(0)
     for turn in range(12):
         shard = draw.choice(shards)
         whole = files[shard.name]
@@ -220,9 +221,9 @@ def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, cod
         if turn:
             shard.write_bytes(whole[: draw.randrange(len(whole) - 8)])  # 8: the mark of its end
         if turn % 2:
-            (store.folder / "store.json").unlink()
+            (dataset.folder / "store.json").unlink()
         kept = {file: file.stat().st_mtime_ns for file in shards if file != shard}
-        again = prepare_store(tmp_path, utterances, codec, subwords, 5.0, 30.0)
+        again = prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
         assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == files
         assert {file: file.stat().st_mtime_ns for file in kept} == kept
         said = "What is damaged is encoded anew." in capsys.readouterr().out
@@ -234,12 +235,12 @@ def test_a_store_that_another_command_is_making_is_waited_for(tmp_path, utteranc
     made, lock = [], tmp_path / f".{fingerprint_hash(parts)}.lock"
     with ThreadPoolExecutor(1) as pool:
         with held(lock, "the other's"):
-            job = pool.submit(prepare_store, tmp_path, utterances, codec, subwords, 5.0, 30.0)
+            job = pool.submit(prepare_dataset, tmp_path, utterances, codec, subwords, 5.0, 30.0)
             while "waiting for it" not in capsys.readouterr().out:
                 time.sleep(0.02)
             assert not list(tmp_path.glob("*/*"))
         made.append(job.result())
-    assert made[0].facts["rows"]["train"] == 24
+    assert made[0].info["rows"]["train"] == 24
     assert not lock.exists()
 
 
@@ -258,15 +259,15 @@ def test_unusable_audio_is_counted_listed_and_fails_past_the_budget(
     with pytest.raises(DataError, match=reason):
         bad.wave(16000)
     with pytest.raises(DataError, match=r"1 of 37 utterances.*broken"):
-        prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
+        prepare_dataset(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
     (listing,) = (tmp_path / "s").glob("*/*.skipped")
     assert reason in json.loads(listing.read_text(encoding="utf-8"))["reason"]
     utterances[0].wave(16000)
     broken.unlink(missing_ok=True)
     broken.symlink_to(utterances[0].audio)  # mended: the same command goes on
-    store = prepare_store(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
-    assert store.facts["skipped"] == 0
-    assert "broken" in store.splits["train"]["id"]
+    dataset = prepare_dataset(tmp_path / "s", [*utterances, bad], codec, subwords, 5.0, 30.0)
+    assert dataset.info["skipped"] == 0
+    assert "broken" in dataset.splits["train"]["id"]
 
 
 def test_audio_without_samples_and_with_nan_is_refused(tmp_path):

@@ -10,32 +10,39 @@ from torch import Tensor, nn
 from conftest import tiny_model
 from zipper.config import ZipConfig
 from zipper.models.tower import rotate, rotation
-from zipper.models.zip_block import SECONDS_BASE, STEP, When, ZipBlock, cross_mask, sinusoid
+from zipper.models.zip_block import (
+    SECONDS_BASE,
+    STEP,
+    TimePositions,
+    ZipBlock,
+    cross_attention_mask,
+    sinusoid,
+)
 
 
 def make(position: str, gate: float = 0.8) -> tuple[ZipBlock, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Block, asking states, asked states, their times, mask with blind rows and padding."""
     torch.manual_seed(1)
-    block = ZipBlock(ZipConfig(heads=2, gate_init=gate, position=position), asking=8, asked=12).double()
+    block = ZipBlock(ZipConfig(heads=2, gate_init=gate, position=position), query=8, source=12).double()
     for parameter in block.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.5)
     with torch.no_grad():
         block.feed_forward_gate.fill_(-0.6)
-    x, asked = torch.randn(2, 5, 8).double(), torch.randn(2, 6, 12).double()
+    x, source = torch.randn(2, 5, 8).double(), torch.randn(2, 6, 12).double()
     place_q = torch.tensor([[0, 1, 5, 6, 11], [3, 4, 5, 8, 9]])
     place_k = torch.tensor([[2, 3, 4, 7, 8, 9], [0, 1, 2, 6, 7, 0]])
     valid_k = torch.tensor([[True] * 6, [True] * 5 + [False]])
     time_q, time_k = torch.arange(5)[None].double() / 4, torch.arange(6)[None].double() / 25
-    return block, x, asked, time_q, time_k, cross_mask(place_q, place_k, valid_k)
+    return block, x, source, time_q, time_k, cross_attention_mask(place_q, place_k, valid_k)
 
 
-def slow(block: ZipBlock, x: Tensor, asked: Tensor, time_q: Tensor, time_k: Tensor, mask: Tensor) -> Tensor:
+def slow(block: ZipBlock, x: Tensor, source: Tensor, time_q: Tensor, time_k: Tensor, mask: Tensor) -> Tensor:
     """Paper 3.1 and Flamingo's block, one token and one head at a time, with no mask and no batching."""
     kind, size = block.cfg.position, block.size
     out = torch.zeros_like(x)
     for b in range(x.shape[0]):
-        h = F.relu(block.projection(block.asked_norm(asked[b])))
+        h = F.relu(block.projection(block.source_norm(source[b])))
         at = h + sinusoid(time_k[0], h.shape[-1], h.dtype) if kind == "sinusoidal" else h
         keys, values = block.to_k(at), block.to_v(h)
         for t in range(x.shape[1]):
@@ -64,28 +71,28 @@ def slow(block: ZipBlock, x: Tensor, asked: Tensor, time_q: Tensor, time_k: Tens
 
 @pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
 def test_zip_equals_a_slow_loop(position):
-    block, x, asked, time_q, time_k, mask = make(position)
-    fast = block(x, When(time_q), block.look_at(asked, When(time_k)), mask)
-    torch.testing.assert_close(fast, slow(block, x, asked, time_q, time_k, mask), rtol=1e-9, atol=1e-12)
+    block, x, source, time_q, time_k, mask = make(position)
+    fast = block(x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), mask)
+    torch.testing.assert_close(fast, slow(block, x, source, time_q, time_k, mask), rtol=1e-9, atol=1e-12)
     assert fast.abs().max() > 0.1
 
 
 def test_a_token_with_nothing_before_it_is_untouched_bit_for_bit():
-    block, x, asked, time_q, time_k, mask = make("rotary")
+    block, x, source, time_q, time_k, mask = make("rotary")
     blind = ~mask.any(-1)
     assert blind.any()
     assert not blind.all()
-    out = x + block(x, When(time_q), block.look_at(asked, When(time_k)), mask)
+    out = x + block(x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), mask)
     assert torch.equal(out[blind], x[blind])
     assert (out[~blind] != x[~blind]).any(-1).all()
 
 
 def test_closed_gates_change_nothing_and_still_learn():
-    block, x, asked, time_q, time_k, mask = make("rotary")
+    block, x, source, time_q, time_k, mask = make("rotary")
     with torch.no_grad():
         block.attention_gate.zero_()
         block.feed_forward_gate.zero_()
-    out = block(x, When(time_q), block.look_at(asked, When(time_k)), mask)
+    out = block(x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), mask)
     assert torch.equal(out, torch.zeros_like(out))
     out.sum().backward()
     assert block.attention_gate.grad.abs() > 0
@@ -93,19 +100,24 @@ def test_closed_gates_change_nothing_and_still_learn():
 
 
 def test_gradient_reaches_exactly_the_tokens_that_may_be_seen():
-    block, x, asked, time_q, time_k, mask = make("rotary")
-    asked.requires_grad_()
+    block, x, source, time_q, time_k, mask = make("rotary")
+    source.requires_grad_()
     for t in range(x.shape[1]):
         (grad,) = torch.autograd.grad(
-            block(x, When(time_q), block.look_at(asked, When(time_k)), mask)[0, t].sum(), asked
+            block(x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), mask)[
+                0, t
+            ].sum(),
+            source,
         )
         assert torch.equal(grad[0].abs().sum(-1) > 0, mask[0, t])
         assert grad[1].abs().sum() == 0
 
 
 def test_blind_batches_give_no_nan():
-    block, x, asked, time_q, time_k, mask = make("rotary")
-    out = block(x, When(time_q), block.look_at(asked, When(time_k)), torch.zeros_like(mask))
+    block, x, source, time_q, time_k, mask = make("rotary")
+    out = block(
+        x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), torch.zeros_like(mask)
+    )
     out.sum().backward()
     assert torch.equal(out, torch.zeros_like(out))
     assert all(torch.isfinite(p.grad).all() for p in block.parameters() if p.grad is not None)
@@ -113,8 +125,8 @@ def test_blind_batches_give_no_nan():
 
 @pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
 def test_the_weights_that_are_drawn_are_those_that_attention_uses(position):
-    block, x, asked, time_q, time_k, mask = make(position)
-    seen, when = block.look_at(asked, When(time_k)), When(time_q)
+    block, x, source, time_q, time_k, mask = make(position)
+    seen, when = block.project_source(source, TimePositions(time_k)), TimePositions(time_q)
     weights = block.weights(x, when, seen, mask)
     heads = (weights @ seen.value).transpose(1, 2).flatten(2)
     torch.testing.assert_close(block.to_out(heads), block.attend(x, when, seen, mask), rtol=0, atol=1e-12)
@@ -124,10 +136,10 @@ def test_the_weights_that_are_drawn_are_those_that_attention_uses(position):
 def test_what_is_asked_reaches_keys_and_values_at_its_own_scale():
     """PyTorch's own start leaves 7 % of it after three layers: zips then learnt nothing for 500 steps."""
     torch.manual_seed(0)
-    block = ZipBlock(ZipConfig(heads=4, position="none"), asking=128, asked=96)
+    block = ZipBlock(ZipConfig(heads=4, position="none"), query=128, source=96)
     states = torch.randn(4, 200, 96)
-    h = F.relu(block.projection(block.asked_norm(states)))
-    value = block.look_at(states, torch.zeros(4, 200)).value
+    h = F.relu(block.projection(block.source_norm(states)))
+    value = block.project_source(states, torch.zeros(4, 200)).value
     for signal in (h, value):
         spread = (signal - signal.mean((0, 1) if signal is h else (0, 2), keepdim=True)).std()
         assert 0.4 < spread < 2

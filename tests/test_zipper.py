@@ -38,21 +38,21 @@ def test_no_gradient_comes_from_later_tokens_padding_or_neighbours(names, seed, 
     for name in names:
         model.tower(name).embedding.register_forward_hook(keep(name))
     states = model(batch)
-    for asking in names:
-        stream = batch.streams[asking]
+    for query in names:
+        stream = batch.streams[query]
         for t in range(stream.tokens.shape[1]):
             if not stream.valid[0, t]:
                 continue
             grads = torch.autograd.grad(
-                states[asking][0, t].sum(), [embedded[n] for n in names], retain_graph=True, allow_unused=True
+                states[query][0, t].sum(), [embedded[n] for n in names], retain_graph=True, allow_unused=True
             )
-            for asked, grad in zip(names, grads, strict=True):
-                other = batch.streams[asked]
+            for source, grad in zip(names, grads, strict=True):
+                other = batch.streams[source]
                 reached = torch.zeros_like(other.valid) if grad is None else grad.abs().sum((-1, -2)) > 0
                 allowed = other.valid[0] & (other.place[0] <= stream.place[0, t])
                 assert not (reached[0] & ~allowed).any()
                 assert not reached[1].any()
-                if asked == asking:
+                if source == query:
                     assert torch.equal(reached[0], allowed)
 
 
@@ -66,13 +66,13 @@ def test_what_stands_before_in_another_modality_is_seen(names):
         for n, s in batch.streams.items()
     }
     states = model(batch)
-    for asked in names:
-        mixed = model(batch._replace(streams={**batch.streams, asked: changed[asked]}))
-        for asking in set(names) - {asked}:
-            first = batch.streams[asked].place[0][batch.streams[asked].valid[0]].min()
-            later = batch.streams[asking].valid[0] & (batch.streams[asking].place[0] > first)
-            differs = (mixed[asking] != states[asking]).any(-1)[0]
-            assert torch.equal(differs & batch.streams[asking].valid[0], later)
+    for source in names:
+        mixed = model(batch._replace(streams={**batch.streams, source: changed[source]}))
+        for query in set(names) - {source}:
+            first = batch.streams[source].place[0][batch.streams[source].valid[0]].min()
+            later = batch.streams[query].valid[0] & (batch.streams[query].place[0] > first)
+            differs = (mixed[query] != states[query]).any(-1)[0]
+            assert torch.equal(differs & batch.streams[query].valid[0], later)
 
 
 def test_a_document_of_one_modality_gives_the_towers_own_logits_bit_for_bit():
@@ -178,11 +178,11 @@ def test_a_zip_computes_the_documents_in_which_it_sees_something_and_no_others()
     for pair in model.pairs:
         model.zip(0, *pair).register_forward_hook(count(pair))
     states = model(batch)
-    for asking, asked in model.pairs:
-        sees = [i for i, d in enumerate(documents) if [s.modality for s in d.segments] == [asked, asking]]
+    for query, source in model.pairs:
+        sees = [i for i, d in enumerate(documents) if [s.modality for s in d.segments] == [source, query]]
         assert 0 < len(sees) < 24
-        assert batch.seeing[asking, asked].tolist() == sees
-        assert found[asking, asked] == len(sees)
+        assert batch.attends_to[query, source].tolist() == sees
+        assert found[query, source] == len(sees)
     for row, document in enumerate(documents):  # and nothing is lost by it
         alone = as_batch(model, [document])
         for name, expected in model(alone).items():

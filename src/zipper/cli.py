@@ -34,14 +34,14 @@ from zipper.streams import unbroken_output
 def prepare(cfg: RunConfig, command: str) -> None:
     """make the corpus and encode it once: waves to EnCodec units, text to subwords"""
     from zipper.clock import Clock
-    from zipper.data.prepare import prepare as prepare_store
+    from zipper.data.prepare import prepare as prepare_dataset
     from zipper.distributed import check_trainer, encoding
 
     check_trainer(encoding(cfg.train))
     clock = Clock()
-    store = prepare_store(cfg, clock)
-    print(json.dumps({**store.facts, "stage_seconds": clock.rounded()}, indent=2))
-    print(f"store -> {store.folder}")
+    dataset = prepare_dataset(cfg, clock)
+    print(json.dumps({**dataset.info, "stage_seconds": clock.rounded()}, indent=2))
+    print(f"store -> {dataset.folder}")
 
 
 def download(cfg: RunConfig, command: str) -> None:

@@ -13,7 +13,8 @@ import yaml
 
 from zipper.checkpoint_files import BEFORE, BEST, LAST, flaw, read_checkpoint
 from zipper.config import RunConfig, flat, save_config, to_dict
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
+from zipper.data.statistics import saved_statistics
 from zipper.disk import held
 from zipper.distributed import first_process
 from zipper.errors import ConfigError
@@ -86,23 +87,23 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     return newest(cfg.run_dir)
 
 
-def check_store(
-    checkpoint: Path, store: Store, towers: dict[str, str] | None = None, anew: bool = False
+def check_dataset(
+    checkpoint: Path, dataset: EncodedDataset, towers: dict[str, str] | None = None, anew: bool = False
 ) -> None:
     """Refuses to go on with weights that were learnt on other units; or, where `towers` are given
     (`tower_hashes`), from other pre-trained ones than those that now lie there. anew: the synthetic corpus
     may have been made again, on a CPU that rounds its audio otherwise; good enough for an evaluation."""
-    facts = read_checkpoint(checkpoint)["hyper_parameters"]["facts"]
-    known = {facts["store"]}
-    if anew and store.facts["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
-        known.add(facts.get("store_without_audio"))
-    if not known & {store.fingerprint, store.fingerprint_without_audio}:
+    statistics = saved_statistics(read_checkpoint(checkpoint)["hyper_parameters"])
+    known = {statistics.fingerprint}
+    if anew and dataset.info["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
+        known.add(statistics.fingerprint_without_audio)
+    if not known & {dataset.fingerprint, dataset.fingerprint_without_audio}:
         raise ConfigError(
-            f"{checkpoint} was trained on the store {facts['store']}, but its config now leads to "
-            f"{store.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "
+            f"{checkpoint} was trained on the store {statistics.fingerprint}, but its config now leads to "
+            f"{dataset.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "
             "train again under another name."
         )
-    for name, digest in facts.get("towers", {}).items():  # none in checkpoints of before they were kept
+    for name, digest in statistics.towers.items():  # none in checkpoints of before they were kept
         if towers is not None and towers.get(name) != digest:
             raise ConfigError(
                 f"{checkpoint} started from the {name} tower {digest}, but model.towers.{name}.init now "

@@ -61,7 +61,7 @@ def signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Request:
+class SignalFlag:
     """While a training runs, a signal is noted and heeded after the step; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from reproduce import ROOT
 from zipper.config import TowerConfig
 from zipper.data.batches import Batch, collate
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment, document
-from zipper.generation.exported import load_zipped, prompt
-from zipper.generation.generate import GREEDY, Writer, read_prompts, write
-from zipper.modalities.layout import FREE, Alphabet
+from zipper.generation.exported import load_model, prompt
+from zipper.generation.generate import GREEDY, Generator, read_prompts, write
+from zipper.modalities.layout import FREE, TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
 if TYPE_CHECKING:
@@ -26,24 +26,24 @@ EVERY = 25  # the uncached loop is measured at each such length, and added up
 SPOKEN = 20  # sentences spoken from text to sound
 
 
-class NeverEnds(Alphabet):
+class NeverEnds(TokenLayout):
     """Forbids the end where it is not forced, so that an untrained model writes up to the cap."""
 
     def allowed(self) -> Tensor:
         allowed = super().allowed()
-        allowed[FREE, self.end] = False
+        allowed[FREE, self.eos] = False
         return allowed
 
 
 def generation(
-    model: MultimodalModel, store: Store, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
+    model: MultimodalModel, dataset: EncodedDataset, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
 ) -> dict[str, Any]:
     """Frames a second of an untrained Zipper, by batch, and ratios; from text to sound by the shipped one."""
     model.eval()
     model.used = model.pairs  # whatever the config trains, speech asks text here
-    dev = store.splits["dev"]
+    dev = dataset.splits["dev"]
     rows = [dev[i % len(dev)] for i in range(16)]
-    documents = [document(store, row, "tts", 0.0) for row in rows]
+    documents = [document(dataset, row, "tts", 0.0) for row in rows]
     prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in documents]
     found: dict[str, Any] = {}
     for batch in (1, 16):
@@ -59,7 +59,7 @@ def generation(
             "times_llama": round(theirs / cached, 2),
         }
     if (ROOT / "assets/zipped").is_dir():
-        found["real_time_factor"] = round(real_time_factor(store), 4)
+        found["real_time_factor"] = round(real_time_factor(dataset), 4)
     return found
 
 
@@ -77,8 +77,8 @@ def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
 @torch.no_grad()
 def speak_on(model: MultimodalModel, prompts: list[Document]) -> None:
     """FRAMES frames for each prompt, cached, by the writer itself."""
-    writer = Writer(read_prompts(model, prompts, {"speech"}), "speech", [])
-    writer.alphabet = NeverEnds(*writer.alphabet)
+    writer = Generator(read_prompts(model, prompts, {"speech"}), "speech", [])
+    writer.layout = NeverEnds(*writer.layout)
     rows, ids = list(range(len(prompts))), [one.id for one in prompts]
     (first, *_) = writer.write(rows, [FRAMES] * len(rows), GREEDY, ids, 0, keep=False)
     assert first.content.shape[1] == FRAMES
@@ -113,20 +113,20 @@ def llama_on(llama: "LlamaForCausalLM", batch: int) -> None:
     assert out.shape[1] == FRAMES + 1
 
 
-def real_time_factor(store: Store) -> float:
+def real_time_factor(dataset: EncodedDataset) -> float:
     """Seconds of work a second of speech: text to units to sound, one sentence at a time."""
-    zipped = load_zipped(ROOT / "assets/zipped")
-    dev = store.splits["dev"]
+    model = load_model(ROOT / "assets/zipped")
+    dev = dataset.splits["dev"]
     texts = [dev[i % len(dev)]["text"] for i in range(SPOKEN + 1)]
     work = sound = 0.0
     for turn, text in enumerate(texts):
         started = time.perf_counter()
         ((speech,),) = write(
-            zipped.model, [prompt(f"{turn}", zipped.text(text))], ["speech"], zipped.facts,
-            zipped.cfg.decode.by_modality(),
+            model.model, [prompt(f"{turn}", model.text(text))], ["speech"], model.statistics,
+            model.cfg.decode.by_modality(),
         )  # fmt: skip
-        wave = zipped.codec.decode(speech.content)
+        wave = model.codec.decode(speech.content)
         if turn:  # the first one warms up
             work += time.perf_counter() - started
-            sound += len(wave) / zipped.codec.sample_rate
+            sound += len(wave) / model.codec.sample_rate
     return work / sound

@@ -38,14 +38,14 @@ class Process:
         self.process = context.Process(target=_main, args=(words, send))
         self.process.start()
         send.close()
-        self.heard = bytearray()
+        self.transcript = bytearray()
         self.locked: list[Path] = []
-        self.listener = threading.Thread(target=self._listen, args=(receive,), daemon=True)
-        self.listener.start()
+        self.speech_scorer = threading.Thread(target=self._listen, args=(receive,), daemon=True)
+        self.speech_scorer.start()
 
     def _listen(self, pipe: Connection) -> None:
         while part := os.read(pipe.fileno(), 65536):
-            self.heard += part
+            self.transcript += part
         pipe.close()
 
     def alive(self) -> bool:
@@ -53,7 +53,7 @@ class Process:
 
     def said(self) -> str:
         """stdout and stderr together."""
-        return self.heard.decode(errors="replace")
+        return self.transcript.decode(errors="replace")
 
     def end(self, seconds: float) -> int | None:
         """The exit code, negative where a signal killed it; None: it had to be killed after `seconds`."""
@@ -62,7 +62,7 @@ class Process:
             self.process.kill()
             self.process.join()
             return None
-        self.listener.join(5)
+        self.speech_scorer.join(5)
         return self.process.exitcode
 
     def signal(self, number: int) -> bool:

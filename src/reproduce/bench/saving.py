@@ -15,7 +15,7 @@ from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.data.module import ZipperData
 from zipper.data.prepare import prepare
-from zipper.data.statistics import facts_of
+from zipper.data.statistics import measure_statistics
 from zipper.distributed import WholeFiles, check_trainer, encoding, one_device
 from zipper.evaluation.result import versions, write_result
 from zipper.training.callbacks import GateMonitor, Spikes, Throughput
@@ -76,10 +76,10 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
     code = commit()
     check_trainer(one_device(cfg.train))
     check_trainer(encoding(cfg.train))
-    store = prepare(cfg, Clock())
-    cfg = resolve(cfg, store)
+    dataset = prepare(cfg, Clock())
+    cfg = resolve(cfg, dataset)
     L.seed_everything(cfg.seed, verbose=False)
-    module = Alternating.of(cfg, facts_of(store))
+    module = Alternating.of(cfg, measure_statistics(dataset))
     with tempfile.TemporaryDirectory() as folder:
         blocks = Blocks([Spikes(), Save(Path(folder), BLOCK, BLOCK * BLOCKS + 1, cfg.log.every)])
         trainer = L.Trainer(
@@ -96,7 +96,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, ZipperData(cfg, store))
+        trainer.fit(module, ZipperData(cfg, dataset))
         size = (Path(folder) / "last.ckpt").stat().st_size
     exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # as many of each
     steps = BLOCK * (BLOCKS - 1) // 2
@@ -106,7 +106,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
             "exact": round(steps / exact, 3), "bare": round(steps / bare, 3), "ratio": round(bare / exact, 3),
         },
         "block_seconds": [round(one, 2) for one in blocks.seconds], "checkpoint_mb": round(size / 1e6, 1),
-        "save_every": BLOCK, "data_fingerprint": store.fingerprint, "versions": versions(),
+        "save_every": BLOCK, "data_fingerprint": dataset.fingerprint, "versions": versions(),
         "threads": torch.get_num_threads(), "config": to_dict(cfg),
     }  # fmt: skip
     print(f"with against without: {bare / exact:.3f} x")

@@ -21,10 +21,10 @@ from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import RunConfig, TowerConfig, to_dict
 from zipper.data.batches import Batch
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
-from zipper.data.schedule import Steps
-from zipper.data.statistics import facts_of
+from zipper.data.schedule import BatchSchedule
+from zipper.data.statistics import measure_statistics
 from zipper.distributed import check_trainer, encoding
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise
@@ -51,22 +51,24 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     code = commit()
     torch.manual_seed(cfg.seed)
     check_trainer(encoding(cfg.train))
-    store = prepare(cfg, Clock())
-    cfg = resolve(cfg, store)
+    dataset = prepare(cfg, Clock())
+    cfg = resolve(cfg, dataset)
     train = cfg.train
-    steps = Steps(store, "train", train.tasks.shares(), train.tokens, 1, cfg.seed, train.prompt_weight)
+    steps = BatchSchedule(
+        dataset, "train", train.tasks.shares(), train.tokens, 1, cfg.seed, train.prompt_weight
+    )
     books = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
     batches = [steps.batch(step, 0, books) for step in range(TURNS)]
     figures: dict[str, Any] = {}
     print("a tower against transformers' Llama of the same shape ...", flush=True)
     figures["tower"] = tower_against_llama(cfg.model.towers["speech"], batches)
     print("Zipper against the same Llama ...", flush=True)
-    figures["zipper"] = zipper_against_llama(cfg, store, batches)
+    figures["zipper"] = zipper_against_llama(cfg, dataset, batches)
     print("decoding ...", flush=True)
-    figures["decoding"] = decoding(cfg, store)
+    figures["decoding"] = decoding(cfg, dataset)
     print("speaking ...", flush=True)
-    module = ZipperModule.of(cfg, facts_of(store))
-    figures["generation"] = generation(module.model, store, llama)
+    module = ZipperModule.of(cfg, measure_statistics(dataset))
+    figures["generation"] = generation(module.model, dataset, llama)
     figures["loader"] = loader(steps, books, figures["zipper"]["seconds_a_step"])
     result = {
         "name": cfg.name,
@@ -77,7 +79,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
         "seed": cfg.seed,
         "commit": code,
         "command": command,
-        "data_fingerprint": store.fingerprint,
+        "data_fingerprint": dataset.fingerprint,
         "versions": {**versions(), "transformers": version("transformers")},
         "config": to_dict(cfg),
     }
@@ -105,12 +107,12 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
     }
 
 
-def zipper_against_llama(cfg: RunConfig, store: Store, batches: list[Batch]) -> dict[str, Any]:
+def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[Batch]) -> dict[str, Any]:
     """A step of the config (loss, backward, clip, AdamW), against the Llama of its speech tower's shape.
 
     Units a second, padding left out: the Zipper's are speech columns and subwords, the Llama's the columns.
     """
-    module = ZipperModule.of(cfg, facts_of(store))
+    module = ZipperModule.of(cfg, measure_statistics(dataset))
     model = module.model
     optimiser = torch.optim.AdamW(
         parameter_groups(model, cfg.train.lr, cfg.train.gate_lr, cfg.train.weight_decay), fused=True
@@ -183,15 +185,15 @@ def language_model_step(
     return step
 
 
-def decoding(cfg: RunConfig, store: Store) -> dict[str, Any]:
+def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
     """Greedy recognition of dev utterances by an untrained Zipper, and the share cut at the cap."""
-    module = ZipperModule.of(cfg, facts_of(store))
-    rows = [store.splits["dev"][i] for i in range(min(DECODED, len(store.splits["dev"])))]
-    recognise(module.model, store, module.facts, rows[:2], 2)
+    module = ZipperModule.of(cfg, measure_statistics(dataset))
+    rows = [dataset.splits["dev"][i] for i in range(min(DECODED, len(dataset.splits["dev"])))]
+    recognise(module.model, dataset, module.statistics, rows[:2], 2)
     found: dict[str, Any] = {}
     for batch, part in ((1, rows[:10]), (len(rows), rows)):
         started = time.monotonic()
-        written = recognise(module.model, store, module.facts, part, batch)
+        written = recognise(module.model, dataset, module.statistics, part, batch)
         took = time.monotonic() - started
         found[f"batch {batch}"] = {
             "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),
@@ -200,7 +202,7 @@ def decoding(cfg: RunConfig, store: Store) -> dict[str, Any]:
     return found
 
 
-def loader(steps: Steps, books: dict[str, int], seconds_a_step: float) -> dict[str, float]:
+def loader(steps: BatchSchedule, books: dict[str, int], seconds_a_step: float) -> dict[str, float]:
     """Padding over an epoch, and how long a step waits for its batch when no worker makes it ahead."""
     count = steps.epoch_length(0)
     started = time.monotonic()

@@ -16,18 +16,18 @@ def real(folder: Path) -> str:
         file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
     }
     runs = [one for one in found.values() if one.get("task") == "asr"]
-    heard = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
-    parts = [recognition(runs, heard)] if runs else []
+    transcript = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
+    parts = [recognition(runs, transcript)] if runs else []
     if encoding := found.get("encoding"):
         parts.append(encoded(encoding))
     return "\n".join(parts)
 
 
-def recognition(runs: list[Result], heard: dict[str, Result]) -> str:
+def recognition(runs: list[Result], transcript: dict[str, Result]) -> str:
     """heard: by the name of a run, what the judge makes of its recordings and their round trips."""
     rows = []
     for one in runs:
-        judge = heard.get(one["name"])
+        judge = transcript.get(one["name"])
         parts = ", ".join(f"{name} {percent(part['wer'])}" for name, part in one.get("by_subset", {}).items())
         rows.append([
             one["name"],
@@ -56,7 +56,7 @@ def recognition(runs: list[Result], heard: dict[str, Result]) -> str:
     )
     head = ["run", "corpus", "parameters", "trained", "steps", "training", "test utterances / words", "WER",
             "shuffled", "judge, recordings / round trips", "commit"]  # fmt: skip
-    commands = [*runs, *heard.values()]
+    commands = [*runs, *transcript.values()]
     return section(
         "Real corpora, and a text tower of elsewhere",
         text,

@@ -206,20 +206,20 @@ def towers(assets: Path) -> str:
     """The shipped towers."""
     rows, commands = [], []
     for file in sorted(assets.glob("*/tower.json")):
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        shape = facts["shape"]
+        statistics = json.loads(file.read_text(encoding="utf-8"))
+        shape = statistics["shape"]
         rows.append(
             [
                 file.parent.name,
                 f"{shape['layers']} x {shape['width']}",
                 f"{shape['codebooks']} x {shape['vocabulary']}",
-                ", ".join(f"{value:.2f} ({split})" for split, value in facts["perplexity"].items()),
-                str(facts["steps"]),
-                f"{facts['minutes']}",
-                f"`{facts['commit']}`",
+                ", ".join(f"{value:.2f} ({split})" for split, value in statistics["perplexity"].items()),
+                str(statistics["steps"]),
+                f"{statistics['minutes']}",
+                f"`{statistics['commit']}`",
             ]
         )
-        commands.append(facts["command"])
+        commands.append(statistics["command"])
     if not rows:
         return ""
     head = ["tower", "layers x width", "vocabulary", "perplexity a token", "steps", "minutes", "commit"]

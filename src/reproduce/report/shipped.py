@@ -8,8 +8,8 @@ from reproduce.report.markdown import section
 from zipper.corpora.utterance import Utterance
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.plot_style import save
-from zipper.generation.exported import load_zipped, prompt
-from zipper.models.zipper import Zipper
+from zipper.generation.exported import load_model, prompt
+from zipper.models.zipper import ZipperModel
 
 PAIRS = (("text", "speech"), ("speech", "text"))  # who looks at whom
 AUDIO = Path("samples") / "test-00000-original.flac"
@@ -20,8 +20,8 @@ def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
     given = utterance(folder)
     if given is None:
         return []
-    zipped = load_zipped(model)
-    assert isinstance(zipped.model, Zipper)
+    zipped = load_model(model)
+    assert isinstance(zipped.model, ZipperModel)
     wave = Utterance(given["id"], str(folder / AUDIO), "", "", "").wave(zipped.codec.sample_rate, 30.0)
     segments = {"text": zipped.text(given["reference"]), "speech": zipped.speech(wave)}
     files = []
@@ -29,7 +29,7 @@ def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
         document = prompt(given["id"], segments[pair[1]], segments[pair[0]])
         title = f"{given['id']}: {given['reference']}"
         rate = zipped.codec.frame_rate
-        figure = attention_map(zipped.model, document, pair, zipped.subwords, rate, title)
+        figure = attention_map(zipped.model, document, pair, zipped.tokenizer, rate, title)
         files += save(figure, figures / f"attention-{'-'.join(pair)}")
     return files
 

@@ -16,7 +16,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zipper.config import TrainCodecConfig, read_facts
+from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
@@ -102,7 +102,7 @@ def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
             f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
             "Run `make train-codec`, or name another."
         )
-    settings = read_facts(folder / SETTINGS)
+    settings = read_json(folder / SETTINGS)
     if sha256(folder / WEIGHTS) != settings["sha256"]:
         raise DataError(
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."

@@ -29,7 +29,7 @@ from zipper.config.loading import (
     load_config as load_config,
 )
 from zipper.config.loading import (
-    read_facts as read_facts,
+    read_json as read_json,
 )
 from zipper.config.loading import (
     save_config as save_config,

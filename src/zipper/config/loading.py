@@ -194,12 +194,12 @@ def _where(path: Path | None, words: Sequence[str]) -> str:
     return f" (in {path or 'the defaults'}{', ' + ' '.join(words) if words else ''})"
 
 
-def read_facts(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     """The JSON that describes an asset or a store. Raises DataError where it is damaged."""
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        info = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # a UnicodeDecodeError is one too
         raise DataError(f"{file} is damaged ({error}). Restore it, or make its folder again.") from error
-    if not isinstance(facts, dict):
+    if not isinstance(info, dict):
         raise DataError(f"{file} is damaged: it holds no JSON object. Restore it, or make its folder again.")
-    return facts
+    return info

@@ -134,9 +134,9 @@ def _mixed(path: Path, samples: np.ndarray, silence: float) -> Tensor:
         )
     wave = torch.from_numpy(samples).mean(dim=1)
     sound, channels = wave - wave.mean(), samples - samples.mean(axis=0)
-    heard = float(np.abs(channels).max()) > silence
+    transcript = float(np.abs(channels).max()) > silence
     if (
-        heard
+        transcript
         and samples.shape[1] > 1
         and float(sound.square().mean()) < CANCELLED * np.square(channels).mean()
     ):

@@ -94,10 +94,10 @@ def index_librilight(folder: Path, longest: float) -> list[Utterance]:
     for part in parts:
         for speaker, book, path in _folders(part):
             for file in sorted(name for name in os.listdir(path) if name.endswith(".flac")):
-                audio, facts = path / file, path / f"{file[:-5]}.json"
+                audio, info = path / file, path / f"{file[:-5]}.json"
                 id = f"{speaker}-{book}-{file[:-5]}"
                 subset = f"librilight/{part.name}"
-                for start, end in _runs(facts, longest):
+                for start, end in _runs(info, longest):
                     out.append(
                         Utterance(
                             f"{id}-{round(start * 100):07d}", str(audio), None, speaker, "train", subset,
@@ -107,17 +107,16 @@ def index_librilight(folder: Path, longest: float) -> list[Utterance]:
     return out
 
 
-def _runs(facts: Path, longest: float) -> Iterator[tuple[float, float]]:
+def _runs(info: Path, longest: float) -> Iterator[tuple[float, float]]:
     """Neighbouring stretches of speech joined while they fit; one that is too long alone is cut."""
     try:
-        voiced = json.loads(facts.read_text(encoding="utf-8"))["voice_activity"]
+        voiced = json.loads(info.read_text(encoding="utf-8"))["voice_activity"]
         stretches = [(float(start), float(end)) for start, end in voiced]
         if wrong := [one for one in stretches if not 0 <= one[0] <= one[1] < math.inf]:
             raise ValueError(f"{wrong[0]} is no stretch of time")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{facts} is missing or damaged ({error}): it is to list the stretches of speech "
-            "(voice_activity)."
+            f"{info} is missing or damaged ({error}): it is to list the stretches of speech (voice_activity)."
         ) from error
     begun: tuple[float, float] | None = None
     for start, end in stretches:

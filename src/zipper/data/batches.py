@@ -13,7 +13,7 @@ class Stream(NamedTuple):
     """One tower's share of a batch of documents, padded on the right."""
 
     tokens: Tensor  # int64 [B, T, Q]
-    place: Tensor  # int64 [B, T]  index in the one linear order of the document
+    order: Tensor  # int64 [B, T]  index in the one linear order of the document
     valid: Tensor  # bool [B, T]  False on padding
     target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
     weight: Tensor  # float32 [B, T]  of that loss
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     multimodal: Tensor  # bool [B]
     total: dict[str, float]
     turns: int
-    seeing: dict[tuple[str, str], Tensor]
+    attends_to: dict[tuple[str, str], Tensor]
     tokens: int
     padding: float
     length: int
@@ -45,8 +45,8 @@ class Batch(NamedTuple):
     def on(self, device: torch.device) -> "Batch":
         """The same batch with its tensors there."""
         streams = {name: Stream(*(t.to(device) for t in stream)) for name, stream in self.streams.items()}
-        seeing = {pair: rows.to(device) for pair, rows in self.seeing.items()}
-        return self._replace(streams=streams, multimodal=self.multimodal.to(device), seeing=seeing)
+        attends_to = {pair: rows.to(device) for pair, rows in self.attends_to.items()}
+        return self._replace(streams=streams, multimodal=self.multimodal.to(device), attends_to=attends_to)
 
 
 def collate(
@@ -61,21 +61,21 @@ def collate(
     multimodal = torch.tensor([d.multimodal for d in documents])
     if turns is None:
         turns = sum(int((s.turn != -100).sum()) for s in streams.values())
-    seeing = {(a, b): _seeing(documents, a, b) for a in codebooks for b in codebooks if a != b}
+    attends_to = {(a, b): _attends_to(documents, a, b) for a in codebooks for b in codebooks if a != b}
     used = [stream.valid for stream in streams.values() if stream.valid.any()]
     tokens, places = sum(int(valid.sum()) for valid in used), sum(valid.numel() for valid in used)
     length = int(torch.stack([stream.valid.sum(1) for stream in streams.values()]).sum(0).max())
     return Batch(
-        [d.id for d in documents], streams, multimodal, total or own, turns, seeing,
+        [d.id for d in documents], streams, multimodal, total or own, turns, attends_to,
         tokens, 1 - tokens / max(places, 1), length,
     )  # fmt: skip
 
 
-def _seeing(documents: Sequence[Document], asking: str, asked: str) -> Tensor:
+def _attends_to(documents: Sequence[Document], query: str, source: str) -> Tensor:
     rows = []
     for row, doc in enumerate(documents):
-        order = [s.modality for s in doc.segments if s.modality in (asking, asked)]
-        if doc.multimodal and asked in order and asking in order[order.index(asked) :]:
+        order = [s.modality for s in doc.segments if s.modality in (query, source)]
+        if doc.multimodal and source in order and query in order[order.index(source) :]:
             rows.append(row)
     return torch.tensor(rows or range(len(documents)))
 
@@ -86,7 +86,7 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
     rows, width = len(documents), max(*lengths, 1)
     stream = Stream(
         tokens=torch.zeros(rows, width, books, dtype=torch.int64),
-        place=torch.zeros(rows, width, dtype=torch.int64),
+        order=torch.zeros(rows, width, dtype=torch.int64),
         valid=torch.arange(width) < torch.tensor(lengths)[:, None],
         target=torch.full((rows, width, books), -100),
         weight=torch.zeros(rows, width),
@@ -95,20 +95,20 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
         ends=torch.zeros(0, dtype=torch.int64),
     )
     for row, doc in enumerate(documents):
-        start = place = 0
+        start = order = 0
         following = [*(s.modality for s in doc.segments[1:]), "nothing"]
         for part, then in zip(doc.segments, following, strict=False):  # a document may hold nothing
             count = len(part.tokens)
             if part.modality == modality:
                 end = start + count
                 stream.tokens[row, start:end] = part.tokens
-                stream.place[row, start:end] = torch.arange(place, place + count)
+                stream.order[row, start:end] = torch.arange(order, order + count)
                 stream.weight[row, start:end] = part.weight
                 if part.weight:  # the last token of a segment, its end, has nothing to predict
                     stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
                 if doc.multimodal:
                     stream.turn[row, end - 1] = names.index(then) if then in names else len(names)
                 start = end
-            place += count
+            order += count
     due = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
     return stream._replace(due=due, ends=(stream.turn != -100).flatten().nonzero()[:, 0])

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from zipper.codecs.codec import Codec
-from zipper.config import DataConfig, read_facts
+from zipper.config import DataConfig, read_json
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
 from zipper.hashes import KEPT, file_hashes, joint_hash, once
 from zipper.modalities.delay import Pattern
 from zipper.modalities.normalise import normaliser_of
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 PERIODS = 8  # repetitions of up to so many frames are looked for
 FEATURES = datasets.Features(
@@ -69,34 +69,34 @@ class Row(TypedDict):
 
 
 @dataclass(frozen=True)
-class Store:
-    """An opened store. `facts` is store.json: fingerprint, counts, and rates of the training split. pattern:
+class EncodedDataset:
+    """An opened store. `info` is store.json: fingerprint, counts, and rates of the training split. pattern:
     how its codes are to stand in columns, which is of the reader's choosing."""
 
     folder: Path
-    facts: dict[str, Any]
+    info: dict[str, Any]
     splits: dict[str, datasets.Dataset]
-    subwords: Subwords
+    tokenizer: Tokenizer
     pattern: Pattern = "delay"
 
     @property
     def codebooks(self) -> int:
-        return self.facts["codebooks"]
+        return self.info["codebooks"]
 
     @property
     def codes(self) -> int:
         """Codes of one codebook."""
-        return self.facts["codes"]
+        return self.info["codes"]
 
     @property
     def fingerprint(self) -> str:
         """Short name of what made the store."""
-        return fingerprint_hash(self.facts["fingerprint"])
+        return fingerprint_hash(self.info["fingerprint"])
 
     @property
     def fingerprint_without_audio(self) -> str:
         """As it was before the recordings' content was part of it: what older checkpoints hold."""
-        return fingerprint_hash({k: v for k, v in self.facts["fingerprint"].items() if k != "audio"})
+        return fingerprint_hash({k: v for k, v in self.info["fingerprint"].items() if k != "audio"})
 
     def row_codes(self, row: Row) -> Tensor:
         """int64 [Q, F]"""
@@ -128,7 +128,7 @@ def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
 
 
 def fingerprint(
-    utterances: list[Utterance], codec: Codec, subwords: Subwords, max_seconds: float, kept: Path
+    utterances: list[Utterance], codec: Codec, subwords: Tokenizer, max_seconds: float, kept: Path
 ) -> dict[str, str]:
     """What a store is made of: names, texts, content of the recordings, codec, tokenizer, versions. kept: of
     `file_hashes`."""
@@ -185,38 +185,38 @@ def fingerprint_hash(parts: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-class DamagedStore(DataError):
+class DamagedDataset(DataError):
     """A finished store whose shards are not what they were. `zipper prepare` mends it."""
 
 
-def open_store(folder: Path, expected: dict[str, str] | None = None) -> Store:
+def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> EncodedDataset:
     """Memory-maps a finished store. Raises DataError if unfinished, damaged, or not of `expected`."""
     if not (folder / "store.json").is_file():
         raise DataError(
             f"{folder} holds no finished store. Run `zipper prepare` with the config that names it."
         )
-    facts = read_facts(folder / "store.json")
+    info = read_json(folder / "store.json")
     for part, value in (expected or {}).items():
-        if facts["fingerprint"].get(part) != value:
+        if info["fingerprint"].get(part) != value:
             raise DataError(
-                f"The store {folder} was made with another {part}: {facts['fingerprint'].get(part)!r}, but "
-                f"the config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
+                f"The store {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but the "
+                f"config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
             )
     splits = {split: open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():
         if {*rows.column_names} != {*FEATURES}:
             raise DataError(f"{folder} was written by other code. Delete the folder, and prepare it again.")
-        if len(rows) != facts["rows"][split]:
-            raise DamagedStore(
-                f"{folder}: split {split} has {len(rows)} rows, store.json says {facts['rows'][split]}."
+        if len(rows) != info["rows"][split]:
+            raise DamagedDataset(
+                f"{folder}: split {split} has {len(rows)} rows, store.json says {info['rows'][split]}."
             )
 
     def check() -> None:
         for split, rows in splits.items():
-            _check_range(folder, split, rows, "codes", facts["codes"])
+            _check_range(folder, split, rows, "codes", info["codes"])
 
     once(folder, sorted(folder.glob("*.arrow")), check, folder.parent.with_name(KEPT))
-    return Store(folder, facts, splits, Subwords.load(folder / "tokenizer.json"))
+    return EncodedDataset(folder, info, splits, Tokenizer.load(folder / "tokenizer.json"))
 
 
 def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, size: int) -> None:
@@ -236,6 +236,6 @@ def open_split(folder: Path, split: str) -> datasets.Dataset:
     try:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
     except Exception as error:  # pyarrow raises OSError or ArrowInvalid; an empty list ValueError
-        raise DamagedStore(
+        raise DamagedDataset(
             f"{folder}: the shards of split {split} are missing or damaged ({error})."
         ) from error

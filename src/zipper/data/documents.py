@@ -9,9 +9,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from zipper.config import TASKS
-from zipper.data.dataset import Row, Store, column
+from zipper.data.dataset import EncodedDataset, Row, column
 from zipper.modalities.delay import Pattern, scored, to_columns
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,24 @@ def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]
     return np.flatnonzero(fits).tolist()
 
 
-def document(store: Store, row: Row, task: str, prompt_weight: float) -> Document:
+def document(dataset: EncodedDataset, row: Row, task: str, prompt_weight: float) -> Document:
     """The template of a task: its modalities in order, the last one the answer."""
     order = TASKS[task]
     weights = [prompt_weight] * (len(order) - 1) + [1.0]
-    segments = [segment(store, row, name, weight) for name, weight in zip(order, weights, strict=True)]
+    segments = [segment(dataset, row, name, weight) for name, weight in zip(order, weights, strict=True)]
     return Document(row["id"], segments, multimodal=len(order) > 1)
 
 
-def segment(store: Store, row: Row, modality: str, weight: float) -> Segment:
+def segment(dataset: EncodedDataset, row: Row, modality: str, weight: float) -> Segment:
     """One modality of a row as tokens, begin and end included."""
     if modality == "speech":
-        return speech_segment(store.row_codes(row), store.codes, weight, store.pattern)
-    return text_segment(row["ids"], store.subwords, weight)
+        return speech_segment(dataset.row_codes(row), dataset.codes, weight, dataset.pattern)
+    return text_segment(row["ids"], dataset.tokenizer, weight)
 
 
-def text_segment(ids: Sequence[int], subwords: Subwords, weight: float) -> Segment:
+def text_segment(ids: Sequence[int], subwords: Tokenizer, weight: float) -> Segment:
     """Subwords as columns of one codebook."""
-    tokens = torch.tensor([subwords.begin, *ids, subwords.end])[:, None]
+    tokens = torch.tensor([subwords.bos, *ids, subwords.eos])[:, None]
     return Segment("text", tokens, torch.arange(len(tokens))[:, None] > 0, weight)
 
 
@@ -75,7 +75,7 @@ def speech_segment(codes: Tensor, size: int, weight: float, pattern: Pattern = "
 
 
 def scored_weight(
-    store: Store,
+    dataset: EncodedDataset,
     subwords: float,
     frames: float,
     task: str,
@@ -83,13 +83,13 @@ def scored_weight(
     codebook_weights: Sequence[float] = (),
 ) -> dict[str, float]:
     """Sum of loss weights that a document scores, by modality, from the counts alone (see `scored`)."""
-    books = codebook_weights or [1.0] * store.codebooks
+    books = codebook_weights or [1.0] * dataset.codebooks
     pairs = {"text": subwords + 1.0, "speech": frames * sum(books) + books[0]}
     order = TASKS[task]
     return {name: pairs[name] * (1.0 if name == order[-1] else prompt_weight) for name in order}
 
 
-def looks(tasks: Iterable[str]) -> list[tuple[str, str]]:
+def directions(tasks: Iterable[str]) -> list[tuple[str, str]]:
     """(asking, asked) pairs of modalities that occur in these tasks; other directions stay idle."""
     pairs = {(b, a) for task in tasks for i, a in enumerate(TASKS[task]) for b in TASKS[task][i + 1 :]}
     return sorted(pairs)

@@ -21,13 +21,13 @@ from zipper.codecs.codec import Codec
 from zipper.config import TrainConfig
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.data.dataset import (
-    DamagedStore,
+    DamagedDataset,
+    EncodedDataset,
     Row,
-    Store,
     fingerprint,
     fingerprint_hash,
+    open_dataset,
     open_split,
-    open_store,
 )
 from zipper.data.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
 from zipper.data.statistics import letters_of, longest_repeats
@@ -35,17 +35,17 @@ from zipper.disk import held
 from zipper.distributed import WholeFiles, encoding, refusals
 from zipper.errors import DataError
 from zipper.hashes import KEPT
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 SHARD, LEAST = 512, 16  # utterances, at most and at least
 SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 
 
-def prepare_store(
-    root: Path, utterances: list[Utterance], codec: Codec, subwords: Subwords, batch_seconds: float,
+def prepare_dataset(
+    root: Path, utterances: list[Utterance], codec: Codec, subwords: Tokenizer, batch_seconds: float,
     max_seconds: float, train: TrainConfig | None = None,
-) -> Store:  # fmt: skip
+) -> EncodedDataset:  # fmt: skip
     """Opens the store of these utterances under `root`, encoding what is missing. train: devices and nodes.
 
     One that is damaged is mended, and said.
@@ -54,35 +54,35 @@ def prepare_store(
     """
     parts = fingerprint(utterances, codec, subwords, max_seconds, root.with_name(KEPT))
     folder = root / fingerprint_hash(parts)
-    if store := _open_or_mend(folder, parts):
-        return store
+    if dataset := _open_or_mend(folder, parts):
+        return dataset
     root.mkdir(parents=True, exist_ok=True)
     train = train or TrainConfig(accelerator="cpu")
     # Another command may be at the same store. Processes of one command must not wait for each other.
     alone = train.devices * train.nodes == 1
     with held(root / f".{folder.name}.lock", str(folder), wait=True) if alone else nullcontext():
-        return _open_or_mend(folder, parts) or _make_store(
+        return _open_or_mend(folder, parts) or _make_dataset(
             folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
         )
 
 
-def _open_or_mend(folder: Path, parts: dict[str, str]) -> Store | None:
+def _open_or_mend(folder: Path, parts: dict[str, str]) -> EncodedDataset | None:
     """None where there is no store, or no whole one: then it counts as unfinished from now on."""
     whole = folder / "store.json"
     if not whole.exists():
         return None
     try:
-        return open_store(folder, parts)
-    except DamagedStore as error:
+        return open_dataset(folder, parts)
+    except DamagedDataset as error:
         print(f"{error} What is damaged is encoded anew.")
         whole.unlink(missing_ok=True)  # several processes may be here
         return None
 
 
-def _make_store(
-    folder: Path, parts: dict[str, str], utterances: list[Utterance], codec: Codec, subwords: Subwords,
+def _make_dataset(
+    folder: Path, parts: dict[str, str], utterances: list[Utterance], codec: Codec, subwords: Tokenizer,
     batch_seconds: float, max_seconds: float, train: TrainConfig,
-) -> Store:  # fmt: skip
+) -> EncodedDataset:  # fmt: skip
     """Encodes what is missing."""
     with refusals(encoding(train)):
         trainer = _trainer(encoding(train), folder)
@@ -106,7 +106,7 @@ def _make_store(
     if trainer.is_global_zero:
         _finish(folder, parts, codec, len(utterances))
     trainer.strategy.barrier("the store is whole")
-    return open_store(folder, parts)
+    return open_dataset(folder, parts)
 
 
 def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
@@ -131,13 +131,13 @@ class Encoder(L.LightningModule):
     """Waves of a shard to codes, and the shard to its file."""
 
     def __init__(
-        self, codec: Codec, subwords: Subwords, batch_seconds: float, folder: Path, skipped: list[Skipped],
+        self, codec: Codec, subwords: Tokenizer, batch_seconds: float, folder: Path, skipped: list[Skipped],
         utterances: int,
     ) -> None:  # fmt: skip
         """skipped, of utterances: before any was read."""
         super().__init__()
         self.model = codec.model  # so that Lightning moves it
-        self.codec, self.subwords, self.folder = codec, subwords, folder
+        self.codec, self.tokenizer, self.folder = codec, subwords, folder
         self.letters = letters_of(subwords)
         self.samples = batch_seconds * codec.sample_rate
         self.skipped, self.utterances = [*skipped], utterances
@@ -179,7 +179,7 @@ class Encoder(L.LightningModule):
     def _row(self, u: Utterance, wave: Tensor | None, codes: Tensor | None) -> Row:
         seconds = 0.0 if wave is None else len(wave) / self.codec.sample_rate
         self.seconds += seconds
-        ids = self.subwords.encode(u.text) if u.text else []
+        ids = self.tokenizer.encode(u.text) if u.text else []
         found = torch.zeros(self.codec.codebooks, 0, dtype=torch.int64) if codes is None else codes
         return Row(
             id=u.id, text=u.text or "", speaker=u.speaker, audio=u.audio or "", subset=u.subset,
@@ -245,21 +245,21 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
     _check_budget(folder, skipped, utterances)
     if skipped:
         list_skipped(folder / "skipped.jsonl", skipped)
-    facts = _facts(folder, parts, codec, len(skipped))
-    if sum(facts["rows"].values()) != utterances - len(skipped):
+    info = _info(folder, parts, codec, len(skipped))
+    if sum(info["rows"].values()) != utterances - len(skipped):
         raise DataError(
-            f"{folder} holds {sum(facts['rows'].values())} rows, but {utterances - len(skipped)} are "
+            f"{folder} holds {sum(info['rows'].values())} rows, but {utterances - len(skipped)} are "
             "usable: it was "
             "begun by other code. Delete the folder, and prepare it again."
         )
     aside = folder / f"store.{os.getpid()}.part"
-    aside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     aside.rename(folder / "store.json")
     for file in lists:
         file.unlink()
 
 
-def _facts(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
+def _info(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
     """Counts of all splits, and what the training split's sentences are."""
     splits = {split: open_split(folder, split) for split in SPLITS}
     train = splits["train"]

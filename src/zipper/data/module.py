@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 from zipper.config import RunConfig
 from zipper.corpora.utterance import SPLITS
 from zipper.data.batches import Batch
-from zipper.data.dataset import Store
-from zipper.data.schedule import From, MicroBatches, Steps
+from zipper.data.dataset import EncodedDataset
+from zipper.data.schedule import BatchSchedule, MicroBatches, ResumableSampler
 from zipper.errors import ConfigError
 from zipper.stop import leave_to_parent
 
@@ -17,9 +17,9 @@ from zipper.stop import leave_to_parent
 class ZipperData(L.LightningDataModule):
     """Batches of the training split by step, and of the dev split once through."""
 
-    def __init__(self, cfg: RunConfig, store: Store) -> None:
+    def __init__(self, cfg: RunConfig, dataset: EncodedDataset) -> None:
         super().__init__()
-        self.cfg, self.store = cfg, store
+        self.cfg, self.dataset = cfg, dataset
         self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
         # Mistakes in the sizes show here, before a Trainer exists; those of the other splits too.
         for split in SPLITS[1:]:
@@ -39,7 +39,7 @@ class ZipperData(L.LightningDataModule):
         batches = MicroBatches(
             self.steps, self.codebooks, trainer.global_rank, trainer.world_size, train.accumulate
         )
-        sampler = From(trainer.global_step * train.accumulate, train.steps * train.accumulate)
+        sampler = ResumableSampler(trainer.global_step * train.accumulate, train.steps * train.accumulate)
         return DataLoader(
             batches,
             batch_size=None,
@@ -56,12 +56,14 @@ class ZipperData(L.LightningDataModule):
         tasks = dict.fromkeys(self.cfg.train.tasks.shares(), 1.0)
         steps = self._steps("dev", tasks, self.trainer.world_size)
         batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
-        return DataLoader(batches, batch_size=None, collate_fn=whole, sampler=From(0, steps.epoch_length(0)))
+        return DataLoader(
+            batches, batch_size=None, collate_fn=whole, sampler=ResumableSampler(0, steps.epoch_length(0))
+        )
 
-    def _steps(self, split: str, tasks: dict[str, float], slices: int) -> Steps:
+    def _steps(self, split: str, tasks: dict[str, float], slices: int) -> BatchSchedule:
         train, learnt = self.cfg.train, split == "train"
-        return Steps(
-            self.store, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight,
+        return BatchSchedule(
+            self.dataset, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight,
             self.cfg.data.only if learnt else None, train.codebook_weights if learnt else (),
             self.cfg.data.tasks, train.loss_mean,
         )  # fmt: skip

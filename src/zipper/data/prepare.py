@@ -7,34 +7,34 @@ from zipper.clock import Clock
 from zipper.codecs.load import load_codec
 from zipper.config import RunConfig, asset
 from zipper.corpora.open import open_corpus
-from zipper.data.dataset import Store
-from zipper.data.encode import prepare_store
+from zipper.data.dataset import EncodedDataset
+from zipper.data.encode import prepare_dataset
 from zipper.disk import check_places
 from zipper.hub import model_folder
 from zipper.modalities.normalise import unreadable
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 
 
-def given_subwords(cfg: RunConfig) -> Subwords | None:
+def given_tokenizer(cfg: RunConfig) -> Tokenizer | None:
     """The tokenizer that the config names, or that of its pre-trained text tower; none: one is to be
     trained."""
     if cfg.data.tokenizer:
-        return Subwords.load(asset(cfg.data.tokenizer))
+        return Tokenizer.load(asset(cfg.data.tokenizer))
     tower = cfg.model.towers.get("text")
-    return Subwords.load(model_folder(tower.init) / "tokenizer.json") if tower and tower.init else None
+    return Tokenizer.load(model_folder(tower.init) / "tokenizer.json") if tower and tower.init else None
 
 
-def prepare(cfg: RunConfig, clock: Clock) -> Store:
+def prepare(cfg: RunConfig, clock: Clock) -> EncodedDataset:
     """Opens the store of a config, after making what is missing. Codec and tokenizer are checked first."""
     check_places(cfg)
     codec = load_codec(cfg.codec)
-    given = given_subwords(cfg)
+    given = given_tokenizer(cfg)
     with clock.stage("speak"):
         utterances = open_corpus(cfg)
     texts = (u.text for u in utterances if u.split == "train" and u.text and not unreadable(u.text))
-    subwords = given or Subwords.train(texts, cfg.data.subwords)
+    subwords = given or Tokenizer.train(texts, cfg.data.subwords)
     with clock.stage("encode"):
-        store = prepare_store(
+        dataset = prepare_dataset(
             Path(cfg.build) / "stores",
             utterances,
             codec,
@@ -43,9 +43,9 @@ def prepare(cfg: RunConfig, clock: Clock) -> Store:
             cfg.data.max_seconds,
             cfg.train,
         )
-    if store.facts["skipped"]:
+    if dataset.info["skipped"]:
         print(
-            f"{store.facts['skipped']} utterances were skipped: {store.folder}/skipped.jsonl lists them and "
-            "why"
+            f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists them "
+            "with the reasons"
         )
-    return replace(store, pattern=cfg.codec.pattern)
+    return replace(dataset, pattern=cfg.codec.pattern)

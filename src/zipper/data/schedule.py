@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, Sampler
 from zipper.config import TASKS
 from zipper.config.training import LossMean
 from zipper.data.batches import Batch, collate
-from zipper.data.dataset import Store, column, share
+from zipper.data.dataset import EncodedDataset, column, share
 from zipper.data.documents import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 from zipper.modalities.delay import around
@@ -27,25 +27,34 @@ class Plan:
     examples: list[tuple[int, str]]
 
 
-class Steps:
+class BatchSchedule:
     """Steps of a training: `plan(step)`, and micro-batches as slices of it."""
 
     def __init__(
-        self, store: Store, split: str, tasks: dict[str, float], tokens: int, slices: int, seed: int,
-        prompt_weight: float, only: int | None = None, codebook_weights: Sequence[float] = (),
-        corpora: Mapping[str, Sequence[str]] | None = None, loss_mean: LossMean = "modality",
-    ) -> None:  # fmt: skip
+        self,
+        dataset: EncodedDataset,
+        split: str,
+        tasks: dict[str, float],
+        tokens: int,
+        slices: int,
+        seed: int,
+        prompt_weight: float,
+        only: int | None = None,
+        codebook_weights: Sequence[float] = (),
+        corpora: Mapping[str, Sequence[str]] | None = None,
+        loss_mean: LossMean = "modality",
+    ) -> None:
         """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
         accumulation; what a step trains on does not depend on them. loss_mean: of `train`, for the totals.
 
         Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
         has no example.
         """
-        self.store, self.tasks, self.tokens, self.slices, self.seed = store, tasks, tokens, slices, seed
+        self.dataset, self.tasks, self.tokens, self.slices, self.seed = dataset, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
-        self.rows = share(store.splits[split], only)
+        self.rows = share(dataset.splits[split], only)
         self.subwords, self.frames = column(self.rows, "subwords"), column(self.rows, "frames")
-        self.speech = self.frames + around(store.codebooks, store.pattern)
+        self.speech = self.frames + around(dataset.codebooks, dataset.pattern)
         self.eligible = {
             task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
         }
@@ -86,7 +95,7 @@ class Steps:
         total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
         for row, task in examples:
             weights = scored_weight(
-                self.store, int(self.subwords[row]), int(self.frames[row]), task,
+                self.dataset, int(self.subwords[row]), int(self.frames[row]), task,
                 self.prompt_weight, self.codebook_weights,
             )  # fmt: skip
             for name, weight in weights.items():
@@ -95,7 +104,7 @@ class Steps:
             total[name] = weight * len(examples) / len(self.average)
         mine = examples[part :: self.slices]
         documents = [
-            document(self.store, self.rows[row], task, self.prompt_weight)
+            document(self.dataset, self.rows[row], task, self.prompt_weight)
             for row, task in mine or examples[:1]
         ]
         turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
@@ -109,7 +118,7 @@ class Steps:
             if len(found) >= count:
                 break
             examples = self.plan(step).examples
-            found += [document(self.store, self.rows[i], task, self.prompt_weight) for i, task in examples]
+            found += [document(self.dataset, self.rows[i], task, self.prompt_weight) for i, task in examples]
         return found
 
     def _average_answers(self) -> dict[str, float]:
@@ -117,7 +126,7 @@ class Steps:
         answers: dict[str, list[float]] = {}
         for task, rows in self.eligible.items():
             counts = float(self.subwords[rows].mean()), float(self.frames[rows].mean())
-            weights = scored_weight(self.store, *counts, task, self.prompt_weight, self.codebook_weights)
+            weights = scored_weight(self.dataset, *counts, task, self.prompt_weight, self.codebook_weights)
             answers.setdefault(TASKS[task][-1], []).append(weights[TASKS[task][-1]])
         return {name: sum(several) / len(several) for name, several in answers.items()}
 
@@ -174,7 +183,7 @@ class MicroBatches(Dataset[Batch]):
     """Item i of a rank: step i // accumulate, slice rank + ranks * (i % accumulate)."""
 
     def __init__(
-        self, steps: Steps, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
+        self, steps: BatchSchedule, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
     ) -> None:
         self.steps, self.codebooks = steps, codebooks
         self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
@@ -184,7 +193,7 @@ class MicroBatches(Dataset[Batch]):
         return self.steps.batch(step, self.rank + self.ranks * turn, self.codebooks)
 
 
-class From(Sampler[int]):
+class ResumableSampler(Sampler[int]):
     """Indices `start` to `end`. Its length counts those before the start, as Lightning's progress."""
 
     def __init__(self, start: int, end: int) -> None:

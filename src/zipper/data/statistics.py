@@ -7,25 +7,26 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from zipper.data.dataset import PERIODS, Store, column, share
-from zipper.modalities.tokenizer import Subwords
+from zipper.data.dataset import PERIODS, EncodedDataset, column, share
+from zipper.modalities.tokenizer import Tokenizer
 
 BEYOND = 1.5  # a generation may go so many times beyond the largest figure of the training split
+OLD_NAMES = {"store": "fingerprint", "store_without_audio": "fingerprint_without_audio"}
 SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetStatistics:
     """Figures of what a run trains on, by modality. Plain numbers: they are kept in checkpoints.
 
-    store: its fingerprint. reads: codec or tokenizer. rates: tokens a second, on average. seconds: what
-    each subword is expected to take, by its letters. longest: subwords or frames of a segment.
+    fingerprint: that of the encoded dataset. reads: codec or tokenizer. rates: tokens a second, on average.
+    seconds: what each subword is expected to take, by its letters. longest: subwords or frames of a segment.
     ratio[of][to]: largest ratio of subwords or frames to those of the other modality. repeats: frames for
     which the first codebook equals itself one, two, ... frames before. towers: content of the pre-trained
-    ones (`tower_hashes`). store_without_audio: the fingerprint but for the recordings' content.
+    ones (`tower_hashes`). fingerprint_without_audio: the same but for the recordings' content.
     """
 
-    store: str
+    fingerprint: str
     reads: dict[str, str]
     rates: dict[str, float]
     seconds: dict[str, list[float]]
@@ -33,7 +34,7 @@ class Facts:
     ratio: dict[str, dict[str, float]]
     repeats: dict[str, list[int]]
     towers: dict[str, str] = field(default_factory=dict)
-    store_without_audio: str = ""
+    fingerprint_without_audio: str = ""
 
     def cap(self, name: str, to: str | None, length: int) -> int:
         """Most subwords or frames that are written of `name`, after `length` of modality `to`."""
@@ -45,42 +46,54 @@ class Facts:
         """Frames that may repeat those one, two, ... before them; none: not looked at (text)."""
         return [math.ceil(BEYOND * run) + 1 for run in self.repeats.get(name, [])]
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DatasetStatistics":
+        """The inverse of `to_dict`; older checkpoints and exports have other names."""
+        return cls(**{OLD_NAMES.get(name, name): value for name, value in values.items()})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, for checkpoints that load with weights_only."""
         return asdict(self)
 
 
-def facts_of(store: Store, only: int | None = None, towers: dict[str, str] | None = None) -> Facts:
+def saved_statistics(kept: dict[str, Any]) -> DatasetStatistics:
+    """Those that a checkpoint's hyperparameters or an export's JSON hold, which older ones call facts."""
+    return DatasetStatistics.from_dict(kept.get("statistics") or kept["facts"])
+
+
+def measure_statistics(
+    dataset: EncodedDataset, only: int | None = None, towers: dict[str, str] | None = None
+) -> DatasetStatistics:
     """Measured on what a run trains on: `only` utterances of the training split, or all of it. What is of one
     modality alone has no ratio. towers: as they are kept."""
-    rows = share(store.splits["train"], only)
+    rows = share(dataset.splits["train"], only)
     subwords, frames = column(rows, "subwords"), column(rows, "frames")
     both = (subwords > 0) & (frames > 0)
     a, b = subwords[both], frames[both]
     seconds = sum(column(rows, "seconds")[both].tolist())
     rate = int(a.sum()) / seconds if seconds else SUBWORDS_PER_SECOND
-    return Facts(
-        store=store.fingerprint,
-        reads={name: reads(store, name) for name in ("text", "speech")},
-        rates={"text": rate, "speech": store.facts["frame_rate"]},
-        seconds={"text": seconds_of_subwords(store, rows)},
+    return DatasetStatistics(
+        fingerprint=dataset.fingerprint,
+        reads={name: reads(dataset, name) for name in ("text", "speech")},
+        rates={"text": rate, "speech": dataset.info["frame_rate"]},
+        seconds={"text": seconds_of_subwords(dataset, rows)},
         longest={"text": int(subwords.max()), "speech": int(frames.max())},
         ratio={"text": {"speech": float((a / b).max())}, "speech": {"text": float((b / a).max())}}
         if both.any()
         else {},
         repeats={"speech": column(rows, "repeats").max(axis=0).tolist()},
         towers=towers or {},
-        store_without_audio=store.fingerprint_without_audio,
+        fingerprint_without_audio=dataset.fingerprint_without_audio,
     )
 
 
-def seconds_of_subwords(store: Store, rows: Dataset) -> list[float]:
+def seconds_of_subwords(dataset: EncodedDataset, rows: Dataset) -> list[float]:
     """Expected seconds of each id, [V]: a line through the seconds of these rows over their letters.
 
     Its slope is the time of a letter (or of the space before a word), its constant the silence around a
     sentence, half of it the begin's and half the end's.
     """
-    letters = letters_of(store.subwords)
+    letters = letters_of(dataset.tokenizer)
     said, took = column(rows, "letters"), column(rows, "seconds")
     both = (said > 0) & (took > 0)
     if not both.any():
@@ -90,24 +103,24 @@ def seconds_of_subwords(store: Store, rows: Dataset) -> list[float]:
     if slope <= 0 or constant < 0:  # too few sentences, or all of one length
         slope, constant = took.sum() / said.sum(), 0.0
     seconds = slope * letters
-    seconds[[store.subwords.begin, store.subwords.end]] = constant / 2
+    seconds[[dataset.tokenizer.bos, dataset.tokenizer.eos]] = constant / 2
     return [round(float(one), 5) for one in seconds]
 
 
-def reads(store: Store, modality: str) -> str:
+def reads(dataset: EncodedDataset, modality: str) -> str:
     """Names the units of a modality; a tower only understands those it was trained on."""
-    return store.facts["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
+    return dataset.info["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
 
 
-def reads_all(store: Store) -> str:
+def reads_all(dataset: EncodedDataset) -> str:
     """Names the units of a decoder that has learnt both."""
-    return f"{reads(store, 'text')} + {reads(store, 'speech')}"
+    return f"{reads(dataset, 'text')} + {reads(dataset, 'speech')}"
 
 
-def letters_of(subwords: Subwords) -> np.ndarray:
+def letters_of(subwords: Tokenizer) -> np.ndarray:
     """Letters of each id, the space before a word counted: int64 [V]; begin and end have none."""
     letters = np.array([len(subwords.piece(i)) for i in range(subwords.vocabulary)])
-    letters[[subwords.begin, subwords.end]] = 0
+    letters[[subwords.bos, subwords.eos]] = 0
     return letters
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from zipper.config import TASKS, RunConfig, SamplingConfig
-from zipper.data.dataset import Row, Store
-from zipper.data.statistics import Facts
+from zipper.data.dataset import EncodedDataset, Row
+from zipper.data.statistics import DatasetStatistics
 from zipper.distributed import divided
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluation.wer import WordErrors, word_errors
-from zipper.generation.generate import GREEDY, Written
+from zipper.generation.generate import GREEDY, GenerationOutput
 from zipper.generation.rows import answers
 from zipper.modalities.normalise import normalise
 from zipper.models.multimodal import MultimodalModel
@@ -43,30 +43,38 @@ class Recognised:
 
 def recognise(
     model: MultimodalModel,
-    store: Store,
-    facts: Facts,
+    dataset: EncodedDataset,
+    statistics: DatasetStatistics,
     rows: list[Row],
     batch: int,
     how: SamplingConfig = GREEDY,
-    heard: list[Row] | None = None,
+    transcript: list[Row] | None = None,
     kept: Journal | None = None,
 ) -> list[Recognised]:
     """ASR of every row, in its order, `batch` utterances at a time.
 
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
-    name = "shuffled" if heard else "asr"
+    name = "shuffled" if transcript else "asr"
     written = answers(
-        model, store, facts, heard or rows, TASKS["asr"], batch, {"text": how}, kept=kept, name=name
+        model,
+        dataset,
+        statistics,
+        transcript or rows,
+        TASKS["asr"],
+        batch,
+        {"text": how},
+        kept=kept,
+        name=name,
     )
-    return scored(store, rows, [segment for (segment,) in written])
+    return scored(dataset, rows, [segment for (segment,) in written])
 
 
-def scored(store: Store, rows: list[Row], written: list[Written]) -> list[Recognised]:
+def scored(dataset: EncodedDataset, rows: list[Row], written: list[GenerationOutput]) -> list[Recognised]:
     """Text written for each row, against the row's own."""
     out = []
     for row, segment in zip(rows, written, strict=True):
-        hypothesis = normalise(store.subwords.decode(segment.content[0].tolist()))
+        hypothesis = normalise(dataset.tokenizer.decode(segment.content[0].tolist()))
         errors = word_errors(row["text"], hypothesis)
         seconds = round(row["seconds"], 3)
         out.append(
@@ -78,14 +86,19 @@ def scored(store: Store, rows: list[Row], written: list[Written]) -> list[Recogn
 
 
 def evaluate_asr(
-    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, kept: Journal
+    model: MultimodalModel,
+    dataset: EncodedDataset,
+    statistics: DatasetStatistics,
+    cfg: RunConfig,
+    origin: Origin,
+    kept: Journal,
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
-    rows, how, batch = chosen_rows(store, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
-    found = divided(rows, lambda some: recognise(model, store, facts, some, batch, how, kept=kept))
+    rows, how, batch = chosen_rows(dataset, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
+    found = divided(rows, lambda some: recognise(model, dataset, statistics, some, batch, how, kept=kept))
     counts = total(found)
     result = {
-        **describe_run(model, store, facts, cfg, origin),
+        **describe_run(model, dataset, statistics, cfg, origin),
         "task": "asr",
         "split": cfg.evaluate.split,
         "wer": round(counts.rate, 6),
@@ -94,7 +107,7 @@ def evaluate_asr(
         "utterances": len(found),
         **stops([one.stopped for one in found]),
         "decoding": how.describe(),
-        "normaliser": store.facts["fingerprint"]["normaliser"],
+        "normaliser": dataset.info["fingerprint"]["normaliser"],
     }
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
         result["by_subset"] = parts
@@ -102,7 +115,7 @@ def evaluate_asr(
 
         def mismatched(pairs: list[tuple[Row, Row]]) -> list[Recognised]:
             own, other = [row for row, _ in pairs], [row for _, row in pairs]
-            return recognise(model, store, facts, own, batch, how, other, kept)
+            return recognise(model, dataset, statistics, own, batch, how, other, kept)
 
         control = divided(list(zip(rows, shuffled(rows), strict=True)), mismatched)
         result["shuffled_wer"] = round(total(control).rate, 6)

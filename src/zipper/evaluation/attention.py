@@ -8,19 +8,19 @@ from torch import Tensor
 from zipper.data.batches import collate
 from zipper.data.documents import Document
 from zipper.evaluation.plot_style import panels, styled
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.multimodal import Pair
 from zipper.models.tower import KeyValue
-from zipper.models.zip_block import When, ZipBlock
-from zipper.models.zipper import Zipper
+from zipper.models.zip_block import TimePositions, ZipBlock
+from zipper.models.zipper import ZipperModel
 
 
 @torch.no_grad()
-def cross_attention(model: Zipper, document: Document, pair: Pair) -> list[Tensor]:
+def cross_attention(model: ZipperModel, document: Document, pair: Pair) -> list[Tensor]:
     """Weights float [Tq, Tk] of each stage's zip of one direction, mean over heads; the document is given."""
     found: list[Tensor] = []
 
-    def keep(block: ZipBlock, inputs: tuple[Tensor, When, KeyValue, Tensor], _: Tensor) -> None:
+    def keep(block: ZipBlock, inputs: tuple[Tensor, TimePositions, KeyValue, Tensor], _: Tensor) -> None:
         found.append(block.weights(*inputs).mean(1)[0].cpu())
 
     hooks = [model.zip(stage, *pair).register_forward_hook(keep) for stage in range(model.stages)]
@@ -43,7 +43,7 @@ def diagonal(weights: Tensor) -> float:
 
 @styled
 def attention_map(
-    model: Zipper, document: Document, pair: Pair, subwords: Subwords, frame_rate: float, title: str
+    model: ZipperModel, document: Document, pair: Pair, subwords: Tokenizer, frame_rate: float, title: str
 ) -> Figure:
     """Where each zip of one direction looks for the token that comes next, mean over heads: text downwards,
     seconds of speech to the right, whichever of the two asks. frame_rate: frames a second."""

@@ -21,7 +21,7 @@ from zipper.disk import check_places, file_name
 from zipper.errors import ConfigError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import versions, write_result
-from zipper.evaluation.scorer import Judge, load_judge
+from zipper.evaluation.scorer import AsrScorer, load_asr_scorer
 from zipper.evaluation.wer import WordErrors
 
 LISTENED = 3  # utterances whose round trips are written to be listened to
@@ -38,7 +38,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     file = folder / "result.json"
     if file.exists():
         raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
-    judge, codec = load_judge(cfg.judge), load_codec(cfg.codec)
+    judge, codec = load_asr_scorer(cfg.judge), load_codec(cfg.codec)
     code = commit()
     chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
     waves = [u.wave(codec.sample_rate) for u in chosen]
@@ -46,7 +46,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     started = time.monotonic()
     codes = [codec.encode([wave])[0] for wave in tqdm(waves, desc="encode", mininterval=1.0)]
     encode = seconds / (time.monotonic() - started)
-    rows = [{"codebooks": None, **heard(judge, codec, chosen, waves, "original")}]
+    rows = [{"codebooks": None, **transcript(judge, codec, chosen, waves, "original")}]
     for books in range(codec.codebooks, 0, -1):
         started = time.monotonic()
         back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
@@ -56,7 +56,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
                 "codebooks": books,
                 "bits_per_second": codec.frame_rate * books * math.log2(codec.codes),
                 "decode_times_real_time": round(decode, 1),
-                **heard(judge, codec, chosen, back, f"{books} codebooks"),
+                **transcript(judge, codec, chosen, back, f"{books} codebooks"),
             }
         )
     result = {
@@ -87,12 +87,12 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     return result
 
 
-def heard(
-    judge: Judge, codec: Codec, said: list[Utterance], waves: list[Tensor], what: str
+def transcript(
+    judge: AsrScorer, codec: Codec, said: list[Utterance], waves: list[Tensor], what: str
 ) -> dict[str, Any]:
     """Word errors of the judge, counts added up."""
     counts = WordErrors()
-    for u, one in zip(said, judge.hear_all(waves, codec.sample_rate, what), strict=True):
+    for u, one in zip(said, judge.transcribe_waves(waves, codec.sample_rate, what), strict=True):
         counts += judge.errors(u.text or "", one)
     return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
 

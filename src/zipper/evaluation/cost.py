@@ -3,12 +3,12 @@
 from collections import Counter
 
 from zipper.config import TASKS
-from zipper.data.schedule import Steps
+from zipper.data.schedule import BatchSchedule
 from zipper.models.flops import document_flops
 from zipper.models.multimodal import MultimodalModel
 
 
-def flops_per_token(model: MultimodalModel, steps: Steps) -> dict[str, int]:
+def flops_per_token(model: MultimodalModel, steps: BatchSchedule) -> dict[str, int]:
     """Forward, and forward with backward ("training"): means over all documents, each task by its share.
 
     Tokens are columns of speech and subwords, begins and ends included; padding is left out.

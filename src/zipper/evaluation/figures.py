@@ -7,17 +7,17 @@ import torchaudio
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from zipper.data.dataset import Row, Store
+from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import document
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.metrics import Series, read_metrics, smooth
 from zipper.evaluation.plot_style import COLOURS, LINES, line, panels, styled
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.zipper import Zipper
+from zipper.models.zipper import ZipperModel
 
 
 def draw_run(
-    run: Path, model: MultimodalModel, store: Store, row: Row, results: dict[str, Any]
+    run: Path, model: MultimodalModel, dataset: EncodedDataset, row: Row, results: dict[str, Any]
 ) -> list[Path]:
     """All figures of a run into run/figures. row: whose attention is shown. results: by task."""
     folder = run / "figures"
@@ -28,12 +28,14 @@ def draw_run(
     files = [learning_curve(metrics, folder / "learning-curve.png", harder)]
     if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
         files.append(gate_curves(gates, folder / "gates.png"))
-    if isinstance(model, Zipper):
-        for pair in model.zipped:
+    if isinstance(model, ZipperModel):
+        for pair in model.directions_used:
             if set(pair) == {"text", "speech"}:
-                given = document(store, row, "asr" if pair[0] == "text" else "tts", 0.0)
+                given = document(dataset, row, "asr" if pair[0] == "text" else "tts", 0.0)
                 title = f"{row['id']}: {row['text']}"
-                drawn = attention_map(model, given, pair, store.subwords, store.facts["frame_rate"], title)
+                drawn = attention_map(
+                    model, given, pair, dataset.tokenizer, dataset.info["frame_rate"], title
+                )
                 files.append(_save(drawn, folder / f"attention-{'-'.join(pair)}.png"))
     if "tts" in results:
         files.append(wer_by_length(results["tts"], folder / "wer-by-length.png"))

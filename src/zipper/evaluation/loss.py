@@ -3,19 +3,19 @@
 import torch
 
 from zipper.config import RunConfig
-from zipper.data.dataset import Store
-from zipper.data.schedule import Steps
+from zipper.data.dataset import EncodedDataset
+from zipper.data.schedule import BatchSchedule
 from zipper.models.losses import stream_loss
 from zipper.models.multimodal import MultimodalModel
 
 
 @torch.no_grad()
-def split_loss(model: MultimodalModel, store: Store, cfg: RunConfig) -> float:
+def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) -> float:
     """Over all scored (token, codebook) pairs of cfg.evaluate.split, in nats. The model is left in eval."""
     model.eval()
     device = next(model.parameters()).device
     tasks = dict.fromkeys(cfg.train.tasks.shares(), 1.0)
-    steps = Steps(store, cfg.evaluate.split, tasks, cfg.train.tokens, 1, 0, cfg.train.prompt_weight)
+    steps = BatchSchedule(dataset, cfg.evaluate.split, tasks, cfg.train.tokens, 1, 0, cfg.train.prompt_weight)
     codebooks = {name: cfg.model.towers[name].codebooks for name in model.names}
     loss = weight = 0.0
     for step in range(steps.epoch_length(0)):

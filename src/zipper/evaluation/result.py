@@ -13,9 +13,9 @@ import lightning
 import torch
 
 from zipper.config import RunConfig, to_dict
-from zipper.data.dataset import Row, Store, share
+from zipper.data.dataset import EncodedDataset, Row, share
 from zipper.data.documents import eligible
-from zipper.data.statistics import Facts
+from zipper.data.statistics import DatasetStatistics
 from zipper.evaluation.wer import WordErrors
 from zipper.models.multimodal import MultimodalModel
 
@@ -31,7 +31,11 @@ class Origin:
 
 
 def describe_run(
-    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin
+    model: MultimodalModel,
+    dataset: EncodedDataset,
+    statistics: DatasetStatistics,
+    cfg: RunConfig,
+    origin: Origin,
 ) -> dict[str, Any]:
     """Everything about a run but its figures."""
     parameters = list(model.parameters())
@@ -46,9 +50,9 @@ def describe_run(
         "commit": origin.commit,
         "command": origin.command,
         "checkpoint": cfg.evaluate.checkpoint,
-        "data_fingerprint": store.fingerprint,
-        "data": store.facts["fingerprint"],
-        "towers": facts.towers,
+        "data_fingerprint": dataset.fingerprint,
+        "data": dataset.info["fingerprint"],
+        "towers": statistics.towers,
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "config": to_dict(cfg),
@@ -73,11 +77,11 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
         aside.rename(file)
 
 
-def chosen_rows(store: Store, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
+def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
     """Rows of a split (none: cfg.evaluate.split) that the task can be asked of, and whose corpus it takes.
     Of the training split, only what the run has trained on: a check of the wiring, never a result."""
     split = split or cfg.evaluate.split
-    rows = share(store.splits[split], cfg.data.only if split == "train" else None)
+    rows = share(dataset.splits[split], cfg.data.only if split == "train" else None)
     return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
 
 

@@ -12,17 +12,17 @@ import torch
 from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainConfig, changed
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.statistics import reads
 from zipper.distributed import MACHINE, first_process, leave_group
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.journal import journal, journal_name, read_pieces, work_of
 from zipper.evaluation.result import Origin, write_predictions, write_result
-from zipper.evaluation.tasks import evaluate_tasks, last_lines, load_listener
-from zipper.evaluation.tts import Listener
+from zipper.evaluation.tasks import evaluate_tasks, last_lines, load_speech_scorer
+from zipper.evaluation.tts import SpeechScorer
 from zipper.generation.exported import WEIGHTS, Trained, load_exported, load_trained
-from zipper.run_folder import check_store, finished, result_files
+from zipper.run_folder import check_dataset, finished, result_files
 
 
 def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> None:
@@ -47,13 +47,13 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     moved = {key: getattr(cfg.data, key) or getattr(trained.cfg.data, key) for key in places}
     data = replace(trained.cfg.data, **moved)
     cfg = replace(trained.cfg, **asked, data=data, train=replace(trained.cfg.train, **machine))
-    listener, clock = load_listener(cfg), Clock()
-    store = prepare(cfg, clock)
-    check_store(checkpoint, store, anew=True)
+    speech_scorer, clock = load_speech_scorer(cfg), Clock()
+    dataset = prepare(cfg, clock)
+    check_dataset(checkpoint, dataset, anew=True)
     ended = folder / finished(cfg).name
     trained = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else {}
     origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
-    _evaluate(cfg, trained, store, checkpoint, origin, listener, clock, folder)
+    _evaluate(cfg, trained, dataset, checkpoint, origin, speech_scorer, clock, folder)
 
 
 def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> None:
@@ -74,32 +74,32 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
                 f"{cfg.run_dir} holds {part} of a training run: no place for results of {exported}. Choose "
                 "another name (name=...)."
             )
-    listener, clock = load_listener(cfg), Clock()
-    store = prepare(cfg, clock)
+    speech_scorer, clock = load_speech_scorer(cfg), Clock()
+    dataset = prepare(cfg, clock)
     for name in trained.model.names:
-        if trained.facts.reads[name] != reads(store, name):
+        if trained.statistics.reads[name] != reads(dataset, name):
             raise DataError(
-                f"{exported} reads {name} units of {trained.facts.reads[name]!r}, but the store holds "
-                f"{reads(store, name)!r}. Name the codec and the tokenizer that it was trained with."
+                f"{exported} reads {name} units of {trained.statistics.reads[name]!r}, but the store holds "
+                f"{reads(dataset, name)!r}. Name the codec and the tokenizer that it was trained with."
             )
     origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    _evaluate(cfg, trained, store, exported / WEIGHTS, origin, listener, clock, cfg.run_dir)
+    _evaluate(cfg, trained, dataset, exported / WEIGHTS, origin, speech_scorer, clock, cfg.run_dir)
 
 
 def _evaluate(
-    cfg: RunConfig, trained: Trained, store: Store, weights: Path, origin: Origin,
-    listener: Listener | None, clock: Clock, folder: Path,
+    cfg: RunConfig, trained: Trained, dataset: EncodedDataset, weights: Path, origin: Origin,
+    speech_scorer: SpeechScorer | None, clock: Clock, folder: Path,
 ) -> None:  # fmt: skip
     leave_group()  # of `prepare`: the first process evaluates, and must not wait for those that are done
     if not first_process():
         return
     trained.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    work = work_of(weights, cfg, listener.judge.name if listener else None)
+    work = work_of(weights, cfg, speech_scorer.judge.name if speech_scorer else None)
     suffix = _suffix(folder, cfg.evaluate.split, work)
     with journal(folder / journal_name(suffix), work) as kept:
         with clock.stage("evaluate"):
-            results = evaluate_tasks(trained, store, cfg, origin, listener, [], kept, suffix, folder)
+            results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, [], kept, suffix, folder)
         copies = result_files(cfg, list(results))
         for task, result in results.items():
             result["stage_seconds"] = clock.rounded()

@@ -9,15 +9,15 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from zipper.config import RunConfig
-from zipper.data.dataset import Row, Store
+from zipper.data.dataset import EncodedDataset, Row
 from zipper.disk import file_name
 from zipper.errors import DataError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import chosen_rows
-from zipper.evaluation.scorer import JUDGE_RATE
+from zipper.evaluation.scorer import SCORER_RATE
 from zipper.evaluation.transcripts import piece
-from zipper.evaluation.tts import Listener
-from zipper.generation.generate import Written
+from zipper.evaluation.tts import SpeechScorer
+from zipper.generation.generate import GenerationOutput
 
 TABLE = 20  # utterances in a table of W&B, about 40 kB of audio each
 Entry = dict[str, str | int | float]
@@ -33,19 +33,19 @@ class Shown(NamedTuple):
 def write_samples(
     folder: Path,
     cfg: RunConfig,
-    listener: Listener,
-    store: Store,
+    speech_scorer: SpeechScorer,
+    dataset: EncodedDataset,
     entries: list[Entry],
-    segments: list[Written],
+    segments: list[GenerationOutput],
 ) -> list[Shown]:
     """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording. An ID
     that is no safe name is escaped (`file_name`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    rate, out = listener.codec.sample_rate, []
-    rows = chosen_rows(store, cfg, "tts")
+    rate, out = speech_scorer.codec.sample_rate, []
+    rows = chosen_rows(dataset, cfg, "tts")
     for index in range(min(cfg.evaluate.listened, len(segments))):
         entry, row = entries[index], rows[index]
-        made, target = listener.wave(segments[index]), listener.codec.decode(store.row_codes(row))
+        made, target = speech_scorer.wave(segments[index]), speech_scorer.codec.decode(dataset.row_codes(row))
         name = file_name(str(entry["id"]))
         files = Shown(folder / f"{name}.wav", folder / f"{name}.png")
         sf.write(files.wav, made.clamp(-1, 1).numpy(), rate)
@@ -100,6 +100,6 @@ def _wandb(loggers: list[Logger]) -> list[WandbLogger]:
 
 def _audio(row: Row) -> wandb.Audio | None:
     try:
-        return wandb.Audio(piece(row).wave(JUDGE_RATE).numpy(), sample_rate=JUDGE_RATE)
+        return wandb.Audio(piece(row).wave(SCORER_RATE).numpy(), sample_rate=SCORER_RATE)
     except DataError:  # gone, or changed, since it was encoded
         return None

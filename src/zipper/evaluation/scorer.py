@@ -21,7 +21,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.wer import WordErrors, word_errors
 
-JUDGE_RATE = 16_000  # Hz
+SCORER_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds; less is silence to every recogniser
 PARTS = {
     "faster_whisper": "faster-whisper",
@@ -31,7 +31,7 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class Judge:
+class AsrScorer:
     """Both sides pass Whisper's English normaliser, since judges write digits and contractions.
 
     transcribe: wave float32 [n] at 16 kHz -> what was heard.
@@ -42,13 +42,13 @@ class Judge:
     name: str
     normaliser: str = "whisper-english"
 
-    def hear(self, wave: Tensor, sample_rate: int) -> str:
+    def transcribe_wave(self, wave: Tensor, sample_rate: int) -> str:
         """wave float32 [n]; nothing is heard in less than a tenth of a second."""
         if len(wave) < SHORTEST * sample_rate:
             return ""
-        return self.transcribe(AF.resample(wave, sample_rate, JUDGE_RATE))
+        return self.transcribe(AF.resample(wave, sample_rate, SCORER_RATE))
 
-    def hear_all(
+    def transcribe_waves(
         self, waves: Iterable[Tensor], sample_rate: int, what: str, kept: Journal | None = None
     ) -> list[str]:
         """Of many waves, in their order; as many at a time as torch has threads, each on one of its own.
@@ -58,23 +58,23 @@ class Judge:
             jobs: list[Future[str] | str] = []
             for i, wave in enumerate(waves):
                 known = kept.pieces.get(f"{what} {i}") if kept else None
-                jobs.append(pool.submit(self.hear, wave, sample_rate) if known is None else known)
-            heard: list[str] = []
+                jobs.append(pool.submit(self.transcribe_wave, wave, sample_rate) if known is None else known)
+            transcript: list[str] = []
             bar = tqdm(jobs, desc=f"judge {what}", unit="utterance", mininterval=1.0, leave=False)
             for i, job in enumerate(bar):
-                heard.append(job if isinstance(job, str) else job.result())
+                transcript.append(job if isinstance(job, str) else job.result())
                 if kept and not isinstance(job, str):
-                    kept.add(f"{what} {i}", heard[-1])
-            return heard
+                    kept.add(f"{what} {i}", transcript[-1])
+            return transcript
         finally:
             pool.shutdown(cancel_futures=True)  # those that wait, where it is stopped
 
-    def errors(self, reference: str, heard: str) -> WordErrors:
+    def errors(self, reference: str, transcript: str) -> WordErrors:
         """Both sides normalised."""
-        return word_errors(self.normal(reference), self.normal(heard))
+        return word_errors(self.normal(reference), self.normal(transcript))
 
 
-def load_judge(cfg: JudgeConfig) -> Judge:
+def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
     """Raises ConfigError where packages are missing, DataError where the weights are."""
     needed = dict(PARTS)
     if cfg.kind == "wav2vec2":
@@ -89,7 +89,7 @@ def load_judge(cfg: JudgeConfig) -> Judge:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     transcribe, name = wav2vec2(cfg.model) if cfg.kind == "wav2vec2" else whisper(cfg.model)
-    return Judge(transcribe, EnglishTextNormalizer(), name)
+    return AsrScorer(transcribe, EnglishTextNormalizer(), name)
 
 
 def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:

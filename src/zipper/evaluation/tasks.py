@@ -8,15 +8,15 @@ from lightning.pytorch.loggers import Logger
 
 from zipper.codecs.load import load_codec
 from zipper.config import RunConfig
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.distributed import first_process
 from zipper.evaluation import asr, chains, tts
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.loss import split_loss
 from zipper.evaluation.result import Origin, chosen_rows, describe_run
 from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
-from zipper.evaluation.scorer import load_judge
-from zipper.evaluation.tts import Listener
+from zipper.evaluation.scorer import load_asr_scorer
+from zipper.evaluation.tts import SpeechScorer
 from zipper.generation.exported import Trained
 
 HEADLINES = (
@@ -26,19 +26,19 @@ HEADLINES = (
 Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-speech), or loss
 
 
-def load_listener(cfg: RunConfig) -> Listener | None:
+def load_speech_scorer(cfg: RunConfig) -> SpeechScorer | None:
     """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
     if not cfg.evaluates("tts") and not cfg.evaluate.chains:
         return None
-    return Listener(load_codec(cfg.codec), load_judge(cfg.judge), cfg.build)
+    return SpeechScorer(load_codec(cfg.codec), load_asr_scorer(cfg.judge), cfg.build)
 
 
 def evaluate_tasks(
     trained: Trained,
-    store: Store,
+    dataset: EncodedDataset,
     cfg: RunConfig,
     origin: Origin,
-    listener: Listener | None,
+    speech_scorer: SpeechScorer | None,
     loggers: list[Logger],
     kept: Journal,
     suffix: str = "",
@@ -47,29 +47,31 @@ def evaluate_tasks(
     """Results by task, in every process of a group, each of which does its share; samples are written into
     the run folder (samplesSUFFIX) and shown to the loggers.
     kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
-    model, facts, split = trained.model, trained.facts, cfg.evaluate.split
+    model, statistics, split = trained.model, trained.statistics, cfg.evaluate.split
     results: Results = {}
     if cfg.evaluates("asr"):
-        results["asr"] = asr.evaluate_asr(model, store, facts, cfg, origin, kept)
+        results["asr"] = asr.evaluate_asr(model, dataset, statistics, cfg, origin, kept)
         log_recognised(
-            loggers, split, results["asr"]["per_utterance"], chosen_rows(store, cfg, "asr"), origin.steps
+            loggers, split, results["asr"]["per_utterance"], chosen_rows(dataset, cfg, "asr"), origin.steps
         )
-    if listener and cfg.evaluates("tts"):
-        results["tts"], segments = tts.evaluate_tts(model, store, facts, cfg, origin, listener, kept)
+    if speech_scorer and cfg.evaluates("tts"):
+        results["tts"], segments = tts.evaluate_tts(
+            model, dataset, statistics, cfg, origin, speech_scorer, kept
+        )
         if first_process():
             spoken = results["tts"]["per_utterance"]
             samples = (folder or cfg.run_dir) / f"samples{suffix}"
-            shown = write_samples(samples, cfg, listener, store, spoken, segments)
+            shown = write_samples(samples, cfg, speech_scorer, dataset, spoken, segments)
             log_spoken(loggers, split, spoken, shown, origin.steps)
     for chain in cfg.evaluate.chains:
-        assert listener is not None
+        assert speech_scorer is not None
         results[chain.replace(">", "-")] = chains.evaluate_chain(
-            chain, model, store, facts, cfg, origin, listener, kept
+            chain, model, dataset, statistics, cfg, origin, speech_scorer, kept
         )
     if not results:
-        loss = split_loss(model, store, cfg)
+        loss = split_loss(model, dataset, cfg)
         results["loss"] = {
-            **describe_run(model, store, facts, cfg, origin),
+            **describe_run(model, dataset, statistics, cfg, origin),
             "task": "+".join(cfg.train.tasks.shares()),
             "split": split,
             "loss": loss,

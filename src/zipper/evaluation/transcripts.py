@@ -10,17 +10,17 @@ from pathlib import Path
 
 from zipper.codecs.codec import Codec
 from zipper.corpora.utterance import Utterance
-from zipper.data.dataset import Row, Store
+from zipper.data.dataset import EncodedDataset, Row
 from zipper.disk import held
 from zipper.errors import DataError
 from zipper.evaluation.result import write_result
-from zipper.evaluation.scorer import JUDGE_RATE, Judge
+from zipper.evaluation.scorer import SCORER_RATE, AsrScorer
 
 PART = 100  # recordings heard between two writings of the file
 
 
 @dataclass(frozen=True)
-class Heard:
+class Transcripts:
     """What the judge wrote down: of the recording, and of its codec round trip (the paper's target)."""
 
     original: str
@@ -42,23 +42,25 @@ def piece(row: Row) -> Utterance:
     return Utterance(row["id"], row["audio"], row["text"], row["speaker"], "", row["subset"], *cut)
 
 
-def hear_recordings(build: str, store: Store, codec: Codec, judge: Judge, rows: list[Row]) -> list[Heard]:
+def transcribe_recordings(
+    build: str, dataset: EncodedDataset, codec: Codec, judge: AsrScorer, rows: list[Row]
+) -> list[Transcripts]:
     """Of every row, in its order. What was heard before is read back. DataError where a recording is gone."""
-    key = hashlib.sha256(f"{store.fingerprint} {codec.fingerprint} {judge.name}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{dataset.fingerprint} {codec.fingerprint} {judge.name}".encode()).hexdigest()[:12]
     file = Path(build) / "heard" / f"{key}.json"
     known = json.loads(file.read_text(encoding="utf-8"))["heard"] if file.exists() else {}
     missing = [row for row in rows if row["id"] not in known]
     for start in range(0, len(missing), PART):
         part = missing[start : start + PART]
         said = [piece(row) for row in part]
-        originals = judge.hear_all((one.wave(JUDGE_RATE) for one in said), JUDGE_RATE, "recordings")
-        trips = (codec.decode(store.row_codes(row)) for row in part)
-        targets = judge.hear_all(trips, codec.sample_rate, "round trips")
+        originals = judge.transcribe_waves((one.wave(SCORER_RATE) for one in said), SCORER_RATE, "recordings")
+        trips = (codec.decode(dataset.row_codes(row)) for row in part)
+        targets = judge.transcribe_waves(trips, codec.sample_rate, "round trips")
         for row, original, target in zip(part, originals, targets, strict=True):
             known[row["id"]] = {"original": original, "target": target}
         file.parent.mkdir(parents=True, exist_ok=True)
         with held(file.with_name(f".{file.name}.lock"), str(file), wait=True):
             if file.exists():  # another process may have heard others by now
                 known = {**json.loads(file.read_text(encoding="utf-8"))["heard"], **known}
-            write_result({"judge": judge.name, "store": store.fingerprint, "heard": known}, file)
-    return [Heard(**known[row["id"]]) for row in rows]
+            write_result({"judge": judge.name, "store": dataset.fingerprint, "heard": known}, file)
+    return [Transcripts(**known[row["id"]]) for row in rows]

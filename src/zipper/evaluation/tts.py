@@ -1,25 +1,25 @@
 """Speaking: rows of a store to waves, and the WER of what a judge hears in them (paper 4.1.4)."""
 
-import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from torch import Tensor
 
 from zipper.codecs.codec import Codec
 from zipper.config import TASKS, RunConfig, SamplingConfig
-from zipper.data.dataset import Row, Store
-from zipper.data.statistics import Facts
+from zipper.data.dataset import EncodedDataset, Row
+from zipper.data.statistics import DatasetStatistics
 from zipper.distributed import divided
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.result import Origin, by_subset, chosen_rows, cut_off, describe_run, stops
-from zipper.evaluation.scorer import Judge
-from zipper.evaluation.transcripts import Heard, hear_recordings
+from zipper.evaluation.scorer import AsrScorer
+from zipper.evaluation.transcripts import Transcripts, transcribe_recordings
 from zipper.evaluation.wer import WordErrors
-from zipper.generation.generate import Written
+from zipper.generation.generate import GenerationOutput
 from zipper.generation.rows import answers
 from zipper.models.multimodal import MultimodalModel
 
@@ -49,72 +49,109 @@ class Spoken:
 
 
 @dataclass(frozen=True)
-class Listener:
+class SpeechScorer:
     """All that it takes to score speech."""
 
     codec: Codec
-    judge: Judge
+    judge: AsrScorer
     build: str
 
-    def wave(self, written: Written) -> Tensor:
+    def wave(self, written: GenerationOutput) -> Tensor:
         """float32 [n] at the codec's rate; empty where no frame was written."""
         return self.codec.decode(written.content)
 
-    def recordings(self, store: Store, rows: list[Row]) -> list[Heard]:
-        return hear_recordings(self.build, store, self.codec, self.judge, rows)
+    def recordings(self, dataset: EncodedDataset, rows: list[Row]) -> list[Transcripts]:
+        return transcribe_recordings(self.build, dataset, self.codec, self.judge, rows)
 
     def score(
-        self, rows: list[Row], written: list[Written], recorded: list[Heard], kept: Journal | None = None,
+        self,
+        rows: list[Row],
+        written: list[GenerationOutput],
+        recorded: list[Transcripts],
+        kept: Journal | None = None,
         name: str = "speech",
-    ) -> list[Spoken]:  # fmt: skip
+    ) -> list[Spoken]:
         """Transcripts of the segments by the ASR scorer, against reference and resynthesis. name: that of
         these segments in `kept`."""
         out, rate = [], self.codec.sample_rate
         waves = [self.wave(segment) for segment in written]
-        heard_all = self.judge.hear_all(waves, rate, name, kept)
+        heard_all = self.judge.transcribe_waves(waves, rate, name, kept)
         parts = zip(rows, written, recorded, waves, heard_all, strict=True)
-        for row, segment, record, wave, heard in parts:
-            gold, target = self.judge.errors(row["text"], heard), self.judge.errors(record.target, heard)
+        for row, segment, record, wave, transcript in parts:
+            gold, target = (
+                self.judge.errors(row["text"], transcript),
+                self.judge.errors(record.target, transcript),
+            )
             out.append(
                 Spoken(
-                    row["id"], gold.errors, gold.words, target.errors, target.words,
-                    round(len(wave) / rate, 3), row["text"], heard, record.target,
+                    row["id"],
+                    gold.errors,
+                    gold.words,
+                    target.errors,
+                    target.words,
+                    round(len(wave) / rate, 3),
+                    row["text"],
+                    transcript,
+                    record.target,
                     segment.stopped,
                 )
-            )  # fmt: skip
+            )
         return out
 
 
 def speak(
-    model: MultimodalModel, store: Store, facts: Facts, rows: list[Row], listener: Listener, batch: int,
-    how: SamplingConfig, seed: int, kept: Journal | None = None, name: str = "speech",
-) -> list[tuple[Written, Spoken]]:  # fmt: skip
+    model: MultimodalModel,
+    dataset: EncodedDataset,
+    statistics: DatasetStatistics,
+    rows: list[Row],
+    speech_scorer: SpeechScorer,
+    batch: int,
+    how: SamplingConfig,
+    seed: int,
+    kept: Journal | None = None,
+    name: str = "speech",
+) -> list[tuple[GenerationOutput, Spoken]]:
     """TTS of every row, in its order, `batch` sentences at a time, each with its score. name: that of the
     scores in `kept`."""
-    answered = answers(model, store, facts, rows, TASKS["tts"], batch, {"speech": how}, seed, kept, "tts")
+    answered = answers(
+        model, dataset, statistics, rows, TASKS["tts"], batch, {"speech": how}, seed, kept, "tts"
+    )
     written = [segment for (segment,) in answered]
-    scores = listener.score(rows, written, listener.recordings(store, rows), kept, name)
+    scores = speech_scorer.score(rows, written, speech_scorer.recordings(dataset, rows), kept, name)
     return list(zip(written, scores, strict=True))
 
 
 def evaluate_tts(
-    model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig, origin: Origin, listener: Listener,
+    model: MultimodalModel,
+    dataset: EncodedDataset,
+    statistics: DatasetStatistics,
+    cfg: RunConfig,
+    origin: Origin,
+    speech_scorer: SpeechScorer,
     kept: Journal | None = None,
-) -> tuple[dict[str, Any], list[Written]]:  # fmt: skip
+) -> tuple[dict[str, Any], list[GenerationOutput]]:
     """Speaks a split and describes what the judge heard: a result file, and the segments first sampled.
 
     Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
     belong together: none of them means anything alone.
     """
-    rows, how = chosen_rows(store, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
-    recorded = divided(rows, lambda some: listener.recordings(store, some))
-    judge = listener.judge
+    rows, how = chosen_rows(dataset, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
+    recorded = divided(rows, lambda some: speech_scorer.recordings(dataset, some))
+    judge = speech_scorer.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
         work = partial(
-            speak, model, store, facts, listener=listener, batch=cfg.evaluate.batch, how=how,
-            seed=cfg.seed + turn, kept=kept, name=f"speech {turn}",
-        )  # fmt: skip
+            speak,
+            model,
+            dataset,
+            statistics,
+            speech_scorer=speech_scorer,
+            batch=cfg.evaluate.batch,
+            how=how,
+            seed=cfg.seed + turn,
+            kept=kept,
+            name=f"speech {turn}",
+        )
         spoken = divided(rows, work)
         segments.append([segment for segment, _ in spoken])
         samplings.append([one for _, one in spoken])
@@ -122,10 +159,12 @@ def evaluate_tts(
     gold = total(found)
     target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())
     pairs = list(zip(rows, recorded, strict=True))
-    original = sum((judge.errors(row["text"], heard.original) for row, heard in pairs), WordErrors())
-    oracle = sum((judge.errors(row["text"], heard.target) for row, heard in pairs), WordErrors())
+    original = sum(
+        (judge.errors(row["text"], transcript.original) for row, transcript in pairs), WordErrors()
+    )
+    oracle = sum((judge.errors(row["text"], transcript.target) for row, transcript in pairs), WordErrors())
     result = {
-        **describe_run(model, store, facts, cfg, origin),
+        **describe_run(model, dataset, statistics, cfg, origin),
         "task": "tts",
         "split": cfg.evaluate.split,
         "wer": round(gold.rate, 6),
@@ -139,7 +178,7 @@ def evaluate_tts(
         "decoding": how.describe(),
         "judge": judge.name,
         "normaliser": judge.normaliser,
-        "codec": listener.codec.fingerprint,
+        "codec": speech_scorer.codec.fingerprint,
         "by_length": by_length(found),
     }
     if parts := by_subset(
@@ -151,8 +190,8 @@ def evaluate_tts(
         best = [min(several, key=lambda one: one.errors) for several in zip(*samplings, strict=True)]
         result["samplings"] = {
             "wer": [round(rate, 6) for rate in rates],
-            "mean": round(statistics.fmean(rates), 6),
-            "deviation": round(statistics.stdev(rates), 6),
+            "mean": round(fmean(rates), 6),
+            "deviation": round(stdev(rates), 6),
             # Ours: the paper's best of 3 is over vocoder and judge.
             "best_of_wer": round(total(best).rate, 6),
         }

@@ -7,15 +7,15 @@ from typing import TypedDict
 import torch
 
 from zipper.config import RunConfig
-from zipper.data.dataset import Store
-from zipper.data.schedule import Steps
-from zipper.data.statistics import Facts
+from zipper.data.dataset import EncodedDataset
+from zipper.data.schedule import BatchSchedule
+from zipper.data.statistics import DatasetStatistics
 from zipper.models.building import build_model, load_pretrained, trained_before
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import cross_entropy
 
 
-class Alone(TypedDict):
+class UnimodalPerplexity(TypedDict):
     """Perplexity a scored token, within the modality's own vocabulary; before: of the pre-trained weights,
     none where there were none."""
 
@@ -23,29 +23,31 @@ class Alone(TypedDict):
     after: float
 
 
-def alone(model: MultimodalModel, store: Store, facts: Facts, cfg: RunConfig) -> dict[str, Alone]:
+def alone(
+    model: MultimodalModel, dataset: EncodedDataset, statistics: DatasetStatistics, cfg: RunConfig
+) -> dict[str, UnimodalPerplexity]:
     """Of every modality, on the documents of cfg.evaluate.split that hold nothing else."""
-    fresh = build_model(cfg.model, facts.rates, facts.seconds)
+    fresh = build_model(cfg.model, statistics.rates, statistics.seconds)
     load_pretrained(fresh)
     fresh.to(next(model.parameters()).device)
     known = trained_before(fresh)
     return {
-        name: Alone(
-            before=perplexity_alone(fresh, store, cfg, name) if name in known else None,
-            after=perplexity_alone(model, store, cfg, name),
+        name: UnimodalPerplexity(
+            before=unimodal_perplexity(fresh, dataset, cfg, name) if name in known else None,
+            after=unimodal_perplexity(model, dataset, cfg, name),
         )
         for name in model.names
     }
 
 
 @torch.no_grad()
-def perplexity_alone(model: MultimodalModel, store: Store, cfg: RunConfig, name: str) -> float:
+def unimodal_perplexity(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig, name: str) -> float:
     """Of one modality's documents. The model is left in eval."""
     model.eval()
     device = next(model.parameters()).device
     split = cfg.evaluate.split
     only = cfg.data.only if split == "train" else None
-    steps = Steps(store, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
+    steps = BatchSchedule(dataset, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
     codebooks = {other: cfg.model.towers[other].codebooks for other in model.names}
     nats = count = 0.0
     for step in range(steps.epoch_length(0)):

@@ -11,17 +11,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from zipper.generation.single_step import Sight, Step, as_bias
+from zipper.generation.single_step import CrossAttentionBias, SingleStep, as_bias
 from zipper.models.multimodal import MultimodalModel, Pair
-from zipper.models.tower import Cache, KeyValue
-from zipper.models.zip_block import When
+from zipper.models.tower import KeyValue, LayerCache
+from zipper.models.zip_block import TimePositions
 
 GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
 EVEN = 8  # columns that one step reads a multiple of: kernels of GPUs want their masks aligned
 BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
 
 
-class Memory:
+class KVCache:
     """Grows by `extend`. Rows may be ragged, and write different towers: an invalid token is remembered, but
     never looked at."""
 
@@ -31,15 +31,15 @@ class Memory:
         self.compile = False  # whether `extend` is compiled; its shapes change once a block
         self.awaited = set(model.names)  # towers that are yet to write: the others need nothing kept for them
         self.own: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
-        self.zipped: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
+        self.directions_used: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
         empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
         self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each backbone
         self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
         self.clock: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
         self.last: dict[str, Tensor] = {}  # [B, D] state of each row's last valid token, for the switch
-        self.steps: dict[str, Step] = {}
+        self.steps: dict[str, SingleStep] = {}
         self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each backbone's own columns
-        self.sights: dict[str, Sight] = {}  # of each tower, for those that ask it
+        self.cross_biases: dict[str, CrossAttentionBias] = {}  # of each tower, for those that ask it
         self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
 
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Memory:
         Returns their states [B, T, D], for the tower's `logits`. Equal to the whole model run on the whole
         document.
         """
-        self.sights.pop(name, None)
+        self.cross_biases.pop(name, None)
         if valid.shape[1] == 1 and not self.compile:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
         line = self.model.backbone(name)
@@ -64,11 +64,11 @@ class Memory:
         mask = self.valid[line][:, None, :read]
         if valid.shape[1] > 1:
             mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
-        time, coming, self.clock[line] = self.model.times(name, tokens, valid, self.clock.get(line))
+        time, next_time, self.clock[line] = self.model.times(name, tokens, valid, self.clock.get(line))
         self.biases.pop(line, None)  # one column at a time keeps it up
-        run = compiled() if self.compile else Memory._run
-        states = run(self, name, tokens, position, (time, coming), mask, at, read)
-        if self.model.switches:
+        run = compiled() if self.compile else KVCache._run
+        states = run(self, name, tokens, position, (time, next_time), mask, at, read)
+        if self.model.next_modality_heads:
             self._keep_last(name, states, valid)
         return states
 
@@ -78,36 +78,42 @@ class Memory:
         return step.logits(states) if step else self.model.tower(name).logits(states)
 
     def _run(
-        self, name: str, tokens: Tensor, position: Tensor, times: tuple[When, When], mask: Tensor,
-        at: Tensor, read: int,
-    ) -> Tensor:  # fmt: skip
+        self,
+        name: str,
+        tokens: Tensor,
+        position: Tensor,
+        times: tuple[TimePositions, TimePositions],
+        mask: Tensor,
+        at: Tensor,
+        read: int,
+    ) -> Tensor:
         model, tower, line = self.model, self.model.tower(name), self.model.backbone(name)
-        rotation, (time, coming) = tower.rotation(position), times
-        asked = {  # where there is something to look at, and how much of it
-            other: (_upto(self.length[other], BLOCK), self._looks(other, tokens.shape[1]))
+        rotation, (time, next_time) = tower.rotation(position), times
+        source = {  # where there is something to look at, and how much of it
+            other: (_upto(self.length[other], BLOCK), self._cross_mask(other, tokens.shape[1]))
             for other in model.names
-            if (name, other) in model.zipped and self.length[other]
+            if (name, other) in model.directions_used and self.length[other]
         }
         x = model.project(name, tower.embed(tokens), self.multimodal)
         for stage in range(model.stages + 1):
             for index in model.layers(name, stage):
-                x = tower.layers[index](x, rotation, mask, Cache(self.own[line, index], at, read))
+                x = tower.layers[index](x, rotation, mask, LayerCache(self.own[line, index], at, read))
             if stage == model.stages:
                 break
             before = x
-            for other, (columns, may_look) in asked.items():
-                keys = KeyValue(*(b[:, :, :columns] for b in self.zipped[stage, (name, other)]))
-                x = x + model.zip(stage, name, other)(before, coming, keys, may_look)
+            for other, (columns, may_look) in source.items():
+                keys = KeyValue(*(b[:, :, :columns] for b in self.directions_used[stage, (name, other)]))
+                x = x + model.zip(stage, name, other)(before, next_time, keys, may_look)
             for other in model.names:
-                if (other, name) in model.zipped and other in self.awaited:
-                    left = model.zip(stage, other, name).look_at(before, time)
-                    Cache(self.zipped[stage, (other, name)], at, read).put(left)
+                if (other, name) in model.directions_used and other in self.awaited:
+                    left = model.zip(stage, other, name).project_source(before, time)
+                    LayerCache(self.directions_used[stage, (other, name)], at, read).put(left)
         return tower.finish(x)
 
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
         """`extend` by one column, tokens [B, Q], valid [B, 1] -> [B, D]: see `generate.step`."""
         if name not in self.steps:
-            self.steps[name] = Step(self.model, name)
+            self.steps[name] = SingleStep(self.model, name)
         model, step, line = self.model, self.steps[name], self.model.backbone(name)
         column = self.length[line]
         self._make_room(line, column + 1)
@@ -115,27 +121,27 @@ class Memory:
         self.valid[line].index_copy_(1, at, valid)
         position, self.count[line] = self.count[line], self.count[line] + valid
         self.length[line] = column + 1
-        time, coming, self.clock[line] = model.times(name, tokens[:, None], valid, self.clock.get(line))
+        time, next_time, self.clock[line] = model.times(name, tokens[:, None], valid, self.clock.get(line))
         x = step.embed(tokens, self.multimodal)
         bias = self._bias(line, valid, at, x.dtype)
         read = bias.shape[-1]
-        own = [Cache(self.own[line, index], at, read) for index in range(len(step.layers))]
-        asked = {}
-        for asking, other in model.zipped:
-            if asking == name and self.length[other]:
-                sight = self._sight(other, x.dtype)
-                pairs = (self.zipped[stage, (name, other)] for stage in range(model.stages))
-                seen = sight.bias.shape[-1]
-                asked[other] = (sight, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
-        askers = [o for o in model.names if (o, name) in model.zipped and o in self.awaited]
+        own = [LayerCache(self.own[line, index], at, read) for index in range(len(step.layers))]
+        source = {}
+        for query, other in model.directions_used:
+            if query == name and self.length[other]:
+                cross_bias = self._sight(other, x.dtype)
+                pairs = (self.directions_used[stage, (name, other)] for stage in range(model.stages))
+                seen = cross_bias.bias.shape[-1]
+                source[other] = (cross_bias, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
+        queriers = [o for o in model.names if (o, name) in model.directions_used and o in self.awaited]
 
         def leave(stage: int, before: Tensor) -> None:
-            for other in askers:
-                left = model.zip(stage, other, name).look_at(before[:, None], time)
-                Cache(self.zipped[stage, (other, name)], at, read).put(left)
+            for other in queriers:
+                left = model.zip(stage, other, name).project_source(before[:, None], time)
+                LayerCache(self.directions_used[stage, (other, name)], at, read).put(left)
 
-        state = step(x, position, coming.time, bias, own, asked, leave)
-        if model.switches:
+        state = step(x, position, next_time.time, bias, own, source, leave)
+        if model.next_modality_heads:
             self.last[name] = torch.where(valid, state, self.last.get(name, state))
         return state
 
@@ -148,11 +154,11 @@ class Memory:
             known.index_copy_(3, at, as_bias(valid, dtype))
         return known[..., : _upto(self.length[line], EVEN)]
 
-    def _sight(self, other: str, dtype: torch.dtype) -> Sight:
-        if other not in self.sights:
+    def _sight(self, other: str, dtype: torch.dtype) -> CrossAttentionBias:
+        if other not in self.cross_biases:
             there = self.valid[other][:, : _upto(self.length[other], EVEN)]
-            self.sights[other] = Sight.of(there & self.multimodal[:, None], dtype)
-        return self.sights[other]
+            self.cross_biases[other] = CrossAttentionBias.of(there & self.multimodal[:, None], dtype)
+        return self.cross_biases[other]
 
     def _keep_last(self, name: str, states: Tensor, valid: Tensor) -> None:
         rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
@@ -164,13 +170,15 @@ class Memory:
         """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
         self.multimodal = self.multimodal[rows]
         self.biases = {name: bias[rows] for name, bias in self.biases.items()}
-        self.sights = {name: sight.select(rows) for name, sight in self.sights.items()}
+        self.cross_biases = {name: cross_bias.select(rows) for name, cross_bias in self.cross_biases.items()}
         for kept in (self.valid, self.count, self.clock, self.last):
             kept.update({name: tensor[rows] for name, tensor in kept.items()})
         self.own = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.own.items()}
-        self.zipped = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zipped.items()}
+        self.directions_used = {
+            key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.directions_used.items()
+        }
 
-    def _looks(self, other: str, tokens: int) -> Tensor:
+    def _cross_mask(self, other: str, tokens: int) -> Tensor:
         """bool [B, tokens, columns read]: all of the other tower that is there, in multimodal documents."""
         there = self.valid[other][:, : _upto(self.length[other], BLOCK)] & self.multimodal[:, None]
         return there[:, None].expand(-1, tokens, -1)
@@ -198,10 +206,10 @@ class Memory:
         for index in range(tower.layers):
             yield self.own, (line, index), tower.kv_heads, tower.size
         for stage in range(self.model.stages):
-            for asking, asked in self.model.zipped:
-                if asked == line:
-                    block = self.model.zip(stage, asking, asked)
-                    yield self.zipped, (stage, (asking, asked)), block.heads, block.size
+            for query, source in self.model.directions_used:
+                if source == line:
+                    block = self.model.zip(stage, query, source)
+                    yield self.directions_used, (stage, (query, source)), block.heads, block.size
 
 
 @cache
@@ -211,7 +219,7 @@ def compiled() -> Callable[..., Tensor]:
     torch._dynamo.config.accumulated_recompile_limit = max(
         GRAPHS, torch._dynamo.config.accumulated_recompile_limit
     )
-    return torch.compile(Memory._run, fullgraph=True, dynamic=False)
+    return torch.compile(KVCache._run, fullgraph=True, dynamic=False)
 
 
 def _upto(columns: int, multiple: int) -> int:

@@ -20,15 +20,15 @@ from zipper.data.documents import Segment
 from zipper.data.statistics import BEYOND
 from zipper.disk import check_place, file_name
 from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import Zipped, load_zipped, prompt
-from zipper.generation.generate import MOST, Written, check, write
+from zipper.generation.exported import Zipper, load_model, prompt
+from zipper.generation.generate import MOST, GenerationOutput, check, write
 from zipper.hub import model_folder
 
 Order = list[str] | Literal["auto"]
 
 
 @dataclass(frozen=True)
-class Request:
+class Prompt:
     """What is given, in order: ("text", the words) or ("speech", an audio file). piece: start and length of
     the audio that is meant, in seconds; all of it."""
 
@@ -49,17 +49,19 @@ def generate(args: argparse.Namespace) -> None:
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
-    requests = read_requests(args.batch) if args.batch else [Request("out", args.given)]
-    orders = {request.id: order_of(request, args.then) for request in requests}
+    requests = read_requests(args.batch) if args.batch else [Prompt("out", args.given)]
+    orders = {asked_for.id: order_of(asked_for, args.then) for asked_for in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
-    zipped = load_zipped(model_folder(str(args.model)))
-    decode = changed(zipped.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
-    groups: dict[str, list[tuple[Request, list[Segment]]]] = {}
-    for request in requests:  # all of them are read before the first is written
-        groups.setdefault(" ".join(orders[request.id]), []).append((request, segments_of(zipped, request)))
+    model = load_model(model_folder(str(args.model)))
+    decode = changed(model.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
+    groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
+    for asked_for in requests:  # all of them are read before the first is written
+        groups.setdefault(" ".join(orders[asked_for.id]), []).append(
+            (asked_for, segments_of(model, asked_for))
+        )
     for name, group in groups.items():
-        check(zipped.model, [prompt(one.id, *segments) for one, segments in group], _order(name))
+        check(model.model, [prompt(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
     check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
     log = target / "generated.jsonl"
@@ -70,11 +72,11 @@ def generate(args: argparse.Namespace) -> None:
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
-                prompts = [prompt(request.id, *segments) for request, segments in part]
-                written = write(zipped.model, prompts, _order(name), zipped.facts, decode, args.seed)
-                for (request, _), segments in zip(part, written, strict=True):
-                    stem = target / request.id if args.batch else out.with_suffix("")
-                    entry = save(zipped, request, segments, stem)
+                prompts = [prompt(asked_for.id, *segments) for asked_for, segments in part]
+                written = write(model.model, prompts, _order(name), model.statistics, decode, args.seed)
+                for (asked_for, _), segments in zip(part, written, strict=True):
+                    stem = target / asked_for.id if args.batch else out.with_suffix("")
+                    entry = save(model, asked_for, segments, stem)
                     if args.batch:
                         # At once: nothing is lost where a later prompt fails.
                         with log.open("a", encoding="utf-8") as lines:
@@ -110,40 +112,40 @@ def _order(name: str) -> Order:
     return "auto" if name == "auto" else name.split()
 
 
-def order_of(request: Request, then: list[str] | None) -> list[str]:
+def order_of(asked_for: Prompt, then: list[str] | None) -> list[str]:
     """What follows: as asked, or the other modality than the last one given."""
     if then is None:
-        return ["speech" if request.given[-1][0] == "text" else "text"]
+        return ["speech" if asked_for.given[-1][0] == "text" else "text"]
     if "auto" in then and len(then) > 1:
         raise ConfigError(f"--then {' '.join(then)}: auto stands alone, the model chooses every segment.")
     return then
 
 
-def segments_of(zipped: Zipped, request: Request) -> list[Segment]:
+def segments_of(model: Zipper, asked_for: Prompt) -> list[Segment]:
     """The prompt's tokens. Raises ConfigError or DataError that names the request."""
     try:
         return [
-            zipped.text(value) if kind == "text" else zipped.speech(_wave(zipped, value, request.piece))
-            for kind, value in request.given
+            model.text(value) if kind == "text" else model.speech(_wave(model, value, asked_for.piece))
+            for kind, value in asked_for.given
         ]
     except (ConfigError, DataError) as error:
-        raise type(error)(f"{request.id}: {error}") from error
+        raise type(error)(f"{asked_for.id}: {error}") from error
 
 
-def save(zipped: Zipped, request: Request, segments: list[Written], stem: Path) -> dict[str, Any]:
+def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
     """Speech to its `wav_files`; returns what was written, plainly."""
     entries: list[dict[str, Any]] = []
     for segment in segments:
         if segment.modality == "text":
-            words = zipped.subwords.decode(segment.content[0].tolist())
+            words = model.tokenizer.decode(segment.content[0].tolist())
             entries.append({"text": words, "stopped": segment.stopped})
             continue
         file = wav_files(stem, 1 + sum("wav" in entry for entry in entries))[-1]
-        wave = zipped.codec.decode(segment.content)
-        sf.write(file, wave.clamp(-1, 1).numpy(), zipped.codec.sample_rate)
-        seconds = round(len(wave) / zipped.codec.sample_rate, 3)
+        wave = model.codec.decode(segment.content)
+        sf.write(file, wave.clamp(-1, 1).numpy(), model.codec.sample_rate)
+        seconds = round(len(wave) / model.codec.sample_rate, 3)
         entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.stopped})
-    return {"id": request.id, "given": [list(one) for one in request.given], "written": entries}
+    return {"id": asked_for.id, "given": [list(one) for one in asked_for.given], "written": entries}
 
 
 def show(entry: dict[str, Any], took: float) -> None:
@@ -158,14 +160,14 @@ def show(entry: dict[str, Any], took: float) -> None:
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
 
 
-def read_requests(file: Path) -> list[Request]:
+def read_requests(file: Path) -> list[Prompt]:
     """Of a .tsv with a header or a .jsonl, as a manifest: audio is a path, absolute or beside the file, or
     a piece of it. Raises ConfigError that names the line."""
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
     if file.suffix.lower() not in (".tsv", ".jsonl"):
         raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
-    out: dict[str, Request] = {}
+    out: dict[str, Prompt] = {}
     try:
         for line in read_table(file):
             audio, text = line.path("audio"), line.text("text")
@@ -177,7 +179,7 @@ def read_requests(file: Path) -> list[Request]:
                     f"{line.where}: needs an id of its own that can name a file, without slashes or dots, "
                     f"and text or audio; it has {shorten(str(line.cells), 200)}."
                 )
-            out[name] = Request(name, given, line.piece())
+            out[name] = Prompt(name, given, line.piece())
     except DataError as error:
         raise ConfigError(f"--batch {error}") from error
     if not out:
@@ -185,8 +187,6 @@ def read_requests(file: Path) -> list[Request]:
     return list(out.values())
 
 
-def _wave(zipped: Zipped, file: str, piece: tuple[float, float | None]) -> Tensor:
-    longest = BEYOND * zipped.facts.longest.get("speech", 0) / zipped.codec.frame_rate
-    return read_wave(
-        Path(file), zipped.codec.sample_rate, *piece, longest, "the {:g} s that this model takes"
-    )
+def _wave(model: Zipper, file: str, piece: tuple[float, float | None]) -> Tensor:
+    longest = BEYOND * model.statistics.longest.get("speech", 0) / model.codec.frame_rate
+    return read_wave(Path(file), model.codec.sample_rate, *piece, longest, "the {:g} s that this model takes")

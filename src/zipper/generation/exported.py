@@ -1,6 +1,6 @@
 """A zipped model to generate from: a run folder, or the folder that `export` wrote.
 
-assets/zipped/   zipper.safetensors   zipper.json: config, facts, hash, figures   tokenizer.json
+assets/zipped/   zipper.safetensors   zipper.json: config, statistics, hash, figures   tokenizer.json
 """
 
 import json
@@ -16,26 +16,26 @@ from torch import Tensor
 from zipper.checkpoint_files import read_checkpoint
 from zipper.codecs.codec import Codec, sha256
 from zipper.codecs.load import load_codec
-from zipper.config import RunConfig, from_dict, read_facts, to_dict
+from zipper.config import RunConfig, from_dict, read_json, to_dict
 from zipper.data.documents import Document, Segment, speech_segment, text_segment
-from zipper.data.statistics import BEYOND, Facts
+from zipper.data.statistics import BEYOND, DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, refusal
 from zipper.modalities.normalise import normalise, unreadable
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.building import build_for_run
 from zipper.models.multimodal import MultimodalModel
 
-WEIGHTS, FACTS, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
+WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
 
 
 @dataclass(frozen=True)
-class Zipped:
+class Zipper:
     """Model, and what turns text and waves into its tokens and back."""
 
     model: MultimodalModel
-    facts: Facts
+    statistics: DatasetStatistics
     cfg: RunConfig
-    subwords: Subwords
+    tokenizer: Tokenizer
     codec: Codec
 
     def text(self, text: str) -> Segment:
@@ -45,9 +45,9 @@ class Zipped:
         normal = normalise(text)
         if not normal:
             raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
-        ids = self.subwords.encode(normal)
+        ids = self.tokenizer.encode(normal)
         self._check_length("text", len(ids), f"{shorten(normal, 60)!r} has {len(ids)} subwords")
-        return text_segment(ids, self.subwords, 0.0)
+        return text_segment(ids, self.tokenizer, 0.0)
 
     def speech(self, wave: Tensor) -> Segment:
         """A speech prompt: wave float32 [n] at the codec's rate. Raises ConfigError where it is too long."""
@@ -62,11 +62,11 @@ class Zipped:
         if name not in self.model.names:
             known = ", ".join(self.model.names)
             raise ConfigError(f"This model has no tower for {name}, only for {known}.")
-        most = int(BEYOND * self.facts.longest[name])
+        most = int(BEYOND * self.statistics.longest[name])
         if length > most:
             raise ConfigError(
-                f"{what}; this model was trained on at most {self.facts.longest[name]} and is asked for no "
-                f"more than {most}. Cut it into sentences."
+                f"{what}; this model was trained on at most {self.statistics.longest[name]}, and accepts at "
+                f"most {most}. Cut it into sentences."
             )
 
 
@@ -74,7 +74,7 @@ class Trained(NamedTuple):
     """A model with what it was trained on, and how."""
 
     model: MultimodalModel
-    facts: Facts
+    statistics: DatasetStatistics
     cfg: RunConfig
 
 
@@ -83,7 +83,7 @@ def prompt(name: str, *segments: Segment) -> Document:
     return Document(name, list(segments), multimodal=True)
 
 
-def load_zipped(folder: Path) -> Zipped:
+def load_model(folder: Path) -> Zipper:
     """Raises ConfigError where the folder is neither, DataError where a part is damaged or does not fit."""
     if is_exported(folder):
         trained, _ = load_exported(folder)
@@ -96,56 +96,56 @@ def load_zipped(folder: Path) -> Zipped:
         trained = load_trained(checkpoint)
     else:
         raise ConfigError(
-            f"{folder} is no model: it holds neither {FACTS} (an exported model) nor config.yaml (a run). "
+            f"{folder} is no model: it holds neither {INFO} (an exported model) nor config.yaml (a run). "
             "Run `make train`, or name assets/zipped."
         )
-    model, facts, cfg = trained
-    codec, subwords = load_codec(cfg.codec), Subwords.load(folder / TOKENIZER)
+    model, statistics, cfg = trained
+    codec, subwords = load_codec(cfg.codec), Tokenizer.load(folder / TOKENIZER)
     for name, own in (("speech", codec.fingerprint), ("text", subwords.fingerprint)):
-        if name in model.names and facts.reads[name] != own:
-            raise DataError(f"{folder} reads {name} units of {facts.reads[name]!r}, but these are {own!r}.")
+        if name in model.names and statistics.reads[name] != own:
+            raise DataError(
+                f"{folder} reads {name} units of {statistics.reads[name]!r}, but these are {own!r}."
+            )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Zipped(model.eval().to(device), facts, cfg, subwords, codec)
+    return Zipper(model.eval().to(device), statistics, cfg, subwords, codec)
 
 
 def is_exported(folder: Path) -> bool:
     """Whether a folder is one that `save_zipped` wrote."""
-    return (folder / FACTS).is_file()
+    return (folder / INFO).is_file()
 
 
-def save_zipped(folder: Path, trained: Trained, subwords: Subwords, figures: dict[str, Any]) -> None:
+def save_model(folder: Path, trained: Trained, subwords: Tokenizer, figures: dict[str, Any]) -> None:
     """Weights in half precision, and all that it takes to use them. figures: how it was made, how good."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: w.detach().cpu().half().contiguous() for name, w in trained.model.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
     subwords.save(folder / TOKENIZER)
-    facts = {
+    statistics = {
         **figures,
         "sha256": sha256(folder / WEIGHTS),
-        "facts": trained.facts.to_dict(),
+        "statistics": trained.statistics.to_dict(),
         "config": to_dict(trained.cfg),
     }
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / INFO).write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
 
 
 def load_exported(folder: Path) -> tuple[Trained, dict[str, Any]]:
     """The model of a folder that `save_zipped` wrote, in eval, and what its JSON says. Raises DataError where
     a part is damaged or does not fit."""
-    saved = read_facts(folder / FACTS)
+    saved = read_json(folder / INFO)
     if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
         raise DataError(
-            f"{folder / WEIGHTS} is missing, or not the file that {FACTS} describes. Restore both."
+            f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
         )
-    cfg, facts = from_dict(saved["config"]), Facts(**saved["facts"])
-    model = build_for_run(cfg, facts)
+    cfg, statistics = from_dict(saved["config"]), saved_statistics(saved)
+    model = build_for_run(cfg, statistics)
     weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise DataError(
-            f"{folder / WEIGHTS} has another shape than {FACTS} says: {refusal(error)}"
-        ) from error
-    return Trained(model.eval(), facts, cfg), saved
+        raise DataError(f"{folder / WEIGHTS} has another shape than {INFO} says: {refusal(error)}") from error
+    return Trained(model.eval(), statistics, cfg), saved
 
 
 def load_trained(checkpoint: Path) -> Trained:
@@ -153,10 +153,10 @@ def load_trained(checkpoint: Path) -> Trained:
     code wrote it."""
     saved = read_checkpoint(checkpoint)
     kept = saved.get("hyper_parameters", {})
-    if not {"cfg", "facts"} <= {*kept}:
+    if "cfg" not in kept:
         raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
-    cfg, facts = from_dict(kept["cfg"]), Facts(**kept["facts"])
-    model = build_for_run(cfg, facts)
+    cfg, statistics = from_dict(kept["cfg"]), saved_statistics(kept)
+    model = build_for_run(cfg, statistics)
     weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
     try:
         model.load_state_dict(weights)
@@ -165,4 +165,4 @@ def load_trained(checkpoint: Path) -> Trained:
             f"{checkpoint} cannot be loaded into this version's model ({refusal(error)}). "
             "Train it again, or use the version that wrote it."
         ) from error
-    return Trained(model.eval(), facts, cfg)
+    return Trained(model.eval(), statistics, cfg)

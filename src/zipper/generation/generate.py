@@ -13,14 +13,14 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 from zipper.data.batches import collate
 from zipper.data.documents import Document, Segment
-from zipper.data.statistics import Facts
+from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.beam import beam_search
-from zipper.generation.cache import Memory
+from zipper.generation.cache import KVCache
 from zipper.generation.sampling import choose, randomness
-from zipper.generation.stopping import Progress, Rules
+from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
 from zipper.modalities.delay import around
-from zipper.modalities.layout import Alphabet
+from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
 MOST = 8  # segments that `auto` may go on for
@@ -29,7 +29,7 @@ GREEDY = SamplingConfig()
 
 
 @dataclass(frozen=True)
-class Written:
+class GenerationOutput:
     """A segment. columns int64 [S, Q], begin and end included; content int64 [Q, F]: codes, or subwords with
     Q = 1. stopped by: the model's own end, the length cap, or the loop detector."""
 
@@ -48,10 +48,10 @@ def write(
     model: MultimodalModel,
     prompts: Sequence[Document],
     order: Sequence[str] | Literal["auto"],
-    facts: Facts,
+    statistics: DatasetStatistics,
     decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
-) -> list[list[Written]]:
+) -> list[list[GenerationOutput]]:
     """One segment of each modality of `order` after each prompt; `auto`: the model chooses after each segment
     which modality follows, or to stop, at most MOST times.
 
@@ -63,27 +63,29 @@ def write(
     id and itself, not on its neighbours. Raises ConfigError as `check`.
     """
     check(model, prompts, order)
-    out: list[list[Written]] = [[] for _ in prompts]
+    out: list[list[GenerationOutput]] = [[] for _ in prompts]
     hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # what each row goes on from
     chosen: dict[int, str] = {}  # by the model, where it is asked
     for turn in range(MOST if order == "auto" else len(order)):
         rows = list(hops)
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
-        memory = read_prompts(model, sources, set(model.names) if order == "auto" else {order[turn]})
+        cache = read_prompts(model, sources, set(model.names) if order == "auto" else {order[turn]})
         if order == "auto" and turn == 0:
-            chosen = _chosen(memory, {i: hops[i].modality for i in rows}, rows)
+            chosen = _chosen(cache, {i: hops[i].modality for i in rows}, rows)
         following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
-        caps = {name: [_cap(model, facts, name, hops[i]) for i in rows] for name in {*following.values()}}
+        caps = {
+            name: [_cap(model, statistics, name, hops[i]) for i in rows] for name in {*following.values()}
+        }
         ids = [f"{prompts[i].id}/{turn}" for i in rows]
         for name, most in caps.items():
             mine = [at for at, i in enumerate(rows) if following.get(i) == name]
-            writer, how = Writer(memory, name, facts.patience(name)), (decode or {}).get(name, GREEDY)
+            writer, how = Generator(cache, name, statistics.patience(name)), (decode or {}).get(name, GREEDY)
             segments = writer.write(mine, most, how, ids, seed, keep=order == "auto")
             for at, segment in zip(mine, segments, strict=True):
                 out[rows[at]].append(segment)
                 hops[rows[at]] = segment.given()
         if order == "auto":
-            chosen = _chosen(memory, following, rows)
+            chosen = _chosen(cache, following, rows)
             hops = {i: hops[i] for i in chosen}
         if not hops:
             break
@@ -109,21 +111,21 @@ def check(
                     f"This model was not trained to write {name} after {before}, but {learnt}. Ask for an "
                     "order of those steps, or use a model that was (configs/joint.yaml learns both ways)."
                 )
-    if order == "auto" and not model.switches:
+    if order == "auto" and not model.next_modality_heads:
         raise ConfigError(
             "This model was trained without model.switch=true: it cannot choose what follows. "
             "Name the order, for example `--then speech`."
         )
 
 
-def _chosen(memory: Memory, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
+def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
     """What the next-modality head of each row's latest tower chooses to follow, among what the model was
     trained for; rows after which nothing follows are left out. rows: those of the memory, in its order."""
-    model, out = memory.model, dict[int, str]()
+    model, out = cache.model, dict[int, str]()
     for name in {*latest.values()}:
         trained = [(other, name) in model.used for other in model.names]
-        forbidden = ~torch.tensor([*trained, True], device=memory.multimodal.device)  # the last one: nothing
-        logits = model.switches[name](memory.last[name]).masked_fill(forbidden, float("-inf"))
+        forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last one: nothing
+        logits = model.next_modality_heads[name](cache.last[name]).masked_fill(forbidden, float("-inf"))
         picks = logits.argmax(-1).tolist()
         for at, i in enumerate(rows):
             if latest.get(i) == name and picks[at] < len(model.names):
@@ -131,76 +133,76 @@ def _chosen(memory: Memory, latest: dict[int, str], rows: list[int]) -> dict[int
     return dict(sorted(out.items()))
 
 
-def _cap(model: MultimodalModel, facts: Facts, name: str, source: Segment) -> int:
-    return facts.cap(name, source.modality, _length(model, source.modality, source.tokens))
+def _cap(model: MultimodalModel, statistics: DatasetStatistics, name: str, source: Segment) -> int:
+    return statistics.cap(name, source.modality, _length(model, source.modality, source.tokens))
 
 
-class Writer:
+class Generator:
     """One segment of one modality, for every row of a memory."""
 
-    def __init__(self, memory: Memory, name: str, patience: list[int]) -> None:
-        self.memory, self.name = memory, name
-        self.tower = memory.model.tower(name)
-        self.alphabet = Alphabet.of(name, self.tower.cfg)
-        self.device = memory.multimodal.device
+    def __init__(self, cache: KVCache, name: str, patience: list[int]) -> None:
+        self.cache, self.name = cache, name
+        self.tower = cache.model.tower(name)
+        self.layout = TokenLayout.of(name, self.tower.cfg)
+        self.device = cache.multimodal.device
         self.patience = patience
 
     def write(
         self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int, keep: bool
-    ) -> list[Written]:
+    ) -> list[GenerationOutput]:
         """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed. keep: the memory
         gets the last column too, to go on from."""
-        self.memory.compile = how.compile
+        self.cache.compile = how.compile
         if how.beams > 1:
-            columns, ended = beam_search(self.memory, self.name, self.alphabet, rows, caps, how.beams, keep)
+            columns, ended = beam_search(self.cache, self.name, self.layout, rows, caps, how.beams, keep)
             return self._segments(rows, columns, ended, np.zeros(len(ended), dtype=bool), caps)
-        count, books = len(caps), self.alphabet.codebooks
+        count, books = len(caps), self.layout.codebooks
         uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
-        column = torch.full((count, books), self.alphabet.begin, device=self.device)
-        written, rules = [column], Rules(self.alphabet, self.device)
-        progress = Progress(self.alphabet, rows, np.array(caps), self.patience)
-        fresh = progress.open_rows
-        while progress.open_rows.any():
-            states = self.memory.extend(self.name, column[:, None], self._flags(fresh))
-            logits = rules(self.memory.logits(self.name, states[:, -1]), progress.kinds())  # [B, Q, V]
-            column = self.alphabet.closed(choose(logits, how, uniform[:, len(written)]))
+        column = torch.full((count, books), self.layout.bos, device=self.device)
+        written, processor = [column], LogitsProcessor(self.layout, self.device)
+        criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.patience)
+        fresh = criteria.open_rows
+        while criteria.open_rows.any():
+            states = self.cache.extend(self.name, column[:, None], self._flags(fresh))
+            logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
+            column = self.layout.closed(choose(logits, how, uniform[:, len(written)]))
             written.append(column)
-            fresh = progress.open_rows
-            progress.add(column[:, 0].cpu().numpy())
+            fresh = criteria.open_rows
+            criteria.add(column[:, 0].cpu().numpy())
         if keep:
-            self.memory.extend(self.name, column[:, None], self._flags(fresh))
-        return self._segments(rows, torch.stack(written, 1), progress.ended, progress.looping, caps)
+            self.cache.extend(self.name, column[:, None], self._flags(fresh))
+        return self._segments(rows, torch.stack(written, 1), criteria.ended, criteria.looping, caps)
 
     def _flags(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device)[:, None]
 
     def _segments(
         self, rows: list[int], columns: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
-    ) -> list[Written]:
-        columns, last, out = columns.cpu(), self.alphabet.last_column(ended) + 1, []
+    ) -> list[GenerationOutput]:
+        columns, last, out = columns.cpu(), self.layout.last_column(ended) + 1, []
         for row in rows:
             own = columns[row, : last[row]]
             stopped: Stop = "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
-            out.append(Written(self.name, own, self.alphabet.content(own), stopped))
+            out.append(GenerationOutput(self.name, own, self.layout.content(own), stopped))
         return out
 
 
 def read_prompts(
     model: MultimodalModel, prompts: Sequence[Document], awaited: set[str] | None = None
-) -> Memory:
+) -> KVCache:
     """A Memory that has read the last segment of each prompt. awaited: towers that will write after it; all
     of them, if not given."""
     device = next(model.parameters()).device
-    memory = Memory(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
-    memory.awaited = awaited or memory.awaited
+    cache = KVCache(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
+    cache.awaited = awaited or cache.awaited
     for name in model.names:
         parts = [
             Document(p.id, [s for s in p.segments[-1:] if s.modality == name], p.multimodal) for p in prompts
         ]
         if any(part.segments for part in parts):
             stream = collate(parts, {name: model.cfg.towers[name].codebooks}).streams[name]
-            memory.extend(name, stream.tokens.to(device), stream.valid.to(device))
-    return memory
+            cache.extend(name, stream.tokens.to(device), stream.valid.to(device))
+    return cache
 
 
 def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:

@@ -7,10 +7,10 @@ import torch
 from tqdm import tqdm
 
 from zipper.config import SamplingConfig
-from zipper.data.dataset import Row, Store
+from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import Document, segment
-from zipper.data.statistics import Facts
-from zipper.generation.generate import Written, write
+from zipper.data.statistics import DatasetStatistics
+from zipper.generation.generate import GenerationOutput, write
 from zipper.models.multimodal import MultimodalModel
 
 
@@ -24,8 +24,8 @@ class Pieces(Protocol):
 
 def answers(
     model: MultimodalModel,
-    store: Store,
-    facts: Facts,
+    dataset: EncodedDataset,
+    statistics: DatasetStatistics,
     rows: list[Row],
     order: Sequence[str],
     batch: int,
@@ -33,16 +33,16 @@ def answers(
     seed: int = 0,
     kept: Pieces | None = None,
     name: str = "",
-) -> list[list[Written]]:
+) -> list[list[GenerationOutput]]:
     """For every row, in its order: a segment of each modality of `order` but the first, which is given: the
     row's own.
 
     `batch` rows are written at a time, neighbours in length together; the model is left as it was. kept:
     where finished batches are noted under `name`, and read back after a kill.
     """
-    prompts = [Document(row["id"], [segment(store, row, order[0], 0.0)], multimodal=True) for row in rows]
+    prompts = [Document(row["id"], [segment(dataset, row, order[0], 0.0)], multimodal=True) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
-    found: dict[int, list[Written]] = {}
+    found: dict[int, list[GenerationOutput]] = {}
     was_training = model.training
     model.eval()
     with tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False) as bar:
@@ -53,7 +53,7 @@ def answers(
                 lines = kept.pieces[key]
                 found.update({i: [*map(from_json, line)] for i, line in zip(part, lines, strict=True)})
             else:
-                several = write(model, [prompts[i] for i in part], order[1:], facts, decode, seed)
+                several = write(model, [prompts[i] for i in part], order[1:], statistics, decode, seed)
                 found.update(zip(part, several, strict=True))
                 if kept is not None:
                     kept.add(key, [[*map(to_json, found[i])] for i in part])
@@ -62,14 +62,14 @@ def answers(
     return [found[i] for i in range(len(rows))]
 
 
-def to_json(written: Written) -> list[Any]:
+def to_json(written: GenerationOutput) -> list[Any]:
     """As `kept` holds it."""
     return [written.modality, written.columns.tolist(), written.content.tolist(), written.stopped]
 
 
-def from_json(line: list[Any]) -> Written:
+def from_json(line: list[Any]) -> GenerationOutput:
     """The inverse of `to_json`."""
     modality, columns, content, stopped = line
     books = len(columns[0])
     shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written
-    return Written(modality, torch.tensor(columns, dtype=torch.int64), shaped, stopped)
+    return GenerationOutput(modality, torch.tensor(columns, dtype=torch.int64), shaped, stopped)

@@ -14,27 +14,27 @@ from torch import Tensor, nn
 
 from zipper.models.lora import merged
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.tower import Cache, KeyValue, Layer, frequencies
+from zipper.models.tower import KeyValue, Layer, LayerCache, frequencies
 from zipper.models.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
 
 Place = tuple[Tensor, Tensor] | Tensor | None  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
 
 
-class Sight(NamedTuple):
+class CrossAttentionBias(NamedTuple):
     """What each row may look at in another tower while one column is written."""
 
     bias: Tensor  # [B, 1, 1, columns], added to the scores
     some: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
 
     @classmethod
-    def of(cls, mask: Tensor, dtype: torch.dtype) -> "Sight":
+    def of(cls, mask: Tensor, dtype: torch.dtype) -> "CrossAttentionBias":
         """mask bool [B, columns], True = may look."""
         some = mask.any(dim=1, keepdim=True)
         return cls(as_bias(mask, dtype), None if bool(some.all()) else some)
 
-    def select(self, rows: Tensor) -> "Sight":
+    def select(self, rows: Tensor) -> "CrossAttentionBias":
         """Of these rows, int64 [N]."""
-        return Sight(self.bias[rows], None if self.some is None else self.some[rows])
+        return CrossAttentionBias(self.bias[rows], None if self.some is None else self.some[rows])
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,7 +44,7 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
 
 
-class Step:
+class SingleStep:
     """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
 
     def __init__(self, model: MultimodalModel, name: str) -> None:
@@ -56,8 +56,8 @@ class Step:
         self.zips = {
             (stage, other): _Zip.of(model.zip(stage, name, other))
             for stage in range(model.stages)
-            for asking, other in model.zipped
-            if asking == name
+            for query, other in model.directions_used
+            if query == name
         }
         self.finish = _norm(tower.norm)
         self.head = _turned(tower.weight)
@@ -79,10 +79,10 @@ class Step:
         self,
         x: Tensor,
         position: Tensor,
-        coming: Tensor,
+        next_time: Tensor,
         bias: Tensor,
-        own: Sequence[Cache],
-        asked: Mapping[str, tuple[Sight, Sequence[KeyValue]]],
+        own: Sequence[LayerCache],
+        source: Mapping[str, tuple[CrossAttentionBias, Sequence[KeyValue]]],
         after: Callable[[int, Tensor], None],
     ) -> Tensor:
         """x [B, D] -> states [B, D].
@@ -93,10 +93,10 @@ class Step:
         """
         by = self.rotary(position)
         place: Place = None
-        if asked and self.placed == "rotary":
-            place = self.zip_rotary(coming / STEP)
-        elif asked and self.placed == "sinusoidal":
-            place = sinusoid(coming, x.shape[-1], x.dtype)[:, 0]
+        if source and self.placed == "rotary":
+            place = self.zip_rotary(next_time / STEP)
+        elif source and self.placed == "sinusoidal":
+            place = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
                 x = self.layers[index](x, by, bias, own[index])
@@ -104,8 +104,8 @@ class Step:
                 break
             before = x
             after(stage, before)
-            for other, (sight, keys) in asked.items():
-                y = self.zips[stage, other](before, place, keys[stage], sight)
+            for other, (cross_bias, keys) in source.items():
+                y = self.zips[stage, other](before, place, keys[stage], cross_bias)
                 x = y if x is before else x + (y - before)
         return self.finish(x)
 
@@ -159,7 +159,7 @@ class _Layer(NamedTuple):
             _turned(merged(feed_forward.gate_up)), _turned(merged(feed_forward.down)),
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: Cache) -> Tensor:
+    def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: LayerCache) -> Tensor:
         heads, rotated = self.heads, self.heads + self.kv_heads
         qkv = torch.mm(self.attention_norm(x), self.to_qkv)
         if self.bias is not None:
@@ -204,7 +204,7 @@ class _Zip(NamedTuple):
             block.feed_forward_gate.tanh().item(),
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, place: Place, asked: KeyValue, sight: Sight) -> Tensor:
+    def __call__(self, x: Tensor, place: Place, source: KeyValue, cross_bias: CrossAttentionBias) -> Tensor:
         """x [B, D] with what the zip adds to it. place: of its query, a sinusoid [B, D] or a rotation."""
         q = self.query_norm(x)
         if isinstance(place, Tensor):
@@ -212,11 +212,11 @@ class _Zip(NamedTuple):
         q = self.to_q(q).view(len(x), self.heads, self.size)
         if isinstance(place, tuple):
             q = _rotated(q, place)
-        y = F.scaled_dot_product_attention(q[:, :, None], *asked, attn_mask=sight.bias)
+        y = F.scaled_dot_product_attention(q[:, :, None], *source, attn_mask=cross_bias.bias)
         y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)
         wide = F.gelu(torch.mm(self.feed_forward_norm(y), self.widen))
         y = torch.addmm(y, wide, self.narrow, alpha=self.feed_forward_gate)
-        return y if sight.some is None else torch.where(sight.some, y, x)
+        return y if cross_bias.some is None else torch.where(cross_bias.some, y, x)
 
 
 def _turned(weight: Tensor) -> Tensor:

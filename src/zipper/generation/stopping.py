@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zipper.modalities.layout import NEVER, Alphabet
+from zipper.modalities.layout import NEVER, TokenLayout
 
 
-class Rules:
+class LogitsProcessor:
     """What may stand where, laid over logits."""
 
-    def __init__(self, alphabet: Alphabet, device: torch.device) -> None:
-        self.forbidden = ~alphabet.allowed().to(device)  # [4, V]
+    def __init__(self, layout: TokenLayout, device: torch.device) -> None:
+        self.forbidden = ~layout.allowed().to(device)  # [4, V]
         self.last, self.mask = np.empty(0), self.forbidden
 
     def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
@@ -22,12 +22,12 @@ class Rules:
         return logits.masked_fill(self.mask, float("-inf"))
 
 
-class Progress:
+class StoppingCriteria:
     """How far each row is with its segment. Arrays of the CPU: a step's few numbers cost less there."""
 
-    def __init__(self, alphabet: Alphabet, rows: list[int], caps: np.ndarray, patience: list[int]) -> None:
+    def __init__(self, layout: TokenLayout, rows: list[int], caps: np.ndarray, patience: list[int]) -> None:
         """Of these rows, at most caps[i] of content in row i of all; patience: of `Facts.patience`."""
-        self.alphabet, self.caps, self.patience = alphabet, caps, np.array(patience, dtype=np.int64)
+        self.layout, self.caps, self.patience = layout, caps, np.array(patience, dtype=np.int64)
         self.columns = 1
         self.ended = np.full(len(caps), NEVER)
         self.open_rows = np.isin(np.arange(len(caps)), rows)
@@ -37,12 +37,12 @@ class Progress:
 
     def kinds(self) -> np.ndarray:
         """What may stand in the next column."""
-        return self.alphabet.kinds(self.columns, self.ended, self.looping | (self.columns > self.caps))
+        return self.layout.kinds(self.columns, self.ended, self.looping | (self.columns > self.caps))
 
     def add(self, first: np.ndarray) -> None:
         """The next column's tokens of codebook 0, int [B]."""
-        self.ended = np.where((first == self.alphabet.end) & (self.ended == NEVER), self.columns, self.ended)
-        self.open_rows = self.open_rows & (self.alphabet.last_column(self.ended) > self.columns)
+        self.ended = np.where((first == self.layout.eos) & (self.ended == NEVER), self.columns, self.ended)
+        self.open_rows = self.open_rows & (self.layout.last_column(self.ended) > self.columns)
         if len(self.patience):
             self.run = (self.run + 1) * (self.past == first[:, None])
             self.past = np.concatenate([first[:, None], self.past[:, :-1]], axis=1)

@@ -22,8 +22,8 @@ from zipper.errors import DataError
 class Specials(NamedTuple):
     """Ids after the codes of a codebook."""
 
-    begin: int
-    end: int
+    bos: int
+    eos: int
     filler: int
 
     @classmethod
@@ -54,10 +54,10 @@ def to_columns(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
     books, frames = codes.shape
     special, lag = Specials.after(size), LAGS[pattern]
     out = codes.new_full((frames + around(books, pattern), books), special.filler)
-    out[0] = special.begin
+    out[0] = special.bos
     for q in range(books):
         out[1 + lag * q : 1 + lag * q + frames, q] = codes[q]
-    out[1 + frames, 0] = special.end
+    out[1 + frames, 0] = special.eos
     return out
 
 
@@ -68,10 +68,10 @@ def from_columns(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
     Raises DataError where a special stands in the place of a code: it is never clamped into one.
     """
     special, lag = Specials.after(size), LAGS[pattern]
-    if len(out) == 0 or not bool((out[0] == special.begin).all()):
+    if len(out) == 0 or not bool((out[0] == special.bos).all()):
         raise DataError("Columns of speech start with begin in every codebook; these do not.")
     books = out.shape[1]
-    ends = (out[:, 0] == special.end).nonzero()
+    ends = (out[:, 0] == special.eos).nonzero()
     whole = len(out) - 1 - lag * (books - 1)  # frames of which all has been written, should there be no end
     frames = int(ends[0]) - 1 if len(ends) else max(whole, 0)
     codes = torch.stack([out[1 + lag * q : 1 + lag * q + frames, q] for q in range(books)])
@@ -84,5 +84,5 @@ def scored(tokens: Tensor, size: int) -> Tensor:
     """Which entries of the columns are predicted: codes, and the end in codebook 0. bool [S, Q]."""
     special = Specials.after(size)
     due = tokens < size
-    due[:, 0] |= tokens[:, 0] == special.end
+    due[:, 0] |= tokens[:, 0] == special.eos
     return due

@@ -13,35 +13,35 @@ NEVER = 2**30  # the column in which a segment ends that has not ended yet
 FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, each of them alone, what fills
 
 
-class Alphabet(NamedTuple):
+class TokenLayout(NamedTuple):
     """Text is a stream of one codebook whose specials are its tokenizer's; all other streams follow a pattern
     of `units.pattern`, specials last."""
 
     vocabulary: int
     codebooks: int
-    begin: int
-    end: int
+    bos: int
+    eos: int
     filler: int | None
     pattern: Pattern = "delay"
 
     @classmethod
-    def of(cls, name: str, tower: TowerConfig) -> "Alphabet":
+    def of(cls, name: str, tower: TowerConfig) -> "TokenLayout":
         """Of the tower of that modality."""
         if name == "text":
             begin, end = tower.specials
             return cls(tower.vocabulary, 1, begin, end, None)
         special = Specials.after(tower.vocabulary - len(Specials._fields))
-        ids = special.begin, special.end, special.filler
+        ids = special.bos, special.eos, special.filler
         return cls(tower.vocabulary, tower.codebooks, *ids, tower.pattern)
 
     def allowed(self) -> Tensor:
         """bool [4, V]: the ids of each kind of place."""
         allowed = torch.zeros(4, self.vocabulary, dtype=torch.bool)
         allowed[CONTENT] = True
-        allowed[CONTENT, [i for i in (self.begin, self.end, self.filler) if i is not None]] = False
-        allowed[END, self.end] = True
+        allowed[CONTENT, [i for i in (self.bos, self.eos, self.filler) if i is not None]] = False
+        allowed[END, self.eos] = True
         allowed[FREE] = allowed[CONTENT] | allowed[END]
-        allowed[FILLER, self.end if self.filler is None else self.filler] = True  # rows that wait do write
+        allowed[FILLER, self.eos if self.filler is None else self.filler] = True  # rows that wait do write
         return allowed
 
     def kinds(self, column: int, ended: np.ndarray, must_end: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ class Alphabet(NamedTuple):
         if LAGS[self.pattern] or self.filler is None or self.codebooks == 1:
             return column
         first = column[:, :1]
-        return torch.cat([first, torch.where(first == self.end, self.filler, column[:, 1:])], dim=1)
+        return torch.cat([first, torch.where(first == self.eos, self.filler, column[:, 1:])], dim=1)
 
     def last_column(self, ended: np.ndarray) -> np.ndarray:
         """Of a segment whose end stands in column `ended`: the other codebooks have yet to catch up."""

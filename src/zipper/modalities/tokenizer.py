@@ -5,25 +5,26 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from zipper.config import read_facts
+from zipper.config import read_json
 from zipper.errors import DataError
 
 LETTERS = list("abcdefghijklmnopqrstuvwxyz'")
 
 
-class Subwords:
+class Tokenizer:
     """Subwords of normalised text, with a begin and an end: our own, or those of a pre-trained model's
     tokenizer (where both may be one token, as many models have it)."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: HFTokenizer) -> None:
         """A tokenizer that puts begin and end around a text when it is asked for specials."""
         self.tokenizer = tokenizer
-        self.begin, self.end = tokenizer.encode("").ids
+        self.bos, self.eos = tokenizer.encode("").ids
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary: int) -> "Subwords":
+    def train(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
         """Learns at most `vocabulary` subwords from normalised texts. DataError where that is too few."""
         specials = ["<begin>", "<end>"]
         if vocabulary < len(specials) + len(LETTERS) + 1:
@@ -31,7 +32,7 @@ class Subwords:
                 f"data.subwords={vocabulary} is fewer than the letters and specials need. Give at least "
                 f"{len(specials) + len(LETTERS) + 1}."
             )
-        tokenizer = Tokenizer(models.BPE())
+        tokenizer = HFTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.BpeTrainer(
@@ -42,7 +43,7 @@ class Subwords:
         return cls(tokenizer)
 
     @classmethod
-    def load(cls, file: Path) -> "Subwords":
+    def load(cls, file: Path) -> "Tokenizer":
         """A tokenizer.json, ours or one in the Hugging Face format with config.json beside it, which names
         begin and end. Raises DataError where the file is missing or is no tokenizer."""
         if not file.is_file():
@@ -50,7 +51,7 @@ class Subwords:
                 f"{file} does not exist: it should hold the tokenizer (tokenizer.json) of the text tower."
             )
         try:
-            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer = HFTokenizer.from_file(str(file))
         except Exception as error:  # the package raises bare Exception
             raise DataError(f"{file} is no tokenizer.json: {error}") from error
         own = tokenizer.token_to_id("<begin>") is not None and tokenizer.token_to_id("<end>") is not None
@@ -84,23 +85,23 @@ class Subwords:
     @property
     def fingerprint(self) -> str:
         """Hash of the tokenizer: towers and stores that share it read the same ids."""
-        facts = json.loads(self.tokenizer.to_str())
-        if self.tokenizer.token_to_id("<begin>") == self.begin:
-            facts["post_processor"] = None  # what says where begin and end stand; ours always had them there
-        text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False)
+        info = json.loads(self.tokenizer.to_str())
+        if self.tokenizer.token_to_id("<begin>") == self.bos:
+            info["post_processor"] = None  # what says where begin and end stand; ours always had them there
+        text = json.dumps(info, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _around(tokenizer: Tokenizer, begin: str, end: str) -> processors.TemplateProcessing:
+def _around(tokenizer: HFTokenizer, begin: str, end: str) -> processors.TemplateProcessing:
     ids = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys((begin, end))]
     return processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
 
 
-def _specials_of_model(file: Path, tokenizer: Tokenizer) -> tuple[str, str]:
+def _specials_of_model(file: Path, tokenizer: HFTokenizer) -> tuple[str, str]:
     """Begin and end as the model's own files name them: by id in config.json, or else by their token. A
     model that has no begin (Qwen) begins with its end."""
     config = file.with_name("config.json")
-    named = read_facts(config) if config.is_file() else {}
+    named = read_json(config) if config.is_file() else {}
     ids = [named.get("bos_token_id"), named.get("eos_token_id")]
     begin, end = (
         tokenizer.id_to_token(i[0] if isinstance(i, list) else i) if i is not None else None for i in ids

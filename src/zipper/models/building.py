@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 
 from zipper.config import ModelConfig, RunConfig
-from zipper.data.documents import looks
-from zipper.data.statistics import Facts
+from zipper.data.documents import directions
+from zipper.data.statistics import DatasetStatistics
 from zipper.hub import model_folder
 from zipper.models.lora import train_lora_alone
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.pretrained import load_weights, read_tower, tower_facts
-from zipper.models.single_decoder import SingleDecoder
-from zipper.models.zipper import Zipper
+from zipper.models.pretrained import load_weights, read_tower, tower_info
+from zipper.models.single_decoder import SingleDecoderModel
+from zipper.models.zipper import ZipperModel
 
 
 def build_model(
     cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
 ) -> MultimodalModel:
     """From a resolved config, with random weights. rates, seconds: as Zipper takes them."""
-    return SingleDecoder(cfg) if cfg.kind == "single_decoder" else Zipper(cfg, rates, seconds)
+    return SingleDecoderModel(cfg) if cfg.kind == "single_decoder" else ZipperModel(cfg, rates, seconds)
 
 
 def load_pretrained(model: MultimodalModel) -> None:
@@ -26,7 +26,7 @@ def load_pretrained(model: MultimodalModel) -> None:
         init = model.cfg.towers[name].init
         if not init:
             continue
-        if isinstance(model, SingleDecoder):
+        if isinstance(model, SingleDecoderModel):
             model.start_from(read_tower(model_folder(init)))
         else:
             load_weights(model.tower(name), model_folder(init))
@@ -35,14 +35,14 @@ def load_pretrained(model: MultimodalModel) -> None:
 def trained_before(model: MultimodalModel) -> set[str]:
     """The modalities that its weights know before it is trained: those that a folder was named for."""
     known = {name for name in model.names if model.cfg.towers[name].init}
-    if isinstance(model, SingleDecoder) and known:
+    if isinstance(model, SingleDecoderModel) and known:
         (first,) = known
-        shape = tower_facts(model_folder(model.cfg.towers[first].init or ""))["shape"]
+        shape = tower_info(model_folder(model.cfg.towers[first].init or ""))["shape"]
         return {*model.names} if shape["vocabulary"] == len(model.decoder.embedding.weight) else known
     return known
 
 
-def build_for_run(cfg: RunConfig, statistics: Facts) -> MultimodalModel:
+def build_for_run(cfg: RunConfig, statistics: DatasetStatistics) -> MultimodalModel:
     """From a run's resolved config and the statistics of its data, with random weights: towers frozen as it
     says, and zips in use that its tasks need."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
@@ -51,5 +51,5 @@ def build_for_run(cfg: RunConfig, statistics: Facts) -> MultimodalModel:
             model.tower(name).requires_grad_(False)
         elif cfg.model.towers[name].lora:
             train_lora_alone(model.tower(name))
-    model.used = looks(cfg.train.tasks.shares())
+    model.used = directions(cfg.train.tasks.shares())
     return model

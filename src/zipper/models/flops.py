@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from zipper.config import TowerConfig
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.single_decoder import SingleDecoder
-from zipper.models.zipper import Zipper
+from zipper.models.single_decoder import SingleDecoderModel
+from zipper.models.zipper import ZipperModel
 
 
 class Flops(NamedTuple):
@@ -40,7 +40,7 @@ def document_flops(
     causal: self-attention that skips the future does half of the work; False: all of it.
     """
     terms = [*_towers(model, lengths, causal), *_heads(model, scored)]
-    if isinstance(model, Zipper):
+    if isinstance(model, ZipperModel):
         terms += [*_zips(model, lengths)]
     return Flops(sum(t.forward for t in terms), sum(t.forward * t.times for t in terms))
 
@@ -63,12 +63,12 @@ def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) ->
 def _heads(model: MultimodalModel, scored: Mapping[str, int]) -> Iterator[Term]:
     for name, count in scored.items():
         cfg = model.cfg.towers[name]
-        first = model.joint if isinstance(model, SingleDecoder) else cfg.vocabulary
+        first = model.joint if isinstance(model, SingleDecoderModel) else cfg.vocabulary
         rows = first + (cfg.codebooks - 1) * cfg.vocabulary
         yield Term(2 * count * rows * cfg.width, _times(model, name))
 
 
-def _zips(model: Zipper, lengths: Mapping[str, int]) -> Iterator[Term]:
+def _zips(model: ZipperModel, lengths: Mapping[str, int]) -> Iterator[Term]:
     for name, count in lengths.items():
         if name in model.projections:
             layer = 2 * count * model.cfg.towers[name].width ** 2
@@ -76,14 +76,14 @@ def _zips(model: Zipper, lengths: Mapping[str, int]) -> Iterator[Term]:
             yield Term(2 * layer, 3)
     depth, wide = model.cfg.zip.projection_depth, model.cfg.zip.feed_forward
     order = list(lengths)
-    for asking, asked in model.zipped:
-        if asked not in order or asking not in order[order.index(asked) :]:
+    for query, source in model.directions_used:
+        if source not in order or query not in order[order.index(source) :]:
             continue
-        q, s = model.cfg.towers[asking].width, model.cfg.towers[asked].width
-        asks, is_asked = lengths[asking], lengths[asked]
-        each = asks * (4 * q**2 + 4 * wide * q**2)  # query, output; feed-forward
-        each += is_asked * (2 * s * q + 2 * (depth - 1) * q**2 + 4 * q**2)  # g; keys, values
-        each += 4 * asks * is_asked * q
+        q, s = model.cfg.towers[query].width, model.cfg.towers[source].width
+        queries, sources = lengths[query], lengths[source]
+        each = queries * (4 * q**2 + 4 * wide * q**2)  # query, output; feed-forward
+        each += sources * (2 * s * q + 2 * (depth - 1) * q**2 + 4 * q**2)  # g; keys, values
+        each += 4 * queries * sources * q
         yield Term(model.stages * each, 3)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from zipper.config import read_facts
+from zipper.config import read_json
 from zipper.errors import DataError
 
 CONFIG, INDEX, ONE_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -60,7 +60,7 @@ def is_llama(folder: Path) -> bool:
 def shape_of(folder: Path) -> dict[str, Any]:
     """The settings of a tower of that shape. Raises DataError on an architecture, or a part of one, that
     towers do not have."""
-    config = read_facts(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     (architecture,) = config.get("architectures") or ["none"]
     if architecture not in FAMILIES:
         raise DataError(
@@ -153,7 +153,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        return [folder / name for name in sorted({*read_facts(folder / INDEX)["weight_map"].values()})]
+        return [folder / name for name in sorted({*read_json(folder / INDEX)["weight_map"].values()})]
     if not (folder / ONE_FILE).is_file():
         raise DataError(
             f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Weights in other formats are not "

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zipper.data.batches import Batch, Stream
-from zipper.modalities.layout import Alphabet
+from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import Tower
 
@@ -42,27 +42,27 @@ def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
     return [batch.ids[row] for row in sorted(found)]
 
 
-def hide_past(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
+def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
     """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
     still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
     from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
     streams = dict(batch.streams)
     for name, stream in streams.items():
-        alphabet = Alphabet.of(name, model.tower(name).cfg)
-        if alphabet.filler is None:
+        layout = TokenLayout.of(name, model.tower(name).cfg)
+        if layout.filler is None:
             continue
         begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)
         spans = F.pad(begun[:, None].float(), (span - 1, 0))
         hidden = F.max_pool1d(spans, span, stride=1)[:, 0] > 0
-        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != alphabet.begin)
-        streams[name] = stream._replace(tokens=torch.where(hidden[..., None], alphabet.filler, stream.tokens))
+        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != layout.bos)
+        streams[name] = stream._replace(tokens=torch.where(hidden[..., None], layout.filler, stream.tokens))
     return batch._replace(streams=streams)
 
 
-def switch_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
+def next_modality_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
     """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
     loss = states[model.names[0]].new_zeros(())
     for name, stream in batch.streams.items():
-        logits = model.switches[name](_at(states[name], stream.ends).detach())
+        logits = model.next_modality_heads[name](_at(states[name], stream.ends).detach())
         loss = loss + F.cross_entropy(logits, _at(stream.turn, stream.ends), reduction="sum")
     return loss

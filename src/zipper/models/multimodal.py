@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.batches import Batch
 from zipper.models.tower import Tower
-from zipper.models.zip_block import When, ZipBlock
+from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
 
 Pair = tuple[str, str]  # (asking, asked)
 
@@ -25,7 +25,8 @@ class MultimodalModel(nn.Module):
         self.names = list(cfg.modalities)
         self.pairs: list[Pair] = [(a, b) for a in self.names for b in self.names if a != b]
         self.used = self.pairs
-        self.switches = nn.ModuleDict()
+        self.next_modality_heads = nn.ModuleDict()
+        self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """States [B, T, D] of every modality's tokens, for its tower's `logits`."""
@@ -41,7 +42,7 @@ class MultimodalModel(nn.Module):
         raise NotImplementedError
 
     @property
-    def zipped(self) -> list[Pair]:
+    def directions_used(self) -> list[Pair]:
         """The directions in which zips look."""
         return self.used if self.stages else []
 
@@ -55,18 +56,18 @@ class MultimodalModel(nn.Module):
         """The input projection, where there is one. x [B, T, D], multimodal bool [B]."""
         return x
 
-    def zip(self, stage: int, asking: str, asked: str) -> ZipBlock:
+    def zip(self, stage: int, query: str, source: str) -> ZipBlock:
         """Of a stage, in one direction."""
         raise NotImplementedError
 
     def times(
         self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
-    ) -> tuple[When, When, Tensor]:
+    ) -> tuple[TimePositions, TimePositions, Tensor]:
         """Where the zips place tokens [B, T, Q]; without zips, nowhere."""
         nowhere = valid.new_zeros(valid.shape, dtype=torch.float32)
-        return When(nowhere), When(nowhere), nowhere[:, -1:]
+        return TimePositions(nowhere), TimePositions(nowhere), nowhere[:, -1:]
 
-    def make_switches(self) -> nn.ModuleDict:
+    def make_next_modality_heads(self) -> nn.ModuleDict:
         """What follows a segment, from the state of its last token: one of `names`, or nothing more. It reads
         the towers and never moves them (the paper leaves the choice to future work, section 3.2)."""
         choices, towers = len(self.names) + 1, {n: self.cfg.towers[n] for n in self.names}

@@ -10,23 +10,23 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from zipper.config import TowerConfig, read_facts
+from zipper.config import TowerConfig, read_json
 from zipper.errors import ConfigError, DataError, refusal
 from zipper.hashes import file_hashes, joint_hash
 from zipper.hub import model_folder
-from zipper.modalities.tokenizer import Subwords
+from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.hf import is_llama, read_weights, shape_of
 from zipper.models.lora import merged_state
 from zipper.models.tower import Tower
 
-WEIGHTS, FACTS = "tower.safetensors", "tower.json"
+WEIGHTS, INFO = "tower.safetensors", "tower.json"
 SHAPE = (
     "layers", "width", "heads", "kv_heads", "hidden", "head_size", "rope_base", "rope_scaling", "qkv_bias",
     "qk_norm", "tied", "norm_eps", "vocabulary", "codebooks",
 )  # fmt: skip
 
 
-def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
+def save_tower(folder: Path, tower: Tower, info: dict[str, Any]) -> None:
     """Writes weights, LoRA merged into them, and shape. facts: trained on what, by which command, how well;
     `reads`: its units."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,19 +36,19 @@ def save_tower(folder: Path, tower: Tower, facts: dict[str, Any]) -> None:
     )
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    (folder / FACTS).write_text(
-        json.dumps({"shape": shape, "sha256": digest, **facts}, indent=2) + "\n", encoding="utf-8"
+    (folder / INFO).write_text(
+        json.dumps({"shape": shape, "sha256": digest, **info}, indent=2) + "\n", encoding="utf-8"
     )
 
 
-def tower_facts(folder: Path) -> dict[str, Any]:
+def tower_info(folder: Path) -> dict[str, Any]:
     """tower.json, or what stands for it in a model of elsewhere: `shape`, `reads` (its units), `trained_on`
     (its sentences; none where they are not known).
 
     Raises DataError where the folder is no tower's, or its weights are not those described.
     """
     if is_llama(folder):
-        shape, subwords = shape_of(folder), Subwords.load(folder / "tokenizer.json")
+        shape, subwords = shape_of(folder), Tokenizer.load(folder / "tokenizer.json")
         if subwords.vocabulary > shape["vocabulary"]:
             raise DataError(
                 f"{folder}/tokenizer.json has {subwords.vocabulary} tokens, but the embedding that "
@@ -56,18 +56,18 @@ def tower_facts(folder: Path) -> dict[str, Any]:
                 f"describes has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
             )
         return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
-    if not (folder / WEIGHTS).is_file() or not (folder / FACTS).is_file():
+    if not (folder / WEIGHTS).is_file() or not (folder / INFO).is_file():
         raise DataError(
-            f"init={folder} holds no {WEIGHTS} and {FACTS}, and no config.json of a pre-trained language "
+            f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "
             "model. "
             "Run `make pretrain`, or name a tower's folder, or user/name of a model on the hub."
         )
-    facts = read_facts(folder / FACTS)
-    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != facts["sha256"]:
+    info = read_json(folder / INFO)
+    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != info["sha256"]:
         raise DataError(
-            f"{folder / WEIGHTS} is not the file that {FACTS} describes (its hash differs). Restore both."
+            f"{folder / WEIGHTS} is not the file that {INFO} describes (its hash differs). Restore both."
         )
-    return facts
+    return info
 
 
 def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str]:
@@ -80,15 +80,15 @@ def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str
 
 def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
     """The config with the shape that the folder gives. Raises ConfigError where it asks for another one."""
-    facts = tower_facts(folder)
+    info = tower_info(folder)
     plain = {f.name: f.default for f in fields(TowerConfig)}
-    for name, value in facts["shape"].items():
+    for name, value in info["shape"].items():
         if getattr(cfg, name) not in (plain[name], value):
             raise ConfigError(
                 f"{name}={getattr(cfg, name)}, but the tower in init={folder} "
                 f"has {name}={value}. Leave {name} out, or init."
             )
-    return replace(cfg, **facts["shape"])
+    return replace(cfg, **info["shape"])
 
 
 def read_tower(folder: Path) -> Tower:

@@ -11,7 +11,7 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import Tower, cross_entropy
 
 
-class SingleDecoder(MultimodalModel):
+class SingleDecoderModel(MultimodalModel):
     """All modalities in one stream, in the linear order of the document, with full causal self-attention.
 
     The first modality is the one that the decoder is pre-trained on. A column of another one is a sum of its
@@ -33,7 +33,7 @@ class SingleDecoder(MultimodalModel):
         for name, tower in zip(self.names, towers, strict=True):
             self.shares[name] = Share(self.decoder, tower, first, other, self.joint)
             first, other = first + tower.vocabulary, other + tower.vocabulary * (tower.codebooks - 1)
-        self.switches = self.make_switches()
+        self.next_modality_heads = self.make_next_modality_heads()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """As MultimodalModel."""
@@ -43,7 +43,7 @@ class SingleDecoder(MultimodalModel):
             embedded = self.shares[name].embed(stream.tokens)
             if x is None:  # one column more than there are, for what is padding
                 x = embedded.new_zeros(len(embedded), length + 1, embedded.shape[-1])
-            at = torch.where(stream.valid, stream.place, length)[..., None].expand_as(embedded)
+            at = torch.where(stream.valid, stream.order, length)[..., None].expand_as(embedded)
             x = x.scatter(1, at, embedded)
         assert x is not None
         x = x[:, :length]
@@ -51,10 +51,10 @@ class SingleDecoder(MultimodalModel):
         for layer in self.decoder.layers:
             x = layer(x, rotation)
         states = self.decoder.finish(x)
-        place = {
-            name: stream.place[..., None].expand(-1, -1, x.shape[-1]) for name, stream in streams.items()
+        order = {
+            name: stream.order[..., None].expand(-1, -1, x.shape[-1]) for name, stream in streams.items()
         }
-        return {name: states.gather(1, at) for name, at in place.items()}
+        return {name: states.gather(1, at) for name, at in order.items()}
 
     def tower(self, name: str) -> Tower:
         return self.shares[name]

@@ -27,7 +27,7 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
-class Cache(NamedTuple):
+class LayerCache(NamedTuple):
     """What one layer or zip remembers while tokens are written: buffers, the columns being filled now, and
     how much is read (what lies behind the tokens written so far is masked)."""
 
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = may look; neither: plain causal."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
@@ -114,7 +114,7 @@ class Layer(nn.Module):
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
         mask: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """As Attention."""
         if self.recompute and torch.is_grad_enabled():
@@ -122,7 +122,7 @@ class Layer(nn.Module):
         return self._run(x, rotation, mask, cache)
 
     def _run(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
+        self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

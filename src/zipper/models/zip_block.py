@@ -13,20 +13,21 @@ from torch import Tensor, nn
 from zipper.config import ZipConfig
 from zipper.models.tower import KeyValue, rotate, rotation
 
+OLD_PARTS = {"asked_norm": "source_norm", "switches": "next_modality_heads"}
 SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
 STEP = 0.05  # seconds a radian of the fastest rotation
 
 
-def cross_mask(place_q: Tensor, place_k: Tensor, valid_k: Tensor) -> Tensor:
+def cross_attention_mask(order_q: Tensor, order_k: Tensor, valid_k: Tensor) -> Tensor:
     """Which tokens of the asked tower each token may look at: those before it in the one order (paper 3.1).
 
     place_q [B, Tq], place_k [B, Tk]: index of each token in the linear order of its document.
     valid_k bool [B, Tk]: False on padding. Returns bool [B, Tq, Tk], True = may look.
     """
-    return (place_k[:, None, :] < place_q[:, :, None]) & valid_k[:, None, :]
+    return (order_k[:, None, :] < order_q[:, :, None]) & valid_k[:, None, :]
 
 
-class When:
+class TimePositions:
     """Times [B, T] in seconds, and what the zips make of them, each of it computed once for all stages."""
 
     def __init__(self, time: Tensor) -> None:
@@ -43,74 +44,74 @@ class When:
 class ZipBlock(nn.Module):
     """What the asked tower adds to the asking one. The caller sums the contributions of all asked towers."""
 
-    def __init__(self, cfg: ZipConfig, asking: int, asked: int) -> None:
+    def __init__(self, cfg: ZipConfig, query: int, source: int) -> None:
         """asking, asked: widths D and C of the towers."""
         super().__init__()
-        self.cfg, self.heads, self.size = cfg, cfg.heads, asking // cfg.heads
-        self.asked_norm = nn.RMSNorm(asked)
-        self.projection = mlp(asked, asking, cfg.projection_depth)  # g
-        self.query_norm = nn.RMSNorm(asking)
+        self.cfg, self.heads, self.size = cfg, cfg.heads, query // cfg.heads
+        self.source_norm = nn.RMSNorm(source)
+        self.projection = mlp(source, query, cfg.projection_depth)  # g
+        self.query_norm = nn.RMSNorm(query)
         diagonal = cfg.diagonal if cfg.position == "rotary" else 0.0
         # Equal constant biases, turned by the rotary positions, make each token look first at what was said
         # at its own time (the sum of cos(frequency x difference) is largest at 0). A zip that has to find
         # the diagonal by itself sits still for long.
-        self.to_q = nn.Linear(asking, asking)
-        self.to_k = nn.Linear(asking, asking)
+        self.to_q = nn.Linear(query, query)
+        self.to_k = nn.Linear(query, query)
         for linear in (self.to_q, self.to_k):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.constant_(self.to_q.bias, diagonal)
         nn.init.constant_(self.to_k.bias, diagonal)
-        self.to_v = nn.Linear(asking, asking, bias=False)
-        self.to_out = nn.Linear(asking, asking, bias=False)
+        self.to_v = nn.Linear(query, query, bias=False)
+        self.to_out = nn.Linear(query, query, bias=False)
         for linear in (self.to_v, self.to_out):
-            nn.init.normal_(linear.weight, std=asking**-0.5)
-        self.feed_forward_norm = nn.RMSNorm(asking)
+            nn.init.normal_(linear.weight, std=query**-0.5)
+        self.feed_forward_norm = nn.RMSNorm(query)
         self.feed_forward = nn.Sequential(
-            nn.Linear(asking, cfg.feed_forward * asking, bias=False),
+            nn.Linear(query, cfg.feed_forward * query, bias=False),
             nn.GELU(),
-            nn.Linear(cfg.feed_forward * asking, asking, bias=False),
+            nn.Linear(cfg.feed_forward * query, query, bias=False),
         )
         self.attention_gate = gate(cfg.gate_init)  # a
         self.feed_forward_gate = gate(cfg.gate_init)  # b
-        self.register_load_state_dict_pre_hook(accept_scalar_gates)
+        self.register_load_state_dict_pre_hook(accept_old_state)
 
-    def forward(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """What is to be added: x [B, Tq, D], when [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
 
         Zero for a token that may look at nothing: it passes the whole block untouched, feed-forward included.
         """
-        attended = self.attend(x, when, asked, mask)
+        attended = self.attend(x, when, source, mask)
         y = x + self.attention_gate.tanh() * attended
         y = y + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(y))
         sees_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
         return torch.where(sees_any, y - x, 0.0)
 
-    def attend(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """The cross-attention alone, before its gate: [B, Tq, D]"""
         q = self.query(x, when)
         # A boolean mask gives 0, not NaN, where a row may look at nothing (torch >= 2.5).
-        y = F.scaled_dot_product_attention(q, asked.key, asked.value, attn_mask=mask[:, None])
+        y = F.scaled_dot_product_attention(q, source.key, source.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, when: When, asked: KeyValue, mask: Tensor) -> Tensor:
+    def weights(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """Where `attend` looks, to be drawn: [B, H, Tq, Tk], rows that may look at nothing are 0."""
-        scores = self.query(x, when) @ asked.key.transpose(2, 3) / math.sqrt(self.size)
+        scores = self.query(x, when) @ source.key.transpose(2, 3) / math.sqrt(self.size)
         return torch.nan_to_num(scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1))
 
-    def query(self, x: Tensor, when: When) -> Tensor:
+    def query(self, x: Tensor, when: TimePositions) -> Tensor:
         """x [B, Tq, D] -> [B, H, Tq, K]"""
         x = self.query_norm(x)
         if self.cfg.position == "sinusoidal":
             x = x + sinusoid(when.time, x.shape[-1], x.dtype)
         return self._place(self._split(self.to_q(x)), when)
 
-    def look_at(self, asked: Tensor, when: When) -> KeyValue:
+    def project_source(self, source: Tensor, when: TimePositions) -> KeyValue:
         """States of the asked tower [B, Tk, C], when [B, Tk] -> keys, values [B, H, Tk, K]."""
-        h = F.relu(self.projection(self.asked_norm(asked)))
+        h = F.relu(self.projection(self.source_norm(source)))
         at = h + sinusoid(when.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
         return KeyValue(self._place(self._split(self.to_k(at)), when), self._split(self.to_v(h)))
 
-    def _place(self, x: Tensor, when: When) -> Tensor:
+    def _place(self, x: Tensor, when: TimePositions) -> Tensor:
         return rotate(x, when.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
 
     def _split(self, x: Tensor) -> Tensor:
@@ -122,8 +123,11 @@ def gate(value: float) -> nn.Parameter:
     return nn.Parameter(torch.full((1,), value))
 
 
-def accept_scalar_gates(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before sharding was possible gates were scalars: checkpoints and assets of then load as well."""
+def accept_old_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Loads older checkpoints and exports: those with scalar gates, or other names (OLD_PARTS)."""
+    for old, new in OLD_PARTS.items():
+        for name in [name for name in state if name.startswith(f"{prefix}{old}.")]:
+            state[f"{prefix}{new}{name.removeprefix(prefix + old)}"] = state.pop(name)
     for name, _parameter in module.named_parameters(prefix.rstrip("."), recurse=False):
         if name.endswith("gate") and name in state:
             state[name] = state[name].reshape(1)

@@ -11,7 +11,14 @@ from zipper.config import ModelConfig
 from zipper.data.batches import Batch
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import Tower
-from zipper.models.zip_block import When, ZipBlock, accept_scalar_gates, cross_mask, gate, mlp
+from zipper.models.zip_block import (
+    TimePositions,
+    ZipBlock,
+    accept_old_state,
+    cross_attention_mask,
+    gate,
+    mlp,
+)
 
 
 class InputProjection(nn.Module):
@@ -23,30 +30,32 @@ class InputProjection(nn.Module):
         self.mlp = mlp(width, width, 3)
         if kind == "residual":
             self.gate = gate(0.0)  # starts as the tower's own embedding
-        self.register_load_state_dict_pre_hook(accept_scalar_gates)
+        self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]"""
         return F.relu(self.mlp(x)) if self.kind == "paper" else x + self.gate.tanh() * self.mlp(x)
 
 
-class Look(NamedTuple):
+class CrossAttentionMask(NamedTuple):
     """One direction of a batch: the documents in which it sees anything, what they see, and when."""
 
     chosen: Tensor | None  # int64 [R]; None: all of them
     mask: Tensor  # bool [R, Tq, Tk]
-    asking: When  # [R, Tq]
-    asked: When  # [R, Tk]
+    query: TimePositions  # [R, Tq]
+    source: TimePositions  # [R, Tk]
 
     @classmethod
-    def of(cls, batch: Batch, a: str, b: str, asking: When, asked: When) -> "Look":
+    def of(
+        cls, batch: Batch, a: str, b: str, query: TimePositions, source: TimePositions
+    ) -> "CrossAttentionMask":
         """What tower a sees of tower b."""
-        mask = cross_mask(batch.streams[a].place, batch.streams[b].place, batch.streams[b].valid)
+        mask = cross_attention_mask(batch.streams[a].order, batch.streams[b].order, batch.streams[b].valid)
         mask = mask & batch.multimodal[:, None, None]
-        rows = batch.seeing[a, b]
+        rows = batch.attends_to[a, b]
         if len(rows) == len(mask):
-            return cls(None, mask, asking, asked)
-        return cls(rows, mask[rows], When(asking.time[rows]), When(asked.time[rows]))
+            return cls(None, mask, query, source)
+        return cls(rows, mask[rows], TimePositions(query.time[rows]), TimePositions(source.time[rows]))
 
     def rows(self, x: Tensor) -> Tensor:
         """Of x [B, T, D], those documents: [R, T, D]"""
@@ -57,7 +66,7 @@ class Look(NamedTuple):
         return x + y if self.chosen is None else x.index_add(0, self.chosen, y.to(x.dtype))
 
 
-class Zipper(MultimodalModel):
+class ZipperModel(MultimodalModel):
     """Stage n runs `interval` layers of every tower; then all zips of the stage look across, at states from
     before any of them is updated. Layers left over run after the last zip."""
 
@@ -87,29 +96,31 @@ class Zipper(MultimodalModel):
         self.projections = nn.ModuleDict(
             {n: InputProjection(t.input_projection, t.width) for n, t in projected.items()}
         )
-        self.switches = self.make_switches()
+        self.next_modality_heads = self.make_next_modality_heads()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """As MultimodalModel."""
-        x, rotations, times, coming = {}, {}, {}, {}
+        x, rotations, times, next_time = {}, {}, {}, {}
         for name in self.names:
             stream, tower = batch.streams[name], self.tower(name)
             position = torch.arange(stream.tokens.shape[1], device=stream.tokens.device)[None]
             x[name] = self.project(name, tower.embed(stream.tokens), batch.multimodal)
             rotations[name] = tower.rotation(position)
-            times[name], coming[name], _ = self.times(name, stream.tokens, stream.valid)
-        looks = {
-            (a, b): Look.of(batch, a, b, coming[a], times[b]) for a, b in self.pairs if (a, b) in self.used
+            times[name], next_time[name], _ = self.times(name, stream.tokens, stream.valid)
+        directions = {
+            (a, b): CrossAttentionMask.of(batch, a, b, next_time[a], times[b])
+            for a, b in self.pairs
+            if (a, b) in self.used
         }
         for stage in range(self.stages):
             for name in self.names:
                 for index in self.layers(name, stage):
                     x[name] = self.tower(name).layers[index](x[name], rotations[name])
             before = dict(x)
-            for (a, b), look in looks.items():
+            for (a, b), look in directions.items():
                 block = self.zip(stage, a, b)
-                asked = block.look_at(look.rows(before[b]), look.asked)
-                x[a] = look.add(x[a], block(look.rows(before[a]), look.asking, asked, look.mask))
+                source = block.project_source(look.rows(before[b]), look.source)
+                x[a] = look.add(x[a], block(look.rows(before[a]), look.query, source, look.mask))
         for name in self.names:
             for index in self.layers(name, self.stages):
                 x[name] = self.tower(name).layers[index](x[name], rotations[name])
@@ -123,7 +134,7 @@ class Zipper(MultimodalModel):
 
     def times(
         self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
-    ) -> tuple[When, When, Tensor]:
+    ) -> tuple[TimePositions, TimePositions, Tensor]:
         """When tokens int64 [B, T, Q] are said, going on from `since` [B, 1], all in seconds.
 
         Returns for each token [B, T] the time at which it is asked, the middle of its own span, and the one
@@ -133,7 +144,7 @@ class Zipper(MultimodalModel):
         exact = torch.float64 if self.tower(name).weight.dtype == torch.float64 else torch.float32
         each = self.get_buffer(f"seconds_{name}").to(exact)[tokens[..., 0]] * valid  # [B, T]
         end = each.cumsum(1) + (0.0 if since is None else since)
-        return When(end - each / 2), When(end + 1 / self.rates[name]), end[:, -1:]
+        return TimePositions(end - each / 2), TimePositions(end + 1 / self.rates[name]), end[:, -1:]
 
     def tower(self, name: str) -> Tower:
         tower = self.towers[name]
@@ -143,11 +154,11 @@ class Zipper(MultimodalModel):
     def backbone(self, name: str) -> str:
         return name
 
-    def zip(self, stage: int, asking: str, asked: str) -> ZipBlock:
-        block = self.zips[stage][_key(asking, asked)]  # type: ignore[index]  # a ModuleDict
+    def zip(self, stage: int, query: str, source: str) -> ZipBlock:
+        block = self.zips[stage][_key(query, source)]  # type: ignore[index]  # a ModuleDict
         assert isinstance(block, ZipBlock)
         return block
 
 
-def _key(asking: str, asked: str) -> str:
-    return f"{asking}_from_{asked}"
+def _key(query: str, source: str) -> str:
+    return f"{query}_from_{source}"

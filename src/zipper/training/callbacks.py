@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from zipper.config import RunConfig
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.distributed import divided
 from zipper.evaluation import asr, tts
 from zipper.evaluation.result import chosen_rows
 from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
-from zipper.evaluation.tts import Listener
+from zipper.evaluation.tts import SpeechScorer
 from zipper.evaluation.wer import capped_rate
 from zipper.models.zip_block import is_gate
 from zipper.training.module import ZipperModule
@@ -28,15 +28,16 @@ SHOWN = 5  # utterances printed at a validation
 class RecognitionMonitor(L.Callback):
     """WER on the first dev utterances at every validation, with a table of samples."""
 
-    def __init__(self, store: Store, cfg: RunConfig) -> None:
-        self.store, self.cfg = store, cfg
-        self.rows = chosen_rows(store, cfg, "asr", "dev")[: cfg.evaluate.dev_utterances]
+    def __init__(self, dataset: EncodedDataset, cfg: RunConfig) -> None:
+        self.dataset, self.cfg = dataset, cfg
+        self.rows = chosen_rows(dataset, cfg, "asr", "dev")[: cfg.evaluate.dev_utterances]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.text
         found = divided(
-            self.rows, lambda rows: asr.recognise(module.model, self.store, module.facts, rows, batch, how)
+            self.rows,
+            lambda rows: asr.recognise(module.model, self.dataset, module.statistics, rows, batch, how),
         )
         wer = asr.total(found).rate
         module.log("dev/asr_wer", wer, prog_bar=True)
@@ -55,9 +56,9 @@ class RecognitionMonitor(L.Callback):
 class SpeechMonitor(L.Callback):
     """Speaks the first dev sentences at every validation, and lets the judge hear them."""
 
-    def __init__(self, store: Store, cfg: RunConfig, listener: Listener) -> None:
-        self.store, self.listener = store, listener
-        self.rows = chosen_rows(store, cfg, "tts", "dev")[: cfg.evaluate.dev_spoken]
+    def __init__(self, dataset: EncodedDataset, cfg: RunConfig, speech_scorer: SpeechScorer) -> None:
+        self.dataset, self.speech_scorer = dataset, speech_scorer
+        self.rows = chosen_rows(dataset, cfg, "tts", "dev")[: cfg.evaluate.dev_spoken]
         self.cfg = replace(cfg, evaluate=replace(cfg.evaluate, split="dev"))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -66,7 +67,14 @@ class SpeechMonitor(L.Callback):
         spoken = divided(
             self.rows,
             lambda rows: tts.speak(
-                module.model, self.store, module.facts, rows, self.listener, batch, how, self.cfg.seed
+                module.model,
+                self.dataset,
+                module.statistics,
+                rows,
+                self.speech_scorer,
+                batch,
+                how,
+                self.cfg.seed,
             ),
         )
         written, found = [one for one, _ in spoken], [one for _, one in spoken]
@@ -86,7 +94,7 @@ class SpeechMonitor(L.Callback):
         if trainer.is_global_zero:
             entries = [one.entry() for one in found]
             shown = write_samples(
-                self.cfg.run_dir / "samples", self.cfg, self.listener, self.store, entries, written
+                self.cfg.run_dir / "samples", self.cfg, self.speech_scorer, self.dataset, entries, written
             )
             log_spoken(trainer.loggers, "dev", entries, shown, trainer.global_step)
 

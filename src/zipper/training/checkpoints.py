@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zipper.checkpoint_files import keep
-from zipper.stop import Request, Stopped
+from zipper.stop import SignalFlag, Stopped
 
 LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
 RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
@@ -27,7 +27,7 @@ class Save(Checkpoint):
         """every, validate_every, log_every: steps."""
         self.folder, self.every, self.validate_every = folder, every, validate_every
         self.log_every = log_every
-        self.asked = Request()
+        self.asked = SignalFlag()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.asked.listen()

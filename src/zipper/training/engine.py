@@ -19,7 +19,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         if isinstance(part, Layer | ZipBlock | InputProjection):
             fully_shard(part, mesh=mesh)
         if isinstance(part, ZipBlock):
-            register_fsdp_forward_method(part, "look_at")
+            register_fsdp_forward_method(part, "project_source")
     fully_shard(model, mesh=mesh)
 
 

@@ -12,13 +12,13 @@ from torch.distributed.tensor import DTensor
 
 from zipper.config import RunConfig, from_dict, to_dict
 from zipper.data.batches import Batch
-from zipper.data.statistics import Facts
+from zipper.data.statistics import DatasetStatistics
 from zipper.errors import TrainingError
 from zipper.models.building import build_for_run
-from zipper.models.losses import hide_past, not_finite, stream_loss, switch_loss
+from zipper.models.losses import mask_history, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
-from zipper.models.zipper import Zipper
+from zipper.models.zipper import ZipperModel
 from zipper.training.engine import shard
 
 NAMED = 8  # utterances named where a step fails
@@ -27,15 +27,15 @@ NAMED = 8  # utterances named where a step fails
 class ZipperModule(L.LightningModule):
     """A Zipper or a Single Decoder in training; a Zipper of one tower is plain pre-training."""
 
-    def __init__(self, cfg: dict[str, Any], facts: dict[str, Any]) -> None:
+    def __init__(self, cfg: dict[str, Any], statistics: dict[str, Any]) -> None:
         """cfg: of a resolved RunConfig, facts: of the store, both as plain dicts, so that checkpoints load
         with weights_only=True.
         """
         super().__init__()
         self.save_hyperparameters()
         self.cfg: RunConfig = from_dict(cfg)
-        self.facts = Facts(**facts)
-        self.model = build_for_run(self.cfg, self.facts)
+        self.statistics = DatasetStatistics(**statistics)
+        self.model = build_for_run(self.cfg, self.statistics)
         self.idle = idle_parts(self.model)
         for part in self.idle.values():
             part.requires_grad_(False)
@@ -50,9 +50,9 @@ class ZipperModule(L.LightningModule):
         )  # of training, in processes that were cut off
 
     @classmethod
-    def of(cls, cfg: RunConfig, facts: Facts) -> "ZipperModule":
+    def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
         """From a resolved config."""
-        return cls(to_dict(cfg), facts.to_dict())
+        return cls(to_dict(cfg), statistics.to_dict())
 
     def configure_model(self) -> None:
         """Lightning's hook, in every process before it trains: shards, where the strategy does."""
@@ -88,7 +88,7 @@ class ZipperModule(L.LightningModule):
         """Loss of this slice, scaled so that all slices average to the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if self.cfg.train.hide:
-            batch = hide_past(batch, self.model, self.cfg.train.hide, self.cfg.train.hide_span)
+            batch = mask_history(batch, self.model, self.cfg.train.hide, self.cfg.train.hide_span)
         states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
@@ -98,8 +98,8 @@ class ZipperModule(L.LightningModule):
             if batch.total[name]:
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
-        if self.model.switches:
-            switch = switch_loss(self.model, states, batch) * slices / max(batch.turns, 1)
+        if self.model.next_modality_heads:
+            switch = next_modality_loss(self.model, states, batch) * slices / max(batch.turns, 1)
             self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + switch
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
@@ -186,13 +186,13 @@ class ZipperModule(L.LightningModule):
 
 def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
     """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
-    if not isinstance(model, Zipper):
+    if not isinstance(model, ZipperModel):
         return {}
     return {
-        f"zips.{stage}.{asking}_from_{asked}": model.zip(stage, asking, asked)
+        f"zips.{stage}.{query}_from_{source}": model.zip(stage, query, source)
         for stage in range(model.stages)
-        for asking, asked in model.pairs
-        if (asking, asked) not in model.used
+        for query, source in model.pairs
+        if (query, source) not in model.used
     }
 
 

@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 
 from zipper.config import TASKS, RunConfig, TowerConfig
 from zipper.corpora.utterance import FIRST, sentences_hash
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.data.statistics import reads, reads_all
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
 from zipper.modalities.delay import vocabulary
-from zipper.models.pretrained import tower_facts, with_shape_of
+from zipper.models.pretrained import tower_info, with_shape_of
 
 BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has of its own in a single decoder
 
@@ -28,15 +28,15 @@ def check_towers(cfg: RunConfig) -> None:
         replace(cfg.model, towers=towers).check_widths()
 
 
-def resolve(cfg: RunConfig, store: Store) -> RunConfig:
+def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
     """The config with every tower's shape settled.
 
     Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the store holds.
     """
     _check_tasks(cfg)
-    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != store.codebooks:
+    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != dataset.codebooks:
         raise ConfigError(
-            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {store.codebooks} "
+            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {dataset.codebooks} "
             "codebooks. "
             "Give so many, or none."
         )
@@ -47,7 +47,7 @@ def resolve(cfg: RunConfig, store: Store) -> RunConfig:
         tower = cfg.model.towers[name]
         if single and towers:
             tower = _as_wide_as(next(iter(towers.values())), name, tower)
-        towers[name] = _settle(name, tower, store, grammar, single)
+        towers[name] = _settle(name, tower, dataset, grammar, single)
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
@@ -82,34 +82,39 @@ def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerCon
     return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
 
 
-def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: bool) -> TowerConfig:
-    own = {"text": (store.subwords.vocabulary, 1), "speech": (vocabulary(store.codes), store.codebooks)}
+def _settle(
+    name: str, tower: TowerConfig, dataset: EncodedDataset, grammar: bool, single: bool
+) -> TowerConfig:
+    own = {
+        "text": (dataset.tokenizer.vocabulary, 1),
+        "speech": (vocabulary(dataset.codes), dataset.codebooks),
+    }
     if name not in own:
         raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
     count, books = own[name]
     if tower.init:
         folder = model_folder(tower.init)
-        facts = tower_facts(folder)
-        known = {reads(store, name), *([reads_all(store)] if single else [])}
-        if facts["reads"] not in known:
+        info = tower_info(folder)
+        known = {reads(dataset, name), *([reads_all(dataset)] if single else [])}
+        if info["reads"] not in known:
             raise DataError(
-                f"model.towers.{name}.init={tower.init} was trained on {facts['reads']!r}, but the store "
-                f"holds {reads(store, name)!r}. Use the codec or tokenizer "
+                f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the store "
+                f"holds {reads(dataset, name)!r}. Use the codec or tokenizer "
                 "of that tower, or pre-train one on these."
             )
-        learnt = facts.get("pattern", "delay")
-        if facts["reads"] != reads(store, "text") and learnt != store.pattern and store.codebooks > 1:
+        learnt = info.get("pattern", "delay")
+        if info["reads"] != reads(dataset, "text") and learnt != dataset.pattern and dataset.codebooks > 1:
             raise ConfigError(
-                f"codec.pattern={store.pattern}, but model.towers.{name}.init={tower.init} was trained on "
+                f"codec.pattern={dataset.pattern}, but model.towers.{name}.init={tower.init} was trained on "
                 f"{learnt}. Use that, or pre-train one on this."
             )
-        train = store.splits["train"]
+        train = dataset.splits["train"]
         if (
             grammar
-            and facts["trained_on"]
+            and info["trained_on"]
             not in (
                 None,  # a model of elsewhere
-                store.facts["trained_on"],
+                dataset.info["trained_on"],
                 sentences_hash(train[:FIRST]["text"]),  # a part of this training split
             )
         ):
@@ -119,7 +124,7 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
                 f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
                 "share of the training split), or pre-train towers on this store."
             )
-        if facts["reads"] == reads_all(store):  # a grown decoder, whose rows are those of all modalities
+        if info["reads"] == reads_all(dataset):  # a grown decoder, whose rows are those of all modalities
             shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
@@ -128,16 +133,16 @@ def _settle(name: str, tower: TowerConfig, store: Store, grammar: bool, single: 
     if name == "text":
         # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
         # held to.
-        tower = replace(tower, specials=[store.subwords.begin, store.subwords.end])
+        tower = replace(tower, specials=[dataset.tokenizer.bos, dataset.tokenizer.eos])
         count = max(count, tower.vocabulary if tower.init else 0)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
             f"store has {count} and {books}. Leave both out."
         )
-    if tower.pattern not in ("delay", store.pattern):
+    if tower.pattern not in ("delay", dataset.pattern):
         raise ConfigError(
-            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={store.pattern}. Leave it out."
+            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={dataset.pattern}. Leave it out."
         )
-    pattern = "delay" if name == "text" else store.pattern
+    pattern = "delay" if name == "text" else dataset.pattern
     return replace(tower, vocabulary=count, codebooks=books, pattern=pattern)

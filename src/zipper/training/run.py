@@ -13,10 +13,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
-from zipper.data.dataset import Store
+from zipper.data.dataset import EncodedDataset
 from zipper.data.module import ZipperData
 from zipper.data.prepare import prepare
-from zipper.data.statistics import facts_of, reads, reads_all
+from zipper.data.statistics import measure_statistics, reads, reads_all
 from zipper.disk import check_places
 from zipper.distributed import WholeFiles, check_trainer, first_process, strategy
 from zipper.errors import ConfigError
@@ -27,18 +27,18 @@ from zipper.evaluation.metrics import curves
 from zipper.evaluation.result import Origin, chosen_rows, write_predictions, write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
-from zipper.evaluation.tasks import evaluate_tasks, headlines, last_lines, load_listener
+from zipper.evaluation.tasks import evaluate_tasks, headlines, last_lines, load_speech_scorer
 from zipper.evaluation.transcripts import check_recordings
-from zipper.evaluation.tts import Listener
+from zipper.evaluation.tts import SpeechScorer
 from zipper.evaluation.unimodal import alone
-from zipper.generation.exported import Trained, load_trained, save_zipped
+from zipper.generation.exported import Trained, load_trained, save_model
 from zipper.hashes import KEPT
 from zipper.models.building import load_pretrained
 from zipper.models.pretrained import save_tower, tower_hashes
-from zipper.models.single_decoder import SingleDecoder
-from zipper.models.zipper import Zipper
+from zipper.models.single_decoder import SingleDecoderModel
+from zipper.models.zipper import ZipperModel
 from zipper.run_folder import (
-    check_store,
+    check_dataset,
     claim_run_dir,
     finished,
     hold_run_dir,
@@ -76,55 +76,59 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     code = commit()  # what trains, not what the checkout holds once it is done
-    listener = load_listener(cfg)
+    speech_scorer = load_speech_scorer(cfg)
     clock = Clock()
-    store = prepare(cfg, clock)
-    cfg = resolve(cfg, store)
-    data = ZipperData(cfg, store)
-    if listener:
-        check_recordings(chosen_rows(store, cfg, "tts"))
+    dataset = prepare(cfg, clock)
+    cfg = resolve(cfg, dataset)
+    data = ZipperData(cfg, dataset)
+    if speech_scorer:
+        check_recordings(chosen_rows(dataset, cfg, "tts"))
     checkpoint = claim_run_dir(cfg)
     chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
     towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
     if checkpoint:
-        check_store(checkpoint, store, towers)
+        check_dataset(checkpoint, dataset, towers)
     if first_process():
-        store.subwords.save(cfg.run_dir / "tokenizer.json")  # with the checkpoints, all that `generate` needs
+        dataset.tokenizer.save(
+            cfg.run_dir / "tokenizer.json"
+        )  # with the checkpoints, all that `generate` needs
     with clock.stage("train"):
-        module, trainer = fit(cfg, store, data, checkpoint, listener, towers)
+        module, trainer = fit(cfg, dataset, data, checkpoint, speech_scorer, towers)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
     trainer.strategy.barrier("the last checkpoint is written")
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
     with journal(
         cfg.run_dir / journal_name(rank=trainer.global_rank),
-        work_of(checkpoint, cfg, listener.judge.name if listener else None),
+        work_of(checkpoint, cfg, speech_scorer.judge.name if speech_scorer else None),
     ) as kept:
         trained = load_trained(checkpoint)
         trained.model.to(trainer.strategy.root_device)
-        return _finish(cfg, trained, store, data, origin, listener, trainer, clock, kept)
+        return _finish(cfg, trained, dataset, data, origin, speech_scorer, trainer, clock, kept)
 
 
 def _finish(
-    cfg: RunConfig, trained: Trained, store: Store, data: ZipperData, origin: Origin,
-    listener: Listener | None, trainer: L.Trainer, clock: Clock, kept: Journal,
+    cfg: RunConfig, trained: Trained, dataset: EncodedDataset, data: ZipperData, origin: Origin,
+    speech_scorer: SpeechScorer | None, trainer: L.Trainer, clock: Clock, kept: Journal,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates, draws, and writes down all that makes a run a finished one."""
     with clock.stage("evaluate"):
-        results = evaluate_tasks(trained, store, cfg, origin, listener, trainer.loggers, kept)
+        results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, trainer.loggers, kept)
         if not trainer.is_global_zero:  # one process writes
             return {}
         if len(trained.model.names) > 1:
             more = {
                 "flops_per_token": flops_per_token(trained.model, data.steps),
-                "alone": alone(trained.model, store, trained.facts, cfg),
+                "alone": alone(trained.model, dataset, trained.statistics, cfg),
                 "curves": curves(cfg.run_dir),
             }
             for result in results.values():
                 result.update(more)
     with clock.stage("draw"):
         task = next(iter(results))
-        drawn = store.splits[cfg.evaluate.split][0] if task == "loss" else chosen_rows(store, cfg, task)[0]
-        pictures = draw_run(cfg.run_dir, trained.model, store, drawn, results)
+        drawn = (
+            dataset.splits[cfg.evaluate.split][0] if task == "loss" else chosen_rows(dataset, cfg, task)[0]
+        )
+        pictures = draw_run(cfg.run_dir, trained.model, dataset, drawn, results)
         log_figures(trainer.loggers, pictures, origin.steps)
     for logger in trainer.loggers:
         logger.log_metrics(headlines(results), step=origin.steps)
@@ -134,7 +138,7 @@ def _finish(
     for result in results.values():
         result["stage_seconds"] = clock.rounded()
     if cfg.export:
-        export(cfg, trained, store, results)
+        export(cfg, trained, dataset, results)
     copies = result_files(cfg, list(results))
     for task, result in results.items():
         write_result(result, cfg.run_dir / f"{task}.json", *copies[task])
@@ -150,9 +154,13 @@ def _finish(
 
 
 def fit(
-    cfg: RunConfig, store: Store, data: ZipperData, checkpoint: Path | None, listener: Listener | None,
+    cfg: RunConfig,
+    dataset: EncodedDataset,
+    data: ZipperData,
+    checkpoint: Path | None,
+    speech_scorer: SpeechScorer | None,
     towers: dict[str, str] | None = None,
-) -> tuple[ZipperModule, L.Trainer]:  # fmt: skip
+) -> tuple[ZipperModule, L.Trainer]:
     """Builds module and Trainer, and trains to the last step. towers: `tower_hashes`, to be kept."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -160,9 +168,9 @@ def fit(
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = ZipperModule.of(cfg, facts_of(store, cfg.data.only, towers))
+    module = ZipperModule.of(cfg, measure_statistics(dataset, cfg.data.only, towers))
     load_pretrained(module.model)
-    if checkpoint is None and isinstance(module.model, Zipper):
+    if checkpoint is None and isinstance(module.model, ZipperModel):
         if cfg.model.zip.whiten:
             whiten_zips(module.model, data.steps.first(MEASURED))
         if cfg.model.zip.rescale:
@@ -186,7 +194,7 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=cfg.log.every,
         logger=loggers(cfg),
-        callbacks=callbacks(cfg, store, listener),
+        callbacks=callbacks(cfg, dataset, speech_scorer),
         plugins=[WholeFiles()],
         enable_model_summary=False,
     )
@@ -196,14 +204,16 @@ def fit(
     return module, trainer
 
 
-def callbacks(cfg: RunConfig, store: Store, listener: Listener | None) -> list[L.Callback]:
+def callbacks(
+    cfg: RunConfig, dataset: EncodedDataset, speech_scorer: SpeechScorer | None
+) -> list[L.Callback]:
     """Recognition and speaking first: the checkpoint looks at what they log."""
     watch: list[L.Callback] = []
     sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
     if cfg.evaluates("asr") and not sharded:
-        watch.append(RecognitionMonitor(store, cfg))
-    if listener and cfg.evaluates("tts") and not sharded:
-        watch.append(SpeechMonitor(store, cfg, listener))
+        watch.append(RecognitionMonitor(dataset, cfg))
+    if speech_scorer and cfg.evaluates("tts") and not sharded:
+        watch.append(SpeechMonitor(dataset, cfg, speech_scorer))
     folder = cfg.run_dir / "checkpoints"
     monitor = "dev/wer" if watch else "dev/loss"
     best = Best(folder, monitor)
@@ -247,7 +257,7 @@ def _kept_id(cfg: RunConfig) -> dict[str, Any]:
     return {"id": file.read_text(encoding="utf-8"), "resume": "allow"} if file.exists() else {}
 
 
-def export(cfg: RunConfig, trained: Trained, store: Store, results: dict[str, Any]) -> None:
+def export(cfg: RunConfig, trained: Trained, dataset: EncodedDataset, results: dict[str, Any]) -> None:
     """A tower, into a folder that `init` can name; or the zipped model, into one to generate from."""
     folder, first = Path(cfg.export or ""), next(iter(results.values()))
     made = {
@@ -258,21 +268,21 @@ def export(cfg: RunConfig, trained: Trained, store: Store, results: dict[str, An
     }
     model = trained.model
     if len(model.names) > 1 and model.used:
-        save_zipped(folder, trained, store.subwords, {**made, **headlines(results)})
+        save_model(folder, trained, dataset.tokenizer, {**made, **headlines(results)})
         return
-    single = isinstance(model, SingleDecoder)
-    tower = model.decoder if isinstance(model, SingleDecoder) else model.tower(model.names[0])
-    facts = {
+    single = isinstance(model, SingleDecoderModel)
+    tower = model.decoder if isinstance(model, SingleDecoderModel) else model.tower(model.names[0])
+    statistics = {
         "modality": "+".join(model.names),
-        "reads": reads_all(store) if single else reads(store, model.names[0]),
-        "trained_on": store.facts["trained_on"],
-        **({"pattern": store.pattern} if "speech" in model.names else {}),
+        "reads": reads_all(dataset) if single else reads(dataset, model.names[0]),
+        "trained_on": dataset.info["trained_on"],
+        **({"pattern": dataset.pattern} if "speech" in model.names else {}),
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
         **made,
     }
-    save_tower(folder, tower, facts)
+    save_tower(folder, tower, statistics)
     if "text" in model.names:
-        store.subwords.save(folder / "tokenizer.json")
+        dataset.tokenizer.save(folder / "tokenizer.json")
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:

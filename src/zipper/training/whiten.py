@@ -15,14 +15,14 @@ from zipper.data.batches import collate
 from zipper.data.documents import Document
 from zipper.models.multimodal import Pair
 from zipper.models.zip_block import ZipBlock
-from zipper.models.zipper import Zipper
+from zipper.models.zipper import ZipperModel
 
 FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
 TOGETHER = 16  # documents
 
 
 @torch.no_grad()
-def rescale_zips(model: Zipper, documents: list[Document]) -> None:
+def rescale_zips(model: ZipperModel, documents: list[Document]) -> None:
     """Multiplies what every zip in use adds by the median RMS, over tokens, of the states that it is added
     to.
 
@@ -38,7 +38,7 @@ def rescale_zips(model: Zipper, documents: list[Document]) -> None:
 
 
 @torch.no_grad()
-def whiten_zips(model: Zipper, documents: list[Document]) -> None:
+def whiten_zips(model: ZipperModel, documents: list[Document]) -> None:
     """Sets the first layer of every g in use: after it, states of these documents have mean 0 and covariance
     2 I (or a projection of it), whose scale a ReLU keeps. A few hundred are enough."""
     for block, kept in _read(model, documents, lambda block: block.projection[0], 1):
@@ -54,7 +54,7 @@ def whiten_zips(model: Zipper, documents: list[Document]) -> None:
 
 
 def _read(
-    model: Zipper, documents: list[Document], part: Callable[[ZipBlock], nn.Module], side: int
+    model: ZipperModel, documents: list[Document], part: Callable[[ZipBlock], nn.Module], side: int
 ) -> list[tuple[ZipBlock, Tensor]]:
     """What a part of every zip in use is given: states [N, D] of the valid tokens of the tower on that side
     of the pair (0 asks, 1 is asked), in the documents that its direction looks at. The model is left in
@@ -73,7 +73,7 @@ def _read(
     for start in range(0, len(documents), TOGETHER):
         batch = collate(documents[start : start + TOGETHER], codebooks).on(device)
         for pair in model.used:
-            rows = batch.seeing[pair]
+            rows = batch.attends_to[pair]
             valid[pair] = batch.streams[pair[side]].valid[rows] & batch.multimodal[rows, None]
         model(batch)
     for hook in hooks:
