@@ -29,12 +29,12 @@ from zipper.evaluation import tasks as tasks_module
 from zipper.evaluation.result import versions, write_result
 from zipper.evaluation.scorer import AsrScorer
 from zipper.evaluation.tts import SpeechScorer
-from zipper.generation import exported as zipped_module
+from zipper.generation import zipper as zipped_module
 from zipper.modalities.tokenizer import Tokenizer
+from zipper.models.resolve import resolve
 from zipper.models.zipper import ZipperModel
 from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
-from zipper.training.resolve import resolve
 
 # The same examples every time, so that CI fails for a change alone; --hypothesis-profile=search draws others.
 settings.register_profile("fixed", derandomize=True, deadline=None)
@@ -225,7 +225,7 @@ def listening(prepared, codec, monkeypatch):
     monkeypatch.setattr(tasks_module, "load_codec", lambda cfg: codec)
     monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: codec)
     judge = perfect(prepared, codec)
-    monkeypatch.setattr(tasks_module, "load_judge", lambda cfg: judge)
+    monkeypatch.setattr(tasks_module, "load_asr_scorer", lambda cfg: judge)
     return SpeechScorer(codec, judge, "build")
 
 

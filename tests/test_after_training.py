@@ -19,12 +19,12 @@ from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.place import asked_config, where_trained
 from zipper.evaluation.run import evaluate_run
-from zipper.generation.exported import load_trained
+from zipper.generation.zipper import load_trained
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.pretrained import load_weights, tower_info, with_shape_of
+from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
-from zipper.training.resolve import resolve
 
 
 def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
@@ -186,7 +186,7 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     load_weights(again, Path("tower"))
     assert torch.equal(
         again.embedding.weight,
-        load_trained(Path("build/runs/pre/checkpoints/best.ckpt")).model.tower("speech").embedding.weight,
+        load_trained(Path("build/runs/pre/checkpoints/best.ckpt")).network.tower("speech").embedding.weight,
     )
     (Path("tower") / "tower.json").write_text(
         json.dumps({**statistics, "trained_on": "test sentences"}), encoding="utf-8"
@@ -197,9 +197,7 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     (Path("tower") / "tower.json").write_text(
         json.dumps({**statistics, "trained_on": first}), encoding="utf-8"
     )
-    monkeypatch.setattr(
-        "zipper.training.resolve.FIRST", 3
-    )  # the store's dev and test are those of three, too
+    monkeypatch.setattr("zipper.models.resolve.FIRST", 3)  # the store's dev and test are those of three, too
     resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
     statistics["reads"] = "another codec"
     (Path("tower") / "tower.json").write_text(json.dumps(statistics), encoding="utf-8")

@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import config
-from zipper.data.module import ZipperData
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
 from zipper.models.losses import stream_loss
+from zipper.models.resolve import check_towers, resolve
+from zipper.training.data import ZipperData
 from zipper.training.module import ZipperModule, parameter_groups
-from zipper.training.resolve import check_towers, resolve
 
 
 def mostly(*values, odd=()):
@@ -52,7 +52,7 @@ def test_a_config_builds_and_steps_or_is_refused(dataset, text, speech, whole):
         cfg = config(*words)
         check_towers(cfg)
         cfg = resolve(cfg, dataset)
-        data = ZipperData(cfg, dataset)
+        data = ZipperData.of(cfg, dataset)
     except ConfigError:
         made["refused"] += 1
         return

@@ -13,17 +13,17 @@ from zipper.cli import main
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.asr import recognise
 from zipper.evaluation.wer import word_errors
-from zipper.generation import exported as zipped_module
-from zipper.generation.exported import load_model
+from zipper.generation import zipper as zipped_module
+from zipper.generation.zipper import Zipper
 from zipper.training import run as run_module
 
 
 def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys):
     cfg = config(*JOINT, "export=shipped")
     run_module.train(cfg, "x")
-    run, shipped = load_model(cfg.run_dir), load_model(Path("shipped"))
-    for name, tensor in run.model.state_dict().items():
-        torch.testing.assert_close(shipped.model.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    run, shipped = Zipper.from_pretrained(cfg.run_dir), Zipper.from_pretrained(Path("shipped"))
+    for name, tensor in run.network.state_dict().items():
+        torch.testing.assert_close(shipped.network.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
     assert shipped.statistics == run.statistics
     statistics = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
     statistics["config"]["train"] |= {"devices": 8, "nodes": 2, "accelerator": "gpu", "strategy": "fsdp2"}
@@ -40,7 +40,7 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     assert "build/runs/joint holds checkpoints of a training run" in capsys.readouterr().err
     assert sorted(cfg.run_dir.rglob("*")) == before
     rows = [prepared.splits["test"][i] for i in range(6)]
-    expected = recognise(shipped.model, prepared, shipped.statistics, rows, 6)
+    expected = recognise(shipped.network, prepared, shipped.statistics, rows, 6)
     assert again["per_utterance"] == [one.entry() for one in expected]
     assert (again["name"], again["towers"]) == ("shipped", run.statistics.towers)
     Path("wide").mkdir()
@@ -48,12 +48,12 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
         Path("wide", path.name).write_bytes(path.read_bytes())
     Path("wide", "zipper.safetensors").write_bytes(b"x")
     with pytest.raises(DataError, match="not the file that"):
-        load_model(Path("wide"))
+        Zipper.from_pretrained(Path("wide"))
     statistics = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
     statistics["config"]["model"]["towers"]["speech"]["hidden"] = 48
     Path("shipped/zipper.json").write_text(json.dumps(statistics), encoding="utf-8")
     with pytest.raises(DataError, match=r"another shape than zipper\.json says"):
-        load_model(Path("shipped"))
+        Zipper.from_pretrained(Path("shipped"))
 
 
 def command(*words: str) -> None:
@@ -134,11 +134,11 @@ def test_a_folder_that_is_no_model_and_units_of_another_codec_are_refused(
     trained, listening, monkeypatch, in_tmp
 ):
     with pytest.raises(ConfigError, match=r"holds neither zipper\.json .* nor config\.yaml"):
-        load_model(in_tmp)
+        Zipper.from_pretrained(in_tmp)
     other = type("Other", (), {"fingerprint": "another codec"})()
     monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: other)
     with pytest.raises(DataError, match="reads speech units of"):
-        load_model(trained.run_dir)
+        Zipper.from_pretrained(trained.run_dir)
 
 
 def test_the_shipped_model_speaks_and_recognises(in_tmp, capsys):

@@ -11,13 +11,13 @@ import torch
 from conftest import config
 from zipper.cli import main
 from zipper.config import load_config
-from zipper.data.module import ZipperData
 from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import DataError
 from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe, read_result
 from zipper.models.pretrained import save_tower
+from zipper.models.resolve import resolve
 from zipper.training import run as run_module
-from zipper.training.resolve import resolve
+from zipper.training.data import ZipperData
 from zipper.training.run import train
 
 JOINT = ["train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
@@ -164,7 +164,7 @@ def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(datas
     """By the settings that `make compare` uses, at tiny sizes."""
     orders = []
     for words in (JOINT, SINGLE):
-        data = ZipperData(resolve(config(*words), dataset), dataset)
+        data = ZipperData.of(resolve(config(*words), dataset), dataset)
         steps = [data.steps.batch(step, 0, data.codebooks) for step in range(30)]
         orders.append([(batch.ids, batch.total) for batch in steps])
     assert orders[0] == orders[1]

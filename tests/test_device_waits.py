@@ -11,8 +11,8 @@ from conftest import JOINT, config
 from zipper.data.batches import collate
 from zipper.data.documents import document
 from zipper.data.statistics import measure_statistics
+from zipper.models.resolve import resolve
 from zipper.training.module import ZipperModule
-from zipper.training.resolve import resolve
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 

@@ -12,7 +12,7 @@ from zipper.cli import run
 from zipper.config import TrainConfig
 from zipper.distributed import check_trainer
 from zipper.errors import ConfigError
-from zipper.generation.exported import load_trained
+from zipper.generation.zipper import load_trained
 from zipper.models.losses import stream_loss
 from zipper.training import engine
 from zipper.training import run as run_module
@@ -52,7 +52,7 @@ def test_a_compiled_training_saves_what_an_uncompiled_model_loads(prepared, monk
     plain = run_module.train(config("name=plain", *words), "x")["asr"]
     compiled = run_module.train(config("name=compiled", "train.compile=true", *words), "x")["asr"]
     states = [
-        load_trained(Path(f"build/runs/{n}/checkpoints/last.ckpt")).model.state_dict()
+        load_trained(Path(f"build/runs/{n}/checkpoints/last.ckpt")).network.state_dict()
         for n in ("plain", "compiled")
     ]
     assert states[0].keys() == states[1].keys()

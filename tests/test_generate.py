@@ -236,8 +236,8 @@ def test_speaking_does_not_depend_on_the_batch(dataset):
 
 def tiny_model_for(dataset):
     from zipper.config import RunConfig, TasksConfig, TowerConfig
+    from zipper.models.resolve import resolve
     from zipper.training.module import ZipperModule
-    from zipper.training.resolve import resolve
 
     cfg = RunConfig()
     cfg.train.tasks = TasksConfig(asr=1.0, tts=1.0)

@@ -21,9 +21,9 @@ from zipper.errors import ConfigError
 from zipper.evaluation.significance import different_data
 from zipper.hashes import file_hashes, once
 from zipper.models.pretrained import save_tower, tower_hashes
+from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
-from zipper.training.resolve import resolve
 
 
 def test_other_recordings_under_the_same_names_make_another_store(tmp_path, utterances, codec, subwords):

@@ -36,7 +36,7 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
     test = [u for u in utterances if u.split == "test"]
     calls: list[int] = []
     judge = deaf_judge([u.text for u in test], calls)
-    monkeypatch.setattr(codec_module, "load_judge", lambda cfg: judge)
+    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg: judge)
     monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
     monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
     cfg = RunConfig(name="table", result="out.json")

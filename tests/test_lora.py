@@ -8,7 +8,7 @@ import torch
 from conftest import config
 from zipper.config import TowerConfig
 from zipper.errors import ConfigError
-from zipper.generation.exported import load_trained
+from zipper.generation.zipper import load_trained
 from zipper.models.lora import add_lora, merged_state
 from zipper.models.pretrained import load_weights, read_tower, save_tower
 from zipper.models.tower import Tower
@@ -55,7 +55,7 @@ def test_a_saved_tower_has_it_merged_and_one_with_lora_starts_from_a_plain_folde
 def test_a_run_moves_lora_and_leaves_the_towers_own_weights(prepared):
     words = ["model.towers.text.lora=2", "model.towers.speech.frozen=true", "train.lr=0.01"]
     result = run_module.train(config(*words), "x")["asr"]
-    model = load_trained(Path("build/runs/run/checkpoints/last.ckpt")).model
+    model = load_trained(Path("build/runs/run/checkpoints/last.ckpt")).network
     torch.manual_seed(0)
     learnt = {n for n, p in model.named_parameters() if p.requires_grad and n.startswith("towers.")}
     assert learnt

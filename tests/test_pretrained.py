@@ -19,13 +19,13 @@ from zipper.config import TowerConfig, load_config
 from zipper.corpora.grammar import sentences
 from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import load_model
+from zipper.generation.zipper import Zipper
 from zipper.hub import model_folder, push
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.hf import FAMILIES, shape_of
 from zipper.models.pretrained import load_weights, read_tower, save_tower, tower_info, with_shape_of
+from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
-from zipper.training.resolve import resolve
 from zipper.training.run import pretrain, train
 
 SMALL = {
@@ -68,7 +68,7 @@ def tokenizer(size: int = 300) -> HFTokenizer:
     made.train_from_iterator(
         [next(texts) for _ in range(200)],
         trainers.BpeTrainer(vocab_size=size, special_tokens=["<|endoftext|>"], show_progress=False,
-                            initial_alphabet=pre_tokenizers.ByteLevel.layout()),
+                            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
     return made
 
@@ -335,7 +335,10 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(monkeypatch, tmp_path
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(tmp_path / name))
     push(ROOT / "assets" / "zipped", "me/mine", private=True)
-    here, there = load_model(ROOT / "assets" / "zipped"), load_model(model_folder("me/mine"))
+    here, there = (
+        Zipper.from_pretrained(ROOT / "assets" / "zipped"),
+        Zipper.from_pretrained(model_folder("me/mine")),
+    )
     assert there.tokenizer.fingerprint == here.tokenizer.fingerprint
     for name, weight in here.model.state_dict().items():
         assert torch.equal(there.model.state_dict()[name], weight), name

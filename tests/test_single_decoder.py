@@ -11,9 +11,9 @@ from zipper.config import ModelConfig, TowerConfig
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
 from zipper.generation.generate import write
+from zipper.models.resolve import resolve
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.tower import Tower
-from zipper.training.resolve import resolve
 
 SHAPE = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 2, "hidden": 32}
 

@@ -25,8 +25,8 @@ from zipper.evaluation.tts import Spoken, by_length, total
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.generation.generate import GenerationOutput
 from zipper.modalities.delay import to_columns
+from zipper.models.resolve import resolve
 from zipper.training import run as run_module
-from zipper.training.resolve import resolve
 
 
 def gold(dataset, rows) -> list[GenerationOutput]:

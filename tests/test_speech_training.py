@@ -16,18 +16,18 @@ from zipper.errors import ConfigError
 from zipper.evaluation.chains import evaluate_chain, reread
 from zipper.evaluation.result import Origin
 from zipper.evaluation.tts import evaluate_tts
-from zipper.generation.exported import load_trained
 from zipper.generation.generate import write
 from zipper.generation.rows import answers
+from zipper.generation.zipper import load_trained
 from zipper.modalities.delay import to_columns
 from zipper.models.losses import mask_history, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower
+from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
+from zipper.models.whiten import rescale_zips, whiten_zips
 from zipper.models.zip_block import is_gate
 from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
-from zipper.training.resolve import resolve
-from zipper.training.whiten import rescale_zips, whiten_zips
 
 
 def module_for(dataset, *words: str) -> ZipperModule:
@@ -189,7 +189,7 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
     cfg = config(*JOINT, "codec.pattern=parallel")
     results = run_module.train(cfg, "x")
     assert results["tts"]["utterances"] == 6
-    model = load_trained(cfg.run_dir / "checkpoints" / "best.ckpt").model
+    model = load_trained(cfg.run_dir / "checkpoints" / "best.ckpt").network
     assert model.cfg.towers["speech"].pattern == "parallel"
     rows = [prepared.splits["test"][i] for i in range(4)]
     documents = [document(parallel, row, "tts", 0.0) for row in rows]

@@ -17,8 +17,8 @@ from zipper.evaluation import codec as evaluate_codec
 from zipper.evaluation import samples
 from zipper.evaluation.transcripts import piece
 from zipper.generation.command import read_requests
-from zipper.generation.exported import Zipper
 from zipper.generation.generate import GenerationOutput
+from zipper.generation.zipper import Zipper
 
 RATE = 16_000
 

@@ -14,18 +14,18 @@ from conftest import as_batch, config
 from reproduce import ROOT
 from zipper.config import TrainCodecConfig, load_config
 from zipper.data.documents import Document, Segment
-from zipper.data.module import ZipperData
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise, total
 from zipper.models.losses import stream_loss
 from zipper.models.pretrained import save_tower
+from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
 from zipper.training.codec import CodecModule, Crops
+from zipper.training.data import ZipperData
 from zipper.training.module import ZipperModule, parameter_groups
-from zipper.training.resolve import resolve
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -146,7 +146,7 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
 def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepared):
     cfg = config("name=frozen", "model.towers.text.frozen=true", "model.towers.text.dropout=0.2")
     resolved = resolve(cfg, prepared)
-    dataset, data = prepared, ZipperData(resolved, prepared)
+    dataset, data = prepared, ZipperData.of(resolved, prepared)
     torch.manual_seed(5)
     tower = Tower(resolved.model.towers["text"])
     save_tower(
@@ -209,7 +209,7 @@ def test_a_handful_of_utterances_is_learnt_by_heart(prepared):
     )
     resolved = resolve(cfg, prepared)
     resolved.run_dir.mkdir(parents=True)
-    module, _ = run_module.fit(resolved, prepared, ZipperData(resolved, prepared), None, None)
+    module, _ = run_module.fit(resolved, prepared, ZipperData.of(resolved, prepared), None, None)
     rows = [prepared.splits["train"][i] for i in range(8)]
     assert total(recognise(module.model, prepared, module.statistics, rows, 8)).errors == 0
     swapped = rows[1:] + rows[:1]
@@ -244,7 +244,7 @@ def test_every_config_loads_and_takes_a_step(file, dataset, utterances):
     del cfg.train.codebook_weights[dataset.codebooks :]
     cfg = resolve(cfg, dataset)
     module = ZipperModule.of(cfg, measure_statistics(dataset))
-    data = ZipperData(cfg, dataset)
+    data = ZipperData.of(cfg, dataset)
     batch = data.steps.batch(0, 0, data.codebooks)
     states = module.model(batch)
     optimiser = torch.optim.AdamW(parameter_groups(module.model, 1e-3, 10.0, 0.01))

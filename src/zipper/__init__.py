@@ -1,9 +1,51 @@
 """Zipper: pre-trained decoder towers, one a modality, joined by gated cross-attention (arXiv 2405.18669).
 
+    model = zipper.Zipper.from_pretrained("assets/zipped")
+    model.transcribe("recording.flac")
+    model.synthesize("why did helen give the blue wallet to the singer", "spoken.wav")
+
+Training: `Zipper.from_towers`, `ZipperData`, `ZipperModule`, and a Trainer of your own. What is imported is
+loaded when it is first used, so that inference needs no Lightning.
+
 Shapes, everywhere in this package:
 
-B batch, T tokens of a tower (Tq, Tk: of the asking and the asked one), Q codebooks (1 for text), D width,
+B batch, T tokens of a tower (Tq, Tk: of the query and the source tower), Q codebooks (1 for text), D width,
 C width of another tower, H heads, K head size, V vocabulary, F codec frames, n samples.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zipper.errors import ConfigError, DataError, TrainingError, ZipperError
+    from zipper.generation.zipper import Written, Zipper
+    from zipper.training.data import ZipperData
+    from zipper.training.module import ZipperModule
+
 __version__ = "0.1.0"
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "TrainingError",
+    "Written",
+    "Zipper",
+    "ZipperData",
+    "ZipperError",
+    "ZipperModule",
+]
+_MODULES = {
+    "Zipper": "zipper.generation.zipper",
+    "Written": "zipper.generation.zipper",
+    "ZipperData": "zipper.training.data",
+    "ZipperModule": "zipper.training.module",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'zipper' has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "zipper.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

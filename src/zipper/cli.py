@@ -117,7 +117,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """decode a split with a trained run (its config.yaml) or with an exported model (its folder)"""
     from zipper.evaluation.place import asked_config, run_folder, where_trained
     from zipper.evaluation.run import evaluate_exported, evaluate_run
-    from zipper.generation.exported import is_exported
+    from zipper.generation.zipper import is_exported
 
     if is_exported(args.config):
         evaluate_exported(args.config, args.settings, args.line)

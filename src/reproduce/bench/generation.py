@@ -13,8 +13,8 @@ from zipper.config import TowerConfig
 from zipper.data.batches import Batch, collate
 from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment, document
-from zipper.generation.exported import load_model, prompt
 from zipper.generation.generate import GREEDY, Generator, read_prompts, write
+from zipper.generation.zipper import Zipper
 from zipper.modalities.layout import FREE, TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
@@ -115,15 +115,15 @@ def llama_on(llama: "LlamaForCausalLM", batch: int) -> None:
 
 def real_time_factor(dataset: EncodedDataset) -> float:
     """Seconds of work a second of speech: text to units to sound, one sentence at a time."""
-    model = load_model(ROOT / "assets/zipped")
+    model = Zipper.from_pretrained(ROOT / "assets/zipped")
     dev = dataset.splits["dev"]
     texts = [dev[i % len(dev)]["text"] for i in range(SPOKEN + 1)]
     work = sound = 0.0
     for turn, text in enumerate(texts):
         started = time.perf_counter()
         ((speech,),) = write(
-            model.model, [prompt(f"{turn}", model.text(text))], ["speech"], model.statistics,
-            model.cfg.decode.by_modality(),
+            model.network, [model.document(f"{turn}", {"text": text})], ["speech"], model.statistics,
+            model.config.decode.by_modality(),
         )  # fmt: skip
         wave = model.codec.decode(speech.content)
         if turn:  # the first one warms up

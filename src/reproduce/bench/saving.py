@@ -13,15 +13,15 @@ from lightning.pytorch.loggers import CSVLogger
 from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
-from zipper.data.module import ZipperData
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
 from zipper.distributed import WholeFiles, check_trainer, encoding, one_device
 from zipper.evaluation.result import versions, write_result
+from zipper.models.resolve import resolve
 from zipper.training.callbacks import GateMonitor, Spikes, Throughput
 from zipper.training.checkpoints import Save
+from zipper.training.data import ZipperData
 from zipper.training.module import ZipperModule
-from zipper.training.resolve import resolve
 
 BLOCK, BLOCKS = 100, 17  # steps of a block; the first block is not counted
 
@@ -96,7 +96,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        trainer.fit(module, ZipperData(cfg, dataset))
+        trainer.fit(module, ZipperData.of(cfg, dataset))
         size = (Path(folder) / "last.ckpt").stat().st_size
     exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # as many of each
     steps = BLOCK * (BLOCKS - 1) // 2

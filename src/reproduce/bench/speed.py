@@ -30,9 +30,9 @@ from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise
 from zipper.evaluation.result import versions, write_result
 from zipper.models.losses import stream_loss
+from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training.module import ZipperModule, parameter_groups
-from zipper.training.resolve import resolve
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from reproduce.report.markdown import section
-from zipper.corpora.utterance import Utterance
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.plot_style import save
-from zipper.generation.exported import load_model, prompt
+from zipper.generation.zipper import Zipper, prompt_of
 from zipper.models.zipper import ZipperModel
 
 PAIRS = (("text", "speech"), ("speech", "text"))  # who looks at whom
@@ -20,16 +19,16 @@ def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
     given = utterance(folder)
     if given is None:
         return []
-    zipped = load_model(model)
-    assert isinstance(zipped.model, ZipperModel)
-    wave = Utterance(given["id"], str(folder / AUDIO), "", "", "").wave(zipped.codec.sample_rate, 30.0)
-    segments = {"text": zipped.text(given["reference"]), "speech": zipped.speech(wave)}
+    zipped = Zipper.from_pretrained(model)
+    assert isinstance(zipped.network, ZipperModel)
+    wave = zipped.read(folder / AUDIO)
+    segments = {"text": zipped.encode("text", given["reference"]), "speech": zipped.encode("speech", wave)}
     files = []
     for pair in PAIRS:  # what is asked is given first, as in recognition or in speaking
-        document = prompt(given["id"], segments[pair[1]], segments[pair[0]])
+        document = prompt_of(given["id"], segments[pair[1]], segments[pair[0]])
         title = f"{given['id']}: {given['reference']}"
         rate = zipped.codec.frame_rate
-        figure = attention_map(zipped.model, document, pair, zipped.tokenizer, rate, title)
+        figure = attention_map(zipped.network, document, pair, zipped.tokenizer, rate, title)
         files += save(figure, figures / f"attention-{'-'.join(pair)}")
     return files
 

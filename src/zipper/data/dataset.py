@@ -199,8 +199,8 @@ def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> Encode
     for part, value in (expected or {}).items():
         if info["fingerprint"].get(part) != value:
             raise DataError(
-                f"The store {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but the "
-                f"config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
+                f"The store {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but "
+                f"the config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
             )
     splits = {split: open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from zipper.clock import Clock
+from zipper.codecs.codec import Codec
 from zipper.codecs.load import load_codec
 from zipper.config import RunConfig, asset
 from zipper.corpora.open import open_corpus
@@ -25,20 +26,24 @@ def given_tokenizer(cfg: RunConfig) -> Tokenizer | None:
 
 
 def prepare(cfg: RunConfig, clock: Clock) -> EncodedDataset:
-    """Opens the store of a config, after making what is missing. Codec and tokenizer are checked first."""
+    """Opens the dataset of a config, after making what is missing. Codec and tokenizer are checked first."""
     check_places(cfg)
-    codec = load_codec(cfg.codec)
-    given = given_tokenizer(cfg)
+    return encode(cfg, clock, load_codec(cfg.codec), given_tokenizer(cfg))
+
+
+def encode(cfg: RunConfig, clock: Clock, codec: Codec, tokenizer: Tokenizer | None) -> EncodedDataset:
+    """As `prepare`, with this codec and tokenizer; none: one is trained on the corpus."""
     with clock.stage("speak"):
         utterances = open_corpus(cfg)
-    texts = (u.text for u in utterances if u.split == "train" and u.text and not unreadable(u.text))
-    subwords = given or Tokenizer.train(texts, cfg.data.subwords)
+    if tokenizer is None:
+        texts = (u.text for u in utterances if u.split == "train" and u.text and not unreadable(u.text))
+        tokenizer = Tokenizer.train(texts, cfg.data.subwords)
     with clock.stage("encode"):
         dataset = prepare_dataset(
             Path(cfg.build) / "stores",
             utterances,
             codec,
-            subwords,
+            tokenizer,
             cfg.codec.batch_seconds,
             cfg.data.max_seconds,
             cfg.train,

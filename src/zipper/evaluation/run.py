@@ -21,7 +21,8 @@ from zipper.evaluation.journal import journal, journal_name, read_pieces, work_o
 from zipper.evaluation.result import Origin, write_predictions, write_result
 from zipper.evaluation.tasks import evaluate_tasks, last_lines, load_speech_scorer
 from zipper.evaluation.tts import SpeechScorer
-from zipper.generation.exported import WEIGHTS, Trained, load_exported, load_trained
+from zipper.generation.zipper import WEIGHTS, load_exported, load_trained
+from zipper.models.building import TrainedModel
 from zipper.run_folder import check_dataset, finished, result_files
 
 
@@ -44,15 +45,15 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     }
     machine = {key: getattr(cfg.train, key) for key in ("accelerator", "devices", "nodes")}
     places = ("folder", "text_folder")  # which may have moved, too
-    moved = {key: getattr(cfg.data, key) or getattr(trained.cfg.data, key) for key in places}
-    data = replace(trained.cfg.data, **moved)
-    cfg = replace(trained.cfg, **asked, data=data, train=replace(trained.cfg.train, **machine))
+    moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in places}
+    data = replace(trained.config.data, **moved)
+    cfg = replace(trained.config, **asked, data=data, train=replace(trained.config.train, **machine))
     speech_scorer, clock = load_speech_scorer(cfg), Clock()
     dataset = prepare(cfg, clock)
     check_dataset(checkpoint, dataset, anew=True)
     ended = folder / finished(cfg).name
-    trained = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else {}
-    origin = Origin(command, commit(), trained.get("steps", 0), trained.get("wall_seconds", 0.0))
+    ran = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else {}
+    origin = Origin(command, commit(), ran.get("steps", 0), ran.get("wall_seconds", 0.0))
     _evaluate(cfg, trained, dataset, checkpoint, origin, speech_scorer, clock, folder)
 
 
@@ -66,7 +67,7 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
     """
     trained, saved = load_exported(exported)
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
-    cfg = replace(trained.cfg, train=replace(trained.cfg.train, **machine))
+    cfg = replace(trained.config, train=replace(trained.config.train, **machine))
     cfg = changed(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
     for part in ("checkpoints", "result.json", "config.yaml"):
         if (cfg.run_dir / part).exists():
@@ -76,7 +77,7 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
             )
     speech_scorer, clock = load_speech_scorer(cfg), Clock()
     dataset = prepare(cfg, clock)
-    for name in trained.model.names:
+    for name in trained.network.names:
         if trained.statistics.reads[name] != reads(dataset, name):
             raise DataError(
                 f"{exported} reads {name} units of {trained.statistics.reads[name]!r}, but the store holds "
@@ -88,13 +89,13 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
 
 
 def _evaluate(
-    cfg: RunConfig, trained: Trained, dataset: EncodedDataset, weights: Path, origin: Origin,
+    cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, weights: Path, origin: Origin,
     speech_scorer: SpeechScorer | None, clock: Clock, folder: Path,
 ) -> None:  # fmt: skip
     leave_group()  # of `prepare`: the first process evaluates, and must not wait for those that are done
     if not first_process():
         return
-    trained.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    trained.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     work = work_of(weights, cfg, speech_scorer.judge.name if speech_scorer else None)
     suffix = _suffix(folder, cfg.evaluate.split, work)
     with journal(folder / journal_name(suffix), work) as kept:

@@ -17,7 +17,7 @@ from zipper.evaluation.result import Origin, chosen_rows, describe_run
 from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
 from zipper.evaluation.scorer import load_asr_scorer
 from zipper.evaluation.tts import SpeechScorer
-from zipper.generation.exported import Trained
+from zipper.models.building import TrainedModel
 
 HEADLINES = (
     "wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "reread_wer", "perplexity",
@@ -34,7 +34,7 @@ def load_speech_scorer(cfg: RunConfig) -> SpeechScorer | None:
 
 
 def evaluate_tasks(
-    trained: Trained,
+    trained: TrainedModel,
     dataset: EncodedDataset,
     cfg: RunConfig,
     origin: Origin,
@@ -47,7 +47,7 @@ def evaluate_tasks(
     """Results by task, in every process of a group, each of which does its share; samples are written into
     the run folder (samplesSUFFIX) and shown to the loggers.
     kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
-    model, statistics, split = trained.model, trained.statistics, cfg.evaluate.split
+    model, statistics, split = trained.network, trained.statistics, cfg.evaluate.split
     results: Results = {}
     if cfg.evaluates("asr"):
         results["asr"] = asr.evaluate_asr(model, dataset, statistics, cfg, origin, kept)

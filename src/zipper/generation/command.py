@@ -10,19 +10,15 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import soundfile as sf
-from torch import Tensor
 from tqdm import tqdm
 
 from zipper.config import changed
-from zipper.corpora.audio import read_wave
 from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
-from zipper.data.statistics import BEYOND
 from zipper.disk import check_place, file_name
 from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import Zipper, load_model, prompt
 from zipper.generation.generate import MOST, GenerationOutput, check, write
-from zipper.hub import model_folder
+from zipper.generation.zipper import Zipper, prompt_of
 
 Order = list[str] | Literal["auto"]
 
@@ -53,15 +49,15 @@ def generate(args: argparse.Namespace) -> None:
     orders = {asked_for.id: order_of(asked_for, args.then) for asked_for in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
-    model = load_model(model_folder(str(args.model)))
-    decode = changed(model.cfg, [f"decode.{word}" for word in args.decode]).decode.by_modality()
+    model = Zipper.from_pretrained(args.model)
+    decode = changed(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
     for asked_for in requests:  # all of them are read before the first is written
         groups.setdefault(" ".join(orders[asked_for.id]), []).append(
             (asked_for, segments_of(model, asked_for))
         )
     for name, group in groups.items():
-        check(model.model, [prompt(one.id, *segments) for one, segments in group], _order(name))
+        check(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
     check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
     log = target / "generated.jsonl"
@@ -72,8 +68,8 @@ def generate(args: argparse.Namespace) -> None:
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
-                prompts = [prompt(asked_for.id, *segments) for asked_for, segments in part]
-                written = write(model.model, prompts, _order(name), model.statistics, decode, args.seed)
+                prompts = [prompt_of(asked_for.id, *segments) for asked_for, segments in part]
+                written = write(model.network, prompts, _order(name), model.statistics, decode, args.seed)
                 for (asked_for, _), segments in zip(part, written, strict=True):
                     stem = target / asked_for.id if args.batch else out.with_suffix("")
                     entry = save(model, asked_for, segments, stem)
@@ -125,7 +121,7 @@ def segments_of(model: Zipper, asked_for: Prompt) -> list[Segment]:
     """The prompt's tokens. Raises ConfigError or DataError that names the request."""
     try:
         return [
-            model.text(value) if kind == "text" else model.speech(_wave(model, value, asked_for.piece))
+            model.encode(kind, value if kind == "text" else model.read(Path(value), *asked_for.piece))
             for kind, value in asked_for.given
         ]
     except (ConfigError, DataError) as error:
@@ -185,8 +181,3 @@ def read_requests(file: Path) -> list[Prompt]:
     if not out:
         raise ConfigError(f"--batch {file} holds no prompt.")
     return list(out.values())
-
-
-def _wave(model: Zipper, file: str, piece: tuple[float, float | None]) -> Tensor:
-    longest = BEYOND * model.statistics.longest.get("speech", 0) / model.codec.frame_rate
-    return read_wave(Path(file), model.codec.sample_rate, *piece, longest, "the {:g} s that this model takes")

@@ -1,6 +1,9 @@
 """The model of a config, and what it starts from."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import nn
 
 from zipper.config import ModelConfig, RunConfig
 from zipper.data.documents import directions
@@ -42,14 +45,41 @@ def trained_before(model: MultimodalModel) -> set[str]:
     return known
 
 
-def build_for_run(cfg: RunConfig, statistics: DatasetStatistics) -> MultimodalModel:
-    """From a run's resolved config and the statistics of its data, with random weights: towers frozen as it
-    says, and zips in use that its tasks need."""
+class TrainedModel(NamedTuple):
+    """A network, the statistics of the data that it is trained on, and its resolved config."""
+
+    network: MultimodalModel
+    statistics: DatasetStatistics
+    config: RunConfig
+
+
+def untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
+    """Random weights, from a resolved config and the statistics of its data: towers are frozen as it says,
+    and the zips that its tasks need are in use."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
-    for name in model.names:
-        if cfg.model.towers[name].frozen:
-            model.tower(name).requires_grad_(False)
-        elif cfg.model.towers[name].lora:
-            train_lora_alone(model.tower(name))
     model.used = directions(cfg.train.tasks.shares())
-    return model
+    set_trainable(model, cfg.model)
+    return TrainedModel(model, statistics, cfg)
+
+
+def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
+    """Frozen towers and zips of idle directions do not learn, and of towers with LoRA nothing else does."""
+    for name in model.names:
+        if cfg.towers[name].frozen:
+            model.tower(name).requires_grad_(False)
+        elif cfg.towers[name].lora:
+            train_lora_alone(model.tower(name))
+    for part in idle_parts(model).values():
+        part.requires_grad_(False)
+
+
+def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
+    """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
+    if not isinstance(model, ZipperModel):
+        return {}
+    return {
+        f"zips.{stage}.{query}_from_{source}": model.zip(stage, query, source)
+        for stage in range(model.stages)
+        for query, source in model.pairs
+        if (query, source) not in model.used
+    }

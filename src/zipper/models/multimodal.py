@@ -1,5 +1,7 @@
 """What training, writing and evaluating need of a model, be it a Zipper or the Single Decoder."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +61,9 @@ class MultimodalModel(nn.Module):
     def zip(self, stage: int, query: str, source: str) -> ZipBlock:
         """Of a stage, in one direction."""
         raise NotImplementedError
+
+    def set_times(self, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None) -> None:
+        """Tells the zips how fast tokens follow one another; without zips, nothing is to be told."""
 
     def times(
         self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None

@@ -73,16 +73,13 @@ class ZipperModel(MultimodalModel):
     def __init__(
         self, cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
     ) -> None:
-        """They place all towers on one axis of time. rates: tokens a second of each tower, on average.
-        seconds: what each token of a tower's first codebook is expected to take, [V]; else 1 / rate."""
+        """rates, seconds: as `set_times`."""
         super().__init__(cfg)
-        self.rates = rates
-        for name in self.names:
-            rows = cfg.towers[name].vocabulary
-            each = (seconds or {}).get(name) or [1 / rates[name]] * rows
-            each = each + [0.0] * (rows - len(each))  # a padded embedding has more rows than the tokenizer
-            # Not of the checkpoint: they come with its facts.
-            self.register_buffer(f"seconds_{name}", torch.tensor(each), persistent=False)
+        for name in self.names:  # not of the checkpoint: they come with its statistics
+            self.register_buffer(
+                f"seconds_{name}", torch.zeros(cfg.towers[name].vocabulary), persistent=False
+            )
+        self.set_times(rates, seconds)
         towers = {name: cfg.towers[name] for name in self.names}
         self.towers = nn.ModuleDict({name: Tower(tower) for name, tower in towers.items()})
         self.stages = min(t.layers // t.interval for t in towers.values()) if self.pairs else 0
@@ -97,6 +94,18 @@ class ZipperModel(MultimodalModel):
             {n: InputProjection(t.input_projection, t.width) for n, t in projected.items()}
         )
         self.next_modality_heads = self.make_next_modality_heads()
+
+    def set_times(self, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None) -> None:
+        """Puts all towers on one axis of time. rates: tokens a second of each tower, on average. seconds:
+        what each token of a tower's first codebook is expected to take, [V]; else 1 / rate."""
+        self.rates = rates
+        for name in self.names:
+            buffer = self.get_buffer(f"seconds_{name}")
+            each = (seconds or {}).get(name) or [1 / rates[name]] * len(buffer)
+            each = each + [0.0] * (
+                len(buffer) - len(each)
+            )  # a padded embedding has more rows than the tokenizer
+            buffer.copy_(torch.tensor(each))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """As MultimodalModel."""

@@ -1,8 +1,9 @@
 """Training only: losses, logging, optimiser. The network itself knows nothing of Lightning."""
 
+import json
 import math
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -10,35 +11,47 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig, from_dict, to_dict
+from zipper.config import RunConfig, changed, to_dict
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import TrainingError
-from zipper.models.building import build_for_run
+from zipper.models.building import idle_parts, set_trainable, untrained
 from zipper.models.losses import mask_history, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
-from zipper.models.zipper import ZipperModel
 from zipper.training.engine import shard
 
 NAMED = 8  # utterances named where a step fails
 
 
+class Trainable(Protocol):
+    """What a `zipper.Zipper` and a TrainedModel share."""
+
+    @property
+    def network(self) -> MultimodalModel: ...
+    @property
+    def statistics(self) -> DatasetStatistics: ...
+    @property
+    def config(self) -> RunConfig: ...
+
+
 class ZipperModule(L.LightningModule):
     """A Zipper or a Single Decoder in training; a Zipper of one tower is plain pre-training."""
 
-    def __init__(self, cfg: dict[str, Any], statistics: dict[str, Any]) -> None:
-        """cfg: of a resolved RunConfig, facts: of the store, both as plain dicts, so that checkpoints load
-        with weights_only=True.
+    def __init__(self, model: Trainable, **settings: Any) -> None:
+        """model: its network learns. settings: of `train` (lr, warmup, ...), over those of the model's
+        config.
+
+        Checkpoints keep config and statistics as plain dicts, so that they load with weights_only=True.
+        Raises ConfigError on a setting that is unknown or out of range.
         """
         super().__init__()
-        self.save_hyperparameters()
-        self.cfg: RunConfig = from_dict(cfg)
-        self.statistics = DatasetStatistics(**statistics)
-        self.model = build_for_run(self.cfg, self.statistics)
+        overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
+        self.cfg = changed(model.config, overrides) if settings else model.config
+        self.statistics, self.model = model.statistics, model.network
+        self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
+        set_trainable(self.model, self.cfg.model)  # of the directions in use, which data may have narrowed
         self.idle = idle_parts(self.model)
-        for part in self.idle.values():
-            part.requires_grad_(False)
         self.sharded = False
         self.held: list[Batch] = []  # of the step that is being made
         self.capped: dict[str, float] = {}  # by task: error rate on dev at the last validation
@@ -51,8 +64,8 @@ class ZipperModule(L.LightningModule):
 
     @classmethod
     def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
-        """From a resolved config."""
-        return cls(to_dict(cfg), statistics.to_dict())
+        """With random weights, from a resolved config."""
+        return cls(untrained(cfg, statistics))
 
     def configure_model(self) -> None:
         """Lightning's hook, in every process before it trains: shards, where the strategy does."""
@@ -171,29 +184,17 @@ class ZipperModule(L.LightningModule):
         else:
             optimiser = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
 
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else train.steps
+
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / max(train.warmup, 1))
             fall = (
-                0.5 * (1 + math.cos(math.pi * min(step / train.steps, 1.0)))
-                if train.schedule == "cosine"
-                else 1.0
+                0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))) if train.schedule == "cosine" else 1.0
             )
             return rise * fall
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
-    """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
-    if not isinstance(model, ZipperModel):
-        return {}
-    return {
-        f"zips.{stage}.{query}_from_{source}": model.zip(stage, query, source)
-        for stage in range(model.stages)
-        for query, source in model.pairs
-        if (query, source) not in model.used
-    }
 
 
 def parameter_groups(

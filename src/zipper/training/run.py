@@ -14,7 +14,6 @@ from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.data.dataset import EncodedDataset
-from zipper.data.module import ZipperData
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics, reads, reads_all
 from zipper.disk import check_places
@@ -31,12 +30,13 @@ from zipper.evaluation.tasks import evaluate_tasks, headlines, last_lines, load_
 from zipper.evaluation.transcripts import check_recordings
 from zipper.evaluation.tts import SpeechScorer
 from zipper.evaluation.unimodal import alone
-from zipper.generation.exported import Trained, load_trained, save_model
+from zipper.generation.zipper import load_trained, save_exported
 from zipper.hashes import KEPT
-from zipper.models.building import load_pretrained
+from zipper.models.building import TrainedModel, load_pretrained
 from zipper.models.pretrained import save_tower, tower_hashes
+from zipper.models.resolve import check_towers, resolve
 from zipper.models.single_decoder import SingleDecoderModel
-from zipper.models.zipper import ZipperModel
+from zipper.models.whiten import start_zips
 from zipper.run_folder import (
     check_dataset,
     claim_run_dir,
@@ -54,12 +54,9 @@ from zipper.training.callbacks import (
     Throughput,
 )
 from zipper.training.checkpoints import Best, Save
+from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers
 from zipper.training.module import ZipperModule
-from zipper.training.resolve import check_towers, resolve
-from zipper.training.whiten import rescale_zips, whiten_zips
-
-MEASURED = 256  # documents that the zips' start is measured on
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     clock = Clock()
     dataset = prepare(cfg, clock)
     cfg = resolve(cfg, dataset)
-    data = ZipperData(cfg, dataset)
+    data = ZipperData.of(cfg, dataset)
     if speech_scorer:
         check_recordings(chosen_rows(dataset, cfg, "tts"))
     checkpoint = claim_run_dir(cfg)
@@ -102,12 +99,12 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
         work_of(checkpoint, cfg, speech_scorer.judge.name if speech_scorer else None),
     ) as kept:
         trained = load_trained(checkpoint)
-        trained.model.to(trainer.strategy.root_device)
+        trained.network.to(trainer.strategy.root_device)
         return _finish(cfg, trained, dataset, data, origin, speech_scorer, trainer, clock, kept)
 
 
 def _finish(
-    cfg: RunConfig, trained: Trained, dataset: EncodedDataset, data: ZipperData, origin: Origin,
+    cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, data: ZipperData, origin: Origin,
     speech_scorer: SpeechScorer | None, trainer: L.Trainer, clock: Clock, kept: Journal,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluates, draws, and writes down all that makes a run a finished one."""
@@ -115,10 +112,10 @@ def _finish(
         results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, trainer.loggers, kept)
         if not trainer.is_global_zero:  # one process writes
             return {}
-        if len(trained.model.names) > 1:
+        if len(trained.network.names) > 1:
             more = {
-                "flops_per_token": flops_per_token(trained.model, data.steps),
-                "alone": alone(trained.model, dataset, trained.statistics, cfg),
+                "flops_per_token": flops_per_token(trained.network, data.steps),
+                "alone": alone(trained.network, dataset, trained.statistics, cfg),
                 "curves": curves(cfg.run_dir),
             }
             for result in results.values():
@@ -128,7 +125,7 @@ def _finish(
         drawn = (
             dataset.splits[cfg.evaluate.split][0] if task == "loss" else chosen_rows(dataset, cfg, task)[0]
         )
-        pictures = draw_run(cfg.run_dir, trained.model, dataset, drawn, results)
+        pictures = draw_run(cfg.run_dir, trained.network, dataset, drawn, results)
         log_figures(trainer.loggers, pictures, origin.steps)
     for logger in trainer.loggers:
         logger.log_metrics(headlines(results), step=origin.steps)
@@ -170,11 +167,8 @@ def fit(
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     module = ZipperModule.of(cfg, measure_statistics(dataset, cfg.data.only, towers))
     load_pretrained(module.model)
-    if checkpoint is None and isinstance(module.model, ZipperModel):
-        if cfg.model.zip.whiten:
-            whiten_zips(module.model, data.steps.first(MEASURED))
-        if cfg.model.zip.rescale:
-            rescale_zips(module.model, data.steps.first(MEASURED))
+    if checkpoint is None:
+        start_zips(module.model, cfg.model.zip, data.steps)
     prepare_layers(module.model, cfg.train)
     if module.idle:
         print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
@@ -257,7 +251,7 @@ def _kept_id(cfg: RunConfig) -> dict[str, Any]:
     return {"id": file.read_text(encoding="utf-8"), "resume": "allow"} if file.exists() else {}
 
 
-def export(cfg: RunConfig, trained: Trained, dataset: EncodedDataset, results: dict[str, Any]) -> None:
+def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, results: dict[str, Any]) -> None:
     """A tower, into a folder that `init` can name; or the zipped model, into one to generate from."""
     folder, first = Path(cfg.export or ""), next(iter(results.values()))
     made = {
@@ -266,9 +260,9 @@ def export(cfg: RunConfig, trained: Trained, dataset: EncodedDataset, results: d
         "steps": first["steps"],
         "minutes": round(first["wall_seconds"] / 60, 1),
     }
-    model = trained.model
+    model = trained.network
     if len(model.names) > 1 and model.used:
-        save_model(folder, trained, dataset.tokenizer, {**made, **headlines(results)})
+        save_exported(folder, trained, dataset.tokenizer, {**made, **headlines(results)})
         return
     single = isinstance(model, SingleDecoderModel)
     tower = model.decoder if isinstance(model, SingleDecoderModel) else model.tower(model.names[0])

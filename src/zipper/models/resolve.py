@@ -1,14 +1,17 @@
-"""Fills in what only the store and the pre-trained towers know: vocabularies, codebooks, shapes."""
+"""Fills in what only the data and the pre-trained towers know: vocabularies, codebooks, shapes."""
 
 from dataclasses import fields, replace
+from typing import NamedTuple
 
+from zipper.codecs.codec import Codec
 from zipper.config import TASKS, RunConfig, TowerConfig
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.data.dataset import EncodedDataset
-from zipper.data.statistics import reads, reads_all
+from zipper.data.statistics import reads
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
-from zipper.modalities.delay import vocabulary
+from zipper.modalities.delay import Pattern, vocabulary
+from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.pretrained import tower_info, with_shape_of
 
 BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has of its own in a single decoder
@@ -28,26 +31,71 @@ def check_towers(cfg: RunConfig) -> None:
         replace(cfg.model, towers=towers).check_widths()
 
 
+class Units(NamedTuple):
+    """What the towers read. reads: name of the codec or tokenizer of each modality; sizes: its vocabulary and
+    number of codebooks; specials: ids of BOS and EOS of text."""
+
+    reads: dict[str, str]
+    sizes: dict[str, tuple[int, int]]
+    specials: list[int]
+    pattern: Pattern
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, codec: Codec, pattern: Pattern) -> "Units":
+        """Of data that is yet to be encoded."""
+        return cls(
+            {"text": tokenizer.fingerprint, "speech": codec.fingerprint},
+            {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(codec.codes), codec.codebooks)},
+            [tokenizer.bos, tokenizer.eos],
+            pattern,
+        )
+
+    @classmethod
+    def of_dataset(cls, dataset: EncodedDataset) -> "Units":
+        """Of data that is encoded."""
+        tokenizer = dataset.tokenizer
+        return cls(
+            {name: reads(dataset, name) for name in ("text", "speech")},
+            {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(dataset.codes), dataset.codebooks)},
+            [tokenizer.bos, tokenizer.eos],
+            dataset.pattern,
+        )
+
+    @property
+    def reads_all(self) -> str:
+        """Names the units of a decoder that has learnt all of them."""
+        return " + ".join(self.reads.values())
+
+
 def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
     """The config with every tower's shape settled.
 
-    Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the store holds.
+    Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the data has, or
+    was trained on sentences that the data holds out.
     """
     _check_tasks(cfg)
-    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != dataset.codebooks:
+    cfg = resolve_units(cfg, Units.of_dataset(dataset))
+    if cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None:
+        for name in cfg.model.modalities:
+            _check_sentences(name, cfg.model.towers[name].init, dataset)
+    return cfg
+
+
+def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
+    """As `resolve`, before there is data."""
+    _, books = units.sizes["speech"]
+    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != books:
         raise ConfigError(
-            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {dataset.codebooks} "
-            "codebooks. "
+            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {books} codebooks. "
             "Give so many, or none."
         )
-    grammar = cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None
     single = cfg.model.kind == "single_decoder"
     towers: dict[str, TowerConfig] = {}
     for name in cfg.model.modalities:
         tower = cfg.model.towers[name]
         if single and towers:
             tower = _as_wide_as(next(iter(towers.values())), name, tower)
-        towers[name] = _settle(name, tower, dataset, grammar, single)
+        towers[name] = _settle(name, tower, units, single)
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
@@ -82,49 +130,29 @@ def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerCon
     return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
 
 
-def _settle(
-    name: str, tower: TowerConfig, dataset: EncodedDataset, grammar: bool, single: bool
-) -> TowerConfig:
-    own = {
-        "text": (dataset.tokenizer.vocabulary, 1),
-        "speech": (vocabulary(dataset.codes), dataset.codebooks),
-    }
-    if name not in own:
-        raise ConfigError(f"model.modalities names {name!r}, but this store holds only {sorted(own)}.")
-    count, books = own[name]
+def _settle(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
+    if name not in units.sizes:
+        raise ConfigError(
+            f"model.modalities names {name!r}, but this store holds only {sorted(units.sizes)}."
+        )
+    count, books = units.sizes[name]
     if tower.init:
         folder = model_folder(tower.init)
         info = tower_info(folder)
-        known = {reads(dataset, name), *([reads_all(dataset)] if single else [])}
+        known = {units.reads[name], *([units.reads_all] if single else [])}
         if info["reads"] not in known:
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the store "
-                f"holds {reads(dataset, name)!r}. Use the codec or tokenizer "
+                f"holds {units.reads[name]!r}. Use the codec or tokenizer "
                 "of that tower, or pre-train one on these."
             )
         learnt = info.get("pattern", "delay")
-        if info["reads"] != reads(dataset, "text") and learnt != dataset.pattern and dataset.codebooks > 1:
+        if info["reads"] != units.reads["text"] and learnt != units.pattern and units.sizes["speech"][1] > 1:
             raise ConfigError(
-                f"codec.pattern={dataset.pattern}, but model.towers.{name}.init={tower.init} was trained on "
+                f"codec.pattern={units.pattern}, but model.towers.{name}.init={tower.init} was trained on "
                 f"{learnt}. Use that, or pre-train one on this."
             )
-        train = dataset.splits["train"]
-        if (
-            grammar
-            and info["trained_on"]
-            not in (
-                None,  # a model of elsewhere
-                dataset.info["trained_on"],
-                sentences_hash(train[:FIRST]["text"]),  # a part of this training split
-            )
-        ):
-            raise DataError(
-                f"model.towers.{name}.init={tower.init} was trained on other sentences of the grammar than "
-                "this store's training split, so dev and test may hold some of them. Keep the data.seed and "
-                f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
-                "share of the training split), or pre-train towers on this store."
-            )
-        if info["reads"] == reads_all(dataset):  # a grown decoder, whose rows are those of all modalities
+        if info["reads"] == units.reads_all:  # a grown decoder, whose rows are those of all modalities
             shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
@@ -133,16 +161,28 @@ def _settle(
     if name == "text":
         # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
         # held to.
-        tower = replace(tower, specials=[dataset.tokenizer.bos, dataset.tokenizer.eos])
+        tower = replace(tower, specials=units.specials)
         count = max(count, tower.vocabulary if tower.init else 0)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
             f"store has {count} and {books}. Leave both out."
         )
-    if tower.pattern not in ("delay", dataset.pattern):
+    if tower.pattern not in ("delay", units.pattern):
         raise ConfigError(
-            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={dataset.pattern}. Leave it out."
+            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={units.pattern}. Leave it out."
         )
-    pattern = "delay" if name == "text" else dataset.pattern
+    pattern = "delay" if name == "text" else units.pattern
     return replace(tower, vocabulary=count, codebooks=books, pattern=pattern)
+
+
+def _check_sentences(name: str, init: str | None, dataset: EncodedDataset) -> None:
+    known = tower_info(model_folder(init))["trained_on"] if init else None  # none: a model of elsewhere
+    train = dataset.splits["train"]
+    if known not in (None, dataset.info["trained_on"], sentences_hash(train[:FIRST]["text"])):
+        raise DataError(
+            f"model.towers.{name}.init={init} was trained on other sentences of the grammar than "
+            "this store's training split, so dev and test may hold some of them. Keep the data.seed and "
+            f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
+            "share of the training split), or pre-train towers on this store."
+        )

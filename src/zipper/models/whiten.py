@@ -11,14 +11,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from zipper.config import ZipConfig
 from zipper.data.batches import collate
 from zipper.data.documents import Document
-from zipper.models.multimodal import Pair
+from zipper.data.schedule import BatchSchedule
+from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.zip_block import ZipBlock
 from zipper.models.zipper import ZipperModel
 
+MEASURED = 256  # documents that the zips' start is measured on
 FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
 TOGETHER = 16  # documents
+
+
+def start_zips(model: MultimodalModel, cfg: ZipConfig, steps: BatchSchedule) -> None:
+    """Whitens and rescales the zips of a new model, where its config wants it, by documents of the
+    training."""
+    if isinstance(model, ZipperModel):
+        if cfg.whiten:
+            whiten_zips(model, steps.first(MEASURED))
+        if cfg.rescale:
+            rescale_zips(model, steps.first(MEASURED))
 
 
 @torch.no_grad()

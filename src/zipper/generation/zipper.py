@@ -1,0 +1,341 @@
+"""`zipper.Zipper`: pre-trained towers joined by zips, with the tokenizer and the codec of their tokens.
+
+An exported model:  zipper.safetensors   zipper.json: config, statistics, hash, figures   tokenizer.json
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Literal, NamedTuple
+
+import soundfile as sf
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from zipper.checkpoint_files import read_checkpoint
+from zipper.codecs.codec import Codec, sha256
+from zipper.codecs.load import load_codec
+from zipper.config import RunConfig, changed, from_dict, read_json, to_dict
+from zipper.corpora.audio import read_wave
+from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
+from zipper.data.statistics import BEYOND, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
+from zipper.errors import ConfigError, DataError, refusal
+from zipper.generation.generate import GenerationOutput, Stop, check, write
+from zipper.hub import model_folder, push
+from zipper.modalities.normalise import normalise, unreadable
+from zipper.modalities.tokenizer import Tokenizer
+from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable, untrained
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.resolve import Units, resolve_units
+
+WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
+Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
+
+
+class Written(NamedTuple):
+    """A segment that was generated. value: str, or a waveform float32 [n] at `Zipper.sample_rate`."""
+
+    modality: str
+    value: str | Tensor
+    finish_reason: Stop
+
+
+class Zipper(nn.Module):
+    """Recognises speech and speaks text; made of pre-trained towers, or loaded as it was trained.
+
+    network: towers and zips. tokenizer, codec: of text and speech. statistics: of the data that it was
+    trained on (lengths, rates). config: how it was made and trained.
+    """
+
+    def __init__(
+        self,
+        network: MultimodalModel,
+        statistics: DatasetStatistics,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        codec: Codec,
+    ) -> None:
+        super().__init__()
+        self.network, self.statistics, self.config = network, statistics, config
+        self.tokenizer, self.codec = tokenizer, codec
+
+    @classmethod
+    def from_towers(
+        cls,
+        *,
+        interval: Mapping[str, int] | None = None,
+        frozen: Sequence[str] = (),
+        seed: int = 0,
+        overrides: Sequence[str] = (),
+        **towers: str | Path,
+    ) -> "Zipper":
+        """Joins pre-trained decoders by zips that are yet to be trained (paper, section 3.1).
+
+        towers: by modality (text, speech), a folder or user/name of the hub: a tower that was pre-trained
+        here, or a language model of the Llama family. interval: layers from one zip to the next, by modality;
+        2 where nothing is said. frozen: modalities whose tower stays as it is. seed: of the zips. overrides:
+        `key=value` settings, as on the command line (model.zip.whiten=true).
+
+        Raises ConfigError on a modality or setting that there is not, DataError on a folder that holds no
+        tower, or one that reads other units than `config.codec` and the text tower's tokenizer give.
+        """
+        interval = interval or {}
+        if unknown := sorted({*frozen, *interval} - {*towers}):
+            raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
+        settings = [f"model.modalities={json.dumps([*towers])}", f"seed={seed}"]
+        for name, init in towers.items():
+            settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]
+            settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
+        config = changed(RunConfig(), [*settings, *overrides])
+        if "text" not in towers:
+            raise ConfigError("text=... is missing: its tower's folder holds the tokenizer.")
+        tokenizer = Tokenizer.load(model_folder(str(towers["text"])) / TOKENIZER)
+        codec = load_codec(config.codec)
+        units = Units.of(tokenizer, codec, config.codec.pattern)
+        config = resolve_units(config, units)
+        rates = {"text": SUBWORDS_PER_SECOND, "speech": codec.frame_rate}
+        statistics = DatasetStatistics("", units.reads, rates, {}, {}, {}, {})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = build_model(config.model, rates)
+        load_pretrained(network)
+        set_trainable(network, config.model)
+        return cls(network, statistics, config, tokenizer, codec)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "Zipper":
+        """A trained model, in eval: a folder that `save_pretrained` or `export=` wrote, a run's folder, or
+        user/name of one on the hub. On a GPU where there is one.
+
+        Raises ConfigError where the folder holds no model, DataError where a part is damaged or does not fit.
+        """
+        folder = model_folder(str(name))
+        if is_exported(folder):
+            trained, _ = load_exported(folder)
+        elif (folder / "config.yaml").is_file():
+            checkpoint = folder / "checkpoints" / "best.ckpt"
+            if not checkpoint.is_file():
+                raise ConfigError(
+                    f"{folder} has no checkpoints/best.ckpt yet: its training has not come to a validation."
+                )
+            trained = load_trained(checkpoint)
+        else:
+            raise ConfigError(
+                f"{folder} is no model: it holds neither {INFO} (an exported model) nor config.yaml (a run). "
+                "Run `make train`, or name assets/zipped."
+            )
+        network, statistics, config = trained
+        codec, tokenizer = load_codec(config.codec), Tokenizer.load(folder / TOKENIZER)
+        for modality, own in (("speech", codec.fingerprint), ("text", tokenizer.fingerprint)):
+            if modality in network.names and statistics.reads[modality] != own:
+                raise DataError(
+                    f"{folder} reads {modality} units of {statistics.reads[modality]!r}, but these are "
+                    f"{own!r}."
+                )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(network.eval().to(device), statistics, config, tokenizer, codec)
+
+    def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
+        """Writes what `from_pretrained` reads, weights in half precision. figures: what else zipper.json is
+        to say: how it was made, how good it is."""
+        trained = TrainedModel(self.network, self.statistics, self.config)
+        save_exported(Path(folder), trained, self.tokenizer, figures)
+
+    def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
+        """Takes the tasks of a config, whose model is this one's, and the statistics of its data:
+        `ZipperData` calls it."""
+        self.config, self.statistics = config, statistics
+        self.network.set_times(statistics.rates, statistics.seconds)
+        self.network.used = directions(config.train.tasks.shares())
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms that it reads and generates, in Hz."""
+        return self.codec.sample_rate
+
+    def transcribe(self, audio: str | Path | Tensor) -> str:
+        """The words of a recording: a file of any kind that libsndfile reads, or float32 [n] at
+        `sample_rate`.
+
+        Raises DataError on audio that cannot be used, ConfigError on audio that is too long, or where the
+        model was not trained to recognise speech.
+        """
+        [[text]] = self.generate([{"speech": audio}], ["text"])
+        assert isinstance(text.value, str)
+        return text.value
+
+    def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
+        """Speech for a text: float32 [n] at `sample_rate`, also written to `file` (.wav, .flac) where one is
+        named.
+
+        Raises ConfigError on text that has no reading, or is too long, or where the model was not trained to
+        speak.
+        """
+        [[speech]] = self.generate([{"text": text}], ["speech"])
+        assert isinstance(speech.value, Tensor)
+        if file is not None:
+            sf.write(file, speech.value.clamp(-1, 1).numpy(), self.sample_rate)
+        return speech.value
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        order: Sequence[str] | Literal["auto"],
+        *,
+        seed: int = 0,
+        overrides: Sequence[str] = (),
+    ) -> list[list[Written]]:
+        """After each prompt a segment of each modality of `order`, each read from the segment before it;
+        auto: the model chooses (paper, section 3.2). Prompts of one call are decoded together, and do not
+        depend on one another.
+
+        seed: of sampling. overrides: `speech.temperature=0.7`, `text.beams=4`, ...: decoding, if not as the
+        model's config has it. Raises ConfigError on a prompt or an order that the model was not trained for.
+        """
+        documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
+        decode = changed(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()
+        was_training = self.training
+        self.eval()
+        found = write(self.network, documents, order, self.statistics, decode, seed)
+        self.train(was_training)
+        return [[Written(o.modality, self.decode(o), o.stopped) for o in outputs] for outputs in found]
+
+    def document(self, name: str, prompt: Prompt) -> Document:
+        """A prompt's tokens. Raises as `encode`, and ConfigError where the model reads no such modality."""
+        if len(prompt) != 1:
+            raise ConfigError(f"A prompt is one segment, as {{'text': 'hello'}}; this one has {len(prompt)}.")
+        [(modality, value)] = prompt.items()
+        if modality == "speech" and isinstance(value, str | Path):
+            value = self.read(Path(value))
+        return prompt_of(name, self.encode(modality, value))
+
+    def read(self, file: Path, start: float = 0.0, seconds: float | None = None) -> Tensor:
+        """A recording, or a piece of it: float32 [n] at `sample_rate`. Raises DataError where it cannot be
+        read or is longer than the model accepts."""
+        longest = BEYOND * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
+        return read_wave(file, self.sample_rate, start, seconds, longest, "the {:g} s that this model takes")
+
+    def encode(self, modality: str, value: str | Tensor) -> Segment:
+        """The tokens of a text, or of a waveform float32 [n] at `sample_rate`, as a prompt has them.
+
+        Raises ConfigError where the text is empty or has no one reading, or the value is too long.
+        """
+        self._check_trained(modality)
+        if isinstance(value, str):
+            return self._encode_text(value)
+        (codes,) = self.codec.encode([value])
+        frames = codes.shape[1]
+        self._check_length(
+            "speech", frames, f"the audio has {frames / self.codec.frame_rate:.1f} s, {frames} frames"
+        )
+        return speech_segment(codes, self.codec.codes, 0.0, self.config.codec.pattern)
+
+    def decode(self, output: GenerationOutput) -> str | Tensor:
+        """The text of a generated segment, or its waveform float32 [n]."""
+        if output.modality == "text":
+            return self.tokenizer.decode(output.content[0].tolist())
+        return self.codec.decode(output.content)
+
+    def check(self, documents: Sequence[Document], order: Sequence[str] | Literal["auto"]) -> None:
+        """Raises ConfigError where `generate` would."""
+        check(self.network, documents, order)
+
+    def push_to_hub(self, repository: str, folder: str | Path, private: bool = False) -> str:
+        """Saves the model into a folder and uploads it to user/name with the user's own token (HF_TOKEN);
+        returns its address. Raises DataError where the hub refuses or cannot be reached."""
+        self.save_pretrained(folder)
+        return push(Path(folder), repository, private)
+
+    def _encode_text(self, text: str) -> Segment:
+        if reason := unreadable(text):
+            raise ConfigError(f"{shorten(text, 60)!r} {reason}")
+        normal = normalise(text)
+        if not normal:
+            raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
+        ids = self.tokenizer.encode(normal)
+        self._check_length("text", len(ids), f"{shorten(normal, 60)!r} has {len(ids)} subwords")
+        return text_segment(ids, self.tokenizer, 0.0)
+
+    def _check_trained(self, modality: str) -> None:
+        if modality not in self.network.names:
+            known = ", ".join(self.network.names)
+            raise ConfigError(f"This model has no tower for {modality}, only for {known}.")
+        if modality not in self.statistics.longest:
+            raise ConfigError(
+                "This model has not been trained: its zips are random. Fit a ZipperModule of it, or load a "
+                "trained one (Zipper.from_pretrained)."
+            )
+
+    def _check_length(self, name: str, length: int, what: str) -> None:
+        most = int(BEYOND * self.statistics.longest[name])
+        if length > most:
+            raise ConfigError(
+                f"{what}; this model was trained on at most {self.statistics.longest[name]}, and accepts at "
+                f"most {most}. Cut it into sentences."
+            )
+
+
+def prompt_of(name: str, *segments: Segment) -> Document:
+    """What is given, before anything is written."""
+    return Document(name, list(segments), multimodal=True)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is one that `save_exported` wrote."""
+    return (folder / INFO).is_file()
+
+
+def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
+    """Weights in half precision, and all that it takes to use them. figures: how it was made, how good."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = trained.network.state_dict()
+    save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
+    tokenizer.save(folder / TOKENIZER)
+    info = {
+        **figures,
+        "sha256": sha256(folder / WEIGHTS),
+        "statistics": trained.statistics.to_dict(),
+        "config": to_dict(trained.config),
+    }
+    (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
+    """The model of a folder that `save_exported` wrote, in eval, and what its JSON says. Raises DataError
+    where a part is damaged or does not fit."""
+    saved = read_json(folder / INFO)
+    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
+        raise DataError(
+            f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
+        )
+    weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
+    config, statistics = from_dict(saved["config"]), saved_statistics(saved)
+    return _filled(
+        config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
+    ), saved
+
+
+def load_trained(checkpoint: Path) -> TrainedModel:
+    """The model of a training's checkpoint, in eval. Raises DataError as `read_checkpoint`, and where other
+    code wrote it."""
+    saved = read_checkpoint(checkpoint)
+    kept = saved.get("hyper_parameters", {})
+    if "cfg" not in kept:
+        raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
+    weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
+    why = f"{checkpoint} cannot be loaded into this version's model: use the version that wrote it"
+    return _filled(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+
+
+def _filled(
+    config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
+) -> TrainedModel:
+    trained = untrained(config, statistics)
+    try:
+        trained.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{why} ({refusal(error)}).") from error
+    trained.network.eval()
+    return trained

@@ -1,0 +1,136 @@
+"""The LightningDataModule over an encoded dataset."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from zipper.clock import Clock
+from zipper.config import ROOT, TASKS, RunConfig, changed
+from zipper.corpora.utterance import SPLITS
+from zipper.data.batches import Batch
+from zipper.data.dataset import EncodedDataset
+from zipper.data.prepare import encode
+from zipper.data.schedule import BatchSchedule, MicroBatches, ResumableSampler
+from zipper.data.statistics import measure_statistics
+from zipper.disk import check_places
+from zipper.errors import ConfigError
+from zipper.generation.zipper import Zipper
+from zipper.hashes import KEPT
+from zipper.models.pretrained import tower_hashes
+from zipper.models.resolve import resolve
+from zipper.models.whiten import start_zips
+from zipper.stop import leave_to_parent
+
+
+class ZipperData(L.LightningDataModule):
+    """Batches of the training split by step, and of the dev split once through.
+
+    A step's batch follows from seed and step alone; each process takes its slice of it, so a Trainer of
+    several devices needs `use_distributed_sampler=False`.
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        model: Zipper,
+        *,
+        tasks: Mapping[str, float] | None = None,
+        overrides: Sequence[str] = (),
+    ) -> None:
+        """Encodes a corpus with the model's tokenizer and codec, unless that was done before, and gives the
+        model the statistics of it; a model that is new starts its zips from them (model.zip.whiten,
+        .rescale).
+
+        corpus: as `data.corpus`, or a section file of it (librispeech). tasks: their shares, by count.
+        overrides: `key=value` settings, as on the command line (data.folder=..., train.tokens=4096).
+
+        Raises ConfigError on settings that cannot be, DataError on data that cannot be used.
+        """
+        section = "data" if (ROOT / "configs" / "data" / f"{corpus}.yaml").is_file() else "data.corpus"
+        shares = (
+            {task: float((tasks or {}).get(task, 0)) for task in (*TASKS, *(tasks or {}))} if tasks else {}
+        )
+        settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
+        cfg = changed(model.config, [f"{section}={corpus}", *settings, *overrides])
+        check_places(cfg)
+        dataset = encode(cfg, Clock(), model.codec, model.tokenizer)
+        cfg = resolve(cfg, dataset)
+        if cfg.model.towers != model.config.model.towers:
+            raise ConfigError("overrides change a tower: give them to Zipper.from_towers.")
+        trained_before = bool(model.statistics.fingerprint)
+        chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
+        towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
+        model.train_on(cfg, measure_statistics(dataset, cfg.data.only, towers))
+        self._open(cfg, dataset)
+        if not trained_before:
+            start_zips(model.network, cfg.model.zip, self.steps)
+
+    @classmethod
+    def of(cls, cfg: RunConfig, dataset: EncodedDataset) -> "ZipperData":
+        """Of a resolved config, and the dataset that it leads to."""
+        data = cls.__new__(cls)
+        data._open(cfg, dataset)
+        return data
+
+    def _open(self, cfg: RunConfig, dataset: EncodedDataset) -> None:
+        super().__init__()
+        self.cfg, self.dataset = cfg, dataset
+        self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
+        # Mistakes in the sizes show here, before a Trainer exists; those of the other splits too.
+        for split in SPLITS[1:]:
+            self._steps(split, cfg.train.tasks.shares(), 1)
+        self.steps = self._steps(
+            "train", cfg.train.tasks.shares(), cfg.train.devices * cfg.train.nodes * cfg.train.accumulate
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        trainer, train = self.trainer, self.cfg.train
+        assert trainer is not None
+        accumulate = trainer.accumulate_grad_batches
+        if trainer.world_size > 1 and trainer.world_size != train.devices * train.nodes:
+            raise ConfigError(
+                f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
+                f"{trainer.world_size} processes: say both as they are."
+            )
+        slices = trainer.world_size * accumulate
+        if slices != self.steps.slices:
+            self.steps = self._steps("train", train.tasks.shares(), slices)
+        batches = MicroBatches(
+            self.steps, self.codebooks, trainer.global_rank, trainer.world_size, accumulate
+        )
+        steps = trainer.max_steps if trainer.max_steps > 0 else train.steps
+        return DataLoader(
+            batches,
+            batch_size=None,
+            collate_fn=whole,
+            sampler=ResumableSampler(trainer.global_step * accumulate, steps * accumulate),
+            num_workers=train.workers,
+            persistent_workers=train.workers > 0,
+            worker_init_fn=leave_to_parent,
+            pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        assert self.trainer is not None
+        tasks = dict.fromkeys(self.cfg.train.tasks.shares(), 1.0)
+        steps = self._steps("dev", tasks, self.trainer.world_size)
+        batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
+        return DataLoader(
+            batches, batch_size=None, collate_fn=whole, sampler=ResumableSampler(0, steps.epoch_length(0))
+        )
+
+    def _steps(self, split: str, tasks: dict[str, float], slices: int) -> BatchSchedule:
+        train, learnt = self.cfg.train, split == "train"
+        return BatchSchedule(
+            self.dataset, split, tasks, train.tokens, slices, self.cfg.seed, train.prompt_weight,
+            self.cfg.data.only if learnt else None, train.codebook_weights if learnt else (),
+            self.cfg.data.tasks, train.loss_mean,
+        )  # fmt: skip
+
+
+def whole(batch: Any) -> Any:
+    """A batch leaves the dataset as it is to be; the loader's own conversion would turn tuples into lists."""
+    return batch
