@@ -26,7 +26,8 @@ from zipper.data.documents import Document, Segment
 from zipper.data.encode import prepare_dataset
 from zipper.data.statistics import measure_statistics
 from zipper.evaluation import tasks as tasks_module
-from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
 from zipper.evaluation.scorer import AsrScorer
 from zipper.evaluation.tts import SpeechScorer
 from zipper.generation import zipper as zipped_module

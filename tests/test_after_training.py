@@ -18,6 +18,7 @@ from zipper.data.dataset import fingerprint_hash
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.place import asked_config, where_trained
+from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.generation.zipper import load_trained
 from zipper.modalities.tokenizer import Tokenizer
@@ -31,16 +32,13 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     cfg = config("name=one")
     result = run_module.train(cfg, "x")["asr"]
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
-    again = json.loads((cfg.run_dir / "asr-test.json").read_text(encoding="utf-8"))
+    again = read_result(cfg.run_dir / "asr-test.json")
     assert again["per_utterance"] == result["per_utterance"]
     assert again["config"]["train"] == json.loads(json.dumps(result["config"]["train"]))
     evaluate_run(
         config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y"
     )  # how it was trained, not how it is called
-    assert (
-        json.loads((cfg.run_dir / "asr-dev.json").read_text(encoding="utf-8"))["config"]["train"]["lr"]
-        == cfg.train.lr
-    )
+    assert read_result(cfg.run_dir / "asr-dev.json")["config"]["train"]["lr"] == cfg.train.lr
     kept = (cfg.run_dir / "asr-dev.json").read_bytes()
     evaluate_run(config("name=one", "evaluate.split=dev", "decode.text.beams=2"), "y")
     assert (cfg.run_dir / "asr-dev.json").read_bytes() == kept
@@ -48,16 +46,13 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     best.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"best\.ckpt is damaged \(BadZipFile.*evaluate\.checkpoint"):
         evaluate_run(config("name=one"), "y")
-    assert (
-        json.loads((cfg.run_dir / "asr-dev-2.json").read_text(encoding="utf-8"))["decoding"]
-        == "beam search, 2 beams"
-    )
+    assert read_result(cfg.run_dir / "asr-dev-2.json")["decoding"] == "beam search, 2 beams"
     with pytest.raises(ConfigError, match="does not exist"):
         evaluate_run(config("name=never"), "y")
     words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre"]
     result = run_module.pretrain(config(*words), "x")["loss"]
     evaluate_run(config(*words), "y")
-    again = json.loads(Path("build/runs/pre/loss-test.json").read_text(encoding="utf-8"))
+    again = read_result(Path("build/runs/pre/loss-test.json"), utterances=False)
     assert again["perplexity"] == pytest.approx(result["perplexity"])
 
 
@@ -73,13 +68,13 @@ def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in
     def evaluated(working: Path, file: str) -> dict:
         monkeypatch.chdir(working)
         run(["evaluate", file, "result=copy.json"])
-        return json.loads((working / "copy.json").read_text(encoding="utf-8"))
+        return read_result(working / "copy.json")
 
     found = [evaluated(in_tmp, "build/runs/best/config.yaml"), evaluated(best, "config.yaml")]
     moved.parent.mkdir()
     best.rename(moved)
     found.append(evaluated(in_tmp, str(moved / "config.yaml")))
-    expected = json.loads((moved / "asr.json").read_text(encoding="utf-8"))
+    expected = read_result(moved / "asr.json")
     assert [one["per_utterance"] for one in found] == [expected["per_utterance"]] * 3
     assert [one["name"] for one in found] == ["best", "best", "somewhere"]
     assert len(list(moved.glob("asr-test*.json"))) == 3
@@ -95,7 +90,7 @@ def test_an_evaluation_leaves_what_the_run_gave_out(prepared, nothing_is_drawn):
     run(["evaluate", "build/runs/one/config.yaml", "evaluate.split=dev"])
     run(["evaluate", "build/runs/one/config.yaml", "evaluate.split=dev", "result=dev.json"])
     assert {file: file.read_bytes() for file in kept} == kept
-    assert json.loads(Path("dev.json").read_text(encoding="utf-8"))["split"] == "dev"
+    assert read_result(Path("dev.json"))["split"] == "dev"
 
 
 def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):

@@ -265,7 +265,7 @@ CASES = [
     # the rest
     (["compare", "a.json", "b.json"], None, D, "a.json", "names no file", "give a result file"),
     (["compare", "a.json", "a.json"], write("a.json", "oops"), D, "a.json", "no JSON", "Give a result file"),
-    (["compare", "a.json", "a.json"], write("a.json", "{}"), D, "a.json", "no per_utterance", "Give its asr.json"),
+    (["compare", "a.json", "a.json"], write("a.json", "{}"), D, "a.json", "a.utterances.jsonl.xz does not exist", "give the asr.json"),
     (["compare", "a.json", "b.json"], lambda f: (result(f / "a.json"), result(f / "b.json", split="dev")), D,
      "a and b", "split is 'test' in one and 'dev' in the other", "Evaluate both"),
     (["compare", "a.json", "b.json"], lambda f: (result(f / "a.json"), result(f / "b.json", per_utterance=[

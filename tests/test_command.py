@@ -12,6 +12,7 @@ from reproduce import ROOT
 from zipper.cli import main
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.asr import recognise
+from zipper.evaluation.result_file import read_result
 from zipper.evaluation.wer import word_errors
 from zipper.generation import zipper as zipped_module
 from zipper.generation.zipper import Zipper
@@ -30,7 +31,7 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     Path("shipped/zipper.json").write_text(json.dumps(statistics), encoding="utf-8")
     words = ["evaluate.tasks=[asr]", "result=shipped.json", "data=librispeech", "train.accelerator=cpu"]
     main(["evaluate", "shipped", *words])
-    again = json.loads(Path("shipped.json").read_text(encoding="utf-8"))
+    again = read_result(Path("shipped.json"))
     machine = [again["config"]["train"][key] for key in ("devices", "nodes", "accelerator", "strategy")]
     assert machine == [1, 1, "cpu", "auto"]  # not that which it was trained on
     assert again["config"]["data"]["corpus"] == "librispeech"

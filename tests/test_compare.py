@@ -13,7 +13,8 @@ from zipper.cli import main
 from zipper.config import load_config
 from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import DataError
-from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe, read_result
+from zipper.evaluation.result_file import read_result, write_result
+from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
@@ -141,7 +142,8 @@ def test_results_of_other_utterances_are_refused():
 
 def test_the_command_compares_files_and_patterns(tmp_path, capsys):
     for seed in (1, 2):
-        (tmp_path / f"a-{seed}.json").write_text(json.dumps(result(*some(50, seed, 0.1))), encoding="utf-8")
+        write_result(result(*some(50, seed, 0.1)), tmp_path / f"a-{seed}.json")
+    # As it was written before, the utterances inside.
     (tmp_path / "b.json").write_text(json.dumps(result(*some(50, 9, 0.5))), encoding="utf-8")
     main(["compare", f"{tmp_path}/a-*.json", f"{tmp_path}/b.json"])
     out = capsys.readouterr().out
@@ -150,7 +152,13 @@ def test_the_command_compares_files_and_patterns(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "does not exist"), ("{", "no JSON"), ('{"task": "bench"}', "no per_utterance")]
+    ("text", "words"),
+    [
+        (None, "does not exist"),
+        ("{", "no JSON"),
+        ('{"task": "bench"}', "holds no utterances"),
+        ("[1]", "no JSON object"),
+    ],
 )
 def test_what_is_no_result_is_told(tmp_path, text, words):
     file = tmp_path / "x.json"

@@ -1,7 +1,5 @@
 """What RESULTS.md says of a comparison follows from its result files."""
 
-import json
-
 import pytest
 
 from reproduce.report import ablations, settings
@@ -16,6 +14,7 @@ from reproduce.report.tuning import choices, search
 from test_compare import ROOT, result, some
 from zipper.config import load_config, to_dict
 from zipper.errors import DataError
+from zipper.evaluation.result_file import read_result, write_result
 
 
 def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
@@ -58,7 +57,7 @@ def folder(tmp_path):
         for seed in (0, 1):
             for task in ("asr", "tts"):
                 file = tmp_path / "compare" / f"{model}-seed{seed}-{task}.json"
-                file.write_text(json.dumps(run(model, task, seed, rate)), encoding="utf-8")
+                write_result(run(model, task, seed, rate), file)
     return tmp_path
 
 
@@ -95,7 +94,7 @@ def test_the_papers_own_settings_are_judged_beside_ours(folder):
     ):
         for task, rate in zip(("asr", "tts"), rates, strict=True):
             file = folder / "longer" / f"{name}-{task}.json"
-            file.write_text(json.dumps(run(model, task, 0, rate)), encoding="utf-8")
+            write_result(run(model, task, 0, rate), file)
     told = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in claims(folder).splitlines()}
     speech = told["Speech better than the Single Decoder's, speech tower unfrozen"]
     assert (speech[1], speech[3]) == ("held", "not held")
@@ -109,7 +108,7 @@ def test_chains_stand_beside_their_pairs(tmp_path):
         for task, rate in rates.items():
             made = run("zipper", task, 0, rate, share_ended=0.99, reread_wer=0.04, split="test")
             if (name, task) != ("half", "asr"):
-                (tmp_path / f"{name}-{task}.json").write_text(json.dumps(made), encoding="utf-8")
+                write_result(made, tmp_path / f"{name}-{task}.json")
     text = chains(tmp_path)
     assert "| a | 0 | 8 | 20.0 % | 21.0 % (99.0 %) | 1.0 % | 3.0 % (99.0 %) | 4.0 % |" in text
     assert "| half |" not in text
@@ -121,9 +120,7 @@ def test_claims_may_fail(folder):
         for task in ("asr", "tts"):
             worse = run("zipper", task, seed, 0.7)
             worse["alone"]["text"]["after"] = 5.0001
-            (folder / "compare" / f"zipper-seed{seed}-{task}.json").write_text(
-                json.dumps(worse), encoding="utf-8"
-            )
+            write_result(worse, folder / "compare" / f"zipper-seed{seed}-{task}.json")
     text = claims(folder)
     assert "| not held: worse |" in text
     assert "| Text is preserved | not held |" in text
@@ -138,19 +135,16 @@ def test_a_model_with_fewer_seeds_shows_those_it_has(folder):
 def test_worse_by_less_than_a_point_is_on_par(folder):
     for seed in (0, 1):
         file = folder / "compare" / f"single-decoder-seed{seed}-asr.json"
-        slightly = json.loads(
-            (folder / "compare" / f"zipper-seed{seed}-asr.json").read_text(encoding="utf-8")
-        )
+        zipper = folder / "compare" / f"zipper-seed{seed}-asr.json"
+        slightly = read_result(zipper)
         for one in slightly["per_utterance"]:
             one["words"] *= 10
         for one in slightly["per_utterance"][:8]:
             one["errors"] += 1
-        (folder / "compare" / f"zipper-seed{seed}-asr.json").write_text(
-            json.dumps(slightly), encoding="utf-8"
-        )
+        write_result(slightly, zipper)
         for one in slightly["per_utterance"][:8]:
             one["errors"] -= 1
-        file.write_text(json.dumps({**slightly, "name": "compare-single-decoder"}), encoding="utf-8")
+        write_result({**slightly, "name": "compare-single-decoder"}, file)
     (found,) = [line for line in claims(folder).splitlines() if "tower (Zipper)" in line]
     assert " | held | " in found
 
@@ -168,7 +162,7 @@ def test_worse_by_less_than_a_point_is_on_par(folder):
 )
 def test_runs_on_other_terms_are_refused(folder, change, words):
     file = folder / "compare" / "zipper-seed1-asr.json"
-    file.write_text(json.dumps(run("zipper", "asr", 1, 0.1, **change)), encoding="utf-8")
+    write_result(run("zipper", "asr", 1, 0.1, **change), file)
     with pytest.raises(DataError, match=words):
         comparison(folder)
 
@@ -182,8 +176,8 @@ def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell
         one["config"]["train"]["lr"] = float(rate)
         one["curves"]["dev/loss_text"] = [[8, loss]]
         shown.append(percent(capped(one)["wer"]))
-        (folder / "search" / f"zipper-lr{rate}.json").write_text(json.dumps(one), encoding="utf-8")
-    (folder / "search" / "zipper-adafactor.json").write_text(json.dumps(one), encoding="utf-8")
+        write_result(one, folder / "search" / f"zipper-lr{rate}.json")
+    write_result(one, folder / "search" / "zipper-adafactor.json")
     text = search(folder / "search")
     assert shown[1] == shown[2] < shown[3] < shown[0]
     assert (
@@ -228,10 +222,10 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
             file.parent.mkdir(exist_ok=True)
             drawn_as = "zipper-frozen" if "nothing" in name else "zipper"  # other errors at the same rate
             made = run(drawn_as, task, 0, rate)
-            file.write_text(json.dumps(made), encoding="utf-8")
+            write_result(made, file)
             shown.setdefault(name, []).append(percent(capped(made)["wer"]))
     unfinished = tmp_path / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
-    unfinished.write_text(json.dumps(run("zipper", "asr", 0, 0.0)), encoding="utf-8")
+    write_result(run("zipper", "asr", 0, 0.0), unfinished)
     text = choices(tmp_path)
     assert "| model | spans hidden | nothing hidden |" in text
     cells = {name: " / ".join(rates) for name, rates in shown.items()}
@@ -247,9 +241,9 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
 
 def test_figures_are_drawn_from_the_files_alone(folder):
     files = draw_comparison(folder, folder / "figures")
-    names = [file.stem for file in files if file.suffix == ".png"]
-    assert names == ["comparison", "learning-curves", "wer-by-length", "gates"]
-    assert all(file.with_suffix(".svg").stat().st_size > 10_000 for file in files)
+    names = ["comparison.svg", "learning-curves.svg", "wer-by-length.svg", "gates.svg"]
+    assert [file.name for file in files] == names
+    assert all(file.stat().st_size > 10_000 for file in files)
 
 
 def test_longer_trainings_stand_beside_each_other_and_a_half_finished_one_is_left_out(tmp_path):
@@ -261,14 +255,14 @@ def test_longer_trainings_stand_beside_each_other_and_a_half_finished_one_is_lef
         for task in ("asr", "tts"):
             curve = [(1999, 0.9), (5999, 0.8), (11999, rate)]
             told = run(model, task, 0, rate, curves={f"dev/{task}_wer": curve}, steps=12000)
-            (tmp_path / f"{name}-{task}.json").write_text(json.dumps(told), encoding="utf-8")
+            write_result(told, tmp_path / f"{name}-{task}.json")
         if name == "joint":
             assert longer(tmp_path) == ""
     text = longer(tmp_path)
     assert ", 12,000 steps instead of" in text
     assert "Zipper, the paper's settings | 0.001 | 90.0 % | 80.0 % | 20.0 % | 20.0 % | 5.00 / 5.00 |" in text
     assert "| Single Decoder | 0.001 | 90.0 % | 80.0 % | 30.0 % | 30.0 % | 5.00 / 6.00 |" in text
-    assert [file.name for file in draw_longer(tmp_path, tmp_path)] == ["longer.svg", "longer.png"]
+    assert [file.name for file in draw_longer(tmp_path, tmp_path)] == ["longer.svg"]
     (tmp_path / "longer" / "single-decoder-tts.json").unlink()
     assert "| Single Decoder |" not in longer(tmp_path)
 
@@ -276,10 +270,7 @@ def test_longer_trainings_stand_beside_each_other_and_a_half_finished_one_is_lef
 def test_nothing_is_told_where_nothing_was_compared(tmp_path):
     assert comparison(tmp_path) == ""
     assert draw_comparison(tmp_path, tmp_path / "figures") == []
-    (tmp_path / "compare").mkdir()
-    (tmp_path / "compare" / "zipper-seed0-asr.json").write_text(
-        json.dumps(run("zipper", "asr", 0, 0.1)), encoding="utf-8"
-    )
+    write_result(run("zipper", "asr", 0, 0.1), tmp_path / "compare" / "zipper-seed0-asr.json")
     assert "| Zipper |" in comparison(tmp_path)
 
 
@@ -287,7 +278,7 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     def write(grid: str, name: str, model: str, task: str, rate: float) -> None:
         file = tmp_path / "ablations" / grid / f"{name}-seed0-{task}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(run(model, task, 0, rate)), encoding="utf-8")
+        write_result(run(model, task, 0, rate), file)
 
     assert claims(tmp_path) == ""
     for size, ours, theirs in ((30, 0.95, 0.7), (100, 0.3, 0.95), (1000, 0.2, 0.95), (12000, 0.1, 0.1)):

@@ -1,6 +1,5 @@
 """An evaluation that was cut off goes on where it was, and gives the same files."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from conftest import JOINT, config
 from zipper.errors import ConfigError
 from zipper.evaluation.journal import Journal, read_pieces
+from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.evaluation.scorer import AsrScorer
 from zipper.generation.rows import answers as answers_module
@@ -39,11 +39,7 @@ WORDS = [
 
 
 def without_seconds(file: Path) -> dict:
-    return {
-        k: v
-        for k, v in json.loads(file.read_text(encoding="utf-8")).items()
-        if "seconds" not in k and k != "command"
-    }
+    return {k: v for k, v in read_result(file).items() if "seconds" not in k and k != "command"}
 
 
 def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch):

@@ -15,7 +15,10 @@ def test_a_notebook_runs(book, monkeypatch):
     read = nbformat.read(book, as_version=4)
     NotebookClient(read, timeout=300, resources={"metadata": {"path": str(book.parent)}}).execute()
     drawn = [
-        out for cell in read.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})
+        out
+        for cell in read.cells
+        for out in cell.get("outputs", [])
+        if {"image/png", "image/svg+xml"} & {*out.get("data", {})}
     ]
     assert len(drawn) >= 3
 

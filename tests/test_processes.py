@@ -22,6 +22,7 @@ import yaml
 from reproduce import ROOT
 from zipper.corpora.grammar import sentences
 from zipper.distributed import divided, leave_group
+from zipper.evaluation.result_file import read_result
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 32, "interval": 1}
 TOWERS = {"text": {**SHAPE, "frozen": True}, "speech": {**SHAPE, "lora": 2}}
@@ -136,7 +137,7 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
     assert states[0].keys() == states[1].keys()
     for key, tensor in states[0].items():
         torch.testing.assert_close(states[1][key].double(), tensor, rtol=0, atol=weights)
-    results = [json.loads((run / "asr.json").read_text(encoding="utf-8")) for run in runs]
+    results = [read_result(run / "asr.json") for run in runs]
     assert results[0]["per_utterance"] == results[1]["per_utterance"]
 
 
@@ -165,7 +166,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder, one_process):
     expected, found = losses(one_process), losses(run)
     assert found
     assert max(abs(expected[step] - loss) for step, loss in found.items()) < 1e-9
-    results = [json.loads((one / "asr.json").read_text(encoding="utf-8")) for one in (one_process, run)]
+    results = [read_result(one / "asr.json") for one in (one_process, run)]
     assert results[0]["per_utterance"] == results[1]["per_utterance"]
 
 
@@ -174,10 +175,7 @@ def test_an_evaluation_that_has_encoded_by_two_processes_ends(folder, two_proces
     shutil.rmtree(folder / "build/stores")
     said = zipper(folder, "evaluate", *TWO, "name=auto")
     assert "by 2 process(es)" in said
-    expected, found = (
-        json.loads((two_processes / name).read_text(encoding="utf-8"))
-        for name in ("asr.json", "asr-test.json")
-    )
+    expected, found = (read_result(two_processes / name) for name in ("asr.json", "asr-test.json"))
     assert found["per_utterance"] == expected["per_utterance"]
     assert not list(two_processes.glob(".evaluating*"))
 

@@ -82,8 +82,7 @@ def test_the_diagonal_is_walked_by_who_looks_ever_further():
 
 def test_the_shipped_model_shows_where_it_looks_both_ways(tmp_path):
     files = draw_shipped(ROOT / "assets" / "zipped", ROOT / "results", tmp_path)
-    names = {f"attention-{a}-{b}.{kind}" for a, b in PAIRS for kind in ("svg", "png")}
-    assert {file.name for file in files} == names
+    assert [file.name for file in files] == [f"attention-{a}-{b}.svg" for a, b in PAIRS]
     assert draw_shipped(ROOT / "assets" / "zipped", tmp_path, tmp_path) == []
 
 

@@ -14,6 +14,7 @@ from reproduce.sweep_file import differences
 from zipper import commit as commit_module
 from zipper.config import flat, load_config, to_dict
 from zipper.evaluation.asr import last_line
+from zipper.evaluation.result_file import read_result
 from zipper.evaluation.tts import last_line as tts_line
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.modalities.tokenizer import Tokenizer
@@ -26,12 +27,12 @@ QUICKSTART, BAD_INPUT = (
 
 
 def load(name: str) -> dict:
-    return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
+    return read_result(ROOT / "results" / name, utterances=False)
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in (QUICKSTART, BAD_INPUT)], ids=lambda f: f.stem)
 def test_a_result_can_be_made_again(file):
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = read_result(file, utterances=False)
     assert result["command"].startswith("python -m zipper ")
     assert result["commit"] != "unknown"
     assert not result["commit"].endswith("-dirty")
@@ -42,11 +43,11 @@ def test_a_result_can_be_made_again(file):
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in FILES if json.loads(f.read_text(encoding="utf-8")).get("task") == "asr"],
+    [f for f in FILES if read_result(f, utterances=False).get("task") == "asr"],
     ids=lambda f: f.stem,
 )
 def test_the_counts_of_recognition_add_up(file):
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = read_result(file)
     assert result["normaliser"]
     counts = sum((WordErrors(o["errors"], o["words"]) for o in result["per_utterance"]), WordErrors())
     assert (counts.errors, counts.words) == (result["errors"], result["words"])
@@ -57,11 +58,11 @@ def test_the_counts_of_recognition_add_up(file):
 
 @pytest.mark.parametrize(
     "file",
-    [f for f in FILES if json.loads(f.read_text(encoding="utf-8")).get("task") == "tts"],
+    [f for f in FILES if read_result(f, utterances=False).get("task") == "tts"],
     ids=lambda f: f.stem,
 )
 def test_the_counts_of_speech_add_up(file):
-    result = json.loads(file.read_text(encoding="utf-8"))
+    result = read_result(file)
     parts = result["per_utterance"]
     assert result["judge"]
     assert result["normaliser"]
@@ -125,10 +126,7 @@ TO_BE_TRAINED_AGAIN = {"zipper-frozen": "prompt loss 1"}
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(model):
     cfg = load_config(ROOT / "configs" / f"compare-{model}.yaml")
-    found = [
-        json.loads(file.read_text(encoding="utf-8"))
-        for file in (ROOT / "results" / "search").glob(f"{model}-lr*.json")
-    ]
+    found = [read_result(file) for file in (ROOT / "results" / "search").glob(f"{model}-lr*.json")]
     rates = {one["config"]["train"]["lr"] for one in found}
     assert {5e-5, 1e-4, 5e-4, 1e-3} < rates, "the paper's grid"
     assert best_rate(found) == cfg.train.lr
@@ -167,7 +165,7 @@ def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, task):
     files = sorted((ROOT / "results" / "compare").glob(f"{model}-seed*-{task}.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = [read_result(file, utterances=False) for file in files]
     assert len({one["seed"] for one in found}) >= 3
     for one in found:
         assert one["split"] == "test"
@@ -183,7 +181,7 @@ def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
     for point in grid.runs():
         for file in (*folder.glob(f"{point.name}.json"), *folder.glob(f"{point.name}-[at]??.json")):
             known.add(file)
-            config = json.loads(file.read_text(encoding="utf-8"))["config"]
+            config = read_result(file, utterances=False)["config"]
             assert differences(config, load_config(ROOT / point.config, point.words)) == []
     assert {*folder.glob("*.json")} == known
 

@@ -17,7 +17,7 @@ from zipper.config import JudgeConfig, load_config
 from zipper.data.dataset import PERIODS
 from zipper.data.statistics import DatasetStatistics, longest_repeats, measure_statistics
 from zipper.errors import DataError
-from zipper.evaluation.result import write_result
+from zipper.evaluation.result_file import read_result, write_result
 from zipper.evaluation.run import evaluate_run
 from zipper.evaluation.scorer import load_asr_scorer
 from zipper.evaluation.transcripts import transcribe_recordings
@@ -104,7 +104,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     assert set(results) == {"asr", "tts"}
     tts = results["tts"]
     for task in ("asr", "tts"):
-        saved = json.loads(Path(f"results/joint-{task}.json").read_text(encoding="utf-8"))
+        saved = read_result(Path(f"results/joint-{task}.json"))
         assert saved == json.loads(json.dumps(results[task]))
     assert tts["oracle_wer"] == tts["original_wer"] == 0.0
     assert tts["utterances"] == len(tts["per_utterance"]) == 6
@@ -139,7 +139,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     for figure in ("attention-speech-text", "attention-text-speech", "wer-by-length"):
         assert (cfg.run_dir / "figures" / f"{figure}.png").is_file()
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
-    again = json.loads((cfg.run_dir / "tts-test.json").read_text(encoding="utf-8"))
+    again = read_result(cfg.run_dir / "tts-test.json")
     assert again["per_utterance"] == tts["per_utterance"]
 
 

@@ -2,7 +2,6 @@
 are learnt.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics, reads
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise, total
+from zipper.evaluation.result_file import read_result
 from zipper.models.losses import stream_loss
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
@@ -38,12 +38,9 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared):
     files = {p.relative_to(cfg.run_dir).as_posix() for p in cfg.run_dir.rglob("*") if p.is_file()}
     assert {"config.yaml", "metrics.csv", "result.json", "asr.json", "asr.tsv", "tokenizer.json"} <= files
     assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
-    assert json.loads((cfg.run_dir / "asr.json").read_text(encoding="utf-8")) == json.loads(
-        Path("elsewhere/one.json").read_text(encoding="utf-8")
-    )
-    assert (
-        json.loads((cfg.run_dir / "result.json").read_text(encoding="utf-8"))["test/asr/wer"] == result["wer"]
-    )
+    assert "asr.utterances.jsonl.xz" in files
+    assert read_result(cfg.run_dir / "asr.json") == read_result(Path("elsewhere/one.json"))
+    assert read_result(cfg.run_dir / "result.json", utterances=False)["test/asr/wer"] == result["wer"]
     assert result["model"] == "zipper"
     assert result["task"] == "asr"
     assert result["utterances"] == len(result["per_utterance"]) == 6

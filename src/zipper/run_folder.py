@@ -1,7 +1,8 @@
 """The folder of a run: whose it is, what it may go on from, and where its results are copied to.
 
 build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,last-before,best}.ckpt
-                  figures/*.png  {asr,tts,loss}.json  {asr,tts}.tsv  samples/*.{wav,png}  wandb/  result.json
+                  figures/*.png  {asr,tts,loss}.json  {asr,tts}.utterances.jsonl.xz  {asr,tts}.tsv
+                  samples/*.{wav,png}  wandb/  result.json
 """
 
 import json

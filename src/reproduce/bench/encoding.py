@@ -23,7 +23,8 @@ from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import corpus_hash
 from zipper.errors import ConfigError
-from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
 
 UTTERANCES = 320  # 20 shards
 

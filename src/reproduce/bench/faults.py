@@ -18,7 +18,8 @@ from zipper.checkpoint_files import flaw, read_checkpoint
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.errors import ConfigError
-from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
 from zipper.stop import INTERRUPTED, UNFINISHED
 
 PATIENCE = 120.0  # seconds that a process may take to end

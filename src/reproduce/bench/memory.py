@@ -4,7 +4,6 @@ Memory is the sum of PSS (proportional set size) over the whole tree of processe
 processes share once. Linux only.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 from zipper.commit import commit
+from zipper.evaluation.result_file import read_result, write_result
 
 EVERY = 0.5  # seconds
 
@@ -53,10 +53,9 @@ def main() -> None:
         sys.exit(__doc__)
     file, name, command = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:]
     measured = watch(command)
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known = read_result(file, utterances=False) if file.exists() else {}
     known[name] = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": commit()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_result(known, file)
     print(f"{name}: {measured['seconds']} s, peak {measured['peak_pss_mb']} MB -> {file}")
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from zipper.evaluation.metrics import read_metrics
+from zipper.evaluation.result_file import read_result
 
 OVERRIDE = 0b110  # capabilities 1 and 2: to write and to read whatever the permissions say
 TIMES = ("seconds", "command", "versions", "units_per")  # what differs from run to run, in a result file
@@ -140,14 +141,11 @@ def contents(folder: Path, command: str) -> dict[str, str]:
         for name, series in read_metrics(run).items():
             if "second" not in name:
                 found[f"metric {name}"] = _hash(repr(series).encode())
-    for file in sorted([*run.glob("*.json"), *run.glob("*.tsv")]):
+    for file in sorted([*run.glob("*.json"), *run.glob("*.tsv"), *run.glob("*.xz")]):
         found[file.name] = _hash(file.read_bytes())
         if file.suffix == ".json" and file.name != "tokenizer.json":
-            result = {
-                k: v
-                for k, v in json.loads(file.read_text(encoding="utf-8")).items()
-                if not k.startswith(TIMES)
-            }
+            whole = read_result(file, utterances=False)  # they are hashed by their own file
+            result = {k: v for k, v in whole.items() if not k.startswith(TIMES)}
             result.pop("wall_seconds", None), result.pop("stage_seconds", None)
             result.get("config", {}).pop("build", None)
             found[file.name] = _hash(json.dumps(result).encode())

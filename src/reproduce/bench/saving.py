@@ -16,7 +16,8 @@ from zipper.config import RunConfig, to_dict
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
 from zipper.distributed import WholeFiles, check_trainer, encoding, one_device
-from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
 from zipper.models.resolve import resolve
 from zipper.training.callbacks import GateMonitor, Spikes, Throughput
 from zipper.training.checkpoints import Save

@@ -28,7 +28,8 @@ from zipper.data.statistics import measure_statistics
 from zipper.distributed import check_trainer, encoding
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise
-from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
 from zipper.models.losses import stream_loss
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower

@@ -1,20 +1,18 @@
 """The section of ablations, and a figure of each: from the grid files and results/ablations/NAME/*.json."""
 
-import json
 import statistics
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 
 from reproduce import ROOT
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import beside, paired
+from reproduce.report.runs import Result, beside, paired
 from reproduce.sweep_file import Ablation, read_ablation
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
+from zipper.evaluation.result_file import read_result
 from zipper.evaluation.significance import Comparison
 
-Result = dict[str, Any]
 Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point, task: results by seed
 TASKS = {"asr": "recognition", "tts": "speech, heard by the judge"}
 
@@ -31,10 +29,7 @@ def read_results(ablation: Ablation, folder: Path) -> Found:
         for task in TASKS:
             for name in (f"{point.name}-{task}.json", f"{point.name}.json"):
                 file = folder / ablation.name / name
-                if (
-                    file.is_file()
-                    and (result := json.loads(file.read_text(encoding="utf-8")))["task"] == task
-                ):
+                if file.is_file() and (result := read_result(file))["task"] == task:
                     found.setdefault(tuple(point.labels.values()), {}).setdefault(task, []).append(result)
                     break
     return found
@@ -166,7 +161,7 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
         if marked := [one for one in figure.axes if one not in axes]:  # the paper's scales
             figure.legend(*marked[0].get_legend_handles_labels(), loc="outside lower center")
         figure.suptitle(ablation.title)
-        files += save(figure, figures / f"ablation-{ablation.name}")
+        files.append(save(figure, figures / f"ablation-{ablation.name}"))
     return files
 
 

@@ -1,10 +1,9 @@
 """Chains beside their pairs: what a further hop costs, from results/chains/NAME-TASK.json."""
 
-import json
 from pathlib import Path
 
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import Result
+from reproduce.report.runs import read_tasks
 
 TASKS = {"tts": "text>speech", "speech-text-speech": "speech>text>speech", "asr": "speech>text",
          "text-speech-text": "text>speech>text"}  # fmt: skip
@@ -12,12 +11,9 @@ TASKS = {"tts": "text>speech", "speech-text-speech": "speech>text>speech", "asr"
 
 def chains(folder: Path) -> str:
     """A row for each model; empty where none was evaluated. folder: results/chains."""
-    found: dict[str, dict[str, Result]] = {}
-    for file in sorted(folder.glob("*-speech-text-speech.json")):
-        name = file.name.removesuffix("-speech-text-speech.json")
-        files = {task: folder / f"{name}-{task}.json" for task in TASKS}
-        if all(one.is_file() for one in files.values()):
-            found[name] = {t: json.loads(one.read_text(encoding="utf-8")) for t, one in files.items()}
+    ending = "-speech-text-speech.json"
+    names = [file.name.removesuffix(ending) for file in sorted(folder.glob(f"*{ending}"))]
+    found = {name: one for name in names if len(one := read_tasks(folder, name, TASKS)) == len(TASKS)}
     if not found:
         return ""
     rows = []

@@ -1,13 +1,12 @@
 """The paper's claims, each with a rule that the results of the comparison and the ablations decide."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
 from reproduce.report.ablations import Found, grids, read_results
 from reproduce.report.markdown import section, table
-from reproduce.report.runs import NAMES, Runs, against, beside, paired, read_runs
+from reproduce.report.runs import NAMES, Runs, against, beside, paired, read_runs, read_tasks
 from zipper.evaluation.significance import Comparison
 
 PAR = 0.01  # a difference of WER within which two models are on par
@@ -81,10 +80,8 @@ def read_papers(folder: Path) -> Runs:
     """Zipper with the paper's own settings, and the Single Decoder beside it. folder: results/longer."""
     runs: Runs = {}
     for model, name in (("single-decoder", "single-decoder"), ("zipper", "paper")):
-        for task in ("asr", "tts"):
-            file = folder / f"{name}-{task}.json"
-            if file.is_file():
-                runs.setdefault(model, {})[task] = [json.loads(file.read_text(encoding="utf-8"))]
+        if found := read_tasks(folder, name, ("asr", "tts"), utterances=True):
+            runs[model] = {task: [result] for task, result in found.items()}
     return runs
 
 

@@ -37,7 +37,7 @@ def comparison(folder: Path) -> str:
 
 def in_short(folder: Path) -> str:
     """Both tables in one, as `zipper report` prints it and README shows it; empty without runs."""
-    runs, rows = read_runs(folder / "compare"), []
+    runs, rows = read_runs(folder / "compare", utterances=False), []
     for model, tasks in runs.items():
         asr, tts = tasks.get("asr", []), tasks.get("tts", [])
         text = [one["alone"]["text"] for one in asr or tts]

@@ -13,19 +13,19 @@ PAPERS_LENGTHS = {"Single Decoder": [(90, 9.4), (480, 33)], "Zipper": [(180, 9),
 
 def draw_comparison(folder: Path, figures: Path) -> list[Path]:
     """comparison, learning-curves, wer-by-length and gates, where there are runs. folder: results."""
-    runs = read_runs(folder / "compare")
+    runs = read_runs(folder / "compare", utterances=False)
     if not runs:
         return []
-    files = [*at_a_glance(runs, figures), *learning_curves(runs, figures)]
+    files = [at_a_glance(runs, figures), learning_curves(runs, figures)]
     if any("tts" in tasks for tasks in runs.values()):
-        files += wer_by_length(runs, figures)
+        files.append(wer_by_length(runs, figures))
     if gated := {model: one for model, one in runs.items() if _gates(next(iter(one.values()))[0])}:
-        files += gates(gated, figures)
+        files.append(gates(gated, figures))
     return files
 
 
 @styled
-def at_a_glance(runs: Runs, figures: Path) -> list[Path]:
+def at_a_glance(runs: Runs, figures: Path) -> Path:
     """WER of both tasks: mean over seeds, the seeds as dots, the paper's figures as crosses."""
     tasks = [task for task in PAPER if any(task in one for one in runs.values())]
     figure, axes = panels(1, len(tasks), (5.5, 2.9))
@@ -47,7 +47,7 @@ def at_a_glance(runs: Runs, figures: Path) -> list[Path]:
 
 
 @styled
-def learning_curves(runs: Runs, figures: Path) -> list[Path]:
+def learning_curves(runs: Runs, figures: Path) -> Path:
     """WER on dev and training loss of each task over the steps; the seeds as a band."""
     watched = next(one for tasks in runs.values() for several in tasks.values() for one in several)["config"]
     counts = watched["evaluate"]
@@ -70,7 +70,7 @@ def learning_curves(runs: Runs, figures: Path) -> list[Path]:
 
 
 @styled
-def wer_by_length(runs: Runs, figures: Path) -> list[Path]:
+def wer_by_length(runs: Runs, figures: Path) -> Path:
     """WER of speech by the length of what was to be said (paper, figure 2): up to a length, and in bins; the
     mean over seeds. Beside it the paper's, on its own scale."""
     figure, (up_to, bins, paper) = panels(1, 3, (4.6, 4))
@@ -105,7 +105,7 @@ def wer_by_length(runs: Runs, figures: Path) -> list[Path]:
 
 
 @styled
-def gates(runs: Runs, figures: Path) -> list[Path]:
+def gates(runs: Runs, figures: Path) -> Path:
     """How far the gates of each stage have opened over the steps: tanh, its size, the seeds as a band."""
     groups = {
         "text_from_speech.attention_gate": "text looks at speech: tanh(a)",

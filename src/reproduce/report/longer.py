@@ -1,11 +1,10 @@
 """What the comparison's models, and the paper's own settings, come to when they are trained longer."""
 
-import json
 from pathlib import Path
 
 from reproduce.report.ablations import TASKS
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import NAMES, Result
+from reproduce.report.runs import NAMES, Result, read_tasks
 from zipper.evaluation.plot_style import line, panels, save, styled
 
 LABELS = {
@@ -63,7 +62,7 @@ def draw_longer(folder: Path, figures: Path) -> list[Path]:
             line(panel, index, steps, rates, LABELS[name])
         panel.set(title=title, xlabel="step", ylabel="WER on dev (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return save(figure, figures / "longer")
+    return [save(figure, figures / "longer")]
 
 
 def _read(folder: Path) -> dict[str, dict[str, Result]]:
@@ -71,9 +70,8 @@ def _read(folder: Path) -> dict[str, dict[str, Result]]:
     found: dict[str, dict[str, Result]] = {}
     for name in LABELS:
         inside = folder if name == "joint" else folder / "longer"
-        files = {task: inside / f"{name}-{task}.json" for task in TASKS}
-        if all(file.is_file() for file in files.values()):
-            found[name] = {task: json.loads(file.read_text(encoding="utf-8")) for task, file in files.items()}
+        if len(tasks := read_tasks(inside, name, TASKS)) == len(TASKS):
+            found[name] = tasks
     return found
 
 

@@ -1,20 +1,15 @@
 """The section of real corpora and of towers from elsewhere, from results/real/*.json."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from reproduce.report.markdown import percent, section, table
-
-Result = dict[str, Any]
+from reproduce.report.runs import Result, read_folder
 
 
 def real(folder: Path) -> str:
     """Recognition on other data, or with another text tower, than the rest of RESULTS.md; and what encoding
     costs."""
-    found = {
-        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    }
+    found = read_folder(folder)
     runs = [one for one in found.values() if one.get("task") == "asr"]
     transcript = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
     parts = [recognition(runs, transcript)] if runs else []

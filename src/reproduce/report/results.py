@@ -1,6 +1,5 @@
 """`zipper report`: results/*.json to RESULTS.md. Nothing in it is written by hand."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from reproduce.report.comparison_figures import draw_comparison
 from reproduce.report.longer import draw_longer, longer
 from reproduce.report.markdown import percent, section, table
 from reproduce.report.real import real
+from reproduce.report.runs import Result, read_folder
 from reproduce.report.safety import safety
 from reproduce.report.settings import settings
 from reproduce.report.shipped import draw_shipped, shipped
+from zipper.config import read_json
 
-Result = dict[str, Any]
 HEAD = """# Results
 
 Made by `make report` from `results/*.json`; each of those holds its command, commit, seed, versions and the
@@ -29,9 +29,7 @@ voice: its figures say nothing about LibriSpeech.
 
 def render(folder: Path, assets: Path) -> str:
     """RESULTS.md from all result files of a folder; a section without files is left out."""
-    found = {
-        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    }
+    found = read_folder(folder)
     sections = [
         quickstart(found.get("quickstart", {})),
         recognition([r for r in found.values() if r.get("task") == "asr" and r["split"] == "test"]),
@@ -206,7 +204,7 @@ def towers(assets: Path) -> str:
     """The shipped towers."""
     rows, commands = [], []
     for file in sorted(assets.glob("*/tower.json")):
-        statistics = json.loads(file.read_text(encoding="utf-8"))
+        statistics = read_json(file)
         shape = statistics["shape"]
         rows.append(
             [

@@ -1,12 +1,12 @@
 """Results of a comparison, read back: by model, task and seed, and tested in pairs."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from zipper.config import RunConfig, to_dict
 from zipper.errors import DataError
+from zipper.evaluation.result_file import read_result
 from zipper.evaluation.significance import Comparison, compare, different_data, p_value
 
 Result = dict[str, Any]
@@ -31,12 +31,23 @@ PAPER = {
 }
 
 
-def read_runs(folder: Path) -> Runs:
+def read_folder(folder: Path, utterances: bool = False) -> dict[str, Result]:
+    """All result files of a folder, by name."""
+    return {file.stem: read_result(file, utterances) for file in sorted(folder.glob("*.json"))}
+
+
+def read_tasks(folder: Path, name: str, tasks: Iterable[str], utterances: bool = False) -> dict[str, Result]:
+    """NAME-TASK.json of each of the tasks that is there."""
+    files = {task: folder / f"{name}-{task}.json" for task in tasks}
+    return {task: read_result(file, utterances) for task, file in files.items() if file.is_file()}
+
+
+def read_runs(folder: Path, utterances: bool = True) -> Runs:
     """By model and task, in the order of the seeds."""
     runs: Runs = {}
     for model in NAMES:
         for file in sorted(folder.glob(f"{model}-seed*-*.json")):
-            result = json.loads(file.read_text(encoding="utf-8"))
+            result = read_result(file, utterances)
             runs.setdefault(model, {}).setdefault(result["task"], []).append(result)
     return runs
 

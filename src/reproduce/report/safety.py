@@ -1,10 +1,7 @@
 """The section of runs that cannot be lost, from results/{faults,bad-input,saving}.json."""
 
-from typing import Any
-
 from reproduce.report.markdown import percent, section, table
-
-Result = dict[str, Any]
+from reproduce.report.runs import Result
 
 
 def safety(found: dict[str, Result]) -> str:

@@ -1,12 +1,12 @@
 """Where the zips of the shipped model look in one test utterance, both ways."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from reproduce.report.markdown import section
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.plot_style import save
+from zipper.evaluation.result_file import read_result
 from zipper.generation.zipper import Zipper, prompt_of
 from zipper.models.zipper import ZipperModel
 
@@ -29,7 +29,7 @@ def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
         title = f"{given['id']}: {given['reference']}"
         rate = zipped.codec.frame_rate
         figure = attention_map(zipped.network, document, pair, zipped.tokenizer, rate, title)
-        files += save(figure, figures / f"attention-{'-'.join(pair)}")
+        files.append(save(figure, figures / f"attention-{'-'.join(pair)}"))
     return files
 
 
@@ -38,7 +38,7 @@ def utterance(folder: Path) -> dict[str, Any] | None:
     file = folder / "joint-asr.json"
     if not file.is_file() or not (folder / AUDIO).is_file():
         return None
-    return dict(json.loads(file.read_text(encoding="utf-8"))["per_utterance"][0])
+    return dict(read_result(file)["per_utterance"][0])
 
 
 def shipped(folder: Path) -> str:

@@ -1,11 +1,10 @@
 """What tuned each model of the comparison: its learning rate, and spans hidden, or a loss on the prompt."""
 
-import json
 from pathlib import Path
 
 from reproduce.report.ablations import TASKS, grids, read_results
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import CHOICES, NAMES, Result, best_choice, best_rate, capped
+from reproduce.report.runs import CHOICES, NAMES, Result, best_choice, best_rate, capped, read_folder
 
 GRID = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
 
@@ -34,9 +33,7 @@ def tuning(folder: Path) -> str:
 
 def search(folder: Path) -> str:
     """What the learning rates were chosen by, and what else was tried. folder: results/search."""
-    found = {
-        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
-    }
+    found = read_folder(folder, utterances=True)
     tried = {name: one for name, one in found.items() if "-lr" not in name}
     searched = {name: one for name, one in found.items() if "-lr" in name}
     if not searched:

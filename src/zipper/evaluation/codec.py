@@ -20,7 +20,8 @@ from zipper.data.dataset import corpus_hash
 from zipper.disk import check_places, file_name
 from zipper.errors import ConfigError
 from zipper.evaluation.figures import spectrograms
-from zipper.evaluation.result import versions, write_result
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
 from zipper.evaluation.scorer import AsrScorer, load_asr_scorer
 from zipper.evaluation.wer import WordErrors
 

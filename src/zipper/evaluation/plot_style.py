@@ -35,12 +35,11 @@ def panels(
 
 
 @styled
-def save(figure: Figure, file: Path) -> list[Path]:
-    """As FILE.svg and FILE.png: the same figure, the same bytes."""
+def save(figure: Figure, file: Path) -> Path:
+    """As FILE.svg: the same figure, the same bytes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(file.with_suffix(".png"), dpi=120)
-    return [file.with_suffix(".svg"), file.with_suffix(".png")]
+    return file.with_suffix(".svg")
 
 
 def line(panel: Axes, index: int, x: Sequence[float], several: Sequence[Sequence[float]], label: str) -> None:

@@ -1,7 +1,5 @@
 """The result file of a run: every figure, and what it takes to make it again."""
 
-import json
-import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
@@ -66,15 +64,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "lightning": lightning.__version__,
     }
-
-
-def write_result(result: dict[str, Any], *files: Path) -> None:
-    """JSON, whole or absent."""
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write it too
-        aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        aside.rename(file)
 
 
 def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:

@@ -18,7 +18,8 @@ from zipper.data.statistics import reads
 from zipper.distributed import MACHINE, first_process, leave_group
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.journal import journal, journal_name, read_pieces, work_of
-from zipper.evaluation.result import Origin, write_predictions, write_result
+from zipper.evaluation.result import Origin, write_predictions
+from zipper.evaluation.result_file import read_result, write_result
 from zipper.evaluation.tasks import evaluate_tasks, last_lines, load_speech_scorer
 from zipper.evaluation.tts import SpeechScorer
 from zipper.generation.zipper import WEIGHTS, load_exported, load_trained
@@ -52,8 +53,8 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     dataset = prepare(cfg, clock)
     check_dataset(checkpoint, dataset, anew=True)
     ended = folder / finished(cfg).name
-    ran = json.loads(ended.read_text(encoding="utf-8")) if ended.exists() else {}
-    origin = Origin(command, commit(), ran.get("steps", 0), ran.get("wall_seconds", 0.0))
+    training = read_result(ended, utterances=False) if ended.exists() else {}
+    origin = Origin(command, commit(), training.get("steps", 0), training.get("wall_seconds", 0.0))
     _evaluate(cfg, trained, dataset, checkpoint, origin, speech_scorer, clock, folder)
 
 

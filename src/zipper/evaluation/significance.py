@@ -1,6 +1,5 @@
 """Are two results different? Paired tests over the utterances of two sets of result files."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
 from zipper.errors import DataError
+from zipper.evaluation.result_file import read_result
 
 SAME = ("task", "split", "normaliser", "judge", "codec", "utterances")
-ENTRY = ("id", "errors", "words", "reference")
 RESAMPLES = 10_000
 MOST_LEFT_OUT = 0.1  # of the utterances, for want of a common target
 ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
@@ -49,24 +48,6 @@ class Comparison:
         if self.p < level and self.high < 0 and self.leaning < 0:
             return "better"
         return "worse" if self.p < level and self.low > 0 and self.leaning > 0 else "open"
-
-
-def read_result(file: Path) -> dict[str, Any]:
-    """A result file with its utterances. Raises DataError where it is none."""
-    if not file.is_file():
-        raise DataError(f"{file} does not exist: give a result file, such as build/runs/NAME/asr.json.")
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON ({error}). Give a result file of `zipper train`.") from error
-    if not isinstance(result, dict) or not result.get("per_utterance"):
-        raise DataError(
-            f"{file} has no per_utterance: it is no result of an evaluated task. Give its "
-            "asr.json or tts.json."
-        )
-    if lacking := sorted({*ENTRY} - {key for one in result["per_utterance"] for key in one}):
-        raise DataError(f"{file}: its per_utterance has no {lacking[0]}. Evaluate the run again.")
-    return result
 
 
 def compare(

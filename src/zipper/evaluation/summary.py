@@ -25,11 +25,11 @@ def summary_text(results: dict[str, dict[str, Any]], run: Path) -> str:
     lines += [f"  {stage:<10} {seconds:7.1f} s" for stage, seconds in times.items()]
     lines += [f"  {'total':<10} {sum(times.values()):7.1f} s", "", "files"]
     meaning = {
-        "asr.json": "recognition: every figure, and every utterance",
-        "tts.json": "speech: every figure, and every utterance",
+        "asr.json": "recognition: every figure; asr.utterances.jsonl.xz: every utterance",
+        "tts.json": "speech: every figure; tts.utterances.jsonl.xz: every utterance",
         "loss.json": "every figure",
-        "speech-text-speech.json": "recognised, then spoken again: every figure, and every utterance",
-        "text-speech-text.json": "spoken, then recognised: every figure, and every utterance",
+        "speech-text-speech.json": "recognised, then spoken again: every figure; beside it every utterance",
+        "text-speech-text.json": "spoken, then recognised: every figure; beside it every utterance",
         "samples": "speech to listen to, and its pictures",
         "figures": "learning curve, gates, where the zips look",
         "metrics.csv": "what was logged",

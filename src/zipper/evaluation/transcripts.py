@@ -4,16 +4,16 @@ Heard once and kept: build/heard/HASH.json, by utterance.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from zipper.codecs.codec import Codec
+from zipper.config import read_json
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.disk import held
 from zipper.errors import DataError
-from zipper.evaluation.result import write_result
+from zipper.evaluation.result_file import write_result
 from zipper.evaluation.scorer import SCORER_RATE, AsrScorer
 
 PART = 100  # recordings heard between two writings of the file
@@ -48,7 +48,7 @@ def transcribe_recordings(
     """Of every row, in its order. What was heard before is read back. DataError where a recording is gone."""
     key = hashlib.sha256(f"{dataset.fingerprint} {codec.fingerprint} {judge.name}".encode()).hexdigest()[:12]
     file = Path(build) / "heard" / f"{key}.json"
-    known = json.loads(file.read_text(encoding="utf-8"))["heard"] if file.exists() else {}
+    known = read_json(file)["heard"] if file.exists() else {}
     missing = [row for row in rows if row["id"] not in known]
     for start in range(0, len(missing), PART):
         part = missing[start : start + PART]
@@ -61,6 +61,6 @@ def transcribe_recordings(
         file.parent.mkdir(parents=True, exist_ok=True)
         with held(file.with_name(f".{file.name}.lock"), str(file), wait=True):
             if file.exists():  # another process may have heard others by now
-                known = {**json.loads(file.read_text(encoding="utf-8"))["heard"], **known}
+                known = {**read_json(file)["heard"], **known}
             write_result({"judge": judge.name, "store": dataset.fingerprint, "heard": known}, file)
     return [Transcripts(**known[row["id"]]) for row in rows]

@@ -23,7 +23,8 @@ from zipper.evaluation.cost import flops_per_token
 from zipper.evaluation.figures import draw_run
 from zipper.evaluation.journal import Journal, journal, journal_name, work_of
 from zipper.evaluation.metrics import curves
-from zipper.evaluation.result import Origin, chosen_rows, write_predictions, write_result
+from zipper.evaluation.result import Origin, chosen_rows, write_predictions
+from zipper.evaluation.result_file import write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
 from zipper.evaluation.tasks import evaluate_tasks, headlines, last_lines, load_speech_scorer
