@@ -7,7 +7,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def commit() -> str:
-    """Of the checkout; `-dirty` where files differ from it (results aside), `unknown` outside of one."""
+    """Of the checkout; `-dirty` where files differ from it (results aside), `unknown` outside of it."""
+    if not (CHECKOUT / ".git").exists():
+        return "unknown"
     git = ["git", "-C", str(CHECKOUT)]
     made = [
         ":(top,exclude)results",
