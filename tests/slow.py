@@ -8,8 +8,8 @@ from conftest import RATES, as_batch, interleaving
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics
 
-INFO = DatasetStatistics(
-    dataset="",
+STATISTICS = DatasetStatistics(
+    fingerprint="",
     reads={},
     rates=RATES,
     seconds={},

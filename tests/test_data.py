@@ -38,7 +38,7 @@ def test_the_prompt_comes_first_and_is_scored_only_with_a_weight(dataset):
     row = dataset.splits["train"][0]
     silent = collate([document(dataset, row, "asr", 0.0)], BOOKS)
     assert (silent.streams["speech"].target == -100).all()
-    assert silent.streams["speech"].place.max() < silent.streams["text"].place.min()
+    assert silent.streams["speech"].order.max() < silent.streams["text"].order.min()
     spoken = collate([document(dataset, row, "asr", 0.5)], BOOKS)
     assert spoken.total["speech"] == pytest.approx(0.5 * (len(row["codes"]) + 1))
     assert silent.multimodal.all()
@@ -49,7 +49,7 @@ def test_places_are_the_one_linear_order():
     model = tiny_model(("text", "speech", "music"))
     doc = interleaving(model, random.Random(3), 9)
     batch = as_batch(model, [doc])
-    places = torch.cat([s.place[s.valid] for s in batch.streams.values()])
+    places = torch.cat([s.order[s.valid] for s in batch.streams.values()])
     assert sorted(places.tolist()) == list(range(sum(len(s.tokens) for s in doc.segments)))
 
 

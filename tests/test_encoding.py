@@ -68,8 +68,8 @@ def test_every_file_is_opened_as_utf_8():
 def test_a_tokenizer_is_saved_where_the_locale_is_ascii(tmp_path, subwords):
     subwords.save(tmp_path / "a.json")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom zipper.modalities.tokenizer import Subwords\n"
-        "Subwords.load(Path(sys.argv[1])).save(Path(sys.argv[2]))\n"
+        "import sys\nfrom pathlib import Path\nfrom zipper.modalities.tokenizer import Tokenizer\n"
+        "Tokenizer.load(Path(sys.argv[1])).save(Path(sys.argv[2]))\n"
     )
     ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-c", code, str(tmp_path / "a.json"), str(tmp_path / "b.json")]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model
-from slow import INFO, prompts, slow_greedy
+from slow import STATISTICS, prompts, slow_greedy
 from zipper.config import SamplingConfig, TowerConfig
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics, measure_statistics
@@ -79,15 +79,15 @@ def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts
     model = tiny_model()
     given = alternating(model, 3, "text" if order[0] == "speech" else "speech", parts)
     assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
-    together = write(model, given, order, INFO)
+    together = write(model, given, order, STATISTICS)
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = write(model, [doc], order, INFO)
+        (alone,) = write(model, [doc], order, STATISTICS)
         assert [s.modality for s in segments] == order
         hop = doc.segments[-1]
         for one, other in zip(segments, alone, strict=True):
             assert torch.equal(one.columns, other.columns)
             assert one.stopped == other.stopped
-            cap = INFO.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
+            cap = STATISTICS.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
             read = Document(doc.id, [hop], doc.multimodal)
             assert torch.equal(one.columns, slow_greedy(model, read, one.modality, cap))
             hop = Segment(one.modality, one.columns, one.columns >= 0, 1.0)
@@ -97,10 +97,10 @@ def test_every_hop_of_a_chain_is_what_its_pair_alone_gives():
     """A chain is as good as its pairs: what a segment leads to does not depend on what came before it."""
     model = tiny_model()
     (doc,) = alternating(model, 1, "speech", 1)
-    (chain,) = write(model, [doc], ["text", "speech", "text"], INFO)
+    (chain,) = write(model, [doc], ["text", "speech", "text"], STATISTICS)
     for before, after in itertools.pairwise([None, *chain]):
         source = doc if before is None else Document(doc.id, [before.given()], True)
-        ((pair,),) = write(model, [source], [after.modality], INFO)
+        ((pair,),) = write(model, [source], [after.modality], STATISTICS)
         assert torch.equal(pair.columns, after.columns)
 
 
@@ -136,17 +136,21 @@ def test_the_reason_of_every_stop_is_told():
     )
     sign = float(state[0, -1, 0].sign())
     weight.data[speech.eos, 0] = 5.0 * sign
-    ended = stop(INFO)
+    ended = stop(STATISTICS)
     assert (ended.stopped, ended.content.shape[1]) == ("end", 0)
     weight.data[speech.eos, 0] = -5.0 * sign
     model.tower("speech").norm.weight.data.zero_()
     weight.data[0] = 0.0
-    capped = stop(INFO)
+    capped = stop(STATISTICS)
     assert (capped.stopped, capped.content.shape[1]) == (
         "cap",
-        INFO.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
+        STATISTICS.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
     )
-    looped = stop(replace(INFO, longest={**INFO.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]}))
+    looped = stop(
+        replace(
+            STATISTICS, longest={**STATISTICS.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]}
+        )
+    )
     assert looped.stopped == "loop"
     assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
@@ -155,11 +159,11 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
     model = tiny_model(("text", "speech", "music"), switch=True)
     model.used = [pair for pair in model.pairs if pair != ("music", "text")]
     given = prompts(model, 12)
-    together = write(model, given, "auto", INFO)
+    together = write(model, given, "auto", STATISTICS)
     shapes = {tuple(s.modality for s in segments) for segments in together}
     assert len(shapes) > 3
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = write(model, [doc], "auto", INFO)
+        (alone,) = write(model, [doc], "auto", STATISTICS)
         assert [s.columns.tolist() for s in segments] == [s.columns.tolist() for s in alone]
         read = [doc.segments[-1]]  # the latest hop: what was read, then what was written
         for turn in range(min(len(segments) + 1, MOST)):
@@ -179,19 +183,19 @@ def test_what_cannot_be_written_is_refused():
     model = tiny_model()
     (doc,) = prompts(model, 1)
     with pytest.raises(ConfigError, match="no tower for 'music', only for text, speech"):
-        write(model, [doc], ["music"], INFO)
+        write(model, [doc], ["music"], STATISTICS)
     with pytest.raises(ConfigError, match=r"without model\.switch=true"):
-        write(model, [doc], "auto", INFO)
+        write(model, [doc], "auto", STATISTICS)
     model.used = [("text", "speech")]  # as after recognition alone
     (given,) = prompts(model, 1, "text")
     with pytest.raises(ConfigError, match="not trained to write speech after text, but text after speech"):
-        write(model, [given], ["speech"], INFO)
+        write(model, [given], ["speech"], STATISTICS)
     with pytest.raises(ConfigError, match="not trained to write speech after text"):  # within a chain, too
-        write(model, prompts(model, 1, "speech"), ["text", "speech"], INFO)
+        write(model, prompts(model, 1, "speech"), ["text", "speech"], STATISTICS)
     with pytest.raises(ConfigError, match="not trained to write text after text"):
-        write(model, [given], ["text"], INFO)
+        write(model, [given], ["text"], STATISTICS)
     with pytest.raises(ConfigError, match="holds no segment"):
-        write(model, [Document("x", [], True)], ["text"], INFO)
+        write(model, [Document("x", [], True)], ["text"], STATISTICS)
 
 
 @pytest.mark.parametrize("pattern", ["delay", "parallel"])

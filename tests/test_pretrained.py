@@ -340,5 +340,5 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(monkeypatch, tmp_path
         Zipper.from_pretrained(model_folder("me/mine")),
     )
     assert there.tokenizer.fingerprint == here.tokenizer.fingerprint
-    for name, weight in here.model.state_dict().items():
-        assert torch.equal(there.model.state_dict()[name], weight), name
+    for name, weight in here.network.state_dict().items():
+        assert torch.equal(there.network.state_dict()[name], weight), name

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
 from conftest import as_batch, tiny_model
-from slow import INFO, prompts, slow_greedy
+from slow import STATISTICS, prompts, slow_greedy
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document, Segment
 from zipper.generation.beam import beam_search
@@ -25,9 +25,9 @@ from zipper.modalities.layout import TokenLayout
 def test_sampling_follows_from_the_seed_and_never_leaves_its_modality(how):
     model = tiny_model(layers=3)
     given, decode = prompts(model, 12, "text"), {"speech": how, "text": how}
-    together = write(model, given, ["speech", "text"], INFO, decode, seed=3)
-    again = [write(model, [one], ["speech", "text"], INFO, decode, seed=3)[0] for one in given]
-    other = write(model, given, ["speech", "text"], INFO, decode, seed=4)
+    together = write(model, given, ["speech", "text"], STATISTICS, decode, seed=3)
+    again = [write(model, [one], ["speech", "text"], STATISTICS, decode, seed=3)[0] for one in given]
+    other = write(model, given, ["speech", "text"], STATISTICS, decode, seed=4)
     columns = [[s.columns.tolist() for s in segments] for segments in together]
     assert columns == [[s.columns.tolist() for s in segments] for segments in again]
     assert columns != [[s.columns.tolist() for s in segments] for segments in other]
@@ -83,8 +83,8 @@ def test_drawn_shares_are_those_of_the_softmax():
 def test_a_beam_of_one_is_greedy():
     model = tiny_model()
     given = prompts(model, 6, "speech")
-    greedy = [s.columns.tolist() for (s,) in write(model, given, ["text"], INFO)]
-    caps = [INFO.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
+    greedy = [s.columns.tolist() for (s,) in write(model, given, ["text"], STATISTICS)]
+    caps = [STATISTICS.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
     assert greedy == [found.tolist() for found in searched(model, given, caps, 1)]
 
 
@@ -126,9 +126,9 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
     monkeypatch.setattr("zipper.generation.cache.compiled", lambda: step)
     model = tiny_model()
     given = prompts(model, 3, "text")
-    plain = write(model, given, ["speech", "text"], INFO)
+    plain = write(model, given, ["speech", "text"], STATISTICS)
     how = {"speech": SamplingConfig(compile=True), "text": SamplingConfig(compile=True)}
-    fast = write(model, given, ["speech", "text"], INFO, how)
+    fast = write(model, given, ["speech", "text"], STATISTICS, how)
     assert [[s.columns.tolist() for s in one] for one in fast] == [
         [s.columns.tolist() for s in one] for one in plain
     ]
@@ -138,8 +138,8 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
 def test_text_may_be_searched_in_the_middle_of_a_chain():
     model = tiny_model()
     given = prompts(model, 3, "speech")
-    out = write(model, given, ["text", "speech"], INFO, {"text": SamplingConfig(beams=4)})
+    out = write(model, given, ["text", "speech"], STATISTICS, {"text": SamplingConfig(beams=4)})
     for doc, (text, speech) in zip(given, out, strict=True):
         hop = Document(doc.id, [text.given()], True)
-        cap = INFO.cap("speech", "text", text.content.shape[1])
+        cap = STATISTICS.cap("speech", "text", text.content.shape[1])
         assert torch.equal(speech.columns, slow_greedy(model, hop, "speech", cap))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import as_batch, config, interleaving
-from slow import INFO, prompts, slow_greedy
+from slow import STATISTICS, prompts, slow_greedy
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
@@ -62,7 +62,7 @@ def test_a_batch_equals_each_document_alone_in_one_stream():
         expected = slow_states(model, document)
         for name, stream in batch.streams.items():
             valid = stream.valid[row]
-            torch.testing.assert_close(states[name][row][valid], expected[stream.place[row][valid]])
+            torch.testing.assert_close(states[name][row][valid], expected[stream.order[row][valid]])
 
 
 def test_no_gradient_reaches_a_later_token_or_a_neighbour():
@@ -81,7 +81,7 @@ def test_no_gradient_reaches_a_later_token_or_a_neighbour():
             found = torch.autograd.grad(states[name][0, t].sum(), [*kept.values()], retain_graph=True)
             for other, gradient in zip(kept, found, strict=True):
                 earlier = batch.streams[other].valid[0] & (
-                    batch.streams[other].place[0] <= stream.place[0, t]
+                    batch.streams[other].order[0] <= stream.order[0, t]
                 )
                 assert torch.equal(gradient[0].abs().sum(-1) > 0, earlier)
                 assert gradient[1].abs().sum() == 0
@@ -131,20 +131,20 @@ def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(name):
     model = single_decoder()
     other = "speech" if name == "text" else "text"
     given = prompts(model, 3, other)
-    written = write(model, given, [name], INFO)
+    written = write(model, given, [name], STATISTICS)
     for document, (segment,) in zip(given, written, strict=True):
-        cap = INFO.cap(name, other, _length(document, other))
+        cap = STATISTICS.cap(name, other, _length(document, other))
         assert torch.equal(segment.columns, slow_greedy(model, document, name, cap))
-        alone = write(model, [document], [name], INFO)[0][0]
+        alone = write(model, [document], [name], STATISTICS)[0][0]
         assert torch.equal(alone.columns, segment.columns)
 
 
 def test_it_goes_on_from_one_modality_to_the_next_as_if_read_anew():
     model = single_decoder()
     (given,) = prompts(model, 1, "text")
-    first, second = write(model, [given], ["speech", "text"], INFO)[0]
+    first, second = write(model, [given], ["speech", "text"], STATISTICS)[0]
     hop = Document(given.id, [first.given()], True)
-    cap = INFO.cap("text", "speech", first.content.shape[1])
+    cap = STATISTICS.cap("text", "speech", first.content.shape[1])
     assert torch.equal(second.columns, slow_greedy(model, hop, "text", cap))
 
 

@@ -49,7 +49,7 @@ def test_no_gradient_comes_from_later_tokens_padding_or_neighbours(names, seed, 
             for source, grad in zip(names, grads, strict=True):
                 other = batch.streams[source]
                 reached = torch.zeros_like(other.valid) if grad is None else grad.abs().sum((-1, -2)) > 0
-                allowed = other.valid[0] & (other.place[0] <= stream.place[0, t])
+                allowed = other.valid[0] & (other.order[0] <= stream.order[0, t])
                 assert not (reached[0] & ~allowed).any()
                 assert not reached[1].any()
                 if source == query:
@@ -69,8 +69,8 @@ def test_what_stands_before_in_another_modality_is_seen(names):
     for source in names:
         mixed = model(batch._replace(streams={**batch.streams, source: changed[source]}))
         for query in set(names) - {source}:
-            first = batch.streams[source].place[0][batch.streams[source].valid[0]].min()
-            later = batch.streams[query].valid[0] & (batch.streams[query].place[0] > first)
+            first = batch.streams[source].order[0][batch.streams[source].valid[0]].min()
+            later = batch.streams[query].valid[0] & (batch.streams[query].order[0] > first)
             differs = (mixed[query] != states[query]).any(-1)[0]
             assert torch.equal(differs & batch.streams[query].valid[0], later)
 

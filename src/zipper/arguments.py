@@ -93,6 +93,11 @@ def of_import_gguf(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="new, or empty")
 
 
+def of_certify(parser: argparse.ArgumentParser) -> None:
+    """Those of `zipper certify`."""
+    parser.add_argument("folder", type=Path, help="what `export=` or `save_pretrained` wrote")
+
+
 def of_push(parser: argparse.ArgumentParser) -> None:
     """Those of `zipper push`."""
     parser.add_argument("folder", type=Path, help="what `export=` wrote")

@@ -18,6 +18,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 from zipper.arguments import (
     Command,
     config_command,
+    of_certify,
     of_compare,
     of_config,
     of_generate,
@@ -106,6 +107,14 @@ def import_gguf(args: argparse.Namespace) -> None:
     print(f"model -> {args.folder}")
 
 
+def certify(args: argparse.Namespace) -> None:
+    """check that the frozen towers of an exported model are, bit for bit, what they were pre-trained as"""
+    from zipper.generation.zipper import certify as run
+
+    found = run(args.folder)
+    print(f"{args.folder}: " + (f"{', '.join(found)} as pre-trained" if found else "no tower is frozen"))
+
+
 def push(args: argparse.Namespace) -> None:
     """upload an exported model or tower to the Hugging Face hub, with your own token"""
     from zipper.hub import push as run
@@ -144,6 +153,7 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(generate, of_generate),
     "compare": Command(compare, of_compare),
     "import-gguf": Command(import_gguf, of_import_gguf),
+    "certify": Command(certify, of_certify),
     "push": Command(push, of_push),
 }
 

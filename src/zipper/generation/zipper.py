@@ -27,6 +27,7 @@ from zipper.hub import model_folder, push
 from zipper.modalities.normalise import normalise, unreadable
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable, untrained
+from zipper.models.certify import certificate, check_certificate
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import Units, resolve_units
 
@@ -296,6 +297,7 @@ def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, fig
     info = {
         **figures,
         "sha256": sha256(folder / WEIGHTS),
+        "certificate": certificate(trained.network),
         "statistics": trained.statistics.to_dict(),
         "config": to_dict(trained.config),
     }
@@ -315,6 +317,22 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     return _filled(
         config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
     ), saved
+
+
+def certify(folder: Path) -> list[str]:
+    """Checks that the frozen towers of an export are what they were pre-trained as; returns their modalities.
+
+    Raises DataError where one is not, where a file is damaged, or where the export has no certificate.
+    """
+    if not is_exported(folder):
+        raise ConfigError(
+            f"{folder} is no exported model: it holds no {INFO}. Name assets/zipped, for example."
+        )
+    trained, saved = load_exported(folder)
+    if "certificate" not in saved:
+        raise DataError(f"{folder / INFO} holds no certificate: an older version wrote it. Export it again.")
+    check_certificate(trained.network, saved["certificate"])
+    return [*saved["certificate"]]
 
 
 def load_trained(checkpoint: Path) -> TrainedModel:

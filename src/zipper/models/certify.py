@@ -1,0 +1,81 @@
+"""Proof that frozen towers are what they were pre-trained as: hashes of weights, and reference logits.
+
+An export carries a certificate that is made from the pre-trained towers' own files, not from the trained
+network: a tower that was frozen by config but learnt by mistake does not pass.
+"""
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zipper.errors import DataError
+from zipper.hub import model_folder
+from zipper.models.multimodal import MultimodalModel
+from zipper.models.pretrained import read_tower
+from zipper.models.tower import Tower
+
+TOKENS, ROWS = 8, 16  # reference logits: of so many tokens, of the first so many ids
+TOLERANCE = 1e-3  # of the largest reference logit: sums are rounded differently by other machines
+
+
+def certificate(network: MultimodalModel) -> dict[str, Any]:
+    """By modality of a frozen tower that was pre-trained: where it is from, the hash of each weight and the
+    reference logits, in half precision as exports hold them."""
+    found = {}
+    for name in network.names:
+        cfg = network.cfg.towers[name]
+        if cfg.frozen and cfg.init:
+            tower = _halved(read_tower(model_folder(cfg.init)))
+            weights = {key: _digest(weight) for key, weight in tower.state_dict().items()}
+            found[name] = {"init": cfg.init, "weights": weights, "logits": _logits(tower).tolist()}
+    return found
+
+
+def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:
+    """Raises DataError that names the first tower and weight that are not what the certificate says, or the
+    tower whose logits differ though its weights do not. network: as it was loaded from the export."""
+    for name in network.names:
+        if network.cfg.towers[name].frozen and name not in certified:
+            raise DataError(
+                f"Tower {name} is frozen, but the certificate says nothing of it. Export it again."
+            )
+    for name, expected in certified.items():
+        tower = network.tower(name)
+        state = tower.state_dict()
+        if {*state} != {*expected["weights"]}:
+            first = sorted({*state} ^ {*expected["weights"]})[0]
+            raise DataError(f"Tower {name} has other weights than {expected['init']}: {first}.")
+        for key, digest in expected["weights"].items():
+            if _digest(state[key]) != digest:
+                raise DataError(
+                    f"Tower {name}: {key} is not that of {expected['init']}. It was changed after the "
+                    "export, or was trained though the tower is said to be frozen."
+                )
+        reference = torch.tensor(expected["logits"])
+        difference = float((_logits(tower) - reference).abs().max())
+        if not difference <= TOLERANCE * float(reference.abs().max()):
+            raise DataError(
+                f"Tower {name} has the weights of {expected['init']}, but other logits ({difference:.2g}). "
+                "This version of the library computes something else: use the one that exported it."
+            )
+
+
+def _halved(tower: Tower) -> Tower:
+    for parameter in tower.parameters():
+        parameter.data = parameter.data.half().float()
+    return tower
+
+
+def _digest(weight: Tensor) -> str:
+    return hashlib.sha256(weight.detach().cpu().half().numpy().tobytes()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _logits(tower: Tower) -> Tensor:
+    """[TOKENS, ROWS], of the first codebook."""
+    cfg = tower.cfg
+    count = torch.arange(TOKENS * cfg.codebooks, device=tower.weight.device)
+    tokens = (count * 7 + 1).remainder(cfg.vocabulary).view(1, TOKENS, cfg.codebooks)
+    return tower.eval().logits(tower(tokens))[0, :, 0, :ROWS].float().cpu()
