@@ -1,8 +1,9 @@
 """Zipper: pre-trained decoder towers, one a modality, joined by gated cross-attention (arXiv 2405.18669).
 
-    model = zipper.Zipper.from_pretrained("assets/zipped")
-    model.transcribe("recording.flac")
-    model.synthesize("why did helen give the blue wallet to the singer", "spoken.wav")
+>>> model = zipper.Zipper.from_pretrained("assets/zipped")
+>>> speech = model.synthesize("why did helen give the blue wallet to the quiet singer", "helen.wav")
+>>> model.transcribe("helen.wav")
+'why did helen give the blue wallet to the quiet singer'
 
 Training: `Zipper.from_towers`, `ZipperData`, `ZipperModule`, and a Trainer of your own. What is imported is
 loaded when it is first used, so that inference needs no Lightning.

@@ -81,6 +81,11 @@ class Zipper(nn.Module):
 
         Raises ConfigError on a modality or setting that there is not, DataError on a folder that holds no
         tower, or one that reads other units than `config.codec` and the text tower's tokenizer give.
+
+        >>> towers = {"text": "assets/text-tower", "speech": "assets/speech-tower"}
+        >>> model = zipper.Zipper.from_towers(**towers, interval={"text": 3, "speech": 3}, frozen=["text"])
+        >>> model.network.stages
+        2
         """
         interval = interval or {}
         if unknown := sorted({*frozen, *interval} - {*towers}):
@@ -162,6 +167,10 @@ class Zipper(nn.Module):
 
         Raises DataError on audio that cannot be used, ConfigError on audio that is too long, or where the
         model was not trained to recognise speech.
+
+        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
+        >>> model.transcribe("recording.flac")
+        'every wednesday at five daniel slept with the clever tiger'
         """
         [[text]] = self.generate([{"speech": audio}], ["text"])
         assert isinstance(text.value, str)
@@ -173,6 +182,11 @@ class Zipper(nn.Module):
 
         Raises ConfigError on text that has no reading, or is too long, or where the model was not trained to
         speak.
+
+        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
+        >>> speech = model.synthesize("why did helen give the blue wallet to the quiet singer")
+        >>> speech.dtype, 2 < len(speech) / model.sample_rate < 3
+        (torch.float32, True)
         """
         [[speech]] = self.generate([{"text": text}], ["speech"])
         assert isinstance(speech.value, Tensor)
@@ -194,6 +208,11 @@ class Zipper(nn.Module):
 
         seed: of sampling. overrides: `speech.temperature=0.7`, `text.beams=4`, ...: decoding, if not as the
         model's config has it. Raises ConfigError on a prompt or an order that the model was not trained for.
+
+        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
+        >>> [[text, speech]] = model.generate([{"speech": "recording.flac"}], ["text", "speech"])
+        >>> text.value
+        'every wednesday at five daniel slept with the clever tiger'
         """
         documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
         decode = changed(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()

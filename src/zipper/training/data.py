@@ -48,6 +48,13 @@ class ZipperData(L.LightningDataModule):
         overrides: `key=value` settings, as on the command line (data.folder=..., train.tokens=4096).
 
         Raises ConfigError on settings that cannot be, DataError on data that cannot be used.
+
+        >>> model = zipper.Zipper.from_towers(text="assets/text-tower", speech="assets/speech-tower")
+        >>> settings = ["data.folder=mine.tsv", "train.tokens=1024"]
+        >>> data = zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=settings)
+        encoded 0.01 hours of audio...
+        >>> len(data.dataset.splits["train"])
+        3
         """
         section = "data" if (ROOT / "configs" / "data" / f"{corpus}.yaml").is_file() else "data.corpus"
         shares = (
