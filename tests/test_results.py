@@ -1,4 +1,4 @@
-"""Figures in the README come from files, and the files say where they come from."""
+"""Figures in README and docs come from files, and the files say where they come from."""
 
 import json
 import shlex
@@ -28,6 +28,10 @@ QUICKSTART, BAD_INPUT = (
 
 def load(name: str) -> dict:
     return read_result(ROOT / "results" / name, utterances=False)
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f not in (QUICKSTART, BAD_INPUT)], ids=lambda f: f.stem)
@@ -79,26 +83,36 @@ def test_the_counts_of_speech_add_up(file):
     assert 0 < result["original_wer"] <= result["oracle_wer"]
 
 
-def test_the_readme_shows_what_the_result_files_say():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    asr, overfit, times = load("asr.json"), load("overfit.json"), load("quickstart.json")
+def test_the_pages_show_what_the_commands_printed():
+    readme, pages = page("README.md"), page("docs/reproduction.md")
+    asr, overfit = load("asr.json"), load("overfit.json")
     assert last_line(asr, "build/runs/asr/asr.json") in readme
-    assert last_line(overfit, "build/runs/overfit/asr.json") in readme
-    assert f"{times['make train-asr']['seconds'] / 60:.1f} minutes" in readme
-    assert f"{times['make train-asr']['peak_pss_mb'] / 1000:.1f} GB" in readme
-    speech = load("tts.json")
-    assert tts_line(speech, "build/runs/tts/tts.json") in readme
-    assert f"trains {speech['steps']:,} steps in {speech['wall_seconds'] / 60:.0f} minutes" in readme
-    assert tts_line(load("joint-tts.json"), "build/runs/joint/tts.json") in readme
-    assert last_line(load("joint-asr.json"), "build/runs/joint/asr.json") in readme
-    seeds = [f"{100 * load(f'asr-seed{seed}.json')['wer']:.1f} %" for seed in (1, 2)]
-    assert f"Two more seeds give {' and '.join(seeds)}" in readme
-    codec = load("codec.json")
-    lost = [100 * (row["wer"] - codec["rows"][0]["wer"]) for row in codec["rows"]]
-    assert f"loses {lost[1]:.1f} points" in readme
+    assert tts_line(load("tts.json"), "build/runs/tts/tts.json") in readme
+    assert last_line(overfit, "build/runs/overfit/asr.json") in pages
+    assert tts_line(load("joint-tts.json"), "build/runs/joint/tts.json") in pages
+    assert last_line(load("joint-asr.json"), "build/runs/joint/asr.json") in pages
     assert asr["split"] == "test"
     assert asr["utterances"] >= 300
     assert overfit["split"] == "train"
+
+
+def test_the_pages_show_the_figures_of_the_result_files():
+    """Numbers with their units; how a page puts them is its own affair."""
+    readme, pages = page("README.md"), page("docs/reproduction.md")
+    first = load("quickstart.json")["make train-asr"]
+    assert f"{first['seconds'] / 60:.1f} minutes" in readme
+    assert f"{first['peak_pss_mb'] / 1000:.1f} GB" in readme
+    speech, joint = load("tts.json"), load("joint-tts.json")
+    for told in (f"{speech['steps']:,} steps", f"{speech['wall_seconds'] / 60:.0f} minutes"):
+        assert told in readme
+        assert told in pages
+    for told in (f"{joint['steps']:,} steps", f"{joint['wall_seconds'] / 60:.0f} minutes"):
+        assert told in pages
+        assert told in page("docs/model-card.md")
+    for seed in (1, 2):
+        assert f"{100 * load(f'asr-seed{seed}.json')['wer']:.1f} %" in pages
+    rows = load("codec.json")["rows"]
+    assert f"{100 * (rows[1]['wer'] - rows[0]['wer']):.1f} points" in page("docs/data.md")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +201,7 @@ def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
 
 
 def test_the_readme_shows_the_comparison_of_the_files():
-    assert in_short(ROOT / "results") in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert in_short(ROOT / "results") in page("README.md")
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):
