@@ -10,7 +10,7 @@ from zipper.evaluation.journal import Journal, read_pieces
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.evaluation.scorer import AsrScorer
-from zipper.generation.rows import answers as answers_module
+from zipper.generation import rows as answers_module
 from zipper.training import run as run_module
 
 
