@@ -53,7 +53,7 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
         assert batches == [3 + 3 + 2 * 3]
     for turn, (owner, name, times) in enumerate(
         [(answers_module, "write", 1), (answers_module, "write", 5), (answers_module, "write", 12),
-         (AsrScorer, "hear", 3), (AsrScorer, "hear", 10)],
+         (AsrScorer, "transcribe_wave", 3), (AsrScorer, "transcribe_wave", 10)],
         start=2,
     ):  # fmt: skip
         with monkeypatch.context() as killing:
