@@ -77,7 +77,9 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
 
 def test_a_training_cut_off_in_its_evaluation_does_not_decode_again(listening, monkeypatch):
     with monkeypatch.context() as killing:
-        dies_at(killing, AsrScorer, "transcribe_wave", 18)  # of the first sampling, after 3 of dev and 12 recordings
+        dies_at(
+            killing, AsrScorer, "transcribe_wave", 18
+        )  # of the first sampling, after 3 of dev and 12 recordings
         with pytest.raises(Killed):
             run_module.train(config(*WORDS), "x")
     with monkeypatch.context() as watch:

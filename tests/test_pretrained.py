@@ -333,6 +333,10 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(monkeypatch, tmp_path
 
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: None)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
+    cards = []
+    monkeypatch.setattr(
+        HfApi, "upload_file", lambda self, path_or_fileobj, **how: cards.append(path_or_fileobj)
+    )
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(tmp_path / name))
     push(ROOT / "assets" / "zipped", "me/mine", private=True)
     here, there = (
@@ -342,3 +346,15 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(monkeypatch, tmp_path
     assert there.tokenizer.fingerprint == here.tokenizer.fingerprint
     for name, weight in here.network.state_dict().items():
         assert torch.equal(there.network.state_dict()[name], weight), name
+    (card,) = cards
+    for part in (
+        "license: apache-2.0",
+        "# mine",
+        "speech recognition, speech synthesis",
+        "configs/joint.yaml",
+        '"me/mine"',
+        "| test/asr/wer | 0.1 % |",
+        "| test/tts/wer | 12.0 % |",
+        "Trained on: spoken",
+    ):
+        assert part in card.decode(), part

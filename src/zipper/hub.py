@@ -6,10 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 
-from zipper.config import asset
+from zipper.config import asset, read_json
 from zipper.errors import ConfigError, DataError
 
 REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"  # user/name, and a revision if need be
+TASK_NAMES = {"asr": "speech recognition", "tts": "speech synthesis", "speech": "speech", "text": "text"}
+CARD, MESSAGE = "README.md", "Exported by zipper"
 WANTED = ["*.json", "*.safetensors"]  # never code, never pickles
 
 
@@ -47,8 +49,13 @@ def push(folder: Path, repository: str, private: bool) -> str:
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=WANTED, commit_message="Exported by zipper"
+            repo_id=repository, folder_path=folder, allow_patterns=[*WANTED, CARD], commit_message=MESSAGE
         )
+        if not (folder / CARD).exists():
+            card = model_card(folder, repository).encode()
+            api.upload_file(
+                path_or_fileobj=card, path_in_repo=CARD, repo_id=repository, commit_message=MESSAGE
+            )
     except Exception as error:  # its client raises errors of its own kinds where there is no network
         raise DataError(
             f"{repository}: the hub did not take it ({_first_line(error)}). Log in with `hf auth login`, or "
@@ -56,6 +63,43 @@ def push(folder: Path, repository: str, private: bool) -> str:
             "HF_TOKEN to a token that may write there."
         ) from error
     return f"{api.endpoint}/{repository}"
+
+
+def model_card(folder: Path, repository: str) -> str:
+    """The page that the hub shows of an exported model or tower: tasks, data, figures with their command,
+    licence and use. A README.md of the folder's own takes its place."""
+    info = read_json(next(file for file in sorted(folder.glob("*.json")) if file.name != "tokenizer.json"))
+    config = info.get("config", {})
+    shares = config.get("train", {}).get("tasks", {})
+    tasks = [TASK_NAMES[task] for task, share in shares.items() if share and task in TASK_NAMES]
+    tasks = tasks or [f"{info.get('modality', 'unnamed')}, a tower alone"]
+    corpus = config.get("data", {}).get("corpus", "")
+    rows = [
+        f"| {key} | {100 * value:.1f} % |"
+        for key, value in info.items()
+        if key.endswith("wer") and isinstance(value, float)
+    ]
+    figures = ["| figure | value |", "|---|---|", *rows] if rows else ["No figures came with it."]
+    if config:
+        use = [
+            f'model = zipper.Zipper.from_pretrained("{repository}")',
+            'model.transcribe("recording.flac")',
+            'model.synthesize("a sentence", "spoken.wav")',
+        ]
+    else:
+        modality = info.get("modality", "text")
+        use = [f'model = zipper.Zipper.from_towers({modality}="{repository}", ...)  # and the other towers']
+    return "\n".join(
+        [
+            "---", "license: apache-2.0", "library_name: zipper", "tags: [zipper, speech, multimodal]", "---",
+            f"# {repository.partition('/')[2]}", "",
+            "Pre-trained decoder towers joined by gated cross-attention (Zipper, arXiv 2405.18669).", "",
+            f"- Tasks: {', '.join(tasks)}", f"- Trained on: {corpus or 'not named'}",
+            f"- Made by: `{info.get('command', 'not named')}`, commit {info.get('commit', 'unknown')}",
+            "- Licence: Apache-2.0, where that of the towers and of the data allows it", "",
+            "## Use", "", "```python", "import zipper", *use, "```", "", "## Figures", "", *figures, "",
+        ]
+    )  # fmt: skip
 
 
 def _first_line(error: Exception) -> str:
