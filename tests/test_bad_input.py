@@ -14,7 +14,7 @@ from broken_runs import room_for
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
-from zipper.codecs.codec import load_embedded
+from zipper.codecs.codec import load_zipper_codec
 from zipper.config import DataConfig, RunConfig
 from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
@@ -175,7 +175,7 @@ def test_a_corrupted_codec_is_refused(tmp_path, name):
     content[len(content) // 2] ^= 0x55
     (tmp_path / name).write_bytes(content[:-3])
     with pytest.raises(DataError, match=r"codec\.(safetensors|json)"):
-        load_embedded(tmp_path)
+        load_zipper_codec(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tower.safetensors", "tower.json"])

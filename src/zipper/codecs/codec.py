@@ -94,7 +94,7 @@ class Codec:
         return next(self.model.parameters()).device
 
 
-def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
+def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON.
     codebooks: the first so many; all of them."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
@@ -108,14 +108,14 @@ def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."
         )
     cfg = TrainCodecConfig(**settings["shape"])
-    model = build_embedded(cfg)
+    model = build_zipper_codec(cfg)
     model.load_state_dict(load_file(folder / WEIGHTS))
     if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
         raise ConfigError(f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to so many.")
     return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded")
 
 
-def build_embedded(cfg: TrainCodecConfig) -> EncodecModel:
+def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
     """A small EnCodec of the package's own classes: not causal, no LSTM, large strides near the wave."""
     shape = {
         "dimension": cfg.dimension,

@@ -17,9 +17,11 @@ class Stream(NamedTuple):
     valid: Tensor  # bool [B, T]  False on padding
     target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
     weight: Tensor  # float32 [B, T]  of that loss
-    turn: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
-    due: Tensor  # int64 [N]  where a loss is due, as indices into [B * T]: known here, or the device is asked
-    ends: Tensor  # int64 [M]  where `turn` says what follows, likewise
+    next_modality: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
+    loss_index: (
+        Tensor  # int64 [N]  where a loss is due, as indices into [B * T]: known here, or the device is asked
+    )
+    segment_ends: Tensor  # int64 [M]  where `turn` says what follows, likewise
 
 
 class Batch(NamedTuple):
@@ -36,7 +38,7 @@ class Batch(NamedTuple):
     streams: dict[str, Stream]
     multimodal: Tensor  # bool [B]
     total: dict[str, float]
-    turns: int
+    segment_ends: int
     attends_to: dict[tuple[str, str], Tensor]
     tokens: int
     padding: float
@@ -53,20 +55,20 @@ def collate(
     documents: Sequence[Document],
     codebooks: dict[str, int],
     total: dict[str, float] | None = None,
-    turns: int | None = None,
+    segment_ends: int | None = None,
 ) -> Batch:
     """codebooks: Q of every tower. A tower that a document leaves silent has no valid token there."""
     streams = {name: _stream(documents, name, codebooks) for name in codebooks}
     own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
     multimodal = torch.tensor([d.multimodal for d in documents])
-    if turns is None:
-        turns = sum(int((s.turn != -100).sum()) for s in streams.values())
+    if segment_ends is None:
+        segment_ends = sum(int((s.next_modality != -100).sum()) for s in streams.values())
     attends_to = {(a, b): _attends_to(documents, a, b) for a in codebooks for b in codebooks if a != b}
     used = [stream.valid for stream in streams.values() if stream.valid.any()]
     tokens, places = sum(int(valid.sum()) for valid in used), sum(valid.numel() for valid in used)
     length = int(torch.stack([stream.valid.sum(1) for stream in streams.values()]).sum(0).max())
     return Batch(
-        [d.id for d in documents], streams, multimodal, total or own, turns, attends_to,
+        [d.id for d in documents], streams, multimodal, total or own, segment_ends, attends_to,
         tokens, 1 - tokens / max(places, 1), length,
     )  # fmt: skip
 
@@ -90,9 +92,9 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
         valid=torch.arange(width) < torch.tensor(lengths)[:, None],
         target=torch.full((rows, width, books), -100),
         weight=torch.zeros(rows, width),
-        turn=torch.full((rows, width), -100),
-        due=torch.zeros(0, dtype=torch.int64),
-        ends=torch.zeros(0, dtype=torch.int64),
+        next_modality=torch.full((rows, width), -100),
+        loss_index=torch.zeros(0, dtype=torch.int64),
+        segment_ends=torch.zeros(0, dtype=torch.int64),
     )
     for row, doc in enumerate(documents):
         start = order = 0
@@ -107,8 +109,10 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
                 if part.weight:  # the last token of a segment, its end, has nothing to predict
                     stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
                 if doc.multimodal:
-                    stream.turn[row, end - 1] = names.index(then) if then in names else len(names)
+                    stream.next_modality[row, end - 1] = names.index(then) if then in names else len(names)
                 start = end
             order += count
-    due = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
-    return stream._replace(due=due, ends=(stream.turn != -100).flatten().nonzero()[:, 0])
+    loss_index = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
+    return stream._replace(
+        loss_index=loss_index, segment_ends=(stream.next_modality != -100).flatten().nonzero()[:, 0]
+    )

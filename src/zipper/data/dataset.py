@@ -114,7 +114,7 @@ def column(rows: datasets.Dataset, name: str) -> np.ndarray:
     return found if chosen is None else found[chosen.column(0).to_numpy()]
 
 
-def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
+def limit_rows(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
     """`only` of the rows (none: all), a smaller share nested in a larger one. Real corpora come speaker by
     speaker, and several one after the other, so they are taken in the order of a hash of their ids; the
     embedded one alone is mixed as it is."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zipper.config import TASKS
 from zipper.data.dataset import EncodedDataset, Row, column
-from zipper.modalities.delay import Pattern, scored, to_columns
+from zipper.modalities.delay import Pattern, scored, to_timesteps
 from zipper.modalities.tokenizer import Tokenizer
 
 
@@ -70,7 +70,7 @@ def text_segment(ids: Sequence[int], subwords: Tokenizer, weight: float) -> Segm
 
 def speech_segment(codes: Tensor, size: int, weight: float, pattern: Pattern = "delay") -> Segment:
     """codes int64 [Q, F], each below `size`, as columns (`units.pattern`)."""
-    tokens = to_columns(codes, size, pattern)
+    tokens = to_timesteps(codes, size, pattern)
     return Segment("speech", tokens, scored(tokens, size), weight)
 
 

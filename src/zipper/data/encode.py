@@ -29,7 +29,7 @@ from zipper.data.dataset import (
     open_dataset,
     open_split,
 )
-from zipper.data.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
+from zipper.data.shards import LoadedUtterance, Shard, ShardReader, Skipped, list_skipped, write_shard
 from zipper.data.statistics import letters_of, longest_repeats
 from zipper.disk import held
 from zipper.distributed import WholeFiles, encoding, refusals
@@ -156,7 +156,7 @@ class Encoder(L.LightningModule):
         workers = self.threads if self.codec.device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
-    def predict_step(self, batch: tuple[Shard, list[Read]], index: int) -> str:
+    def predict_step(self, batch: tuple[Shard, list[LoadedUtterance]], index: int) -> str:
         """Returns the file's name."""
         shard, read = batch
         if shard.file is None:

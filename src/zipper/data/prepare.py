@@ -16,7 +16,7 @@ from zipper.modalities.normalise import unreadable
 from zipper.modalities.tokenizer import Tokenizer
 
 
-def given_tokenizer(cfg: RunConfig) -> Tokenizer | None:
+def configured_tokenizer(cfg: RunConfig) -> Tokenizer | None:
     """The tokenizer that the config names, or that of its pre-trained text tower; none: one is to be
     trained."""
     if cfg.data.tokenizer:
@@ -28,7 +28,7 @@ def given_tokenizer(cfg: RunConfig) -> Tokenizer | None:
 def prepare(cfg: RunConfig, clock: Clock) -> EncodedDataset:
     """Opens the dataset of a config, after making what is missing. Codec and tokenizer are checked first."""
     check_places(cfg)
-    return encode(cfg, clock, load_codec(cfg.codec), given_tokenizer(cfg))
+    return encode(cfg, clock, load_codec(cfg.codec), configured_tokenizer(cfg))
 
 
 def encode(cfg: RunConfig, clock: Clock, codec: Codec, tokenizer: Tokenizer | None) -> EncodedDataset:

@@ -3,7 +3,6 @@ accumulation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,19 +11,13 @@ from torch.utils.data import Dataset, Sampler
 from zipper.config import TASKS
 from zipper.config.training import LossMean
 from zipper.data.batches import Batch, collate
-from zipper.data.dataset import EncodedDataset, column, share
+from zipper.data.dataset import EncodedDataset, column, limit_rows
 from zipper.data.documents import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
-from zipper.modalities.delay import around
+from zipper.modalities.delay import extra_timesteps
 
 JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a step trains on: (row, task) examples, the longest first."""
-
-    examples: list[tuple[int, str]]
+Example = tuple[int, str]  # (row, task)
 
 
 class BatchSchedule:
@@ -52,9 +45,9 @@ class BatchSchedule:
         """
         self.dataset, self.tasks, self.tokens, self.slices, self.seed = dataset, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
-        self.rows = share(dataset.splits[split], only)
+        self.rows = limit_rows(dataset.splits[split], only)
         self.subwords, self.frames = column(self.rows, "subwords"), column(self.rows, "frames")
-        self.speech = self.frames + around(dataset.codebooks, dataset.pattern)
+        self.speech = self.frames + extra_timesteps(dataset.codebooks, dataset.pattern)
         self.eligible = {
             task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
         }
@@ -72,10 +65,10 @@ class BatchSchedule:
                 f"tokens). Give at least {longest * slices}."
             )
         self.average = self._average_answers() if loss_mean == "document" else {}
-        self._cut: dict[int, list[Plan]] = {}  # the epoch last asked for
+        self._cut: dict[int, list[list[Example]]] = {}  # the epoch last asked for
         self._starts = [0]  # first step of each epoch known so far
 
-    def plan(self, step: int) -> Plan:
+    def examples(self, step: int) -> list[Example]:
         """The examples of one step."""
         epoch = 0
         while True:
@@ -91,7 +84,7 @@ class BatchSchedule:
 
     def batch(self, step: int, part: int, codebooks: dict[str, int]) -> Batch:
         """Slice `part` of a step. Its totals are those of the whole step."""
-        examples = self.plan(step).examples
+        examples = self.examples(step)
         total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
         for row, task in examples:
             weights = scored_weight(
@@ -107,17 +100,17 @@ class BatchSchedule:
             document(self.dataset, self.rows[row], task, self.prompt_weight)
             for row, task in mine or examples[:1]
         ]
-        turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
-        batch = collate(documents, codebooks, total, turns)
-        return batch if mine else silenced(batch)
+        segment_ends = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
+        batch = collate(documents, codebooks, total, segment_ends)
+        return batch if mine else without_loss(batch)
 
-    def first(self, count: int) -> list[Document]:
+    def first_documents(self, count: int) -> list[Document]:
         """The first documents of the training, about so many, however steps are sliced."""
         found: list[Document] = []
         for step in range(self.epoch_length(0)):
             if len(found) >= count:
                 break
-            examples = self.plan(step).examples
+            examples = self.examples(step)
             found += [document(self.dataset, self.rows[i], task, self.prompt_weight) for i, task in examples]
         return found
 
@@ -130,29 +123,29 @@ class BatchSchedule:
             answers.setdefault(TASKS[task][-1], []).append(weights[TASKS[task][-1]])
         return {name: sum(several) / len(several) for name, several in answers.items()}
 
-    def _epoch(self, epoch: int) -> list[Plan]:
+    def _epoch(self, epoch: int) -> list[list[Example]]:
         if epoch not in self._cut:
             self._cut = {epoch: self._cut_epoch(epoch)}
         return self._cut[epoch]
 
-    def _cut_epoch(self, epoch: int) -> list[Plan]:
+    def _cut_epoch(self, epoch: int) -> list[list[Example]]:
         draw = np.random.default_rng([self.seed, epoch])
         drawn = {task: self._drawn(self.eligible[task], share, draw) for task, share in self.tasks.items()}
         examples = [(row, task) for task, rows in drawn.items() for row in rows.tolist()]
         lengths = np.concatenate([self._lengths(rows, task) for task, rows in drawn.items()])
         order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
-        plans: list[Plan] = []
-        group: list[tuple[int, str]] = []
+        batches: list[list[Example]] = []
+        group: list[Example] = []
         longest = 0
         for index in order:
             longest = max(longest, int(lengths[index]))
             if group and (len(group) + 1) * longest > self.tokens:
-                plans.append(Plan(group))
+                batches.append(group)
                 group, longest = [], int(lengths[index])
             group.append(examples[index])
         if group:
-            plans.append(Plan(group))
-        return [plans[i] for i in draw.permutation(len(plans))]
+            batches.append(group)
+        return [batches[i] for i in draw.permutation(len(batches))]
 
     def _drawn(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
         """Rows of one task in one epoch: a share of 1 is every row once, of 1.26 a quarter of them twice."""
@@ -166,13 +159,13 @@ class BatchSchedule:
         return np.max([lengths[name] for name in TASKS[task]], axis=0).astype(np.int64)
 
 
-def silenced(batch: Batch) -> Batch:
+def without_loss(batch: Batch) -> Batch:
     """The same batch with nothing to learn, for a slice that a small step leaves without examples: its
     process takes part in the step all the same."""
     streams = {
         name: s._replace(
             target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
-            turn=torch.full_like(s.turn, -100), due=s.due[:0], ends=s.ends[:0],
+            next_modality=torch.full_like(s.next_modality, -100), loss_index=s.loss_index[:0], segment_ends=s.segment_ends[:0],
         )
         for name, s in batch.streams.items()
     }  # fmt: skip

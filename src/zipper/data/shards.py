@@ -18,7 +18,9 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import FEATURES, Row
 from zipper.errors import DataError
 
-Read = tuple[Utterance, "Tensor | DataError | None"]  # its wave, or why there is none; None: it is text alone
+LoadedUtterance = tuple[
+    Utterance, "Tensor | DataError | None"
+]  # its wave, or why there is none; None: it is text alone
 
 
 class Skipped(TypedDict):
@@ -44,7 +46,7 @@ class ShardReader(L.LightningDataModule):
         super().__init__()
         self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
 
-    def predict_dataloader(self) -> DataLoader[tuple[Shard, list[Read]]]:
+    def predict_dataloader(self) -> DataLoader[tuple[Shard, list[LoadedUtterance]]]:
         assert self.trainer is not None
         todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
         waves = Waves(todo, self.sample_rate, self.longest)
@@ -54,13 +56,13 @@ class ShardReader(L.LightningDataModule):
         """What a rank has to make. One whose shards are all whole gets an empty shard, which makes no file:
         every rank takes part to the end."""
         mine = self.shards[rank::ranks]
-        return [shard for shard in mine if not is_whole(shard)] or [Shard(None, [])]
+        return [shard for shard in mine if not is_complete(shard)] or [Shard(None, [])]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         return batch  # one group after the other goes there, not 512 waves at once
 
 
-class Waves(Dataset[tuple[Shard, list[Read]]]):
+class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
     """Shards with the waves of their utterances."""
 
     def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
@@ -69,7 +71,7 @@ class Waves(Dataset[tuple[Shard, list[Read]]]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> tuple[Shard, list[Read]]:
+    def __getitem__(self, index: int) -> tuple[Shard, list[LoadedUtterance]]:
         shard = self.shards[index]
         with ThreadPoolExecutor(4) as pool:  # reading waits for the disk
             waves = list(pool.map(self._read, shard.utterances))
@@ -89,7 +91,7 @@ def _whole(batch: Any) -> Any:
     return batch
 
 
-def is_whole(shard: Shard) -> bool:
+def is_complete(shard: Shard) -> bool:
     """Whether it is on the disk with every row. What was skipped may be mended by now: only a shard that
     lacks nothing stays as it is."""
     file = shard.file

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from zipper.data.dataset import PERIODS, EncodedDataset, column, share
+from zipper.data.dataset import PERIODS, EncodedDataset, column, limit_rows
 from zipper.modalities.tokenizer import Tokenizer
 
-BEYOND = 1.5  # a generation may go so many times beyond the largest figure of the training split
+LENGTH_MARGIN = 1.5  # a generation may go so many times beyond the largest figure of the training split
 OLD_NAMES = {"store": "fingerprint", "store_without_audio": "fingerprint_without_audio"}
 SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
 
@@ -39,12 +39,12 @@ class DatasetStatistics:
     def cap(self, name: str, to: str | None, length: int) -> int:
         """Most subwords or frames that are written of `name`, after `length` of modality `to`."""
         if to is None or to not in self.ratio.get(name, {}):
-            return math.ceil(BEYOND * self.longest[name])
-        return math.ceil(BEYOND * self.ratio[name][to] * length) + 1
+            return math.ceil(LENGTH_MARGIN * self.longest[name])
+        return math.ceil(LENGTH_MARGIN * self.ratio[name][to] * length) + 1
 
-    def patience(self, name: str) -> list[int]:
+    def max_repeats(self, name: str) -> list[int]:
         """Frames that may repeat those one, two, ... before them; none: not looked at (text)."""
-        return [math.ceil(BEYOND * run) + 1 for run in self.repeats.get(name, [])]
+        return [math.ceil(LENGTH_MARGIN * run) + 1 for run in self.repeats.get(name, [])]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DatasetStatistics":
@@ -66,7 +66,7 @@ def measure_statistics(
 ) -> DatasetStatistics:
     """Measured on what a run trains on: `only` utterances of the training split, or all of it. What is of one
     modality alone has no ratio. towers: as they are kept."""
-    rows = share(dataset.splits["train"], only)
+    rows = limit_rows(dataset.splits["train"], only)
     subwords, frames = column(rows, "subwords"), column(rows, "frames")
     both = (subwords > 0) & (frames > 0)
     a, b = subwords[both], frames[both]
@@ -74,7 +74,7 @@ def measure_statistics(
     rate = int(a.sum()) / seconds if seconds else SUBWORDS_PER_SECOND
     return DatasetStatistics(
         fingerprint=dataset.fingerprint,
-        reads={name: reads(dataset, name) for name in ("text", "speech")},
+        reads={name: units_id(dataset, name) for name in ("text", "speech")},
         rates={"text": rate, "speech": dataset.info["frame_rate"]},
         seconds={"text": seconds_of_subwords(dataset, rows)},
         longest={"text": int(subwords.max()), "speech": int(frames.max())},
@@ -107,14 +107,14 @@ def seconds_of_subwords(dataset: EncodedDataset, rows: Dataset) -> list[float]:
     return [round(float(one), 5) for one in seconds]
 
 
-def reads(dataset: EncodedDataset, modality: str) -> str:
+def units_id(dataset: EncodedDataset, modality: str) -> str:
     """Names the units of a modality; a tower only understands those it was trained on."""
     return dataset.info["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
 
 
-def reads_all(dataset: EncodedDataset) -> str:
+def joint_units_id(dataset: EncodedDataset) -> str:
     """Names the units of a decoder that has learnt both."""
-    return f"{reads(dataset, 'text')} + {reads(dataset, 'speech')}"
+    return f"{units_id(dataset, 'text')} + {units_id(dataset, 'speech')}"
 
 
 def letters_of(subwords: Tokenizer) -> np.ndarray:

@@ -6,11 +6,17 @@ from torch import Tensor
 
 from zipper.generation.cache import KVCache
 from zipper.generation.stopping import LogitsProcessor
-from zipper.modalities.layout import NEVER, TokenLayout
+from zipper.modalities.layout import NOT_ENDED, TokenLayout
 
 
 def beam_search(
-    cache: KVCache, name: str, layout: TokenLayout, rows: list[int], caps: list[int], beams: int, keep: bool
+    cache: KVCache,
+    name: str,
+    layout: TokenLayout,
+    rows: list[int],
+    caps: list[int],
+    beams: int,
+    append_last: bool,
 ) -> tuple[Tensor, np.ndarray]:
     """The best of `beams` hypotheses by mean log probability a token, end included; 1 beam is greedy.
 
@@ -24,18 +30,18 @@ def beam_search(
     cap = torch.tensor(caps, device=device)[:, None].expand(count, beams)
     waiting = torch.ones(count, beams, dtype=torch.bool, device=device)
     waiting[rows] = False
-    ended = torch.where(waiting, 0, NEVER)  # [B, K]
+    ended = torch.where(waiting, 0, NOT_ENDED)  # [B, K]
     scores = torch.zeros(count, beams, device=device, dtype=tower.embedding.weight.dtype)
     scores[:, 1:] = float("-inf")  # all beams begin alike: one of them is enough
     token = torch.full((count, beams), layout.bos, device=device)
     fresh, history = ~waiting, token[..., None]  # [B, K, S]
     first = torch.arange(count, device=device)[:, None] * beams
-    while bool((ended == NEVER).any()):
+    while bool((ended == NOT_ENDED).any()):
         states = cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
         at = history.shape[2]
-        closed = ended < NEVER
+        closed = ended < NOT_ENDED
         must_end = (closed | (at > cap)).flatten().cpu().numpy()
-        kinds = layout.kinds(at, np.full(len(must_end), NEVER), must_end)
+        kinds = layout.kinds(at, np.full(len(must_end), NOT_ENDED), must_end)
         logits = processor(cache.logits(name, states[:, -1]), kinds)[:, 0]
         likely = logits.log_softmax(-1).view(count, beams, -1)
         scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
@@ -46,7 +52,7 @@ def beam_search(
         fresh = ~closed
         lost = scores.isinf()  # fewer ways to go on than beams
         ended = torch.where(fresh & ((token == layout.eos) | lost), at, ended)
-    if keep:
+    if append_last:
         cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
     best = (scores / ended.clamp(min=1)).argmax(1)
     cache.select(first[:, 0] + best)

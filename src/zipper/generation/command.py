@@ -17,7 +17,8 @@ from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
 from zipper.disk import check_place, file_name
 from zipper.errors import ConfigError, DataError
-from zipper.generation.generate import MOST, GenerationOutput, check, write
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
+from zipper.generation.generate import generate as generate_segments
 from zipper.generation.zipper import Zipper, prompt_of
 
 Order = list[str] | Literal["auto"]
@@ -45,7 +46,7 @@ def generate(args: argparse.Namespace) -> None:
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
-    requests = read_requests(args.batch) if args.batch else [Prompt("out", args.given)]
+    requests = read_batch(args.batch) if args.batch else [Prompt("out", args.given)]
     orders = {asked_for.id: order_of(asked_for, args.then) for asked_for in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
@@ -57,7 +58,7 @@ def generate(args: argparse.Namespace) -> None:
             (asked_for, segments_of(model, asked_for))
         )
     for name, group in groups.items():
-        check(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
+        check_prompts(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
     check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
     log = target / "generated.jsonl"
@@ -69,8 +70,10 @@ def generate(args: argparse.Namespace) -> None:
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
                 prompts = [prompt_of(asked_for.id, *segments) for asked_for, segments in part]
-                written = write(model.network, prompts, _order(name), model.statistics, decode, args.seed)
-                for (asked_for, _), segments in zip(part, written, strict=True):
+                outputs = generate_segments(
+                    model.network, prompts, _order(name), model.statistics, decode, args.seed
+                )
+                for (asked_for, _), segments in zip(part, outputs, strict=True):
                     stem = target / asked_for.id if args.batch else out.with_suffix("")
                     entry = save(model, asked_for, segments, stem)
                     if args.batch:
@@ -91,7 +94,7 @@ def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool)
     else:
         if out.suffix != ".wav" or out.is_dir():
             raise ConfigError(f"-o {out}: speech is written as .wav. Give a file of that name.")
-        spoken = MOST if orders == [["auto"]] else orders[0].count("speech")
+        spoken = MAX_SEGMENTS if orders == [["auto"]] else orders[0].count("speech")
         taken = [file for file in wav_files(out.with_suffix(""), spoken) if file.exists() and not overwrite]
     if taken:
         raise ConfigError(
@@ -134,13 +137,13 @@ def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], ste
     for segment in segments:
         if segment.modality == "text":
             words = model.tokenizer.decode(segment.content[0].tolist())
-            entries.append({"text": words, "stopped": segment.stopped})
+            entries.append({"text": words, "stopped": segment.finish_reason})
             continue
         file = wav_files(stem, 1 + sum("wav" in entry for entry in entries))[-1]
         wave = model.codec.decode(segment.content)
         sf.write(file, wave.clamp(-1, 1).numpy(), model.codec.sample_rate)
         seconds = round(len(wave) / model.codec.sample_rate, 3)
-        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.stopped})
+        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.finish_reason})
     return {"id": asked_for.id, "given": [list(one) for one in asked_for.given], "written": entries}
 
 
@@ -156,7 +159,7 @@ def show(entry: dict[str, Any], took: float) -> None:
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
 
 
-def read_requests(file: Path) -> list[Prompt]:
+def read_batch(file: Path) -> list[Prompt]:
     """Of a .tsv with a header or a .jsonl, as a manifest: audio is a path, absolute or beside the file, or
     a piece of it. Raises ConfigError that names the line."""
     if not file.is_file():

@@ -17,14 +17,14 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
-from zipper.generation.sampling import choose, randomness
+from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
-from zipper.modalities.delay import around
+from zipper.modalities.delay import extra_timesteps
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
-MOST = 8  # segments that `auto` may go on for
-Stop = Literal["end", "cap", "loop"]
+MAX_SEGMENTS = 8  # segments that `auto` may go on for
+FinishReason = Literal["end", "cap", "loop"]
 GREEDY = SamplingConfig()
 
 
@@ -34,17 +34,17 @@ class GenerationOutput:
     Q = 1. stopped by: the model's own end, the length cap, or the loop detector."""
 
     modality: str
-    columns: Tensor
+    tokens: Tensor
     content: Tensor
-    stopped: Stop
+    finish_reason: FinishReason
 
-    def given(self) -> Segment:
+    def as_prompt(self) -> Segment:
         """What goes on from it reads it as a prompt, nothing of which is scored."""
-        return Segment(self.modality, self.columns, torch.zeros_like(self.columns, dtype=torch.bool), 0.0)
+        return Segment(self.modality, self.tokens, torch.zeros_like(self.tokens, dtype=torch.bool), 0.0)
 
 
 @torch.no_grad()
-def write(
+def generate(
     model: MultimodalModel,
     prompts: Sequence[Document],
     order: Sequence[str] | Literal["auto"],
@@ -62,14 +62,14 @@ def write(
     decode: by modality; greedy where nothing is said. What is written for a prompt depends on the seed, its
     id and itself, not on its neighbours. Raises ConfigError as `check`.
     """
-    check(model, prompts, order)
+    check_prompts(model, prompts, order)
     out: list[list[GenerationOutput]] = [[] for _ in prompts]
     hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # what each row goes on from
     chosen: dict[int, str] = {}  # by the model, where it is asked
-    for turn in range(MOST if order == "auto" else len(order)):
+    for turn in range(MAX_SEGMENTS if order == "auto" else len(order)):
         rows = list(hops)
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
-        cache = read_prompts(model, sources, set(model.names) if order == "auto" else {order[turn]})
+        cache = prefill(model, sources, set(model.names) if order == "auto" else {order[turn]})
         if order == "auto" and turn == 0:
             chosen = _chosen(cache, {i: hops[i].modality for i in rows}, rows)
         following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
@@ -79,11 +79,14 @@ def write(
         ids = [f"{prompts[i].id}/{turn}" for i in rows]
         for name, most in caps.items():
             mine = [at for at, i in enumerate(rows) if following.get(i) == name]
-            writer, how = Generator(cache, name, statistics.patience(name)), (decode or {}).get(name, GREEDY)
-            segments = writer.write(mine, most, how, ids, seed, keep=order == "auto")
+            writer, sampling = (
+                Generator(cache, name, statistics.max_repeats(name)),
+                (decode or {}).get(name, GREEDY),
+            )
+            segments = writer.generate(mine, most, sampling, ids, seed, append_last=order == "auto")
             for at, segment in zip(mine, segments, strict=True):
                 out[rows[at]].append(segment)
-                hops[rows[at]] = segment.given()
+                hops[rows[at]] = segment.as_prompt()
         if order == "auto":
             chosen = _chosen(cache, following, rows)
             hops = {i: hops[i] for i in chosen}
@@ -92,7 +95,7 @@ def write(
     return out
 
 
-def check(
+def check_prompts(
     model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str] | Literal["auto"]
 ) -> None:
     """Raises ConfigError on a modality that has no tower, on a prompt of nothing, on an order that the model
@@ -125,7 +128,9 @@ def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int
     for name in {*latest.values()}:
         trained = [(other, name) in model.used for other in model.names]
         forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last one: nothing
-        logits = model.next_modality_heads[name](cache.last[name]).masked_fill(forbidden, float("-inf"))
+        logits = model.next_modality_heads[name](cache.last_states[name]).masked_fill(
+            forbidden, float("-inf")
+        )
         picks = logits.argmax(-1).tolist()
         for at, i in enumerate(rows):
             if latest.get(i) == name and picks[at] < len(model.names):
@@ -140,61 +145,71 @@ def _cap(model: MultimodalModel, statistics: DatasetStatistics, name: str, sourc
 class Generator:
     """One segment of one modality, for every row of a memory."""
 
-    def __init__(self, cache: KVCache, name: str, patience: list[int]) -> None:
+    def __init__(self, cache: KVCache, name: str, max_repeats: list[int]) -> None:
         self.cache, self.name = cache, name
         self.tower = cache.model.tower(name)
         self.layout = TokenLayout.of(name, self.tower.cfg)
         self.device = cache.multimodal.device
-        self.patience = patience
+        self.max_repeats = max_repeats
 
-    def write(
-        self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int, keep: bool
+    def generate(
+        self,
+        rows: list[int],
+        caps: list[int],
+        sampling: SamplingConfig,
+        ids: list[str],
+        seed: int,
+        append_last: bool,
     ) -> list[GenerationOutput]:
         """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed. keep: the memory
         gets the last column too, to go on from."""
-        self.cache.compile = how.compile
-        if how.beams > 1:
-            columns, ended = beam_search(self.cache, self.name, self.layout, rows, caps, how.beams, keep)
-            return self._segments(rows, columns, ended, np.zeros(len(ended), dtype=bool), caps)
+        self.cache.compile = sampling.compile
+        if sampling.beams > 1:
+            tokens, ended = beam_search(
+                self.cache, self.name, self.layout, rows, caps, sampling.beams, append_last
+            )
+            return self._segments(rows, tokens, ended, np.zeros(len(ended), dtype=bool), caps)
         count, books = len(caps), self.layout.codebooks
-        uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
-        column = torch.full((count, books), self.layout.bos, device=self.device)
-        written, processor = [column], LogitsProcessor(self.layout, self.device)
-        criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.patience)
+        uniform = uniform_noise(ids, seed, max(caps) + books + 1, books).to(self.device)
+        tokens = torch.full((count, books), self.layout.bos, device=self.device)
+        outputs, processor = [tokens], LogitsProcessor(self.layout, self.device)
+        criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.max_repeats)
         fresh = criteria.open_rows
         while criteria.open_rows.any():
-            states = self.cache.extend(self.name, column[:, None], self._flags(fresh))
+            states = self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
             logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
-            column = self.layout.closed(choose(logits, how, uniform[:, len(written)]))
-            written.append(column)
+            tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, len(outputs)]))
+            outputs.append(tokens)
             fresh = criteria.open_rows
-            criteria.add(column[:, 0].cpu().numpy())
-        if keep:
-            self.cache.extend(self.name, column[:, None], self._flags(fresh))
-        return self._segments(rows, torch.stack(written, 1), criteria.ended, criteria.looping, caps)
+            criteria.add(tokens[:, 0].cpu().numpy())
+        if append_last:
+            self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
+        return self._segments(rows, torch.stack(outputs, 1), criteria.ended, criteria.looping, caps)
 
     def _flags(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device)[:, None]
 
     def _segments(
-        self, rows: list[int], columns: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
+        self, rows: list[int], tokens: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
     ) -> list[GenerationOutput]:
-        columns, last, out = columns.cpu(), self.layout.last_column(ended) + 1, []
+        tokens, last, out = tokens.cpu(), self.layout.last_timestep(ended) + 1, []
         for row in rows:
-            own = columns[row, : last[row]]
-            stopped: Stop = "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
-            out.append(GenerationOutput(self.name, own, self.layout.content(own), stopped))
+            own = tokens[row, : last[row]]
+            finish_reason: FinishReason = (
+                "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
+            )
+            out.append(GenerationOutput(self.name, own, self.layout.content(own), finish_reason))
         return out
 
 
-def read_prompts(
-    model: MultimodalModel, prompts: Sequence[Document], awaited: set[str] | None = None
+def prefill(
+    model: MultimodalModel, prompts: Sequence[Document], query_towers: set[str] | None = None
 ) -> KVCache:
     """A Memory that has read the last segment of each prompt. awaited: towers that will write after it; all
     of them, if not given."""
     device = next(model.parameters()).device
     cache = KVCache(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
-    cache.awaited = awaited or cache.awaited
+    cache.query_towers = query_towers or cache.query_towers
     for name in model.names:
         parts = [
             Document(p.id, [s for s in p.segments[-1:] if s.modality == name], p.multimodal) for p in prompts
@@ -205,7 +220,7 @@ def read_prompts(
     return cache
 
 
-def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:
+def _length(model: MultimodalModel, name: str, tokens: Tensor) -> int:
     """Subwords or frames of a segment; none where it is shorter than an empty one."""
     tower = model.cfg.towers[name]
-    return max(0, len(columns) - around(tower.codebooks, tower.pattern))
+    return max(0, len(tokens) - extra_timesteps(tower.codebooks, tower.pattern))

@@ -10,11 +10,11 @@ from zipper.config import SamplingConfig
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import Document, segment
 from zipper.data.statistics import DatasetStatistics
-from zipper.generation.generate import GenerationOutput, write
+from zipper.generation.generate import GenerationOutput, generate
 from zipper.models.multimodal import MultimodalModel
 
 
-class Pieces(Protocol):
+class Journal(Protocol):
     """As `evaluate.journal.Journal`."""
 
     pieces: dict[str, Any]
@@ -22,7 +22,7 @@ class Pieces(Protocol):
     def add(self, key: str, value: Any) -> None: ...
 
 
-def answers(
+def generate_rows(
     model: MultimodalModel,
     dataset: EncodedDataset,
     statistics: DatasetStatistics,
@@ -31,7 +31,7 @@ def answers(
     batch: int,
     decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
-    kept: Pieces | None = None,
+    journal: Journal | None = None,
     name: str = "",
 ) -> list[list[GenerationOutput]]:
     """For every row, in its order: a segment of each modality of `order` but the first, which is given: the
@@ -49,14 +49,14 @@ def answers(
         for start in range(0, len(rows), batch):
             part = by_length[start : start + batch]
             key = f"{name} {seed} {start}"
-            if kept is not None and key in kept.pieces:
-                lines = kept.pieces[key]
+            if journal is not None and key in journal.pieces:
+                lines = journal.pieces[key]
                 found.update({i: [*map(from_json, line)] for i, line in zip(part, lines, strict=True)})
             else:
-                several = write(model, [prompts[i] for i in part], order[1:], statistics, decode, seed)
+                several = generate(model, [prompts[i] for i in part], order[1:], statistics, decode, seed)
                 found.update(zip(part, several, strict=True))
-                if kept is not None:
-                    kept.add(key, [[*map(to_json, found[i])] for i in part])
+                if journal is not None:
+                    journal.add(key, [[*map(to_json, found[i])] for i in part])
             bar.update(len(part))
     model.train(was_training)
     return [found[i] for i in range(len(rows))]
@@ -64,12 +64,12 @@ def answers(
 
 def to_json(written: GenerationOutput) -> list[Any]:
     """As `kept` holds it."""
-    return [written.modality, written.columns.tolist(), written.content.tolist(), written.stopped]
+    return [written.modality, written.tokens.tolist(), written.content.tolist(), written.finish_reason]
 
 
 def from_json(line: list[Any]) -> GenerationOutput:
     """The inverse of `to_json`."""
-    modality, columns, content, stopped = line
-    books = len(columns[0])
+    modality, tokens, content, finish_reason = line
+    books = len(tokens[0])
     shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written
-    return GenerationOutput(modality, torch.tensor(columns, dtype=torch.int64), shaped, stopped)
+    return GenerationOutput(modality, torch.tensor(tokens, dtype=torch.int64), shaped, finish_reason)

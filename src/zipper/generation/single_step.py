@@ -15,26 +15,28 @@ from torch import Tensor, nn
 from zipper.models.lora import merged
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Layer, LayerCache, frequencies
-from zipper.models.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
+from zipper.models.zip_block import SECONDS_BASE, SECONDS_PER_RADIAN, ZipBlock, sinusoid
 
-Place = tuple[Tensor, Tensor] | Tensor | None  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
+QueryPosition = (
+    tuple[Tensor, Tensor] | Tensor | None
+)  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
 
 
 class CrossAttentionBias(NamedTuple):
     """What each row may look at in another tower while one column is written."""
 
     bias: Tensor  # [B, 1, 1, columns], added to the scores
-    some: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
+    has_source: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
 
     @classmethod
     def of(cls, mask: Tensor, dtype: torch.dtype) -> "CrossAttentionBias":
         """mask bool [B, columns], True = may look."""
-        some = mask.any(dim=1, keepdim=True)
-        return cls(as_bias(mask, dtype), None if bool(some.all()) else some)
+        has_source = mask.any(dim=1, keepdim=True)
+        return cls(as_bias(mask, dtype), None if bool(has_source.all()) else has_source)
 
     def select(self, rows: Tensor) -> "CrossAttentionBias":
         """Of these rows, int64 [N]."""
-        return CrossAttentionBias(self.bias[rows], None if self.some is None else self.some[rows])
+        return CrossAttentionBias(self.bias[rows], None if self.has_source is None else self.has_source[rows])
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -60,11 +62,11 @@ class SingleStep:
             if query == name
         }
         self.finish = _norm(tower.norm)
-        self.head = _turned(tower.weight)
+        self.head = _transposed(tower.weight)
         self.rotary = _Rotary(tower.cfg.size, tower.cfg.rope_base, self.table, tower.cfg.rope_scaling)
         size = tower.cfg.width // model.cfg.zip.heads
         self.zip_rotary = _Rotary(size, SECONDS_BASE, self.table)
-        self.placed = model.cfg.zip.position
+        self.position_kind = model.cfg.zip.position
 
     def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
         """tokens int64 [B, Q] -> [B, D], the input projection included."""
@@ -91,15 +93,15 @@ class SingleStep:
         tower's own columns. own: of each layer. asked: of each other tower what may be seen, and by stage its
         keys and values. after: told of each stage's states from before its zips.
         """
-        by = self.rotary(position)
-        place: Place = None
-        if source and self.placed == "rotary":
-            place = self.zip_rotary(next_time / STEP)
-        elif source and self.placed == "sinusoidal":
+        rotation = self.rotary(position)
+        place: QueryPosition = None
+        if source and self.position_kind == "rotary":
+            place = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
+        elif source and self.position_kind == "sinusoidal":
             place = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
-                x = self.layers[index](x, by, bias, own[index])
+                x = self.layers[index](x, rotation, bias, own[index])
             if stage == self.model.stages:
                 break
             before = x
@@ -124,9 +126,9 @@ class _Rotary:
         return angle.cos(), angle.sin()
 
 
-def _rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """x [B, H, K]"""
-    cos, sin = by
+    cos, sin = rotation
     wide = x.to(cos.dtype)
     a, b = wide.chunk(2, dim=-1)
     return torch.addcmul(wide * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
@@ -152,14 +154,14 @@ class _Layer(NamedTuple):
         query_norm, key_norm = attention.query_norm, attention.key_norm
         return cls(
             attention.heads, attention.kv_heads, attention.size,
-            _norm(layer.attention_norm), _turned(merged(attention.to_qkv)), attention.to_qkv.bias,
+            _norm(layer.attention_norm), _transposed(merged(attention.to_qkv)), attention.to_qkv.bias,
             None if query_norm is None or key_norm is None else (query_norm, key_norm),
-            _turned(merged(attention.to_out)),
+            _transposed(merged(attention.to_out)),
             _norm(layer.feed_forward_norm),
-            _turned(merged(feed_forward.gate_up)), _turned(merged(feed_forward.down)),
+            _transposed(merged(feed_forward.gate_up)), _transposed(merged(feed_forward.down)),
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: LayerCache) -> Tensor:
+    def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor, own: LayerCache) -> Tensor:
         heads, rotated = self.heads, self.heads + self.kv_heads
         qkv = torch.mm(self.attention_norm(x), self.to_qkv)
         if self.bias is not None:
@@ -169,8 +171,8 @@ class _Layer(NamedTuple):
         if self.qk_norm is not None:
             query_norm, key_norm = self.qk_norm
             qk = torch.cat([query_norm(qk[:, :heads]), key_norm(qk[:, heads:])], dim=1)
-        qk = _rotated(qk, by)
-        keys = own.add(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
+        qk = _rotated(qk, rotation)
+        keys = own.update(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
         y = F.scaled_dot_product_attention(
             qk[:, :heads, None], *keys, attn_mask=bias, enable_gqa=self.kv_heads != heads
         )
@@ -198,13 +200,15 @@ class _Zip(NamedTuple):
         assert isinstance(narrow, nn.Linear)
         return cls(
             block.heads, block.size,
-            _norm(block.query_norm), block.to_q, _turned(block.to_out.weight),
+            _norm(block.query_norm), block.to_q, _transposed(block.to_out.weight),
             block.attention_gate.tanh().item(),
-            _norm(block.feed_forward_norm), _turned(widen.weight), _turned(narrow.weight),
+            _norm(block.feed_forward_norm), _transposed(widen.weight), _transposed(narrow.weight),
             block.feed_forward_gate.tanh().item(),
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, place: Place, source: KeyValue, cross_bias: CrossAttentionBias) -> Tensor:
+    def __call__(
+        self, x: Tensor, place: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
+    ) -> Tensor:
         """x [B, D] with what the zip adds to it. place: of its query, a sinusoid [B, D] or a rotation."""
         q = self.query_norm(x)
         if isinstance(place, Tensor):
@@ -216,10 +220,10 @@ class _Zip(NamedTuple):
         y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)
         wide = F.gelu(torch.mm(self.feed_forward_norm(y), self.widen))
         y = torch.addmm(y, wide, self.narrow, alpha=self.feed_forward_gate)
-        return y if cross_bias.some is None else torch.where(cross_bias.some, y, x)
+        return y if cross_bias.has_source is None else torch.where(cross_bias.has_source, y, x)
 
 
-def _turned(weight: Tensor) -> Tensor:
+def _transposed(weight: Tensor) -> Tensor:
     """The weight [out, in] as something to multiply a row with, [in, out].
 
     A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
@@ -237,8 +241,8 @@ def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
     width, eps = len(weight), torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps
     scaled, floor = weight * width**0.5, weight.new_tensor([(width * eps) ** 0.5])
 
-    def lean(x: Tensor) -> Tensor:
+    def fast_norm(x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / torch.hypot(length, floor) * scaled
 
-    return lean
+    return fast_norm

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zipper.modalities.layout import NEVER, TokenLayout
+from zipper.modalities.layout import NOT_ENDED, TokenLayout
 
 
 class LogitsProcessor:
@@ -25,26 +25,30 @@ class LogitsProcessor:
 class StoppingCriteria:
     """How far each row is with its segment. Arrays of the CPU: a step's few numbers cost less there."""
 
-    def __init__(self, layout: TokenLayout, rows: list[int], caps: np.ndarray, patience: list[int]) -> None:
+    def __init__(
+        self, layout: TokenLayout, rows: list[int], caps: np.ndarray, max_repeats: list[int]
+    ) -> None:
         """Of these rows, at most caps[i] of content in row i of all; patience: of `Facts.patience`."""
-        self.layout, self.caps, self.patience = layout, caps, np.array(patience, dtype=np.int64)
-        self.columns = 1
-        self.ended = np.full(len(caps), NEVER)
+        self.layout, self.caps, self.max_repeats = layout, caps, np.array(max_repeats, dtype=np.int64)
+        self.timestep = 1
+        self.ended = np.full(len(caps), NOT_ENDED)
         self.open_rows = np.isin(np.arange(len(caps)), rows)
         self.looping = np.zeros(len(caps), dtype=bool)
-        self.past = np.full((len(caps), len(patience)), -1)  # of codebook 0, latest first
+        self.past = np.full((len(caps), len(max_repeats)), -1)  # of codebook 0, latest first
         self.run = np.zeros_like(self.past)
 
     def kinds(self) -> np.ndarray:
         """What may stand in the next column."""
-        return self.layout.kinds(self.columns, self.ended, self.looping | (self.columns > self.caps))
+        return self.layout.kinds(self.timestep, self.ended, self.looping | (self.timestep > self.caps))
 
     def add(self, first: np.ndarray) -> None:
         """The next column's tokens of codebook 0, int [B]."""
-        self.ended = np.where((first == self.layout.eos) & (self.ended == NEVER), self.columns, self.ended)
-        self.open_rows = self.open_rows & (self.layout.last_column(self.ended) > self.columns)
-        if len(self.patience):
+        self.ended = np.where(
+            (first == self.layout.eos) & (self.ended == NOT_ENDED), self.timestep, self.ended
+        )
+        self.open_rows = self.open_rows & (self.layout.last_timestep(self.ended) > self.timestep)
+        if len(self.max_repeats):
             self.run = (self.run + 1) * (self.past == first[:, None])
             self.past = np.concatenate([first[:, None], self.past[:, :-1]], axis=1)
-            self.looping = self.looping | ((self.run >= self.patience).any(1) & (self.ended == NEVER))
-        self.columns += 1
+            self.looping = self.looping | ((self.run >= self.max_repeats).any(1) & (self.ended == NOT_ENDED))
+        self.timestep += 1

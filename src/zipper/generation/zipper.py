@@ -20,13 +20,13 @@ from zipper.codecs.load import load_codec
 from zipper.config import RunConfig, changed, from_dict, read_json, to_dict
 from zipper.corpora.audio import read_wave
 from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
-from zipper.data.statistics import BEYOND, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
+from zipper.data.statistics import LENGTH_MARGIN, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, refusal
-from zipper.generation.generate import GenerationOutput, Stop, check, write
+from zipper.generation.generate import FinishReason, GenerationOutput, check_prompts, generate
 from zipper.hub import model_folder, push
 from zipper.modalities.normalise import normalise, unreadable
 from zipper.modalities.tokenizer import Tokenizer
-from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable, untrained
+from zipper.models.building import TrainedModel, build_model, build_untrained, load_pretrained, set_trainable
 from zipper.models.certify import certificate, check_certificate
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import Units, resolve_units
@@ -35,12 +35,12 @@ WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
-class Written(NamedTuple):
+class GeneratedSegment(NamedTuple):
     """A segment that was generated. value: str, or a waveform float32 [n] at `Zipper.sample_rate`."""
 
     modality: str
     value: str | Tensor
-    finish_reason: Stop
+    finish_reason: FinishReason
 
 
 class Zipper(nn.Module):
@@ -102,7 +102,7 @@ class Zipper(nn.Module):
         units = Units.of(tokenizer, codec, config.codec.pattern)
         config = resolve_units(config, units)
         rates = {"text": SUBWORDS_PER_SECOND, "speech": codec.frame_rate}
-        statistics = DatasetStatistics("", units.reads, rates, {}, {}, {}, {})
+        statistics = DatasetStatistics("", units.ids, rates, {}, {}, {}, {})
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = build_model(config.model, rates)
@@ -201,7 +201,7 @@ class Zipper(nn.Module):
         *,
         seed: int = 0,
         overrides: Sequence[str] = (),
-    ) -> list[list[Written]]:
+    ) -> list[list[GeneratedSegment]]:
         """After each prompt a segment of each modality of `order`, each read from the segment before it;
         auto: the model chooses (paper, section 3.2). Prompts of one call are decoded together, and do not
         depend on one another.
@@ -218,9 +218,12 @@ class Zipper(nn.Module):
         decode = changed(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()
         was_training = self.training
         self.eval()
-        found = write(self.network, documents, order, self.statistics, decode, seed)
+        found = generate(self.network, documents, order, self.statistics, decode, seed)
         self.train(was_training)
-        return [[Written(o.modality, self.decode(o), o.stopped) for o in outputs] for outputs in found]
+        return [
+            [GeneratedSegment(o.modality, self.decode(o), o.finish_reason) for o in outputs]
+            for outputs in found
+        ]
 
     def document(self, name: str, prompt: Prompt) -> Document:
         """A prompt's tokens. Raises as `encode`, and ConfigError where the model reads no such modality."""
@@ -234,7 +237,7 @@ class Zipper(nn.Module):
     def read(self, file: Path, start: float = 0.0, seconds: float | None = None) -> Tensor:
         """A recording, or a piece of it: float32 [n] at `sample_rate`. Raises DataError where it cannot be
         read or is longer than the model accepts."""
-        longest = BEYOND * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
+        longest = LENGTH_MARGIN * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
         return read_wave(file, self.sample_rate, start, seconds, longest, "the {:g} s that this model takes")
 
     def encode(self, modality: str, value: str | Tensor) -> Segment:
@@ -260,7 +263,7 @@ class Zipper(nn.Module):
 
     def check(self, documents: Sequence[Document], order: Sequence[str] | Literal["auto"]) -> None:
         """Raises ConfigError where `generate` would."""
-        check(self.network, documents, order)
+        check_prompts(self.network, documents, order)
 
     def push_to_hub(self, repository: str, folder: str | Path, private: bool = False) -> str:
         """Saves the model into a folder and uploads it to user/name with the user's own token (HF_TOKEN);
@@ -289,7 +292,7 @@ class Zipper(nn.Module):
             )
 
     def _check_length(self, name: str, length: int, what: str) -> None:
-        most = int(BEYOND * self.statistics.longest[name])
+        most = int(LENGTH_MARGIN * self.statistics.longest[name])
         if length > most:
             raise ConfigError(
                 f"{what}; this model was trained on at most {self.statistics.longest[name]}, and accepts at "
@@ -369,7 +372,7 @@ def load_trained(checkpoint: Path) -> TrainedModel:
 def _filled(
     config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
 ) -> TrainedModel:
-    trained = untrained(config, statistics)
+    trained = build_untrained(config, statistics)
     try:
         trained.network.load_state_dict(weights)
     except RuntimeError as error:

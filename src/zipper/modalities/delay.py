@@ -40,12 +40,12 @@ Pattern = Literal["delay", "parallel"]
 LAGS: dict[str, int] = {"delay": 1, "parallel": 0}  # columns that a codebook stands behind the one before it
 
 
-def around(codebooks: int, pattern: Pattern) -> int:
+def extra_timesteps(codebooks: int, pattern: Pattern) -> int:
     """Columns of a segment that are more than its frames: begin, end, and what is then forced."""
     return 1 + max(1, LAGS[pattern] * (codebooks - 1))
 
 
-def to_columns(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
+def to_timesteps(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
     """codes int64 [Q, F], each below `size` -> columns int64 [S, Q]. DataError on a code out of range."""
     if codes.numel() == 0:
         raise DataError("An utterance without a single frame has no columns.")
@@ -53,7 +53,7 @@ def to_columns(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
         raise DataError(f"Codes {int(codes.min())} to {int(codes.max())} do not lie within 0 and {size - 1}.")
     books, frames = codes.shape
     special, lag = Specials.after(size), LAGS[pattern]
-    out = codes.new_full((frames + around(books, pattern), books), special.filler)
+    out = codes.new_full((frames + extra_timesteps(books, pattern), books), special.filler)
     out[0] = special.bos
     for q in range(books):
         out[1 + lag * q : 1 + lag * q + frames, q] = codes[q]
@@ -61,7 +61,7 @@ def to_columns(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
     return out
 
 
-def from_columns(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
+def from_timesteps(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
     """The inverse of `to_columns`: columns int64 [S, Q] -> codes [Q, F], F up to the end (or to the last
     whole frame).
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from zipper.config import TowerConfig
-from zipper.modalities.delay import LAGS, Pattern, Specials, around, from_columns
+from zipper.modalities.delay import LAGS, Pattern, Specials, extra_timesteps, from_timesteps
 
-NEVER = 2**30  # the column in which a segment ends that has not ended yet
+NOT_ENDED = 2**30  # the column in which a segment ends that has not ended yet
 FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, each of them alone, what fills
 
 
@@ -55,19 +55,19 @@ class TokenLayout(NamedTuple):
         due = (column - 1 - behind >= 0) & (column - behind < ended[:, None])  # [B, Q - 1]
         return np.concatenate([first, np.where(due, CONTENT, FILLER)], axis=1)
 
-    def closed(self, column: Tensor) -> Tensor:
+    def with_fillers(self, column: Tensor) -> Tensor:
         """column int64 [B, Q] as chosen: where nothing lags, the others fill beside an end."""
         if LAGS[self.pattern] or self.filler is None or self.codebooks == 1:
             return column
         first = column[:, :1]
         return torch.cat([first, torch.where(first == self.eos, self.filler, column[:, 1:])], dim=1)
 
-    def last_column(self, ended: np.ndarray) -> np.ndarray:
+    def last_timestep(self, ended: np.ndarray) -> np.ndarray:
         """Of a segment whose end stands in column `ended`: the other codebooks have yet to catch up."""
-        return ended - 2 + around(self.codebooks, self.pattern)
+        return ended - 2 + extra_timesteps(self.codebooks, self.pattern)
 
-    def content(self, columns: Tensor) -> Tensor:
+    def content(self, tokens: Tensor) -> Tensor:
         """columns int64 [S, Q] of a whole segment, begin and end included -> content [Q, F]."""
         if self.filler is None:
-            return columns[1:-1].T
-        return from_columns(columns, self.vocabulary - len(Specials._fields), self.pattern)
+            return tokens[1:-1].T
+        return from_timesteps(tokens, self.vocabulary - len(Specials._fields), self.pattern)

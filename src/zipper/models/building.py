@@ -9,7 +9,7 @@ from zipper.config import ModelConfig, RunConfig
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.hub import model_folder
-from zipper.models.lora import train_lora_alone
+from zipper.models.lora import freeze_all_but_lora
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.pretrained import load_weights, read_tower, tower_info
 from zipper.models.single_decoder import SingleDecoderModel
@@ -35,7 +35,7 @@ def load_pretrained(model: MultimodalModel) -> None:
             load_weights(model.tower(name), model_folder(init))
 
 
-def trained_before(model: MultimodalModel) -> set[str]:
+def pretrained_modalities(model: MultimodalModel) -> set[str]:
     """The modalities that its weights know before it is trained: those that a folder was named for."""
     known = {name for name in model.names if model.cfg.towers[name].init}
     if isinstance(model, SingleDecoderModel) and known:
@@ -53,7 +53,7 @@ class TrainedModel(NamedTuple):
     config: RunConfig
 
 
-def untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
+def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
     """Random weights, from a resolved config and the statistics of its data: towers are frozen as it says,
     and the zips that its tasks need are in use."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
@@ -68,7 +68,7 @@ def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
         if cfg.towers[name].frozen:
             model.tower(name).requires_grad_(False)
         elif cfg.towers[name].lora:
-            train_lora_alone(model.tower(name))
+            freeze_all_but_lora(model.tower(name))
     for part in idle_parts(model).values():
         part.requires_grad_(False)
 

@@ -48,8 +48,8 @@ def document_flops(
 def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) -> Iterator[Term]:
     backbones: dict[str, int] = {}
     for name, count in lengths.items():
-        line = model.backbone(name)
-        backbones[line] = backbones.get(line, 0) + count
+        backbone = model.backbone(name)
+        backbones[backbone] = backbones.get(backbone, 0) + count
     for name, count in backbones.items():
         cfg: TowerConfig = model.cfg.towers[name]
         attention = cfg.width * cfg.size * 2 * (cfg.heads + cfg.kv_heads)

@@ -34,7 +34,7 @@ def add_lora(tower: nn.Module, rank: int) -> None:
                 setattr(module, name, LoRA(linear, rank))
 
 
-def train_lora_alone(tower: nn.Module) -> None:
+def freeze_all_but_lora(tower: nn.Module) -> None:
     """All else is frozen."""
     for name, parameter in tower.named_parameters():
         parameter.requires_grad_(".lora_" in name)

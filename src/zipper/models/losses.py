@@ -19,13 +19,15 @@ def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[fl
 
     Logits are made only where something is scored: the head is a good part of a small tower's work.
     """
-    loss = tower.cross_entropy(_at(states, stream.due), _at(stream.target, stream.due))  # [N, Q]
+    loss = tower.cross_entropy(
+        _select(states, stream.loss_index), _select(stream.target, stream.loss_index)
+    )  # [N, Q]
     if books:
         loss = loss * torch.tensor(books, dtype=loss.dtype).to(loss.device, non_blocking=True)
-    return (loss.sum(-1) * _at(stream.weight, stream.due)).sum()
+    return (loss.sum(-1) * _select(stream.weight, stream.loss_index)).sum()
 
 
-def _at(x: Tensor, index: Tensor) -> Tensor:
+def _select(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, ...] at indices [N] into [B * T]: [N, ...]"""
     return x.flatten(0, 1).index_select(0, index)
 
@@ -35,10 +37,10 @@ def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
     """Ids of the utterances whose own loss is not finite."""
     states, found = model(batch), set[int]()
     for name, stream in batch.streams.items():
-        target = _at(stream.target, stream.due)
-        loss = model.tower(name).cross_entropy(_at(states[name], stream.due), target).sum(-1)
-        loss = loss * _at(stream.weight, stream.due)
-        found |= {index // stream.valid.shape[1] for index in stream.due[~loss.isfinite()].tolist()}
+        target = _select(stream.target, stream.loss_index)
+        loss = model.tower(name).cross_entropy(_select(states[name], stream.loss_index), target).sum(-1)
+        loss = loss * _select(stream.weight, stream.loss_index)
+        found |= {index // stream.valid.shape[1] for index in stream.loss_index[~loss.isfinite()].tolist()}
     return [batch.ids[row] for row in sorted(found)]
 
 
@@ -63,6 +65,8 @@ def next_modality_loss(model: MultimodalModel, states: dict[str, Tensor], batch:
     """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
     loss = states[model.names[0]].new_zeros(())
     for name, stream in batch.streams.items():
-        logits = model.next_modality_heads[name](_at(states[name], stream.ends).detach())
-        loss = loss + F.cross_entropy(logits, _at(stream.turn, stream.ends), reduction="sum")
+        logits = model.next_modality_heads[name](_select(states[name], stream.segment_ends).detach())
+        loss = loss + F.cross_entropy(
+            logits, _select(stream.next_modality, stream.segment_ends), reduction="sum"
+        )
     return loss

@@ -7,7 +7,7 @@ from zipper.codecs.codec import Codec
 from zipper.config import TASKS, RunConfig, TowerConfig
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.data.dataset import EncodedDataset
-from zipper.data.statistics import reads
+from zipper.data.statistics import units_id
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
 from zipper.modalities.delay import Pattern, vocabulary
@@ -35,7 +35,7 @@ class Units(NamedTuple):
     """What the towers read. reads: name of the codec or tokenizer of each modality; sizes: its vocabulary and
     number of codebooks; specials: ids of BOS and EOS of text."""
 
-    reads: dict[str, str]
+    ids: dict[str, str]
     sizes: dict[str, tuple[int, int]]
     specials: list[int]
     pattern: Pattern
@@ -55,16 +55,16 @@ class Units(NamedTuple):
         """Of data that is encoded."""
         tokenizer = dataset.tokenizer
         return cls(
-            {name: reads(dataset, name) for name in ("text", "speech")},
+            {name: units_id(dataset, name) for name in ("text", "speech")},
             {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(dataset.codes), dataset.codebooks)},
             [tokenizer.bos, tokenizer.eos],
             dataset.pattern,
         )
 
     @property
-    def reads_all(self) -> str:
+    def joint_id(self) -> str:
         """Names the units of a decoder that has learnt all of them."""
-        return " + ".join(self.reads.values())
+        return " + ".join(self.ids.values())
 
 
 def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
@@ -139,20 +139,20 @@ def _settle(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerC
     if tower.init:
         folder = model_folder(tower.init)
         info = tower_info(folder)
-        known = {units.reads[name], *([units.reads_all] if single else [])}
+        known = {units.ids[name], *([units.joint_id] if single else [])}
         if info["reads"] not in known:
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the store "
-                f"holds {units.reads[name]!r}. Use the codec or tokenizer "
+                f"holds {units.ids[name]!r}. Use the codec or tokenizer "
                 "of that tower, or pre-train one on these."
             )
         learnt = info.get("pattern", "delay")
-        if info["reads"] != units.reads["text"] and learnt != units.pattern and units.sizes["speech"][1] > 1:
+        if info["reads"] != units.ids["text"] and learnt != units.pattern and units.sizes["speech"][1] > 1:
             raise ConfigError(
                 f"codec.pattern={units.pattern}, but model.towers.{name}.init={tower.init} was trained on "
                 f"{learnt}. Use that, or pre-train one on this."
             )
-        if info["reads"] == units.reads_all:  # a grown decoder, whose rows are those of all modalities
+        if info["reads"] == units.joint_id:  # a grown decoder, whose rows are those of all modalities
             shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:

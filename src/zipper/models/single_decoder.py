@@ -29,9 +29,11 @@ class SingleDecoderModel(MultimodalModel):
         rows = sum(tower.vocabulary * tower.codebooks for tower in towers)
         self.decoder = Tower(replace(towers[0], vocabulary=rows, codebooks=1))
         first, other = 0, self.joint
-        self.shares: dict[str, Share] = {}  # a plain dict: every weight is owned once, by the decoder
+        self.shared_towers: dict[
+            str, SharedTower
+        ] = {}  # a plain dict: every weight is owned once, by the decoder
         for name, tower in zip(self.names, towers, strict=True):
-            self.shares[name] = Share(self.decoder, tower, first, other, self.joint)
+            self.shared_towers[name] = SharedTower(self.decoder, tower, first, other, self.joint)
             first, other = first + tower.vocabulary, other + tower.vocabulary * (tower.codebooks - 1)
         self.next_modality_heads = self.make_next_modality_heads()
 
@@ -40,7 +42,7 @@ class SingleDecoderModel(MultimodalModel):
         streams = {name: batch.streams[name] for name in self.names}
         length, x = batch.length, None
         for name, stream in streams.items():
-            embedded = self.shares[name].embed(stream.tokens)
+            embedded = self.shared_towers[name].embed(stream.tokens)
             if x is None:  # one column more than there are, for what is padding
                 x = embedded.new_zeros(len(embedded), length + 1, embedded.shape[-1])
             at = torch.where(stream.valid, stream.order, length)[..., None].expand_as(embedded)
@@ -57,7 +59,7 @@ class SingleDecoderModel(MultimodalModel):
         return {name: states.gather(1, at) for name, at in order.items()}
 
     def tower(self, name: str) -> Tower:
-        return self.shares[name]
+        return self.shared_towers[name]
 
     def backbone(self, name: str) -> str:
         return self.names[0]
@@ -79,12 +81,12 @@ class SingleDecoderModel(MultimodalModel):
         if len(old) == rows:
             return old
         grown = old.mean(0) + old.std(0) * torch.randn((rows, old.shape[1]), dtype=old.dtype)
-        first = self.shares[self.names[0]]
+        first = self.shared_towers[self.names[0]]
         grown[(first.offset[:, None] + torch.arange(first.cfg.vocabulary)).flatten()] = old  # [Q, V]
         return grown
 
 
-class Share(Tower):
+class SharedTower(Tower):
     """One modality's rows of a decoder's vocabulary, and the layers that it shares with all others."""
 
     def __init__(self, decoder: Tower, cfg: TowerConfig, first: int, other: int, joint: int) -> None:

@@ -35,14 +35,14 @@ class LayerCache(NamedTuple):
     at: Tensor  # int64 [T], the columns of these tokens
     read: int  # columns
 
-    def put(self, new: KeyValue) -> None:
+    def store(self, new: KeyValue) -> None:
         """Writes keys and values [B, H, T, K] of new tokens."""
         for buffer, values in zip(self.buffers, new, strict=True):
             buffer.index_copy_(2, self.at, values)
 
-    def add(self, new: KeyValue) -> KeyValue:
+    def update(self, new: KeyValue) -> KeyValue:
         """Writes them, and returns all that are to be read, [B, H, read, K]."""
-        self.put(new)
+        self.store(new)
         return KeyValue(*(buffer[:, :, : self.read] for buffer in self.buffers))
 
 
@@ -73,7 +73,7 @@ class Attention(nn.Module):
             qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=1)
         q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
         if cache is not None:
-            k, v = cache.add(KeyValue(k, v))
+            k, v = cache.update(KeyValue(k, v))
         y = F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=None if mask is None else mask[:, None],
@@ -107,7 +107,9 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
         self.feed_forward = FeedForward(cfg.width, cfg.hidden)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.recompute = False  # forget activations in training, and compute them again on the way back
+        self.activation_checkpointing = (
+            False  # forget activations in training, and compute them again on the way back
+        )
 
     def forward(
         self,
@@ -117,7 +119,7 @@ class Layer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """As Attention."""
-        if self.recompute and torch.is_grad_enabled():
+        if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotation, mask, cache, use_reentrant=False)
         return self._run(x, rotation, mask, cache)
 

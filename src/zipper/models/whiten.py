@@ -19,9 +19,9 @@ from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.zip_block import ZipBlock
 from zipper.models.zipper import ZipperModel
 
-MEASURED = 256  # documents that the zips' start is measured on
+DOCUMENTS = 256  # documents that the zips' start is measured on
 FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
-TOGETHER = 16  # documents
+BATCH = 16  # documents
 
 
 def start_zips(model: MultimodalModel, cfg: ZipConfig, steps: BatchSchedule) -> None:
@@ -29,9 +29,9 @@ def start_zips(model: MultimodalModel, cfg: ZipConfig, steps: BatchSchedule) -> 
     training."""
     if isinstance(model, ZipperModel):
         if cfg.whiten:
-            whiten_zips(model, steps.first(MEASURED))
+            whiten_zips(model, steps.first_documents(DOCUMENTS))
         if cfg.rescale:
-            rescale_zips(model, steps.first(MEASURED))
+            rescale_zips(model, steps.first_documents(DOCUMENTS))
 
 
 @torch.no_grad()
@@ -83,8 +83,8 @@ def _read(
             kept[block] = []
             hooks.append(part(block).register_forward_pre_hook(_keeper(kept[block], valid, pair)))
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
-    for start in range(0, len(documents), TOGETHER):
-        batch = collate(documents[start : start + TOGETHER], codebooks).on(device)
+    for start in range(0, len(documents), BATCH):
+        batch = collate(documents[start : start + BATCH], codebooks).on(device)
         for pair in model.used:
             rows = batch.attends_to[pair]
             valid[pair] = batch.streams[pair[side]].valid[rows] & batch.multimodal[rows, None]

@@ -15,7 +15,7 @@ from zipper.models.tower import KeyValue, rotate, rotation
 
 OLD_PARTS = {"asked_norm": "source_norm", "switches": "next_modality_heads"}
 SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
-STEP = 0.05  # seconds a radian of the fastest rotation
+SECONDS_PER_RADIAN = 0.05  # seconds a radian of the fastest rotation
 
 
 def cross_attention_mask(order_q: Tensor, order_k: Tensor, valid_k: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class TimePositions:
     def rotation(self, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Rotary cosines and sines for heads of that size."""
         if (size, dtype) not in self._turned:
-            self._turned[size, dtype] = rotation(self.time / STEP, size, SECONDS_BASE, dtype)
+            self._turned[size, dtype] = rotation(self.time / SECONDS_PER_RADIAN, size, SECONDS_BASE, dtype)
         return self._turned[size, dtype]
 
 
@@ -75,44 +75,44 @@ class ZipBlock(nn.Module):
         self.feed_forward_gate = gate(cfg.gate_init)  # b
         self.register_load_state_dict_pre_hook(accept_old_state)
 
-    def forward(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """What is to be added: x [B, Tq, D], when [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
 
         Zero for a token that may look at nothing: it passes the whole block untouched, feed-forward included.
         """
-        attended = self.attend(x, when, source, mask)
+        attended = self.attend(x, times, source, mask)
         y = x + self.attention_gate.tanh() * attended
         y = y + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(y))
-        sees_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
-        return torch.where(sees_any, y - x, 0.0)
+        attends_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
+        return torch.where(attends_any, y - x, 0.0)
 
-    def attend(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
+    def attend(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """The cross-attention alone, before its gate: [B, Tq, D]"""
-        q = self.query(x, when)
+        q = self.query(x, times)
         # A boolean mask gives 0, not NaN, where a row may look at nothing (torch >= 2.5).
         y = F.scaled_dot_product_attention(q, source.key, source.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
+    def weights(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """Where `attend` looks, to be drawn: [B, H, Tq, Tk], rows that may look at nothing are 0."""
-        scores = self.query(x, when) @ source.key.transpose(2, 3) / math.sqrt(self.size)
+        scores = self.query(x, times) @ source.key.transpose(2, 3) / math.sqrt(self.size)
         return torch.nan_to_num(scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1))
 
-    def query(self, x: Tensor, when: TimePositions) -> Tensor:
+    def query(self, x: Tensor, times: TimePositions) -> Tensor:
         """x [B, Tq, D] -> [B, H, Tq, K]"""
         x = self.query_norm(x)
         if self.cfg.position == "sinusoidal":
-            x = x + sinusoid(when.time, x.shape[-1], x.dtype)
-        return self._place(self._split(self.to_q(x)), when)
+            x = x + sinusoid(times.time, x.shape[-1], x.dtype)
+        return self._place(self._split(self.to_q(x)), times)
 
-    def project_source(self, source: Tensor, when: TimePositions) -> KeyValue:
+    def project_source(self, source: Tensor, times: TimePositions) -> KeyValue:
         """States of the asked tower [B, Tk, C], when [B, Tk] -> keys, values [B, H, Tk, K]."""
         h = F.relu(self.projection(self.source_norm(source)))
-        at = h + sinusoid(when.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
-        return KeyValue(self._place(self._split(self.to_k(at)), when), self._split(self.to_v(h)))
+        at = h + sinusoid(times.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
+        return KeyValue(self._place(self._split(self.to_k(at)), times), self._split(self.to_v(h)))
 
-    def _place(self, x: Tensor, when: TimePositions) -> Tensor:
-        return rotate(x, when.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
+    def _place(self, x: Tensor, times: TimePositions) -> Tensor:
+        return rotate(x, times.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]
@@ -153,5 +153,5 @@ def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
 def sinusoid(time: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Sines and cosines of time [B, T] in seconds -> [B, T, width]; same wavelengths as the rotary choice."""
     frequency = SECONDS_BASE ** (-torch.arange(0, width, 2, device=time.device, dtype=time.dtype) / width)
-    angle = time[..., None] / STEP * frequency
+    angle = time[..., None] / SECONDS_PER_RADIAN * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width].to(dtype) * math.sqrt(0.5)

@@ -40,7 +40,7 @@ class InputProjection(nn.Module):
 class CrossAttentionMask(NamedTuple):
     """One direction of a batch: the documents in which it sees anything, what they see, and when."""
 
-    chosen: Tensor | None  # int64 [R]; None: all of them
+    documents: Tensor | None  # int64 [R]; None: all of them
     mask: Tensor  # bool [R, Tq, Tk]
     query: TimePositions  # [R, Tq]
     source: TimePositions  # [R, Tk]
@@ -59,11 +59,11 @@ class CrossAttentionMask(NamedTuple):
 
     def rows(self, x: Tensor) -> Tensor:
         """Of x [B, T, D], those documents: [R, T, D]"""
-        return x if self.chosen is None else x[self.chosen]
+        return x if self.documents is None else x[self.documents]
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """x [B, T, D] with y [R, T, D] added where it belongs."""
-        return x + y if self.chosen is None else x.index_add(0, self.chosen, y.to(x.dtype))
+        return x + y if self.documents is None else x.index_add(0, self.documents, y.to(x.dtype))
 
 
 class ZipperModel(MultimodalModel):
@@ -126,10 +126,10 @@ class ZipperModel(MultimodalModel):
                 for index in self.layers(name, stage):
                     x[name] = self.tower(name).layers[index](x[name], rotations[name])
             before = dict(x)
-            for (a, b), look in directions.items():
+            for (a, b), cross in directions.items():
                 block = self.zip(stage, a, b)
-                source = block.project_source(look.rows(before[b]), look.source)
-                x[a] = look.add(x[a], block(look.rows(before[a]), look.query, source, look.mask))
+                source = block.project_source(cross.rows(before[b]), cross.source)
+                x[a] = cross.add(x[a], block(cross.rows(before[a]), cross.query, source, cross.mask))
         for name in self.names:
             for index in self.layers(name, self.stages):
                 x[name] = self.tower(name).layers[index](x[name], rotations[name])

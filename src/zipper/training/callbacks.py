@@ -41,14 +41,14 @@ class RecognitionMonitor(L.Callback):
         )
         wer = asr.total(found).rate
         module.log("dev/asr_wer", wer, prog_bar=True)
-        module.capped["asr"] = capped_rate(found)
+        module.dev_wer["asr"] = capped_rate(found)
         lines = [f"step {trainer.global_step}: dev WER of recognition {wer:.1%} on {len(found)} utterances"]
         for one in found[:SHOWN]:
             lines += [
                 f"    reference  {one.reference}",
                 f"    hypothesis {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
-        _say("\n".join(lines))
+        _print("\n".join(lines))
         entries = [one.entry() for one in found]
         log_recognised(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
 
@@ -80,7 +80,7 @@ class SpeechMonitor(L.Callback):
         written, found = [one for one, _ in spoken], [one for _, one in spoken]
         wer = tts.total(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)
-        module.capped["tts"] = capped_rate(found)
+        module.dev_wer["tts"] = capped_rate(found)
         cut = sum(one.stopped != "end" for one in found)
         lines = [
             f"step {trainer.global_step}: dev WER of speech {wer:.1%} on {len(found)} sentences, {cut} cut"
@@ -90,7 +90,7 @@ class SpeechMonitor(L.Callback):
                 f"    to say {one.reference}",
                 f"    heard  {one.hypothesis or '(nothing)'} [{one.stopped}]",
             ]
-        _say("\n".join(lines))
+        _print("\n".join(lines))
         if trainer.is_global_zero:
             entries = [one.entry() for one in found]
             shown = write_samples(
@@ -105,7 +105,7 @@ class MeanWer(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
-        module.log("dev/wer", sum(module.capped.values()) / len(module.capped))
+        module.log("dev/wer", sum(module.dev_wer.values()) / len(module.dev_wer))
 
 
 class Patience(EarlyStopping):
@@ -194,5 +194,5 @@ class Throughput(L.Callback):
 
 
 @rank_zero_only
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print("\n" + text, flush=True)

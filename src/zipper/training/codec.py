@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
+from zipper.codecs.codec import SETTINGS, WEIGHTS, build_zipper_codec, load_zipper_codec, sha256
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset
 from zipper.corpora.utterance import Utterance, sentences_hash
@@ -68,13 +68,13 @@ class CodecModule(L.LightningModule):
     def __init__(self, cfg: TrainCodecConfig, crops: "Crops") -> None:
         super().__init__()
         self.cfg, self.crops = cfg, crops
-        self.model = build_embedded(cfg)
+        self.model = build_zipper_codec(cfg)
         self.learner = CodebookLearner(self.model.quantizer)
         self.loss = SpectralLoss(cfg.sample_rate)
         self.quantise_from = int(cfg.steps * cfg.autoencoder)
         if cfg.init:
             self.quantise_from = 0
-            self.model.load_state_dict(load_embedded(asset(cfg.init)).model.state_dict())
+            self.model.load_state_dict(load_zipper_codec(asset(cfg.init)).model.state_dict())
 
     def training_step(self, wave: Tensor, index: int) -> Tensor:
         """wave [B, n], already times GAIN."""
@@ -151,8 +151,8 @@ def check_codec_training(cfg: RunConfig) -> None:
     check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
     if not mine.init:
         return
-    first = load_embedded(asset(mine.init)).model.state_dict()
-    shapes = {key: tensor.shape for key, tensor in build_embedded(mine).state_dict().items()}
+    first = load_zipper_codec(asset(mine.init)).model.state_dict()
+    shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
     if {key: tensor.shape for key, tensor in first.items()} != shapes:
         raise ConfigError(
             f"train_codec.init={mine.init} has another shape than this config asks for. Give its filters, "

@@ -28,6 +28,6 @@ def prepare_layers(model: nn.Module, train: TrainConfig) -> None:
     forget their activations compute them again on the way back: memory of one layer for a third more work."""
     for part in model.modules():
         if isinstance(part, Layer):
-            part.recompute = train.recompute
+            part.activation_checkpointing = train.recompute
         if train.compile and isinstance(part, Layer | ZipBlock):
             part.compile(backend=BACKEND, dynamic=True)

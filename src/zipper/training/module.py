@@ -15,7 +15,7 @@ from zipper.config import RunConfig, changed, to_dict
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import TrainingError
-from zipper.models.building import idle_parts, set_trainable, untrained
+from zipper.models.building import build_untrained, idle_parts, set_trainable
 from zipper.models.losses import mask_history, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
@@ -53,8 +53,8 @@ class ZipperModule(L.LightningModule):
         set_trainable(self.model, self.cfg.model)  # of the directions in use, which data may have narrowed
         self.idle = idle_parts(self.model)
         self.sharded = False
-        self.held: list[Batch] = []  # of the step that is being made
-        self.capped: dict[str, float] = {}  # by task: error rate on dev at the last validation
+        self.step_batches: list[Batch] = []  # of the step that is being made
+        self.dev_wer: dict[str, float] = {}  # by task: error rate on dev at the last validation
         self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
         self.units = 0  # tokens trained on, padding left out
         self.seconds_before, self.started = (
@@ -65,7 +65,7 @@ class ZipperModule(L.LightningModule):
     @classmethod
     def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
         """With random weights, from a resolved config."""
-        return cls(untrained(cfg, statistics))
+        return cls(build_untrained(cfg, statistics))
 
     def configure_model(self) -> None:
         """Lightning's hook, in every process before it trains: shards, where the strategy does."""
@@ -112,14 +112,14 @@ class ZipperModule(L.LightningModule):
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
         if self.model.next_modality_heads:
-            switch = next_modality_loss(self.model, states, batch) * slices / max(batch.turns, 1)
+            switch = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
             self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + switch
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
         padding = torch.tensor(batch.padding).to(self.device, non_blocking=True)  # or Lightning waits for it
         self.log("train/padding", padding, batch_size=len(batch.ids))
         self.latest["loss"] = loss.detach()
-        self.held.append(batch)
+        self.step_batches.append(batch)
         self.units += batch.tokens
         return loss
 
@@ -133,7 +133,7 @@ class ZipperModule(L.LightningModule):
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not norm.isfinite():
             raise TrainingError(self._not_finite(float(norm)))
-        self.held.clear()
+        self.step_batches.clear()
         if gradient_clip_val:
             nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
         self.log("train/grad_norm", norm, batch_size=1)
@@ -141,8 +141,8 @@ class ZipperModule(L.LightningModule):
 
     def _not_finite(self, norm: float) -> str:
         """What to tell the user."""
-        guilty = [one for batch in self.held for one in not_finite(self.model, batch)]
-        ids = guilty or [one for batch in self.held for one in batch.ids]
+        guilty = [one for batch in self.step_batches for one in not_finite(self.model, batch)]
+        ids = guilty or [one for batch in self.step_batches for one in batch.ids]
         named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
         what = "the loss is not finite in" if guilty else f"the gradient's norm is {norm} in the step of"
         return (

@@ -15,7 +15,7 @@ from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
-from zipper.data.statistics import measure_statistics, reads, reads_all
+from zipper.data.statistics import joint_units_id, measure_statistics, units_id
 from zipper.disk import check_places
 from zipper.distributed import WholeFiles, check_trainer, first_process, strategy
 from zipper.errors import ConfigError
@@ -269,7 +269,7 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
     tower = model.decoder if isinstance(model, SingleDecoderModel) else model.tower(model.names[0])
     statistics = {
         "modality": "+".join(model.names),
-        "reads": reads_all(dataset) if single else reads(dataset, model.names[0]),
+        "reads": joint_units_id(dataset) if single else units_id(dataset, model.names[0]),
         "trained_on": dataset.info["trained_on"],
         **({"pattern": dataset.pattern} if "speech" in model.names else {}),
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
