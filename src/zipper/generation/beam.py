@@ -1,4 +1,4 @@
-"""Beam search for a stream of one codebook: text."""
+"""Beam search for modalities of one codebook (text)."""
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ def beam_search(
     beams: int,
     append_last: bool,
 ) -> tuple[Tensor, np.ndarray]:
-    """The best of `beams` hypotheses by mean log probability a token, end included; 1 beam is greedy.
+    """Best of `beams` hypotheses by mean log probability per token, EOS included. One beam is greedy search.
 
-    caps: most subwords, for all rows of the memory; `rows` write, the others wait. keep: the memory gets the
-    end as well. Returns columns int64 [B, S, 1] and the column of each row's end [B].
+    rows: indices of the cache rows that generate; the others wait. caps: maximum content length of every row
+    of the cache. append_last: also append EOS to the cache.
+
+    Returns tokens int64 [B, S, 1] and the timestep of each row's EOS [B].
     """
     device, count = cache.multimodal.device, len(caps)
     cache.select(torch.arange(count, device=device).repeat_interleave(beams))

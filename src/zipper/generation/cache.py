@@ -1,8 +1,8 @@
-"""What a Zipper remembers while documents are written.
+"""Key-value cache of a multimodal model.
 
-The strict order makes states append-only: a token's state in its tower never changes once written. So each
-tower keeps the keys and values of its layers, each zip those of the tower it asks, and while one modality is
-written only its own tower runs. Towers of one backbone (the Single Decoder's) keep all of this together.
+The strict order makes all states append-only: later tokens never change the state of an earlier one. Each
+tower caches the keys and values of its own layers, and each zip those of its source tower. To generate one
+modality, only its own tower runs. Towers that share a backbone (Single Decoder) share the cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: sh
 
 
 class KVCache:
-    """Grows by `extend`. Rows may be ragged, and write different towers: an invalid token is remembered, but
-    never looked at."""
+    """Cache that grows by `extend`. Rows may be ragged and may extend different towers: an invalid token
+    occupies a timestep, but is never attended to."""
 
     def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
-        """multimodal bool [B]: of each document, known before its first token."""
+        """multimodal bool [B]: whether each document is multimodal. It is fixed before the first token."""
         self.model, self.multimodal = model, multimodal
         self.compile = False  # whether `extend` is compiled; its shapes change once a block
         self.query_towers = set(
@@ -47,11 +47,11 @@ class KVCache:
         self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
 
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Writes tokens int64 [B, T, Q] of tower `name`, after all that is written; valid bool [B, T], padded
-        on the right.
+        """Append tokens int64 [B, T, Q] of tower `name` to the document. valid bool [B, T], padded on the
+        right.
 
-        Returns their states [B, T, D], for the tower's `logits`. Equal to the whole model run on the whole
-        document.
+        Returns their states [B, T, D] for the tower's `logits`. They equal those of the model run on the
+        whole document.
         """
         self.cross_biases.pop(name, None)
         if valid.shape[1] == 1 and not self.compile:
@@ -79,7 +79,7 @@ class KVCache:
         return states
 
     def logits(self, name: str, states: Tensor) -> Tensor:
-        """Of one column's states [B, D]: [B, Q, V]"""
+        """Logits [B, Q, V] of the states [B, D] of one timestep."""
         step = self.single_steps.get(name)
         return step.logits(states) if step else self.model.tower(name).logits(states)
 
@@ -119,7 +119,7 @@ class KVCache:
         return tower.finish(x)
 
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
-        """`extend` by one column, tokens [B, Q], valid [B, 1] -> [B, D]: see `generate.step`."""
+        """`extend` by one timestep with `SingleStep`: tokens [B, Q], valid [B, 1] -> states [B, D]."""
         if name not in self.single_steps:
             self.single_steps[name] = SingleStep(self.model, name)
         model, step, backbone = self.model, self.single_steps[name], self.model.backbone(name)
@@ -156,7 +156,7 @@ class KVCache:
         return state
 
     def _bias(self, backbone: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, 1, 1, read] of the backbone's columns, the latest one `at` [1] included."""
+        """Attention bias [B, 1, 1, read] over the backbone's timesteps, including the latest, `at` [1]."""
         known = self.biases.get(backbone)
         if known is None or known.shape[-1] != self.valid[backbone].shape[1]:
             known = self.biases[backbone] = as_bias(self.valid[backbone], dtype)
@@ -165,19 +165,21 @@ class KVCache:
         return known[..., : _round_up(self.length[backbone], ALIGNMENT)]
 
     def _cross_bias(self, other: str, dtype: torch.dtype) -> CrossAttentionBias:
+        """Attention bias over the timesteps of the source tower `other`."""
         if other not in self.cross_biases:
             there = self.valid[other][:, : _round_up(self.length[other], ALIGNMENT)]
             self.cross_biases[other] = CrossAttentionBias.of(there & self.multimodal[:, None], dtype)
         return self.cross_biases[other]
 
     def _update_last_states(self, name: str, states: Tensor, valid: Tensor) -> None:
+        """Keep the state of each row's last valid token."""
         rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
         latest = states[rows, (count - 1).clamp(min=0)]
         before = self.last_states.get(name, latest)
         self.last_states[name] = torch.where((count > 0)[:, None], latest, before)
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
+        """Keep the rows int64 [N] in this order. A row may be dropped or repeated (beam search)."""
         self.multimodal = self.multimodal[rows]
         self.biases = {name: bias[rows] for name, bias in self.biases.items()}
         self.cross_biases = {name: cross_bias.select(rows) for name, cross_bias in self.cross_biases.items()}
@@ -187,12 +189,12 @@ class KVCache:
         self.zip_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zip_kv.items()}
 
     def _cross_mask(self, other: str, tokens: int) -> Tensor:
-        """bool [B, tokens, columns read]: all of the other tower that is there, in multimodal documents."""
+        """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal documents."""
         there = self.valid[other][:, : _round_up(self.length[other], BLOCK)] & self.multimodal[:, None]
         return there[:, None].expand(-1, tokens, -1)
 
     def _grow(self, backbone: str, timesteps: int) -> None:
-        """Buffers of at least so many columns for a backbone, and for the zips that ask it."""
+        """Grow the buffers of a backbone, and of the zips whose source it is, to at least `timesteps`."""
         have = self.valid[backbone].shape[1]
         if timesteps <= have:
             return
@@ -209,7 +211,7 @@ class KVCache:
             kept[key] = new
 
     def _buffers(self, backbone: str) -> Iterator[tuple[dict, tuple, int, int]]:
-        """(dictionary, key, heads, head size) of all that a token of this backbone is written to."""
+        """(dictionary, key, heads, head size) of every buffer that a token of this backbone is written to."""
         tower = self.model.cfg.towers[backbone]
         for index in range(tower.layers):
             yield self.layer_kv, (backbone, index), tower.kv_heads, tower.size
@@ -222,7 +224,7 @@ class KVCache:
 
 @cache
 def compiled() -> Callable[..., Tensor]:
-    """The work of `extend` as one graph for each shape: of each tower, batch size and block."""
+    """`KVCache._run`, compiled to one graph per shape: tower, batch size and block."""
     torch._dynamo.config.recompile_limit = max(MAX_GRAPHS, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.accumulated_recompile_limit = max(
         MAX_GRAPHS, torch._dynamo.config.accumulated_recompile_limit

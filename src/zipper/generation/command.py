@@ -1,4 +1,4 @@
-"""`zipper generate`: text and audio in, speech and text out, by a run's folder or a shipped model."""
+"""`zipper generate`: generate speech and text from text or audio, with a run folder or an exported model."""
 
 import argparse
 import json
@@ -26,8 +26,10 @@ Order = list[str] | Literal["auto"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is given, in order: ("text", the words) or ("speech", an audio file). piece: start and length of
-    the audio that is meant, in seconds; all of it."""
+    """Input of one request: id, and ("text", TEXT) or ("speech", AUDIO FILE).
+
+    piece: start and length of the audio in seconds; by default the whole file.
+    """
 
     id: str
     given: list[tuple[str, str]]
@@ -35,7 +37,8 @@ class Prompt:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
+    """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before any
+    model runs."""
     if bool(args.given) == bool(args.batch):
         raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
     if len(args.given or []) > 1:
@@ -88,7 +91,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
-    """Raises ConfigError where something stands in the place of what is to be written."""
+    """Raise ConfigError if an output file or folder already exists."""
     if batch:
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
@@ -103,7 +106,7 @@ def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool)
 
 
 def wav_files(stem: Path, count: int) -> list[Path]:
-    """Where the speech of one prompt goes: STEM.wav, STEM.2.wav, ..."""
+    """Speech files of one prompt: STEM.wav, STEM.2.wav, ..."""
     return [stem.with_name(f"{stem.name}{f'.{n}' if n > 1 else ''}.wav") for n in range(1, count + 1)]
 
 
@@ -112,7 +115,7 @@ def _order(name: str) -> Order:
 
 
 def order_of(asked_for: Prompt, then: list[str] | None) -> list[str]:
-    """What follows: as asked, or the other modality than the last one given."""
+    """Order of output modalities: `--then`, or by default the other modality than the prompt's."""
     if then is None:
         return ["speech" if asked_for.given[-1][0] == "text" else "text"]
     if "auto" in then and len(then) > 1:
@@ -121,7 +124,7 @@ def order_of(asked_for: Prompt, then: list[str] | None) -> list[str]:
 
 
 def segments_of(model: Zipper, asked_for: Prompt) -> list[Segment]:
-    """The prompt's tokens. Raises ConfigError or DataError that names the request."""
+    """Tokens of a prompt. Raises ConfigError or DataError with the id of the prompt."""
     try:
         return [
             model.encode(kind, value if kind == "text" else model.read(Path(value), *asked_for.piece))
@@ -132,7 +135,7 @@ def segments_of(model: Zipper, asked_for: Prompt) -> list[Segment]:
 
 
 def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
-    """Speech to its `wav_files`; returns what was written, plainly."""
+    """Save the speech segments to `wav_files`. Returns the entry of generated.jsonl."""
     entries: list[dict[str, Any]] = []
     for segment in segments:
         if segment.modality == "text":
@@ -148,7 +151,7 @@ def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], ste
 
 
 def show(entry: dict[str, Any], took: float) -> None:
-    """What was written, a line each."""
+    """Print one line per segment."""
     for one in entry["written"]:
         why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
         if "text" in one:
@@ -160,8 +163,11 @@ def show(entry: dict[str, Any], took: float) -> None:
 
 
 def read_batch(file: Path) -> list[Prompt]:
-    """Of a .tsv with a header or a .jsonl, as a manifest: audio is a path, absolute or beside the file, or
-    a piece of it. Raises ConfigError that names the line."""
+    """Prompts of a .tsv with a header line or a .jsonl file, in the format of a manifest. Audio paths are
+    absolute or relative to the file.
+
+    Raises ConfigError with the line number.
+    """
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
     if file.suffix.lower() not in (".tsv", ".jsonl"):

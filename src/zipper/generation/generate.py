@@ -1,5 +1,4 @@
-"""Writing: prompts and an order of output modalities to segments, cached and batched, with a reason for every
-stop (paper 3.2)."""
+"""Autoregressive generation: prompts and an order of output modalities to segments (paper 3.2)."""
 
 import itertools
 from collections.abc import Sequence
@@ -30,8 +29,11 @@ GREEDY = SamplingConfig()
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """A segment. columns int64 [S, Q], begin and end included; content int64 [Q, F]: codes, or subwords with
-    Q = 1. stopped by: the model's own end, the length cap, or the loop detector."""
+    """Generated segment.
+
+    tokens int64 [S, Q] with BOS and EOS; content int64 [Q, F]: codes, or text ids with Q = 1. finish_reason:
+    `end` (EOS), `cap` (length limit) or `loop` (repetition).
+    """
 
     modality: str
     tokens: Tensor
@@ -39,7 +41,7 @@ class GenerationOutput:
     finish_reason: FinishReason
 
     def as_prompt(self) -> Segment:
-        """What goes on from it reads it as a prompt, nothing of which is scored."""
+        """The segment as a prompt for the next one. None of its tokens is scored."""
         return Segment(self.modality, self.tokens, torch.zeros_like(self.tokens, dtype=torch.bool), 0.0)
 
 
@@ -52,15 +54,16 @@ def generate(
     decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
 ) -> list[list[GenerationOutput]]:
-    """One segment of each modality of `order` after each prompt; `auto`: the model chooses after each segment
-    which modality follows, or to stop, at most MOST times.
+    """Generate one segment of each modality of `order` after each prompt.
 
-    What follows a segment is written from that segment alone, read in a fresh cache: trainings hold pairs of
-    segments, and a model that meets more of them in one cache speaks nonsense (LOG.md). So an order of
-    several is a chain of hops, each of which was trained for.
+    order: modalities, or `auto`: after each segment the model chooses the next modality or stops, at most
+    MAX_SEGMENTS times. decode: sampling settings by modality; default greedy. The output of a prompt depends
+    on the prompt, its id and the seed, not on the rest of the batch.
 
-    decode: by modality; greedy where nothing is said. What is written for a prompt depends on the seed, its
-    id and itself, not on its neighbours. Raises ConfigError as `check`.
+    Each segment is generated from the preceding segment alone, with a new cache: training documents are pairs
+    of segments, and a model does not generalise to more of them in one cache (LOG.md).
+
+    Raises ConfigError as `check_prompts`.
     """
     check_prompts(model, prompts, order)
     out: list[list[GenerationOutput]] = [[] for _ in prompts]
@@ -98,8 +101,8 @@ def generate(
 def check_prompts(
     model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str] | Literal["auto"]
 ) -> None:
-    """Raises ConfigError on a modality that has no tower, on a prompt of nothing, on an order that the model
-    was not trained for, and on `auto` where it has no next-modality head."""
+    """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained for,
+    or `auto` without next-modality heads."""
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
     then = [] if order == "auto" else list(order)
@@ -122,8 +125,11 @@ def check_prompts(
 
 
 def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
-    """What the next-modality head of each row's latest tower chooses to follow, among what the model was
-    trained for; rows after which nothing follows are left out. rows: those of the memory, in its order."""
+    """Next modality of each row, by the next-modality head of its latest tower, restricted to trained
+    directions. Rows that stop are left out.
+
+    rows: prompt index of each row of the cache.
+    """
     model, out = cache.model, dict[int, str]()
     for name in {*latest.values()}:
         trained = [(other, name) in model.used for other in model.names]
@@ -139,11 +145,12 @@ def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int
 
 
 def _cap(model: MultimodalModel, statistics: DatasetStatistics, name: str, source: Segment) -> int:
+    """Maximum content length of a segment generated after `source`."""
     return statistics.cap(name, source.modality, _length(model, source.modality, source.tokens))
 
 
 class Generator:
-    """One segment of one modality, for every row of a memory."""
+    """Generates one segment of one modality for rows of a cache."""
 
     def __init__(self, cache: KVCache, name: str, max_repeats: list[int]) -> None:
         self.cache, self.name = cache, name
@@ -161,8 +168,11 @@ class Generator:
         seed: int,
         append_last: bool,
     ) -> list[GenerationOutput]:
-        """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed. keep: the memory
-        gets the last column too, to go on from."""
+        """Generate a segment for each of `rows`.
+
+        caps: maximum content length of every row of the cache. ids, seed: source of randomness. append_last:
+        also append the last token to the cache, so that generation can continue from it.
+        """
         self.cache.compile = sampling.compile
         if sampling.beams > 1:
             tokens, ended = beam_search(
@@ -205,8 +215,8 @@ class Generator:
 def prefill(
     model: MultimodalModel, prompts: Sequence[Document], query_towers: set[str] | None = None
 ) -> KVCache:
-    """A Memory that has read the last segment of each prompt. awaited: towers that will write after it; all
-    of them, if not given."""
+    """Cache filled with the last segment of each prompt. query_towers: towers that will attend to it; default
+    all."""
     device = next(model.parameters()).device
     cache = KVCache(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
     cache.query_towers = query_towers or cache.query_towers
@@ -221,6 +231,6 @@ def prefill(
 
 
 def _length(model: MultimodalModel, name: str, tokens: Tensor) -> int:
-    """Subwords or frames of a segment; none where it is shorter than an empty one."""
+    """Content length of a segment in text tokens or frames; 0 for an incomplete one."""
     tower = model.cfg.towers[name]
     return max(0, len(tokens) - extra_timesteps(tower.codebooks, tower.pattern))

@@ -1,4 +1,4 @@
-"""What a model writes after rows of a store: text for their speech, speech for their text, or a chain."""
+"""Generation for rows of an encoded dataset."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from zipper.models.multimodal import MultimodalModel
 
 
 class Journal(Protocol):
-    """As `evaluate.journal.Journal`."""
+    """Interface of `evaluation.journal.Journal`."""
 
     pieces: dict[str, Any]
 
@@ -34,11 +34,11 @@ def generate_rows(
     journal: Journal | None = None,
     name: str = "",
 ) -> list[list[GenerationOutput]]:
-    """For every row, in its order: a segment of each modality of `order` but the first, which is given: the
-    row's own.
+    """Generate the modalities `order[1:]` for every row. The prompt is the row's own segment of modality
+    `order[0]`.
 
-    `batch` rows are written at a time, neighbours in length together; the model is left as it was. kept:
-    where finished batches are noted under `name`, and read back after a kill.
+    Rows of similar length form a batch of `batch`. The model's training mode is restored. journal: records
+    finished batches under `name`, so that an interrupted evaluation resumes.
     """
     prompts = [Document(row["id"], [segment(dataset, row, order[0], 0.0)], multimodal=True) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
@@ -63,12 +63,12 @@ def generate_rows(
 
 
 def to_json(written: GenerationOutput) -> list[Any]:
-    """As `kept` holds it."""
+    """JSON value of a segment, as stored in the journal."""
     return [written.modality, written.tokens.tolist(), written.content.tolist(), written.finish_reason]
 
 
 def from_json(line: list[Any]) -> GenerationOutput:
-    """The inverse of `to_json`."""
+    """Invert `to_json`."""
     modality, tokens, content, finish_reason = line
     books = len(tokens[0])
     shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written

@@ -1,4 +1,4 @@
-"""One token from its logits: greedy, temperature, top-k, top-p."""
+"""Sampling of tokens from logits: greedy, temperature, top-k, top-p."""
 
 import zlib
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from zipper.config import SamplingConfig
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
-    """logits [..., V], -inf where a token may not stand -> ids int64 [...].
+    """Sample ids int64 [...] from logits [..., V], where forbidden tokens have -inf.
 
-    uniform [...], in [0, 1): the randomness, drawn before, so that it does not depend on the batch. A token
-    at -inf is never chosen, whatever uniform is.
+    uniform [...] in [0, 1): random numbers drawn in advance, so that the result does not depend on the batch.
+    A token with -inf is never sampled.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -33,7 +33,7 @@ def sample(logits: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
 
 
 def uniform_noise(ids: Sequence[str], seed: int, timesteps: int, codebooks: int) -> Tensor:
-    """Uniform float32 [B, columns, Q] that follows from each document's id and the seed alone."""
+    """Uniform float32 [B, timesteps, Q], a function of each document's id and the seed."""
     drawn = [
         np.random.default_rng([seed, zlib.crc32(one.encode())]).random((timesteps, codebooks), np.float32)
         for one in ids

@@ -1,7 +1,7 @@
-"""One column of a tower: what its layers and zips do with many, in as few operators as it takes.
+"""One timestep of a tower with its zips, in as few operators as possible.
 
-At the size of these towers a step is not arithmetic but the calling of operators: gates are plain numbers
-here, masks are biases, and what no column changes is made once. Equal to the towers and zips themselves
+At the size of these towers the overhead of operator calls dominates. Gates are therefore plain numbers, masks
+are additive biases, and constant tensors are computed once. The result equals that of the tower and its zips
 (tests/test_step.py).
 """
 
@@ -23,31 +23,35 @@ QueryPosition = (
 
 
 class CrossAttentionBias(NamedTuple):
-    """What each row may look at in another tower while one column is written."""
+    """Additive attention bias of one source tower at one timestep."""
 
     bias: Tensor  # [B, 1, 1, columns], added to the scores
     has_source: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
 
     @classmethod
     def of(cls, mask: Tensor, dtype: torch.dtype) -> "CrossAttentionBias":
-        """mask bool [B, columns], True = may look."""
+        """From a mask bool [B, timesteps], True = attend."""
         has_source = mask.any(dim=1, keepdim=True)
         return cls(as_bias(mask, dtype), None if bool(has_source.all()) else has_source)
 
     def select(self, rows: Tensor) -> "CrossAttentionBias":
-        """Of these rows, int64 [N]."""
+        """The rows int64 [N]."""
         return CrossAttentionBias(self.bias[rows], None if self.has_source is None else self.has_source[rows])
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """mask bool [B, columns], True = may look -> [B, 1, 1, columns]. Added to scores, it costs attention 4 us
-    less than a mask. Finite: a row that may look at nothing gets a mean, not NaN, and drops it (`Sight`)."""
+    """Convert a mask bool [B, timesteps], True = attend, to an additive bias [B, 1, 1, timesteps].
+
+    A bias makes attention 4 us faster than a mask. It is finite: a row with nothing to attend to gets a mean
+    instead of NaN, which `CrossAttentionBias.has_source` then discards.
+    """
     low = torch.finfo(dtype).min / 2
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
 
 
 class SingleStep:
-    """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
+    """Single-timestep version of tower `name` and of the zips that it queries. The model must not change
+    afterwards."""
 
     def __init__(self, model: MultimodalModel, name: str) -> None:
         assert not model.training, "a step knows no dropout"
@@ -69,7 +73,7 @@ class SingleStep:
         self.position_kind = model.cfg.zip.position
 
     def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
-        """tokens int64 [B, Q] -> [B, D], the input projection included."""
+        """tokens int64 [B, Q] -> [B, D], with the input projection."""
         x = F.embedding_bag(tokens + self.offset, self.table, mode="sum")
         return self.model.project(self.name, x[:, None], multimodal)[:, 0]
 
@@ -87,11 +91,11 @@ class SingleStep:
         source: Mapping[str, tuple[CrossAttentionBias, Sequence[KeyValue]]],
         after: Callable[[int, Tensor], None],
     ) -> Tensor:
-        """x [B, D] -> states [B, D].
+        """States [B, D] of one timestep from its embeddings x [B, D].
 
-        position int64 [B, 1]; coming [B, 1], seconds with which it asks; bias [B, 1, 1, read], over the
-        tower's own columns. own: of each layer. asked: of each other tower what may be seen, and by stage its
-        keys and values. after: told of each stage's states from before its zips.
+        position int64 [B, 1]. next_time [B, 1]: time of the query in seconds. bias [B, 1, 1, read]: over the
+        tower's own timesteps. own: cache of each layer. source: by source tower its bias, and its keys and
+        values by stage. after: callback with each stage's states before the zips.
         """
         rotation = self.rotary(position)
         place: QueryPosition = None
@@ -113,7 +117,7 @@ class SingleStep:
 
 
 class _Rotary:
-    """Rotary positions of one column: `rotate` as x cos + (x with its halves swapped) sin."""
+    """Rotary embedding of one timestep, as x cos + swap_halves(x) sin."""
 
     def __init__(self, size: int, base: float, like: Tensor, scaling: Sequence[float] = ()) -> None:
         frequency = frequencies(size, base, like.device, like.dtype, scaling)
@@ -121,13 +125,13 @@ class _Rotary:
         self.frequency = torch.cat([-frequency, frequency])
 
     def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """position [B, 1], any real -> cosines, sines [B, 1, K]"""
+        """position [B, 1], real -> cosines and sines [B, 1, K]."""
         angle = position[..., None] * self.frequency
         return angle.cos(), angle.sin()
 
 
 def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """x [B, H, K]"""
+    """Rotate x [B, H, K]."""
     cos, sin = rotation
     wide = x.to(cos.dtype)
     a, b = wide.chunk(2, dim=-1)
@@ -209,7 +213,7 @@ class _Zip(NamedTuple):
     def __call__(
         self, x: Tensor, place: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
     ) -> Tensor:
-        """x [B, D] with what the zip adds to it. place: of its query, a sinusoid [B, D] or a rotation."""
+        """x [B, D] plus the output of the zip. place: position of the query, a rotation or a sinusoid [B, D]."""
         q = self.query_norm(x)
         if isinstance(place, Tensor):
             q = q + place
@@ -224,9 +228,9 @@ class _Zip(NamedTuple):
 
 
 def _transposed(weight: Tensor) -> Tensor:
-    """The weight [out, in] as something to multiply a row with, [in, out].
+    """Weight [out, in] as [in, out], for x @ weight.
 
-    A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
+    On a CPU a wide matrix is read three times faster in this layout, so it is copied.
     """
     weight = weight.t()
     wide = weight.shape[0] < weight.shape[1]
@@ -234,7 +238,7 @@ def _transposed(weight: Tensor) -> Tensor:
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
-    """RMSNorm of [B, D]. On a CPU PyTorch's own is a chain of seven operators; this is one of four."""
+    """RMSNorm of [B, D]. On a CPU PyTorch's own takes seven operators, this version four."""
     weight = norm.weight
     if weight.device.type != "cpu" or weight.dtype.itemsize < 4:
         return norm

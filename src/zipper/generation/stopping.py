@@ -1,4 +1,4 @@
-"""How far a batch of segments is, and what may therefore stand in the next column."""
+"""Stopping criteria and logits processor of a batch of segments."""
 
 import numpy as np
 import torch
@@ -8,27 +8,28 @@ from zipper.modalities.layout import NOT_ENDED, TokenLayout
 
 
 class LogitsProcessor:
-    """What may stand where, laid over logits."""
+    """Masks the logits of tokens that the token layout forbids."""
 
     def __init__(self, layout: TokenLayout, device: torch.device) -> None:
         self.forbidden = ~layout.allowed().to(device)  # [4, V]
         self.last, self.mask = np.empty(0), self.forbidden
 
     def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
-        """logits [B, Q, V], -inf wherever `kinds` int [B, Q] (of `Alphabet.kinds`) forbids a token; whatever
-        stood there, NaN included."""
+        """Set logits [B, Q, V] of forbidden tokens to -inf, also if they are NaN. kinds int [B, Q]: see
+        `TokenLayout.kinds`."""
         if not np.array_equal(kinds, self.last):  # they seldom change
             self.last, self.mask = kinds, self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]
         return logits.masked_fill(self.mask, float("-inf"))
 
 
 class StoppingCriteria:
-    """How far each row is with its segment. Arrays of the CPU: a step's few numbers cost less there."""
+    """Generation state of each row. NumPy arrays on the CPU, which have less overhead for so few numbers."""
 
     def __init__(
         self, layout: TokenLayout, rows: list[int], caps: np.ndarray, max_repeats: list[int]
     ) -> None:
-        """Of these rows, at most caps[i] of content in row i of all; patience: of `Facts.patience`."""
+        """rows: rows that generate. caps: maximum content length of every row. max_repeats: see
+        `DatasetStatistics.max_repeats`."""
         self.layout, self.caps, self.max_repeats = layout, caps, np.array(max_repeats, dtype=np.int64)
         self.timestep = 1
         self.ended = np.full(len(caps), NOT_ENDED)
@@ -38,11 +39,11 @@ class StoppingCriteria:
         self.run = np.zeros_like(self.past)
 
     def kinds(self) -> np.ndarray:
-        """What may stand in the next column."""
+        """Kinds of the positions at the next timestep."""
         return self.layout.kinds(self.timestep, self.ended, self.looping | (self.timestep > self.caps))
 
     def add(self, first: np.ndarray) -> None:
-        """The next column's tokens of codebook 0, int [B]."""
+        """Append the next timestep. first int [B]: its tokens of codebook 0."""
         self.ended = np.where(
             (first == self.layout.eos) & (self.ended == NOT_ENDED), self.timestep, self.ended
         )

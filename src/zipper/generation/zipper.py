@@ -1,6 +1,7 @@
-"""`zipper.Zipper`: pre-trained towers joined by zips, with the tokenizer and the codec of their tokens.
+"""`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec.
 
-An exported model:  zipper.safetensors   zipper.json: config, statistics, hash, figures   tokenizer.json
+Files of an exported model: zipper.safetensors, zipper.json (config, statistics, hash, figures) and
+tokenizer.json.
 """
 
 import json
@@ -36,7 +37,7 @@ Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a wavef
 
 
 class GeneratedSegment(NamedTuple):
-    """A segment that was generated. value: str, or a waveform float32 [n] at `Zipper.sample_rate`."""
+    """Generated segment. value: text, or a waveform float32 [n] at `Zipper.sample_rate`."""
 
     modality: str
     value: str | Tensor
@@ -44,10 +45,10 @@ class GeneratedSegment(NamedTuple):
 
 
 class Zipper(nn.Module):
-    """Recognises speech and speaks text; made of pre-trained towers, or loaded as it was trained.
+    """Speech recognition and text-to-speech with pre-trained towers.
 
-    network: towers and zips. tokenizer, codec: of text and speech. statistics: of the data that it was
-    trained on (lengths, rates). config: how it was made and trained.
+    network: towers and zips. tokenizer, codec: of text and speech. statistics: lengths and rates of the
+    training data. config: model and training settings.
     """
 
     def __init__(
@@ -72,15 +73,15 @@ class Zipper(nn.Module):
         overrides: Sequence[str] = (),
         **towers: str | Path,
     ) -> "Zipper":
-        """Joins pre-trained decoders by zips that are yet to be trained (paper, section 3.1).
+        """Join pre-trained decoders by untrained zips (paper 3.1).
 
-        towers: by modality (text, speech), a folder or user/name of the hub: a tower that was pre-trained
-        here, or a language model of the Llama family. interval: layers from one zip to the next, by modality;
-        2 where nothing is said. frozen: modalities whose tower stays as it is. seed: of the zips. overrides:
+        towers: by modality (text, speech), a folder or a Hub id user/name of a tower pre-trained with this
+        package, or of a language model of the Llama family. interval: layers between zips, by modality;
+        default 2. frozen: modalities whose tower is frozen. seed: of the zips' initial weights. overrides:
         `key=value` settings, as on the command line (model.zip.whiten=true).
 
-        Raises ConfigError on a modality or setting that there is not, DataError on a folder that holds no
-        tower, or one that reads other units than `config.codec` and the text tower's tokenizer give.
+        Raises ConfigError on an unknown modality or setting, DataError on a folder without a tower, or on a
+        tower trained on other units than those of `config.codec` and the text tower's tokenizer.
 
         >>> towers = {"text": "assets/text-tower", "speech": "assets/speech-tower"}
         >>> model = zipper.Zipper.from_towers(**towers, interval={"text": 3, "speech": 3}, frozen=["text"])
@@ -112,10 +113,11 @@ class Zipper(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Zipper":
-        """A trained model, in eval: a folder that `save_pretrained` or `export=` wrote, a run's folder, or
-        user/name of one on the hub. On a GPU where there is one.
+        """Load a trained model in eval mode, onto the GPU if there is one.
 
-        Raises ConfigError where the folder holds no model, DataError where a part is damaged or does not fit.
+        name: a folder written by `save_pretrained` or `export=`, a run folder, or a Hub id user/name.
+
+        Raises ConfigError if the folder holds no model, DataError if a file is damaged or does not match.
         """
         folder = model_folder(str(name))
         if is_exported(folder):
@@ -144,29 +146,28 @@ class Zipper(nn.Module):
         return cls(network.eval().to(device), statistics, config, tokenizer, codec)
 
     def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
-        """Writes what `from_pretrained` reads, weights in half precision. figures: what else zipper.json is
-        to say: how it was made, how good it is."""
+        """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries of
+        zipper.json, for example how the model was trained and its WER."""
         trained = TrainedModel(self.network, self.statistics, self.config)
         save_exported(Path(folder), trained, self.tokenizer, figures)
 
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
-        """Takes the tasks of a config, whose model is this one's, and the statistics of its data:
-        `ZipperData` calls it."""
+        """Set the config and the statistics of a training. `ZipperData` calls it. The model settings of
+        `config` must be this model's."""
         self.config, self.statistics = config, statistics
         self.network.set_times(statistics.rates, statistics.seconds)
         self.network.used = directions(config.train.tasks.shares())
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms that it reads and generates, in Hz."""
+        """Sample rate of input and output waveforms in Hz."""
         return self.codec.sample_rate
 
     def transcribe(self, audio: str | Path | Tensor) -> str:
-        """The words of a recording: a file of any kind that libsndfile reads, or float32 [n] at
-        `sample_rate`.
+        """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
 
-        Raises DataError on audio that cannot be used, ConfigError on audio that is too long, or where the
-        model was not trained to recognise speech.
+        Raises DataError on unusable audio, ConfigError on audio that is too long, or if the model was not
+        trained for speech recognition.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> model.transcribe("recording.flac")
@@ -177,11 +178,11 @@ class Zipper(nn.Module):
         return text.value
 
     def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
-        """Speech for a text: float32 [n] at `sample_rate`, also written to `file` (.wav, .flac) where one is
-        named.
+        """Synthesize speech: a waveform float32 [n] at `sample_rate`. file: optional output file (.wav,
+        .flac).
 
-        Raises ConfigError on text that has no reading, or is too long, or where the model was not trained to
-        speak.
+        Raises ConfigError on text that has no unique reading or is too long, or if the model was not trained
+        for text-to-speech.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> speech = model.synthesize("why did helen give the blue wallet to the quiet singer")
@@ -202,12 +203,13 @@ class Zipper(nn.Module):
         seed: int = 0,
         overrides: Sequence[str] = (),
     ) -> list[list[GeneratedSegment]]:
-        """After each prompt a segment of each modality of `order`, each read from the segment before it;
-        auto: the model chooses (paper, section 3.2). Prompts of one call are decoded together, and do not
-        depend on one another.
+        """Generate one segment of each modality of `order` after each prompt, each from the segment before it
+        (paper 3.2). The prompts of one call form a batch and do not affect one another.
 
-        seed: of sampling. overrides: `speech.temperature=0.7`, `text.beams=4`, ...: decoding, if not as the
-        model's config has it. Raises ConfigError on a prompt or an order that the model was not trained for.
+        order: modalities, or auto: the model chooses. seed: of sampling. overrides: decoding settings that
+        differ from the config, for example `speech.temperature=0.7` or `text.beams=4`.
+
+        Raises ConfigError on a prompt or an order that the model was not trained for.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> [[text, speech]] = model.generate([{"speech": "recording.flac"}], ["text", "speech"])
@@ -226,7 +228,7 @@ class Zipper(nn.Module):
         ]
 
     def document(self, name: str, prompt: Prompt) -> Document:
-        """A prompt's tokens. Raises as `encode`, and ConfigError where the model reads no such modality."""
+        """Document of a prompt. Raises as `encode`, and ConfigError on an unknown modality."""
         if len(prompt) != 1:
             raise ConfigError(f"A prompt is one segment, as {{'text': 'hello'}}; this one has {len(prompt)}.")
         [(modality, value)] = prompt.items()
@@ -235,15 +237,17 @@ class Zipper(nn.Module):
         return prompt_of(name, self.encode(modality, value))
 
     def read(self, file: Path, start: float = 0.0, seconds: float | None = None) -> Tensor:
-        """A recording, or a piece of it: float32 [n] at `sample_rate`. Raises DataError where it cannot be
-        read or is longer than the model accepts."""
+        """Read a recording, or `seconds` of it from `start`: float32 [n] at `sample_rate`.
+
+        Raises DataError if it cannot be read or is longer than the model accepts.
+        """
         longest = LENGTH_MARGIN * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
         return read_wave(file, self.sample_rate, start, seconds, longest, "the {:g} s that this model takes")
 
     def encode(self, modality: str, value: str | Tensor) -> Segment:
-        """The tokens of a text, or of a waveform float32 [n] at `sample_rate`, as a prompt has them.
+        """Encode a text, or a waveform float32 [n] at `sample_rate`, as a prompt segment.
 
-        Raises ConfigError where the text is empty or has no one reading, or the value is too long.
+        Raises ConfigError if the text is empty or has no unique reading, or if the input is too long.
         """
         self._check_trained(modality)
         if isinstance(value, str):
@@ -256,18 +260,21 @@ class Zipper(nn.Module):
         return speech_segment(codes, self.codec.codes, 0.0, self.config.codec.pattern)
 
     def decode(self, output: GenerationOutput) -> str | Tensor:
-        """The text of a generated segment, or its waveform float32 [n]."""
+        """Text of a generated segment, or its waveform float32 [n]."""
         if output.modality == "text":
             return self.tokenizer.decode(output.content[0].tolist())
         return self.codec.decode(output.content)
 
     def check(self, documents: Sequence[Document], order: Sequence[str] | Literal["auto"]) -> None:
-        """Raises ConfigError where `generate` would."""
+        """Raise ConfigError if `generate` would."""
         check_prompts(self.network, documents, order)
 
     def push_to_hub(self, repository: str, folder: str | Path, private: bool = False) -> str:
-        """Saves the model into a folder and uploads it to user/name with the user's own token (HF_TOKEN);
-        returns its address. Raises DataError where the hub refuses or cannot be reached."""
+        """Save the model into a folder and upload it to user/name with the user's token (HF_TOKEN). Returns
+        the URL.
+
+        Raises DataError if the Hub refuses or is unreachable.
+        """
         self.save_pretrained(folder)
         return push(Path(folder), repository, private)
 
@@ -301,17 +308,17 @@ class Zipper(nn.Module):
 
 
 def prompt_of(name: str, *segments: Segment) -> Document:
-    """What is given, before anything is written."""
+    """Multimodal document of prompt segments."""
     return Document(name, list(segments), multimodal=True)
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder is one that `save_exported` wrote."""
+    """Whether a folder was written by `save_exported`."""
     return (folder / INFO).is_file()
 
 
 def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
-    """Weights in half precision, and all that it takes to use them. figures: how it was made, how good."""
+    """Write weights in half precision, tokenizer and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
     save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
@@ -327,8 +334,10 @@ def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, fig
 
 
 def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
-    """The model of a folder that `save_exported` wrote, in eval, and what its JSON says. Raises DataError
-    where a part is damaged or does not fit."""
+    """Model in eval mode and zipper.json of a folder written by `save_exported`.
+
+    Raises DataError if a file is damaged or does not match.
+    """
     saved = read_json(folder / INFO)
     if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
         raise DataError(
@@ -342,9 +351,9 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
 
 
 def certify(folder: Path) -> list[str]:
-    """Checks that the frozen towers of an export are what they were pre-trained as; returns their modalities.
+    """Check that the frozen towers of an export equal their pre-trained weights. Returns their modalities.
 
-    Raises DataError where one is not, where a file is damaged, or where the export has no certificate.
+    Raises DataError if a tower differs, a file is damaged, or the export has no certificate.
     """
     if not is_exported(folder):
         raise ConfigError(
@@ -358,8 +367,8 @@ def certify(folder: Path) -> list[str]:
 
 
 def load_trained(checkpoint: Path) -> TrainedModel:
-    """The model of a training's checkpoint, in eval. Raises DataError as `read_checkpoint`, and where other
-    code wrote it."""
+    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the weights
+    do not fit this version."""
     saved = read_checkpoint(checkpoint)
     kept = saved.get("hyper_parameters", {})
     if "cfg" not in kept:

@@ -1,6 +1,7 @@
-"""Written text to the words that are said: LibriSpeech's convention (a to z, apostrophes, single spaces).
+"""Text normalisation to LibriSpeech's convention: a to z, apostrophes, single spaces.
 
-What has one reading is folded; `unreadable` says of the original text what has none.
+`normalise` folds characters that have one reading. `unreadable` reports characters that have none, and needs
+the original text.
 """
 
 import re
@@ -38,10 +39,10 @@ ENDS_IN_ONE = re.compile(r"[ns]$|^(?:o|i|a|t|th|wi|ol|mo|po|de|ha|fro|fo|befo|yo
 
 
 def normalise(text: str) -> str:
-    """Lower case, accents dropped, letters with one reading folded (ß to ss), apostrophes kept where they
-    belong to a word, all else to one space.
+    """Lower-case a text, drop accents, fold letters that have one reading (ß to ss), keep the apostrophes of
+    words, and replace everything else by single spaces.
 
-    What has no one reading vanishes, too: whoever brings text in asks `unreadable` first.
+    Characters without a unique reading are dropped as well, so call `unreadable` on the original text first.
     """
     plain = re.sub(r"(?<=[a-z])''+(?=[a-z])", "'", _folded(text))
     words = re.sub(r"[^a-z']+|''+", " ", plain).split()
@@ -49,9 +50,9 @@ def normalise(text: str) -> str:
 
 
 def unreadable(text: str) -> str | None:
-    """Why a text, as it came in, has no one reading, and what to do about it; None: it has one.
+    """Reason why a text has no unique reading, with the fix; None if it has one.
 
-    To be asked of the original, since in the normalised text nothing is left to see.
+    Takes the original text, because `normalise` drops the characters in question.
     """
     unusual = {*UNUSUAL.findall(text)}
     if not unusual:
@@ -78,12 +79,12 @@ def unreadable(text: str) -> str | None:
 
 
 def normaliser_of(texts: Iterable[str]) -> str:
-    """The version that a hash of normalised texts names."""
+    """Version of the normaliser, as the hash of these normalised texts names it."""
     return PLAIN if all(re.fullmatch("[a-z ]*", text) for text in texts) else NORMALISER
 
 
 def _folded(text: str) -> str:
-    """Lower case without accents and invisible characters."""
+    """Lower case, without accents and invisible characters."""
     if text.isascii():
         return text.lower().translate(FOLDED)
     plain = unicodedata.normalize("NFKD", text.lower().translate(FOLDED)).translate(FOLDED)
@@ -91,7 +92,7 @@ def _folded(text: str) -> str:
 
 
 def _readable(sign: str) -> bool:
-    """Whether it folds to letters of a to z, or is a mark that nobody says."""
+    """Whether a character folds to the letters a to z, or is punctuation that is not pronounced."""
     if _is(sign, "L") and sign not in APOSTROPHES:
         raised = _is(sign, "Lm")  # x to the n-th, and the like
         return not raised and re.fullmatch("[a-z']+", _folded(sign)) is not None
@@ -99,13 +100,13 @@ def _readable(sign: str) -> bool:
 
 
 def _is(sign: str, *categories: str) -> bool:
-    """Of one of these categories of Unicode."""
+    """Whether the Unicode category of a character starts with one of these."""
     return unicodedata.category(sign).startswith(categories)
 
 
 def _unquoted(words: list[str]) -> list[str]:
-    """The words of written text without the apostrophes that quote them. One of a pair may be missing, in a
-    sentence of several that are quoted."""
+    """Remove apostrophes that serve as quotation marks from the words of written text. One mark of a pair may
+    be missing."""
     out: list[str] = []
     quoted = False
     for word in words:
@@ -121,7 +122,7 @@ def _unquoted(words: list[str]) -> list[str]:
 
 
 def _unpaired(words: list[str]) -> list[str]:
-    """The words of a transcript, whose apostrophes are real: only pairs about a word or phrase quote it."""
+    """Remove apostrophes that enclose a word or a phrase in a transcript. All others belong to their words."""
     out: list[str] = []
     opened: list[int] = []
     for word in words:
