@@ -1,4 +1,4 @@
-"""The model of a config, and what it starts from."""
+"""Build the model of a config and load its pre-trained weights."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,12 +19,12 @@ from zipper.models.zipper import ZipperModel
 def build_model(
     cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
 ) -> MultimodalModel:
-    """From a resolved config, with random weights. rates, seconds: as Zipper takes them."""
+    """Model of a resolved config, with random weights. rates, seconds: see `ZipperModel.set_times`."""
     return SingleDecoderModel(cfg) if cfg.kind == "single_decoder" else ZipperModel(cfg, rates, seconds)
 
 
 def load_pretrained(model: MultimodalModel) -> None:
-    """Fills in every tower that the config names a folder for. DataError where other code wrote it."""
+    """Load the weights of every tower whose `init` is set. Raises DataError if they do not fit this version."""
     for name in model.names:
         init = model.cfg.towers[name].init
         if not init:
@@ -36,7 +36,7 @@ def load_pretrained(model: MultimodalModel) -> None:
 
 
 def pretrained_modalities(model: MultimodalModel) -> set[str]:
-    """The modalities that its weights know before it is trained: those that a folder was named for."""
+    """Modalities whose weights are pre-trained before the run."""
     known = {name for name in model.names if model.cfg.towers[name].init}
     if isinstance(model, SingleDecoderModel) and known:
         (first,) = known
@@ -46,7 +46,7 @@ def pretrained_modalities(model: MultimodalModel) -> set[str]:
 
 
 class TrainedModel(NamedTuple):
-    """A network, the statistics of the data that it is trained on, and its resolved config."""
+    """Network, statistics of its training data, and resolved config."""
 
     network: MultimodalModel
     statistics: DatasetStatistics
@@ -54,8 +54,8 @@ class TrainedModel(NamedTuple):
 
 
 def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
-    """Random weights, from a resolved config and the statistics of its data: towers are frozen as it says,
-    and the zips that its tasks need are in use."""
+    """Model with random weights, from a resolved config and the statistics of its data. Towers are frozen and
+    zip directions are in use as the config says."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
     model.used = directions(cfg.train.tasks.shares())
     set_trainable(model, cfg.model)
@@ -63,7 +63,7 @@ def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedMod
 
 
 def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
-    """Frozen towers and zips of idle directions do not learn, and of towers with LoRA nothing else does."""
+    """Freeze frozen towers, unused zips, and all but LoRA in towers with LoRA."""
     for name in model.names:
         if cfg.towers[name].frozen:
             model.tower(name).requires_grad_(False)
@@ -74,7 +74,7 @@ def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
 
 
 def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
-    """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
+    """Zips of directions that no task of the run uses. They are not computed and get no gradient."""
     if not isinstance(model, ZipperModel):
         return {}
     return {

@@ -1,7 +1,7 @@
-"""Proof that frozen towers are what they were pre-trained as: hashes of weights, and reference logits.
+"""Certificate that frozen towers equal their pre-trained weights: hashes of weights, and reference logits.
 
-An export carries a certificate that is made from the pre-trained towers' own files, not from the trained
-network: a tower that was frozen by config but learnt by mistake does not pass.
+It is computed from the files of the pre-trained towers, not from the trained network. A tower that is frozen
+by config but was trained by mistake therefore does not pass.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ TOLERANCE = 1e-3  # of the largest reference logit: sums are rounded differently
 
 
 def certificate(network: MultimodalModel) -> dict[str, Any]:
-    """By modality of a frozen tower that was pre-trained: where it is from, the hash of each weight and the
-    reference logits, in half precision as exports hold them."""
+    """Certificate by modality, for every frozen tower with `init`: its source, the hash of each weight, and
+    reference logits. All in half precision, as in exports."""
     found = {}
     for name in network.names:
         cfg = network.cfg.towers[name]
@@ -34,8 +34,8 @@ def certificate(network: MultimodalModel) -> dict[str, Any]:
 
 
 def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:
-    """Raises DataError that names the first tower and weight that are not what the certificate says, or the
-    tower whose logits differ though its weights do not. network: as it was loaded from the export."""
+    """Raise DataError with the name of the first tower and weight that differ from the certificate, or of the
+    tower whose weights match but whose logits differ. network: as loaded from the export."""
     for name in network.names:
         if network.cfg.towers[name].frozen and name not in certified:
             raise DataError(
@@ -74,7 +74,7 @@ def _digest(weight: Tensor) -> str:
 
 @torch.no_grad()
 def _logits(tower: Tower) -> Tensor:
-    """[TOKENS, ROWS], of the first codebook."""
+    """Reference logits of the first codebook: [TOKENS, ROWS]."""
     cfg = tower.cfg
     count = torch.arange(TOKENS * cfg.codebooks, device=tower.weight.device)
     tokens = (count * 7 + 1).remainder(cfg.vocabulary).view(1, TOKENS, cfg.codebooks)

@@ -1,5 +1,4 @@
-"""`zipper import-gguf`: a language model in a GGUF file to a folder in Hugging Face format, by
-transformers."""
+"""`zipper import-gguf`: convert a language model from GGUF to Hugging Face format with transformers."""
 
 import json
 import os
@@ -18,10 +17,10 @@ ELSEWHERE = ("_name_or_path", "_model_name_or_path", "quantization_config", "tra
 
 
 def import_gguf(file: Path, folder: Path) -> None:
-    """Writes config.json, model.safetensors (float32, whatever the file was quantised to) and tokenizer.json.
+    """Write config.json, model.safetensors (float32, dequantised) and tokenizer.json.
 
-    Raises ConfigError where packages or the file are missing or the folder is taken, DataError on a file that
-    transformers cannot read or whose architecture towers do not have.
+    Raises ConfigError if packages or the file are missing or the folder is not empty, DataError on a file
+    that transformers cannot read or an unsupported architecture.
     """
     if lacking := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
         raise ConfigError(

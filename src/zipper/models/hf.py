@@ -1,8 +1,7 @@
-"""Checkpoints of the Llama family in Hugging Face format as towers: config.json, and one or many
-.safetensors.
+"""Checkpoints of the Llama family in Hugging Face format: config.json, and one or more .safetensors files.
 
-Llama (3.x rope scaling included), SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3. No code comes with them:
-shapes are read from config.json, weights from safetensors, both held against what a tower has.
+Supported: Llama (with 3.x rope scaling), SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3. No remote code runs:
+shapes come from config.json, weights from safetensors, and both are checked against the tower.
 """
 
 from collections.abc import Iterator
@@ -58,8 +57,7 @@ def is_llama(folder: Path) -> bool:
 
 
 def shape_of(folder: Path) -> dict[str, Any]:
-    """The settings of a tower of that shape. Raises DataError on an architecture, or a part of one, that
-    towers do not have."""
+    """Tower settings of the model in a folder. Raises DataError on an unsupported architecture or option."""
     config = read_json(folder / CONFIG)
     (architecture,) = config.get("architectures") or ["none"]
     if architecture not in FAMILIES:
@@ -121,8 +119,10 @@ def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors under the names of a tower, in the file's dtype. Raises DataError on files that are
-    missing or damaged, and on tensors that are missing or left over."""
+    """All tensors of a model under the names of a tower, in the dtype of the file.
+
+    Raises DataError on missing or damaged files, and on missing or unexpected tensors.
+    """
     shape = shape_of(folder)
     theirs: dict[str, Tensor] = {}
     for file in _files(folder):

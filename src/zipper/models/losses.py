@@ -1,4 +1,4 @@
-"""Losses of a batch: of each tower's stream, of what follows a segment; and what is done to it before."""
+"""Training losses: next-token prediction, next-modality prediction, and history masking."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from zipper.models.tower import Tower
 
 
 def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
-    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
+    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or float64: []
 
-    books: a weight for each codebook; none: all alike.
+    books: weight of each codebook; default 1.
 
-    Logits are made only where something is scored: the head is a good part of a small tower's work.
+    Logits are computed only for scored tokens, because the head is a large share of a small tower's cost.
     """
     loss = tower.cross_entropy(
         _select(states, stream.loss_index), _select(stream.target, stream.loss_index)
@@ -45,9 +45,12 @@ def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
 
 
 def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
-    """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
-    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
-    from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
+    """History masking: replace random spans of the answer's input tokens by fillers, about `share` of them.
+
+    Masked tokens are still predicted, but are not visible as input, so that a speech tower relies on the text
+    instead of its own past. BOS and towers without a filler (text) are left unchanged. span: timesteps per
+    span.
+    """
     streams = dict(batch.streams)
     for name, stream in streams.items():
         layout = TokenLayout.of(name, model.tower(name).cfg)
@@ -62,7 +65,7 @@ def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) 
 
 
 def next_modality_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
+    """Sum of cross-entropies of the next-modality heads: []. No gradient reaches the towers."""
     loss = states[model.names[0]].new_zeros(())
     for name, stream in batch.streams.items():
         logits = model.next_modality_heads[name](_select(states[name], stream.segment_ends).detach())

@@ -1,4 +1,4 @@
-"""Fills in what only the data and the pre-trained towers know: vocabularies, codebooks, shapes."""
+"""Resolve a config: vocabularies, codebooks and shapes that follow from the data and the pre-trained towers."""
 
 from dataclasses import fields, replace
 from typing import NamedTuple
@@ -18,9 +18,11 @@ BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has 
 
 
 def check_towers(cfg: RunConfig) -> None:
-    """All that can be said before there is a store. Raises ConfigError where a task needs a modality that
-    has no tower, or the config asks for a shape that does not fit, DataError where a pre-trained tower is
-    damaged."""
+    """Check towers and tasks before the data is encoded.
+
+    Raises ConfigError if a task needs a modality without a tower or a shape does not fit, DataError if a
+    pre-trained tower is damaged.
+    """
     _check_tasks(cfg)
     towers = dict(cfg.model.towers)
     for name in cfg.model.modalities:
@@ -32,8 +34,8 @@ def check_towers(cfg: RunConfig) -> None:
 
 
 class Units(NamedTuple):
-    """What the towers read. reads: name of the codec or tokenizer of each modality; sizes: its vocabulary and
-    number of codebooks; specials: ids of BOS and EOS of text."""
+    """Units of the towers. ids: id of the codec or tokenizer by modality. sizes: vocabulary and number of
+    codebooks by modality. specials: BOS and EOS ids of text."""
 
     ids: dict[str, str]
     sizes: dict[str, tuple[int, int]]
@@ -42,7 +44,7 @@ class Units(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, codec: Codec, pattern: Pattern) -> "Units":
-        """Of data that is yet to be encoded."""
+        """Units of a tokenizer and a codec, before any data is encoded."""
         return cls(
             {"text": tokenizer.fingerprint, "speech": codec.fingerprint},
             {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(codec.codes), codec.codebooks)},
@@ -52,7 +54,7 @@ class Units(NamedTuple):
 
     @classmethod
     def of_dataset(cls, dataset: EncodedDataset) -> "Units":
-        """Of data that is encoded."""
+        """Units of an encoded dataset."""
         tokenizer = dataset.tokenizer
         return cls(
             {name: units_id(dataset, name) for name in ("text", "speech")},
@@ -63,15 +65,15 @@ class Units(NamedTuple):
 
     @property
     def joint_id(self) -> str:
-        """Names the units of a decoder that has learnt all of them."""
+        """Id of the units of a single decoder that is trained on all modalities."""
         return " + ".join(self.ids.values())
 
 
 def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
-    """The config with every tower's shape settled.
+    """Config with the shape of every tower.
 
-    Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the data has, or
-    was trained on sentences that the data holds out.
+    Raises as `check_towers`, and DataError if a pre-trained tower uses other units than the data, or was
+    trained on sentences that the data holds out.
     """
     _check_tasks(cfg)
     cfg = resolve_units(cfg, Units.of_dataset(dataset))
@@ -82,7 +84,7 @@ def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
 
 
 def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
-    """As `resolve`, before there is data."""
+    """Resolve a config before there is data."""
     _, books = units.sizes["speech"]
     if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != books:
         raise ConfigError(
@@ -119,7 +121,7 @@ def _check_tasks(cfg: RunConfig) -> None:
 
 
 def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
-    """What a modality brings to a single decoder is its vocabulary; all else is the decoder's."""
+    """Tower of a single decoder: its own vocabulary, all else from the decoder."""
     plain = TowerConfig()
     for key in (f.name for f in fields(TowerConfig) if f.name not in BROUGHT):
         if getattr(tower, key) not in (getattr(plain, key), getattr(decoder, key)):

@@ -1,4 +1,4 @@
-"""The baseline of the paper (4.1.2): one decoder whose vocabulary was grown by the units of speech."""
+"""Single Decoder baseline (paper 4.1.2): one decoder whose vocabulary is extended by the speech units."""
 
 from dataclasses import replace
 
@@ -12,17 +12,17 @@ from zipper.models.tower import Tower, cross_entropy
 
 
 class SingleDecoderModel(MultimodalModel):
-    """All modalities in one stream, in the linear order of the document, with full causal self-attention.
+    """All modalities in one sequence, in document order, with full causal self-attention.
 
-    The first modality is the one that the decoder is pre-trained on. A column of another one is a sum of its
-    codebooks' embeddings, as in a tower of its own; head 0 chooses among the first codebooks of all
-    modalities, the other heads within their codebook.
+    The first modality is the one of the pre-trained decoder. A timestep of another modality is the sum of its
+    codebooks' embeddings, as in a separate tower. Head 0 predicts over the first codebooks of all modalities,
+    the other heads over their own codebook.
 
-    Rows of the grown vocabulary: first codebooks of all modalities, in their order, then all others.
+    Rows of the extended vocabulary: first codebooks of all modalities in order, then all other codebooks.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
-        """cfg: resolved, so that all towers have the first one's shape."""
+        """cfg: resolved, so that all towers have the shape of the first."""
         super().__init__(cfg)
         towers = [cfg.towers[name] for name in self.names]
         self.joint = sum(tower.vocabulary for tower in towers)  # entries of head 0
@@ -38,7 +38,7 @@ class SingleDecoderModel(MultimodalModel):
         self.next_modality_heads = self.make_next_modality_heads()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """As MultimodalModel."""
+        """See MultimodalModel."""
         streams = {name: batch.streams[name] for name in self.names}
         length, x = batch.length, None
         for name, stream in streams.items():
@@ -66,10 +66,13 @@ class SingleDecoderModel(MultimodalModel):
 
     @torch.no_grad()
     def start_from(self, tower: Tower) -> None:
-        """Takes over a pre-trained tower: one that this decoder's tokens have trained before, or one of the
-        first modality, which is grown: its rows stay bit for bit what they are, and new ones are drawn about
-        their mean, with their spread. (At the mean itself all units would look alike until training has
-        moved them apart.)"""
+        """Load a pre-trained tower: a decoder of the same vocabulary, or a tower of the first modality, whose
+        vocabulary is extended.
+
+        Existing rows are copied bit for bit. New rows are drawn from a normal distribution with the mean and
+        the deviation of the existing ones, because identical rows would stay indistinguishable for many
+        steps.
+        """
         weights = tower.state_dict()
         for name in ("embedding.weight", "head"):  # the latter where the two are not tied
             if name in weights:
@@ -87,10 +90,11 @@ class SingleDecoderModel(MultimodalModel):
 
 
 class SharedTower(Tower):
-    """One modality's rows of a decoder's vocabulary, and the layers that it shares with all others."""
+    """One modality's rows of a decoder's vocabulary, with the layers that all modalities share."""
 
     def __init__(self, decoder: Tower, cfg: TowerConfig, first: int, other: int, joint: int) -> None:
-        """first, other: rows where its first codebook, and its other ones, begin; joint: rows of head 0."""
+        """first, other: first rows of the modality's first codebook and of its other codebooks. joint: rows
+        of head 0."""
         nn.Module.__init__(self)
         self.cfg, self.decoder = cfg, decoder
         self.layers, self.norm, self.embedding = decoder.layers, decoder.norm, decoder.embedding
@@ -98,7 +102,7 @@ class SharedTower(Tower):
         self.other = other
 
     def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
-        """As Tower; the first codebook stands against those of all modalities."""
+        """See Tower. The first codebook competes with those of all modalities."""
         shared = states @ self._rows[: self.joint].T  # [N, joint]
         first = target[:, :1]
         first = cross_entropy(shared[:, None], torch.where(first < 0, first, first + self.first))
@@ -125,5 +129,5 @@ class SharedTower(Tower):
 
     @property
     def _rows(self) -> Tensor:
-        """The decoder's whole head, as it is now: sharding puts another Parameter in its place."""
+        """The decoder's head. Read anew on each call, because sharding replaces the Parameter."""
         return self.decoder.weight

@@ -1,9 +1,9 @@
-"""A decoder-only language model of one modality, Llama-shaped, that can be run a few layers at a time.
+"""Decoder-only language model of one modality in the Llama architecture, run a few layers at a time.
 
-RMSNorm before each block, rotary positions, grouped queries, SwiGLU, head tied to the embedding. A column
-holds Q tokens (the codebooks of a speech frame; 1 for text): their embeddings are summed, and Q tied heads
-predict the next. What the checkpoints of the family add (biases, norms of queries and keys, a head of its
-own, scaled positions) the config turns on; `model.llama` reads them.
+Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, head tied to the embedding. A timestep
+holds Q tokens (the codebooks of a speech frame; 1 for text). Their embeddings are summed, and Q tied heads
+predict the next timestep. Options of other checkpoints of the family (biases, query and key norms, untied
+head, rope scaling) follow the config; `models.hf` reads such checkpoints.
 """
 
 import math
@@ -21,27 +21,27 @@ from zipper.models.lora import add_lora
 
 
 class KeyValue(NamedTuple):
-    """Keys and values [B, H, T, K] of one layer, or of one zip."""
+    """Keys and values [B, H, T, K] of one layer or zip."""
 
     key: Tensor
     value: Tensor
 
 
 class LayerCache(NamedTuple):
-    """What one layer or zip remembers while tokens are written: buffers, the columns being filled now, and
-    how much is read (what lies behind the tokens written so far is masked)."""
+    """Key-value cache of one layer or zip for the current tokens. Timesteps that are not yet written are
+    masked by the caller."""
 
     buffers: KeyValue  # [B, H, capacity, K]
     at: Tensor  # int64 [T], the columns of these tokens
     read: int  # columns
 
     def store(self, new: KeyValue) -> None:
-        """Writes keys and values [B, H, T, K] of new tokens."""
+        """Write keys and values [B, H, T, K] of new tokens."""
         for buffer, values in zip(self.buffers, new, strict=True):
             buffer.index_copy_(2, self.at, values)
 
     def update(self, new: KeyValue) -> KeyValue:
-        """Writes them, and returns all that are to be read, [B, H, read, K]."""
+        """Write keys and values of new tokens, and return all cached ones: [B, H, read, K]."""
         self.store(new)
         return KeyValue(*(buffer[:, :, : self.read] for buffer in self.buffers))
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = may look; neither: plain causal."""
+        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = attend; default causal."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Layer(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """As Attention."""
+        """See Attention."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotation, mask, cache, use_reentrant=False)
         return self._run(x, rotation, mask, cache)
@@ -131,7 +131,7 @@ class Layer(nn.Module):
 
 
 class Tower(nn.Module):
-    """`embed`, then `run` over all layers in as many pieces as wanted, then `finish` and `logits`."""
+    """Decoder in parts: `embed`, then `layers`, then `finish` and `logits`."""
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
@@ -150,7 +150,8 @@ class Tower(nn.Module):
             add_lora(self, cfg.lora)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The tower alone: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for `logits`."""
+        """Unimodal forward pass: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for
+        `logits`."""
         x = self.embed(tokens)
         rotation = self.rotation(torch.arange(x.shape[1], device=x.device)[None])
         for layer in self.layers:
@@ -158,16 +159,17 @@ class Tower(nn.Module):
         return self.finish(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [B, T, Q] -> [B, T, D], the sum over codebooks."""
+        """tokens int64 [B, T, Q] -> [B, T, D], summed over codebooks."""
         return self.embedding(tokens + self.offset).sum(dim=2)
 
     def rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """position int64 [B, T], of a token within its tower and document -> cosines, sines for `run`."""
+        """Cosines and sines for the layers. position int64 [B, T]: index of the token in its tower and
+        document."""
         cfg, dtype = self.cfg, self.embedding.weight.dtype
         return rotation(position, cfg.size, cfg.rope_base, dtype, cfg.rope_scaling)
 
     def finish(self, x: Tensor) -> Tensor:
-        """The final norm: x [B, T, D] -> [B, T, D]"""
+        """Final norm: x [B, T, D] -> [B, T, D]"""
         return self.norm(x)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -180,12 +182,12 @@ class Tower(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of the head, which is the embedding where they are tied: [Q * V, D], codebook after codebook."""
+        """Weight of the heads [Q * V, D], codebook by codebook; equal to the embedding if tied."""
         return self.embedding.weight if self.head is None else self.head
 
     @property
     def offset(self) -> Tensor:
-        """Row of the embedding at which each codebook begins: int64 [Q]"""
+        """First embedding row of each codebook: int64 [Q]"""
         return torch.arange(self.cfg.codebooks, device=self.embedding.weight.device) * self.cfg.vocabulary
 
 
@@ -200,9 +202,9 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def rotation(
     position: Tensor, size: int, base: float, dtype: torch.dtype, scaling: Sequence[float] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], any real -> two of [B, 1, T, K / 2].
+    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], real -> two tensors [B, 1, T, K / 2].
 
-    Angles are computed in float32 at least: bfloat16 cannot tell neighbouring positions apart.
+    Angles are computed in float32 or float64, because bfloat16 cannot separate neighbouring positions.
     """
     frequency = frequencies(size, base, position.device, dtype, scaling)
     angle = (position[..., None].to(frequency.dtype) * frequency)[:, None]  # [B, 1, T, K / 2]
@@ -212,11 +214,11 @@ def rotation(
 def frequencies(
     size: int, base: float, device: torch.device, dtype: torch.dtype, scaling: Sequence[float] = ()
 ) -> Tensor:
-    """Of the rotary pairs of a head, in radians a position: [K / 2]
+    """Rotary frequencies of a head in radians per position: [K / 2]
 
-    scaling: a factor that slows all of them down; or Llama 3's four (arXiv 2407.21783): wavelengths longer
-    than tokens / low are slowed down by the factor, those shorter than tokens / high are left, those between
-    lie between.
+    scaling: one factor that divides all frequencies, or the four parameters of Llama 3 (arXiv 2407.21783:
+    factor, low, high, tokens). There, wavelengths above tokens / low are scaled by the factor, those below
+    tokens / high are unchanged, and those between are interpolated.
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = base ** (-torch.arange(0, size, 2, device=device, dtype=exact) / size)
@@ -231,16 +233,17 @@ def frequencies(
 
 
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """x [B, H, T, K], halves paired as in Llama -> the same shape and dtype."""
+    """Rotate x [B, H, T, K], with halves paired as in Llama. Shape and dtype are kept."""
     cos, sin = by
     turn = Rotate.apply if x.requires_grad else _turn  # autograd's own work is felt in a token's time
     return turn(x.to(cos.dtype), cos, sin).to(x.dtype)
 
 
 class Rotate(torch.autograd.Function):
-    """Turns (a, b) to (a cos - b sin, b cos + a sin), and the gradient back by the same angle.
+    """Rotate (a, b) to (a cos - b sin, b cos + a sin); the backward pass rotates the gradient by the opposite
+    angle.
 
-    Written into place: as five plain operators, with their five gradients, it was a tenth of a small tower's
+    Written with in-place operators: five plain operators with their gradients take a tenth of a small tower's
     step.
     """
 
@@ -256,7 +259,7 @@ class Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [..., K]; cos, sin [..., K / 2]"""
+    """Rotate x [..., K] by cos, sin [..., K / 2]."""
     if torch.compiler.is_compiling():  # which fuses by itself, and cannot write into half a tensor
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
