@@ -1,6 +1,4 @@
-"""Waves to codes and back, by EnCodec (arXiv 2210.13438): the official 24 kHz model, or the small one in
-assets/.
-"""
+"""EnCodec (arXiv 2210.13438): the official 24 kHz model, or zipper-codec, the small model in assets/."""
 
 import hashlib
 import math
@@ -26,11 +24,10 @@ WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 
 
 class Codec:
-    """One codec at one bit rate. `fingerprint` tells which weights and how many codebooks: it is kept with
-    the store.
+    """Codec at one bit rate.
 
-    sample_rate in Hz, hop in samples a frame, frame_rate in frames a second, codebooks Q, codes V of one
-    codebook.
+    sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
+    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset.
     """
 
     def __init__(self, model: EncodecModel, codebooks: int, gain: float, name: str) -> None:
@@ -46,15 +43,15 @@ class Codec:
 
     @property
     def kbps(self) -> float:
-        """Bit rate, in thousands of bits a second."""
+        """Bit rate in kbps."""
         return self.frame_rate * self.codebooks * math.log2(self.codes) / 1000
 
     @torch.no_grad()
     def encode(self, waves: list[Tensor]) -> list[Tensor]:
-        """waves: float32 [n] each, at `sample_rate` -> int64 [Q, F] each, F = ceil(n / hop).
+        """Encode waveforms float32 [n] at `sample_rate` -> codes int64 [Q, F] each, F = ceil(n / hop).
 
-        The padding of a batch stands at least a receptive field of silence away from what is kept, so that a
-        wave's codes do not depend on its neighbours. Raises DataError on an empty wave.
+        Batch padding is separated from each waveform by more than a receptive field of silence, so that its
+        codes do not depend on the other waveforms. Raises DataError on an empty waveform.
         """
         frames = self.frames(waves)
         length = max(frames) * self.hop + self.margin
@@ -64,7 +61,7 @@ class Codec:
         return [codes[:, row, :count].cpu() for row, count in enumerate(frames)]
 
     def frames(self, waves: list[Tensor]) -> list[int]:
-        """Of each wave, begun ones counted. Raises DataError on an empty wave."""
+        """Frames of each waveform, rounded up. Raises DataError on an empty waveform."""
         frames = [math.ceil(len(wave) / self.hop) for wave in waves]
         if 0 in frames:
             raise DataError(f"Wave {frames.index(0)} of the batch is empty: it has no frame to encode.")
@@ -72,9 +69,9 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
-        """codes int64 [Q, F], Q at most `codebooks` -> float32 [n], n = samples or F * hop.
+        """Decode codes int64 [Q, F], Q at most `codebooks` -> float32 [n], n = samples or F * hop.
 
-        Raises DataError on a code outside the codebook.
+        Raises DataError on a code out of range.
         """
         if codes.numel() == 0:
             return torch.zeros(0)
@@ -85,7 +82,7 @@ class Codec:
         return self.waves(codes)[: samples or codes.shape[1] * self.hop].cpu()
 
     def waves(self, codes: Tensor) -> Tensor:
-        """As `decode`, uncut and where the model is."""
+        """As `decode`, but uncut and on the model's device."""
         latents = self.model.quantizer.vq.decode(codes[:, None].to(self.device))
         return self.model.decoder(latents)[0, 0] / self.gain
 
@@ -95,8 +92,8 @@ class Codec:
 
 
 def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
-    """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON.
-    codebooks: the first so many; all of them."""
+    """Load the codec that `zipper train-codec` wrote: safetensors, and JSON with shape and hash.
+    codebooks: the first so many; default all."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
             f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
@@ -116,7 +113,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
 
 
 def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
-    """A small EnCodec of the package's own classes: not causal, no LSTM, large strides near the wave."""
+    """Small EnCodec from the package's classes: not causal, no LSTM, large strides next to the waveform."""
     shape = {
         "dimension": cfg.dimension,
         "n_filters": cfg.filters,
@@ -133,10 +130,10 @@ def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
 
 
 def load_official(kbps: float | None, weights: Path | None) -> Codec:
-    """encodec_24khz at 1.5, 3, 6, 12 or 24 kbps. weights: a file; else the cache of torch.hub, else the
+    """encodec_24khz at 1.5, 3, 6, 12 or 24 kbps. weights: a file; default the cache of torch.hub, else a
     download.
 
-    The official file's hash is enforced; a file of another name is loaded as given (own trainings, tests).
+    The hash of the official file is checked. A file of another name is loaded without a check.
     """
     if kbps not in CODEBOOKS_AT_KBPS:
         raise ConfigError(
@@ -178,12 +175,12 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
 
 
 def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file."""
+    """Hexadecimal SHA-256 of a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def digest(model: nn.Module) -> str:
-    """Short hash of all weights, by name."""
+    """Short hash of all weights by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())

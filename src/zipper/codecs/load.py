@@ -1,4 +1,4 @@
-"""The codec that a config names."""
+"""Load the codec of a config."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from zipper.hub import model_folder
 
 
 def load_codec(cfg: CodecConfig) -> Codec:
-    """The codec that the config names. Raises DataError on weights that are missing or damaged."""
+    """Codec of a config. Raises DataError on missing or damaged weights."""
     if cfg.name == "embedded":
         return load_zipper_codec(asset(cfg.weights or "assets/codec"), cfg.codebooks)
     if cfg.name == "mimi":

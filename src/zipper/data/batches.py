@@ -1,4 +1,4 @@
-"""Documents to tensors: what moves to the device."""
+"""Collation: documents to padded tensors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from zipper.data.documents import Document
 
 
 class Stream(NamedTuple):
-    """One tower's share of a batch of documents, padded on the right."""
+    """Tokens of one tower in a batch of documents, padded on the right."""
 
     tokens: Tensor  # int64 [B, T, Q]
     order: Tensor  # int64 [B, T]  index in the one linear order of the document
@@ -25,14 +25,14 @@ class Stream(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`total`: by modality, the loss weight of the whole step, over ranks and accumulation; `turns`: the
-    choices of what follows a segment, likewise.
+    """Batch of documents.
 
-    `seeing`: by (asking, asked), the documents in which a token of the one stands after one of the other,
-    int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient.
-
-    tokens: valid ones, of all streams; padding: share of the tokens that are none, silent towers left out;
-    length: most tokens of a document. Plain numbers, which a training step need not ask the device for."""
+    total: by modality, loss weight of the whole step over ranks and accumulation. segment_ends: number of
+    next-modality targets of the whole step. attends_to: by (query, source), the documents int64 [R] in which
+    a query token follows a source token; all documents if there is none, so that no zip of a step lacks a
+    gradient. tokens: valid tokens of all streams. padding: share of padding, without unused towers. length:
+    tokens of the longest document. Plain numbers do not need a device synchronisation.
+    """
 
     ids: list[str]
     streams: dict[str, Stream]
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     length: int
 
     def on(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors there."""
+        """Copy of the batch with its tensors on `device`."""
         streams = {name: Stream(*(t.to(device) for t in stream)) for name, stream in self.streams.items()}
         attends_to = {pair: rows.to(device) for pair, rows in self.attends_to.items()}
         return self._replace(streams=streams, multimodal=self.multimodal.to(device), attends_to=attends_to)
@@ -57,7 +57,8 @@ def collate(
     total: dict[str, float] | None = None,
     segment_ends: int | None = None,
 ) -> Batch:
-    """codebooks: Q of every tower. A tower that a document leaves silent has no valid token there."""
+    """Batch of documents. codebooks: Q of every tower. Towers of other modalities have no valid token.
+    total, segment_ends: of the whole step; default those of these documents."""
     streams = {name: _stream(documents, name, codebooks) for name in codebooks}
     own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
     multimodal = torch.tensor([d.multimodal for d in documents])

@@ -1,6 +1,4 @@
-"""The order of training: every step's batch is a pure function of (seed, step), sliced by rank and
-accumulation.
-"""
+"""Batch schedule: every batch is a pure function of (seed, step), sliced by rank and accumulation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -21,7 +19,7 @@ Example = tuple[int, str]  # (row, task)
 
 
 class BatchSchedule:
-    """Steps of a training: `plan(step)`, and micro-batches as slices of it."""
+    """Steps of a training: `examples(step)`, and micro-batches as slices of them."""
 
     def __init__(
         self,
@@ -37,11 +35,11 @@ class BatchSchedule:
         corpora: Mapping[str, Sequence[str]] | None = None,
         loss_mean: LossMean = "modality",
     ) -> None:
-        """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
-        accumulation; what a step trains on does not depend on them. loss_mean: of `train`, for the totals.
+        """tokens: limit of the padded tokens of a step, in the longest tower. slices: ranks times
+        accumulation; the examples of a step do not depend on it. loss_mean: see `train.loss_mean`.
 
-        Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
-        has no example.
+        Raises ConfigError if an example exceeds the limit, a step is too small to be sliced, or a task has no
+        example.
         """
         self.dataset, self.tasks, self.tokens, self.slices, self.seed = dataset, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
@@ -65,11 +63,11 @@ class BatchSchedule:
                 f"tokens). Give at least {longest * slices}."
             )
         self.average = self._average_answers() if loss_mean == "document" else {}
-        self._cut: dict[int, list[list[Example]]] = {}  # the epoch last asked for
+        self._batches: dict[int, list[list[Example]]] = {}  # the epoch last asked for
         self._starts = [0]  # first step of each epoch known so far
 
     def examples(self, step: int) -> list[Example]:
-        """The examples of one step."""
+        """Examples of one step, the longest first."""
         epoch = 0
         while True:
             if epoch + 1 == len(self._starts):
@@ -83,7 +81,7 @@ class BatchSchedule:
         return len(self._epoch(epoch))
 
     def batch(self, step: int, part: int, codebooks: dict[str, int]) -> Batch:
-        """Slice `part` of a step. Its totals are those of the whole step."""
+        """Slice `part` of a step, with the totals of the whole step."""
         examples = self.examples(step)
         total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
         for row, task in examples:
@@ -105,7 +103,7 @@ class BatchSchedule:
         return batch if mine else without_loss(batch)
 
     def first_documents(self, count: int) -> list[Document]:
-        """The first documents of the training, about so many, however steps are sliced."""
+        """About `count` documents from the start of the training, independent of slicing."""
         found: list[Document] = []
         for step in range(self.epoch_length(0)):
             if len(found) >= count:
@@ -115,7 +113,7 @@ class BatchSchedule:
         return found
 
     def _average_answers(self) -> dict[str, float]:
-        """By modality: loss weight of an average answer of it, over the rows of all tasks that end in it."""
+        """Mean loss weight of an answer by modality, over the rows of all tasks that end in it."""
         answers: dict[str, list[float]] = {}
         for task, rows in self.eligible.items():
             counts = float(self.subwords[rows].mean()), float(self.frames[rows].mean())
@@ -124,13 +122,15 @@ class BatchSchedule:
         return {name: sum(several) / len(several) for name, several in answers.items()}
 
     def _epoch(self, epoch: int) -> list[list[Example]]:
-        if epoch not in self._cut:
-            self._cut = {epoch: self._cut_epoch(epoch)}
-        return self._cut[epoch]
+        if epoch not in self._batches:
+            self._batches = {epoch: self._make_epoch(epoch)}
+        return self._batches[epoch]
 
-    def _cut_epoch(self, epoch: int) -> list[list[Example]]:
+    def _make_epoch(self, epoch: int) -> list[list[Example]]:
         draw = np.random.default_rng([self.seed, epoch])
-        drawn = {task: self._drawn(self.eligible[task], share, draw) for task, share in self.tasks.items()}
+        drawn = {
+            task: self._draw_rows(self.eligible[task], share, draw) for task, share in self.tasks.items()
+        }
         examples = [(row, task) for task, rows in drawn.items() for row in rows.tolist()]
         lengths = np.concatenate([self._lengths(rows, task) for task, rows in drawn.items()])
         order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
@@ -147,21 +147,21 @@ class BatchSchedule:
             batches.append(group)
         return [batches[i] for i in draw.permutation(len(batches))]
 
-    def _drawn(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
-        """Rows of one task in one epoch: a share of 1 is every row once, of 1.26 a quarter of them twice."""
+    def _draw_rows(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
+        """Rows of one task in an epoch: with share 1 every row once, with share 1.26 about a quarter of
+        them twice."""
         whole, rest = divmod(share, 1.0)
         count = round(rest * len(rows))
         return np.concatenate([rows] * int(whole) + [rows[draw.permutation(len(rows))[:count]]])
 
     def _lengths(self, rows: np.ndarray, task: str) -> np.ndarray:
-        """Of the longest tower of each of these rows: int64 [N]"""
+        """Length of each row in its longest tower: int64 [N]"""
         lengths = {"text": self.subwords[rows] + 2, "speech": self.speech[rows]}
         return np.max([lengths[name] for name in TASKS[task]], axis=0).astype(np.int64)
 
 
 def without_loss(batch: Batch) -> Batch:
-    """The same batch with nothing to learn, for a slice that a small step leaves without examples: its
-    process takes part in the step all the same."""
+    """Copy of a batch without loss, for a rank that gets no example in a small step but takes part in it."""
     streams = {
         name: s._replace(
             target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
@@ -173,7 +173,7 @@ def without_loss(batch: Batch) -> Batch:
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item i of a rank: step i // accumulate, slice rank + ranks * (i % accumulate)."""
+    """Micro-batches of a rank: item i is slice rank + ranks * (i % accumulate) of step i // accumulate."""
 
     def __init__(
         self, steps: BatchSchedule, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
@@ -187,7 +187,8 @@ class MicroBatches(Dataset[Batch]):
 
 
 class ResumableSampler(Sampler[int]):
-    """Indices `start` to `end`. Its length counts those before the start, as Lightning's progress."""
+    """Indices `start` to `end`. Its length includes those before `start`, as Lightning's progress bar
+    expects."""
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end

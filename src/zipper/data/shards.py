@@ -1,4 +1,4 @@
-"""Shards of a store: which rank makes them, the waves that go in, and the file that comes out."""
+"""Shards of an encoded dataset: assignment to ranks, reading of audio, writing of files."""
 
 import json
 import os
@@ -24,7 +24,7 @@ LoadedUtterance = tuple[
 
 
 class Skipped(TypedDict):
-    """An utterance that cannot be used."""
+    """Utterance that cannot be used."""
 
     id: str
     reason: str
@@ -32,15 +32,15 @@ class Skipped(TypedDict):
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's place in the store, and its utterances in the corpus' order."""
+    """File of a shard, and its utterances in corpus order."""
 
     file: Path | None
     utterances: list[Utterance]
 
 
 class ShardReader(L.LightningDataModule):
-    """Shards that are not whole yet, each rank its own: number n belongs to rank n modulo the ranks, so that
-    it does not matter what others have finished."""
+    """Incomplete shards of each rank. Shard n belongs to rank n modulo the number of ranks, independent of
+    which shards are complete."""
 
     def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
         super().__init__()
@@ -50,10 +50,10 @@ class ShardReader(L.LightningDataModule):
         assert self.trainer is not None
         todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
         waves = Waves(todo, self.sample_rate, self.longest)
-        return DataLoader(waves, batch_size=None, collate_fn=_whole)  # threads read; see Waves
+        return DataLoader(waves, batch_size=None, collate_fn=_identity)  # threads read; see Waves
 
     def shards_of(self, rank: int, ranks: int) -> list[Shard]:
-        """What a rank has to make. One whose shards are all whole gets an empty shard, which makes no file:
+        """Incomplete shards of a rank. A rank without any gets one empty shard without a file, because
         every rank takes part to the end."""
         mine = self.shards[rank::ranks]
         return [shard for shard in mine if not is_complete(shard)] or [Shard(None, [])]
@@ -63,7 +63,7 @@ class ShardReader(L.LightningDataModule):
 
 
 class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
-    """Shards with the waves of their utterances."""
+    """Shards with the waveforms of their utterances."""
 
     def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
         self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
@@ -86,14 +86,14 @@ class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
             return error
 
 
-def _whole(batch: Any) -> Any:
-    """The loader's own conversion would turn tuples into lists."""
+def _identity(batch: Any) -> Any:
+    """Identity. The default conversion of DataLoader turns tuples into lists."""
     return batch
 
 
 def is_complete(shard: Shard) -> bool:
-    """Whether it is on the disk with every row. What was skipped may be mended by now: only a shard that
-    lacks nothing stays as it is."""
+    """Whether a shard's file holds every row. A shard with skipped utterances counts as incomplete,
+    because they may be repaired by now."""
     file = shard.file
     if file is None or not file.exists() or file.with_suffix(".skipped").exists():
         return False
@@ -104,16 +104,16 @@ def is_complete(shard: Shard) -> bool:
 
 
 def list_skipped(file: Path, skipped: list[Skipped]) -> None:
-    """JSON lines, whole or absent."""
-    aside = file.with_suffix(f".{os.getpid()}.listing")
-    aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped), encoding="utf-8")
-    aside.rename(file)
+    """Write JSON lines atomically."""
+    temporary = file.with_suffix(f".{os.getpid()}.listing")
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in skipped), encoding="utf-8")
+    temporary.rename(file)
 
 
 def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
-    """In the corpus' order, through another name. What could not be read is listed beside it."""
-    aside = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same store
-    writer = ArrowWriter(features=FEATURES, path=str(aside))
+    """Write a shard in corpus order, atomically, with the list of its skipped utterances."""
+    temporary = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same store
+    writer = ArrowWriter(features=FEATURES, path=str(temporary))
     for row in rows:
         writer.write(row)
     writer.finalize()
@@ -121,6 +121,6 @@ def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
     # A shard never stands without the list of what it lacks, wherever this is cut off.
     if skipped:
         list_skipped(file.with_suffix(".skipped"), skipped)
-    aside.rename(file)
+    temporary.rename(file)
     if not skipped:
         file.with_suffix(".skipped").unlink(missing_ok=True)

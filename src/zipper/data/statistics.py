@@ -1,4 +1,4 @@
-"""What a trained model keeps of the store it was trained on: which units, how fast, how long."""
+"""Statistics of the training data that a trained model keeps: units, rates, lengths."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -17,13 +17,14 @@ SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of te
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """Figures of what a run trains on, by modality. Plain numbers: they are kept in checkpoints.
+    """Statistics of the training data by modality. Plain numbers, stored in checkpoints.
 
-    fingerprint: that of the encoded dataset. reads: codec or tokenizer. rates: tokens a second, on average.
-    seconds: what each subword is expected to take, by its letters. longest: subwords or frames of a segment.
-    ratio[of][to]: largest ratio of subwords or frames to those of the other modality. repeats: frames for
-    which the first codebook equals itself one, two, ... frames before. towers: content of the pre-trained
-    ones (`tower_hashes`). fingerprint_without_audio: the same but for the recordings' content.
+    fingerprint: of the encoded dataset. reads: id of the codec or tokenizer. rates: mean tokens per second.
+    seconds: expected duration of each text token, from its letters. longest: text tokens or frames of a
+    segment. ratio[a][b]: largest ratio of the length in a to the length in b. repeats: for periods 1, 2, ...
+    the largest number of consecutive frames whose first code equals that one period before. towers: hashes of
+    the pre-trained towers (`tower_hashes`). fingerprint_without_audio: fingerprint without the content of the
+    recordings.
     """
 
     fingerprint: str
@@ -37,35 +38,36 @@ class DatasetStatistics:
     fingerprint_without_audio: str = ""
 
     def cap(self, name: str, to: str | None, length: int) -> int:
-        """Most subwords or frames that are written of `name`, after `length` of modality `to`."""
+        """Maximum length of generated content of modality `name`, after `length` text tokens or frames of
+        modality `to`."""
         if to is None or to not in self.ratio.get(name, {}):
             return math.ceil(LENGTH_MARGIN * self.longest[name])
         return math.ceil(LENGTH_MARGIN * self.ratio[name][to] * length) + 1
 
     def max_repeats(self, name: str) -> list[int]:
-        """Frames that may repeat those one, two, ... before them; none: not looked at (text)."""
+        """Repeated frames that are allowed for periods 1, 2, ...; empty without loop detection (text)."""
         return [math.ceil(LENGTH_MARGIN * run) + 1 for run in self.repeats.get(name, [])]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DatasetStatistics":
-        """The inverse of `to_dict`; older checkpoints and exports have other names."""
+        """Invert `to_dict`. Accepts the names of older checkpoints and exports."""
         return cls(**{OLD_NAMES.get(name, name): value for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, for checkpoints that load with weights_only."""
+        """Plain dicts, for checkpoints that load with weights_only=True."""
         return asdict(self)
 
 
 def saved_statistics(kept: dict[str, Any]) -> DatasetStatistics:
-    """Those that a checkpoint's hyperparameters or an export's JSON hold, which older ones call facts."""
+    """Statistics of a checkpoint's hyperparameters or an export's JSON. Older ones call them facts."""
     return DatasetStatistics.from_dict(kept.get("statistics") or kept["facts"])
 
 
 def measure_statistics(
     dataset: EncodedDataset, only: int | None = None, towers: dict[str, str] | None = None
 ) -> DatasetStatistics:
-    """Measured on what a run trains on: `only` utterances of the training split, or all of it. What is of one
-    modality alone has no ratio. towers: as they are kept."""
+    """Statistics of `only` utterances of the training split, or of all. Unimodal data has no ratio.
+    towers: `tower_hashes`."""
     rows = limit_rows(dataset.splits["train"], only)
     subwords, frames = column(rows, "subwords"), column(rows, "frames")
     both = (subwords > 0) & (frames > 0)
@@ -88,10 +90,10 @@ def measure_statistics(
 
 
 def seconds_of_subwords(dataset: EncodedDataset, rows: Dataset) -> list[float]:
-    """Expected seconds of each id, [V]: a line through the seconds of these rows over their letters.
+    """Expected duration of each text token in seconds, [V], from a linear fit of duration against letters.
 
-    Its slope is the time of a letter (or of the space before a word), its constant the silence around a
-    sentence, half of it the begin's and half the end's.
+    The slope is the duration of a letter, or of the space before a word. The intercept is the silence around
+    a sentence; BOS and EOS get half of it each.
     """
     letters = letters_of(dataset.tokenizer)
     said, took = column(rows, "letters"), column(rows, "seconds")
@@ -108,24 +110,24 @@ def seconds_of_subwords(dataset: EncodedDataset, rows: Dataset) -> list[float]:
 
 
 def units_id(dataset: EncodedDataset, modality: str) -> str:
-    """Names the units of a modality; a tower only understands those it was trained on."""
+    """Id of the units of a modality: the fingerprint of its codec or tokenizer."""
     return dataset.info["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
 
 
 def joint_units_id(dataset: EncodedDataset) -> str:
-    """Names the units of a decoder that has learnt both."""
+    """Id of the units of a single decoder that is trained on text and speech."""
     return f"{units_id(dataset, 'text')} + {units_id(dataset, 'speech')}"
 
 
 def letters_of(subwords: Tokenizer) -> np.ndarray:
-    """Letters of each id, the space before a word counted: int64 [V]; begin and end have none."""
+    """Letters of each token, with the space before a word: int64 [V]; 0 for BOS and EOS."""
     letters = np.array([len(subwords.piece(i)) for i in range(subwords.vocabulary)])
     letters[[subwords.bos, subwords.eos]] = 0
     return letters
 
 
 def longest_repeats(row: np.ndarray) -> list[int]:
-    """For each period of up to PERIODS frames: most consecutive elements of a row [F] that equal the one a
+    """For each period up to PERIODS frames, the longest run of elements of a row [F] that equal the one a
     period before."""
     found = []
     for period in range(1, PERIODS + 1):

@@ -143,10 +143,12 @@ class KVCache:
                 pairs = (self.zip_kv[stage, (name, other)] for stage in range(model.stages))
                 seen = cross_bias.bias.shape[-1]
                 source[other] = (cross_bias, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
-        queriers = [o for o in model.names if (o, name) in model.directions_used and o in self.query_towers]
+        query_towers = [
+            o for o in model.names if (o, name) in model.directions_used and o in self.query_towers
+        ]
 
         def leave(stage: int, before: Tensor) -> None:
-            for other in queriers:
+            for other in query_towers:
                 left = model.zip(stage, other, name).project_source(before[:, None], time)
                 LayerCache(self.zip_kv[stage, (other, name)], at, read).store(left)
 
@@ -189,7 +191,8 @@ class KVCache:
         self.zip_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zip_kv.items()}
 
     def _cross_mask(self, other: str, tokens: int) -> Tensor:
-        """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal documents."""
+        """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal
+        documents."""
         there = self.valid[other][:, : _round_up(self.length[other], BLOCK)] & self.multimodal[:, None]
         return there[:, None].expand(-1, tokens, -1)
 

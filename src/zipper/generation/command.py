@@ -37,8 +37,8 @@ class Prompt:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before any
-    model runs."""
+    """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before
+    any model runs."""
     if bool(args.given) == bool(args.batch):
         raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
     if len(args.given or []) > 1:
@@ -50,16 +50,14 @@ def generate(args: argparse.Namespace) -> None:
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
     requests = read_batch(args.batch) if args.batch else [Prompt("out", args.given)]
-    orders = {asked_for.id: order_of(asked_for, args.then) for asked_for in requests}
+    orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     model = Zipper.from_pretrained(args.model)
     decode = changed(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
-    for asked_for in requests:  # all of them are read before the first is written
-        groups.setdefault(" ".join(orders[asked_for.id]), []).append(
-            (asked_for, segments_of(model, asked_for))
-        )
+    for prompt in requests:  # all of them are read before the first is written
+        groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segments_of(model, prompt)))
     for name, group in groups.items():
         check_prompts(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
@@ -72,13 +70,13 @@ def generate(args: argparse.Namespace) -> None:
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
-                prompts = [prompt_of(asked_for.id, *segments) for asked_for, segments in part]
+                prompts = [prompt_of(prompt.id, *segments) for prompt, segments in part]
                 outputs = generate_segments(
                     model.network, prompts, _order(name), model.statistics, decode, args.seed
                 )
-                for (asked_for, _), segments in zip(part, outputs, strict=True):
-                    stem = target / asked_for.id if args.batch else out.with_suffix("")
-                    entry = save(model, asked_for, segments, stem)
+                for (prompt, _), segments in zip(part, outputs, strict=True):
+                    stem = target / prompt.id if args.batch else out.with_suffix("")
+                    entry = save(model, prompt, segments, stem)
                     if args.batch:
                         # At once: nothing is lost where a later prompt fails.
                         with log.open("a", encoding="utf-8") as lines:
@@ -114,27 +112,27 @@ def _order(name: str) -> Order:
     return "auto" if name == "auto" else name.split()
 
 
-def order_of(asked_for: Prompt, then: list[str] | None) -> list[str]:
+def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
     """Order of output modalities: `--then`, or by default the other modality than the prompt's."""
     if then is None:
-        return ["speech" if asked_for.given[-1][0] == "text" else "text"]
+        return ["speech" if prompt.given[-1][0] == "text" else "text"]
     if "auto" in then and len(then) > 1:
         raise ConfigError(f"--then {' '.join(then)}: auto stands alone, the model chooses every segment.")
     return then
 
 
-def segments_of(model: Zipper, asked_for: Prompt) -> list[Segment]:
+def segments_of(model: Zipper, prompt: Prompt) -> list[Segment]:
     """Tokens of a prompt. Raises ConfigError or DataError with the id of the prompt."""
     try:
         return [
-            model.encode(kind, value if kind == "text" else model.read(Path(value), *asked_for.piece))
-            for kind, value in asked_for.given
+            model.encode(kind, value if kind == "text" else model.read(Path(value), *prompt.piece))
+            for kind, value in prompt.given
         ]
     except (ConfigError, DataError) as error:
-        raise type(error)(f"{asked_for.id}: {error}") from error
+        raise type(error)(f"{prompt.id}: {error}") from error
 
 
-def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
+def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
     """Save the speech segments to `wav_files`. Returns the entry of generated.jsonl."""
     entries: list[dict[str, Any]] = []
     for segment in segments:
@@ -147,7 +145,7 @@ def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], ste
         sf.write(file, wave.clamp(-1, 1).numpy(), model.codec.sample_rate)
         seconds = round(len(wave) / model.codec.sample_rate, 3)
         entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.finish_reason})
-    return {"id": asked_for.id, "given": [list(one) for one in asked_for.given], "written": entries}
+    return {"id": prompt.id, "given": [list(one) for one in prompt.given], "written": entries}
 
 
 def show(entry: dict[str, Any], took: float) -> None:

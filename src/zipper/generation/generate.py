@@ -74,7 +74,7 @@ def generate(
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
         cache = prefill(model, sources, set(model.names) if order == "auto" else {order[turn]})
         if order == "auto" and turn == 0:
-            chosen = _chosen(cache, {i: hops[i].modality for i in rows}, rows)
+            chosen = _next_modalities(cache, {i: hops[i].modality for i in rows}, rows)
         following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
         caps = {
             name: [_cap(model, statistics, name, hops[i]) for i in rows] for name in {*following.values()}
@@ -91,7 +91,7 @@ def generate(
                 out[rows[at]].append(segment)
                 hops[rows[at]] = segment.as_prompt()
         if order == "auto":
-            chosen = _chosen(cache, following, rows)
+            chosen = _next_modalities(cache, following, rows)
             hops = {i: hops[i] for i in chosen}
         if not hops:
             break
@@ -101,8 +101,8 @@ def generate(
 def check_prompts(
     model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str] | Literal["auto"]
 ) -> None:
-    """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained for,
-    or `auto` without next-modality heads."""
+    """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained
+    for, or `auto` without next-modality heads."""
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
     then = [] if order == "auto" else list(order)
@@ -124,7 +124,7 @@ def check_prompts(
         )
 
 
-def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
+def _next_modalities(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
     """Next modality of each row, by the next-modality head of its latest tower, restricted to trained
     directions. Rows that stop are left out.
 
@@ -215,8 +215,8 @@ class Generator:
 def prefill(
     model: MultimodalModel, prompts: Sequence[Document], query_towers: set[str] | None = None
 ) -> KVCache:
-    """Cache filled with the last segment of each prompt. query_towers: towers that will attend to it; default
-    all."""
+    """Cache filled with the last segment of each prompt. query_towers: towers that will attend to it;
+    default all."""
     device = next(model.parameters()).device
     cache = KVCache(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
     cache.query_towers = query_towers or cache.query_towers

@@ -98,11 +98,11 @@ class SingleStep:
         values by stage. after: callback with each stage's states before the zips.
         """
         rotation = self.rotary(position)
-        place: QueryPosition = None
+        position: QueryPosition = None
         if source and self.position_kind == "rotary":
-            place = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
+            position = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
         elif source and self.position_kind == "sinusoidal":
-            place = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
+            position = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
                 x = self.layers[index](x, rotation, bias, own[index])
@@ -111,7 +111,7 @@ class SingleStep:
             before = x
             after(stage, before)
             for other, (cross_bias, keys) in source.items():
-                y = self.zips[stage, other](before, place, keys[stage], cross_bias)
+                y = self.zips[stage, other](before, position, keys[stage], cross_bias)
                 x = y if x is before else x + (y - before)
         return self.finish(x)
 
@@ -211,15 +211,16 @@ class _Zip(NamedTuple):
         )  # fmt: skip
 
     def __call__(
-        self, x: Tensor, place: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
+        self, x: Tensor, position: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
     ) -> Tensor:
-        """x [B, D] plus the output of the zip. place: position of the query, a rotation or a sinusoid [B, D]."""
+        """x [B, D] plus the output of the zip. place: position of the query, a rotation or a sinusoid [B,
+        D]."""
         q = self.query_norm(x)
-        if isinstance(place, Tensor):
-            q = q + place
+        if isinstance(position, Tensor):
+            q = q + position
         q = self.to_q(q).view(len(x), self.heads, self.size)
-        if isinstance(place, tuple):
-            q = _rotated(q, place)
+        if isinstance(position, tuple):
+            q = _rotated(q, position)
         y = F.scaled_dot_product_attention(q[:, :, None], *source, attn_mask=cross_bias.bias)
         y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)
         wide = F.gelu(torch.mm(self.feed_forward_norm(y), self.widen))

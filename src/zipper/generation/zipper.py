@@ -146,8 +146,8 @@ class Zipper(nn.Module):
         return cls(network.eval().to(device), statistics, config, tokenizer, codec)
 
     def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
-        """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries of
-        zipper.json, for example how the model was trained and its WER."""
+        """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries
+        of zipper.json, for example how the model was trained and its WER."""
         trained = TrainedModel(self.network, self.statistics, self.config)
         save_exported(Path(folder), trained, self.tokenizer, figures)
 
@@ -345,7 +345,7 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
         )
     weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
     config, statistics = from_dict(saved["config"]), saved_statistics(saved)
-    return _filled(
+    return _load_state(
         config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
     ), saved
 
@@ -367,18 +367,18 @@ def certify(folder: Path) -> list[str]:
 
 
 def load_trained(checkpoint: Path) -> TrainedModel:
-    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the weights
-    do not fit this version."""
+    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the
+    weights do not fit this version."""
     saved = read_checkpoint(checkpoint)
     kept = saved.get("hyper_parameters", {})
     if "cfg" not in kept:
         raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
     weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
     why = f"{checkpoint} cannot be loaded into this version's model: use the version that wrote it"
-    return _filled(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+    return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
 
 
-def _filled(
+def _load_state(
     config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
 ) -> TrainedModel:
     trained = build_untrained(config, statistics)

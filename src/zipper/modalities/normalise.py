@@ -105,8 +105,8 @@ def _is(sign: str, *categories: str) -> bool:
 
 
 def _unquoted(words: list[str]) -> list[str]:
-    """Remove apostrophes that serve as quotation marks from the words of written text. One mark of a pair may
-    be missing."""
+    """Remove apostrophes that serve as quotation marks from the words of written text. One mark of a pair
+    may be missing."""
     out: list[str] = []
     quoted = False
     for word in words:
@@ -122,7 +122,8 @@ def _unquoted(words: list[str]) -> list[str]:
 
 
 def _unpaired(words: list[str]) -> list[str]:
-    """Remove apostrophes that enclose a word or a phrase in a transcript. All others belong to their words."""
+    """Remove apostrophes that enclose a word or a phrase in a transcript. All others belong to their
+    words."""
     out: list[str] = []
     opened: list[int] = []
     for word in words:

@@ -15,8 +15,8 @@ LETTERS = list("abcdefghijklmnopqrstuvwxyz'")
 
 
 class Tokenizer:
-    """Tokenizer of normalised text with BOS and EOS: trained here, or that of a pre-trained model, where BOS
-    and EOS may be the same token."""
+    """Tokenizer of normalised text with BOS and EOS: trained here, or that of a pre-trained model, where
+    BOS and EOS may be the same token."""
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         """Wrap a Hugging Face tokenizer whose post-processor adds BOS and EOS."""
@@ -42,7 +42,7 @@ class Tokenizer:
             vocab_size=vocabulary, special_tokens=specials, initial_alphabet=LETTERS, show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.post_processor = _around(tokenizer, *specials)
+        tokenizer.post_processor = _template(tokenizer, *specials)
         return cls(tokenizer)
 
     @classmethod
@@ -62,7 +62,7 @@ class Tokenizer:
             raise DataError(f"{file} is no tokenizer.json: {error}") from error
         own = tokenizer.token_to_id("<begin>") is not None and tokenizer.token_to_id("<end>") is not None
         begin, end = ("<begin>", "<end>") if own else _specials_of_model(file, tokenizer)
-        tokenizer.post_processor = _around(tokenizer, begin, end)
+        tokenizer.post_processor = _template(tokenizer, begin, end)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return cls(tokenizer)
@@ -98,7 +98,8 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _around(tokenizer: HFTokenizer, begin: str, end: str) -> processors.TemplateProcessing:
+def _template(tokenizer: HFTokenizer, begin: str, end: str) -> processors.TemplateProcessing:
+    """Post-processor that adds BOS and EOS."""
     ids = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys((begin, end))]
     return processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
 

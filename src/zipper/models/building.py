@@ -24,7 +24,8 @@ def build_model(
 
 
 def load_pretrained(model: MultimodalModel) -> None:
-    """Load the weights of every tower whose `init` is set. Raises DataError if they do not fit this version."""
+    """Load the weights of every tower whose `init` is set. Raises DataError if they do not fit this
+    version."""
     for name in model.names:
         init = model.cfg.towers[name].init
         if not init:
@@ -54,8 +55,8 @@ class TrainedModel(NamedTuple):
 
 
 def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
-    """Model with random weights, from a resolved config and the statistics of its data. Towers are frozen and
-    zip directions are in use as the config says."""
+    """Model with random weights, from a resolved config and the statistics of its data. Towers are frozen
+    and zip directions are in use as the config says."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
     model.used = directions(cfg.train.tasks.shares())
     set_trainable(model, cfg.model)

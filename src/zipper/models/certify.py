@@ -21,8 +21,8 @@ TOLERANCE = 1e-3  # of the largest reference logit: sums are rounded differently
 
 
 def certificate(network: MultimodalModel) -> dict[str, Any]:
-    """Certificate by modality, for every frozen tower with `init`: its source, the hash of each weight, and
-    reference logits. All in half precision, as in exports."""
+    """Certificate by modality, for every frozen tower with `init`: its source, the hash of each weight,
+    and reference logits. All in half precision, as in exports."""
     found = {}
     for name in network.names:
         cfg = network.cfg.towers[name]
@@ -34,8 +34,8 @@ def certificate(network: MultimodalModel) -> dict[str, Any]:
 
 
 def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:
-    """Raise DataError with the name of the first tower and weight that differ from the certificate, or of the
-    tower whose weights match but whose logits differ. network: as loaded from the export."""
+    """Raise DataError with the name of the first tower and weight that differ from the certificate, or of
+    the tower whose weights match but whose logits differ. network: as loaded from the export."""
     for name in network.names:
         if network.cfg.towers[name].frozen and name not in certified:
             raise DataError(

@@ -13,7 +13,7 @@ from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
 from zipper.models.hf import CONFIG, FAMILIES, ONE_FILE
 
-ELSEWHERE = ("_name_or_path", "_model_name_or_path", "quantization_config", "transformers_version")
+DROPPED_KEYS = ("_name_or_path", "_model_name_or_path", "quantization_config", "transformers_version")
 
 
 def import_gguf(file: Path, folder: Path) -> None:
@@ -22,9 +22,9 @@ def import_gguf(file: Path, folder: Path) -> None:
     Raises ConfigError if packages or the file are missing or the folder is not empty, DataError on a file
     that transformers cannot read or an unsupported architecture.
     """
-    if lacking := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
+    if missing := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
         raise ConfigError(
-            f"import-gguf needs {', '.join(lacking)}: run `make setup-pretrained`, or pip install "
+            f"import-gguf needs {', '.join(missing)}: run `make setup-pretrained`, or pip install "
             "'zipper[pretrained]'."
         )
     if not file.is_file():
@@ -53,12 +53,12 @@ def import_gguf(file: Path, folder: Path) -> None:
         for name, w in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ELSEWHERE}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in DROPPED_KEYS}
     save_file(weights, folder / ONE_FILE)
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     # Last: with it, the folder is a model's.
-    aside = folder / f"{CONFIG}.{os.getpid()}.part"
-    aside.write_text(
+    temporary = folder / f"{CONFIG}.{os.getpid()}.part"
+    temporary.write_text(
         json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n", encoding="utf-8"
     )
-    aside.rename(folder / CONFIG)
+    temporary.rename(folder / CONFIG)

@@ -144,9 +144,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     extra = sorted(set(theirs) - used)
     if missing or extra:
         raise DataError(
-            f"{folder}: its tensors are not those that {CONFIG} describes: missing {_some(missing)}; left "
+            f"{folder}: its tensors are not those that {CONFIG} describes: missing {_first_names(missing)}; left "
             "over "
-            f"{_some(extra)}. Fetch the model again, or mend {CONFIG}."
+            f"{_first_names(extra)}. Fetch the model again, or mend {CONFIG}."
         )
     return ours
 
@@ -176,6 +176,6 @@ def _names(shape: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
             yield f"layers.{layer}.{ours}", [f"model.layers.{layer}.{part}" for part in parts]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "none"
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -12,7 +12,9 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import Tower
 
 
-def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
+def stream_loss(
+    tower: Tower, states: Tensor, stream: Stream, codebook_weights: Sequence[float] = ()
+) -> Tensor:
     """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or float64: []
 
     books: weight of each codebook; default 1.
@@ -22,8 +24,8 @@ def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[fl
     loss = tower.cross_entropy(
         _select(states, stream.loss_index), _select(stream.target, stream.loss_index)
     )  # [N, Q]
-    if books:
-        loss = loss * torch.tensor(books, dtype=loss.dtype).to(loss.device, non_blocking=True)
+    if codebook_weights:
+        loss = loss * torch.tensor(codebook_weights, dtype=loss.dtype).to(loss.device, non_blocking=True)
     return (loss.sum(-1) * _select(stream.weight, stream.loss_index)).sum()
 
 

@@ -39,8 +39,8 @@ class MultimodalModel(nn.Module):
         raise NotImplementedError
 
     def backbone(self, name: str) -> str:
-        """Modality whose layers process this one. Towers of one backbone form one sequence and attend to one
-        another by self-attention."""
+        """Modality whose layers process this one. Towers of one backbone form one sequence and attend to
+        one another by self-attention."""
         raise NotImplementedError
 
     @property
@@ -73,9 +73,9 @@ class MultimodalModel(nn.Module):
         return TimePositions(nowhere), TimePositions(nowhere), nowhere[:, -1:]
 
     def make_next_modality_heads(self) -> nn.ModuleDict:
-        """Linear heads that predict what follows a segment, from the state of its last token: one of `names`,
-        or end of document. They never train the towers. The paper leaves this choice to future work (section
-        3.2).
+        """Linear heads that predict what follows a segment, from the state of its last token: one of
+        `names`, or end of document. They never train the towers. The paper leaves this choice to future
+        work (section 3.2).
         """
         choices, towers = len(self.names) + 1, {n: self.cfg.towers[n] for n in self.names}
         return nn.ModuleDict(

@@ -1,5 +1,5 @@
-"""Pre-trained towers in folders: tower.safetensors and tower.json (shape, hash, origin), or a language model
-in Hugging Face format (`models.hf`)."""
+"""Pre-trained towers in folders: tower.safetensors and tower.json (shape, hash, origin), or a language
+model in Hugging Face format (`models.hf`)."""
 
 import hashlib
 import json
@@ -71,8 +71,8 @@ def tower_info(folder: Path) -> dict[str, Any]:
 
 
 def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str]:
-    """Hashes of the weights that towers start from, by modality; towers with random weights have none. kept:
-    cache of `file_hashes`."""
+    """Hashes of the weights that towers start from, by modality; towers with random weights have none.
+    kept: cache of `file_hashes`."""
     folders = {name: model_folder(cfg.init) for name, cfg in towers.items() if cfg.init}
     files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
     return {name: joint_hash(file_hashes(several, kept)) for name, several in files.items()}
@@ -99,8 +99,8 @@ def read_tower(folder: Path) -> Tower:
 
 
 def load_weights(tower: Tower, folder: Path) -> None:
-    """Load a folder's weights into a tower of the same shape, strictly. Raises DataError if they do not fit
-    this version."""
+    """Load a folder's weights into a tower of the same shape, strictly. Raises DataError if they do not
+    fit this version."""
     weights = read_weights(folder) if is_llama(folder) else load_file(folder / WEIGHTS)
     own = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" in name}
     try:

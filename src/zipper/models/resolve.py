@@ -1,4 +1,5 @@
-"""Resolve a config: vocabularies, codebooks and shapes that follow from the data and the pre-trained towers."""
+"""Resolve a config: vocabularies, codebooks and shapes that follow from the data and the pre-trained
+towers."""
 
 from dataclasses import fields, replace
 from typing import NamedTuple
@@ -14,7 +15,12 @@ from zipper.modalities.delay import Pattern, vocabulary
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.pretrained import tower_info, with_shape_of
 
-BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has of its own in a single decoder
+PER_MODALITY = (
+    "vocabulary",
+    "codebooks",
+    "pattern",
+    "init",
+)  # what a modality has of its own in a single decoder
 
 
 def check_towers(cfg: RunConfig) -> None:
@@ -96,8 +102,8 @@ def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
     for name in cfg.model.modalities:
         tower = cfg.model.towers[name]
         if single and towers:
-            tower = _as_wide_as(next(iter(towers.values())), name, tower)
-        towers[name] = _settle(name, tower, units, single)
+            tower = _with_decoder_shape(next(iter(towers.values())), name, tower)
+        towers[name] = _resolve_tower(name, tower, units, single)
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
@@ -120,10 +126,10 @@ def _check_tasks(cfg: RunConfig) -> None:
         )
 
 
-def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
+def _with_decoder_shape(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
     """Tower of a single decoder: its own vocabulary, all else from the decoder."""
     plain = TowerConfig()
-    for key in (f.name for f in fields(TowerConfig) if f.name not in BROUGHT):
+    for key in (f.name for f in fields(TowerConfig) if f.name not in PER_MODALITY):
         if getattr(tower, key) not in (getattr(plain, key), getattr(decoder, key)):
             raise ConfigError(
                 f"model.towers.{name}.{key}={getattr(tower, key)}, but a single decoder has one set of "
@@ -132,7 +138,7 @@ def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerCon
     return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
 
 
-def _settle(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
+def _resolve_tower(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
     if name not in units.sizes:
         raise ConfigError(
             f"model.modalities names {name!r}, but this store holds only {sorted(units.sizes)}."

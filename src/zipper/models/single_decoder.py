@@ -93,8 +93,8 @@ class SharedTower(Tower):
     """One modality's rows of a decoder's vocabulary, with the layers that all modalities share."""
 
     def __init__(self, decoder: Tower, cfg: TowerConfig, first: int, other: int, joint: int) -> None:
-        """first, other: first rows of the modality's first codebook and of its other codebooks. joint: rows
-        of head 0."""
+        """first, other: first rows of the modality's first codebook and of its other codebooks. joint:
+        rows of head 0."""
         nn.Module.__init__(self)
         self.cfg, self.decoder = cfg, decoder
         self.layers, self.norm, self.embedding = decoder.layers, decoder.norm, decoder.embedding

@@ -235,7 +235,9 @@ def frequencies(
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x [B, H, T, K], with halves paired as in Llama. Shape and dtype are kept."""
     cos, sin = by
-    turn = Rotate.apply if x.requires_grad else _turn  # autograd's own work is felt in a token's time
+    turn = (
+        Rotate.apply if x.requires_grad else _rotate_halves
+    )  # autograd's own work is felt in a token's time
     return turn(x.to(cos.dtype), cos, sin).to(x.dtype)
 
 
@@ -250,15 +252,15 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _rotate_halves(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
+        return _rotate_halves(gradient, cos, -sin), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [..., K] by cos, sin [..., K / 2]."""
     if torch.compiler.is_compiling():  # which fuses by itself, and cannot write into half a tensor
         a, b = x.chunk(2, dim=-1)

@@ -40,7 +40,7 @@ def rescale_zips(model: ZipperModel, documents: list[Document]) -> None:
     The output of a block has an RMS of about 1. The states of a language model of 30 layers are 6 to 30 times
     larger (SmolLM2), and a gate cannot compensate, because tanh is at most 1.
     """
-    for block, states in _read(model, documents, lambda block: block.query_norm, 0):
+    for block, states in _record_inputs(model, documents, lambda block: block.query_norm, 0):
         scale = states.square().mean(-1).sqrt().median()
         block.to_out.weight.mul_(scale)
         narrow = block.feed_forward[-1]
@@ -52,7 +52,7 @@ def rescale_zips(model: ZipperModel, documents: list[Document]) -> None:
 def whiten_zips(model: ZipperModel, documents: list[Document]) -> None:
     """Set the first layer of every g in use so that the source states of these documents get mean 0 and
     covariance 2 I (or a projection of it), a scale that a ReLU preserves. A few hundred documents suffice."""
-    for block, kept in _read(model, documents, lambda block: block.projection[0], 1):
+    for block, kept in _record_inputs(model, documents, lambda block: block.projection[0], 1):
         linear, states = block.projection[0], kept.double()
         assert isinstance(linear, nn.Linear)
         mean, covariance = states.mean(0), states.T.cov()
@@ -64,11 +64,12 @@ def whiten_zips(model: ZipperModel, documents: list[Document]) -> None:
         linear.bias.copy_(-(weight @ mean))
 
 
-def _read(
+def _record_inputs(
     model: ZipperModel, documents: list[Document], part: Callable[[ZipBlock], nn.Module], side: int
 ) -> list[tuple[ZipBlock, Tensor]]:
     """Inputs of one part of every zip in use: states [N, D] of the valid tokens of one tower of the pair
-    (side 0: query, 1: source), in the documents that its direction attends in. Leaves the model in eval mode.
+    (side 0: query, 1: source), in the documents that its direction attends in. Leaves the model in eval
+    mode.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -79,7 +80,7 @@ def _read(
         for pair in model.used:
             block = model.zip(stage, *pair)
             kept[block] = []
-            hooks.append(part(block).register_forward_pre_hook(_keeper(kept[block], valid, pair)))
+            hooks.append(part(block).register_forward_pre_hook(_recorder(kept[block], valid, pair)))
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for start in range(0, len(documents), BATCH):
         batch = collate(documents[start : start + BATCH], codebooks).on(device)
@@ -92,7 +93,7 @@ def _read(
     return [(block, torch.cat(parts)) for block, parts in kept.items()]
 
 
-def _keeper(
+def _recorder(
     kept: list[Tensor], valid: dict[Pair, Tensor], pair: Pair
 ) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:

@@ -32,13 +32,13 @@ class TimePositions:
 
     def __init__(self, time: Tensor) -> None:
         self.time = time
-        self._turned: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._rotations: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def rotation(self, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Rotary cosines and sines for heads of size `size`."""
-        if (size, dtype) not in self._turned:
-            self._turned[size, dtype] = rotation(self.time / SECONDS_PER_RADIAN, size, SECONDS_BASE, dtype)
-        return self._turned[size, dtype]
+        if (size, dtype) not in self._rotations:
+            self._rotations[size, dtype] = rotation(self.time / SECONDS_PER_RADIAN, size, SECONDS_BASE, dtype)
+        return self._rotations[size, dtype]
 
 
 class ZipBlock(nn.Module):
@@ -104,15 +104,15 @@ class ZipBlock(nn.Module):
         x = self.query_norm(x)
         if self.cfg.position == "sinusoidal":
             x = x + sinusoid(times.time, x.shape[-1], x.dtype)
-        return self._place(self._split(self.to_q(x)), times)
+        return self._add_position(self._split(self.to_q(x)), times)
 
     def project_source(self, source: Tensor, times: TimePositions) -> KeyValue:
         """Keys and values [B, H, Tk, K] of the source tower's states [B, Tk, C] at times [B, Tk]."""
         h = F.relu(self.projection(self.source_norm(source)))
         at = h + sinusoid(times.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
-        return KeyValue(self._place(self._split(self.to_k(at)), times), self._split(self.to_v(h)))
+        return KeyValue(self._add_position(self._split(self.to_k(at)), times), self._split(self.to_v(h)))
 
-    def _place(self, x: Tensor, times: TimePositions) -> Tensor:
+    def _add_position(self, x: Tensor, times: TimePositions) -> Tensor:
         return rotate(x, times.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
 
     def _split(self, x: Tensor) -> Tensor:
@@ -125,7 +125,8 @@ def gate(value: float) -> nn.Parameter:
 
 
 def accept_old_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """State-dict hook for older checkpoints and exports, which have scalar gates or other names (OLD_PARTS)."""
+    """State-dict hook for older checkpoints and exports, which have scalar gates or other names
+    (OLD_PARTS)."""
     for old, new in OLD_PARTS.items():
         for name in [name for name in state if name.startswith(f"{prefix}{old}.")]:
             state[f"{prefix}{new}{name.removeprefix(prefix + old)}"] = state.pop(name)
@@ -139,11 +140,11 @@ def is_gate(name: str) -> bool:
     return name.endswith("gate")
 
 
-def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
+def mlp(in_features: int, out_features: int, depth: int) -> nn.Sequential:
     """Linear layers with ReLU between them (paper 4.1: 3 layers)."""
     layers: list[nn.Module] = []
     for index in range(depth):
-        linear = nn.Linear(outside if index else inside, outside)
+        linear = nn.Linear(out_features if index else in_features, out_features)
         # PyTorch's own start would leave 7 % of the signal after three layers, less than their biases.
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
@@ -152,8 +153,8 @@ def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
 
 
 def sinusoid(time: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Sinusoidal embedding of time [B, T] in seconds: [B, T, width]. The wavelengths are those of the rotary
-    option."""
+    """Sinusoidal embedding of time [B, T] in seconds: [B, T, width]. The wavelengths are those of the
+    rotary option."""
     frequency = SECONDS_BASE ** (-torch.arange(0, width, 2, device=time.device, dtype=time.dtype) / width)
     angle = time[..., None] / SECONDS_PER_RADIAN * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width].to(dtype) * math.sqrt(0.5)

@@ -67,8 +67,8 @@ class CrossAttentionMask(NamedTuple):
 
 
 class ZipperModel(MultimodalModel):
-    """Zipper model. Stage n runs `interval` layers of every tower, then all its zips on the states before any
-    update. The remaining layers follow the last stage."""
+    """Zipper model. Stage n runs `interval` layers of every tower, then all its zips on the states before
+    any update. The remaining layers follow the last stage."""
 
     def __init__(
         self, cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None

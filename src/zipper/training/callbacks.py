@@ -1,4 +1,4 @@
-"""What is watched during a training: recognition and speaking on dev, gates, throughput."""
+"""Callbacks of a training: WER of recognition and speech on dev, gates, loss peaks, throughput."""
 
 import time
 from dataclasses import replace
@@ -26,7 +26,7 @@ SHOWN = 5  # utterances printed at a validation
 
 
 class RecognitionMonitor(L.Callback):
-    """WER on the first dev utterances at every validation, with a table of samples."""
+    """ASR WER on the first dev utterances at every validation, with a table of samples."""
 
     def __init__(self, dataset: EncodedDataset, cfg: RunConfig) -> None:
         self.dataset, self.cfg = dataset, cfg
@@ -54,7 +54,7 @@ class RecognitionMonitor(L.Callback):
 
 
 class SpeechMonitor(L.Callback):
-    """Speaks the first dev sentences at every validation, and lets the judge hear them."""
+    """TTS WER on the first dev sentences at every validation, by the ASR scorer."""
 
     def __init__(self, dataset: EncodedDataset, cfg: RunConfig, speech_scorer: SpeechScorer) -> None:
         self.dataset, self.speech_scorer = dataset, speech_scorer
@@ -100,8 +100,8 @@ class SpeechMonitor(L.Callback):
 
 
 class MeanWer(L.Callback):
-    """dev/wer, by which the best checkpoint is chosen: the mean over what the run learns, of rates with the
-    errors of each sentence capped at its words."""
+    """Logs dev/wer, which selects the best checkpoint: the mean over tasks of the WER with each sentence's
+    errors capped at its words."""
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
@@ -109,10 +109,10 @@ class MeanWer(L.Callback):
 
 
 class Patience(EarlyStopping):
-    """Lightning's EarlyStopping; a run that it had ended before a resume stays ended."""
+    """Lightning's EarlyStopping. A run that it has stopped stays stopped after a resume."""
 
     def __init__(self, monitor: str, patience: int) -> None:
-        """patience: validations without a better one."""
+        """patience: validations without improvement."""
         super().__init__(monitor, patience=patience, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -121,14 +121,14 @@ class Patience(EarlyStopping):
 
 
 class GateMonitor(L.Callback):
-    """Logs how far each gate is open, tanh(a) and tanh(b). At 0 nothing comes across."""
+    """Logs tanh(a) and tanh(b) of every gate. At 0 the zip adds nothing."""
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)
         if trainer.global_step % module.cfg.log.every or not trainer.loggers:
             return
         gates = {
-            f"gate/{name.removeprefix('model.')}": whole(parameter).tanh().item()
+            f"gate/{name.removeprefix('model.')}": full_tensor(parameter).tanh().item()
             for name, parameter in module.named_parameters()
             if is_gate(name) and parameter.requires_grad
         }
@@ -136,13 +136,13 @@ class GateMonitor(L.Callback):
             logger.log_metrics(gates, step=trainer.global_step)
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """Of a parameter that lies in pieces, all of it: every rank must ask."""
+def full_tensor(parameter: Tensor) -> Tensor:
+    """Full tensor of a possibly sharded parameter. Every rank must call it."""
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
 
 
 class Spikes(L.Callback):
-    """Logs the largest loss and the largest gradient norm since the last logging: none is missed between."""
+    """Logs the largest loss and the largest gradient norm since the last logging."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ class Spikes(L.Callback):
 
 
 class Throughput(L.Callback):
-    """Tokens a second since the last logging, padding left out."""
+    """Tokens per second since the last logging, without padding."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent, when they are written, and which of them a run goes on from.
+"""Checkpoints: written atomically, last and best; signals are handled at the next step.
 
-A checkpoint is a zip file: its directory is written last, so that one that was cut off has none, and every
-tensor stands beside its checksum.
+A checkpoint is a zip file. Its directory is written last, so a truncated file has none, and every tensor has
+a checksum.
 """
 
 import os
@@ -20,11 +20,11 @@ RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning i
 
 
 class Save(Checkpoint):
-    """last.ckpt every so many steps and after each validation, the one before it kept; and a signal heeded
-    at the next step. A validation that is due, or has begun, is finished first: it belongs to its step."""
+    """Saves last.ckpt every `every` steps and after each validation, and keeps the previous one. Handles a
+    signal at the next step. A validation that is due or running finishes first."""
 
     def __init__(self, folder: Path, every: int, validate_every: int, log_every: int) -> None:
-        """every, validate_every, log_every: steps."""
+        """every, validate_every, log_every: in steps."""
         self.folder, self.every, self.validate_every = folder, every, validate_every
         self.log_every = log_every
         self.signal = SignalFlag()
@@ -48,7 +48,7 @@ class Save(Checkpoint):
         self._stop(signal)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """After ModelCheckpoint, whose state belongs to what is saved."""
+        """Runs after ModelCheckpoint, whose state belongs to the checkpoint."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._save(trainer)
@@ -56,11 +56,11 @@ class Save(Checkpoint):
             self._stop(self._received_signal(trainer))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """What was asked during the last step, or its validation."""
+        """Handle a signal of the last step or its validation."""
         self._stop(self._received_signal(trainer))
 
     def _received_signal(self, trainer: L.Trainer) -> int:
-        """The number of the signal that some process has got, 0 if none: all must agree."""
+        """Number of the signal that any process has received, 0 if none. All ranks get the same number."""
         if trainer.world_size == 1:
             return self.signal.number
         number = torch.tensor(self.signal.number, device=trainer.strategy.root_device)
@@ -80,7 +80,7 @@ class Save(Checkpoint):
 
 
 class Best(ModelCheckpoint):
-    """best.ckpt, by the lowest of a metric. Its state is that of the folder it is in, wherever that was
+    """Saves best.ckpt, by the lowest value of a metric. Paths in its state follow the folder when it is
     moved."""
 
     def __init__(self, folder: Path, monitor: str) -> None:

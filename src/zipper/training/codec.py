@@ -1,6 +1,5 @@
-"""`zipper train-codec`: a small EnCodec learnt from the training split of a corpus, written to
-assets/codec.
-"""
+"""`zipper train-codec`: train a small EnCodec on the training split of a corpus, and write it to
+assets/codec."""
 
 import itertools
 import json
@@ -38,7 +37,7 @@ INITIAL_LATENTS = 32_768
 
 
 class SpectralLoss(nn.Module):
-    """L1 of log-mel plus 0.2 L1 of mel magnitudes, summed over window lengths."""
+    """L1 of log-mel spectrograms plus 0.2 L1 of mel magnitudes, summed over window lengths."""
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
@@ -63,7 +62,7 @@ class SpectralLoss(nn.Module):
 
 
 class CodecModule(L.LightningModule):
-    """Trains encoder and decoder first as a plain autoencoder, then with the quantiser between them."""
+    """Trains encoder and decoder as an autoencoder, then with the quantiser between them."""
 
     def __init__(self, cfg: TrainCodecConfig, crops: "Crops") -> None:
         super().__init__()
@@ -77,7 +76,7 @@ class CodecModule(L.LightningModule):
             self.model.load_state_dict(load_zipper_codec(asset(cfg.init)).model.state_dict())
 
     def training_step(self, wave: Tensor, index: int) -> Tensor:
-        """wave [B, n], already times GAIN."""
+        """wave [B, n], already multiplied by GAIN."""
         latents = self.model.encoder(wave[:, None])  # [B, D, F]
         commitment, variance = latents.new_zeros(()), latents.detach().var()
         if self.global_step >= self.quantise_from:
@@ -94,7 +93,7 @@ class CodecModule(L.LightningModule):
         return spectral + 0.25 * commitment / variance
 
     def on_train_batch_start(self, batch: Tensor, index: int) -> None:
-        """At the change from autoencoder to quantiser: k-means on many latents."""
+        """Initialise the codebooks by k-means when the quantiser starts."""
         if self.global_step == self.quantise_from and not self.cfg.init:
             loader = self.crops.crops(seed=self.cfg.steps)
             rows: list[Tensor] = []
@@ -117,7 +116,8 @@ class CodecModule(L.LightningModule):
 
 
 class Crops(IterableDataset):
-    """Random crops of a corpus held in memory as int16: batches [B, n] as a function of (seed, step)."""
+    """Random crops of a corpus that is kept in memory as int16: batches [B, n] as a function of (seed,
+    step)."""
 
     def __init__(self, utterances: list[Utterance], cfg: TrainCodecConfig, seed: int) -> None:
         self.cfg, self.seed, self.start = cfg, seed, 0
@@ -131,7 +131,7 @@ class Crops(IterableDataset):
         return self.crops(self.seed, self.start)
 
     def crops(self, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Endless batches float32 [B, n], times GAIN, from step `start` on."""
+        """Infinite batches float32 [B, n], multiplied by GAIN, from step `start` on."""
         for step in itertools.count(start):
             draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
             rows = []
@@ -143,9 +143,8 @@ class Crops(IterableDataset):
 
 
 def check_codec_training(cfg: RunConfig) -> None:
-    """Before any audio is made or read: raises DataError where the codec cannot be written or gone on from,
-    ConfigError where that one has another shape.
-    """
+    """Check the settings before any audio is read. Raises DataError if the codec cannot be written or its
+    `init` cannot be loaded, ConfigError if `init` has another shape."""
     mine = cfg.train_codec
     check_trainer(one_device(cfg.train))
     check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
@@ -161,7 +160,7 @@ def check_codec_training(cfg: RunConfig) -> None:
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
-    """Trains on the training split alone; writes weights, shape, hash, usage of codebooks, command."""
+    """Train on the training split, and write weights, shape, hash, codebook usage and command."""
     if (cfg.run_dir / "finished").exists():
         raise ConfigError(f"{cfg.run_dir} holds a finished codec training. Choose another name (name=...).")
     started, code = time.monotonic(), commit()
@@ -206,7 +205,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
 
 @torch.no_grad()
 def usage(module: CodecModule, batches: int = 200) -> list[dict[str, float]]:
-    """Of each codebook: how many codes are used, and their entropy in bits (at most log2 of the codes)."""
+    """Used codes of each codebook, and their entropy in bits (at most log2 of the codes)."""
     counts = torch.zeros(module.cfg.codebooks, module.cfg.codes)
     for _, wave in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
         residual = module.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""`zipper train` and `zipper pretrain`: config to run folder."""
+"""`zipper train` and `zipper pretrain`: from a config to a run folder."""
 
 import os
 import uuid
@@ -61,9 +61,10 @@ from zipper.training.module import ZipperModule
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Prepares, trains, evaluates. Returns the results by task, which stand in the run folder as well.
+    """Prepare the data, train, evaluate. Returns the results by task, which are also written to the run
+    folder.
 
-    A run folder with an unfinished run of the same config is taken up again; any other is refused.
+    An unfinished run of the same config is resumed. Any other existing run folder raises ConfigError.
     """
     check_trainer(cfg.train)
     check_places(cfg)
@@ -108,7 +109,7 @@ def _finish(
     cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, data: ZipperData, origin: Origin,
     speech_scorer: SpeechScorer | None, trainer: L.Trainer, clock: Clock, kept: Journal,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates, draws, and writes down all that makes a run a finished one."""
+    """Evaluate, draw figures, and write the results and the file that marks the run as finished."""
     with clock.stage("evaluate"):
         results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, trainer.loggers, kept)
         if not trainer.is_global_zero:  # one process writes
@@ -159,7 +160,8 @@ def fit(
     speech_scorer: SpeechScorer | None,
     towers: dict[str, str] | None = None,
 ) -> tuple[ZipperModule, L.Trainer]:
-    """Builds module and Trainer, and trains to the last step. towers: `tower_hashes`, to be kept."""
+    """Build module and Trainer, and train to the last step. towers: `tower_hashes`, stored in the
+    statistics."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # The run folder holds its config before the training, and the order of batches follows from the step.
@@ -202,7 +204,8 @@ def fit(
 def callbacks(
     cfg: RunConfig, dataset: EncodedDataset, speech_scorer: SpeechScorer | None
 ) -> list[L.Callback]:
-    """Recognition and speaking first: the checkpoint looks at what they log."""
+    """Callbacks of a training. The WER monitors come first, because the checkpoint depends on their
+    metrics."""
     watch: list[L.Callback] = []
     sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
     if cfg.evaluates("asr") and not sharded:
@@ -222,7 +225,7 @@ def callbacks(
 
 
 def loggers(cfg: RunConfig) -> list[Logger]:
-    """CSV in the run folder is the truth; W&B mirrors it, offline unless it is told otherwise."""
+    """CSV logger in the run folder, and W&B, offline unless configured otherwise."""
     out: list[Logger] = [CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")]
     if cfg.log.wandb != "disabled":
         # Tables with audio are staged as files until they are sent: here, and not in the home folder.
@@ -241,8 +244,8 @@ def loggers(cfg: RunConfig) -> list[Logger]:
 
 
 def _kept_id(cfg: RunConfig) -> dict[str, Any]:
-    """Online, a run that is taken up again is the same run for W&B too. Offline it must be another one: of
-    two parts with one id, the one that is sent later would take the place of the first."""
+    """W&B id of the run. Online, a resumed run keeps its id. Offline it gets a new one, because of two
+    parts with one id the later upload replaces the earlier."""
     if cfg.log.wandb != "online":
         return {}
     file = cfg.run_dir / "wandb-id"
@@ -253,7 +256,7 @@ def _kept_id(cfg: RunConfig) -> dict[str, Any]:
 
 
 def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, results: dict[str, Any]) -> None:
-    """A tower, into a folder that `init` can name; or the zipped model, into one to generate from."""
+    """Export a tower into a folder for `init`, or the whole model into a folder for generation."""
     folder, first = Path(cfg.export or ""), next(iter(results.values()))
     made = {
         "command": first["command"],
@@ -281,7 +284,8 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """One tower on one modality (a single decoder: on each alone), exported where cfg.export says."""
+    """Pre-train one tower on one modality (or a single decoder on several, each separately), and export it
+    if `cfg.export` is set."""
     several = cfg.model.kind == "single_decoder"
     learnt, known = list(cfg.train.tasks.shares()), cfg.model.modalities
     if (len(known) != 1 and not several) or not learnt or not {*learnt} <= {*known}:
