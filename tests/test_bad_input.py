@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(
         prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
     assert "no space left" in (lost_disk(caught.value) or "")
     (folder,) = tmp_path.iterdir()
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(folder)
     assert prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0).info["rows"]["train"] == 24
 

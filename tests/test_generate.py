@@ -186,11 +186,11 @@ def test_what_cannot_be_written_is_refused():
         generate(model, [doc], "auto", STATISTICS)
     model.used = [("text", "speech")]  # as after recognition alone
     (given,) = prompts(model, 1, "text")
-    with pytest.raises(ConfigError, match="not trained to write speech after text, but text after speech"):
+    with pytest.raises(ConfigError, match="not trained to generate speech after text, but text after speech"):
         generate(model, [given], ["speech"], STATISTICS)
-    with pytest.raises(ConfigError, match="not trained to write speech after text"):  # within a chain, too
+    with pytest.raises(ConfigError, match="not trained to generate speech after text"):  # within a chain, too
         generate(model, prompts(model, 1, "speech"), ["text", "speech"], STATISTICS)
-    with pytest.raises(ConfigError, match="not trained to write text after text"):
+    with pytest.raises(ConfigError, match="not trained to generate text after text"):
         generate(model, [given], ["text"], STATISTICS)
     with pytest.raises(ConfigError, match="holds no segment"):
         generate(model, [Document("x", [], True)], ["text"], STATISTICS)

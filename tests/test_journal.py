@@ -52,7 +52,7 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
         evaluate_run(cfg, "x")
         assert batches == [3 + 3 + 2 * 3]
     for turn, (owner, name, times) in enumerate(
-        [(generation_rows, "generate", 1), (generation_rows, "generate", 5), (generation_rows, "generate", 12),
+        [*((generation_rows, "generate", times) for times in (1, 5, 12)),
          (AsrScorer, "hear", 3), (AsrScorer, "hear", 10)],
         start=2,
     ):  # fmt: skip

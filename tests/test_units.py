@@ -71,11 +71,11 @@ def test_a_stream_cut_before_its_end_gives_the_frames_that_are_whole():
 def test_specials_are_never_clamped_into_codes():
     out = to_timesteps(torch.arange(15).view(3, 5), 16)
     out[3, 1] = Specials.after(16).filler
-    with pytest.raises(DataError, match="special stands where"):
+    with pytest.raises(DataError, match="special token in place of a code"):
         from_timesteps(out, 16)
-    with pytest.raises(DataError, match="0 and 15"):
+    with pytest.raises(DataError, match="0 to 15"):
         to_timesteps(torch.tensor([[3, 16]]), 16)
-    with pytest.raises(DataError, match="0 and 15"):
+    with pytest.raises(DataError, match="0 to 15"):
         to_timesteps(torch.tensor([[-1, 2]]), 16)
 
 
@@ -188,7 +188,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
     with pytest.raises(SystemExit):
         prepare_dataset(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
     (folder,) = (tmp_path / "b").iterdir()
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(folder)
     monkeypatch.setattr(Codec, "encode", encode)
     again = prepare_dataset(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
@@ -213,7 +213,7 @@ def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
     shard.unlink()
     with pytest.raises(DataError, match=r"missing or damaged|rows"):
         open_dataset(dataset.folder)
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(tmp_path / "nowhere")
 
 
@@ -234,7 +234,7 @@ def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, cod
         again = prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
         assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == files
         assert {file: file.stat().st_mtime_ns for file in kept} == kept
-        said = "What is damaged is encoded anew." in capsys.readouterr().out
+        said = "Damaged shards are encoded again." in capsys.readouterr().out
         assert said == (turn % 2 == 0)
 
 

@@ -18,7 +18,7 @@ from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
-OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name carries the beginning of its SHA-256
+OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its SHA-256
 OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 
@@ -35,7 +35,7 @@ class Codec:
         self.codebooks, self.gain, self.name = codebooks, gain, name
         self.sample_rate: int = model.sample_rate
         self.hop = int(math.prod(model.encoder.ratios))
-        # Samples of silence after the longest wave of a batch: over half a receptive field; none if causal.
+        # Samples of silence after the longest waveform: more than half a receptive field, 0 if causal.
         self.margin = 0 if model.encoder.model[0].causal else 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
@@ -64,7 +64,7 @@ class Codec:
         """Frames of each waveform, rounded up. Raises DataError on an empty waveform."""
         frames = [math.ceil(len(wave) / self.hop) for wave in waves]
         if 0 in frames:
-            raise DataError(f"Wave {frames.index(0)} of the batch is empty: it has no frame to encode.")
+            raise DataError(f"Waveform {frames.index(0)} of the batch is empty.")
         return frames
 
     @torch.no_grad()
@@ -96,8 +96,8 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     codebooks: the first so many; default all."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
-            f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
-            "Run `make train-codec`, or name another."
+            f"{folder} is no codec: it holds no {WEIGHTS} and {SETTINGS}. "
+            "Run `make train-codec`, or choose another folder."
         )
     settings = read_json(folder / SETTINGS)
     if sha256(folder / WEIGHTS) != settings["sha256"]:
@@ -108,7 +108,9 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     model = build_zipper_codec(cfg)
     model.load_state_dict(load_file(folder / WEIGHTS))
     if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
-        raise ConfigError(f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to so many.")
+        raise ConfigError(
+            f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to {cfg.codebooks}."
+        )
     return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded")
 
 
@@ -137,7 +139,7 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
     """
     if kbps not in CODEBOOKS_AT_KBPS:
         raise ConfigError(
-            f"codec.bandwidth_kbps={kbps} is not one that EnCodec 24 kHz has. Use one of "
+            f"codec.bandwidth_kbps={kbps} is not supported by EnCodec 24 kHz. Use one of "
             + ", ".join(f"{k} ({q} codebooks)" for k, q in CODEBOOKS_AT_KBPS.items())
             + "."
         )
@@ -153,8 +155,8 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
             torch.hub.download_url_to_file(OFFICIAL_URL, str(file), hash_prefix="d7cc33bc")
         except OSError as error:
             raise DataError(
-                f"{OFFICIAL_URL} cannot be reached ({error}). Put the "
-                f"file at {file}, or name it: codec.weights=FILE."
+                f"{OFFICIAL_URL} cannot be reached ({error}). Put the file at {file}, or set "
+                "codec.weights=FILE."
             ) from error
     if not file.is_file():
         raise DataError(f"codec.weights={file} does not exist.")

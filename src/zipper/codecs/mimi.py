@@ -45,9 +45,9 @@ class Mimi(Codec):
         self.codebooks = round(kbps / each)
         if not 1 <= self.codebooks <= settings.num_quantizers or abs(self.codebooks * each - kbps) > 1e-3:
             raise ConfigError(
-                f"codec.bandwidth_kbps={kbps}: Mimi has {each:g} a codebook, so give 1 to "
-                f"{settings.num_quantizers} times "
-                f"that: {each:g}, {2 * each:g}, ... ({8 * each:g} is 8 codebooks)."
+                f"codec.bandwidth_kbps={kbps}: Mimi has {each:g} kbps per codebook. Give 1 to "
+                f"{settings.num_quantizers} times that: {each:g}, {2 * each:g}, ... ({8 * each:g} for 8 "
+                "codebooks)."
             )
         self.name = "mimi"
         self.fingerprint = f"mimi x{self.codebooks} {digest(self.model)}"

@@ -13,15 +13,17 @@ class Stream(NamedTuple):
     """Tokens of one tower in a batch of documents, padded on the right."""
 
     tokens: Tensor  # int64 [B, T, Q]
-    order: Tensor  # int64 [B, T]  index in the one linear order of the document
+    order: Tensor  # int64 [B, T]  index in the interleaved sequence
     valid: Tensor  # bool [B, T]  False on padding
-    target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
-    weight: Tensor  # float32 [B, T]  of that loss
-    next_modality: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
-    loss_index: (
-        Tensor  # int64 [N]  where a loss is due, as indices into [B * T]: known here, or the device is asked
+    target: Tensor  # int64 [B, T, Q]  next token of the segment, -100 without loss
+    weight: Tensor  # float32 [B, T]  loss weight
+    next_modality: (
+        Tensor  # int64 [B, T]  at a segment's last token, index of the next modality, N if none; else -100
     )
-    segment_ends: Tensor  # int64 [M]  where `turn` says what follows, likewise
+    loss_index: (
+        Tensor  # int64 [N]  positions with loss in [B * T], computed on the CPU to avoid a synchronisation
+    )
+    segment_ends: Tensor  # int64 [M]  positions with a next-modality target in [B * T]
 
 
 class Batch(NamedTuple):
@@ -100,14 +102,14 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
     for row, doc in enumerate(documents):
         start = order = 0
         following = [*(s.modality for s in doc.segments[1:]), "nothing"]
-        for part, then in zip(doc.segments, following, strict=False):  # a document may hold nothing
+        for part, then in zip(doc.segments, following, strict=False):  # a document may have no segment
             count = len(part.tokens)
             if part.modality == modality:
                 end = start + count
                 stream.tokens[row, start:end] = part.tokens
                 stream.order[row, start:end] = torch.arange(order, order + count)
                 stream.weight[row, start:end] = part.weight
-                if part.weight:  # the last token of a segment, its end, has nothing to predict
+                if part.weight:  # the last token of a segment, EOS, has no target
                     stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
                 if doc.multimodal:
                     stream.next_modality[row, end - 1] = names.index(then) if then in names else len(names)

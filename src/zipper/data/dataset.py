@@ -29,7 +29,7 @@ from zipper.modalities.delay import Pattern
 from zipper.modalities.normalise import normaliser_of
 from zipper.modalities.tokenizer import Tokenizer
 
-PERIODS = 8  # repetitions of up to so many frames are looked for
+PERIODS = 8  # longest period of repetitions, in frames
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -40,11 +40,11 @@ FEATURES = datasets.Features(
         "start": datasets.Value("float32"),  # seconds into the file
         "seconds": datasets.Value("float32"),
         "ids": datasets.Sequence(datasets.Value("int32")),
-        "codes": datasets.Sequence(datasets.Value("int16")),  # codebook after codebook, [Q * F]
-        # What a training asks of every row when it starts, so that no code has to be decoded for it:
+        "codes": datasets.Sequence(datasets.Value("int16")),  # codebook by codebook, [Q * F]
+        # Statistics of the row, so that a training starts without reading all codes:
         "subwords": datasets.Value("int32"),  # number of ids
         "frames": datasets.Value("int32"),  # F
-        "letters": datasets.Value("int32"),  # of the subwords, with the spaces before words
+        "letters": datasets.Value("int32"),  # of all tokens, with the spaces before words
         "repeats": datasets.Sequence(datasets.Value("int32"), length=PERIODS),  # `longest_repeats`
     }
 )
@@ -113,7 +113,7 @@ def column(rows: datasets.Dataset, name: str) -> np.ndarray:
     listed = pa.types.is_fixed_size_list(values.type)
     found = values.flatten().to_numpy() if listed else values.to_numpy(zero_copy_only=False)
     found = found.reshape(len(values), -1) if listed else found
-    chosen = rows._indices  # of a share of the rows; the package gives no other name to it
+    chosen = rows._indices  # set after `select`; there is no public name
     return found if chosen is None else found[chosen.column(0).to_numpy()]
 
 
@@ -137,9 +137,9 @@ def fingerprint(
 ) -> dict[str, str]:
     """Inputs of an encoded dataset: names, texts, content of recordings, codec, tokenizer, versions. kept:
     cache of `file_hashes`."""
-    usual = DataConfig().max_seconds  # only another one is named: usual stores keep the name they had
+    default = DataConfig().max_seconds  # omitted at the default, so that older fingerprints stay valid
     return {
-        **({} if max_seconds == usual else {"max_seconds": f"{max_seconds:g}"}),
+        **({} if max_seconds == default else {"max_seconds": f"{max_seconds:g}"}),
         "corpus": listing_hash(utterances),
         "audio": audio_hash(utterances, kept),
         "corpus_folder": _corpora(utterances),
@@ -199,20 +199,20 @@ def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> Encode
     """Memory-map a finished dataset. Raises DataError if it is unfinished, damaged, or differs from
     `expected`."""
     if not (folder / "store.json").is_file():
-        raise DataError(
-            f"{folder} holds no finished store. Run `zipper prepare` with the config that names it."
-        )
+        raise DataError(f"{folder} holds no finished dataset. Run `zipper prepare` with its config.")
     info = read_json(folder / "store.json")
     for part, value in (expected or {}).items():
         if info["fingerprint"].get(part) != value:
             raise DataError(
-                f"The store {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but "
-                f"the config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
+                f"The dataset {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but "
+                f"the config sets {value!r}. Prepare it again, or use the {part} that it was made with."
             )
     splits = {split: open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():
         if {*rows.column_names} != {*FEATURES}:
-            raise DataError(f"{folder} was written by other code. Delete the folder, and prepare it again.")
+            raise DataError(
+                f"{folder} was written by another version. Delete the folder, and prepare it again."
+            )
         if len(rows) != info["rows"][split]:
             raise DamagedDataset(
                 f"{folder}: split {split} has {len(rows)} rows, store.json says {info['rows'][split]}."
@@ -233,7 +233,7 @@ def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, 
         if least is not None and not 0 <= least <= most < size:
             raise DataError(
                 f"{folder}: split {split} holds {column} from {least} to {most}, outside 0 to {size - 1}. "
-                "The store is damaged: delete the folder."
+                "The dataset is damaged: delete the folder, and prepare it again."
             )
 
 

@@ -37,8 +37,8 @@ from zipper.errors import DataError
 from zipper.hashes import KEPT
 from zipper.modalities.tokenizer import Tokenizer
 
-SHARD, LEAST = 512, 16  # utterances, at most and at least
-SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
+SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
+SHARDS = 64  # number of shards of a small corpus, so that every process gets some
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 
 
@@ -58,9 +58,9 @@ def prepare_dataset(
         return dataset
     root.mkdir(parents=True, exist_ok=True)
     train = train or TrainConfig(accelerator="cpu")
-    # Another command may be at the same store. Processes of one command must not wait for each other.
-    alone = train.devices * train.nodes == 1
-    with held(root / f".{folder.name}.lock", str(folder), wait=True) if alone else nullcontext():
+    # Lock against other commands. Processes of one command must not wait for each other.
+    single_process = train.devices * train.nodes == 1
+    with held(root / f".{folder.name}.lock", str(folder), wait=True) if single_process else nullcontext():
         return _open_or_repair(folder, parts) or _make_dataset(
             folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
         )
@@ -68,14 +68,14 @@ def prepare_dataset(
 
 def _open_or_repair(folder: Path, parts: dict[str, str]) -> EncodedDataset | None:
     """Open a dataset; None if it is missing, or damaged, in which case it is marked as unfinished."""
-    whole = folder / "store.json"
-    if not whole.exists():
+    index_file = folder / "store.json"
+    if not index_file.exists():
         return None
     try:
         return open_dataset(folder, parts)
     except DamagedDataset as error:
-        print(f"{error} What is damaged is encoded anew.")
-        whole.unlink(missing_ok=True)  # several processes may be here
+        print(f"{error} Damaged shards are encoded again.")
+        index_file.unlink(missing_ok=True)  # another process may have removed it
         return None
 
 
@@ -87,7 +87,7 @@ def _make_dataset(
     with refusals(encoding(train)):
         trainer = _trainer(encoding(train), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
+    usable, skipped = _with_usable_text(utterances)  # check all texts before encoding
     if trainer.is_global_zero:
         subwords.save(folder / "tokenizer.json")
         if skipped:
@@ -105,15 +105,15 @@ def _make_dataset(
         encoder.close()
     if trainer.is_global_zero:
         _finish(folder, parts, codec, len(utterances))
-    trainer.strategy.barrier("the store is whole")
+    trainer.strategy.barrier("the dataset is complete")
     return open_dataset(folder, parts)
 
 
 def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner comes with the training
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no banner
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return L.Trainer(
-        default_root_dir=folder,  # where Lightning looks for what SLURM cut off
+        default_root_dir=folder,  # where Lightning looks for checkpoints under SLURM
         accelerator=train.accelerator,
         devices=train.devices,
         num_nodes=train.nodes,
@@ -150,8 +150,8 @@ class Encoder(L.LightningModule):
         count = sum(len(shard.utterances) for shard in loader.dataset.shards)
         hidden = self.trainer.global_rank > 0
         self.bar = tqdm(total=count, desc="encode", unit="utterance", mininterval=1.0, disable=hidden)
-        # As many workers as there are cores, of one thread each: that is a fifth faster than all cores on one
-        # operator after the other, and codes do not depend on the number of cores. An accelerator needs one.
+        # One single-threaded worker per core is a fifth faster than all cores on one operator at a time, and
+        # codes do not depend on the number of cores. An accelerator needs one worker.
         self.threads = torch.get_num_threads()
         workers = self.threads if self.codec.device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
@@ -194,7 +194,7 @@ class Encoder(L.LightningModule):
         hours = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
         took = (time.monotonic() - self.started) / 3600
         if hours and self.trainer.is_global_zero:
-            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours an hour, "
+            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours per hour,  "
                   f"by {self.trainer.world_size} process(es)")  # fmt: skip
 
     def close(self) -> None:
@@ -249,8 +249,7 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
     if sum(info["rows"].values()) != utterances - len(skipped):
         raise DataError(
             f"{folder} holds {sum(info['rows'].values())} rows, but {utterances - len(skipped)} are "
-            "usable: it was "
-            "begun by other code. Delete the folder, and prepare it again."
+            "usable: another version has started it. Delete the folder, and prepare it again."
         )
     temporary = folder / f"store.{os.getpid()}.part"
     temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")

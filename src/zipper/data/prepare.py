@@ -49,7 +49,7 @@ def encode(cfg: RunConfig, clock: Clock, codec: Codec, tokenizer: Tokenizer | No
         )
     if dataset.info["skipped"]:
         print(
-            f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists them "
-            "with the reasons"
+            f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists "
+            "them with the reasons"
         )
     return replace(dataset, pattern=cfg.codec.pattern)

@@ -14,7 +14,7 @@ from zipper.data.documents import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 from zipper.modalities.delay import extra_timesteps
 
-JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
+JITTER = 0.1  # random share added to lengths before sorting, so that batches differ between epochs
 Example = tuple[int, str]  # (row, task)
 
 
@@ -53,8 +53,7 @@ class BatchSchedule:
             if not len(found):
                 raise ConfigError(
                     f"train.tasks.{task}: no utterance of split {split} has {' and '.join(TASKS[task])}. "
-                    "Choose another "
-                    "data.corpus (or data.tasks), or leave the task out."
+                    "Choose another data.corpus (or data.tasks), or leave the task out."
                 )
         longest = max(int(self._lengths(found, task).max()) for task, found in self.eligible.items())
         if longest * slices > tokens:
@@ -63,8 +62,8 @@ class BatchSchedule:
                 f"tokens). Give at least {longest * slices}."
             )
         self.average = self._average_answers() if loss_mean == "document" else {}
-        self._batches: dict[int, list[list[Example]]] = {}  # the epoch last asked for
-        self._starts = [0]  # first step of each epoch known so far
+        self._batches: dict[int, list[list[Example]]] = {}  # batches of the most recent epoch
+        self._starts = [0]  # first step of each known epoch
 
     def examples(self, step: int) -> list[Example]:
         """Examples of one step, the longest first."""
@@ -165,7 +164,8 @@ def without_loss(batch: Batch) -> Batch:
     streams = {
         name: s._replace(
             target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
-            next_modality=torch.full_like(s.next_modality, -100), loss_index=s.loss_index[:0], segment_ends=s.segment_ends[:0],
+            next_modality=torch.full_like(s.next_modality, -100), loss_index=s.loss_index[:0],
+            segment_ends=s.segment_ends[:0],
         )
         for name, s in batch.streams.items()
     }  # fmt: skip
@@ -182,8 +182,8 @@ class MicroBatches(Dataset[Batch]):
         self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
 
     def __getitem__(self, index: int) -> Batch:
-        step, turn = divmod(index, self.accumulate)
-        return self.steps.batch(step, self.rank + self.ranks * turn, self.codebooks)
+        step, micro = divmod(index, self.accumulate)
+        return self.steps.batch(step, self.rank + self.ranks * micro, self.codebooks)
 
 
 class ResumableSampler(Sampler[int]):

@@ -18,9 +18,8 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import FEATURES, Row
 from zipper.errors import DataError
 
-LoadedUtterance = tuple[
-    Utterance, "Tensor | DataError | None"
-]  # its wave, or why there is none; None: it is text alone
+# Utterance with its waveform, the reason why it cannot be read, or None (text only).
+LoadedUtterance = tuple[Utterance, "Tensor | DataError | None"]
 
 
 class Skipped(TypedDict):
@@ -50,7 +49,7 @@ class ShardReader(L.LightningDataModule):
         assert self.trainer is not None
         todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
         waves = Waves(todo, self.sample_rate, self.longest)
-        return DataLoader(waves, batch_size=None, collate_fn=_identity)  # threads read; see Waves
+        return DataLoader(waves, batch_size=None, collate_fn=_identity)  # Waves reads with threads
 
     def shards_of(self, rank: int, ranks: int) -> list[Shard]:
         """Incomplete shards of a rank. A rank without any gets one empty shard without a file, because
@@ -59,7 +58,7 @@ class ShardReader(L.LightningDataModule):
         return [shard for shard in mine if not is_complete(shard)] or [Shard(None, [])]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        return batch  # one group after the other goes there, not 512 waves at once
+        return batch  # the encoder moves one group at a time
 
 
 class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
@@ -73,7 +72,7 @@ class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
 
     def __getitem__(self, index: int) -> tuple[Shard, list[LoadedUtterance]]:
         shard = self.shards[index]
-        with ThreadPoolExecutor(4) as pool:  # reading waits for the disk
+        with ThreadPoolExecutor(4) as pool:  # I/O-bound
             waves = list(pool.map(self._read, shard.utterances))
         return shard, list(zip(shard.utterances, waves, strict=True))
 
@@ -99,7 +98,7 @@ def is_complete(shard: Shard) -> bool:
         return False
     try:
         return len(datasets.Dataset.from_file(str(file))) == len(shard.utterances)
-    except Exception:  # pyarrow raises OSError or ArrowInvalid on a file that was cut off
+    except Exception:  # pyarrow raises OSError or ArrowInvalid on a truncated file
         return False
 
 
@@ -118,7 +117,7 @@ def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
         writer.write(row)
     writer.finalize()
     writer.close()
-    # A shard never stands without the list of what it lacks, wherever this is cut off.
+    # The list comes first, so that an interruption never leaves a shard without it.
     if skipped:
         list_skipped(file.with_suffix(".skipped"), skipped)
     temporary.rename(file)

@@ -10,9 +10,9 @@ from datasets import Dataset
 from zipper.data.dataset import PERIODS, EncodedDataset, column, limit_rows
 from zipper.modalities.tokenizer import Tokenizer
 
-LENGTH_MARGIN = 1.5  # a generation may go so many times beyond the largest figure of the training split
+LENGTH_MARGIN = 1.5  # generation limits, relative to the largest value of the training split
 OLD_NAMES = {"store": "fingerprint", "store_without_audio": "fingerprint_without_audio"}
-SUBWORDS_PER_SECOND = 4.0  # where no speech tells; no zip reads the times of text alone
+SUBWORDS_PER_SECOND = 4.0  # default without speech
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,16 @@ def seconds_of_subwords(dataset: EncodedDataset, rows: Dataset) -> list[float]:
     a sentence; BOS and EOS get half of it each.
     """
     letters = letters_of(dataset.tokenizer)
-    said, took = column(rows, "letters"), column(rows, "seconds")
-    both = (said > 0) & (took > 0)
+    letter_count, duration = column(rows, "letters"), column(rows, "seconds")
+    both = (letter_count > 0) & (duration > 0)
     if not both.any():
         return [1 / SUBWORDS_PER_SECOND] * len(letters)
-    said, took = said[both], took[both]
-    slope, constant = np.polyfit(said, took, 1) if len(set(said.tolist())) > 1 else (0.0, 0.0)
+    letter_count, duration = letter_count[both], duration[both]
+    slope, constant = (
+        np.polyfit(letter_count, duration, 1) if len(set(letter_count.tolist())) > 1 else (0.0, 0.0)
+    )
     if slope <= 0 or constant < 0:  # too few sentences, or all of one length
-        slope, constant = took.sum() / said.sum(), 0.0
+        slope, constant = duration.sum() / letter_count.sum(), 0.0
     seconds = slope * letters
     seconds[[dataset.tokenizer.bos, dataset.tokenizer.eos]] = constant / 2
     return [round(float(one), 5) for one in seconds]

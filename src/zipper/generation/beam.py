@@ -34,7 +34,7 @@ def beam_search(
     waiting[rows] = False
     ended = torch.where(waiting, 0, NOT_ENDED)  # [B, K]
     scores = torch.zeros(count, beams, device=device, dtype=tower.embedding.weight.dtype)
-    scores[:, 1:] = float("-inf")  # all beams begin alike: one of them is enough
+    scores[:, 1:] = float("-inf")  # all beams are equal at first, so one is enough
     token = torch.full((count, beams), layout.bos, device=device)
     fresh, history = ~waiting, token[..., None]  # [B, K, S]
     first = torch.arange(count, device=device)[:, None] * beams
@@ -52,7 +52,7 @@ def beam_search(
         ended, closed = ended.gather(1, parent), closed.gather(1, parent)
         history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
         fresh = ~closed
-        lost = scores.isinf()  # fewer ways to go on than beams
+        lost = scores.isinf()  # fewer continuations than beams
         ended = torch.where(fresh & ((token == layout.eos) | lost), at, ended)
     if append_last:
         cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))

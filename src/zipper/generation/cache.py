@@ -16,9 +16,9 @@ from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.tower import KeyValue, LayerCache
 from zipper.models.zip_block import TimePositions
 
-MAX_GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
-ALIGNMENT = 8  # columns that one step reads a multiple of: kernels of GPUs want their masks aligned
-BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
+MAX_GRAPHS = 1024  # compiled shapes; a full graph fails beyond dynamo's default of 8
+ALIGNMENT = 8  # timesteps; GPU kernels need masks of an aligned length
+BLOCK = 64  # timesteps by which buffers grow, so that shapes change once per block
 
 
 class KVCache:
@@ -28,23 +28,21 @@ class KVCache:
     def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
         """multimodal bool [B]: whether each document is multimodal. It is fixed before the first token."""
         self.model, self.multimodal = model, multimodal
-        self.compile = False  # whether `extend` is compiled; its shapes change once a block
-        self.query_towers = set(
-            model.names
-        )  # towers that are yet to write: the others need nothing kept for them
+        self.compile = False  # whether `extend` is compiled
+        # Towers that still generate. Only their zips need cached keys and values.
+        self.query_towers = set(model.names)
         self.layer_kv: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
-        self.zip_kv: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
+        self.zip_kv: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (query, source))
         empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
         self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each backbone
         self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
-        self.end_time: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
-        self.last_states: dict[
-            str, Tensor
-        ] = {}  # [B, D] state of each row's last valid token, for the switch
+        self.end_time: dict[str, Tensor] = {}  # [B, 1] end of the last valid token in seconds
+        # [B, D] state of each row's last valid token, for the next-modality head.
+        self.last_states: dict[str, Tensor] = {}
         self.single_steps: dict[str, SingleStep] = {}
-        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each backbone's own columns
-        self.cross_biases: dict[str, CrossAttentionBias] = {}  # of each tower, for those that ask it
-        self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
+        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] self-attention of each backbone
+        self.cross_biases: dict[str, CrossAttentionBias] = {}  # by source tower
+        self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # timesteps, equal for all rows
 
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
         """Append tokens int64 [B, T, Q] of tower `name` to the document. valid bool [B, T], padded on the
@@ -71,7 +69,7 @@ class KVCache:
         time, next_time, self.end_time[backbone] = self.model.times(
             name, tokens, valid, self.end_time.get(backbone)
         )
-        self.biases.pop(backbone, None)  # one column at a time keeps it up
+        self.biases.pop(backbone, None)  # only `_extend_by_one` updates it
         run = compiled() if self.compile else KVCache._run
         states = run(self, name, tokens, position, (time, next_time), mask, at, read)
         if self.model.next_modality_heads:
@@ -95,7 +93,7 @@ class KVCache:
     ) -> Tensor:
         model, tower, backbone = self.model, self.model.tower(name), self.model.backbone(name)
         rotation, (time, next_time) = tower.rotation(position), times
-        source = {  # where there is something to look at, and how much of it
+        source = {  # source towers with cached tokens
             other: (_round_up(self.length[other], BLOCK), self._cross_mask(other, tokens.shape[1]))
             for other in model.names
             if (name, other) in model.directions_used and self.length[other]
@@ -109,13 +107,13 @@ class KVCache:
             if stage == model.stages:
                 break
             before = x
-            for other, (timesteps, may_look) in source.items():
+            for other, (timesteps, cross_mask) in source.items():
                 keys = KeyValue(*(b[:, :, :timesteps] for b in self.zip_kv[stage, (name, other)]))
-                x = x + model.zip(stage, name, other)(before, next_time, keys, may_look)
+                x = x + model.zip(stage, name, other)(before, next_time, keys, cross_mask)
             for other in model.names:
                 if (other, name) in model.directions_used and other in self.query_towers:
-                    left = model.zip(stage, other, name).project_source(before, time)
-                    LayerCache(self.zip_kv[stage, (other, name)], at, read).store(left)
+                    projected = model.zip(stage, other, name).project_source(before, time)
+                    LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
         return tower.finish(x)
 
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
@@ -141,18 +139,21 @@ class KVCache:
             if query == name and self.length[other]:
                 cross_bias = self._cross_bias(other, x.dtype)
                 pairs = (self.zip_kv[stage, (name, other)] for stage in range(model.stages))
-                seen = cross_bias.bias.shape[-1]
-                source[other] = (cross_bias, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
+                read_source = cross_bias.bias.shape[-1]
+                source[other] = (
+                    cross_bias,
+                    [KeyValue(*(b[:, :, :read_source] for b in pair)) for pair in pairs],
+                )
         query_towers = [
             o for o in model.names if (o, name) in model.directions_used and o in self.query_towers
         ]
 
-        def leave(stage: int, before: Tensor) -> None:
+        def store_source(stage: int, before: Tensor) -> None:
             for other in query_towers:
-                left = model.zip(stage, other, name).project_source(before[:, None], time)
-                LayerCache(self.zip_kv[stage, (other, name)], at, read).store(left)
+                projected = model.zip(stage, other, name).project_source(before[:, None], time)
+                LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
 
-        state = step(x, position, next_time.time, bias, own, source, leave)
+        state = step(x, position, next_time.time, bias, own, source, store_source)
         if model.next_modality_heads:
             self.last_states[name] = torch.where(valid, state, self.last_states.get(name, state))
         return state
@@ -169,8 +170,8 @@ class KVCache:
     def _cross_bias(self, other: str, dtype: torch.dtype) -> CrossAttentionBias:
         """Attention bias over the timesteps of the source tower `other`."""
         if other not in self.cross_biases:
-            there = self.valid[other][:, : _round_up(self.length[other], ALIGNMENT)]
-            self.cross_biases[other] = CrossAttentionBias.of(there & self.multimodal[:, None], dtype)
+            valid = self.valid[other][:, : _round_up(self.length[other], ALIGNMENT)]
+            self.cross_biases[other] = CrossAttentionBias.of(valid & self.multimodal[:, None], dtype)
         return self.cross_biases[other]
 
     def _update_last_states(self, name: str, states: Tensor, valid: Tensor) -> None:
@@ -193,8 +194,8 @@ class KVCache:
     def _cross_mask(self, other: str, tokens: int) -> Tensor:
         """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal
         documents."""
-        there = self.valid[other][:, : _round_up(self.length[other], BLOCK)] & self.multimodal[:, None]
-        return there[:, None].expand(-1, tokens, -1)
+        valid = self.valid[other][:, : _round_up(self.length[other], BLOCK)] & self.multimodal[:, None]
+        return valid[:, None].expand(-1, tokens, -1)
 
     def _grow(self, backbone: str, timesteps: int) -> None:
         """Grow the buffers of a backbone, and of the zips whose source it is, to at least `timesteps`."""

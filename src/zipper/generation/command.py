@@ -40,12 +40,12 @@ def generate(args: argparse.Namespace) -> None:
     """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before
     any model runs."""
     if bool(args.given) == bool(args.batch):
-        raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
+        raise ConfigError("Give a prompt: one --text or --audio, or --batch for several prompts.")
     if len(args.given or []) > 1:
         given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.given)
         raise ConfigError(
-            f"{given}: {len(args.given)} are given, but each step reads one segment. Give one --text or "
-            "--audio; for several prompts, each on its own, --batch."
+            f"{given}: {len(args.given)} are given, but a prompt is one segment. Give one --text or --audio, "
+            "or --batch for several prompts."
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
@@ -56,12 +56,12 @@ def generate(args: argparse.Namespace) -> None:
     model = Zipper.from_pretrained(args.model)
     decode = changed(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
-    for prompt in requests:  # all of them are read before the first is written
+    for prompt in requests:  # read all prompts before generating any
         groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segments_of(model, prompt)))
     for name, group in groups.items():
         check_prompts(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
-    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
+    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")
@@ -78,7 +78,7 @@ def generate(args: argparse.Namespace) -> None:
                     stem = target / prompt.id if args.batch else out.with_suffix("")
                     entry = save(model, prompt, segments, stem)
                     if args.batch:
-                        # At once: nothing is lost where a later prompt fails.
+                        # Written at once, so that a later failure loses nothing.
                         with log.open("a", encoding="utf-8") as lines:
                             lines.write(json.dumps(entry) + "\n")
                     else:
@@ -94,7 +94,7 @@ def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool)
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
         if out.suffix != ".wav" or out.is_dir():
-            raise ConfigError(f"-o {out}: speech is written as .wav. Give a file of that name.")
+            raise ConfigError(f"-o {out}: speech is saved as .wav. Give a file name that ends in .wav.")
         spoken = MAX_SEGMENTS if orders == [["auto"]] else orders[0].count("speech")
         taken = [file for file in wav_files(out.with_suffix(""), spoken) if file.exists() and not overwrite]
     if taken:
@@ -117,7 +117,9 @@ def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
     if then is None:
         return ["speech" if prompt.given[-1][0] == "text" else "text"]
     if "auto" in then and len(then) > 1:
-        raise ConfigError(f"--then {' '.join(then)}: auto stands alone, the model chooses every segment.")
+        raise ConfigError(
+            f"--then {' '.join(then)}: auto cannot be combined, because the model chooses every segment."
+        )
     return then
 
 
@@ -179,8 +181,8 @@ def read_batch(file: Path) -> list[Prompt]:
             name = line.name("id")
             if len(given) != 1 or name in out or name != file_name(name) or "." in name:
                 raise DataError(
-                    f"{line.where}: needs an id of its own that can name a file, without slashes or dots, "
-                    f"and text or audio; it has {shorten(str(line.cells), 200)}."
+                    f"{line.where}: needs a unique id that can name a file, without slashes or dots, and "
+                    f"either text or audio; it has {shorten(str(line.cells), 200)}."
                 )
             out[name] = Prompt(name, given, line.piece())
     except DataError as error:

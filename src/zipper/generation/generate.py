@@ -22,7 +22,7 @@ from zipper.modalities.delay import extra_timesteps
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
-MAX_SEGMENTS = 8  # segments that `auto` may go on for
+MAX_SEGMENTS = 8  # segments per prompt with order `auto`
 FinishReason = Literal["end", "cap", "loop"]
 GREEDY = SamplingConfig()
 
@@ -67,8 +67,8 @@ def generate(
     """
     check_prompts(model, prompts, order)
     out: list[list[GenerationOutput]] = [[] for _ in prompts]
-    hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # what each row goes on from
-    chosen: dict[int, str] = {}  # by the model, where it is asked
+    hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # source segment of each prompt
+    chosen: dict[int, str] = {}  # next modality by prompt, with `auto`
     for turn in range(MAX_SEGMENTS if order == "auto" else len(order)):
         rows = list(hops)
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
@@ -82,11 +82,11 @@ def generate(
         ids = [f"{prompts[i].id}/{turn}" for i in rows]
         for name, most in caps.items():
             mine = [at for at, i in enumerate(rows) if following.get(i) == name]
-            writer, sampling = (
+            generator, sampling = (
                 Generator(cache, name, statistics.max_repeats(name)),
                 (decode or {}).get(name, GREEDY),
             )
-            segments = writer.generate(mine, most, sampling, ids, seed, append_last=order == "auto")
+            segments = generator.generate(mine, most, sampling, ids, seed, append_last=order == "auto")
             for at, segment in zip(mine, segments, strict=True):
                 out[rows[at]].append(segment)
                 hops[rows[at]] = segment.as_prompt()
@@ -104,7 +104,7 @@ def check_prompts(
     """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained
     for, or `auto` without next-modality heads."""
     if not all(prompt.segments for prompt in prompts):
-        raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
+        raise ConfigError("A prompt holds no segment: give text or speech.")
     then = [] if order == "auto" else list(order)
     for whole in {(*(s.modality for s in prompt.segments), *then) for prompt in prompts}:
         for name in whole:
@@ -112,14 +112,14 @@ def check_prompts(
                 raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
         for before, name in itertools.pairwise(whole):
             if (name, before) not in model.used:
-                learnt = ", ".join(f"{a} after {b}" for a, b in sorted(model.used)) or "one modality alone"
+                trained = ", ".join(f"{a} after {b}" for a, b in sorted(model.used)) or "one modality alone"
                 raise ConfigError(
-                    f"This model was not trained to write {name} after {before}, but {learnt}. Ask for an "
-                    "order of those steps, or use a model that was (configs/joint.yaml learns both ways)."
+                    f"This model was not trained to generate {name} after {before}, but {trained}. Choose "
+                    "such an order, or train with configs/joint.yaml, which covers both directions."
                 )
     if order == "auto" and not model.next_modality_heads:
         raise ConfigError(
-            "This model was trained without model.switch=true: it cannot choose what follows. "
+            "This model was trained without model.switch=true: it has no next-modality head. "
             "Name the order, for example `--then speech`."
         )
 
@@ -133,7 +133,7 @@ def _next_modalities(cache: KVCache, latest: dict[int, str], rows: list[int]) ->
     model, out = cache.model, dict[int, str]()
     for name in {*latest.values()}:
         trained = [(other, name) in model.used for other in model.names]
-        forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last one: nothing
+        forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last choice: stop
         logits = model.next_modality_heads[name](cache.last_states[name]).masked_fill(
             forbidden, float("-inf")
         )

@@ -71,5 +71,5 @@ def from_json(line: list[Any]) -> GenerationOutput:
     """Invert `to_json`."""
     modality, tokens, content, finish_reason = line
     books = len(tokens[0])
-    shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written
+    shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also if empty
     return GenerationOutput(modality, torch.tensor(tokens, dtype=torch.int64), shaped, finish_reason)

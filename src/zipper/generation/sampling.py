@@ -18,9 +18,9 @@ def sample(logits: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
     """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    limits = torch.finfo(logits.dtype)  # beyond them a setting would be 0 or infinite in its arithmetic
+    limits = torch.finfo(logits.dtype)  # keeps settings finite and non-zero in this dtype
     temperature = min(max(sampling.temperature, limits.tiny), limits.max)
-    below = logits - logits.amax(-1, keepdim=True)  # at most 0: no temperature makes it overflow upwards
+    below = logits - logits.amax(-1, keepdim=True)  # at most 0, so no temperature overflows
     count = logits.shape[-1]
     top, ids = (below / temperature).topk(min(sampling.top_k or count, count))
     share = top.softmax(-1)  # largest first

@@ -25,8 +25,8 @@ QueryPosition = (
 class CrossAttentionBias(NamedTuple):
     """Additive attention bias of one source tower at one timestep."""
 
-    bias: Tensor  # [B, 1, 1, columns], added to the scores
-    has_source: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
+    bias: Tensor  # [B, 1, 1, timesteps], added to the scores
+    has_source: Tensor | None  # bool [B, 1], rows with a source token; None: all
 
     @classmethod
     def of(cls, mask: Tensor, dtype: torch.dtype) -> "CrossAttentionBias":
@@ -54,7 +54,7 @@ class SingleStep:
     afterwards."""
 
     def __init__(self, model: MultimodalModel, name: str) -> None:
-        assert not model.training, "a step knows no dropout"
+        assert not model.training, "SingleStep has no dropout"
         tower = model.tower(name)
         self.model, self.name = model, name
         self.offset, self.table = tower.offset, tower.embedding.weight
@@ -98,11 +98,11 @@ class SingleStep:
         values by stage. after: callback with each stage's states before the zips.
         """
         rotation = self.rotary(position)
-        position: QueryPosition = None
+        query_position: QueryPosition = None
         if source and self.position_kind == "rotary":
-            position = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
+            query_position = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
         elif source and self.position_kind == "sinusoidal":
-            position = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
+            query_position = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
                 x = self.layers[index](x, rotation, bias, own[index])
@@ -111,7 +111,7 @@ class SingleStep:
             before = x
             after(stage, before)
             for other, (cross_bias, keys) in source.items():
-                y = self.zips[stage, other](before, position, keys[stage], cross_bias)
+                y = self.zips[stage, other](before, query_position, keys[stage], cross_bias)
                 x = y if x is before else x + (y - before)
         return self.finish(x)
 
@@ -121,7 +121,7 @@ class _Rotary:
 
     def __init__(self, size: int, base: float, like: Tensor, scaling: Sequence[float] = ()) -> None:
         frequency = frequencies(size, base, like.device, like.dtype, scaling)
-        # The cosine does not mind the sign; the sine of the first half gets the one that it needs.
+        # cos is even; sin of the first half needs the opposite sign.
         self.frequency = torch.cat([-frequency, frequency])
 
     def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,7 +213,7 @@ class _Zip(NamedTuple):
     def __call__(
         self, x: Tensor, position: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
     ) -> Tensor:
-        """x [B, D] plus the output of the zip. place: position of the query, a rotation or a sinusoid [B,
+        """x [B, D] plus the output of the zip. position: of the query, a rotation or a sinusoid [B,
         D]."""
         q = self.query_norm(x)
         if isinstance(position, Tensor):

@@ -17,7 +17,7 @@ class LogitsProcessor:
     def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
         """Set logits [B, Q, V] of forbidden tokens to -inf, also if they are NaN. kinds int [B, Q]: see
         `TokenLayout.kinds`."""
-        if not np.array_equal(kinds, self.last):  # they seldom change
+        if not np.array_equal(kinds, self.last):  # rarely changes
             self.last, self.mask = kinds, self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]
         return logits.masked_fill(self.mask, float("-inf"))
 

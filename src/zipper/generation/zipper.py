@@ -97,7 +97,7 @@ class Zipper(nn.Module):
             settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
         config = changed(RunConfig(), [*settings, *overrides])
         if "text" not in towers:
-            raise ConfigError("text=... is missing: its tower's folder holds the tokenizer.")
+            raise ConfigError("text=... is missing: the folder of the text tower holds the tokenizer.")
         tokenizer = Tokenizer.load(model_folder(str(towers["text"])) / TOKENIZER)
         codec = load_codec(config.codec)
         units = Units.of(tokenizer, codec, config.codec.pattern)
@@ -126,7 +126,7 @@ class Zipper(nn.Module):
             checkpoint = folder / "checkpoints" / "best.ckpt"
             if not checkpoint.is_file():
                 raise ConfigError(
-                    f"{folder} has no checkpoints/best.ckpt yet: its training has not come to a validation."
+                    f"{folder} has no checkpoints/best.ckpt yet: its training has not reached a validation."
                 )
             trained = load_trained(checkpoint)
         else:
@@ -139,8 +139,8 @@ class Zipper(nn.Module):
         for modality, own in (("speech", codec.fingerprint), ("text", tokenizer.fingerprint)):
             if modality in network.names and statistics.reads[modality] != own:
                 raise DataError(
-                    f"{folder} reads {modality} units of {statistics.reads[modality]!r}, but these are "
-                    f"{own!r}."
+                    f"{folder} was trained on {modality} units {statistics.reads[modality]!r}, but its codec "
+                    f"or tokenizer has {own!r}."
                 )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.eval().to(device), statistics, config, tokenizer, codec)
@@ -242,7 +242,9 @@ class Zipper(nn.Module):
         Raises DataError if it cannot be read or is longer than the model accepts.
         """
         longest = LENGTH_MARGIN * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
-        return read_wave(file, self.sample_rate, start, seconds, longest, "the {:g} s that this model takes")
+        return read_wave(
+            file, self.sample_rate, start, seconds, longest, "the {:g} s that this model accepts"
+        )
 
     def encode(self, modality: str, value: str | Tensor) -> Segment:
         """Encode a text, or a waveform float32 [n] at `sample_rate`, as a prompt segment.
@@ -283,7 +285,7 @@ class Zipper(nn.Module):
             raise ConfigError(f"{shorten(text, 60)!r} {reason}")
         normal = normalise(text)
         if not normal:
-            raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
+            raise ConfigError(f"{text!r} holds no letter of a to z. Give text to synthesize.")
         ids = self.tokenizer.encode(normal)
         self._check_length("text", len(ids), f"{shorten(normal, 60)!r} has {len(ids)} subwords")
         return text_segment(ids, self.tokenizer, 0.0)
@@ -294,7 +296,7 @@ class Zipper(nn.Module):
             raise ConfigError(f"This model has no tower for {modality}, only for {known}.")
         if modality not in self.statistics.longest:
             raise ConfigError(
-                "This model has not been trained: its zips are random. Fit a ZipperModule of it, or load a "
+                "This model has not been trained: its zips are random. Train it with ZipperModule, or load a "
                 "trained one (Zipper.from_pretrained)."
             )
 
@@ -361,7 +363,9 @@ def certify(folder: Path) -> list[str]:
         )
     trained, saved = load_exported(folder)
     if "certificate" not in saved:
-        raise DataError(f"{folder / INFO} holds no certificate: an older version wrote it. Export it again.")
+        raise DataError(
+            f"{folder / INFO} holds no certificate: it was written by an older version. Export it again."
+        )
     check_certificate(trained.network, saved["certificate"])
     return [*saved["certificate"]]
 
@@ -372,9 +376,11 @@ def load_trained(checkpoint: Path) -> TrainedModel:
     saved = read_checkpoint(checkpoint)
     kept = saved.get("hyper_parameters", {})
     if "cfg" not in kept:
-        raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
+        raise DataError(
+            f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
+        )
     weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
-    why = f"{checkpoint} cannot be loaded into this version's model: use the version that wrote it"
+    why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
     return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
 
 

@@ -38,7 +38,7 @@ def vocabulary(codes: int) -> int:
 
 
 Pattern = Literal["delay", "parallel"]
-LAGS: dict[str, int] = {"delay": 1, "parallel": 0}  # columns that a codebook stands behind the one before it
+LAGS: dict[str, int] = {"delay": 1, "parallel": 0}  # timesteps between adjacent codebooks
 
 
 def extra_timesteps(codebooks: int, pattern: Pattern) -> int:
@@ -52,9 +52,9 @@ def to_timesteps(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor
     Raises DataError on a code out of range or on an empty utterance.
     """
     if codes.numel() == 0:
-        raise DataError("An utterance without a single frame has no columns.")
+        raise DataError("An utterance without frames has no tokens.")
     if codes.min() < 0 or codes.max() >= size:
-        raise DataError(f"Codes {int(codes.min())} to {int(codes.max())} do not lie within 0 and {size - 1}.")
+        raise DataError(f"Codes {int(codes.min())} to {int(codes.max())} are not all within 0 to {size - 1}.")
     books, frames = codes.shape
     special, lag = Specials.after(size), LAGS[pattern]
     out = codes.new_full((frames + extra_timesteps(books, pattern), books), special.filler)
@@ -73,14 +73,14 @@ def from_timesteps(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor
     """
     special, lag = Specials.after(size), LAGS[pattern]
     if len(out) == 0 or not bool((out[0] == special.bos).all()):
-        raise DataError("Columns of speech start with begin in every codebook; these do not.")
+        raise DataError("Speech tokens must start with BOS in every codebook.")
     books = out.shape[1]
     ends = (out[:, 0] == special.eos).nonzero()
-    whole = len(out) - 1 - lag * (books - 1)  # frames of which all has been written, should there be no end
-    frames = int(ends[0]) - 1 if len(ends) else max(whole, 0)
+    complete = len(out) - 1 - lag * (books - 1)  # complete frames, without EOS
+    frames = int(ends[0]) - 1 if len(ends) else max(complete, 0)
     codes = torch.stack([out[1 + lag * q : 1 + lag * q + frames, q] for q in range(books)])
     if codes.shape[1] != frames or bool((codes >= size).any()):
-        raise DataError(f"A special stands where one of the {frames} frames should have a code.")
+        raise DataError(f"One of the {frames} frames has a special token in place of a code.")
     return codes
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from zipper.config import TowerConfig
 from zipper.modalities.delay import LAGS, Pattern, Specials, extra_timesteps, from_timesteps
 
-NOT_ENDED = 2**30  # the column in which a segment ends that has not ended yet
-FREE, CONTENT, END, FILLER = range(4)  # kinds of place: content or the end, each of them alone, what fills
+NOT_ENDED = 2**30  # EOS timestep of a segment without EOS
+FREE, CONTENT, END, FILLER = range(4)  # content or EOS, content, EOS, filler
 
 
 class TokenLayout(NamedTuple):
@@ -44,27 +44,27 @@ class TokenLayout(NamedTuple):
         allowed[CONTENT, [i for i in (self.bos, self.eos, self.filler) if i is not None]] = False
         allowed[END, self.eos] = True
         allowed[FREE] = allowed[CONTENT] | allowed[END]
-        allowed[FILLER, self.eos if self.filler is None else self.filler] = True  # rows that wait do write
+        allowed[FILLER, self.eos if self.filler is None else self.filler] = True  # for finished rows
         return allowed
 
-    def kinds(self, column: int, ended: np.ndarray, must_end: np.ndarray) -> np.ndarray:
+    def kinds(self, timestep: int, ended: np.ndarray, must_end: np.ndarray) -> np.ndarray:
         """Kind of each codebook's position at a timestep >= 1: int [B, Q], indices into the rows of
         `allowed`.
 
         ended int [B]: timestep of the row's EOS, or NOT_ENDED. must_end bool [B]: codebook 0 may only predict
         EOS.
         """
-        first = np.where(ended > column, np.where(must_end, END, FREE), FILLER)[:, None]
-        behind = LAGS[self.pattern] * np.arange(1, self.codebooks)
-        due = (column - 1 - behind >= 0) & (column - behind < ended[:, None])  # [B, Q - 1]
+        first = np.where(ended > timestep, np.where(must_end, END, FREE), FILLER)[:, None]
+        delay = LAGS[self.pattern] * np.arange(1, self.codebooks)
+        due = (timestep - 1 - delay >= 0) & (timestep - delay < ended[:, None])  # [B, Q - 1]
         return np.concatenate([first, np.where(due, CONTENT, FILLER)], axis=1)
 
-    def with_fillers(self, column: Tensor) -> Tensor:
+    def with_fillers(self, tokens: Tensor) -> Tensor:
         """Put fillers beside EOS where the pattern has no delay. tokens int64 [B, Q] -> [B, Q]."""
         if LAGS[self.pattern] or self.filler is None or self.codebooks == 1:
-            return column
-        first = column[:, :1]
-        return torch.cat([first, torch.where(first == self.eos, self.filler, column[:, 1:])], dim=1)
+            return tokens
+        first = tokens[:, :1]
+        return torch.cat([first, torch.where(first == self.eos, self.filler, tokens[:, 1:])], dim=1)
 
     def last_timestep(self, ended: np.ndarray) -> np.ndarray:
         """Last timestep of a segment whose EOS is at timestep `ended`. The delayed codebooks end later."""

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from textwrap import shorten
 
 NORMALISER = "librispeech-2"
-PLAIN = "librispeech-1"  # of texts of letters alone, which both versions read alike: their hashes stay
+PLAIN = "librispeech-1"  # texts of letters only are equal in both versions
 
-APOSTROPHES = (  # and what is written for one, single quotation marks included
+APOSTROPHES = (  # and their variants, with single quotation marks
     "'`\xb4\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u2035\u02b9\u02bb\u02bc\u02bd\u055a\ua78b\ua78c\uff07\uff40"
 )
 FOLDED = str.maketrans(
@@ -21,20 +21,20 @@ FOLDED = str.maketrans(
         **dict.fromkeys(APOSTROPHES, "'"),
     }
 )  # fmt: skip
-# Marks that nobody says, beside dashes and quotation marks, which are known by their category.
+# Punctuation that is not pronounced. Dashes and quotation marks are recognised by their category.
 SILENT = frozenset('_*.,:;!?"…‥‼⁇⁈⁉¡¿·•„‚″‶，．：；！？＂' + APOSTROPHES)  # noqa: RUF001
-UNUSUAL = re.compile(r"[^A-Za-z\s.,:;!?\"'-]")  # what is looked at more closely
-WITHIN = re.compile(r"(?<=[^\W_])[_*]+(?='?[^\W_])")  # no emphasis: snake_case, f*ck
+UNUSUAL = re.compile(r"[^A-Za-z\s.,:;!?\"'-]")  # needs a closer check
+WITHIN = re.compile(r"(?<=[^\W_])[_*]+(?='?[^\W_])")  # within a word, not emphasis: snake_case, f*ck
 TAG = re.compile(r"<[^<>]*>|\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|[<>\[\]{}()]")
 
-# Words that begin with an apostrophe, and those that end with one; any other at an edge is a quotation mark.
+# Words that begin or end with an apostrophe. Any other apostrophe at an edge is a quotation mark.
 ELISIONS = frozenset(
     ("tis", "tisn't", "twas", "twasn't", "twere", "twill", "twould", "twixt", "tween", "neath", "gainst")
     + ("mongst", "em", "im", "ave", "n", "s", "d", "ll", "re", "ve", "m")
     + ("cause", "bout", "round", "til", "till", "fore", "nuff", "cept", "scuse", "nother")
     + ("ere", "er", "ome", "ouse", "orse", "ud")
 )
-BARE = re.compile(r"[a-z'\s]*|[A-Z'\s]*")  # no marks, one case: a transcript, as LibriSpeech's
+BARE = re.compile(r"[a-z'\s]*|[A-Z'\s]*")  # a transcript, as in LibriSpeech: no punctuation, one case
 ENDS_IN_ONE = re.compile(r"[ns]$|^(?:o|i|a|t|th|wi|ol|mo|po|de|ha|fro|fo|befo|yo|sho)$")
 
 
@@ -59,7 +59,7 @@ def unreadable(text: str) -> str | None:
         return None
     if tag := TAG.search(text):
         what = shorten(tag[0], 60)
-        return f"has a tag ({what!r}): nobody knows what was said. Take it out, or write what is said."
+        return f"has a tag ({what!r}): its pronunciation is unknown. Remove it, or write what is spoken."
     strange = sorted((c for c in unusual if not _readable(c)), key=lambda c: (not _is(c, "N"), c))
     within = WITHIN.search(text.translate(FOLDED))
     if not strange and not within:
@@ -70,12 +70,12 @@ def unreadable(text: str) -> str | None:
     )
     where = shorten(next(words, sign), 60)
     if _is(sign, "N"):
-        return f"has digits ({where!r}), which have no one reading. Write them in words."
+        return f"has digits ({where!r}), which have no unique reading. Write them in words."
     if _is(sign, "L"):
-        return f"has the letter {sign!r} ({where!r}), which has no one reading. Write the word in a to z."
+        return f"has the letter {sign!r} ({where!r}), which has no unique reading. Write the word in a to z."
     if _is(sign, "C") or sign == "\ufffd":
-        return f"holds {sign!r} ({where!r}), which is no text. Save it as UTF-8 again."
-    return f"has the sign {sign!r} ({where!r}), which has no one reading. Write it in words, or take it out."
+        return f"holds {sign!r} ({where!r}), which is not text. Save it as UTF-8 again."
+    return f"has the sign {sign!r} ({where!r}), which has no unique reading. Write it in words, or remove it."
 
 
 def normaliser_of(texts: Iterable[str]) -> str:
@@ -94,7 +94,7 @@ def _folded(text: str) -> str:
 def _readable(sign: str) -> bool:
     """Whether a character folds to the letters a to z, or is punctuation that is not pronounced."""
     if _is(sign, "L") and sign not in APOSTROPHES:
-        raised = _is(sign, "Lm")  # x to the n-th, and the like
+        raised = _is(sign, "Lm")  # superscripts
         return not raised and re.fullmatch("[a-z']+", _folded(sign)) is not None
     return sign in SILENT or sign.isspace() or _is(sign, "Cf", "Pd", "Pi", "Pf", "M")
 

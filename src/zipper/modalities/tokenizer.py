@@ -32,8 +32,8 @@ class Tokenizer:
         specials = ["<begin>", "<end>"]
         if vocabulary < len(specials) + len(LETTERS) + 1:
             raise DataError(
-                f"data.subwords={vocabulary} is fewer than the letters and specials need. Give at least "
-                f"{len(specials) + len(LETTERS) + 1}."
+                f"data.subwords={vocabulary} is less than the number of letters and special tokens. Give at "
+                f"least {len(specials) + len(LETTERS) + 1}."
             )
         tokenizer = HFTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -69,7 +69,7 @@ class Tokenizer:
 
     def save(self, file: Path) -> None:
         """Write tokenizer.json."""
-        # Its own save hides why a write failed.
+        # Tokenizer.save of the package hides the reason of a failed write.
         file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
@@ -93,7 +93,7 @@ class Tokenizer:
         """Hash of the tokenizer. Towers and encoded datasets with the same hash use the same ids."""
         info = json.loads(self.tokenizer.to_str())
         if self.tokenizer.token_to_id("<begin>") == self.bos:
-            info["post_processor"] = None  # what says where begin and end stand; ours always had them there
+            info["post_processor"] = None  # constant for tokenizers of this package
         text = json.dumps(info, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -116,13 +116,11 @@ def _specials_of_model(file: Path, tokenizer: HFTokenizer) -> tuple[str, str]:
         tokenizer.id_to_token(i[0] if isinstance(i, list) else i) if i is not None else None for i in ids
     )
     if end is None:
-        around = tokenizer.encode("").tokens  # as `save` wrote it
-        if len(around) != 2:
+        specials = tokenizer.encode("").tokens  # as saved by this package
+        if len(specials) != 2:
             raise DataError(
                 f"{file} has no <begin> and <end>, and no config.json beside it names bos_token_id and "
-                "eos_token_id: "
-                "it was not made here, and is no pre-trained model's. Give the tokenizer that stands with "
-                "its model."
+                "eos_token_id. Give the tokenizer.json in the folder of its model."
             )
-        begin, end = around
+        begin, end = specials
     return begin or end, end

@@ -16,8 +16,8 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.pretrained import read_tower
 from zipper.models.tower import Tower
 
-TOKENS, ROWS = 8, 16  # reference logits: of so many tokens, of the first so many ids
-TOLERANCE = 1e-3  # of the largest reference logit: sums are rounded differently by other machines
+TOKENS, ROWS = 8, 16  # reference logits: number of tokens, number of ids
+TOLERANCE = 1e-3  # relative to the largest logit; rounding differs between machines
 
 
 def certificate(network: MultimodalModel) -> dict[str, Any]:
@@ -38,9 +38,7 @@ def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> No
     the tower whose weights match but whose logits differ. network: as loaded from the export."""
     for name in network.names:
         if network.cfg.towers[name].frozen and name not in certified:
-            raise DataError(
-                f"Tower {name} is frozen, but the certificate says nothing of it. Export it again."
-            )
+            raise DataError(f"Tower {name} is frozen, but is not in the certificate. Export it again.")
     for name, expected in certified.items():
         tower = network.tower(name)
         state = tower.state_dict()
@@ -51,14 +49,14 @@ def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> No
             if _digest(state[key]) != digest:
                 raise DataError(
                     f"Tower {name}: {key} is not that of {expected['init']}. It was changed after the "
-                    "export, or was trained though the tower is said to be frozen."
+                    "export, or was trained although the tower is frozen."
                 )
         reference = torch.tensor(expected["logits"])
         difference = float((_logits(tower) - reference).abs().max())
         if not difference <= TOLERANCE * float(reference.abs().max()):
             raise DataError(
                 f"Tower {name} has the weights of {expected['init']}, but other logits ({difference:.2g}). "
-                "This version of the library computes something else: use the one that exported it."
+                "This version of the library computes differently: use the version that exported it."
             )
 
 

@@ -30,7 +30,7 @@ def import_gguf(file: Path, folder: Path) -> None:
     if not file.is_file():
         raise ConfigError(f"{file} does not exist. Give a .gguf file.")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name another folder; nothing is written over.")
+        raise ConfigError(f"{folder} is not empty: choose another folder.")
     check_place(folder, 10 * file.stat().st_size, f"folder {folder}", "another folder")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -45,7 +45,7 @@ def import_gguf(file: Path, folder: Path) -> None:
     architecture = type(model).__name__
     if architecture not in FAMILIES:
         raise DataError(
-            f"{file} holds a {architecture}, which towers do not have. Known are {', '.join(FAMILIES)}."
+            f"{file} holds a {architecture}, an unsupported architecture. Supported: {', '.join(FAMILIES)}."
         )
     tied = bool(model.config.tie_word_embeddings)
     weights = {
@@ -56,7 +56,7 @@ def import_gguf(file: Path, folder: Path) -> None:
     config = {k: v for k, v in model.config.to_dict().items() if k not in DROPPED_KEYS}
     save_file(weights, folder / ONE_FILE)
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
-    # Last: with it, the folder is a model's.
+    # Written last, because it marks the folder as complete.
     temporary = folder / f"{CONFIG}.{os.getpid()}.part"
     temporary.write_text(
         json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n", encoding="utf-8"

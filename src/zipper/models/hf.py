@@ -17,7 +17,7 @@ from zipper.config import read_json
 from zipper.errors import DataError
 
 CONFIG, INDEX, ONE_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
-# By architecture: whether queries, keys and values have a bias, whether queries and keys have a norm.
+# By architecture: bias of queries, keys and values; norm of queries and keys.
 FAMILIES = {
     "LlamaForCausalLM": (False, False),  # SmolLM2 too
     "MistralForCausalLM": (False, False),
@@ -32,13 +32,13 @@ NEEDED = (
     "rms_norm_eps",
     "vocab_size",
 )
-WINDOW = 2048  # tokens: a sliding window at least so long hides nothing from texts that are spoken
+WINDOW = 2048  # tokens; a longer sliding window never truncates utterances
 OURS = {
     "model.embed_tokens.weight": "embedding.weight",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "head",
 }
-PARTS = {  # of a layer: what of theirs, one after the other, makes up one of ours
+PARTS = {  # of a layer: tensors of the checkpoint that are concatenated to one of the tower
     "attention_norm.weight": ["input_layernorm.weight"],
     "attention.to_qkv.weight": [f"self_attn.{part}_proj.weight" for part in "qkv"],
     "attention.to_qkv.bias": [f"self_attn.{part}_proj.bias" for part in "qkv"],
@@ -62,8 +62,8 @@ def shape_of(folder: Path) -> dict[str, Any]:
     (architecture,) = config.get("architectures") or ["none"]
     if architecture not in FAMILIES:
         raise DataError(
-            f"{folder / CONFIG}: towers of architecture {architecture!r} are not known. "
-            f"Known are {', '.join(FAMILIES)}."
+            f"{folder / CONFIG}: architecture {architecture!r} is not supported. "
+            f"Supported: {', '.join(FAMILIES)}."
         )
     if lacking := [key for key in NEEDED if key not in config]:
         raise DataError(f"{folder / CONFIG} lacks {', '.join(lacking)}. Restore it from the model's source.")
@@ -99,8 +99,8 @@ def _refuse_foreign_parts(folder: Path, config: dict[str, Any]) -> None:
     window = config.get("sliding_window")
     if window and config.get("use_sliding_window", True) and window < WINDOW:
         raise DataError(
-            f"{folder / CONFIG}: sliding_window={window} would hide tokens of long documents; towers look at "
-            f"all of them, which is the same only from {WINDOW} on."
+            f"{folder / CONFIG}: sliding_window={window} is too short: towers attend to all tokens, which is "
+            f"equivalent only from {WINDOW} on."
         )
 
 
@@ -114,7 +114,7 @@ def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
         keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         return [float(rope[key]) for key in keys]
     raise DataError(
-        f"{folder / CONFIG}: positions scaled by {kind!r} are not known. Known are default, linear, llama3."
+        f"{folder / CONFIG}: rope scaling {kind!r} is not supported. Supported: default, linear, llama3."
     )
 
 
@@ -130,7 +130,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             theirs.update(load_file(file))
         except (OSError, SafetensorError) as error:
             raise DataError(f"{file} is missing or damaged ({error}). Fetch the model again.") from error
-    # Some checkpoints carry what follows from others.
+    # Some checkpoints contain derived tensors.
     derived = {name for name in theirs if name.endswith("rotary_emb.inv_freq")}
     if shape["tied"]:
         derived.add("lm_head.weight")
@@ -144,9 +144,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     extra = sorted(set(theirs) - used)
     if missing or extra:
         raise DataError(
-            f"{folder}: its tensors are not those that {CONFIG} describes: missing {_first_names(missing)}; left "
-            "over "
-            f"{_first_names(extra)}. Fetch the model again, or mend {CONFIG}."
+            f"{folder}: its tensors do not match {CONFIG}: missing {_first_names(missing)}; unexpected "
+            f"{_first_names(extra)}. Fetch the model again, or correct {CONFIG}."
         )
     return ours
 
@@ -156,9 +155,7 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted({*read_json(folder / INDEX)["weight_map"].values()})]
     if not (folder / ONE_FILE).is_file():
         raise DataError(
-            f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Weights in other formats are not "
-            "read: "
-            "save the model as safetensors."
+            f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Save the model as safetensors."
         )
     return [folder / ONE_FILE]
 

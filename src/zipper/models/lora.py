@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MATRICES = ("to_qkv", "to_out", "gate_up", "down")  # of every layer of a tower
-ALPHA = 2.0  # what is added is ALPHA B A x, whatever the rank
+ALPHA = 2.0  # scale of the update, independent of the rank
 
 
 class LoRA(nn.Linear):

@@ -10,7 +10,7 @@ from zipper.data.batches import Batch
 from zipper.models.tower import Tower
 from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
 
-Pair = tuple[str, str]  # (asking, asked)
+Pair = tuple[str, str]  # (query, source)
 
 
 class MultimodalModel(nn.Module):

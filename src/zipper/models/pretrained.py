@@ -51,16 +51,14 @@ def tower_info(folder: Path) -> dict[str, Any]:
         shape, subwords = shape_of(folder), Tokenizer.load(folder / "tokenizer.json")
         if subwords.vocabulary > shape["vocabulary"]:
             raise DataError(
-                f"{folder}/tokenizer.json has {subwords.vocabulary} tokens, but the embedding that "
-                "config.json "
-                f"describes has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
+                f"{folder}/tokenizer.json has {subwords.vocabulary} tokens, but the embedding in config.json "
+                f"has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
             )
         return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
     if not (folder / WEIGHTS).is_file() or not (folder / INFO).is_file():
         raise DataError(
             f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "
-            "model. "
-            "Run `make pretrain`, or name a tower's folder, or user/name of a model on the hub."
+            "model. Run `make pretrain`, or give a tower's folder or the Hub id user/name of a model."
         )
     info = read_json(folder / INFO)
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != info["sha256"]:
@@ -85,8 +83,8 @@ def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
     for name, value in info["shape"].items():
         if getattr(cfg, name) not in (plain[name], value):
             raise ConfigError(
-                f"{name}={getattr(cfg, name)}, but the tower in init={folder} "
-                f"has {name}={value}. Leave {name} out, or init."
+                f"{name}={getattr(cfg, name)}, but the tower in init={folder} has {name}={value}. "
+                f"Leave {name} out, or init."
             )
     return replace(cfg, **info["shape"])
 

@@ -20,7 +20,7 @@ PER_MODALITY = (
     "codebooks",
     "pattern",
     "init",
-)  # what a modality has of its own in a single decoder
+)  # not shared by a single decoder
 
 
 def check_towers(cfg: RunConfig) -> None:
@@ -94,8 +94,8 @@ def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
     _, books = units.sizes["speech"]
     if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != books:
         raise ConfigError(
-            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {books} codebooks. "
-            "Give so many, or none."
+            f"train.codebook_weights={cfg.train.codebook_weights}: the encoded dataset has {books} "
+            "codebooks. Give one weight per codebook, or none."
         )
     single = cfg.model.kind == "single_decoder"
     towers: dict[str, TowerConfig] = {}
@@ -115,7 +115,7 @@ def _check_tasks(cfg: RunConfig) -> None:
         )
     if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
         raise ConfigError(
-            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not learnt: train.tasks={shares}. "
+            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not trained: train.tasks={shares}. "
             "Give it a share there, or leave it out."
         )
     needed = {name for task in shares for name in TASKS[task]}
@@ -141,7 +141,7 @@ def _with_decoder_shape(decoder: TowerConfig, name: str, tower: TowerConfig) -> 
 def _resolve_tower(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
     if name not in units.sizes:
         raise ConfigError(
-            f"model.modalities names {name!r}, but this store holds only {sorted(units.sizes)}."
+            f"model.modalities names {name!r}, but the encoded dataset holds only {sorted(units.sizes)}."
         )
     count, books = units.sizes[name]
     if tower.init:
@@ -150,31 +150,34 @@ def _resolve_tower(name: str, tower: TowerConfig, units: Units, single: bool) ->
         known = {units.ids[name], *([units.joint_id] if single else [])}
         if info["reads"] not in known:
             raise DataError(
-                f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the store "
-                f"holds {units.ids[name]!r}. Use the codec or tokenizer "
-                "of that tower, or pre-train one on these."
+                f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the "
+                f"encoded dataset holds {units.ids[name]!r}. Use the codec or tokenizer of that tower, or "
+                "pre-train a tower on these units."
             )
-        learnt = info.get("pattern", "delay")
-        if info["reads"] != units.ids["text"] and learnt != units.pattern and units.sizes["speech"][1] > 1:
+        trained_on = info.get("pattern", "delay")
+        if (
+            info["reads"] != units.ids["text"]
+            and trained_on != units.pattern
+            and units.sizes["speech"][1] > 1
+        ):
             raise ConfigError(
                 f"codec.pattern={units.pattern}, but model.towers.{name}.init={tower.init} was trained on "
-                f"{learnt}. Use that, or pre-train one on this."
+                f"{trained_on}. Use that pattern, or pre-train a tower with this one."
             )
-        if info["reads"] == units.joint_id:  # a grown decoder, whose rows are those of all modalities
+        if info["reads"] == units.joint_id:  # a single decoder, with the vocabulary of all modalities
             shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
             tower = with_shape_of(tower, folder)
         tower.check_interval()
     if name == "text":
-        # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
-        # held to.
+        # Embeddings of pre-trained models are often padded beyond their tokenizer.
         tower = replace(tower, specials=units.specials)
         count = max(count, tower.vocabulary if tower.init else 0)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
-            f"store has {count} and {books}. Leave both out."
+            f"dataset has {count} and {books}. Leave both out."
         )
     if tower.pattern not in ("delay", units.pattern):
         raise ConfigError(
@@ -185,12 +188,12 @@ def _resolve_tower(name: str, tower: TowerConfig, units: Units, single: bool) ->
 
 
 def _check_sentences(name: str, init: str | None, dataset: EncodedDataset) -> None:
-    known = tower_info(model_folder(init))["trained_on"] if init else None  # none: a model of elsewhere
+    known = tower_info(model_folder(init))["trained_on"] if init else None  # None: unknown
     train = dataset.splits["train"]
     if known not in (None, dataset.info["trained_on"], sentences_hash(train[:FIRST]["text"])):
         raise DataError(
             f"model.towers.{name}.init={init} was trained on other sentences of the grammar than "
-            "this store's training split, so dev and test may hold some of them. Keep the data.seed and "
-            f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
-            "share of the training split), or pre-train towers on this store."
+            "this training split, so dev and test may contain some of them. Keep the data.seed and the "
+            f"data.train of its training (shipped towers: {FIRST} or more; data.only limits the training "
+            "split), or pre-train towers on this dataset."
         )

@@ -29,9 +29,8 @@ class SingleDecoderModel(MultimodalModel):
         rows = sum(tower.vocabulary * tower.codebooks for tower in towers)
         self.decoder = Tower(replace(towers[0], vocabulary=rows, codebooks=1))
         first, other = 0, self.joint
-        self.shared_towers: dict[
-            str, SharedTower
-        ] = {}  # a plain dict: every weight is owned once, by the decoder
+        # A plain dict, because the decoder owns all weights.
+        self.shared_towers: dict[str, SharedTower] = {}
         for name, tower in zip(self.names, towers, strict=True):
             self.shared_towers[name] = SharedTower(self.decoder, tower, first, other, self.joint)
             first, other = first + tower.vocabulary, other + tower.vocabulary * (tower.codebooks - 1)
@@ -43,7 +42,7 @@ class SingleDecoderModel(MultimodalModel):
         length, x = batch.length, None
         for name, stream in streams.items():
             embedded = self.shared_towers[name].embed(stream.tokens)
-            if x is None:  # one column more than there are, for what is padding
+            if x is None:  # one extra position for padding
                 x = embedded.new_zeros(len(embedded), length + 1, embedded.shape[-1])
             at = torch.where(stream.valid, stream.order, length)[..., None].expand_as(embedded)
             x = x.scatter(1, at, embedded)
@@ -74,7 +73,7 @@ class SingleDecoderModel(MultimodalModel):
         steps.
         """
         weights = tower.state_dict()
-        for name in ("embedding.weight", "head"):  # the latter where the two are not tied
+        for name in ("embedding.weight", "head"):  # head: only if untied
             if name in weights:
                 weights[name] = self._grown(weights[name])
         self.decoder.load_state_dict(weights)

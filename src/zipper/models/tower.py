@@ -32,8 +32,8 @@ class LayerCache(NamedTuple):
     masked by the caller."""
 
     buffers: KeyValue  # [B, H, capacity, K]
-    at: Tensor  # int64 [T], the columns of these tokens
-    read: int  # columns
+    at: Tensor  # int64 [T], timesteps of these tokens
+    read: int  # timesteps to read
 
     def store(self, new: KeyValue) -> None:
         """Write keys and values [B, H, T, K] of new tokens."""
@@ -107,9 +107,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
         self.feed_forward = FeedForward(cfg.width, cfg.hidden)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.activation_checkpointing = (
-            False  # forget activations in training, and compute them again on the way back
-        )
+        self.activation_checkpointing = False
 
     def forward(
         self,
@@ -136,7 +134,7 @@ class Tower(nn.Module):
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.embedding = nn.Embedding(cfg.codebooks * cfg.vocabulary, cfg.width)  # codebook after codebook
+        self.embedding = nn.Embedding(cfg.codebooks * cfg.vocabulary, cfg.width)  # codebook by codebook
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
         self.norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Parameter(torch.randn(self.embedding.weight.shape) * 0.02)
@@ -226,7 +224,7 @@ def frequencies(
         return frequency / scaling[0]
     if scaling:
         factor, low, high, tokens = scaling
-        turns = tokens * frequency / (2 * math.pi)  # within what was pre-trained on
+        turns = tokens * frequency / (2 * math.pi)  # within the pre-training context
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         return frequency * (kept + (1 - kept) / factor)
     return frequency
@@ -262,7 +260,7 @@ class Rotate(torch.autograd.Function):
 
 def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate x [..., K] by cos, sin [..., K / 2]."""
-    if torch.compiler.is_compiling():  # which fuses by itself, and cannot write into half a tensor
+    if torch.compiler.is_compiling():  # inductor fuses this, and cannot write into views
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     (a, b), out = x.chunk(2, dim=-1), torch.empty_like(x)

@@ -19,8 +19,8 @@ from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.zip_block import ZipBlock
 from zipper.models.zipper import ZipperModel
 
-DOCUMENTS = 256  # documents that the zips' start is measured on
-FLOOR = 1e-4  # of the mean variance; directions with less are not raised any further
+DOCUMENTS = 256  # documents for the initialisation
+FLOOR = 1e-4  # minimum variance, relative to the mean
 BATCH = 16  # documents
 
 

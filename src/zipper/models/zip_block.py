@@ -14,8 +14,8 @@ from zipper.config import ZipConfig
 from zipper.models.tower import KeyValue, rotate, rotation
 
 OLD_PARTS = {"asked_norm": "source_norm", "switches": "next_modality_heads"}
-SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
-SECONDS_PER_RADIAN = 0.05  # seconds a radian of the fastest rotation
+SECONDS_BASE = 100.0  # ratio of the longest to the shortest rotary wavelength of a zip
+SECONDS_PER_RADIAN = 0.05  # of the fastest rotation
 
 
 def cross_attention_mask(order_q: Tensor, order_k: Tensor, valid_k: Tensor) -> Tensor:
@@ -52,9 +52,9 @@ class ZipBlock(nn.Module):
         self.projection = mlp(source, query, cfg.projection_depth)  # g
         self.query_norm = nn.RMSNorm(query)
         diagonal = cfg.diagonal if cfg.position == "rotary" else 0.0
-        # Equal constant biases, turned by the rotary positions, make each token look first at what was said
-        # at its own time (the sum of cos(frequency x difference) is largest at 0). A zip that has to find
-        # the diagonal by itself sits still for long.
+        # Equal constant biases of queries and keys, rotated by time, favour source tokens of the same time
+        # (the sum of cos(frequency x difference) is largest at 0). Without this initial diagonal, zips learn
+        # the alignment late.
         self.to_q = nn.Linear(query, query)
         self.to_k = nn.Linear(query, query)
         for linear in (self.to_q, self.to_k):
@@ -90,7 +90,7 @@ class ZipBlock(nn.Module):
     def attend(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """Cross-attention before its gate: [B, Tq, D]"""
         q = self.query(x, times)
-        # A boolean mask gives 0, not NaN, where a row may look at nothing (torch >= 2.5).
+        # A boolean mask gives 0, not NaN, for a row without source tokens (torch >= 2.5).
         y = F.scaled_dot_product_attention(q, source.key, source.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
@@ -145,7 +145,7 @@ def mlp(in_features: int, out_features: int, depth: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(depth):
         linear = nn.Linear(out_features if index else in_features, out_features)
-        # PyTorch's own start would leave 7 % of the signal after three layers, less than their biases.
+        # PyTorch's default leaves 7 % of the signal after three layers, less than the biases.
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
         layers += [nn.ReLU(), linear] if index else [linear]

@@ -29,7 +29,7 @@ class InputProjection(nn.Module):
         self.kind = kind
         self.mlp = mlp(width, width, 3)
         if kind == "residual":
-            self.gate = gate(0.0)  # starts as the tower's own embedding
+            self.gate = gate(0.0)  # starts as the identity
         self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class ZipperModel(MultimodalModel):
     ) -> None:
         """rates, seconds: see `set_times`."""
         super().__init__(cfg)
-        for name in self.names:  # not of the checkpoint: they come with its statistics
+        for name in self.names:  # not persistent: set from the statistics
             self.register_buffer(
                 f"seconds_{name}", torch.zeros(cfg.towers[name].vocabulary), persistent=False
             )

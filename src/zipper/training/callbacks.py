@@ -42,7 +42,7 @@ class RecognitionMonitor(L.Callback):
         wer = asr.total(found).rate
         module.log("dev/asr_wer", wer, prog_bar=True)
         module.dev_wer["asr"] = capped_rate(found)
-        lines = [f"step {trainer.global_step}: dev WER of recognition {wer:.1%} on {len(found)} utterances"]
+        lines = [f"step {trainer.global_step}: dev ASR WER {wer:.1%} on {len(found)} utterances"]
         for one in found[:SHOWN]:
             lines += [
                 f"    reference  {one.reference}",
@@ -83,12 +83,12 @@ class SpeechMonitor(L.Callback):
         module.dev_wer["tts"] = capped_rate(found)
         cut = sum(one.stopped != "end" for one in found)
         lines = [
-            f"step {trainer.global_step}: dev WER of speech {wer:.1%} on {len(found)} sentences, {cut} cut"
+            f"step {trainer.global_step}: dev TTS WER {wer:.1%} on {len(found)} sentences, {cut} without EOS"
         ]
         for one in found[:SHOWN]:
             lines += [
-                f"    to say {one.reference}",
-                f"    heard  {one.hypothesis or '(nothing)'} [{one.stopped}]",
+                f"    reference  {one.reference}",
+                f"    transcript {one.hypothesis or '(nothing)'} [{one.stopped}]",
             ]
         _print("\n".join(lines))
         if trainer.is_global_zero:
@@ -132,7 +132,7 @@ class GateMonitor(L.Callback):
             for name, parameter in module.named_parameters()
             if is_gate(name) and parameter.requires_grad
         }
-        for logger in trainer.loggers:  # which write on the first rank alone
+        for logger in trainer.loggers:  # loggers write on rank 0 only
             logger.log_metrics(gates, step=trainer.global_step)
 
 
@@ -177,7 +177,7 @@ class Throughput(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.on_train_start(trainer, module)  # the validation's time is not the training's
+            self.on_train_start(trainer, module)  # exclude the time of validation
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)

@@ -40,7 +40,7 @@ class Save(Checkpoint):
             return
         signal = self._received_signal(trainer)
         if signal or step % self.every == 0:
-            if step % self.log_every == 0:  # Lightning logs after this, and a run may end before
+            if step % self.log_every == 0:  # Lightning logs later, and the run may stop here
                 metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
                 for logger in trainer.loggers:
                     logger.log_metrics(metrics, step=step - 1)
@@ -68,7 +68,7 @@ class Save(Checkpoint):
 
     def _save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()  # the metrics up to here belong to the checkpoint
+            logger.save()  # metrics up to this step belong to the checkpoint
         last = self.folder / LAST
         if trainer.is_global_zero and last.exists():
             keep(last, self.folder / PREVIOUS)

@@ -49,7 +49,7 @@ class CodebookLearner(nn.Module):
             code = nearest(residual, centres)
             count = torch.bincount(code, minlength=len(centres)).float()
             book.embed.copy_(centres)
-            # As if the averages had been running for long on batches of this kind.
+            # As after many updates on batches of this kind.
             share = count / len(residual) * 160
             book.cluster_size.copy_(share.clamp(min=1e-3))
             book.embed_avg.copy_(centres * book.cluster_size[:, None])
@@ -61,7 +61,7 @@ class CodebookLearner(nn.Module):
         total = torch.zeros_like(book.embed).index_add_(0, code, residual)
         book.cluster_size.lerp_(count, 1 - self.decay)
         book.embed_avg.lerp_(total, 1 - self.decay)
-        # Dead: chosen a tenth as often as the average code, over the window of the moving average.
+        # Dead: used less than a tenth as often as the average code, within the moving average.
         dead = book.cluster_size < 0.1 * book.cluster_size.mean()
         if dead.any():
             fresh = residual[torch.randint(len(residual), (int(dead.sum()),), device=residual.device)]

@@ -30,9 +30,9 @@ from zipper.distributed import WholeFiles, check_trainer, one_device
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, nearest
 
-GAIN = 10.0  # speech of the corpus has an RMS near 0.05; inside, near 0.5
+GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
-FLOOR = 1e-2  # added to a mel energy before its logarithm: silence keeps a gradient, and it learns at once
+FLOOR = 1e-2  # added to mel energies before the logarithm, so that silence has a gradient
 INITIAL_LATENTS = 32_768
 
 
@@ -80,7 +80,7 @@ class CodecModule(L.LightningModule):
         latents = self.model.encoder(wave[:, None])  # [B, D, F]
         commitment, variance = latents.new_zeros(()), latents.detach().var()
         if self.global_step >= self.quantise_from:
-            # One step in four decodes from fewer codebooks: the first carry the most (EnCodec 3.2).
+            # One step in four decodes from fewer codebooks, as in EnCodec (section 3.2).
             few = index % 4 == 0
             codebooks = 1 + (index // 4) % self.cfg.codebooks if few else self.cfg.codebooks
             latents, commitment = self.learner(latents, codebooks)
@@ -89,7 +89,7 @@ class CodecModule(L.LightningModule):
         self.log_dict(
             {"codec/spectral": spectral, "codec/commitment": commitment}, prog_bar=True, batch_size=len(wave)
         )
-        # In units of the latents' own variance, or the encoder would shrink them to make it small.
+        # Relative to the variance of the latents, which the encoder would otherwise shrink.
         return spectral + 0.25 * commitment / variance
 
     def on_train_batch_start(self, batch: Tensor, index: int) -> None:
@@ -154,7 +154,7 @@ def check_codec_training(cfg: RunConfig) -> None:
     shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
     if {key: tensor.shape for key, tensor in first.items()} != shapes:
         raise ConfigError(
-            f"train_codec.init={mine.init} has another shape than this config asks for. Give its filters, "
+            f"train_codec.init={mine.init} has another shape than this config. Give its filters, "
             "dimension, ratios, codebooks and codes, or leave init out."
         )
 
@@ -179,7 +179,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         gradient_clip_val=1.0,
         plugins=[WholeFiles()],
     )
-    last = cfg.run_dir / "last.ckpt"  # a training that was cut off goes on from here
+    last = cfg.run_dir / "last.ckpt"  # an interrupted training resumes from it
     if last.exists():
         crops.start = read_checkpoint(last)["global_step"]
     path = last if last.exists() else None

@@ -87,7 +87,7 @@ class ZipperData(L.LightningDataModule):
         super().__init__()
         self.cfg, self.dataset = cfg, dataset
         self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
-        # Mistakes in the sizes show here, before a Trainer exists; those of the other splits too.
+        # Check the sizes of all splits before a Trainer exists.
         for split in SPLITS[1:]:
             self._steps(split, cfg.train.tasks.shares(), 1)
         self.steps = self._steps(
@@ -101,7 +101,7 @@ class ZipperData(L.LightningDataModule):
         if trainer.world_size > 1 and trainer.world_size != train.devices * train.nodes:
             raise ConfigError(
                 f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
-                f"{trainer.world_size} processes: say both as they are."
+                f"{trainer.world_size} processes. Correct both settings."
             )
         slices = trainer.world_size * accumulate
         if slices != self.steps.slices:

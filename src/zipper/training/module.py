@@ -21,7 +21,7 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
 from zipper.training.engine import shard
 
-NAMED = 8  # utterances named where a step fails
+NAMED = 8  # utterances in an error message
 
 
 class Trainable(Protocol):
@@ -50,17 +50,15 @@ class ZipperModule(L.LightningModule):
         self.cfg = changed(model.config, overrides) if settings else model.config
         self.statistics, self.model = model.statistics, model.network
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
-        set_trainable(self.model, self.cfg.model)  # of the directions in use, which data may have narrowed
+        set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`
         self.idle = idle_parts(self.model)
         self.sharded = False
-        self.step_batches: list[Batch] = []  # of the step that is being made
-        self.dev_wer: dict[str, float] = {}  # by task: error rate on dev at the last validation
+        self.step_batches: list[Batch] = []  # micro-batches of the current step
+        self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
         self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
-        self.units = 0  # tokens trained on, padding left out
-        self.seconds_before, self.started = (
-            0.0,
-            time.monotonic(),
-        )  # of training, in processes that were cut off
+        self.units = 0  # trained tokens, without padding
+        self.seconds_before = 0.0  # of training, in earlier processes of this run
+        self.started = time.monotonic()
 
     @classmethod
     def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
@@ -112,11 +110,13 @@ class ZipperModule(L.LightningModule):
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
         if self.model.next_modality_heads:
-            switch = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
-            self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
-            loss = loss + switch
+            head_loss = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
+            self.log("train/loss_switch", head_loss, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + head_loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        padding = torch.tensor(batch.padding).to(self.device, non_blocking=True)  # or Lightning waits for it
+        padding = torch.tensor(batch.padding).to(
+            self.device, non_blocking=True
+        )  # avoids a synchronisation by Lightning
         self.log("train/padding", padding, batch_size=len(batch.ids))
         self.latest["loss"] = loss.detach()
         self.step_batches.append(batch)
@@ -146,9 +146,9 @@ class ZipperModule(L.LightningModule):
         named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
         what = "the loss is not finite in" if culprits else f"the gradient's norm is {norm} in the step of"
         return (
-            f"step {self.trainer.global_step + 1}: {what} {named}. Nothing was updated, and no checkpoint "
-            "written over. The same command comes to the same step: look at these utterances, or train under "
-            f"another name (name=...) with train.lr below {self.cfg.train.lr:g}, train.clip below "
+            f"step {self.trainer.global_step + 1}: {what} {named}. Weights and checkpoints are unchanged. "
+            "The same command fails at the same step: check these utterances, or train under another name "
+            f"(name=...) with train.lr below {self.cfg.train.lr:g}, train.clip below "
             f"{self.cfg.train.clip:g}, more train.warmup or train.precision=32-true."
         )
 

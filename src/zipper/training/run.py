@@ -74,7 +74,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 
 def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
-    code = commit()  # what trains, not what the checkout holds once it is done
+    code = commit()  # at the start; the checkout may change during the run
     speech_scorer = load_speech_scorer(cfg)
     clock = Clock()
     dataset = prepare(cfg, clock)
@@ -88,9 +88,7 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     if checkpoint:
         check_dataset(checkpoint, dataset, towers)
     if first_process():
-        dataset.tokenizer.save(
-            cfg.run_dir / "tokenizer.json"
-        )  # with the checkpoints, all that `generate` needs
+        dataset.tokenizer.save(cfg.run_dir / "tokenizer.json")  # for `zipper generate`
     with clock.stage("train"):
         module, trainer = fit(cfg, dataset, data, checkpoint, speech_scorer, towers)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
@@ -112,7 +110,7 @@ def _finish(
     """Evaluate, draw figures, and write the results and the file that marks the run as finished."""
     with clock.stage("evaluate"):
         results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, trainer.loggers, kept)
-        if not trainer.is_global_zero:  # one process writes
+        if not trainer.is_global_zero:  # rank 0 writes
             return {}
         if len(trained.network.names) > 1:
             more = {
@@ -133,7 +131,7 @@ def _finish(
         logger.log_metrics(headlines(results), step=origin.steps)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next run of this process would be logged into this one
+            logger.experiment.finish()  # so that the next run of this process starts a new one
     for result in results.values():
         result["stage_seconds"] = clock.rounded()
     if cfg.export:
@@ -142,7 +140,7 @@ def _finish(
     for task, result in results.items():
         write_result(result, cfg.run_dir / f"{task}.json", *copies[task])
         write_predictions(result, cfg.run_dir / f"{task}.tsv")
-    # Last: with this file, a run is finished.
+    # Written last, because it marks the run as finished.
     seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
     write_result(
         {"name": cfg.name, "command": origin.command, **headlines(results), **seconds}, finished(cfg)
@@ -164,7 +162,7 @@ def fit(
     statistics."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # The run folder holds its config before the training, and the order of batches follows from the step.
+    # Expected: the run folder already holds the config, and batches follow from the step.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -174,9 +172,9 @@ def fit(
         start_zips(module.model, cfg.model.zip, data.steps)
     prepare_layers(module.model, cfg.train)
     if module.idle:
-        print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
+        print(f"unused zips, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(
-        default_root_dir=cfg.run_dir,  # where Lightning saves, and looks, when SLURM cuts it off
+        default_root_dir=cfg.run_dir,  # where Lightning saves and resumes under SLURM
         max_steps=cfg.train.steps,
         accumulate_grad_batches=cfg.train.accumulate,
         gradient_clip_val=cfg.train.clip,
@@ -196,7 +194,7 @@ def fit(
         enable_model_summary=False,
     )
     if cfg.train.precision == "64-true":
-        module.double()  # Lightning does it after it has read the checkpoint, into float32
+        module.double()  # Lightning does it only after loading the checkpoint in float32
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, trainer
 
@@ -207,7 +205,7 @@ def callbacks(
     """Callbacks of a training. The WER monitors come first, because the checkpoint depends on their
     metrics."""
     watch: list[L.Callback] = []
-    sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
+    sharded = cfg.train.strategy == "fsdp2"  # no generation with sharded weights
     if cfg.evaluates("asr") and not sharded:
         watch.append(RecognitionMonitor(dataset, cfg))
     if speech_scorer and cfg.evaluates("tts") and not sharded:
@@ -228,13 +226,13 @@ def loggers(cfg: RunConfig) -> list[Logger]:
     """CSV logger in the run folder, and W&B, offline unless configured otherwise."""
     out: list[Logger] = [CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")]
     if cfg.log.wandb != "disabled":
-        # Tables with audio are staged as files until they are sent: here, and not in the home folder.
+        # W&B stages tables with audio as files. Keep them out of the home folder.
         os.environ["WANDB_DATA_DIR"] = str((cfg.run_dir / "wandb").resolve())
         out.append(
             WandbLogger(
                 name=cfg.name,
                 project=cfg.log.project,
-                save_dir=cfg.run_dir.resolve(),  # its service keeps the folder that it was started in
+                save_dir=cfg.run_dir.resolve(),  # the W&B service has its own working folder
                 offline=cfg.log.wandb == "offline",
                 config=to_dict(cfg),
                 **_kept_id(cfg),
@@ -287,10 +285,10 @@ def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
     """Pre-train one tower on one modality (or a single decoder on several, each separately), and export it
     if `cfg.export` is set."""
     several = cfg.model.kind == "single_decoder"
-    learnt, known = list(cfg.train.tasks.shares()), cfg.model.modalities
-    if (len(known) != 1 and not several) or not learnt or not {*learnt} <= {*known}:
+    trained, known = list(cfg.train.tasks.shares()), cfg.model.modalities
+    if (len(known) != 1 and not several) or not trained or not {*trained} <= {*known}:
         raise ConfigError(
-            f"pretrain trains one tower alone: model.modalities={known} and train.tasks={learnt} must "
+            f"pretrain trains one tower: model.modalities={known} and train.tasks={trained} must "
             "name the same single modality (or several, with model.kind=single_decoder)."
         )
     return train(cfg, command)
