@@ -180,7 +180,7 @@ def broken(folder: Path, change: str) -> None:
         ("extra", r"missing none; unexpected model.layers.7.mlp.up_proj.weight"),
         ("shape", "do not fit this version's towers"),
         ("truncated", "missing or damaged"),
-        ("pickle", "save the model as safetensors"),
+        ("pickle", "Save the model as safetensors"),
         ("damaged", "is damaged"),
     ],
 )

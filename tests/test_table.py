@@ -210,7 +210,7 @@ def test_every_id_makes_a_name_that_stays_in_its_folder_and_is_its_own(tmp_path)
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n] + ["a.b"])
 def test_an_id_of_a_batch_that_is_no_safe_name_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"line 1: (needs an id of its own|id=)"):
+    with pytest.raises(ConfigError, match=r"line 1: (needs a unique id|id=)"):
         read_batch(jsonl(tmp_path / "b.jsonl", {"id": name, "text": "so"}))
 
 
