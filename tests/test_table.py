@@ -56,7 +56,7 @@ def test_null_and_nan_are_missing(tmp_path, nothing):
     assert (found[1].text, found[1].id, found[1].start) == ("", "a", 0.0)
     with pytest.raises(DataError, match="has no transcript"):
         found[1].check_text()
-    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: needs an id"):
+    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: needs a unique id"):
         read_batch(jsonl(tmp_path / "b.jsonl", {"id": nothing, "text": "so it is"}))
 
 

@@ -111,7 +111,7 @@ def list_skipped(file: Path, skipped: list[Skipped]) -> None:
 
 def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
     """Write a shard in corpus order, atomically, with the list of its skipped utterances."""
-    temporary = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same store
+    temporary = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same dataset
     writer = ArrowWriter(features=FEATURES, path=str(temporary))
     for row in rows:
         writer.write(row)

@@ -17,9 +17,8 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Layer, LayerCache, frequencies
 from zipper.models.zip_block import SECONDS_BASE, SECONDS_PER_RADIAN, ZipBlock, sinusoid
 
-QueryPosition = (
-    tuple[Tensor, Tensor] | Tensor | None
-)  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
+# Position of a zip's query: a rotation, a sinusoid [B, D], or None.
+QueryPosition = tuple[Tensor, Tensor] | Tensor | None
 
 
 class CrossAttentionBias(NamedTuple):

@@ -128,5 +128,5 @@ class SharedTower(Tower):
 
     @property
     def _rows(self) -> Tensor:
-        """The decoder's head. Read anew on each call, because sharding replaces the Parameter."""
+        """The decoder's head. Read on each call, because sharding replaces the Parameter."""
         return self.decoder.weight

@@ -140,9 +140,8 @@ class Tower(nn.Module):
         self.head = None if cfg.tied else nn.Parameter(torch.randn(self.embedding.weight.shape) * 0.02)
         self.apply(_initialise)
         for name, weight in self.named_parameters():
-            if name.endswith(
-                ("to_out.weight", "down.weight")
-            ):  # the residual stream keeps its scale with depth
+            # Keep the scale of the residual stream independent of depth.
+            if name.endswith(("to_out.weight", "down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * cfg.layers) ** 0.5)
         if cfg.lora:
             add_lora(self, cfg.lora)
@@ -233,9 +232,7 @@ def frequencies(
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x [B, H, T, K], with halves paired as in Llama. Shape and dtype are kept."""
     cos, sin = by
-    turn = (
-        Rotate.apply if x.requires_grad else _rotate_halves
-    )  # autograd's own work is felt in a token's time
+    turn = Rotate.apply if x.requires_grad else _rotate_halves  # autograd.Function adds overhead
     return turn(x.to(cos.dtype), cos, sin).to(x.dtype)
 
 

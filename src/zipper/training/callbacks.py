@@ -88,7 +88,7 @@ class SpeechMonitor(L.Callback):
         for one in found[:SHOWN]:
             lines += [
                 f"    reference  {one.reference}",
-                f"    transcript {one.hypothesis or '(nothing)'} [{one.stopped}]",
+                f"    transcript {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
         _print("\n".join(lines))
         if trainer.is_global_zero:
