@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 
 import broken_runs
-from zipper.codecs.codec import Codec, build_embedded
+from zipper.codecs.codec import Codec, build_zipper_codec
 from zipper.commit import commit
 from zipper.config import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig, load_config
 from zipper.corpora.grammar import sentences
@@ -86,7 +86,7 @@ def utterances(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
 def codec() -> Codec:
     """An untrained EnCodec, 3 codebooks of 16 codes, at 25 frames a second."""
     torch.manual_seed(0)
-    model = build_embedded(TrainCodecConfig(filters=2, dimension=8, codebooks=3, codes=16))
+    model = build_zipper_codec(TrainCodecConfig(filters=2, dimension=8, codebooks=3, codes=16))
     for layer in model.quantizer.vq.layers:
         layer._codebook.embed.normal_(0, 0.05)
     return Codec(model, 3, 10.0, "embedded")

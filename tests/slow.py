@@ -29,33 +29,33 @@ def slow_greedy(model, given: Document, name: str, cap: int) -> torch.Tensor:
     begin, end, filler = (
         (0, 1, -1) if text else (tower.vocabulary - 3, tower.vocabulary - 2, tower.vocabulary - 1)
     )
-    columns, frames = [[begin] * books], None
-    while frames is None or len(columns) < 1 + frames + max(1, books - 1):
+    timesteps, frames = [[begin] * books], None
+    while frames is None or len(timesteps) < 1 + frames + max(1, books - 1):
         doc = Document(
             given.id,
             [
                 *given.segments,
-                Segment(name, torch.tensor(columns), torch.zeros(len(columns), books, dtype=bool), 1.0),
+                Segment(name, torch.tensor(timesteps), torch.zeros(len(timesteps), books, dtype=bool), 1.0),
             ],
             given.multimodal,
         )
         batch = as_batch(model, [doc])
         row = int(batch.streams[name].valid.sum()) - 1
         logits = model.tower(name).logits(model(batch)[name][0, row])
-        column = []
+        timestep = []
         for q in range(books):
-            frame = len(columns) - 1 - q
+            frame = len(timesteps) - 1 - q
             if q == 0 and frames is None:
                 allowed = [end] if frame == cap else [*codes, end]
             elif frame >= 0 and (frames is None or frame < frames):
                 allowed = list(codes)
             else:
                 allowed = [filler]
-            column.append(max(allowed, key=lambda token, q=q: float(logits[q, token])))
-        columns.append(column)
-        if frames is None and column[0] == end:
-            frames = len(columns) - 2
-    return torch.tensor(columns)
+            timestep.append(max(allowed, key=lambda token, q=q: float(logits[q, token])))
+        timesteps.append(timestep)
+        if frames is None and timestep[0] == end:
+            frames = len(timesteps) - 2
+    return torch.tensor(timesteps)
 
 
 def prompts(model, count: int, first: str | None = None, parts: int = 1, seed: int = 11) -> list[Document]:

@@ -14,7 +14,7 @@ from broken_runs import room_for
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
-from zipper.codecs.codec import load_embedded
+from zipper.codecs.codec import load_zipper_codec
 from zipper.config import DataConfig, RunConfig
 from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(
         prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
     assert "no space left" in (lost_disk(caught.value) or "")
     (folder,) = tmp_path.iterdir()
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(folder)
     assert prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0).info["rows"]["train"] == 24
 
@@ -175,7 +175,7 @@ def test_a_corrupted_codec_is_refused(tmp_path, name):
     content[len(content) // 2] ^= 0x55
     (tmp_path / name).write_bytes(content[:-3])
     with pytest.raises(DataError, match=r"codec\.(safetensors|json)"):
-        load_embedded(tmp_path)
+        load_zipper_codec(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tower.safetensors", "tower.json"])

@@ -86,18 +86,18 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Give what to go on from"),
-        (["--text", ""], "there is nothing to say"),
+        ([], "Give a prompt"),
+        (["--text", ""], "Give text to synthesize"),
         (["--text", "日本語"], "has the letter"),
         (["--text", "2 cats"], "has digits"),
         (["--text", "the old cat " * 90], "Cut it into sentences"),
         (["--audio", "nowhere.wav"], "does not exist"),
         (["--audio", "long.wav"], "Cut it, or allow more"),
-        (["--text", "the cat", "-o", "cat.flac"], "written as .wav"),
+        (["--text", "the cat", "-o", "cat.flac"], "saved as .wav"),
         (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
         (
             ["--audio", "long.wav", "--text", "the cat"],
-            "--audio --text: 2 are given, but each step reads one",
+            "--audio --text: 2 are given, but a prompt is one",
         ),
         (["--text", "2 cats", "-o", "new/dir/x.wav"], "has digits"),
         (["--text", "the cat", "--at-a-time", "0"], "must be at least 1"),
@@ -106,11 +106,11 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--batch", "number.jsonl"], "line 1: not a JSON object"),
         (["--batch", "latin.tsv"], "no text in UTF-8"),
         (["--text", "the cat", "--then", "music"], "no tower for 'music'"),
-        (["--text", "the cat", "--then", "auto", "text"], "auto stands alone"),
+        (["--text", "the cat", "--then", "auto", "text"], "auto cannot be combined"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
         (["--text", "the cat", "--decode", "speech.temprature=1"], "temprature"),
         (["--batch", "nowhere.tsv"], "no such file"),
-        (["--batch", "bad.tsv"], "line 3: needs an id of its own"),
+        (["--batch", "bad.tsv"], "line 3: needs a unique id"),
         (["--batch", "bad.jsonl"], "line 1: not a JSON object"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_folder_that_is_no_model_and_units_of_another_codec_are_refused(
         Zipper.from_pretrained(in_tmp)
     other = type("Other", (), {"fingerprint": "another codec"})()
     monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: other)
-    with pytest.raises(DataError, match="reads speech units of"):
+    with pytest.raises(DataError, match="was trained on speech units"):
         Zipper.from_pretrained(trained.run_dir)
 
 

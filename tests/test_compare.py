@@ -11,7 +11,7 @@ import torch
 from conftest import config
 from zipper.cli import main
 from zipper.config import load_config
-from zipper.data.statistics import measure_statistics, reads
+from zipper.data.statistics import measure_statistics, units_id
 from zipper.errors import DataError
 from zipper.evaluation.result_file import read_result, write_result
 from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe
@@ -219,7 +219,7 @@ def test_frozen_towers_keep_their_perplexity_to_the_last_bit_and_a_decoder_does_
     for name in ("text", "speech"):
         cfg = resolve(config(*JOINT), prepared)
         module = run_module.ZipperModule.of(cfg, measure_statistics(prepared))
-        statistics = {"modality": name, "reads": reads(prepared, name), "perplexity": {}}
+        statistics = {"modality": name, "reads": units_id(prepared, name), "perplexity": {}}
         statistics["trained_on"] = prepared.info["trained_on"]
         save_tower(Path(name), module.model.tower(name), statistics)
     frozen = [

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.data.batches import collate
-from zipper.data.dataset import share
+from zipper.data.dataset import limit_rows
 from zipper.data.documents import directions, document, scored_weight
 from zipper.data.schedule import BatchSchedule, ResumableSampler
 from zipper.errors import ConfigError
@@ -88,9 +88,9 @@ def steps(dataset, slices=1, tokens=200, seed=0, tasks=None, only=None):
 
 def test_batches_are_a_pure_function_of_seed_and_step(dataset):
     one, other = steps(dataset), steps(dataset)
-    forwards = [one.plan(i).examples for i in range(40)]
-    assert [other.plan(i).examples for i in reversed(range(40))] == forwards[::-1]
-    assert [steps(dataset, seed=1).plan(i).examples for i in range(40)] != forwards
+    forwards = [one.examples(i) for i in range(40)]
+    assert [other.examples(i) for i in reversed(range(40))] == forwards[::-1]
+    assert [steps(dataset, seed=1).examples(i) for i in range(40)] != forwards
     a, b = one.batch(17, 0, BOOKS), other.batch(17, 0, BOOKS)
     assert a.ids == b.ids
     assert all(torch.equal(x, y) for n in BOOKS for x, y in zip(a.streams[n], b.streams[n], strict=True))
@@ -99,15 +99,15 @@ def test_batches_are_a_pure_function_of_seed_and_step(dataset):
 def test_every_epoch_holds_every_example_once_within_the_cap(dataset):
     one = steps(dataset, tasks={"asr": 1.0, "tts": 1.25})
     for epoch in range(3):
-        plans = one._epoch(epoch)
-        examples = [e for plan in plans for e in plan.examples]
+        batches = one._epoch(epoch)
+        examples = [e for batch in batches for e in batch]
         assert sorted(r for r, task in examples if task == "asr") == list(range(24))
         spoken = [r for r, task in examples if task == "tts"]
         assert len(spoken) == 30
         assert set(spoken) == set(range(24))
-        for plan in plans:
-            longest = max(one._lengths(np.array([row]), task)[0] for row, task in plan.examples)
-            assert longest * len(plan.examples) <= 200
+        for batch in batches:
+            longest = max(one._lengths(np.array([row]), task)[0] for row, task in batch)
+            assert longest * len(batch) <= 200
     assert one._epoch(0) != one._epoch(1)
 
 
@@ -118,20 +118,20 @@ def test_slices_of_a_step_are_the_step(dataset, slices):
     for step in range(6):
         parts = [cut.batch(step, part, BOOKS) for part in range(slices)]
         assert sorted(i for part in parts for i in part.ids) == sorted(
-            dataset.splits["train"][row]["id"] for row, _ in cut.plan(step).examples
+            dataset.splits["train"][row]["id"] for row, _ in cut.examples(step)
         )
         assert all(part.total == parts[0].total for part in parts)
         own = {n: sum(float((p.streams[n].target != -100).sum()) for p in parts) for n in BOOKS}
         assert own == pytest.approx(parts[0].total)
         assert all(part.ids for part in parts)
-        assert cut.plan(step) == one.plan(step)  # whatever the number of slices
+        assert cut.examples(step) == one.examples(step)  # whatever the number of slices
     assert one.batch(0, 0, BOOKS).total == pytest.approx(
         {n: float((s.target != -100).sum()) for n, s in one.batch(0, 0, BOOKS).streams.items()}
     )
 
 
 def test_shares_are_nested(dataset):
-    few = {row for i in range(20) for row, _ in steps(dataset, only=5).plan(i).examples}
+    few = {row for i in range(20) for row, _ in steps(dataset, only=5).examples(i)}
     assert few == set(range(5))
 
 
@@ -149,11 +149,11 @@ def test_a_slice_without_examples_learns_nothing_and_takes_part(dataset):
     """An epoch's last group can be smaller than the ranks."""
     one, cut = steps(dataset, tokens=132), steps(dataset, slices=3, tokens=132)
     assert one.epoch_length(0) == cut.epoch_length(0)
-    small = next(i for i in range(cut.epoch_length(0)) if len(cut.plan(i).examples) < 3)
-    count = len(cut.plan(small).examples)
+    small = next(i for i in range(cut.epoch_length(0)) if len(cut.examples(i)) < 3)
+    count = len(cut.examples(small))
     parts = [cut.batch(small, part, BOOKS) for part in range(3)]
     assert all((p.streams["text"].target == -100).all() for p in parts[count:])
-    assert all((p.streams[n].turn == -100).all() for p in parts[count:] for n in BOOKS)
+    assert all((p.streams[n].next_modality == -100).all() for p in parts[count:] for n in BOOKS)
     assert sum(len(p.ids) for p in parts[:count]) == count
     model = tiny_model().float()
     part = parts[-1]
@@ -174,7 +174,7 @@ def test_documents_that_weigh_alike_let_the_mixture_weigh_their_tasks(dataset):
     documents = dict.fromkeys(tasks, 0)
     for step in range(steps.epoch_length(0)):
         batch = steps.batch(step, 0, BOOKS)
-        examples = steps.plan(step).examples
+        examples = steps.examples(step)
         for task in tasks:
             documents[task] += sum(of == task for _, of in examples)
         for name, stream in batch.streams.items():
@@ -189,13 +189,13 @@ def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
         {"id": f"{speaker}-{take:02d}", "speaker": str(speaker), "subset": "librispeech/train-clean-100"}
         for speaker in range(10) for take in range(20)
     ])  # fmt: skip
-    few, more = share(rows, 20), share(rows, 60)
+    few, more = limit_rows(rows, 20), limit_rows(rows, 60)
     assert (len(few), len(more)) == (20, 60)
     assert {*few["id"]} < {*more["id"]}
     assert len({*more["speaker"]}) == 10
     assert more["id"] == sorted(more["id"])  # in the order of the store
-    assert share(rows, 1000)["id"] == share(rows, None)["id"] == rows["id"]
+    assert limit_rows(rows, 1000)["id"] == limit_rows(rows, None)["id"] == rows["id"]
     mixed = rows.map(lambda row: {"subset": "spoken/train"} if row["speaker"] < "5" else row)
-    assert 5 < sum(subset == "spoken/train" for subset in share(mixed, 30)["subset"]) < 25
+    assert 5 < sum(subset == "spoken/train" for subset in limit_rows(mixed, 30)["subset"]) < 25
     spoken = rows.map(lambda row: {"subset": "spoken/train"})
-    assert share(spoken, 20)["id"] == rows["id"][:20]
+    assert limit_rows(spoken, 20)["id"] == rows["id"][:20]

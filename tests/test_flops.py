@@ -12,7 +12,7 @@ from test_single_decoder import single_decoder
 from zipper.config import TowerConfig
 from zipper.data.documents import Document
 from zipper.models.flops import document_flops
-from zipper.models.lora import train_lora_alone
+from zipper.models.lora import freeze_all_but_lora
 from zipper.models.losses import stream_loss
 
 PAPER = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 4, "hidden": 64}  # 3 x 64 = 8 x 24: 24 d^2 a token
@@ -49,7 +49,7 @@ def test_counted_from_shapes_equals_torchs_counter(kind, train):
         else tiny_model(elsewhere=kind == "elsewhere", lora=2 * (kind == "lora"))
     )
     if kind == "lora":
-        train_lora_alone(model.tower("text"))
+        freeze_all_but_lora(model.tower("text"))
     if kind == "frozen text":
         model.tower("text").requires_grad_(False)
     forth = one_document(model)

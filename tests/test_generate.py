@@ -19,10 +19,10 @@ from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise, shuffled
 from zipper.generation.cache import KVCache
-from zipper.generation.generate import MOST, GenerationOutput, _length, read_prompts, write
-from zipper.generation.rows import answers
-from zipper.modalities.delay import to_columns
-from zipper.modalities.layout import NEVER, TokenLayout
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, generate, prefill
+from zipper.generation.rows import generate_rows
+from zipper.modalities.delay import to_timesteps
+from zipper.modalities.layout import NOT_ENDED, TokenLayout
 
 
 @given(
@@ -79,29 +79,29 @@ def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts
     model = tiny_model()
     given = alternating(model, 3, "text" if order[0] == "speech" else "speech", parts)
     assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
-    together = write(model, given, order, STATISTICS)
+    together = generate(model, given, order, STATISTICS)
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = write(model, [doc], order, STATISTICS)
+        (alone,) = generate(model, [doc], order, STATISTICS)
         assert [s.modality for s in segments] == order
         hop = doc.segments[-1]
         for one, other in zip(segments, alone, strict=True):
-            assert torch.equal(one.columns, other.columns)
-            assert one.stopped == other.stopped
+            assert torch.equal(one.tokens, other.tokens)
+            assert one.finish_reason == other.finish_reason
             cap = STATISTICS.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
             read = Document(doc.id, [hop], doc.multimodal)
-            assert torch.equal(one.columns, slow_greedy(model, read, one.modality, cap))
-            hop = Segment(one.modality, one.columns, one.columns >= 0, 1.0)
+            assert torch.equal(one.tokens, slow_greedy(model, read, one.modality, cap))
+            hop = Segment(one.modality, one.tokens, one.tokens >= 0, 1.0)
 
 
 def test_every_hop_of_a_chain_is_what_its_pair_alone_gives():
     """A chain is as good as its pairs: what a segment leads to does not depend on what came before it."""
     model = tiny_model()
     (doc,) = alternating(model, 1, "speech", 1)
-    (chain,) = write(model, [doc], ["text", "speech", "text"], STATISTICS)
+    (chain,) = generate(model, [doc], ["text", "speech", "text"], STATISTICS)
     for before, after in itertools.pairwise([None, *chain]):
-        source = doc if before is None else Document(doc.id, [before.given()], True)
-        ((pair,),) = write(model, [source], [after.modality], STATISTICS)
-        assert torch.equal(pair.columns, after.columns)
+        source = doc if before is None else Document(doc.id, [before.as_prompt()], True)
+        ((pair,),) = generate(model, [source], [after.modality], STATISTICS)
+        assert torch.equal(pair.tokens, after.tokens)
 
 
 def alternating(model, count, last, parts):
@@ -128,21 +128,19 @@ def test_the_reason_of_every_stop_is_told():
     (doc,) = prompts(model, 1, "text")
 
     def stop(statistics: DatasetStatistics) -> GenerationOutput:
-        return write(model, [doc], ["speech"], statistics)[0][0]
+        return generate(model, [doc], ["speech"], statistics)[0][0]
 
     # All logits are alike but that of one token of codebook 0: it is written for ever, or at once.
-    state = read_prompts(model, [doc]).extend(
-        "speech", torch.full((1, 1, 3), speech.bos), torch.ones(1, 1) > 0
-    )
+    state = prefill(model, [doc]).extend("speech", torch.full((1, 1, 3), speech.bos), torch.ones(1, 1) > 0)
     sign = float(state[0, -1, 0].sign())
     weight.data[speech.eos, 0] = 5.0 * sign
     ended = stop(STATISTICS)
-    assert (ended.stopped, ended.content.shape[1]) == ("end", 0)
+    assert (ended.finish_reason, ended.content.shape[1]) == ("end", 0)
     weight.data[speech.eos, 0] = -5.0 * sign
     model.tower("speech").norm.weight.data.zero_()
     weight.data[0] = 0.0
     capped = stop(STATISTICS)
-    assert (capped.stopped, capped.content.shape[1]) == (
+    assert (capped.finish_reason, capped.content.shape[1]) == (
         "cap",
         STATISTICS.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
     )
@@ -151,7 +149,7 @@ def test_the_reason_of_every_stop_is_told():
             STATISTICS, longest={**STATISTICS.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]}
         )
     )
-    assert looped.stopped == "loop"
+    assert looped.finish_reason == "loop"
     assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
 
@@ -159,14 +157,14 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
     model = tiny_model(("text", "speech", "music"), switch=True)
     model.used = [pair for pair in model.pairs if pair != ("music", "text")]
     given = prompts(model, 12)
-    together = write(model, given, "auto", STATISTICS)
+    together = generate(model, given, "auto", STATISTICS)
     shapes = {tuple(s.modality for s in segments) for segments in together}
     assert len(shapes) > 3
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = write(model, [doc], "auto", STATISTICS)
-        assert [s.columns.tolist() for s in segments] == [s.columns.tolist() for s in alone]
+        (alone,) = generate(model, [doc], "auto", STATISTICS)
+        assert [s.tokens.tolist() for s in segments] == [s.tokens.tolist() for s in alone]
         read = [doc.segments[-1]]  # the latest hop: what was read, then what was written
-        for turn in range(min(len(segments) + 1, MOST)):
+        for turn in range(min(len(segments) + 1, MAX_SEGMENTS)):
             batch = as_batch(model, [Document(doc.id, read, True)])
             name = read[-1].modality
             row = int(batch.streams[name].valid.sum()) - 1
@@ -176,26 +174,26 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
             expected = segments[turn].modality if turn < len(segments) else None
             assert (model.names[choice] if choice < 3 else None) == expected
             if expected:
-                read = [read[-1], segments[turn].given()]
+                read = [read[-1], segments[turn].as_prompt()]
 
 
 def test_what_cannot_be_written_is_refused():
     model = tiny_model()
     (doc,) = prompts(model, 1)
     with pytest.raises(ConfigError, match="no tower for 'music', only for text, speech"):
-        write(model, [doc], ["music"], STATISTICS)
+        generate(model, [doc], ["music"], STATISTICS)
     with pytest.raises(ConfigError, match=r"without model\.switch=true"):
-        write(model, [doc], "auto", STATISTICS)
+        generate(model, [doc], "auto", STATISTICS)
     model.used = [("text", "speech")]  # as after recognition alone
     (given,) = prompts(model, 1, "text")
-    with pytest.raises(ConfigError, match="not trained to write speech after text, but text after speech"):
-        write(model, [given], ["speech"], STATISTICS)
-    with pytest.raises(ConfigError, match="not trained to write speech after text"):  # within a chain, too
-        write(model, prompts(model, 1, "speech"), ["text", "speech"], STATISTICS)
-    with pytest.raises(ConfigError, match="not trained to write text after text"):
-        write(model, [given], ["text"], STATISTICS)
+    with pytest.raises(ConfigError, match="not trained to generate speech after text, but text after speech"):
+        generate(model, [given], ["speech"], STATISTICS)
+    with pytest.raises(ConfigError, match="not trained to generate speech after text"):  # within a chain, too
+        generate(model, prompts(model, 1, "speech"), ["text", "speech"], STATISTICS)
+    with pytest.raises(ConfigError, match="not trained to generate text after text"):
+        generate(model, [given], ["text"], STATISTICS)
     with pytest.raises(ConfigError, match="holds no segment"):
-        write(model, [Document("x", [], True)], ["text"], STATISTICS)
+        generate(model, [Document("x", [], True)], ["text"], STATISTICS)
 
 
 @pytest.mark.parametrize("pattern", ["delay", "parallel"])
@@ -204,20 +202,20 @@ def test_the_alphabet_makes_what_a_pattern_undoes(pattern):
     layout = TokenLayout.of("speech", tower)
     draw = torch.Generator().manual_seed(0)
     for frames in range(5):
-        ended, columns = np.array([NEVER]), [torch.full((3,), layout.bos)]
-        while len(columns) <= layout.last_column(ended)[0]:
-            (kinds,) = layout.kinds(len(columns), ended, np.array([len(columns) == frames + 1]))
+        ended, timesteps = np.array([NOT_ENDED]), [torch.full((3,), layout.bos)]
+        while len(timesteps) <= layout.last_timestep(ended)[0]:
+            (kinds,) = layout.kinds(len(timesteps), ended, np.array([len(timesteps) == frames + 1]))
             legal = layout.allowed()[kinds]
-            if len(columns) <= frames:
+            if len(timesteps) <= frames:
                 legal[0, layout.eos] = False
             drawn = torch.multinomial(legal.double(), 1, generator=draw)[:, 0]
-            columns.append(layout.closed(drawn[None])[0])
-            if columns[-1][0] == layout.eos:
-                ended = np.array([len(columns) - 1])
-        content = layout.content(torch.stack(columns))
+            timesteps.append(layout.with_fillers(drawn[None])[0])
+            if timesteps[-1][0] == layout.eos:
+                ended = np.array([len(timesteps) - 1])
+        content = layout.content(torch.stack(timesteps))
         assert content.shape == (3, frames)
         if frames:
-            assert torch.equal(to_columns(content, 6, pattern), torch.stack(columns))
+            assert torch.equal(to_timesteps(content, 6, pattern), torch.stack(timesteps))
 
 
 def test_recognition_does_not_depend_on_the_batch(dataset):
@@ -233,9 +231,10 @@ def test_speaking_does_not_depend_on_the_batch(dataset):
     rows, how = [dataset.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
     statistics = measure_statistics(dataset)
     one, some = (
-        answers(model, dataset, statistics, rows, ("text", "speech"), batch, how, seed=2) for batch in (1, 4)
+        generate_rows(model, dataset, statistics, rows, ("text", "speech"), batch, how, seed=2)
+        for batch in (1, 4)
     )
-    assert [w.columns.tolist() for (w,) in one] == [w.columns.tolist() for (w,) in some]
+    assert [w.tokens.tolist() for (w,) in one] == [w.tokens.tolist() for (w,) in some]
 
 
 def tiny_model_for(dataset):

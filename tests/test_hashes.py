@@ -16,7 +16,7 @@ from zipper.corpora.spoken import recipe_hash, spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, write_manifest
 from zipper.data.encode import prepare_dataset
 from zipper.data.schedule import BatchSchedule
-from zipper.data.statistics import measure_statistics, reads
+from zipper.data.statistics import measure_statistics, units_id
 from zipper.errors import ConfigError
 from zipper.evaluation.significance import different_data
 from zipper.hashes import file_hashes, once
@@ -97,7 +97,7 @@ def test_a_run_does_not_go_on_from_another_tower_under_the_same_name(in_tmp, pre
     cfg = resolve(config(), prepared)
     statistics = {
         "modality": "text",
-        "reads": reads(prepared, "text"),
+        "reads": units_id(prepared, "text"),
         "trained_on": prepared.info["trained_on"],
     }
     save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), statistics)

@@ -10,7 +10,7 @@ from zipper.evaluation.journal import Journal, read_pieces
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.evaluation.scorer import AsrScorer
-from zipper.generation import rows as answers_module
+from zipper.generation import rows as generation_rows
 from zipper.training import run as run_module
 
 
@@ -48,11 +48,11 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
     cfg = config(*WORDS)
     run_module.train(cfg, "x")
     with monkeypatch.context() as watch:
-        batches = dies_at(watch, answers_module, "write", 10**9)
+        batches = dies_at(watch, generation_rows, "generate", 10**9)
         evaluate_run(cfg, "x")
         assert batches == [3 + 3 + 2 * 3]
     for turn, (owner, name, times) in enumerate(
-        [(answers_module, "write", 1), (answers_module, "write", 5), (answers_module, "write", 12),
+        [*((generation_rows, "generate", times) for times in (1, 5, 12)),
          (AsrScorer, "transcribe_wave", 3), (AsrScorer, "transcribe_wave", 10)],
         start=2,
     ):  # fmt: skip
@@ -62,9 +62,9 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
                 evaluate_run(cfg, "x")
         assert not list(cfg.run_dir.glob(f"*-test-{turn}.json"))
         with monkeypatch.context() as watch:
-            batches = dies_at(watch, answers_module, "write", 10**9)
+            batches = dies_at(watch, generation_rows, "generate", 10**9)
             evaluate_run(cfg, "x")
-        left = 12 - (times - 1) if name == "write" else {3: 3, 10: 0}[times]
+        left = 12 - (times - 1) if name == "generate" else {3: 3, 10: 0}[times]
         assert batches == [left], (name, times)
         for task in ("asr", "tts"):
             again = without_seconds(cfg.run_dir / f"{task}-test-{turn}.json")
@@ -83,7 +83,7 @@ def test_a_training_cut_off_in_its_evaluation_does_not_decode_again(listening, m
         with pytest.raises(Killed):
             run_module.train(config(*WORDS), "x")
     with monkeypatch.context() as watch:
-        batches = dies_at(watch, answers_module, "write", 10**9)
+        batches = dies_at(watch, generation_rows, "generate", 10**9)
         run_module.train(config(*WORDS), "x")
     assert batches == [3]  # of the second sampling
 
@@ -92,7 +92,7 @@ def test_another_decoding_does_not_take_up_what_was_left(listening, monkeypatch)
     cfg = config(*WORDS)
     run_module.train(cfg, "x")
     with monkeypatch.context() as killing:
-        dies_at(killing, answers_module, "write", 5)
+        dies_at(killing, generation_rows, "generate", 5)
         with pytest.raises(Killed):
             evaluate_run(cfg, "x")
     evaluate_run(config(*WORDS, "decode.text.beams=2"), "x")

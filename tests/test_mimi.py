@@ -69,7 +69,7 @@ def test_a_store_is_made_of_it_and_names_it(folder, utterances, subwords, tmp_pa
 
 
 def test_what_it_cannot_be_is_said(folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"kbps=1\.5: Mimi has 0\.0625 a codebook, so give 1 to 4"):
+    with pytest.raises(ConfigError, match=r"kbps=1\.5: Mimi has 0\.0625 kbps per codebook\. Give 1 to 4"):
         load_codec(CodecConfig(name="mimi", weights=str(folder), bandwidth_kbps=1.5))
     with pytest.raises(ConfigError, match=r"1\.1 for 8"):
         CodecConfig(name="mimi")

@@ -45,7 +45,7 @@ def test_marks_of_emphasis_are_silent_about_words_and_refused_within_them():
         assert unreadable(text) is None
         assert normalise(text) == "really good"
     for text in ("_so_ snake_case", "f*ck", "_any_thing", "_it_'s", "a**b"):
-        assert f"{text.split()[-1]!r}), which has no one reading" in unreadable(text)
+        assert f"{text.split()[-1]!r}), which has no unique reading" in unreadable(text)
 
 
 @pytest.mark.parametrize(

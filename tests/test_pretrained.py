@@ -171,16 +171,16 @@ def broken(folder: Path, change: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("architecture", "'GPTNeoXForCausalLM' are not known. Known are LlamaForCausalLM"),
-        ("positions", "scaled by 'yarn' are not known"),
+        ("architecture", "'GPTNeoXForCausalLM' is not supported. Supported: LlamaForCausalLM"),
+        ("positions", "rope scaling 'yarn' is not supported"),
         ("lacks", "lacks hidden_size"),
         ("bias", "attention_bias=true"),
         ("window", "sliding_window=64"),
-        ("missing", r"missing model.layers.1.mlp.up_proj.weight; left over none"),
-        ("extra", r"missing none; left over model.layers.7.mlp.up_proj.weight"),
+        ("missing", r"missing model.layers.1.mlp.up_proj.weight; unexpected none"),
+        ("extra", r"missing none; unexpected model.layers.7.mlp.up_proj.weight"),
         ("shape", "do not fit this version's towers"),
         ("truncated", "missing or damaged"),
-        ("pickle", "save the model as safetensors"),
+        ("pickle", "Save the model as safetensors"),
         ("damaged", "is damaged"),
     ],
 )

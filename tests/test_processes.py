@@ -92,9 +92,9 @@ def contents(dataset: Path) -> dict[str, str]:
 
 def test_the_store_is_the_same_whatever_the_number_of_processes(folder):
     said = zipper(folder, "prepare", "build=one")
-    assert "hours an hour, by 1 process(es)" in said
+    assert "hours per hour, by 1 process(es)" in said
     said = zipper(folder, "prepare", "build=two", "train.devices=2")
-    assert "hours an hour, by 2 process(es)" in said
+    assert "hours per hour, by 2 process(es)" in said
     (one,), (two,) = (folder / "one/stores").iterdir(), (folder / "two/stores").iterdir()
     assert len(list(one.glob("train-*.arrow"))) == 4
     assert contents(one) == contents(two)

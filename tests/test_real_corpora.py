@@ -145,7 +145,7 @@ def test_a_task_takes_its_own_corpora_and_results_tell_their_parts(tmp_path, cod
     dataset = prepare_dataset(tmp_path / "stores", found, codec, subwords, 5.0, 30.0)
     assert dataset.info["fingerprint"]["corpus_folder"] == "librispeech+libritts"
     steps = BatchSchedule(dataset, "train", {"asr": 1.0, "tts": 1.0}, 400, 1, 0, 0.0, corpora=cfg.data.tasks)
-    examples = [e for step in range(steps.epoch_length(0)) for e in steps.plan(step).examples]
+    examples = [e for step in range(steps.epoch_length(0)) for e in steps.examples(step)]
     taken = {
         task: {dataset.splits["train"][r]["subset"] for r, t in examples if t == task}
         for task in ("asr", "tts")

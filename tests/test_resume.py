@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_utteran
     with pytest.raises(TrainingError) as caught:
         run_module.train(config(*LONG, "name=broken"), "x")
     said = str(caught.value)
-    assert said.startswith(f"step 5: the loss is not finite in {bad[0]}. Nothing was updated")
+    assert said.startswith(f"step 5: the loss is not finite in {bad[0]}. Weights and")
     assert "train.lr below 0.001" in said
     assert saved("broken")["global_step"] == 4
     assert all(tensor.isfinite().all() for tensor in saved("broken")["state_dict"].values())

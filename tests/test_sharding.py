@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from conftest import RATES, as_batch, interleaving
 from zipper.config import ModelConfig, TowerConfig
 from zipper.models.building import build_model
-from zipper.models.lora import train_lora_alone
+from zipper.models.lora import freeze_all_but_lora
 from zipper.models.losses import stream_loss
 from zipper.training.engine import shard
 
@@ -55,7 +55,7 @@ def model_of(family: str, kind: str, tied: bool) -> nn.Module:
     if kind == "frozen":
         model.tower("text").requires_grad_(False)
     if kind == "lora":
-        train_lora_alone(model.tower("text"))
+        freeze_all_but_lora(model.tower("text"))
     return model
 
 

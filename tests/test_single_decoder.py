@@ -10,7 +10,7 @@ from slow import STATISTICS, prompts, slow_greedy
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
-from zipper.generation.generate import write
+from zipper.generation.generate import generate
 from zipper.models.resolve import resolve
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.tower import Tower
@@ -72,9 +72,9 @@ def test_no_gradient_reaches_a_later_token_or_a_neighbour():
     batch = as_batch(model, documents)
     kept: dict[str, torch.Tensor] = {}
     for name in model.names:
-        embed = model.shares[name].embed
+        embed = model.shared_towers[name].embed
         kept[name] = embed(batch.streams[name].tokens).detach().requires_grad_()
-        model.shares[name].embed = lambda tokens, name=name: kept[name]
+        model.shared_towers[name].embed = lambda tokens, name=name: kept[name]
     states = model(batch)
     for name, stream in batch.streams.items():
         for t in stream.valid[0].nonzero().flatten().tolist():
@@ -131,21 +131,21 @@ def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(name):
     model = single_decoder()
     other = "speech" if name == "text" else "text"
     given = prompts(model, 3, other)
-    written = write(model, given, [name], STATISTICS)
+    written = generate(model, given, [name], STATISTICS)
     for document, (segment,) in zip(given, written, strict=True):
         cap = STATISTICS.cap(name, other, _length(document, other))
-        assert torch.equal(segment.columns, slow_greedy(model, document, name, cap))
-        alone = write(model, [document], [name], STATISTICS)[0][0]
-        assert torch.equal(alone.columns, segment.columns)
+        assert torch.equal(segment.tokens, slow_greedy(model, document, name, cap))
+        alone = generate(model, [document], [name], STATISTICS)[0][0]
+        assert torch.equal(alone.tokens, segment.tokens)
 
 
 def test_it_goes_on_from_one_modality_to_the_next_as_if_read_anew():
     model = single_decoder()
     (given,) = prompts(model, 1, "text")
-    first, second = write(model, [given], ["speech", "text"], STATISTICS)[0]
-    hop = Document(given.id, [first.given()], True)
+    first, second = generate(model, [given], ["speech", "text"], STATISTICS)[0]
+    hop = Document(given.id, [first.as_prompt()], True)
     cap = STATISTICS.cap("text", "speech", first.content.shape[1])
-    assert torch.equal(second.columns, slow_greedy(model, hop, "text", cap))
+    assert torch.equal(second.tokens, slow_greedy(model, hop, "text", cap))
 
 
 def test_three_modalities_share_one_decoder_and_every_weight_is_owned_once():
@@ -155,7 +155,7 @@ def test_three_modalities_share_one_decoder_and_every_weight_is_owned_once():
     assert set(states) == {"text", "speech", "music"}
     assert all(name.startswith("decoder.") for name in model.state_dict())
     rows = [
-        set((model.shares[n].offset[:, None] + torch.arange(v)).flatten().tolist())
+        set((model.shared_towers[n].offset[:, None] + torch.arange(v)).flatten().tolist())
         for n, v in (("text", 11), ("speech", 9), ("music", 7))
     ]
     assert sum(map(len, rows)) == len(set().union(*rows)) == 11 + 3 * 9 + 2 * 7
@@ -192,8 +192,8 @@ def test_what_a_single_decoder_cannot_be_is_refused(towers, words):
 
 
 def _length(document: Document, name: str) -> int:
-    columns = document.segments[-1].tokens
-    return len(columns) - 1 - max(1, columns.shape[1] - 1)
+    tokens = document.segments[-1].tokens
+    return len(tokens) - 1 - max(1, tokens.shape[1] - 1)
 
 
 def test_a_head_of_its_own_grows_with_the_embedding():

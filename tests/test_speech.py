@@ -24,16 +24,16 @@ from zipper.evaluation.transcripts import transcribe_recordings
 from zipper.evaluation.tts import Spoken, by_length, total
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.generation.generate import GenerationOutput
-from zipper.modalities.delay import to_columns
+from zipper.modalities.delay import to_timesteps
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
 
 
 def gold(dataset, rows) -> list[GenerationOutput]:
-    columns = [to_columns(dataset.row_codes(row), dataset.codes) for row in rows]
+    timesteps = [to_timesteps(dataset.row_codes(row), dataset.codes) for row in rows]
     return [
         GenerationOutput("speech", c, dataset.row_codes(row), "end")
-        for c, row in zip(columns, rows, strict=True)
+        for c, row in zip(timesteps, rows, strict=True)
     ]
 
 
@@ -68,7 +68,7 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
 
 def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypatch):
     """The second one writes while the first is between reading and writing: it waits."""
-    rows, write, others = [prepared.splits["test"][i] for i in range(4)], write_result, []
+    rows, generate, others = [prepared.splits["test"][i] for i in range(4)], write_result, []
     reached = Event()
     monkeypatch.setattr("builtins.print", lambda *_, **__: reached.set())  # "waiting for it"
 
@@ -82,7 +82,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
             others.append(Thread(target=transcribe_wave, args=(rows[2:],)))
             others[0].start()
             assert reached.wait(60)
-        write(result, file)
+        generate(result, file)
 
     monkeypatch.setattr("zipper.evaluation.transcripts.write_result", at_once)
     transcribe_wave(rows[:2])

@@ -11,15 +11,15 @@ from zipper.codecs.load import load_codec
 from zipper.config import CodecConfig
 from zipper.data.batches import collate
 from zipper.data.documents import Document, document
-from zipper.data.statistics import measure_statistics, reads, reads_all
+from zipper.data.statistics import joint_units_id, measure_statistics, units_id
 from zipper.errors import ConfigError
 from zipper.evaluation.chains import evaluate_chain, reread
 from zipper.evaluation.result import Origin
 from zipper.evaluation.tts import evaluate_tts
-from zipper.generation.generate import write
-from zipper.generation.rows import answers
+from zipper.generation.generate import generate
+from zipper.generation.rows import generate_rows
 from zipper.generation.zipper import load_trained
-from zipper.modalities.delay import to_columns
+from zipper.modalities.delay import to_timesteps
 from zipper.models.losses import mask_history, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
@@ -51,10 +51,10 @@ def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
     before, after = batch.streams["speech"], hidden.streams["speech"]
     assert torch.equal(before.target, after.target)
     changed = (before.tokens != after.tokens).any(-1)
-    answers = before.valid & (before.weight > 0)
-    assert not (changed & ~answers).any()
+    generate_rows = before.valid & (before.weight > 0)
+    assert not (changed & ~generate_rows).any()
     assert not changed[:, 0].any()
-    assert 0.25 < float(changed[answers].float().mean()) < 0.55
+    assert 0.25 < float(changed[generate_rows].float().mean()) < 0.55
     assert (after.tokens[changed] == 18).all()
 
 
@@ -85,14 +85,15 @@ def test_a_switch_learns_and_moves_nothing_else(prepared):
     loss.backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert touched == {f"next_modality_heads.{n}.{p}" for n in ("text", "speech") for p in ("weight", "bias")}
-    assert batch.turns == 2 * len(batch.ids)
+    assert batch.segment_ends == 2 * len(batch.ids)
     optimiser = torch.optim.Adam(model.next_modality_heads.parameters(), lr=0.05)
     for _ in range(150):
         optimiser.zero_grad()
         next_modality_loss(model, model(batch), batch).backward()
         optimiser.step()
     assert (
-        float(next_modality_loss(model, model(batch), batch)) / batch.turns < 0.2 * float(loss) / batch.turns
+        float(next_modality_loss(model, model(batch), batch)) / batch.segment_ends
+        < 0.2 * float(loss) / batch.segment_ends
     )
 
 
@@ -134,14 +135,18 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     origin, rows = Origin("x", "y", 0, 0.0), [prepared.splits["test"][i] for i in range(6)]
     given = (module.model, prepared, module.statistics, cfg, origin, listening)
     spoken = evaluate_chain("speech>text>speech", *given)
-    written = answers(module.model, prepared, module.statistics, rows, ("speech", "text"), 6)
-    prompts = [Document(row["id"], [text.given()], True) for row, (text,) in zip(rows, written, strict=True)]
-    last = [one for (one,) in write(module.model, prompts, ["speech"], module.statistics)]
+    written = generate_rows(module.model, prepared, module.statistics, rows, ("speech", "text"), 6)
+    prompts = [
+        Document(row["id"], [text.as_prompt()], True) for row, (text,) in zip(rows, written, strict=True)
+    ]
+    last = [one for (one,) in generate(module.model, prompts, ["speech"], module.statistics)]
     scores = listening.score(rows, last, listening.recordings(prepared, rows))
     assert spoken["per_utterance"] == [one.entry() for one in scores]
     assert spoken["task"] == "speech>text>speech"
     assert sum(spoken["stopped"].values()) == spoken["utterances"] == 6
-    ended = [text.stopped == one.stopped == "end" for (text,), one in zip(written, last, strict=True)]
+    ended = [
+        text.finish_reason == one.finish_reason == "end" for (text,), one in zip(written, last, strict=True)
+    ]
     assert spoken["share_ended"] == sum(ended) / 6
     none = dataclasses.replace(last[0], content=last[0].content[:, :0])  # ended where it began
     pairs = [(rows[0], [none, written[0][0]]), (rows[1], [last[1], written[1][0]])]
@@ -197,19 +202,19 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
         parallel.row_codes(row).shape[1] + 2 for row in rows
     ]
     given = [dataclasses.replace(one, segments=one.segments[:1]) for one in documents]
-    written = write(model, given, ["speech"], measure_statistics(parallel))
+    written = generate(model, given, ["speech"], measure_statistics(parallel))
     for (segment,) in written:
         if segment.content.shape[1]:
-            assert torch.equal(to_columns(segment.content, parallel.codes, "parallel"), segment.columns)
+            assert torch.equal(to_timesteps(segment.content, parallel.codes, "parallel"), segment.tokens)
     tower = dataclasses.replace(model.cfg.towers["speech"], pattern="delay")
-    save_tower(Path("old"), Tower(tower), {"reads": reads(parallel, "speech"), "trained_on": None})
+    save_tower(Path("old"), Tower(tower), {"reads": units_id(parallel, "speech"), "trained_on": None})
     cfg = config(*JOINT, "model.towers.speech.init=old")
     with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but model.* trained on delay"):
         resolve(cfg, parallel)
     by_hand = config(*JOINT, "model.towers.speech.pattern=parallel")
     with pytest.raises(ConfigError, match=r"pattern=parallel, but codec\.pattern=delay\. Leave it out"):
         resolve(by_hand, prepared)
-    save_tower(Path("grown"), Tower(tower), {"reads": reads_all(parallel), "trained_on": None})
+    save_tower(Path("grown"), Tower(tower), {"reads": joint_units_id(parallel), "trained_on": None})
     grown = config(*JOINT, "model.kind=single_decoder", "model.towers.text.init=grown")
     with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but .*init=grown was trained on delay"):
         resolve(grown, parallel)

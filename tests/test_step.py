@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_model
 from slow import STATISTICS, prompts
 from zipper.generation.cache import BLOCK, KVCache
-from zipper.generation.generate import write
+from zipper.generation.generate import generate
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_a_model_of_nan_still_stops_and_keeps_to_the_rules():
     model = tiny_model()
     for parameter in model.tower("speech").parameters():
         parameter.data.fill_(torch.nan)
-    for (spoken,) in write(model, prompts(model, 2, "text"), ["speech"], STATISTICS):
-        assert spoken.stopped in ("cap", "loop")
+    for (spoken,) in generate(model, prompts(model, 2, "text"), ["speech"], STATISTICS):
+        assert spoken.finish_reason in ("cap", "loop")
         assert (spoken.content < model.cfg.towers["speech"].vocabulary - 3).all()
 
 
 def test_a_model_in_training_is_not_written_with():
     model = tiny_model().train()
     with pytest.raises(AssertionError, match="dropout"):
-        write(model, prompts(model, 1, "text"), ["speech"], STATISTICS)
+        generate(model, prompts(model, 1, "text"), ["speech"], STATISTICS)

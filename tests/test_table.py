@@ -16,7 +16,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as evaluate_codec
 from zipper.evaluation import samples
 from zipper.evaluation.transcripts import piece
-from zipper.generation.command import read_requests
+from zipper.generation.command import read_batch
 from zipper.generation.generate import GenerationOutput
 from zipper.generation.zipper import Zipper
 
@@ -56,8 +56,8 @@ def test_null_and_nan_are_missing(tmp_path, nothing):
     assert (found[1].text, found[1].id, found[1].start) == ("", "a", 0.0)
     with pytest.raises(DataError, match="has no transcript"):
         found[1].check_text()
-    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: needs an id"):
-        read_requests(jsonl(tmp_path / "b.jsonl", {"id": nothing, "text": "so it is"}))
+    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: needs a unique id"):
+        read_batch(jsonl(tmp_path / "b.jsonl", {"id": nothing, "text": "so it is"}))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_audio_path_that_can_name_no_file_or_no_line_is_refused(tmp_path, aud
     with pytest.raises(DataError, match=r"m\.jsonl, line 2: audio=.* names no file\. Name one"):
         listed(tmp_path / "m.jsonl", audio=audio)
     with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: audio=.* names no file\. Name one"):
-        read_requests(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": audio}))
+        read_batch(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": audio}))
 
 
 @pytest.mark.parametrize("name", ["idx", "ids", "uid", "tex", "edit", "index"])
@@ -118,7 +118,7 @@ def test_pieces_of_recordings_are_taken_in_corpora_and_batches(tmp_path, times, 
     row = {"id": "x", "text": "so", "speaker": "s", "subset": "", "audio": found.audio}  # as a store has it
     kept = piece({**row, "start": start, "seconds": len(found.wave(RATE)) / RATE, "ids": [], "codes": []})
     assert np.array_equal(kept.wave(RATE).numpy(), found.wave(RATE).numpy())
-    (asked,) = read_requests(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": "a.wav", **times}))
+    (asked,) = read_batch(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": "a.wav", **times}))
     assert asked.given == [("speech", str(tmp_path / "a.wav"))]  # beside the file, as in a manifest
     assert asked.piece == (start, seconds)
 
@@ -143,7 +143,7 @@ def test_times_that_give_no_piece_are_refused_with_their_line(tmp_path, times, r
     with pytest.raises(DataError, match=f"line 2: .*{reason}"):
         listed(tmp_path / "m.jsonl", **times)
     with pytest.raises(ConfigError, match=f"line 1: .*{reason}"):
-        read_requests(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": "a.wav", **times}))
+        read_batch(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": "a.wav", **times}))
 
 
 def test_pieces_of_one_recording_have_ids_of_their_own_and_one_speaker(tmp_path):
@@ -169,7 +169,7 @@ def test_a_batch_is_read_as_a_manifest_is(tmp_path, suffix):
     else:
         lines = [json.dumps({"id": str(i), "text": text}, ensure_ascii=False) for i, text in enumerate(texts)]
     file.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n", encoding="utf-8", newline="")
-    assert [(one.id, one.given) for one in read_requests(file)] == [
+    assert [(one.id, one.given) for one in read_batch(file)] == [
         (str(i), [("text", text)]) for i, text in enumerate(texts)
     ]
     assert [line.text("text") for line in read_table(file)] == texts
@@ -210,8 +210,8 @@ def test_every_id_makes_a_name_that_stays_in_its_folder_and_is_its_own(tmp_path)
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n] + ["a.b"])
 def test_an_id_of_a_batch_that_is_no_safe_name_is_refused(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"line 1: (needs an id of its own|id=)"):
-        read_requests(jsonl(tmp_path / "b.jsonl", {"id": name, "text": "so"}))
+    with pytest.raises(ConfigError, match=r"line 1: (needs a unique id|id=)"):
+        read_batch(jsonl(tmp_path / "b.jsonl", {"id": name, "text": "so"}))
 
 
 @pytest.mark.parametrize("text", ["a <PERIOD>", "AT&T", "½ cup", "привет", "five %"])

@@ -14,7 +14,7 @@ from reproduce import ROOT
 from zipper.config import TrainCodecConfig, load_config
 from zipper.data.documents import Document, Segment
 from zipper.data.schedule import BatchSchedule
-from zipper.data.statistics import measure_statistics, reads
+from zipper.data.statistics import measure_statistics, units_id
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import recognise, total
 from zipper.evaluation.result_file import read_result
@@ -147,7 +147,7 @@ def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepar
     torch.manual_seed(5)
     tower = Tower(resolved.model.towers["text"])
     save_tower(
-        Path("text"), tower, {"reads": reads(dataset, "text"), "trained_on": dataset.info["trained_on"]}
+        Path("text"), tower, {"reads": units_id(dataset, "text"), "trained_on": dataset.info["trained_on"]}
     )
     cfg = config(
         "name=frozen", "model.towers.text.frozen=true", "model.towers.text.init=text", "train.lr=0.05"

@@ -23,7 +23,15 @@ from zipper.data.dataset import fingerprint, fingerprint_hash, open_dataset
 from zipper.data.encode import prepare_dataset
 from zipper.disk import held
 from zipper.errors import ConfigError, DataError
-from zipper.modalities.delay import LAGS, Specials, around, from_columns, scored, to_columns, vocabulary
+from zipper.modalities.delay import (
+    LAGS,
+    Specials,
+    extra_timesteps,
+    from_timesteps,
+    scored,
+    to_timesteps,
+    vocabulary,
+)
 from zipper.modalities.normalise import normalise
 from zipper.modalities.tokenizer import Tokenizer
 
@@ -37,11 +45,11 @@ from zipper.modalities.tokenizer import Tokenizer
 @settings(max_examples=100)
 def test_a_pattern_and_its_inverse(books, frames, seed, pattern):
     codes = torch.randint(16, (books, frames), generator=torch.Generator().manual_seed(seed))
-    out = to_columns(codes, 16, pattern)
+    out = to_timesteps(codes, 16, pattern)
     special = Specials.after(16)
     longer = max(1, books - 1) if pattern == "delay" else 1
-    assert len(out) == frames + around(books, pattern) == 1 + frames + longer
-    assert torch.equal(from_columns(out, 16, pattern), codes)
+    assert len(out) == frames + extra_timesteps(books, pattern) == 1 + frames + longer
+    assert torch.equal(from_timesteps(out, 16, pattern), codes)
     assert (out[0] == special.bos).all()
     assert (out == special.bos).sum() == books
     assert (out[:, 0] == special.eos).sum() == 1
@@ -55,20 +63,20 @@ def test_a_pattern_and_its_inverse(books, frames, seed, pattern):
 
 def test_a_stream_cut_before_its_end_gives_the_frames_that_are_whole():
     codes = torch.arange(15).view(3, 5)
-    assert torch.equal(from_columns(to_columns(codes, 16)[:5], 16), codes[:, :2])
-    assert from_columns(to_columns(codes, 16)[:1], 16).shape == (3, 0)
-    assert torch.equal(from_columns(to_columns(codes, 16, "parallel")[:5], 16, "parallel"), codes[:, :4])
+    assert torch.equal(from_timesteps(to_timesteps(codes, 16)[:5], 16), codes[:, :2])
+    assert from_timesteps(to_timesteps(codes, 16)[:1], 16).shape == (3, 0)
+    assert torch.equal(from_timesteps(to_timesteps(codes, 16, "parallel")[:5], 16, "parallel"), codes[:, :4])
 
 
 def test_specials_are_never_clamped_into_codes():
-    out = to_columns(torch.arange(15).view(3, 5), 16)
+    out = to_timesteps(torch.arange(15).view(3, 5), 16)
     out[3, 1] = Specials.after(16).filler
-    with pytest.raises(DataError, match="special stands where"):
-        from_columns(out, 16)
-    with pytest.raises(DataError, match="0 and 15"):
-        to_columns(torch.tensor([[3, 16]]), 16)
-    with pytest.raises(DataError, match="0 and 15"):
-        to_columns(torch.tensor([[-1, 2]]), 16)
+    with pytest.raises(DataError, match="special token in place of a code"):
+        from_timesteps(out, 16)
+    with pytest.raises(DataError, match="0 to 15"):
+        to_timesteps(torch.tensor([[3, 16]]), 16)
+    with pytest.raises(DataError, match="0 to 15"):
+        to_timesteps(torch.tensor([[-1, 2]]), 16)
 
 
 def test_normalise_is_librispeechs_convention():
@@ -180,7 +188,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
     with pytest.raises(SystemExit):
         prepare_dataset(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
     (folder,) = (tmp_path / "b").iterdir()
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(folder)
     monkeypatch.setattr(Codec, "encode", encode)
     again = prepare_dataset(tmp_path / "b", utterances, codec, subwords, 5.0, 30.0)
@@ -205,7 +213,7 @@ def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
     shard.unlink()
     with pytest.raises(DataError, match=r"missing or damaged|rows"):
         open_dataset(dataset.folder)
-    with pytest.raises(DataError, match="no finished store"):
+    with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(tmp_path / "nowhere")
 
 
@@ -226,7 +234,7 @@ def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, cod
         again = prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
         assert {file.name: file.read_bytes() for file in again.folder.iterdir()} == files
         assert {file: file.stat().st_mtime_ns for file in kept} == kept
-        said = "What is damaged is encoded anew." in capsys.readouterr().out
+        said = "Damaged shards are encoded again." in capsys.readouterr().out
         assert said == (turn % 2 == 0)
 
 

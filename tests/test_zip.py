@@ -12,7 +12,7 @@ from zipper.config import ZipConfig
 from zipper.models.tower import rotate, rotation
 from zipper.models.zip_block import (
     SECONDS_BASE,
-    STEP,
+    SECONDS_PER_RADIAN,
     TimePositions,
     ZipBlock,
     cross_attention_mask,
@@ -58,8 +58,8 @@ def slow(block: ZipBlock, x: Tensor, source: Tensor, time_q: Tensor, time_k: Ten
                 cut = slice(head * size, (head + 1) * size)
                 q, k = query[cut], keys[seen][:, cut]
                 if kind == "rotary":
-                    turn_q = rotation(time_q[:, t : t + 1] / STEP, size, SECONDS_BASE, x.dtype)
-                    turn_k = rotation(time_k[:, seen] / STEP, size, SECONDS_BASE, x.dtype)
+                    turn_q = rotation(time_q[:, t : t + 1] / SECONDS_PER_RADIAN, size, SECONDS_BASE, x.dtype)
+                    turn_k = rotation(time_k[:, seen] / SECONDS_PER_RADIAN, size, SECONDS_BASE, x.dtype)
                     q, k = rotate(q[None, None, None], turn_q)[0, 0, 0], rotate(k[None, None], turn_k)[0, 0]
                 weights = torch.softmax(k @ q / math.sqrt(size), dim=0)
                 heads.append(weights @ values[seen][:, cut])

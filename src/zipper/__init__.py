@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zipper.errors import ConfigError, DataError, TrainingError, ZipperError
-    from zipper.generation.zipper import Written, Zipper
+    from zipper.generation.zipper import GeneratedSegment, Zipper
     from zipper.training.data import ZipperData
     from zipper.training.module import ZipperModule
 
@@ -27,8 +27,8 @@ __version__ = "0.1.0"
 __all__ = [
     "ConfigError",
     "DataError",
+    "GeneratedSegment",
     "TrainingError",
-    "Written",
     "Zipper",
     "ZipperData",
     "ZipperError",
@@ -36,7 +36,7 @@ __all__ = [
 ]
 _MODULES = {
     "Zipper": "zipper.generation.zipper",
-    "Written": "zipper.generation.zipper",
+    "GeneratedSegment": "zipper.generation.zipper",
     "ZipperData": "zipper.training.data",
     "ZipperModule": "zipper.training.module",
 }

@@ -109,6 +109,6 @@ def _prepared(folder: Path, config: Path, processes: int) -> float:
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
         capture_output=True, text=True, check=True, encoding="utf-8"
     )  # fmt: skip
-    found = re.search(r"encoded .* of audio, ([\d.]+) hours an hour", out.stdout)
+    found = re.search(r"encoded .* of audio, ([\d.]+) hours per hour", out.stdout)
     assert found, out.stdout
     return float(found[1])

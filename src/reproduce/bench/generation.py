@@ -13,7 +13,7 @@ from zipper.config import TowerConfig
 from zipper.data.batches import Batch, collate
 from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment, document
-from zipper.generation.generate import GREEDY, Generator, read_prompts, write
+from zipper.generation.generate import GREEDY, Generator, generate, prefill
 from zipper.generation.zipper import Zipper
 from zipper.modalities.layout import FREE, TokenLayout
 from zipper.models.multimodal import MultimodalModel
@@ -77,10 +77,10 @@ def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
 @torch.no_grad()
 def speak_on(model: MultimodalModel, prompts: list[Document]) -> None:
     """FRAMES frames for each prompt, cached, by the writer itself."""
-    writer = Generator(read_prompts(model, prompts, {"speech"}), "speech", [])
+    writer = Generator(prefill(model, prompts, {"speech"}), "speech", [])
     writer.layout = NeverEnds(*writer.layout)
     rows, ids = list(range(len(prompts))), [one.id for one in prompts]
-    (first, *_) = writer.write(rows, [FRAMES] * len(rows), GREEDY, ids, 0, keep=False)
+    (first, *_) = writer.generate(rows, [FRAMES] * len(rows), GREEDY, ids, 0, append_last=False)
     assert first.content.shape[1] == FRAMES
 
 
@@ -121,7 +121,7 @@ def real_time_factor(dataset: EncodedDataset) -> float:
     work = sound = 0.0
     for turn, text in enumerate(texts):
         started = time.perf_counter()
-        ((speech,),) = write(
+        ((speech,),) = generate(
             model.network, [model.document(f"{turn}", {"text": text})], ["speech"], model.statistics,
             model.config.decode.by_modality(),
         )  # fmt: skip

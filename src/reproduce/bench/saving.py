@@ -36,7 +36,7 @@ class Alternating(ZipperModule):
         if self.exact:
             super().configure_gradient_clipping(optimizer, *settings, **named)
         else:
-            self.held.clear()
+            self.step_batches.clear()
             L.LightningModule.configure_gradient_clipping(self, optimizer, *settings, **named)
 
 

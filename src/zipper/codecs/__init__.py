@@ -1,1 +1,1 @@
-"""Codecs: waves to codes and back."""
+"""Speech codecs: waveforms to codes and back."""

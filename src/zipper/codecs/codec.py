@@ -1,6 +1,4 @@
-"""Waves to codes and back, by EnCodec (arXiv 2210.13438): the official 24 kHz model, or the small one in
-assets/.
-"""
+"""EnCodec (arXiv 2210.13438): the official 24 kHz model, or zipper-codec, the small model in assets/."""
 
 import hashlib
 import math
@@ -20,17 +18,16 @@ from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
-OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name carries the beginning of its SHA-256
+OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its SHA-256
 OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 
 
 class Codec:
-    """One codec at one bit rate. `fingerprint` tells which weights and how many codebooks: it is kept with
-    the store.
+    """Codec at one bit rate.
 
-    sample_rate in Hz, hop in samples a frame, frame_rate in frames a second, codebooks Q, codes V of one
-    codebook.
+    sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
+    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset.
     """
 
     def __init__(self, model: EncodecModel, codebooks: int, gain: float, name: str) -> None:
@@ -38,7 +35,7 @@ class Codec:
         self.codebooks, self.gain, self.name = codebooks, gain, name
         self.sample_rate: int = model.sample_rate
         self.hop = int(math.prod(model.encoder.ratios))
-        # Samples of silence after the longest wave of a batch: over half a receptive field; none if causal.
+        # Samples of silence after the longest waveform: more than half a receptive field, 0 if causal.
         self.margin = 0 if model.encoder.model[0].causal else 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
@@ -46,15 +43,15 @@ class Codec:
 
     @property
     def kbps(self) -> float:
-        """Bit rate, in thousands of bits a second."""
+        """Bit rate in kbps."""
         return self.frame_rate * self.codebooks * math.log2(self.codes) / 1000
 
     @torch.no_grad()
     def encode(self, waves: list[Tensor]) -> list[Tensor]:
-        """waves: float32 [n] each, at `sample_rate` -> int64 [Q, F] each, F = ceil(n / hop).
+        """Encode waveforms float32 [n] at `sample_rate` -> codes int64 [Q, F] each, F = ceil(n / hop).
 
-        The padding of a batch stands at least a receptive field of silence away from what is kept, so that a
-        wave's codes do not depend on its neighbours. Raises DataError on an empty wave.
+        Batch padding is separated from each waveform by more than a receptive field of silence, so that its
+        codes do not depend on the other waveforms. Raises DataError on an empty waveform.
         """
         frames = self.frames(waves)
         length = max(frames) * self.hop + self.margin
@@ -64,17 +61,17 @@ class Codec:
         return [codes[:, row, :count].cpu() for row, count in enumerate(frames)]
 
     def frames(self, waves: list[Tensor]) -> list[int]:
-        """Of each wave, begun ones counted. Raises DataError on an empty wave."""
+        """Frames of each waveform, rounded up. Raises DataError on an empty waveform."""
         frames = [math.ceil(len(wave) / self.hop) for wave in waves]
         if 0 in frames:
-            raise DataError(f"Wave {frames.index(0)} of the batch is empty: it has no frame to encode.")
+            raise DataError(f"Waveform {frames.index(0)} of the batch is empty.")
         return frames
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
-        """codes int64 [Q, F], Q at most `codebooks` -> float32 [n], n = samples or F * hop.
+        """Decode codes int64 [Q, F], Q at most `codebooks` -> float32 [n], n = samples or F * hop.
 
-        Raises DataError on a code outside the codebook.
+        Raises DataError on a code out of range.
         """
         if codes.numel() == 0:
             return torch.zeros(0)
@@ -85,7 +82,7 @@ class Codec:
         return self.waves(codes)[: samples or codes.shape[1] * self.hop].cpu()
 
     def waves(self, codes: Tensor) -> Tensor:
-        """As `decode`, uncut and where the model is."""
+        """As `decode`, but uncut and on the model's device."""
         latents = self.model.quantizer.vq.decode(codes[:, None].to(self.device))
         return self.model.decoder(latents)[0, 0] / self.gain
 
@@ -94,13 +91,13 @@ class Codec:
         return next(self.model.parameters()).device
 
 
-def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
-    """The small EnCodec that `zipper train-codec` wrote: safetensors, and their shape and hash in JSON.
-    codebooks: the first so many; all of them."""
+def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
+    """Load the codec that `zipper train-codec` wrote: safetensors, and JSON with shape and hash.
+    codebooks: the first so many; default all."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
-            f"{folder} is to be a codec, but holds no {WEIGHTS} and {SETTINGS}. "
-            "Run `make train-codec`, or name another."
+            f"{folder} is no codec: it holds no {WEIGHTS} and {SETTINGS}. "
+            "Run `make train-codec`, or choose another folder."
         )
     settings = read_json(folder / SETTINGS)
     if sha256(folder / WEIGHTS) != settings["sha256"]:
@@ -108,15 +105,17 @@ def load_embedded(folder: Path, codebooks: int | None = None) -> Codec:
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."
         )
     cfg = TrainCodecConfig(**settings["shape"])
-    model = build_embedded(cfg)
+    model = build_zipper_codec(cfg)
     model.load_state_dict(load_file(folder / WEIGHTS))
     if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
-        raise ConfigError(f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to so many.")
+        raise ConfigError(
+            f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to {cfg.codebooks}."
+        )
     return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded")
 
 
-def build_embedded(cfg: TrainCodecConfig) -> EncodecModel:
-    """A small EnCodec of the package's own classes: not causal, no LSTM, large strides near the wave."""
+def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
+    """Small EnCodec from the package's classes: not causal, no LSTM, large strides next to the waveform."""
     shape = {
         "dimension": cfg.dimension,
         "n_filters": cfg.filters,
@@ -133,14 +132,14 @@ def build_embedded(cfg: TrainCodecConfig) -> EncodecModel:
 
 
 def load_official(kbps: float | None, weights: Path | None) -> Codec:
-    """encodec_24khz at 1.5, 3, 6, 12 or 24 kbps. weights: a file; else the cache of torch.hub, else the
+    """encodec_24khz at 1.5, 3, 6, 12 or 24 kbps. weights: a file; default the cache of torch.hub, else a
     download.
 
-    The official file's hash is enforced; a file of another name is loaded as given (own trainings, tests).
+    The hash of the official file is checked. A file of another name is loaded without a check.
     """
     if kbps not in CODEBOOKS_AT_KBPS:
         raise ConfigError(
-            f"codec.bandwidth_kbps={kbps} is not one that EnCodec 24 kHz has. Use one of "
+            f"codec.bandwidth_kbps={kbps} is not supported by EnCodec 24 kHz. Use one of "
             + ", ".join(f"{k} ({q} codebooks)" for k, q in CODEBOOKS_AT_KBPS.items())
             + "."
         )
@@ -156,8 +155,8 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
             torch.hub.download_url_to_file(OFFICIAL_URL, str(file), hash_prefix="d7cc33bc")
         except OSError as error:
             raise DataError(
-                f"{OFFICIAL_URL} cannot be reached ({error}). Put the "
-                f"file at {file}, or name it: codec.weights=FILE."
+                f"{OFFICIAL_URL} cannot be reached ({error}). Put the file at {file}, or set "
+                "codec.weights=FILE."
             ) from error
     if not file.is_file():
         raise DataError(f"codec.weights={file} does not exist.")
@@ -178,12 +177,12 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
 
 
 def sha256(file: Path) -> str:
-    """Hexadecimal digest of a file."""
+    """Hexadecimal SHA-256 of a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def digest(model: nn.Module) -> str:
-    """Short hash of all weights, by name."""
+    """Short hash of all weights by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())

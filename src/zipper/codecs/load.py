@@ -1,17 +1,17 @@
-"""The codec that a config names."""
+"""Load the codec of a config."""
 
 from pathlib import Path
 
-from zipper.codecs.codec import Codec, load_embedded, load_official
+from zipper.codecs.codec import Codec, load_official, load_zipper_codec
 from zipper.codecs.mimi import load_mimi
 from zipper.config import CodecConfig, asset
 from zipper.hub import model_folder
 
 
 def load_codec(cfg: CodecConfig) -> Codec:
-    """The codec that the config names. Raises DataError on weights that are missing or damaged."""
+    """Codec of a config. Raises DataError on missing or damaged weights."""
     if cfg.name == "embedded":
-        return load_embedded(asset(cfg.weights or "assets/codec"), cfg.codebooks)
+        return load_zipper_codec(asset(cfg.weights or "assets/codec"), cfg.codebooks)
     if cfg.name == "mimi":
         assert cfg.bandwidth_kbps is not None
         return load_mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)

@@ -1,5 +1,5 @@
-"""Mimi (arXiv 2410.00037) behind the same interface as EnCodec: 24 kHz, 12.5 frames a second, codebooks of
-2,048, the first of them semantic, as the paper's units are."""
+"""Mimi (arXiv 2410.00037) with the interface of `Codec`: 24 kHz, 12.5 frames per second, codebooks of
+2,048 codes. The first codebook is semantic, like the paper's units."""
 
 import math
 from importlib.util import find_spec
@@ -14,11 +14,11 @@ from zipper.errors import ConfigError, DataError
 
 
 class Mimi(Codec):
-    """transformers' MimiModel at one number of codebooks."""
+    """MimiModel of transformers at one number of codebooks."""
 
     def __init__(self, folder: Path, kbps: float) -> None:
-        """folder: config.json and model.safetensors. Raises ConfigError on a bit rate that it does not have,
-        DataError on a folder that does not hold it."""
+        """folder: config.json and model.safetensors. Raises ConfigError on an unsupported bit rate,
+        DataError on a folder without the model."""
         from transformers import MimiModel
 
         try:
@@ -45,16 +45,16 @@ class Mimi(Codec):
         self.codebooks = round(kbps / each)
         if not 1 <= self.codebooks <= settings.num_quantizers or abs(self.codebooks * each - kbps) > 1e-3:
             raise ConfigError(
-                f"codec.bandwidth_kbps={kbps}: Mimi has {each:g} a codebook, so give 1 to "
-                f"{settings.num_quantizers} times "
-                f"that: {each:g}, {2 * each:g}, ... ({8 * each:g} is 8 codebooks)."
+                f"codec.bandwidth_kbps={kbps}: Mimi has {each:g} kbps per codebook. Give 1 to "
+                f"{settings.num_quantizers} times that: {each:g}, {2 * each:g}, ... ({8 * each:g} for 8 "
+                "codebooks)."
             )
         self.name = "mimi"
         self.fingerprint = f"mimi x{self.codebooks} {digest(self.model)}"
 
     @torch.no_grad()
     def encode(self, waves: list[Tensor]) -> list[Tensor]:
-        """As Codec. Causal: padding on the right changes no code to its left."""
+        """See Codec. The model is causal: padding on the right changes no code."""
         frames = self.frames(waves)
         length = max(frames) * self.hop
         batch = torch.stack([F.pad(wave, (0, length - len(wave))) for wave in waves])[:, None]  # [B, 1, n]
@@ -68,7 +68,7 @@ class Mimi(Codec):
 
 
 def load_mimi(folder: Path, kbps: float) -> Mimi:
-    """Raises ConfigError where transformers is not installed."""
+    """Load Mimi. Raises ConfigError if transformers is not installed."""
     if find_spec("transformers") is None:
         raise ConfigError(
             "codec.name=mimi needs transformers: run `make setup-pretrained`, or pip install "

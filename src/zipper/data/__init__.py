@@ -1,1 +1,1 @@
-"""Rows of a store to batches: task templates, collation, and the order of training."""
+"""Encoded dataset to batches: encoding, task templates, collation, batch schedule, statistics."""

@@ -1,4 +1,4 @@
-"""Documents to tensors: what moves to the device."""
+"""Collation: documents to padded tensors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,40 +10,44 @@ from zipper.data.documents import Document
 
 
 class Stream(NamedTuple):
-    """One tower's share of a batch of documents, padded on the right."""
+    """Tokens of one tower in a batch of documents, padded on the right."""
 
     tokens: Tensor  # int64 [B, T, Q]
-    order: Tensor  # int64 [B, T]  index in the one linear order of the document
+    order: Tensor  # int64 [B, T]  index in the interleaved sequence
     valid: Tensor  # bool [B, T]  False on padding
-    target: Tensor  # int64 [B, T, Q]  what comes next in the segment, -100 where no loss is due
-    weight: Tensor  # float32 [B, T]  of that loss
-    turn: Tensor  # int64 [B, T]  at a segment's last token: which modality follows, N if none; -100
-    due: Tensor  # int64 [N]  where a loss is due, as indices into [B * T]: known here, or the device is asked
-    ends: Tensor  # int64 [M]  where `turn` says what follows, likewise
+    target: Tensor  # int64 [B, T, Q]  next token of the segment, -100 without loss
+    weight: Tensor  # float32 [B, T]  loss weight
+    next_modality: (
+        Tensor  # int64 [B, T]  at a segment's last token, index of the next modality, N if none; else -100
+    )
+    loss_index: (
+        Tensor  # int64 [N]  positions with loss in [B * T], computed on the CPU to avoid a synchronisation
+    )
+    segment_ends: Tensor  # int64 [M]  positions with a next-modality target in [B * T]
 
 
 class Batch(NamedTuple):
-    """`total`: by modality, the loss weight of the whole step, over ranks and accumulation; `turns`: the
-    choices of what follows a segment, likewise.
+    """Batch of documents.
 
-    `seeing`: by (asking, asked), the documents in which a token of the one stands after one of the other,
-    int64 [R]; all of them where it is none, so that no zip of a step goes without a gradient.
-
-    tokens: valid ones, of all streams; padding: share of the tokens that are none, silent towers left out;
-    length: most tokens of a document. Plain numbers, which a training step need not ask the device for."""
+    total: by modality, loss weight of the whole step over ranks and accumulation. segment_ends: number of
+    next-modality targets of the whole step. attends_to: by (query, source), the documents int64 [R] in which
+    a query token follows a source token; all documents if there is none, so that no zip of a step lacks a
+    gradient. tokens: valid tokens of all streams. padding: share of padding, without unused towers. length:
+    tokens of the longest document. Plain numbers do not need a device synchronisation.
+    """
 
     ids: list[str]
     streams: dict[str, Stream]
     multimodal: Tensor  # bool [B]
     total: dict[str, float]
-    turns: int
+    segment_ends: int
     attends_to: dict[tuple[str, str], Tensor]
     tokens: int
     padding: float
     length: int
 
     def on(self, device: torch.device) -> "Batch":
-        """The same batch with its tensors there."""
+        """Copy of the batch with its tensors on `device`."""
         streams = {name: Stream(*(t.to(device) for t in stream)) for name, stream in self.streams.items()}
         attends_to = {pair: rows.to(device) for pair, rows in self.attends_to.items()}
         return self._replace(streams=streams, multimodal=self.multimodal.to(device), attends_to=attends_to)
@@ -53,20 +57,21 @@ def collate(
     documents: Sequence[Document],
     codebooks: dict[str, int],
     total: dict[str, float] | None = None,
-    turns: int | None = None,
+    segment_ends: int | None = None,
 ) -> Batch:
-    """codebooks: Q of every tower. A tower that a document leaves silent has no valid token there."""
+    """Batch of documents. codebooks: Q of every tower. Towers of other modalities have no valid token.
+    total, segment_ends: of the whole step; default those of these documents."""
     streams = {name: _stream(documents, name, codebooks) for name in codebooks}
     own = {name: float((s.weight[..., None] * (s.target != -100)).sum()) for name, s in streams.items()}
     multimodal = torch.tensor([d.multimodal for d in documents])
-    if turns is None:
-        turns = sum(int((s.turn != -100).sum()) for s in streams.values())
+    if segment_ends is None:
+        segment_ends = sum(int((s.next_modality != -100).sum()) for s in streams.values())
     attends_to = {(a, b): _attends_to(documents, a, b) for a in codebooks for b in codebooks if a != b}
     used = [stream.valid for stream in streams.values() if stream.valid.any()]
     tokens, places = sum(int(valid.sum()) for valid in used), sum(valid.numel() for valid in used)
     length = int(torch.stack([stream.valid.sum(1) for stream in streams.values()]).sum(0).max())
     return Batch(
-        [d.id for d in documents], streams, multimodal, total or own, turns, attends_to,
+        [d.id for d in documents], streams, multimodal, total or own, segment_ends, attends_to,
         tokens, 1 - tokens / max(places, 1), length,
     )  # fmt: skip
 
@@ -90,25 +95,27 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
         valid=torch.arange(width) < torch.tensor(lengths)[:, None],
         target=torch.full((rows, width, books), -100),
         weight=torch.zeros(rows, width),
-        turn=torch.full((rows, width), -100),
-        due=torch.zeros(0, dtype=torch.int64),
-        ends=torch.zeros(0, dtype=torch.int64),
+        next_modality=torch.full((rows, width), -100),
+        loss_index=torch.zeros(0, dtype=torch.int64),
+        segment_ends=torch.zeros(0, dtype=torch.int64),
     )
     for row, doc in enumerate(documents):
         start = order = 0
         following = [*(s.modality for s in doc.segments[1:]), "nothing"]
-        for part, then in zip(doc.segments, following, strict=False):  # a document may hold nothing
+        for part, then in zip(doc.segments, following, strict=False):  # a document may have no segment
             count = len(part.tokens)
             if part.modality == modality:
                 end = start + count
                 stream.tokens[row, start:end] = part.tokens
                 stream.order[row, start:end] = torch.arange(order, order + count)
                 stream.weight[row, start:end] = part.weight
-                if part.weight:  # the last token of a segment, its end, has nothing to predict
+                if part.weight:  # the last token of a segment, EOS, has no target
                     stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
                 if doc.multimodal:
-                    stream.turn[row, end - 1] = names.index(then) if then in names else len(names)
+                    stream.next_modality[row, end - 1] = names.index(then) if then in names else len(names)
                 start = end
             order += count
-    due = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
-    return stream._replace(due=due, ends=(stream.turn != -100).flatten().nonzero()[:, 0])
+    loss_index = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
+    return stream._replace(
+        loss_index=loss_index, segment_ends=(stream.next_modality != -100).flatten().nonzero()[:, 0]
+    )

@@ -1,9 +1,9 @@
-"""A corpus encoded once: Arrow shards on disk, memory-mapped, with a fingerprint of all that made them.
+"""Encoded dataset: a corpus encoded once into memory-mapped Arrow shards, with a fingerprint of its inputs.
 
     build/stores/HASH/   store.json  tokenizer.json  train-00000.arrow ...  train-00000.skipped (if any)
 
-Each shard is written aside and renamed; `store.json` comes last, so a store is whole or absent, and a
-preparation that was killed goes on with the next shard.
+Each shard is written atomically and `store.json` is written last, so a dataset is complete or absent. An
+interrupted preparation resumes at the next shard.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from zipper.modalities.delay import Pattern
 from zipper.modalities.normalise import normaliser_of
 from zipper.modalities.tokenizer import Tokenizer
 
-PERIODS = 8  # repetitions of up to so many frames are looked for
+PERIODS = 8  # longest period of repetitions, in frames
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -40,18 +40,18 @@ FEATURES = datasets.Features(
         "start": datasets.Value("float32"),  # seconds into the file
         "seconds": datasets.Value("float32"),
         "ids": datasets.Sequence(datasets.Value("int32")),
-        "codes": datasets.Sequence(datasets.Value("int16")),  # codebook after codebook, [Q * F]
-        # What a training asks of every row when it starts, so that no code has to be decoded for it:
+        "codes": datasets.Sequence(datasets.Value("int16")),  # codebook by codebook, [Q * F]
+        # Statistics of the row, so that a training starts without reading all codes:
         "subwords": datasets.Value("int32"),  # number of ids
         "frames": datasets.Value("int32"),  # F
-        "letters": datasets.Value("int32"),  # of the subwords, with the spaces before words
+        "letters": datasets.Value("int32"),  # of all tokens, with the spaces before words
         "repeats": datasets.Sequence(datasets.Value("int32"), length=PERIODS),  # `longest_repeats`
     }
 )
 
 
 class Row(TypedDict):
-    """An utterance of the store. Of text alone it has no codes, of speech alone no ids."""
+    """Utterance of an encoded dataset. Text-only rows have no codes, speech-only rows have no ids."""
 
     id: str
     text: str
@@ -70,8 +70,8 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """An opened store. `info` is store.json: fingerprint, counts, and rates of the training split. pattern:
-    how its codes are to stand in columns, which is of the reader's choosing."""
+    """Opened dataset. info: store.json (fingerprint, counts, frame rate). pattern: delay or parallel,
+    applied when rows are read."""
 
     folder: Path
     info: dict[str, Any]
@@ -85,39 +85,44 @@ class EncodedDataset:
 
     @property
     def codes(self) -> int:
-        """Codes of one codebook."""
+        """Number of codes per codebook."""
         return self.info["codes"]
 
     @property
     def fingerprint(self) -> str:
-        """Short name of what made the store."""
+        """Short hash of the dataset's inputs."""
         return fingerprint_hash(self.info["fingerprint"])
 
     @property
     def fingerprint_without_audio(self) -> str:
-        """As it was before the recordings' content was part of it: what older checkpoints hold."""
+        """Hash without the content of the recordings, as stored in older checkpoints."""
         return fingerprint_hash({k: v for k, v in self.info["fingerprint"].items() if k != "audio"})
 
     def row_codes(self, row: Row) -> Tensor:
-        """int64 [Q, F]"""
+        """Codes int64 [Q, F] of a row."""
         return torch.tensor(row["codes"], dtype=torch.int64).view(self.codebooks, -1)
 
 
 def column(rows: datasets.Dataset, name: str) -> np.ndarray:
-    """A column of numbers [N], or of lists of one length [N, length], at once: element by element the package
-    takes a thousand times as long, and each change of its format copies what it knows of every shard."""
+    """Numeric column [N], or column of fixed-length lists [N, length], as an array.
+
+    Element access through the package is a thousand times slower, and each change of format copies the
+    metadata of every shard.
+    """
     values = rows.data.column(name).combine_chunks()
     listed = pa.types.is_fixed_size_list(values.type)
     found = values.flatten().to_numpy() if listed else values.to_numpy(zero_copy_only=False)
     found = found.reshape(len(values), -1) if listed else found
-    chosen = rows._indices  # of a share of the rows; the package gives no other name to it
+    chosen = rows._indices  # set after `select`; there is no public name
     return found if chosen is None else found[chosen.column(0).to_numpy()]
 
 
-def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
-    """`only` of the rows (none: all), a smaller share nested in a larger one. Real corpora come speaker by
-    speaker, and several one after the other, so they are taken in the order of a hash of their ids; the
-    embedded one alone is mixed as it is."""
+def limit_rows(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
+    """First `only` rows; None: all. A smaller subset is contained in a larger one.
+
+    Corpora of recordings are ordered by speaker and concatenated, so their rows are chosen by a hash of the
+    id. The synthetic corpus is already shuffled.
+    """
     if only is None or only >= len(rows):
         return rows
     if {subset.partition("/")[0] for subset in rows["subset"][:]} <= {"", "spoken"}:
@@ -130,11 +135,11 @@ def share(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
 def fingerprint(
     utterances: list[Utterance], codec: Codec, subwords: Tokenizer, max_seconds: float, kept: Path
 ) -> dict[str, str]:
-    """What a store is made of: names, texts, content of the recordings, codec, tokenizer, versions. kept: of
-    `file_hashes`."""
-    usual = DataConfig().max_seconds  # only another one is named: usual stores keep the name they had
+    """Inputs of an encoded dataset: names, texts, content of recordings, codec, tokenizer, versions. kept:
+    cache of `file_hashes`."""
+    default = DataConfig().max_seconds  # omitted at the default, so that older fingerprints stay valid
     return {
-        **({} if max_seconds == usual else {"max_seconds": f"{max_seconds:g}"}),
+        **({} if max_seconds == default else {"max_seconds": f"{max_seconds:g}"}),
         "corpus": listing_hash(utterances),
         "audio": audio_hash(utterances, kept),
         "corpus_folder": _corpora(utterances),
@@ -156,9 +161,10 @@ def _corpora(utterances: list[Utterance]) -> str:
 
 
 def listing_hash(utterances: list[Utterance]) -> str:
-    """Of ids, splits, texts and file names; of other corpora than the embedded one also of what tells takes
-    of one sentence apart: the folders of a file, speaker, subset and piece. Where it all lies does not
-    matter."""
+    """Hash of ids, splits, texts and file names. For corpora of recordings, the parent folders of a file,
+    speaker, subset, start and length are included, which distinguish takes of one sentence. The location
+    of the corpus is not.
+    """
     lines = []
     for u in utterances:
         line = f"{u.id}\t{u.split}\t{u.text}\t{Path(u.audio or '').name}"
@@ -171,41 +177,42 @@ def listing_hash(utterances: list[Utterance]) -> str:
 
 
 def audio_hash(utterances: list[Utterance], kept: Path) -> str:
-    """Of the content of all recordings, in the corpus' order. kept: of `file_hashes`."""
+    """Hash of the content of all recordings in corpus order. kept: cache of `file_hashes`."""
     return joint_hash(file_hashes(list(dict.fromkeys(u.audio for u in utterances if u.audio)), kept))
 
 
 def corpus_hash(utterances: list[Utterance], build: str) -> str:
-    """Of names, texts and recordings alike: `build`, that of the config, keeps what was read."""
+    """Hash of names, texts and recordings. build: the config's build folder, which caches file hashes."""
     return joint_hash([listing_hash(utterances), audio_hash(utterances, Path(build) / KEPT)])
 
 
 def fingerprint_hash(parts: dict[str, str]) -> str:
-    """Short name of a fingerprint."""
+    """Short hash of a fingerprint."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class DamagedDataset(DataError):
-    """A finished store whose shards are not what they were. `zipper prepare` mends it."""
+    """A finished dataset with damaged shards. `zipper prepare` repairs it."""
 
 
 def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> EncodedDataset:
-    """Memory-maps a finished store. Raises DataError if unfinished, damaged, or not of `expected`."""
+    """Memory-map a finished dataset. Raises DataError if it is unfinished, damaged, or differs from
+    `expected`."""
     if not (folder / "store.json").is_file():
-        raise DataError(
-            f"{folder} holds no finished store. Run `zipper prepare` with the config that names it."
-        )
+        raise DataError(f"{folder} holds no finished dataset. Run `zipper prepare` with its config.")
     info = read_json(folder / "store.json")
     for part, value in (expected or {}).items():
         if info["fingerprint"].get(part) != value:
             raise DataError(
-                f"The store {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but "
-                f"the config asks for {value!r}. Prepare it again, or name the {part} that it was made with."
+                f"The dataset {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but "
+                f"the config sets {value!r}. Prepare it again, or use the {part} that it was made with."
             )
     splits = {split: open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():
         if {*rows.column_names} != {*FEATURES}:
-            raise DataError(f"{folder} was written by other code. Delete the folder, and prepare it again.")
+            raise DataError(
+                f"{folder} was written by another version. Delete the folder, and prepare it again."
+            )
         if len(rows) != info["rows"][split]:
             raise DamagedDataset(
                 f"{folder}: split {split} has {len(rows)} rows, store.json says {info['rows'][split]}."
@@ -220,18 +227,18 @@ def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> Encode
 
 
 def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, size: int) -> None:
-    """Raises DataError where a value lies outside 0 to size - 1: it would index another row's embedding."""
+    """Raise DataError if a value is outside 0 to size - 1: it would index another codebook's embedding."""
     for chunk in rows.data.column(column).chunks:
         least, most = pc.min_max(chunk.flatten()).as_py().values()
         if least is not None and not 0 <= least <= most < size:
             raise DataError(
                 f"{folder}: split {split} holds {column} from {least} to {most}, outside 0 to {size - 1}. "
-                "The store is damaged: delete the folder."
+                "The dataset is damaged: delete the folder, and prepare it again."
             )
 
 
 def open_split(folder: Path, split: str) -> datasets.Dataset:
-    """Memory-maps one split. Raises DataError where a shard is missing or damaged."""
+    """Memory-map one split. Raises DamagedDataset if a shard is missing or damaged."""
     files = sorted(folder.glob(f"{split}-*.arrow"))
     try:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])

@@ -1,4 +1,4 @@
-"""A row and a task make a document: segments of tokens in one linear order, prompt before answer."""
+"""Task templates: a row and a task make a document of segments, prompt before answer."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,16 +10,14 @@ from torch import Tensor
 
 from zipper.config import TASKS
 from zipper.data.dataset import EncodedDataset, Row, column
-from zipper.modalities.delay import Pattern, scored, to_columns
+from zipper.modalities.delay import Pattern, scored, to_timesteps
 from zipper.modalities.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens of one modality: begin, content, end. tokens int64 [T, Q]; scored bool [T, Q].
-
-    weight is the loss weight of its scored tokens; 0 for what is given and not to be learnt.
-    """
+    """Tokens of one modality with BOS and EOS. tokens int64 [T, Q]; scored bool [T, Q]; weight: loss
+    weight of the scored tokens, 0 for a prompt without loss."""
 
     modality: str
     tokens: Tensor
@@ -29,7 +27,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Document:
-    """multimodal is set by the template, never inferred from what comes later: that would not be causal."""
+    """Segments in linear order. multimodal is set by the template: inferring it from later segments would
+    not be causal."""
 
     id: str
     segments: list[Segment]
@@ -37,8 +36,7 @@ class Document:
 
 
 def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]:
-    """Which rows can be a document of a task: they hold all of its modalities, and are of one of `corpora`
-    (none: of any)."""
+    """Indices of the rows that have all modalities of a task and belong to one of `corpora` (default any)."""
     fits = np.ones(len(rows), dtype=bool)
     for name in TASKS[task]:
         fits &= column(rows, {"text": "subwords", "speech": "frames"}[name]) > 0
@@ -48,7 +46,7 @@ def eligible(rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]
 
 
 def document(dataset: EncodedDataset, row: Row, task: str, prompt_weight: float) -> Document:
-    """The template of a task: its modalities in order, the last one the answer."""
+    """Document of a task: its modalities in order, the last one is the answer."""
     order = TASKS[task]
     weights = [prompt_weight] * (len(order) - 1) + [1.0]
     segments = [segment(dataset, row, name, weight) for name, weight in zip(order, weights, strict=True)]
@@ -56,21 +54,21 @@ def document(dataset: EncodedDataset, row: Row, task: str, prompt_weight: float)
 
 
 def segment(dataset: EncodedDataset, row: Row, modality: str, weight: float) -> Segment:
-    """One modality of a row as tokens, begin and end included."""
+    """Segment of one modality of a row."""
     if modality == "speech":
         return speech_segment(dataset.row_codes(row), dataset.codes, weight, dataset.pattern)
     return text_segment(row["ids"], dataset.tokenizer, weight)
 
 
 def text_segment(ids: Sequence[int], subwords: Tokenizer, weight: float) -> Segment:
-    """Subwords as columns of one codebook."""
+    """Text ids as a segment of one codebook."""
     tokens = torch.tensor([subwords.bos, *ids, subwords.eos])[:, None]
     return Segment("text", tokens, torch.arange(len(tokens))[:, None] > 0, weight)
 
 
 def speech_segment(codes: Tensor, size: int, weight: float, pattern: Pattern = "delay") -> Segment:
-    """codes int64 [Q, F], each below `size`, as columns (`units.pattern`)."""
-    tokens = to_columns(codes, size, pattern)
+    """Codes int64 [Q, F] with values below `size` as a segment (see `modalities.delay`)."""
+    tokens = to_timesteps(codes, size, pattern)
     return Segment("speech", tokens, scored(tokens, size), weight)
 
 
@@ -82,7 +80,8 @@ def scored_weight(
     prompt_weight: float,
     codebook_weights: Sequence[float] = (),
 ) -> dict[str, float]:
-    """Sum of loss weights that a document scores, by modality, from the counts alone (see `scored`)."""
+    """Sum of the loss weights of a document by modality, from its text length and its frames (see
+    `scored`)."""
     books = codebook_weights or [1.0] * dataset.codebooks
     pairs = {"text": subwords + 1.0, "speech": frames * sum(books) + books[0]}
     order = TASKS[task]
@@ -90,6 +89,6 @@ def scored_weight(
 
 
 def directions(tasks: Iterable[str]) -> list[tuple[str, str]]:
-    """(asking, asked) pairs of modalities that occur in these tasks; other directions stay idle."""
+    """(query, source) pairs of modalities that occur in these tasks."""
     pairs = {(b, a) for task in tasks for i, a in enumerate(TASKS[task]) for b in TASKS[task][i + 1 :]}
     return sorted(pairs)

@@ -1,5 +1,5 @@
-"""Encodes a corpus into a store through Lightning's `Trainer.predict`: on as many devices and nodes as it is
-given, each rank its own shards. Resumable; what cannot be used is listed."""
+"""Encode a corpus with Lightning's `Trainer.predict`, on any number of devices and nodes. Each rank writes
+its own shards. Resumable; unusable utterances are listed."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ from zipper.data.dataset import (
     open_dataset,
     open_split,
 )
-from zipper.data.shards import Read, Shard, ShardReader, Skipped, list_skipped, write_shard
+from zipper.data.shards import LoadedUtterance, Shard, ShardReader, Skipped, list_skipped, write_shard
 from zipper.data.statistics import letters_of, longest_repeats
 from zipper.disk import held
 from zipper.distributed import WholeFiles, encoding, refusals
@@ -37,8 +37,8 @@ from zipper.errors import DataError
 from zipper.hashes import KEPT
 from zipper.modalities.tokenizer import Tokenizer
 
-SHARD, LEAST = 512, 16  # utterances, at most and at least
-SHARDS = 64  # a small corpus is cut into so many, so that there is one for every process
+SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
+SHARDS = 64  # number of shards of a small corpus, so that every process gets some
 SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 
 
@@ -46,36 +46,36 @@ def prepare_dataset(
     root: Path, utterances: list[Utterance], codec: Codec, subwords: Tokenizer, batch_seconds: float,
     max_seconds: float, train: TrainConfig | None = None,
 ) -> EncodedDataset:  # fmt: skip
-    """Opens the store of these utterances under `root`, encoding what is missing. train: devices and nodes.
+    """Open the dataset of these utterances under `root`, after encoding what is missing. A damaged dataset is
+    repaired, with a message. train: devices and nodes.
 
-    One that is damaged is mended, and said.
-    Raises DataError as soon as unusable utterances pass the budget; *.skipped beside the shards, and in the
-    end skipped.jsonl, list them.
+    Raises DataError as soon as the unusable utterances exceed SKIP_BUDGET. *.skipped beside the shards, and
+    finally skipped.jsonl, list them.
     """
     parts = fingerprint(utterances, codec, subwords, max_seconds, root.with_name(KEPT))
     folder = root / fingerprint_hash(parts)
-    if dataset := _open_or_mend(folder, parts):
+    if dataset := _open_or_repair(folder, parts):
         return dataset
     root.mkdir(parents=True, exist_ok=True)
     train = train or TrainConfig(accelerator="cpu")
-    # Another command may be at the same store. Processes of one command must not wait for each other.
-    alone = train.devices * train.nodes == 1
-    with held(root / f".{folder.name}.lock", str(folder), wait=True) if alone else nullcontext():
-        return _open_or_mend(folder, parts) or _make_dataset(
+    # Lock against other commands. Processes of one command must not wait for each other.
+    single_process = train.devices * train.nodes == 1
+    with held(root / f".{folder.name}.lock", str(folder), wait=True) if single_process else nullcontext():
+        return _open_or_repair(folder, parts) or _make_dataset(
             folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
         )
 
 
-def _open_or_mend(folder: Path, parts: dict[str, str]) -> EncodedDataset | None:
-    """None where there is no store, or no whole one: then it counts as unfinished from now on."""
-    whole = folder / "store.json"
-    if not whole.exists():
+def _open_or_repair(folder: Path, parts: dict[str, str]) -> EncodedDataset | None:
+    """Open a dataset; None if it is missing, or damaged, in which case it is marked as unfinished."""
+    index_file = folder / "store.json"
+    if not index_file.exists():
         return None
     try:
         return open_dataset(folder, parts)
     except DamagedDataset as error:
-        print(f"{error} What is damaged is encoded anew.")
-        whole.unlink(missing_ok=True)  # several processes may be here
+        print(f"{error} Damaged shards are encoded again.")
+        index_file.unlink(missing_ok=True)  # another process may have removed it
         return None
 
 
@@ -83,11 +83,11 @@ def _make_dataset(
     folder: Path, parts: dict[str, str], utterances: list[Utterance], codec: Codec, subwords: Tokenizer,
     batch_seconds: float, max_seconds: float, train: TrainConfig,
 ) -> EncodedDataset:  # fmt: skip
-    """Encodes what is missing."""
+    """Encode the missing shards."""
     with refusals(encoding(train)):
         trainer = _trainer(encoding(train), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    usable, skipped = _with_usable_text(utterances)  # all of them, before any is encoded
+    usable, skipped = _with_usable_text(utterances)  # check all texts before encoding
     if trainer.is_global_zero:
         subwords.save(folder / "tokenizer.json")
         if skipped:
@@ -105,15 +105,15 @@ def _make_dataset(
         encoder.close()
     if trainer.is_global_zero:
         _finish(folder, parts, codec, len(utterances))
-    trainer.strategy.barrier("the store is whole")
+    trainer.strategy.barrier("the dataset is complete")
     return open_dataset(folder, parts)
 
 
 def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its banner comes with the training
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no banner
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return L.Trainer(
-        default_root_dir=folder,  # where Lightning looks for what SLURM cut off
+        default_root_dir=folder,  # where Lightning looks for checkpoints under SLURM
         accelerator=train.accelerator,
         devices=train.devices,
         num_nodes=train.nodes,
@@ -128,13 +128,13 @@ def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
 
 
 class Encoder(L.LightningModule):
-    """Waves of a shard to codes, and the shard to its file."""
+    """Encodes the waveforms of a shard and writes the shard."""
 
     def __init__(
         self, codec: Codec, subwords: Tokenizer, batch_seconds: float, folder: Path, skipped: list[Skipped],
         utterances: int,
     ) -> None:  # fmt: skip
-        """skipped, of utterances: before any was read."""
+        """skipped: utterances rejected before reading. utterances: size of the corpus."""
         super().__init__()
         self.model = codec.model  # so that Lightning moves it
         self.codec, self.tokenizer, self.folder = codec, subwords, folder
@@ -150,14 +150,14 @@ class Encoder(L.LightningModule):
         count = sum(len(shard.utterances) for shard in loader.dataset.shards)
         hidden = self.trainer.global_rank > 0
         self.bar = tqdm(total=count, desc="encode", unit="utterance", mininterval=1.0, disable=hidden)
-        # As many workers as there are cores, of one thread each: that is a fifth faster than all cores on one
-        # operator after the other, and codes do not depend on the number of cores. An accelerator needs one.
+        # One single-threaded worker per core is a fifth faster than all cores on one operator at a time, and
+        # codes do not depend on the number of cores. An accelerator needs one worker.
         self.threads = torch.get_num_threads()
         workers = self.threads if self.codec.device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
-    def predict_step(self, batch: tuple[Shard, list[Read]], index: int) -> str:
-        """Returns the file's name."""
+    def predict_step(self, batch: tuple[Shard, list[LoadedUtterance]], index: int) -> str:
+        """Write one shard. Returns its file name."""
         shard, read = batch
         if shard.file is None:
             return "none"
@@ -194,11 +194,11 @@ class Encoder(L.LightningModule):
         hours = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
         took = (time.monotonic() - self.started) / 3600
         if hours and self.trainer.is_global_zero:
-            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours an hour, "
+            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours per hour,  "
                   f"by {self.trainer.world_size} process(es)")  # fmt: skip
 
     def close(self) -> None:
-        """Ends the workers, however the encoding ended."""
+        """Shut down the worker threads."""
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)
@@ -227,7 +227,7 @@ def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None
 def _groups(
     found: list[tuple[Utterance, Tensor]], samples: float
 ) -> Iterator[list[tuple[Utterance, Tensor]]]:
-    """Neighbours in length together, at most `samples` samples with the padding."""
+    """Groups of similar length, at most `samples` samples each, padding included."""
     group: list[tuple[Utterance, Tensor]] = []
     for item in sorted(found, key=lambda item: len(item[1])):
         if group and (len(group) + 1) * len(item[1]) > samples:
@@ -239,7 +239,7 @@ def _groups(
 
 
 def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) -> None:
-    """skipped.jsonl, and last store.json, with which the store is whole."""
+    """Write skipped.jsonl, then store.json, which marks the dataset as complete."""
     lists = sorted(folder.glob("*.skipped"))
     skipped = [json.loads(line) for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
     _check_budget(folder, skipped, utterances)
@@ -249,18 +249,17 @@ def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) 
     if sum(info["rows"].values()) != utterances - len(skipped):
         raise DataError(
             f"{folder} holds {sum(info['rows'].values())} rows, but {utterances - len(skipped)} are "
-            "usable: it was "
-            "begun by other code. Delete the folder, and prepare it again."
+            "usable: another version has started it. Delete the folder, and prepare it again."
         )
-    aside = folder / f"store.{os.getpid()}.part"
-    aside.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    aside.rename(folder / "store.json")
+    temporary = folder / f"store.{os.getpid()}.part"
+    temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    temporary.rename(folder / "store.json")
     for file in lists:
         file.unlink()
 
 
 def _info(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
-    """Counts of all splits, and what the training split's sentences are."""
+    """Contents of store.json: counts of all splits, and the hash of the training sentences."""
     splits = {split: open_split(folder, split) for split in SPLITS}
     train = splits["train"]
     return {

@@ -1,4 +1,4 @@
-"""`zipper prepare`: corpus, codec and subwords to a store, each made only where it is missing."""
+"""`zipper prepare`: corpus, codec and tokenizer to an encoded dataset. Only missing parts are made."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +16,8 @@ from zipper.modalities.normalise import unreadable
 from zipper.modalities.tokenizer import Tokenizer
 
 
-def given_tokenizer(cfg: RunConfig) -> Tokenizer | None:
-    """The tokenizer that the config names, or that of its pre-trained text tower; none: one is to be
-    trained."""
+def configured_tokenizer(cfg: RunConfig) -> Tokenizer | None:
+    """Tokenizer of the config or of its pre-trained text tower; None: it is trained on the corpus."""
     if cfg.data.tokenizer:
         return Tokenizer.load(asset(cfg.data.tokenizer))
     tower = cfg.model.towers.get("text")
@@ -26,13 +25,13 @@ def given_tokenizer(cfg: RunConfig) -> Tokenizer | None:
 
 
 def prepare(cfg: RunConfig, clock: Clock) -> EncodedDataset:
-    """Opens the dataset of a config, after making what is missing. Codec and tokenizer are checked first."""
+    """Open the dataset of a config, after making what is missing. Codec and tokenizer are checked first."""
     check_places(cfg)
-    return encode(cfg, clock, load_codec(cfg.codec), given_tokenizer(cfg))
+    return encode(cfg, clock, load_codec(cfg.codec), configured_tokenizer(cfg))
 
 
 def encode(cfg: RunConfig, clock: Clock, codec: Codec, tokenizer: Tokenizer | None) -> EncodedDataset:
-    """As `prepare`, with this codec and tokenizer; none: one is trained on the corpus."""
+    """As `prepare`, with a given codec and tokenizer. tokenizer=None: train one on the corpus."""
     with clock.stage("speak"):
         utterances = open_corpus(cfg)
     if tokenizer is None:
@@ -50,7 +49,7 @@ def encode(cfg: RunConfig, clock: Clock, codec: Codec, tokenizer: Tokenizer | No
         )
     if dataset.info["skipped"]:
         print(
-            f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists them "
-            "with the reasons"
+            f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists "
+            "them with the reasons"
         )
     return replace(dataset, pattern=cfg.codec.pattern)

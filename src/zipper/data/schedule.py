@@ -1,9 +1,6 @@
-"""The order of training: every step's batch is a pure function of (seed, step), sliced by rank and
-accumulation.
-"""
+"""Batch schedule: every batch is a pure function of (seed, step), sliced by rank and accumulation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,23 +9,17 @@ from torch.utils.data import Dataset, Sampler
 from zipper.config import TASKS
 from zipper.config.training import LossMean
 from zipper.data.batches import Batch, collate
-from zipper.data.dataset import EncodedDataset, column, share
+from zipper.data.dataset import EncodedDataset, column, limit_rows
 from zipper.data.documents import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
-from zipper.modalities.delay import around
+from zipper.modalities.delay import extra_timesteps
 
-JITTER = 0.1  # lengths are shaken by this share before sorting, so that batches differ from epoch to epoch
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a step trains on: (row, task) examples, the longest first."""
-
-    examples: list[tuple[int, str]]
+JITTER = 0.1  # random share added to lengths before sorting, so that batches differ between epochs
+Example = tuple[int, str]  # (row, task)
 
 
 class BatchSchedule:
-    """Steps of a training: `plan(step)`, and micro-batches as slices of it."""
+    """Steps of a training: `examples(step)`, and micro-batches as slices of them."""
 
     def __init__(
         self,
@@ -44,17 +35,17 @@ class BatchSchedule:
         corpora: Mapping[str, Sequence[str]] | None = None,
         loss_mean: LossMean = "modality",
     ) -> None:
-        """tokens: cap on the padded tokens of a step, those of the longest tower. slices: ranks times
-        accumulation; what a step trains on does not depend on them. loss_mean: of `train`, for the totals.
+        """tokens: limit of the padded tokens of a step, in the longest tower. slices: ranks times
+        accumulation; the examples of a step do not depend on it. loss_mean: see `train.loss_mean`.
 
-        Raises ConfigError where a single example is over the cap, a step too small to be sliced, or a task
-        has no example.
+        Raises ConfigError if an example exceeds the limit, a step is too small to be sliced, or a task has no
+        example.
         """
         self.dataset, self.tasks, self.tokens, self.slices, self.seed = dataset, tasks, tokens, slices, seed
         self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
-        self.rows = share(dataset.splits[split], only)
+        self.rows = limit_rows(dataset.splits[split], only)
         self.subwords, self.frames = column(self.rows, "subwords"), column(self.rows, "frames")
-        self.speech = self.frames + around(dataset.codebooks, dataset.pattern)
+        self.speech = self.frames + extra_timesteps(dataset.codebooks, dataset.pattern)
         self.eligible = {
             task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
         }
@@ -62,8 +53,7 @@ class BatchSchedule:
             if not len(found):
                 raise ConfigError(
                     f"train.tasks.{task}: no utterance of split {split} has {' and '.join(TASKS[task])}. "
-                    "Choose another "
-                    "data.corpus (or data.tasks), or leave the task out."
+                    "Choose another data.corpus (or data.tasks), or leave the task out."
                 )
         longest = max(int(self._lengths(found, task).max()) for task, found in self.eligible.items())
         if longest * slices > tokens:
@@ -72,11 +62,11 @@ class BatchSchedule:
                 f"tokens). Give at least {longest * slices}."
             )
         self.average = self._average_answers() if loss_mean == "document" else {}
-        self._cut: dict[int, list[Plan]] = {}  # the epoch last asked for
-        self._starts = [0]  # first step of each epoch known so far
+        self._batches: dict[int, list[list[Example]]] = {}  # batches of the most recent epoch
+        self._starts = [0]  # first step of each known epoch
 
-    def plan(self, step: int) -> Plan:
-        """The examples of one step."""
+    def examples(self, step: int) -> list[Example]:
+        """Examples of one step, the longest first."""
         epoch = 0
         while True:
             if epoch + 1 == len(self._starts):
@@ -90,8 +80,8 @@ class BatchSchedule:
         return len(self._epoch(epoch))
 
     def batch(self, step: int, part: int, codebooks: dict[str, int]) -> Batch:
-        """Slice `part` of a step. Its totals are those of the whole step."""
-        examples = self.plan(step).examples
+        """Slice `part` of a step, with the totals of the whole step."""
+        examples = self.examples(step)
         total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
         for row, task in examples:
             weights = scored_weight(
@@ -107,22 +97,22 @@ class BatchSchedule:
             document(self.dataset, self.rows[row], task, self.prompt_weight)
             for row, task in mine or examples[:1]
         ]
-        turns = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
-        batch = collate(documents, codebooks, total, turns)
-        return batch if mine else silenced(batch)
+        segment_ends = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
+        batch = collate(documents, codebooks, total, segment_ends)
+        return batch if mine else without_loss(batch)
 
-    def first(self, count: int) -> list[Document]:
-        """The first documents of the training, about so many, however steps are sliced."""
+    def first_documents(self, count: int) -> list[Document]:
+        """About `count` documents from the start of the training, independent of slicing."""
         found: list[Document] = []
         for step in range(self.epoch_length(0)):
             if len(found) >= count:
                 break
-            examples = self.plan(step).examples
+            examples = self.examples(step)
             found += [document(self.dataset, self.rows[i], task, self.prompt_weight) for i, task in examples]
         return found
 
     def _average_answers(self) -> dict[str, float]:
-        """By modality: loss weight of an average answer of it, over the rows of all tasks that end in it."""
+        """Mean loss weight of an answer by modality, over the rows of all tasks that end in it."""
         answers: dict[str, list[float]] = {}
         for task, rows in self.eligible.items():
             counts = float(self.subwords[rows].mean()), float(self.frames[rows].mean())
@@ -130,49 +120,52 @@ class BatchSchedule:
             answers.setdefault(TASKS[task][-1], []).append(weights[TASKS[task][-1]])
         return {name: sum(several) / len(several) for name, several in answers.items()}
 
-    def _epoch(self, epoch: int) -> list[Plan]:
-        if epoch not in self._cut:
-            self._cut = {epoch: self._cut_epoch(epoch)}
-        return self._cut[epoch]
+    def _epoch(self, epoch: int) -> list[list[Example]]:
+        if epoch not in self._batches:
+            self._batches = {epoch: self._make_epoch(epoch)}
+        return self._batches[epoch]
 
-    def _cut_epoch(self, epoch: int) -> list[Plan]:
+    def _make_epoch(self, epoch: int) -> list[list[Example]]:
         draw = np.random.default_rng([self.seed, epoch])
-        drawn = {task: self._drawn(self.eligible[task], share, draw) for task, share in self.tasks.items()}
+        drawn = {
+            task: self._draw_rows(self.eligible[task], share, draw) for task, share in self.tasks.items()
+        }
         examples = [(row, task) for task, rows in drawn.items() for row in rows.tolist()]
         lengths = np.concatenate([self._lengths(rows, task) for task, rows in drawn.items()])
         order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
-        plans: list[Plan] = []
-        group: list[tuple[int, str]] = []
+        batches: list[list[Example]] = []
+        group: list[Example] = []
         longest = 0
         for index in order:
             longest = max(longest, int(lengths[index]))
             if group and (len(group) + 1) * longest > self.tokens:
-                plans.append(Plan(group))
+                batches.append(group)
                 group, longest = [], int(lengths[index])
             group.append(examples[index])
         if group:
-            plans.append(Plan(group))
-        return [plans[i] for i in draw.permutation(len(plans))]
+            batches.append(group)
+        return [batches[i] for i in draw.permutation(len(batches))]
 
-    def _drawn(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
-        """Rows of one task in one epoch: a share of 1 is every row once, of 1.26 a quarter of them twice."""
+    def _draw_rows(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
+        """Rows of one task in an epoch: with share 1 every row once, with share 1.26 about a quarter of
+        them twice."""
         whole, rest = divmod(share, 1.0)
         count = round(rest * len(rows))
         return np.concatenate([rows] * int(whole) + [rows[draw.permutation(len(rows))[:count]]])
 
     def _lengths(self, rows: np.ndarray, task: str) -> np.ndarray:
-        """Of the longest tower of each of these rows: int64 [N]"""
+        """Length of each row in its longest tower: int64 [N]"""
         lengths = {"text": self.subwords[rows] + 2, "speech": self.speech[rows]}
         return np.max([lengths[name] for name in TASKS[task]], axis=0).astype(np.int64)
 
 
-def silenced(batch: Batch) -> Batch:
-    """The same batch with nothing to learn, for a slice that a small step leaves without examples: its
-    process takes part in the step all the same."""
+def without_loss(batch: Batch) -> Batch:
+    """Copy of a batch without loss, for a rank that gets no example in a small step but takes part in it."""
     streams = {
         name: s._replace(
             target=torch.full_like(s.target, -100), weight=torch.zeros_like(s.weight),
-            turn=torch.full_like(s.turn, -100), due=s.due[:0], ends=s.ends[:0],
+            next_modality=torch.full_like(s.next_modality, -100), loss_index=s.loss_index[:0],
+            segment_ends=s.segment_ends[:0],
         )
         for name, s in batch.streams.items()
     }  # fmt: skip
@@ -180,7 +173,7 @@ def silenced(batch: Batch) -> Batch:
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item i of a rank: step i // accumulate, slice rank + ranks * (i % accumulate)."""
+    """Micro-batches of a rank: item i is slice rank + ranks * (i % accumulate) of step i // accumulate."""
 
     def __init__(
         self, steps: BatchSchedule, codebooks: dict[str, int], rank: int, ranks: int, accumulate: int
@@ -189,12 +182,13 @@ class MicroBatches(Dataset[Batch]):
         self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
 
     def __getitem__(self, index: int) -> Batch:
-        step, turn = divmod(index, self.accumulate)
-        return self.steps.batch(step, self.rank + self.ranks * turn, self.codebooks)
+        step, micro = divmod(index, self.accumulate)
+        return self.steps.batch(step, self.rank + self.ranks * micro, self.codebooks)
 
 
 class ResumableSampler(Sampler[int]):
-    """Indices `start` to `end`. Its length counts those before the start, as Lightning's progress."""
+    """Indices `start` to `end`. Its length includes those before `start`, as Lightning's progress bar
+    expects."""
 
     def __init__(self, start: int, end: int) -> None:
         self.start, self.end = start, end

@@ -1,4 +1,4 @@
-"""Shards of a store: which rank makes them, the waves that go in, and the file that comes out."""
+"""Shards of an encoded dataset: assignment to ranks, reading of audio, writing of files."""
 
 import json
 import os
@@ -18,11 +18,12 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import FEATURES, Row
 from zipper.errors import DataError
 
-Read = tuple[Utterance, "Tensor | DataError | None"]  # its wave, or why there is none; None: it is text alone
+# Utterance with its waveform, the reason why it cannot be read, or None (text only).
+LoadedUtterance = tuple[Utterance, "Tensor | DataError | None"]
 
 
 class Skipped(TypedDict):
-    """An utterance that cannot be used."""
+    """Utterance that cannot be used."""
 
     id: str
     reason: str
@@ -30,38 +31,38 @@ class Skipped(TypedDict):
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's place in the store, and its utterances in the corpus' order."""
+    """File of a shard, and its utterances in corpus order."""
 
     file: Path | None
     utterances: list[Utterance]
 
 
 class ShardReader(L.LightningDataModule):
-    """Shards that are not whole yet, each rank its own: number n belongs to rank n modulo the ranks, so that
-    it does not matter what others have finished."""
+    """Incomplete shards of each rank. Shard n belongs to rank n modulo the number of ranks, independent of
+    which shards are complete."""
 
     def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
         super().__init__()
         self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
 
-    def predict_dataloader(self) -> DataLoader[tuple[Shard, list[Read]]]:
+    def predict_dataloader(self) -> DataLoader[tuple[Shard, list[LoadedUtterance]]]:
         assert self.trainer is not None
         todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
         waves = Waves(todo, self.sample_rate, self.longest)
-        return DataLoader(waves, batch_size=None, collate_fn=_whole)  # threads read; see Waves
+        return DataLoader(waves, batch_size=None, collate_fn=_identity)  # Waves reads with threads
 
     def shards_of(self, rank: int, ranks: int) -> list[Shard]:
-        """What a rank has to make. One whose shards are all whole gets an empty shard, which makes no file:
+        """Incomplete shards of a rank. A rank without any gets one empty shard without a file, because
         every rank takes part to the end."""
         mine = self.shards[rank::ranks]
-        return [shard for shard in mine if not is_whole(shard)] or [Shard(None, [])]
+        return [shard for shard in mine if not is_complete(shard)] or [Shard(None, [])]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        return batch  # one group after the other goes there, not 512 waves at once
+        return batch  # the encoder moves one group at a time
 
 
-class Waves(Dataset[tuple[Shard, list[Read]]]):
-    """Shards with the waves of their utterances."""
+class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
+    """Shards with the waveforms of their utterances."""
 
     def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
         self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
@@ -69,9 +70,9 @@ class Waves(Dataset[tuple[Shard, list[Read]]]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def __getitem__(self, index: int) -> tuple[Shard, list[Read]]:
+    def __getitem__(self, index: int) -> tuple[Shard, list[LoadedUtterance]]:
         shard = self.shards[index]
-        with ThreadPoolExecutor(4) as pool:  # reading waits for the disk
+        with ThreadPoolExecutor(4) as pool:  # I/O-bound
             waves = list(pool.map(self._read, shard.utterances))
         return shard, list(zip(shard.utterances, waves, strict=True))
 
@@ -84,41 +85,41 @@ class Waves(Dataset[tuple[Shard, list[Read]]]):
             return error
 
 
-def _whole(batch: Any) -> Any:
-    """The loader's own conversion would turn tuples into lists."""
+def _identity(batch: Any) -> Any:
+    """Identity. The default conversion of DataLoader turns tuples into lists."""
     return batch
 
 
-def is_whole(shard: Shard) -> bool:
-    """Whether it is on the disk with every row. What was skipped may be mended by now: only a shard that
-    lacks nothing stays as it is."""
+def is_complete(shard: Shard) -> bool:
+    """Whether a shard's file holds every row. A shard with skipped utterances counts as incomplete,
+    because they may be repaired by now."""
     file = shard.file
     if file is None or not file.exists() or file.with_suffix(".skipped").exists():
         return False
     try:
         return len(datasets.Dataset.from_file(str(file))) == len(shard.utterances)
-    except Exception:  # pyarrow raises OSError or ArrowInvalid on a file that was cut off
+    except Exception:  # pyarrow raises OSError or ArrowInvalid on a truncated file
         return False
 
 
 def list_skipped(file: Path, skipped: list[Skipped]) -> None:
-    """JSON lines, whole or absent."""
-    aside = file.with_suffix(f".{os.getpid()}.listing")
-    aside.write_text("".join(json.dumps(entry) + "\n" for entry in skipped), encoding="utf-8")
-    aside.rename(file)
+    """Write JSON lines atomically."""
+    temporary = file.with_suffix(f".{os.getpid()}.listing")
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in skipped), encoding="utf-8")
+    temporary.rename(file)
 
 
 def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
-    """In the corpus' order, through another name. What could not be read is listed beside it."""
-    aside = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same store
-    writer = ArrowWriter(features=FEATURES, path=str(aside))
+    """Write a shard in corpus order, atomically, with the list of its skipped utterances."""
+    temporary = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same dataset
+    writer = ArrowWriter(features=FEATURES, path=str(temporary))
     for row in rows:
         writer.write(row)
     writer.finalize()
     writer.close()
-    # A shard never stands without the list of what it lacks, wherever this is cut off.
+    # The list comes first, so that an interruption never leaves a shard without it.
     if skipped:
         list_skipped(file.with_suffix(".skipped"), skipped)
-    aside.rename(file)
+    temporary.rename(file)
     if not skipped:
         file.with_suffix(".skipped").unlink(missing_ok=True)

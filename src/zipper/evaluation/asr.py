@@ -15,7 +15,7 @@ from zipper.evaluation.journal import Journal
 from zipper.evaluation.result import Origin, by_subset, chosen_rows, describe_run, stops
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.generation.generate import GREEDY, GenerationOutput
-from zipper.generation.rows import answers
+from zipper.generation.rows import generate_rows
 from zipper.modalities.normalise import normalise
 from zipper.models.multimodal import MultimodalModel
 
@@ -56,7 +56,7 @@ def recognise(
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
     name = "shuffled" if transcript else "asr"
-    written = answers(
+    written = generate_rows(
         model,
         dataset,
         statistics,
@@ -64,7 +64,7 @@ def recognise(
         TASKS["asr"],
         batch,
         {"text": how},
-        kept=kept,
+        journal=kept,
         name=name,
     )
     return scored(dataset, rows, [segment for (segment,) in written])
@@ -79,7 +79,13 @@ def scored(dataset: EncodedDataset, rows: list[Row], written: list[GenerationOut
         seconds = round(row["seconds"], 3)
         out.append(
             Recognised(
-                row["id"], errors.errors, errors.words, seconds, row["text"], hypothesis, segment.stopped
+                row["id"],
+                errors.errors,
+                errors.words,
+                seconds,
+                row["text"],
+                hypothesis,
+                segment.finish_reason,
             )
         )
     return out

@@ -13,8 +13,8 @@ from zipper.evaluation import asr, tts
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.result import Origin, chosen_rows, describe_run, stops
 from zipper.evaluation.tts import SpeechScorer
-from zipper.generation.generate import GenerationOutput, write
-from zipper.generation.rows import answers
+from zipper.generation.generate import GenerationOutput, generate
+from zipper.generation.rows import generate_rows
 from zipper.models.multimodal import MultimodalModel
 
 
@@ -34,7 +34,10 @@ def evaluate_chain(
     order, how, batch = chain.split(">"), cfg.decode.by_modality(), cfg.evaluate.batch
     rows = chosen_rows(dataset, cfg, "tts" if order[-1] == "speech" else "asr")[: cfg.evaluate.spoken]
     written = divided(
-        rows, lambda some: answers(model, dataset, statistics, some, order, batch, how, cfg.seed, kept, chain)
+        rows,
+        lambda some: generate_rows(
+            model, dataset, statistics, some, order, batch, how, cfg.seed, kept, chain
+        ),
     )
     last = [segments[-1] for segments in written]
     result: dict[str, Any] = {
@@ -42,8 +45,9 @@ def evaluate_chain(
         "task": chain,
         "split": cfg.evaluate.split,
         "utterances": len(rows),
-        **stops([segment.stopped for segment in last]),
-        "share_ended": sum(all(s.stopped == "end" for s in segments) for segments in written) / len(rows),
+        **stops([segment.finish_reason for segment in last]),
+        "share_ended": sum(all(s.finish_reason == "end" for s in segments) for segments in written)
+        / len(rows),
         "decoding": {name: how[name].describe() for name in dict.fromkeys(order[1:])},
     }
     if order[-1] == "speech":
@@ -90,7 +94,7 @@ def reread(
         prompts.append(Document(row["id"], [segment], multimodal=True))
     found = [segments[-1] for _, segments in chains]
     if prompts:
-        read = write(model, prompts, ["text"], statistics, cfg.decode.by_modality(), cfg.seed)
+        read = generate(model, prompts, ["text"], statistics, cfg.decode.by_modality(), cfg.seed)
         for i, (text,) in zip(spoken, read, strict=True):
             found[i] = text
     return found

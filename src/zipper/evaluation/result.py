@@ -11,7 +11,7 @@ import lightning
 import torch
 
 from zipper.config import RunConfig, to_dict
-from zipper.data.dataset import EncodedDataset, Row, share
+from zipper.data.dataset import EncodedDataset, Row, limit_rows
 from zipper.data.documents import eligible
 from zipper.data.statistics import DatasetStatistics
 from zipper.evaluation.wer import WordErrors
@@ -70,7 +70,7 @@ def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str |
     """Rows of a split (none: cfg.evaluate.split) that the task can be asked of, and whose corpus it takes.
     Of the training split, only what the run has trained on: a check of the wiring, never a result."""
     split = split or cfg.evaluate.split
-    rows = share(dataset.splits[split], cfg.data.only if split == "train" else None)
+    rows = limit_rows(dataset.splits[split], cfg.data.only if split == "train" else None)
     return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
 
 

@@ -14,7 +14,7 @@ from zipper.commit import commit
 from zipper.config import RunConfig, TrainConfig, changed
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
-from zipper.data.statistics import reads
+from zipper.data.statistics import units_id
 from zipper.distributed import MACHINE, first_process, leave_group
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.journal import journal, journal_name, read_pieces, work_of
@@ -79,10 +79,10 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
     speech_scorer, clock = load_speech_scorer(cfg), Clock()
     dataset = prepare(cfg, clock)
     for name in trained.network.names:
-        if trained.statistics.reads[name] != reads(dataset, name):
+        if trained.statistics.reads[name] != units_id(dataset, name):
             raise DataError(
                 f"{exported} reads {name} units of {trained.statistics.reads[name]!r}, but the store holds "
-                f"{reads(dataset, name)!r}. Name the codec and the tokenizer that it was trained with."
+                f"{units_id(dataset, name)!r}. Name the codec and the tokenizer that it was trained with."
             )
     origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
     cfg.run_dir.mkdir(parents=True, exist_ok=True)

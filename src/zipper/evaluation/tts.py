@@ -20,7 +20,7 @@ from zipper.evaluation.scorer import AsrScorer
 from zipper.evaluation.transcripts import Transcripts, transcribe_recordings
 from zipper.evaluation.wer import WordErrors
 from zipper.generation.generate import GenerationOutput
-from zipper.generation.rows import answers
+from zipper.generation.rows import generate_rows
 from zipper.models.multimodal import MultimodalModel
 
 BINS = 12  # at most so many lengths are told apart
@@ -93,7 +93,7 @@ class SpeechScorer:
                     row["text"],
                     transcript,
                     record.target,
-                    segment.stopped,
+                    segment.finish_reason,
                 )
             )
         return out
@@ -113,7 +113,7 @@ def speak(
 ) -> list[tuple[GenerationOutput, Spoken]]:
     """TTS of every row, in its order, `batch` sentences at a time, each with its score. name: that of the
     scores in `kept`."""
-    answered = answers(
+    answered = generate_rows(
         model, dataset, statistics, rows, TASKS["tts"], batch, {"speech": how}, seed, kept, "tts"
     )
     written = [segment for (segment,) in answered]

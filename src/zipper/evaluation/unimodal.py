@@ -10,7 +10,7 @@ from zipper.config import RunConfig
 from zipper.data.dataset import EncodedDataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import DatasetStatistics
-from zipper.models.building import build_model, load_pretrained, trained_before
+from zipper.models.building import build_model, load_pretrained, pretrained_modalities
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import cross_entropy
 
@@ -30,7 +30,7 @@ def alone(
     fresh = build_model(cfg.model, statistics.rates, statistics.seconds)
     load_pretrained(fresh)
     fresh.to(next(model.parameters()).device)
-    known = trained_before(fresh)
+    known = pretrained_modalities(fresh)
     return {
         name: UnimodalPerplexity(
             before=unimodal_perplexity(fresh, dataset, cfg, name) if name in known else None,

@@ -1,1 +1,1 @@
-"""Generation: prompt segments and an order of output modalities to tokens, cached and batched."""
+"""Cached, batched generation: prompts and an order of output modalities to segments of tokens."""

@@ -1,4 +1,4 @@
-"""Beam search for a stream of one codebook: text."""
+"""Beam search for modalities of one codebook (text)."""
 
 import numpy as np
 import torch
@@ -6,16 +6,24 @@ from torch import Tensor
 
 from zipper.generation.cache import KVCache
 from zipper.generation.stopping import LogitsProcessor
-from zipper.modalities.layout import NEVER, TokenLayout
+from zipper.modalities.layout import NOT_ENDED, TokenLayout
 
 
 def beam_search(
-    cache: KVCache, name: str, layout: TokenLayout, rows: list[int], caps: list[int], beams: int, keep: bool
+    cache: KVCache,
+    name: str,
+    layout: TokenLayout,
+    rows: list[int],
+    caps: list[int],
+    beams: int,
+    append_last: bool,
 ) -> tuple[Tensor, np.ndarray]:
-    """The best of `beams` hypotheses by mean log probability a token, end included; 1 beam is greedy.
+    """Best of `beams` hypotheses by mean log probability per token, EOS included. One beam is greedy search.
 
-    caps: most subwords, for all rows of the memory; `rows` write, the others wait. keep: the memory gets the
-    end as well. Returns columns int64 [B, S, 1] and the column of each row's end [B].
+    rows: indices of the cache rows that generate; the others wait. caps: maximum content length of every row
+    of the cache. append_last: also append EOS to the cache.
+
+    Returns tokens int64 [B, S, 1] and the timestep of each row's EOS [B].
     """
     device, count = cache.multimodal.device, len(caps)
     cache.select(torch.arange(count, device=device).repeat_interleave(beams))
@@ -24,18 +32,18 @@ def beam_search(
     cap = torch.tensor(caps, device=device)[:, None].expand(count, beams)
     waiting = torch.ones(count, beams, dtype=torch.bool, device=device)
     waiting[rows] = False
-    ended = torch.where(waiting, 0, NEVER)  # [B, K]
+    ended = torch.where(waiting, 0, NOT_ENDED)  # [B, K]
     scores = torch.zeros(count, beams, device=device, dtype=tower.embedding.weight.dtype)
-    scores[:, 1:] = float("-inf")  # all beams begin alike: one of them is enough
+    scores[:, 1:] = float("-inf")  # all beams are equal at first, so one is enough
     token = torch.full((count, beams), layout.bos, device=device)
     fresh, history = ~waiting, token[..., None]  # [B, K, S]
     first = torch.arange(count, device=device)[:, None] * beams
-    while bool((ended == NEVER).any()):
+    while bool((ended == NOT_ENDED).any()):
         states = cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
         at = history.shape[2]
-        closed = ended < NEVER
+        closed = ended < NOT_ENDED
         must_end = (closed | (at > cap)).flatten().cpu().numpy()
-        kinds = layout.kinds(at, np.full(len(must_end), NEVER), must_end)
+        kinds = layout.kinds(at, np.full(len(must_end), NOT_ENDED), must_end)
         logits = processor(cache.logits(name, states[:, -1]), kinds)[:, 0]
         likely = logits.log_softmax(-1).view(count, beams, -1)
         scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
@@ -44,9 +52,9 @@ def beam_search(
         ended, closed = ended.gather(1, parent), closed.gather(1, parent)
         history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
         fresh = ~closed
-        lost = scores.isinf()  # fewer ways to go on than beams
+        lost = scores.isinf()  # fewer continuations than beams
         ended = torch.where(fresh & ((token == layout.eos) | lost), at, ended)
-    if keep:
+    if append_last:
         cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
     best = (scores / ended.clamp(min=1)).argmax(1)
     cache.select(first[:, 0] + best)

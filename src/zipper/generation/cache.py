@@ -1,8 +1,8 @@
-"""What a Zipper remembers while documents are written.
+"""Key-value cache of a multimodal model.
 
-The strict order makes states append-only: a token's state in its tower never changes once written. So each
-tower keeps the keys and values of its layers, each zip those of the tower it asks, and while one modality is
-written only its own tower runs. Towers of one backbone (the Single Decoder's) keep all of this together.
+The strict order makes all states append-only: later tokens never change the state of an earlier one. Each
+tower caches the keys and values of its own layers, and each zip those of its source tower. To generate one
+modality, only its own tower runs. Towers that share a backbone (Single Decoder) share the cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,65 +16,69 @@ from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.tower import KeyValue, LayerCache
 from zipper.models.zip_block import TimePositions
 
-GRAPHS = 1024  # compiled shapes kept; past dynamo's own 8 a full graph is an error
-EVEN = 8  # columns that one step reads a multiple of: kernels of GPUs want their masks aligned
-BLOCK = 64  # tokens that buffers grow by, and by which more of them is read: shapes change once a block
+MAX_GRAPHS = 1024  # compiled shapes; a full graph fails beyond dynamo's default of 8
+ALIGNMENT = 8  # timesteps; GPU kernels need masks of an aligned length
+BLOCK = 64  # timesteps by which buffers grow, so that shapes change once per block
 
 
 class KVCache:
-    """Grows by `extend`. Rows may be ragged, and write different towers: an invalid token is remembered, but
-    never looked at."""
+    """Cache that grows by `extend`. Rows may be ragged and may extend different towers: an invalid token
+    occupies a timestep, but is never attended to."""
 
     def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
-        """multimodal bool [B]: of each document, known before its first token."""
+        """multimodal bool [B]: whether each document is multimodal. It is fixed before the first token."""
         self.model, self.multimodal = model, multimodal
-        self.compile = False  # whether `extend` is compiled; its shapes change once a block
-        self.awaited = set(model.names)  # towers that are yet to write: the others need nothing kept for them
-        self.own: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
-        self.directions_used: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (asking, asked))
+        self.compile = False  # whether `extend` is compiled
+        # Towers that still generate. Only their zips need cached keys and values.
+        self.query_towers = set(model.names)
+        self.layer_kv: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
+        self.zip_kv: dict[tuple[int, Pair], KeyValue] = {}  # (stage, (query, source))
         empty = torch.zeros(len(multimodal), 0, dtype=torch.bool, device=multimodal.device)
         self.valid: dict[str, Tensor] = dict.fromkeys(model.names, empty)  # [B, capacity] of each backbone
         self.count: dict[str, Tensor] = dict.fromkeys(model.names, empty.sum(1, keepdim=True))  # [B, 1] valid
-        self.clock: dict[str, Tensor] = {}  # [B, 1] seconds, the end of each row's last valid token
-        self.last: dict[str, Tensor] = {}  # [B, D] state of each row's last valid token, for the switch
-        self.steps: dict[str, SingleStep] = {}
-        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] of each backbone's own columns
-        self.cross_biases: dict[str, CrossAttentionBias] = {}  # of each tower, for those that ask it
-        self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # columns written, the same for all rows
+        self.end_time: dict[str, Tensor] = {}  # [B, 1] end of the last valid token in seconds
+        # [B, D] state of each row's last valid token, for the next-modality head.
+        self.last_states: dict[str, Tensor] = {}
+        self.single_steps: dict[str, SingleStep] = {}
+        self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] self-attention of each backbone
+        self.cross_biases: dict[str, CrossAttentionBias] = {}  # by source tower
+        self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # timesteps, equal for all rows
 
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Writes tokens int64 [B, T, Q] of tower `name`, after all that is written; valid bool [B, T], padded
-        on the right.
+        """Append tokens int64 [B, T, Q] of tower `name` to the document. valid bool [B, T], padded on the
+        right.
 
-        Returns their states [B, T, D], for the tower's `logits`. Equal to the whole model run on the whole
-        document.
+        Returns their states [B, T, D] for the tower's `logits`. They equal those of the model run on the
+        whole document.
         """
         self.cross_biases.pop(name, None)
         if valid.shape[1] == 1 and not self.compile:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
-        line = self.model.backbone(name)
-        start, end = self.length[line], self.length[line] + valid.shape[1]
-        self._make_room(line, end)
+        backbone = self.model.backbone(name)
+        start, end = self.length[backbone], self.length[backbone] + valid.shape[1]
+        self._grow(backbone, end)
         at = torch.arange(start, end, device=valid.device)
-        self.valid[line].index_copy_(1, at, valid)
-        position = self.count[line] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
-        self.count[line] = self.count[line] + valid.sum(1, keepdim=True)
-        self.length[line] = end
-        read = _upto(end, BLOCK)
-        mask = self.valid[line][:, None, :read]
+        self.valid[backbone].index_copy_(1, at, valid)
+        position = self.count[backbone] + (valid.cumsum(1) - 1).clamp(min=0)  # [B, T]
+        self.count[backbone] = self.count[backbone] + valid.sum(1, keepdim=True)
+        self.length[backbone] = end
+        read = _round_up(end, BLOCK)
+        mask = self.valid[backbone][:, None, :read]
         if valid.shape[1] > 1:
             mask = mask & (torch.arange(read, device=valid.device) <= at[:, None])
-        time, next_time, self.clock[line] = self.model.times(name, tokens, valid, self.clock.get(line))
-        self.biases.pop(line, None)  # one column at a time keeps it up
+        time, next_time, self.end_time[backbone] = self.model.times(
+            name, tokens, valid, self.end_time.get(backbone)
+        )
+        self.biases.pop(backbone, None)  # only `_extend_by_one` updates it
         run = compiled() if self.compile else KVCache._run
         states = run(self, name, tokens, position, (time, next_time), mask, at, read)
         if self.model.next_modality_heads:
-            self._keep_last(name, states, valid)
+            self._update_last_states(name, states, valid)
         return states
 
     def logits(self, name: str, states: Tensor) -> Tensor:
-        """Of one column's states [B, D]: [B, Q, V]"""
-        step = self.steps.get(name)
+        """Logits [B, Q, V] of the states [B, D] of one timestep."""
+        step = self.single_steps.get(name)
         return step.logits(states) if step else self.model.tower(name).logits(states)
 
     def _run(
@@ -87,140 +91,150 @@ class KVCache:
         at: Tensor,
         read: int,
     ) -> Tensor:
-        model, tower, line = self.model, self.model.tower(name), self.model.backbone(name)
+        model, tower, backbone = self.model, self.model.tower(name), self.model.backbone(name)
         rotation, (time, next_time) = tower.rotation(position), times
-        source = {  # where there is something to look at, and how much of it
-            other: (_upto(self.length[other], BLOCK), self._cross_mask(other, tokens.shape[1]))
+        source = {  # source towers with cached tokens
+            other: (_round_up(self.length[other], BLOCK), self._cross_mask(other, tokens.shape[1]))
             for other in model.names
             if (name, other) in model.directions_used and self.length[other]
         }
         x = model.project(name, tower.embed(tokens), self.multimodal)
         for stage in range(model.stages + 1):
             for index in model.layers(name, stage):
-                x = tower.layers[index](x, rotation, mask, LayerCache(self.own[line, index], at, read))
+                x = tower.layers[index](
+                    x, rotation, mask, LayerCache(self.layer_kv[backbone, index], at, read)
+                )
             if stage == model.stages:
                 break
             before = x
-            for other, (columns, may_look) in source.items():
-                keys = KeyValue(*(b[:, :, :columns] for b in self.directions_used[stage, (name, other)]))
-                x = x + model.zip(stage, name, other)(before, next_time, keys, may_look)
+            for other, (timesteps, cross_mask) in source.items():
+                keys = KeyValue(*(b[:, :, :timesteps] for b in self.zip_kv[stage, (name, other)]))
+                x = x + model.zip(stage, name, other)(before, next_time, keys, cross_mask)
             for other in model.names:
-                if (other, name) in model.directions_used and other in self.awaited:
-                    left = model.zip(stage, other, name).project_source(before, time)
-                    LayerCache(self.directions_used[stage, (other, name)], at, read).put(left)
+                if (other, name) in model.directions_used and other in self.query_towers:
+                    projected = model.zip(stage, other, name).project_source(before, time)
+                    LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
         return tower.finish(x)
 
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
-        """`extend` by one column, tokens [B, Q], valid [B, 1] -> [B, D]: see `generate.step`."""
-        if name not in self.steps:
-            self.steps[name] = SingleStep(self.model, name)
-        model, step, line = self.model, self.steps[name], self.model.backbone(name)
-        column = self.length[line]
-        self._make_room(line, column + 1)
-        at = torch.arange(column, column + 1, device=valid.device)
-        self.valid[line].index_copy_(1, at, valid)
-        position, self.count[line] = self.count[line], self.count[line] + valid
-        self.length[line] = column + 1
-        time, next_time, self.clock[line] = model.times(name, tokens[:, None], valid, self.clock.get(line))
+        """`extend` by one timestep with `SingleStep`: tokens [B, Q], valid [B, 1] -> states [B, D]."""
+        if name not in self.single_steps:
+            self.single_steps[name] = SingleStep(self.model, name)
+        model, step, backbone = self.model, self.single_steps[name], self.model.backbone(name)
+        timestep = self.length[backbone]
+        self._grow(backbone, timestep + 1)
+        at = torch.arange(timestep, timestep + 1, device=valid.device)
+        self.valid[backbone].index_copy_(1, at, valid)
+        position, self.count[backbone] = self.count[backbone], self.count[backbone] + valid
+        self.length[backbone] = timestep + 1
+        time, next_time, self.end_time[backbone] = model.times(
+            name, tokens[:, None], valid, self.end_time.get(backbone)
+        )
         x = step.embed(tokens, self.multimodal)
-        bias = self._bias(line, valid, at, x.dtype)
+        bias = self._bias(backbone, valid, at, x.dtype)
         read = bias.shape[-1]
-        own = [LayerCache(self.own[line, index], at, read) for index in range(len(step.layers))]
+        own = [LayerCache(self.layer_kv[backbone, index], at, read) for index in range(len(step.layers))]
         source = {}
         for query, other in model.directions_used:
             if query == name and self.length[other]:
-                cross_bias = self._sight(other, x.dtype)
-                pairs = (self.directions_used[stage, (name, other)] for stage in range(model.stages))
-                seen = cross_bias.bias.shape[-1]
-                source[other] = (cross_bias, [KeyValue(*(b[:, :, :seen] for b in pair)) for pair in pairs])
-        queriers = [o for o in model.names if (o, name) in model.directions_used and o in self.awaited]
+                cross_bias = self._cross_bias(other, x.dtype)
+                pairs = (self.zip_kv[stage, (name, other)] for stage in range(model.stages))
+                read_source = cross_bias.bias.shape[-1]
+                source[other] = (
+                    cross_bias,
+                    [KeyValue(*(b[:, :, :read_source] for b in pair)) for pair in pairs],
+                )
+        query_towers = [
+            o for o in model.names if (o, name) in model.directions_used and o in self.query_towers
+        ]
 
-        def leave(stage: int, before: Tensor) -> None:
-            for other in queriers:
-                left = model.zip(stage, other, name).project_source(before[:, None], time)
-                LayerCache(self.directions_used[stage, (other, name)], at, read).put(left)
+        def store_source(stage: int, before: Tensor) -> None:
+            for other in query_towers:
+                projected = model.zip(stage, other, name).project_source(before[:, None], time)
+                LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
 
-        state = step(x, position, next_time.time, bias, own, source, leave)
+        state = step(x, position, next_time.time, bias, own, source, store_source)
         if model.next_modality_heads:
-            self.last[name] = torch.where(valid, state, self.last.get(name, state))
+            self.last_states[name] = torch.where(valid, state, self.last_states.get(name, state))
         return state
 
-    def _bias(self, line: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
-        """[B, 1, 1, read] of the backbone's columns, the latest one `at` [1] included."""
-        known = self.biases.get(line)
-        if known is None or known.shape[-1] != self.valid[line].shape[1]:
-            known = self.biases[line] = as_bias(self.valid[line], dtype)
+    def _bias(self, backbone: str, valid: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+        """Attention bias [B, 1, 1, read] over the backbone's timesteps, including the latest, `at` [1]."""
+        known = self.biases.get(backbone)
+        if known is None or known.shape[-1] != self.valid[backbone].shape[1]:
+            known = self.biases[backbone] = as_bias(self.valid[backbone], dtype)
         else:
             known.index_copy_(3, at, as_bias(valid, dtype))
-        return known[..., : _upto(self.length[line], EVEN)]
+        return known[..., : _round_up(self.length[backbone], ALIGNMENT)]
 
-    def _sight(self, other: str, dtype: torch.dtype) -> CrossAttentionBias:
+    def _cross_bias(self, other: str, dtype: torch.dtype) -> CrossAttentionBias:
+        """Attention bias over the timesteps of the source tower `other`."""
         if other not in self.cross_biases:
-            there = self.valid[other][:, : _upto(self.length[other], EVEN)]
-            self.cross_biases[other] = CrossAttentionBias.of(there & self.multimodal[:, None], dtype)
+            valid = self.valid[other][:, : _round_up(self.length[other], ALIGNMENT)]
+            self.cross_biases[other] = CrossAttentionBias.of(valid & self.multimodal[:, None], dtype)
         return self.cross_biases[other]
 
-    def _keep_last(self, name: str, states: Tensor, valid: Tensor) -> None:
+    def _update_last_states(self, name: str, states: Tensor, valid: Tensor) -> None:
+        """Keep the state of each row's last valid token."""
         rows, count = torch.arange(len(valid), device=valid.device), valid.sum(1)
         latest = states[rows, (count - 1).clamp(min=0)]
-        before = self.last.get(name, latest)
-        self.last[name] = torch.where((count > 0)[:, None], latest, before)
+        before = self.last_states.get(name, latest)
+        self.last_states[name] = torch.where((count > 0)[:, None], latest, before)
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows, int64 [N], in this order; a row may be left out or taken several times."""
+        """Keep the rows int64 [N] in this order. A row may be dropped or repeated (beam search)."""
         self.multimodal = self.multimodal[rows]
         self.biases = {name: bias[rows] for name, bias in self.biases.items()}
         self.cross_biases = {name: cross_bias.select(rows) for name, cross_bias in self.cross_biases.items()}
-        for kept in (self.valid, self.count, self.clock, self.last):
+        for kept in (self.valid, self.count, self.end_time, self.last_states):
             kept.update({name: tensor[rows] for name, tensor in kept.items()})
-        self.own = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.own.items()}
-        self.directions_used = {
-            key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.directions_used.items()
-        }
+        self.layer_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.layer_kv.items()}
+        self.zip_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zip_kv.items()}
 
     def _cross_mask(self, other: str, tokens: int) -> Tensor:
-        """bool [B, tokens, columns read]: all of the other tower that is there, in multimodal documents."""
-        there = self.valid[other][:, : _upto(self.length[other], BLOCK)] & self.multimodal[:, None]
-        return there[:, None].expand(-1, tokens, -1)
+        """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal
+        documents."""
+        valid = self.valid[other][:, : _round_up(self.length[other], BLOCK)] & self.multimodal[:, None]
+        return valid[:, None].expand(-1, tokens, -1)
 
-    def _make_room(self, line: str, columns: int) -> None:
-        """Buffers of at least so many columns for a backbone, and for the zips that ask it."""
-        have = self.valid[line].shape[1]
-        if columns <= have:
+    def _grow(self, backbone: str, timesteps: int) -> None:
+        """Grow the buffers of a backbone, and of the zips whose source it is, to at least `timesteps`."""
+        have = self.valid[backbone].shape[1]
+        if timesteps <= have:
             return
-        room = _upto(max(columns, 2 * have), BLOCK)
-        grown = self.valid[line].new_zeros(len(self.multimodal), room)
-        grown[:, :have] = self.valid[line]
-        self.valid[line] = grown
-        for kept, key, heads, size in self._buffers(line):
-            weight = self.model.tower(line).embedding.weight
+        room = _round_up(max(timesteps, 2 * have), BLOCK)
+        grown = self.valid[backbone].new_zeros(len(self.multimodal), room)
+        grown[:, :have] = self.valid[backbone]
+        self.valid[backbone] = grown
+        for kept, key, heads, size in self._buffers(backbone):
+            weight = self.model.tower(backbone).embedding.weight
             new = KeyValue(*(weight.new_zeros(len(self.multimodal), heads, room, size) for _ in range(2)))
             if have:
                 for buffer, old in zip(new, kept[key], strict=True):
                     buffer[:, :, :have] = old
             kept[key] = new
 
-    def _buffers(self, line: str) -> Iterator[tuple[dict, tuple, int, int]]:
-        """(dictionary, key, heads, head size) of all that a token of this backbone is written to."""
-        tower = self.model.cfg.towers[line]
+    def _buffers(self, backbone: str) -> Iterator[tuple[dict, tuple, int, int]]:
+        """(dictionary, key, heads, head size) of every buffer that a token of this backbone is written to."""
+        tower = self.model.cfg.towers[backbone]
         for index in range(tower.layers):
-            yield self.own, (line, index), tower.kv_heads, tower.size
+            yield self.layer_kv, (backbone, index), tower.kv_heads, tower.size
         for stage in range(self.model.stages):
             for query, source in self.model.directions_used:
-                if source == line:
+                if source == backbone:
                     block = self.model.zip(stage, query, source)
-                    yield self.directions_used, (stage, (query, source)), block.heads, block.size
+                    yield self.zip_kv, (stage, (query, source)), block.heads, block.size
 
 
 @cache
 def compiled() -> Callable[..., Tensor]:
-    """The work of `extend` as one graph for each shape: of each tower, batch size and block."""
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    """`KVCache._run`, compiled to one graph per shape: tower, batch size and block."""
+    torch._dynamo.config.recompile_limit = max(MAX_GRAPHS, torch._dynamo.config.recompile_limit)
     torch._dynamo.config.accumulated_recompile_limit = max(
-        GRAPHS, torch._dynamo.config.accumulated_recompile_limit
+        MAX_GRAPHS, torch._dynamo.config.accumulated_recompile_limit
     )
     return torch.compile(KVCache._run, fullgraph=True, dynamic=False)
 
 
-def _upto(columns: int, multiple: int) -> int:
-    return -(-columns // multiple) * multiple
+def _round_up(timesteps: int, multiple: int) -> int:
+    return -(-timesteps // multiple) * multiple

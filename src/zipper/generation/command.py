@@ -1,4 +1,4 @@
-"""`zipper generate`: text and audio in, speech and text out, by a run's folder or a shipped model."""
+"""`zipper generate`: generate speech and text from text or audio, with a run folder or an exported model."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
 from zipper.disk import check_place, file_name
 from zipper.errors import ConfigError, DataError
-from zipper.generation.generate import MOST, GenerationOutput, check, write
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
+from zipper.generation.generate import generate as generate_segments
 from zipper.generation.zipper import Zipper, prompt_of
 
 Order = list[str] | Literal["auto"]
@@ -25,8 +26,10 @@ Order = list[str] | Literal["auto"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is given, in order: ("text", the words) or ("speech", an audio file). piece: start and length of
-    the audio that is meant, in seconds; all of it."""
+    """Input of one request: id, and ("text", TEXT) or ("speech", AUDIO FILE).
+
+    piece: start and length of the audio in seconds; by default the whole file.
+    """
 
     id: str
     given: list[tuple[str, str]]
@@ -34,32 +37,31 @@ class Prompt:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
+    """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before
+    any model runs."""
     if bool(args.given) == bool(args.batch):
-        raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
+        raise ConfigError("Give a prompt: one --text or --audio, or --batch for several prompts.")
     if len(args.given or []) > 1:
         given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.given)
         raise ConfigError(
-            f"{given}: {len(args.given)} are given, but each step reads one segment. Give one --text or "
-            "--audio; for several prompts, each on its own, --batch."
+            f"{given}: {len(args.given)} are given, but a prompt is one segment. Give one --text or --audio, "
+            "or --batch for several prompts."
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
-    requests = read_requests(args.batch) if args.batch else [Prompt("out", args.given)]
-    orders = {asked_for.id: order_of(asked_for, args.then) for asked_for in requests}
+    requests = read_batch(args.batch) if args.batch else [Prompt("out", args.given)]
+    orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     model = Zipper.from_pretrained(args.model)
     decode = changed(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
-    for asked_for in requests:  # all of them are read before the first is written
-        groups.setdefault(" ".join(orders[asked_for.id]), []).append(
-            (asked_for, segments_of(model, asked_for))
-        )
+    for prompt in requests:  # read all prompts before generating any
+        groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segments_of(model, prompt)))
     for name, group in groups.items():
-        check(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
+        check_prompts(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
-    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
+    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")
@@ -68,13 +70,15 @@ def generate(args: argparse.Namespace) -> None:
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
-                prompts = [prompt_of(asked_for.id, *segments) for asked_for, segments in part]
-                written = write(model.network, prompts, _order(name), model.statistics, decode, args.seed)
-                for (asked_for, _), segments in zip(part, written, strict=True):
-                    stem = target / asked_for.id if args.batch else out.with_suffix("")
-                    entry = save(model, asked_for, segments, stem)
+                prompts = [prompt_of(prompt.id, *segments) for prompt, segments in part]
+                outputs = generate_segments(
+                    model.network, prompts, _order(name), model.statistics, decode, args.seed
+                )
+                for (prompt, _), segments in zip(part, outputs, strict=True):
+                    stem = target / prompt.id if args.batch else out.with_suffix("")
+                    entry = save(model, prompt, segments, stem)
                     if args.batch:
-                        # At once: nothing is lost where a later prompt fails.
+                        # Written at once, so that a later failure loses nothing.
                         with log.open("a", encoding="utf-8") as lines:
                             lines.write(json.dumps(entry) + "\n")
                     else:
@@ -85,13 +89,13 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
-    """Raises ConfigError where something stands in the place of what is to be written."""
+    """Raise ConfigError if an output file or folder already exists."""
     if batch:
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
         if out.suffix != ".wav" or out.is_dir():
-            raise ConfigError(f"-o {out}: speech is written as .wav. Give a file of that name.")
-        spoken = MOST if orders == [["auto"]] else orders[0].count("speech")
+            raise ConfigError(f"-o {out}: speech is saved as .wav. Give a file name that ends in .wav.")
+        spoken = MAX_SEGMENTS if orders == [["auto"]] else orders[0].count("speech")
         taken = [file for file in wav_files(out.with_suffix(""), spoken) if file.exists() and not overwrite]
     if taken:
         raise ConfigError(
@@ -100,7 +104,7 @@ def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool)
 
 
 def wav_files(stem: Path, count: int) -> list[Path]:
-    """Where the speech of one prompt goes: STEM.wav, STEM.2.wav, ..."""
+    """Speech files of one prompt: STEM.wav, STEM.2.wav, ..."""
     return [stem.with_name(f"{stem.name}{f'.{n}' if n > 1 else ''}.wav") for n in range(1, count + 1)]
 
 
@@ -108,44 +112,46 @@ def _order(name: str) -> Order:
     return "auto" if name == "auto" else name.split()
 
 
-def order_of(asked_for: Prompt, then: list[str] | None) -> list[str]:
-    """What follows: as asked, or the other modality than the last one given."""
+def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
+    """Order of output modalities: `--then`, or by default the other modality than the prompt's."""
     if then is None:
-        return ["speech" if asked_for.given[-1][0] == "text" else "text"]
+        return ["speech" if prompt.given[-1][0] == "text" else "text"]
     if "auto" in then and len(then) > 1:
-        raise ConfigError(f"--then {' '.join(then)}: auto stands alone, the model chooses every segment.")
+        raise ConfigError(
+            f"--then {' '.join(then)}: auto cannot be combined, because the model chooses every segment."
+        )
     return then
 
 
-def segments_of(model: Zipper, asked_for: Prompt) -> list[Segment]:
-    """The prompt's tokens. Raises ConfigError or DataError that names the request."""
+def segments_of(model: Zipper, prompt: Prompt) -> list[Segment]:
+    """Tokens of a prompt. Raises ConfigError or DataError with the id of the prompt."""
     try:
         return [
-            model.encode(kind, value if kind == "text" else model.read(Path(value), *asked_for.piece))
-            for kind, value in asked_for.given
+            model.encode(kind, value if kind == "text" else model.read(Path(value), *prompt.piece))
+            for kind, value in prompt.given
         ]
     except (ConfigError, DataError) as error:
-        raise type(error)(f"{asked_for.id}: {error}") from error
+        raise type(error)(f"{prompt.id}: {error}") from error
 
 
-def save(model: Zipper, asked_for: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
-    """Speech to its `wav_files`; returns what was written, plainly."""
+def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
+    """Save the speech segments to `wav_files`. Returns the entry of generated.jsonl."""
     entries: list[dict[str, Any]] = []
     for segment in segments:
         if segment.modality == "text":
             words = model.tokenizer.decode(segment.content[0].tolist())
-            entries.append({"text": words, "stopped": segment.stopped})
+            entries.append({"text": words, "stopped": segment.finish_reason})
             continue
         file = wav_files(stem, 1 + sum("wav" in entry for entry in entries))[-1]
         wave = model.codec.decode(segment.content)
         sf.write(file, wave.clamp(-1, 1).numpy(), model.codec.sample_rate)
         seconds = round(len(wave) / model.codec.sample_rate, 3)
-        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.stopped})
-    return {"id": asked_for.id, "given": [list(one) for one in asked_for.given], "written": entries}
+        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.finish_reason})
+    return {"id": prompt.id, "given": [list(one) for one in prompt.given], "written": entries}
 
 
 def show(entry: dict[str, Any], took: float) -> None:
-    """What was written, a line each."""
+    """Print one line per segment."""
     for one in entry["written"]:
         why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
         if "text" in one:
@@ -156,9 +162,12 @@ def show(entry: dict[str, Any], took: float) -> None:
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
 
 
-def read_requests(file: Path) -> list[Prompt]:
-    """Of a .tsv with a header or a .jsonl, as a manifest: audio is a path, absolute or beside the file, or
-    a piece of it. Raises ConfigError that names the line."""
+def read_batch(file: Path) -> list[Prompt]:
+    """Prompts of a .tsv with a header line or a .jsonl file, in the format of a manifest. Audio paths are
+    absolute or relative to the file.
+
+    Raises ConfigError with the line number.
+    """
     if not file.is_file():
         raise ConfigError(f"--batch {file}: no such file.")
     if file.suffix.lower() not in (".tsv", ".jsonl"):
@@ -172,8 +181,8 @@ def read_requests(file: Path) -> list[Prompt]:
             name = line.name("id")
             if len(given) != 1 or name in out or name != file_name(name) or "." in name:
                 raise DataError(
-                    f"{line.where}: needs an id of its own that can name a file, without slashes or dots, "
-                    f"and text or audio; it has {shorten(str(line.cells), 200)}."
+                    f"{line.where}: needs a unique id that can name a file, without slashes or dots, and "
+                    f"either text or audio; it has {shorten(str(line.cells), 200)}."
                 )
             out[name] = Prompt(name, given, line.piece())
     except DataError as error:

@@ -1,5 +1,4 @@
-"""Writing: prompts and an order of output modalities to segments, cached and batched, with a reason for every
-stop (paper 3.2)."""
+"""Autoregressive generation: prompts and an order of output modalities to segments (paper 3.2)."""
 
 import itertools
 from collections.abc import Sequence
@@ -17,34 +16,37 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
-from zipper.generation.sampling import choose, randomness
+from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
-from zipper.modalities.delay import around
+from zipper.modalities.delay import extra_timesteps
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
-MOST = 8  # segments that `auto` may go on for
-Stop = Literal["end", "cap", "loop"]
+MAX_SEGMENTS = 8  # segments per prompt with order `auto`
+FinishReason = Literal["end", "cap", "loop"]
 GREEDY = SamplingConfig()
 
 
 @dataclass(frozen=True)
 class GenerationOutput:
-    """A segment. columns int64 [S, Q], begin and end included; content int64 [Q, F]: codes, or subwords with
-    Q = 1. stopped by: the model's own end, the length cap, or the loop detector."""
+    """Generated segment.
+
+    tokens int64 [S, Q] with BOS and EOS; content int64 [Q, F]: codes, or text ids with Q = 1. finish_reason:
+    `end` (EOS), `cap` (length limit) or `loop` (repetition).
+    """
 
     modality: str
-    columns: Tensor
+    tokens: Tensor
     content: Tensor
-    stopped: Stop
+    finish_reason: FinishReason
 
-    def given(self) -> Segment:
-        """What goes on from it reads it as a prompt, nothing of which is scored."""
-        return Segment(self.modality, self.columns, torch.zeros_like(self.columns, dtype=torch.bool), 0.0)
+    def as_prompt(self) -> Segment:
+        """The segment as a prompt for the next one. None of its tokens is scored."""
+        return Segment(self.modality, self.tokens, torch.zeros_like(self.tokens, dtype=torch.bool), 0.0)
 
 
 @torch.no_grad()
-def write(
+def generate(
     model: MultimodalModel,
     prompts: Sequence[Document],
     order: Sequence[str] | Literal["auto"],
@@ -52,26 +54,27 @@ def write(
     decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
 ) -> list[list[GenerationOutput]]:
-    """One segment of each modality of `order` after each prompt; `auto`: the model chooses after each segment
-    which modality follows, or to stop, at most MOST times.
+    """Generate one segment of each modality of `order` after each prompt.
 
-    What follows a segment is written from that segment alone, read in a fresh cache: trainings hold pairs of
-    segments, and a model that meets more of them in one cache speaks nonsense (LOG.md). So an order of
-    several is a chain of hops, each of which was trained for.
+    order: modalities, or `auto`: after each segment the model chooses the next modality or stops, at most
+    MAX_SEGMENTS times. decode: sampling settings by modality; default greedy. The output of a prompt depends
+    on the prompt, its id and the seed, not on the rest of the batch.
 
-    decode: by modality; greedy where nothing is said. What is written for a prompt depends on the seed, its
-    id and itself, not on its neighbours. Raises ConfigError as `check`.
+    Each segment is generated from the preceding segment alone, with a new cache: training documents are pairs
+    of segments, and a model does not generalise to more of them in one cache (LOG.md).
+
+    Raises ConfigError as `check_prompts`.
     """
-    check(model, prompts, order)
+    check_prompts(model, prompts, order)
     out: list[list[GenerationOutput]] = [[] for _ in prompts]
-    hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # what each row goes on from
-    chosen: dict[int, str] = {}  # by the model, where it is asked
-    for turn in range(MOST if order == "auto" else len(order)):
+    hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # source segment of each prompt
+    chosen: dict[int, str] = {}  # next modality by prompt, with `auto`
+    for turn in range(MAX_SEGMENTS if order == "auto" else len(order)):
         rows = list(hops)
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
-        cache = read_prompts(model, sources, set(model.names) if order == "auto" else {order[turn]})
+        cache = prefill(model, sources, set(model.names) if order == "auto" else {order[turn]})
         if order == "auto" and turn == 0:
-            chosen = _chosen(cache, {i: hops[i].modality for i in rows}, rows)
+            chosen = _next_modalities(cache, {i: hops[i].modality for i in rows}, rows)
         following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
         caps = {
             name: [_cap(model, statistics, name, hops[i]) for i in rows] for name in {*following.values()}
@@ -79,26 +82,29 @@ def write(
         ids = [f"{prompts[i].id}/{turn}" for i in rows]
         for name, most in caps.items():
             mine = [at for at, i in enumerate(rows) if following.get(i) == name]
-            writer, how = Generator(cache, name, statistics.patience(name)), (decode or {}).get(name, GREEDY)
-            segments = writer.write(mine, most, how, ids, seed, keep=order == "auto")
+            generator, sampling = (
+                Generator(cache, name, statistics.max_repeats(name)),
+                (decode or {}).get(name, GREEDY),
+            )
+            segments = generator.generate(mine, most, sampling, ids, seed, append_last=order == "auto")
             for at, segment in zip(mine, segments, strict=True):
                 out[rows[at]].append(segment)
-                hops[rows[at]] = segment.given()
+                hops[rows[at]] = segment.as_prompt()
         if order == "auto":
-            chosen = _chosen(cache, following, rows)
+            chosen = _next_modalities(cache, following, rows)
             hops = {i: hops[i] for i in chosen}
         if not hops:
             break
     return out
 
 
-def check(
+def check_prompts(
     model: MultimodalModel, prompts: Sequence[Document], order: Sequence[str] | Literal["auto"]
 ) -> None:
-    """Raises ConfigError on a modality that has no tower, on a prompt of nothing, on an order that the model
-    was not trained for, and on `auto` where it has no next-modality head."""
+    """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained
+    for, or `auto` without next-modality heads."""
     if not all(prompt.segments for prompt in prompts):
-        raise ConfigError("A prompt holds no segment: give it text or speech to go on from.")
+        raise ConfigError("A prompt holds no segment: give text or speech.")
     then = [] if order == "auto" else list(order)
     for whole in {(*(s.modality for s in prompt.segments), *then) for prompt in prompts}:
         for name in whole:
@@ -106,26 +112,31 @@ def check(
                 raise ConfigError(f"This model has no tower for {name!r}, only for {', '.join(model.names)}.")
         for before, name in itertools.pairwise(whole):
             if (name, before) not in model.used:
-                learnt = ", ".join(f"{a} after {b}" for a, b in sorted(model.used)) or "one modality alone"
+                trained = ", ".join(f"{a} after {b}" for a, b in sorted(model.used)) or "one modality alone"
                 raise ConfigError(
-                    f"This model was not trained to write {name} after {before}, but {learnt}. Ask for an "
-                    "order of those steps, or use a model that was (configs/joint.yaml learns both ways)."
+                    f"This model was not trained to generate {name} after {before}, but {trained}. Choose "
+                    "such an order, or train with configs/joint.yaml, which covers both directions."
                 )
     if order == "auto" and not model.next_modality_heads:
         raise ConfigError(
-            "This model was trained without model.switch=true: it cannot choose what follows. "
+            "This model was trained without model.switch=true: it has no next-modality head. "
             "Name the order, for example `--then speech`."
         )
 
 
-def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
-    """What the next-modality head of each row's latest tower chooses to follow, among what the model was
-    trained for; rows after which nothing follows are left out. rows: those of the memory, in its order."""
+def _next_modalities(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
+    """Next modality of each row, by the next-modality head of its latest tower, restricted to trained
+    directions. Rows that stop are left out.
+
+    rows: prompt index of each row of the cache.
+    """
     model, out = cache.model, dict[int, str]()
     for name in {*latest.values()}:
         trained = [(other, name) in model.used for other in model.names]
-        forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last one: nothing
-        logits = model.next_modality_heads[name](cache.last[name]).masked_fill(forbidden, float("-inf"))
+        forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last choice: stop
+        logits = model.next_modality_heads[name](cache.last_states[name]).masked_fill(
+            forbidden, float("-inf")
+        )
         picks = logits.argmax(-1).tolist()
         for at, i in enumerate(rows):
             if latest.get(i) == name and picks[at] < len(model.names):
@@ -134,67 +145,81 @@ def _chosen(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int
 
 
 def _cap(model: MultimodalModel, statistics: DatasetStatistics, name: str, source: Segment) -> int:
+    """Maximum content length of a segment generated after `source`."""
     return statistics.cap(name, source.modality, _length(model, source.modality, source.tokens))
 
 
 class Generator:
-    """One segment of one modality, for every row of a memory."""
+    """Generates one segment of one modality for rows of a cache."""
 
-    def __init__(self, cache: KVCache, name: str, patience: list[int]) -> None:
+    def __init__(self, cache: KVCache, name: str, max_repeats: list[int]) -> None:
         self.cache, self.name = cache, name
         self.tower = cache.model.tower(name)
         self.layout = TokenLayout.of(name, self.tower.cfg)
         self.device = cache.multimodal.device
-        self.patience = patience
+        self.max_repeats = max_repeats
 
-    def write(
-        self, rows: list[int], caps: list[int], how: SamplingConfig, ids: list[str], seed: int, keep: bool
+    def generate(
+        self,
+        rows: list[int],
+        caps: list[int],
+        sampling: SamplingConfig,
+        ids: list[str],
+        seed: int,
+        append_last: bool,
     ) -> list[GenerationOutput]:
-        """Of these rows, at most caps[i] of content in row i of all. Drawn by ids and seed. keep: the memory
-        gets the last column too, to go on from."""
-        self.cache.compile = how.compile
-        if how.beams > 1:
-            columns, ended = beam_search(self.cache, self.name, self.layout, rows, caps, how.beams, keep)
-            return self._segments(rows, columns, ended, np.zeros(len(ended), dtype=bool), caps)
+        """Generate a segment for each of `rows`.
+
+        caps: maximum content length of every row of the cache. ids, seed: source of randomness. append_last:
+        also append the last token to the cache, so that generation can continue from it.
+        """
+        self.cache.compile = sampling.compile
+        if sampling.beams > 1:
+            tokens, ended = beam_search(
+                self.cache, self.name, self.layout, rows, caps, sampling.beams, append_last
+            )
+            return self._segments(rows, tokens, ended, np.zeros(len(ended), dtype=bool), caps)
         count, books = len(caps), self.layout.codebooks
-        uniform = randomness(ids, seed, max(caps) + books + 1, books).to(self.device)
-        column = torch.full((count, books), self.layout.bos, device=self.device)
-        written, processor = [column], LogitsProcessor(self.layout, self.device)
-        criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.patience)
+        uniform = uniform_noise(ids, seed, max(caps) + books + 1, books).to(self.device)
+        tokens = torch.full((count, books), self.layout.bos, device=self.device)
+        outputs, processor = [tokens], LogitsProcessor(self.layout, self.device)
+        criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.max_repeats)
         fresh = criteria.open_rows
         while criteria.open_rows.any():
-            states = self.cache.extend(self.name, column[:, None], self._flags(fresh))
+            states = self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
             logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
-            column = self.layout.closed(choose(logits, how, uniform[:, len(written)]))
-            written.append(column)
+            tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, len(outputs)]))
+            outputs.append(tokens)
             fresh = criteria.open_rows
-            criteria.add(column[:, 0].cpu().numpy())
-        if keep:
-            self.cache.extend(self.name, column[:, None], self._flags(fresh))
-        return self._segments(rows, torch.stack(written, 1), criteria.ended, criteria.looping, caps)
+            criteria.add(tokens[:, 0].cpu().numpy())
+        if append_last:
+            self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
+        return self._segments(rows, torch.stack(outputs, 1), criteria.ended, criteria.looping, caps)
 
     def _flags(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device)[:, None]
 
     def _segments(
-        self, rows: list[int], columns: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
+        self, rows: list[int], tokens: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
     ) -> list[GenerationOutput]:
-        columns, last, out = columns.cpu(), self.layout.last_column(ended) + 1, []
+        tokens, last, out = tokens.cpu(), self.layout.last_timestep(ended) + 1, []
         for row in rows:
-            own = columns[row, : last[row]]
-            stopped: Stop = "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
-            out.append(GenerationOutput(self.name, own, self.layout.content(own), stopped))
+            own = tokens[row, : last[row]]
+            finish_reason: FinishReason = (
+                "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
+            )
+            out.append(GenerationOutput(self.name, own, self.layout.content(own), finish_reason))
         return out
 
 
-def read_prompts(
-    model: MultimodalModel, prompts: Sequence[Document], awaited: set[str] | None = None
+def prefill(
+    model: MultimodalModel, prompts: Sequence[Document], query_towers: set[str] | None = None
 ) -> KVCache:
-    """A Memory that has read the last segment of each prompt. awaited: towers that will write after it; all
-    of them, if not given."""
+    """Cache filled with the last segment of each prompt. query_towers: towers that will attend to it;
+    default all."""
     device = next(model.parameters()).device
     cache = KVCache(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
-    cache.awaited = awaited or cache.awaited
+    cache.query_towers = query_towers or cache.query_towers
     for name in model.names:
         parts = [
             Document(p.id, [s for s in p.segments[-1:] if s.modality == name], p.multimodal) for p in prompts
@@ -205,7 +230,7 @@ def read_prompts(
     return cache
 
 
-def _length(model: MultimodalModel, name: str, columns: Tensor) -> int:
-    """Subwords or frames of a segment; none where it is shorter than an empty one."""
+def _length(model: MultimodalModel, name: str, tokens: Tensor) -> int:
+    """Content length of a segment in text tokens or frames; 0 for an incomplete one."""
     tower = model.cfg.towers[name]
-    return max(0, len(columns) - around(tower.codebooks, tower.pattern))
+    return max(0, len(tokens) - extra_timesteps(tower.codebooks, tower.pattern))

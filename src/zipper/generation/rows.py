@@ -1,4 +1,4 @@
-"""What a model writes after rows of a store: text for their speech, speech for their text, or a chain."""
+"""Generation for rows of an encoded dataset."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -10,19 +10,19 @@ from zipper.config import SamplingConfig
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import Document, segment
 from zipper.data.statistics import DatasetStatistics
-from zipper.generation.generate import GenerationOutput, write
+from zipper.generation.generate import GenerationOutput, generate
 from zipper.models.multimodal import MultimodalModel
 
 
-class Pieces(Protocol):
-    """As `evaluate.journal.Journal`."""
+class Journal(Protocol):
+    """Interface of `evaluation.journal.Journal`."""
 
     pieces: dict[str, Any]
 
     def add(self, key: str, value: Any) -> None: ...
 
 
-def answers(
+def generate_rows(
     model: MultimodalModel,
     dataset: EncodedDataset,
     statistics: DatasetStatistics,
@@ -31,14 +31,14 @@ def answers(
     batch: int,
     decode: dict[str, SamplingConfig] | None = None,
     seed: int = 0,
-    kept: Pieces | None = None,
+    journal: Journal | None = None,
     name: str = "",
 ) -> list[list[GenerationOutput]]:
-    """For every row, in its order: a segment of each modality of `order` but the first, which is given: the
-    row's own.
+    """Generate the modalities `order[1:]` for every row. The prompt is the row's own segment of modality
+    `order[0]`.
 
-    `batch` rows are written at a time, neighbours in length together; the model is left as it was. kept:
-    where finished batches are noted under `name`, and read back after a kill.
+    Rows of similar length form a batch of `batch`. The model's training mode is restored. journal: records
+    finished batches under `name`, so that an interrupted evaluation resumes.
     """
     prompts = [Document(row["id"], [segment(dataset, row, order[0], 0.0)], multimodal=True) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
@@ -49,27 +49,27 @@ def answers(
         for start in range(0, len(rows), batch):
             part = by_length[start : start + batch]
             key = f"{name} {seed} {start}"
-            if kept is not None and key in kept.pieces:
-                lines = kept.pieces[key]
+            if journal is not None and key in journal.pieces:
+                lines = journal.pieces[key]
                 found.update({i: [*map(from_json, line)] for i, line in zip(part, lines, strict=True)})
             else:
-                several = write(model, [prompts[i] for i in part], order[1:], statistics, decode, seed)
+                several = generate(model, [prompts[i] for i in part], order[1:], statistics, decode, seed)
                 found.update(zip(part, several, strict=True))
-                if kept is not None:
-                    kept.add(key, [[*map(to_json, found[i])] for i in part])
+                if journal is not None:
+                    journal.add(key, [[*map(to_json, found[i])] for i in part])
             bar.update(len(part))
     model.train(was_training)
     return [found[i] for i in range(len(rows))]
 
 
 def to_json(written: GenerationOutput) -> list[Any]:
-    """As `kept` holds it."""
-    return [written.modality, written.columns.tolist(), written.content.tolist(), written.stopped]
+    """JSON value of a segment, as stored in the journal."""
+    return [written.modality, written.tokens.tolist(), written.content.tolist(), written.finish_reason]
 
 
 def from_json(line: list[Any]) -> GenerationOutput:
-    """The inverse of `to_json`."""
-    modality, columns, content, stopped = line
-    books = len(columns[0])
-    shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also where nothing was written
-    return GenerationOutput(modality, torch.tensor(columns, dtype=torch.int64), shaped, stopped)
+    """Invert `to_json`."""
+    modality, tokens, content, finish_reason = line
+    books = len(tokens[0])
+    shaped = torch.tensor(content, dtype=torch.int64).view(books, -1)  # also if empty
+    return GenerationOutput(modality, torch.tensor(tokens, dtype=torch.int64), shaped, finish_reason)

@@ -1,4 +1,4 @@
-"""One token from its logits: greedy, temperature, top-k, top-p."""
+"""Sampling of tokens from logits: greedy, temperature, top-k, top-p."""
 
 import zlib
 from collections.abc import Sequence
@@ -10,32 +10,32 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 
 
-def choose(logits: Tensor, how: SamplingConfig, uniform: Tensor) -> Tensor:
-    """logits [..., V], -inf where a token may not stand -> ids int64 [...].
+def sample(logits: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
+    """Sample ids int64 [...] from logits [..., V], where forbidden tokens have -inf.
 
-    uniform [...], in [0, 1): the randomness, drawn before, so that it does not depend on the batch. A token
-    at -inf is never chosen, whatever uniform is.
+    uniform [...] in [0, 1): random numbers drawn in advance, so that the result does not depend on the batch.
+    A token with -inf is never sampled.
     """
-    if how.temperature == 0:
+    if sampling.temperature == 0:
         return logits.argmax(-1)
-    limits = torch.finfo(logits.dtype)  # beyond them a setting would be 0 or infinite in its arithmetic
-    temperature = min(max(how.temperature, limits.tiny), limits.max)
-    below = logits - logits.amax(-1, keepdim=True)  # at most 0: no temperature makes it overflow upwards
+    limits = torch.finfo(logits.dtype)  # keeps settings finite and non-zero in this dtype
+    temperature = min(max(sampling.temperature, limits.tiny), limits.max)
+    below = logits - logits.amax(-1, keepdim=True)  # at most 0, so no temperature overflows
     count = logits.shape[-1]
-    top, ids = (below / temperature).topk(min(how.top_k or count, count))
+    top, ids = (below / temperature).topk(min(sampling.top_k or count, count))
     share = top.softmax(-1)  # largest first
     before = share.cumsum(-1) - share
-    share = share * (before < max(how.top_p, limits.tiny))  # the first is always kept
+    share = share * (before < max(sampling.top_p, limits.tiny))  # the first is always kept
     upto = share.cumsum(-1)
     kept = (share > 0).sum(-1)
     index = (upto <= uniform[..., None].to(upto) * upto[..., -1:]).sum(-1)
     return ids.gather(-1, torch.minimum(index, kept - 1)[..., None])[..., 0]
 
 
-def randomness(ids: Sequence[str], seed: int, columns: int, codebooks: int) -> Tensor:
-    """Uniform float32 [B, columns, Q] that follows from each document's id and the seed alone."""
+def uniform_noise(ids: Sequence[str], seed: int, timesteps: int, codebooks: int) -> Tensor:
+    """Uniform float32 [B, timesteps, Q], a function of each document's id and the seed."""
     drawn = [
-        np.random.default_rng([seed, zlib.crc32(one.encode())]).random((columns, codebooks), np.float32)
+        np.random.default_rng([seed, zlib.crc32(one.encode())]).random((timesteps, codebooks), np.float32)
         for one in ids
     ]
     return torch.from_numpy(np.stack(drawn))

@@ -1,7 +1,7 @@
-"""One column of a tower: what its layers and zips do with many, in as few operators as it takes.
+"""One timestep of a tower with its zips, in as few operators as possible.
 
-At the size of these towers a step is not arithmetic but the calling of operators: gates are plain numbers
-here, masks are biases, and what no column changes is made once. Equal to the towers and zips themselves
+At the size of these towers the overhead of operator calls dominates. Gates are therefore plain numbers, masks
+are additive biases, and constant tensors are computed once. The result equals that of the tower and its zips
 (tests/test_step.py).
 """
 
@@ -15,40 +15,45 @@ from torch import Tensor, nn
 from zipper.models.lora import merged
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Layer, LayerCache, frequencies
-from zipper.models.zip_block import SECONDS_BASE, STEP, ZipBlock, sinusoid
+from zipper.models.zip_block import SECONDS_BASE, SECONDS_PER_RADIAN, ZipBlock, sinusoid
 
-Place = tuple[Tensor, Tensor] | Tensor | None  # of a zip's query: a rotation, a sinusoid [B, D], or nothing
+# Position of a zip's query: a rotation, a sinusoid [B, D], or None.
+QueryPosition = tuple[Tensor, Tensor] | Tensor | None
 
 
 class CrossAttentionBias(NamedTuple):
-    """What each row may look at in another tower while one column is written."""
+    """Additive attention bias of one source tower at one timestep."""
 
-    bias: Tensor  # [B, 1, 1, columns], added to the scores
-    some: Tensor | None  # bool [B, 1], rows that may look at anything; None: all of them
+    bias: Tensor  # [B, 1, 1, timesteps], added to the scores
+    has_source: Tensor | None  # bool [B, 1], rows with a source token; None: all
 
     @classmethod
     def of(cls, mask: Tensor, dtype: torch.dtype) -> "CrossAttentionBias":
-        """mask bool [B, columns], True = may look."""
-        some = mask.any(dim=1, keepdim=True)
-        return cls(as_bias(mask, dtype), None if bool(some.all()) else some)
+        """From a mask bool [B, timesteps], True = attend."""
+        has_source = mask.any(dim=1, keepdim=True)
+        return cls(as_bias(mask, dtype), None if bool(has_source.all()) else has_source)
 
     def select(self, rows: Tensor) -> "CrossAttentionBias":
-        """Of these rows, int64 [N]."""
-        return CrossAttentionBias(self.bias[rows], None if self.some is None else self.some[rows])
+        """The rows int64 [N]."""
+        return CrossAttentionBias(self.bias[rows], None if self.has_source is None else self.has_source[rows])
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """mask bool [B, columns], True = may look -> [B, 1, 1, columns]. Added to scores, it costs attention 4 us
-    less than a mask. Finite: a row that may look at nothing gets a mean, not NaN, and drops it (`Sight`)."""
+    """Convert a mask bool [B, timesteps], True = attend, to an additive bias [B, 1, 1, timesteps].
+
+    A bias makes attention 4 us faster than a mask. It is finite: a row with nothing to attend to gets a mean
+    instead of NaN, which `CrossAttentionBias.has_source` then discards.
+    """
     low = torch.finfo(dtype).min / 2
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, low)[:, None, None]
 
 
 class SingleStep:
-    """The tower `name` of a model that will not change while it writes, and all zips that ask from it."""
+    """Single-timestep version of tower `name` and of the zips that it queries. The model must not change
+    afterwards."""
 
     def __init__(self, model: MultimodalModel, name: str) -> None:
-        assert not model.training, "a step knows no dropout"
+        assert not model.training, "SingleStep has no dropout"
         tower = model.tower(name)
         self.model, self.name = model, name
         self.offset, self.table = tower.offset, tower.embedding.weight
@@ -60,14 +65,14 @@ class SingleStep:
             if query == name
         }
         self.finish = _norm(tower.norm)
-        self.head = _turned(tower.weight)
+        self.head = _transposed(tower.weight)
         self.rotary = _Rotary(tower.cfg.size, tower.cfg.rope_base, self.table, tower.cfg.rope_scaling)
         size = tower.cfg.width // model.cfg.zip.heads
         self.zip_rotary = _Rotary(size, SECONDS_BASE, self.table)
-        self.placed = model.cfg.zip.position
+        self.position_kind = model.cfg.zip.position
 
     def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
-        """tokens int64 [B, Q] -> [B, D], the input projection included."""
+        """tokens int64 [B, Q] -> [B, D], with the input projection."""
         x = F.embedding_bag(tokens + self.offset, self.table, mode="sum")
         return self.model.project(self.name, x[:, None], multimodal)[:, 0]
 
@@ -85,48 +90,48 @@ class SingleStep:
         source: Mapping[str, tuple[CrossAttentionBias, Sequence[KeyValue]]],
         after: Callable[[int, Tensor], None],
     ) -> Tensor:
-        """x [B, D] -> states [B, D].
+        """States [B, D] of one timestep from its embeddings x [B, D].
 
-        position int64 [B, 1]; coming [B, 1], seconds with which it asks; bias [B, 1, 1, read], over the
-        tower's own columns. own: of each layer. asked: of each other tower what may be seen, and by stage its
-        keys and values. after: told of each stage's states from before its zips.
+        position int64 [B, 1]. next_time [B, 1]: time of the query in seconds. bias [B, 1, 1, read]: over the
+        tower's own timesteps. own: cache of each layer. source: by source tower its bias, and its keys and
+        values by stage. after: callback with each stage's states before the zips.
         """
-        by = self.rotary(position)
-        place: Place = None
-        if source and self.placed == "rotary":
-            place = self.zip_rotary(next_time / STEP)
-        elif source and self.placed == "sinusoidal":
-            place = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
+        rotation = self.rotary(position)
+        query_position: QueryPosition = None
+        if source and self.position_kind == "rotary":
+            query_position = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
+        elif source and self.position_kind == "sinusoidal":
+            query_position = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
         for stage in range(self.model.stages + 1):
             for index in self.model.layers(self.name, stage):
-                x = self.layers[index](x, by, bias, own[index])
+                x = self.layers[index](x, rotation, bias, own[index])
             if stage == self.model.stages:
                 break
             before = x
             after(stage, before)
             for other, (cross_bias, keys) in source.items():
-                y = self.zips[stage, other](before, place, keys[stage], cross_bias)
+                y = self.zips[stage, other](before, query_position, keys[stage], cross_bias)
                 x = y if x is before else x + (y - before)
         return self.finish(x)
 
 
 class _Rotary:
-    """Rotary positions of one column: `rotate` as x cos + (x with its halves swapped) sin."""
+    """Rotary embedding of one timestep, as x cos + swap_halves(x) sin."""
 
     def __init__(self, size: int, base: float, like: Tensor, scaling: Sequence[float] = ()) -> None:
         frequency = frequencies(size, base, like.device, like.dtype, scaling)
-        # The cosine does not mind the sign; the sine of the first half gets the one that it needs.
+        # cos is even; sin of the first half needs the opposite sign.
         self.frequency = torch.cat([-frequency, frequency])
 
     def __call__(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """position [B, 1], any real -> cosines, sines [B, 1, K]"""
+        """position [B, 1], real -> cosines and sines [B, 1, K]."""
         angle = position[..., None] * self.frequency
         return angle.cos(), angle.sin()
 
 
-def _rotated(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """x [B, H, K]"""
-    cos, sin = by
+def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x [B, H, K]."""
+    cos, sin = rotation
     wide = x.to(cos.dtype)
     a, b = wide.chunk(2, dim=-1)
     return torch.addcmul(wide * cos, torch.cat([b, a], dim=-1), sin).to(x.dtype)
@@ -152,14 +157,14 @@ class _Layer(NamedTuple):
         query_norm, key_norm = attention.query_norm, attention.key_norm
         return cls(
             attention.heads, attention.kv_heads, attention.size,
-            _norm(layer.attention_norm), _turned(merged(attention.to_qkv)), attention.to_qkv.bias,
+            _norm(layer.attention_norm), _transposed(merged(attention.to_qkv)), attention.to_qkv.bias,
             None if query_norm is None or key_norm is None else (query_norm, key_norm),
-            _turned(merged(attention.to_out)),
+            _transposed(merged(attention.to_out)),
             _norm(layer.feed_forward_norm),
-            _turned(merged(feed_forward.gate_up)), _turned(merged(feed_forward.down)),
+            _transposed(merged(feed_forward.gate_up)), _transposed(merged(feed_forward.down)),
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, by: tuple[Tensor, Tensor], bias: Tensor, own: LayerCache) -> Tensor:
+    def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], bias: Tensor, own: LayerCache) -> Tensor:
         heads, rotated = self.heads, self.heads + self.kv_heads
         qkv = torch.mm(self.attention_norm(x), self.to_qkv)
         if self.bias is not None:
@@ -169,8 +174,8 @@ class _Layer(NamedTuple):
         if self.qk_norm is not None:
             query_norm, key_norm = self.qk_norm
             qk = torch.cat([query_norm(qk[:, :heads]), key_norm(qk[:, heads:])], dim=1)
-        qk = _rotated(qk, by)
-        keys = own.add(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
+        qk = _rotated(qk, rotation)
+        keys = own.update(KeyValue(qk[:, heads:, None], qkv[:, rotated:, None]))
         y = F.scaled_dot_product_attention(
             qk[:, :heads, None], *keys, attn_mask=bias, enable_gqa=self.kv_heads != heads
         )
@@ -198,31 +203,34 @@ class _Zip(NamedTuple):
         assert isinstance(narrow, nn.Linear)
         return cls(
             block.heads, block.size,
-            _norm(block.query_norm), block.to_q, _turned(block.to_out.weight),
+            _norm(block.query_norm), block.to_q, _transposed(block.to_out.weight),
             block.attention_gate.tanh().item(),
-            _norm(block.feed_forward_norm), _turned(widen.weight), _turned(narrow.weight),
+            _norm(block.feed_forward_norm), _transposed(widen.weight), _transposed(narrow.weight),
             block.feed_forward_gate.tanh().item(),
         )  # fmt: skip
 
-    def __call__(self, x: Tensor, place: Place, source: KeyValue, cross_bias: CrossAttentionBias) -> Tensor:
-        """x [B, D] with what the zip adds to it. place: of its query, a sinusoid [B, D] or a rotation."""
+    def __call__(
+        self, x: Tensor, position: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
+    ) -> Tensor:
+        """x [B, D] plus the output of the zip. position: of the query, a rotation or a sinusoid [B,
+        D]."""
         q = self.query_norm(x)
-        if isinstance(place, Tensor):
-            q = q + place
+        if isinstance(position, Tensor):
+            q = q + position
         q = self.to_q(q).view(len(x), self.heads, self.size)
-        if isinstance(place, tuple):
-            q = _rotated(q, place)
+        if isinstance(position, tuple):
+            q = _rotated(q, position)
         y = F.scaled_dot_product_attention(q[:, :, None], *source, attn_mask=cross_bias.bias)
         y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)
         wide = F.gelu(torch.mm(self.feed_forward_norm(y), self.widen))
         y = torch.addmm(y, wide, self.narrow, alpha=self.feed_forward_gate)
-        return y if cross_bias.some is None else torch.where(cross_bias.some, y, x)
+        return y if cross_bias.has_source is None else torch.where(cross_bias.has_source, y, x)
 
 
-def _turned(weight: Tensor) -> Tensor:
-    """The weight [out, in] as something to multiply a row with, [in, out].
+def _transposed(weight: Tensor) -> Tensor:
+    """Weight [out, in] as [in, out], for x @ weight.
 
-    A CPU reads a wide one three times faster where it lies like that: a copy, as long as the Step lives.
+    On a CPU a wide matrix is read three times faster in this layout, so it is copied.
     """
     weight = weight.t()
     wide = weight.shape[0] < weight.shape[1]
@@ -230,15 +238,15 @@ def _turned(weight: Tensor) -> Tensor:
 
 
 def _norm(norm: nn.RMSNorm) -> Callable[[Tensor], Tensor]:
-    """RMSNorm of [B, D]. On a CPU PyTorch's own is a chain of seven operators; this is one of four."""
+    """RMSNorm of [B, D]. On a CPU PyTorch's own takes seven operators, this version four."""
     weight = norm.weight
     if weight.device.type != "cpu" or weight.dtype.itemsize < 4:
         return norm
     width, eps = len(weight), torch.finfo(weight.dtype).eps if norm.eps is None else norm.eps
     scaled, floor = weight * width**0.5, weight.new_tensor([(width * eps) ** 0.5])
 
-    def lean(x: Tensor) -> Tensor:
+    def fast_norm(x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x / torch.hypot(length, floor) * scaled
 
-    return lean
+    return fast_norm

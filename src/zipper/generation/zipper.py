@@ -1,6 +1,7 @@
-"""`zipper.Zipper`: pre-trained towers joined by zips, with the tokenizer and the codec of their tokens.
+"""`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec.
 
-An exported model:  zipper.safetensors   zipper.json: config, statistics, hash, figures   tokenizer.json
+Files of an exported model: zipper.safetensors, zipper.json (config, statistics, hash, figures) and
+tokenizer.json.
 """
 
 import json
@@ -20,13 +21,13 @@ from zipper.codecs.load import load_codec
 from zipper.config import RunConfig, changed, from_dict, read_json, to_dict
 from zipper.corpora.audio import read_wave
 from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
-from zipper.data.statistics import BEYOND, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
+from zipper.data.statistics import LENGTH_MARGIN, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, refusal
-from zipper.generation.generate import GenerationOutput, Stop, check, write
+from zipper.generation.generate import FinishReason, GenerationOutput, check_prompts, generate
 from zipper.hub import model_folder, push
 from zipper.modalities.normalise import normalise, unreadable
 from zipper.modalities.tokenizer import Tokenizer
-from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable, untrained
+from zipper.models.building import TrainedModel, build_model, build_untrained, load_pretrained, set_trainable
 from zipper.models.certify import certificate, check_certificate
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import Units, resolve_units
@@ -35,19 +36,19 @@ WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
-class Written(NamedTuple):
-    """A segment that was generated. value: str, or a waveform float32 [n] at `Zipper.sample_rate`."""
+class GeneratedSegment(NamedTuple):
+    """Generated segment. value: text, or a waveform float32 [n] at `Zipper.sample_rate`."""
 
     modality: str
     value: str | Tensor
-    finish_reason: Stop
+    finish_reason: FinishReason
 
 
 class Zipper(nn.Module):
-    """Recognises speech and speaks text; made of pre-trained towers, or loaded as it was trained.
+    """Speech recognition and text-to-speech with pre-trained towers.
 
-    network: towers and zips. tokenizer, codec: of text and speech. statistics: of the data that it was
-    trained on (lengths, rates). config: how it was made and trained.
+    network: towers and zips. tokenizer, codec: of text and speech. statistics: lengths and rates of the
+    training data. config: model and training settings.
     """
 
     def __init__(
@@ -72,15 +73,15 @@ class Zipper(nn.Module):
         overrides: Sequence[str] = (),
         **towers: str | Path,
     ) -> "Zipper":
-        """Joins pre-trained decoders by zips that are yet to be trained (paper, section 3.1).
+        """Join pre-trained decoders by untrained zips (paper 3.1).
 
-        towers: by modality (text, speech), a folder or user/name of the hub: a tower that was pre-trained
-        here, or a language model of the Llama family. interval: layers from one zip to the next, by modality;
-        2 where nothing is said. frozen: modalities whose tower stays as it is. seed: of the zips. overrides:
+        towers: by modality (text, speech), a folder or a Hub id user/name of a tower pre-trained with this
+        package, or of a language model of the Llama family. interval: layers between zips, by modality;
+        default 2. frozen: modalities whose tower is frozen. seed: of the zips' initial weights. overrides:
         `key=value` settings, as on the command line (model.zip.whiten=true).
 
-        Raises ConfigError on a modality or setting that there is not, DataError on a folder that holds no
-        tower, or one that reads other units than `config.codec` and the text tower's tokenizer give.
+        Raises ConfigError on an unknown modality or setting, DataError on a folder without a tower, or on a
+        tower trained on other units than those of `config.codec` and the text tower's tokenizer.
 
         >>> towers = {"text": "assets/text-tower", "speech": "assets/speech-tower"}
         >>> model = zipper.Zipper.from_towers(**towers, interval={"text": 3, "speech": 3}, frozen=["text"])
@@ -96,13 +97,13 @@ class Zipper(nn.Module):
             settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
         config = changed(RunConfig(), [*settings, *overrides])
         if "text" not in towers:
-            raise ConfigError("text=... is missing: its tower's folder holds the tokenizer.")
+            raise ConfigError("text=... is missing: the folder of the text tower holds the tokenizer.")
         tokenizer = Tokenizer.load(model_folder(str(towers["text"])) / TOKENIZER)
         codec = load_codec(config.codec)
         units = Units.of(tokenizer, codec, config.codec.pattern)
         config = resolve_units(config, units)
         rates = {"text": SUBWORDS_PER_SECOND, "speech": codec.frame_rate}
-        statistics = DatasetStatistics("", units.reads, rates, {}, {}, {}, {})
+        statistics = DatasetStatistics("", units.ids, rates, {}, {}, {}, {})
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = build_model(config.model, rates)
@@ -112,10 +113,11 @@ class Zipper(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Zipper":
-        """A trained model, in eval: a folder that `save_pretrained` or `export=` wrote, a run's folder, or
-        user/name of one on the hub. On a GPU where there is one.
+        """Load a trained model in eval mode, onto the GPU if there is one.
 
-        Raises ConfigError where the folder holds no model, DataError where a part is damaged or does not fit.
+        name: a folder written by `save_pretrained` or `export=`, a run folder, or a Hub id user/name.
+
+        Raises ConfigError if the folder holds no model, DataError if a file is damaged or does not match.
         """
         folder = model_folder(str(name))
         if is_exported(folder):
@@ -124,7 +126,7 @@ class Zipper(nn.Module):
             checkpoint = folder / "checkpoints" / "best.ckpt"
             if not checkpoint.is_file():
                 raise ConfigError(
-                    f"{folder} has no checkpoints/best.ckpt yet: its training has not come to a validation."
+                    f"{folder} has no checkpoints/best.ckpt yet: its training has not reached a validation."
                 )
             trained = load_trained(checkpoint)
         else:
@@ -137,36 +139,35 @@ class Zipper(nn.Module):
         for modality, own in (("speech", codec.fingerprint), ("text", tokenizer.fingerprint)):
             if modality in network.names and statistics.reads[modality] != own:
                 raise DataError(
-                    f"{folder} reads {modality} units of {statistics.reads[modality]!r}, but these are "
-                    f"{own!r}."
+                    f"{folder} was trained on {modality} units {statistics.reads[modality]!r}, but its codec "
+                    f"or tokenizer has {own!r}."
                 )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.eval().to(device), statistics, config, tokenizer, codec)
 
     def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
-        """Writes what `from_pretrained` reads, weights in half precision. figures: what else zipper.json is
-        to say: how it was made, how good it is."""
+        """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries
+        of zipper.json, for example how the model was trained and its WER."""
         trained = TrainedModel(self.network, self.statistics, self.config)
         save_exported(Path(folder), trained, self.tokenizer, figures)
 
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
-        """Takes the tasks of a config, whose model is this one's, and the statistics of its data:
-        `ZipperData` calls it."""
+        """Set the config and the statistics of a training. `ZipperData` calls it. The model settings of
+        `config` must be this model's."""
         self.config, self.statistics = config, statistics
         self.network.set_times(statistics.rates, statistics.seconds)
         self.network.used = directions(config.train.tasks.shares())
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms that it reads and generates, in Hz."""
+        """Sample rate of input and output waveforms in Hz."""
         return self.codec.sample_rate
 
     def transcribe(self, audio: str | Path | Tensor) -> str:
-        """The words of a recording: a file of any kind that libsndfile reads, or float32 [n] at
-        `sample_rate`.
+        """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
 
-        Raises DataError on audio that cannot be used, ConfigError on audio that is too long, or where the
-        model was not trained to recognise speech.
+        Raises DataError on unusable audio, ConfigError on audio that is too long, or if the model was not
+        trained for speech recognition.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> model.transcribe("recording.flac")
@@ -177,11 +178,11 @@ class Zipper(nn.Module):
         return text.value
 
     def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
-        """Speech for a text: float32 [n] at `sample_rate`, also written to `file` (.wav, .flac) where one is
-        named.
+        """Synthesize speech: a waveform float32 [n] at `sample_rate`. file: optional output file (.wav,
+        .flac).
 
-        Raises ConfigError on text that has no reading, or is too long, or where the model was not trained to
-        speak.
+        Raises ConfigError on text that has no unique reading or is too long, or if the model was not trained
+        for text-to-speech.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> speech = model.synthesize("why did helen give the blue wallet to the quiet singer")
@@ -201,13 +202,14 @@ class Zipper(nn.Module):
         *,
         seed: int = 0,
         overrides: Sequence[str] = (),
-    ) -> list[list[Written]]:
-        """After each prompt a segment of each modality of `order`, each read from the segment before it;
-        auto: the model chooses (paper, section 3.2). Prompts of one call are decoded together, and do not
-        depend on one another.
+    ) -> list[list[GeneratedSegment]]:
+        """Generate one segment of each modality of `order` after each prompt, each from the segment before it
+        (paper 3.2). The prompts of one call form a batch and do not affect one another.
 
-        seed: of sampling. overrides: `speech.temperature=0.7`, `text.beams=4`, ...: decoding, if not as the
-        model's config has it. Raises ConfigError on a prompt or an order that the model was not trained for.
+        order: modalities, or auto: the model chooses. seed: of sampling. overrides: decoding settings that
+        differ from the config, for example `speech.temperature=0.7` or `text.beams=4`.
+
+        Raises ConfigError on a prompt or an order that the model was not trained for.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> [[text, speech]] = model.generate([{"speech": "recording.flac"}], ["text", "speech"])
@@ -218,12 +220,15 @@ class Zipper(nn.Module):
         decode = changed(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()
         was_training = self.training
         self.eval()
-        found = write(self.network, documents, order, self.statistics, decode, seed)
+        found = generate(self.network, documents, order, self.statistics, decode, seed)
         self.train(was_training)
-        return [[Written(o.modality, self.decode(o), o.stopped) for o in outputs] for outputs in found]
+        return [
+            [GeneratedSegment(o.modality, self.decode(o), o.finish_reason) for o in outputs]
+            for outputs in found
+        ]
 
     def document(self, name: str, prompt: Prompt) -> Document:
-        """A prompt's tokens. Raises as `encode`, and ConfigError where the model reads no such modality."""
+        """Document of a prompt. Raises as `encode`, and ConfigError on an unknown modality."""
         if len(prompt) != 1:
             raise ConfigError(f"A prompt is one segment, as {{'text': 'hello'}}; this one has {len(prompt)}.")
         [(modality, value)] = prompt.items()
@@ -232,15 +237,19 @@ class Zipper(nn.Module):
         return prompt_of(name, self.encode(modality, value))
 
     def read(self, file: Path, start: float = 0.0, seconds: float | None = None) -> Tensor:
-        """A recording, or a piece of it: float32 [n] at `sample_rate`. Raises DataError where it cannot be
-        read or is longer than the model accepts."""
-        longest = BEYOND * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
-        return read_wave(file, self.sample_rate, start, seconds, longest, "the {:g} s that this model takes")
+        """Read a recording, or `seconds` of it from `start`: float32 [n] at `sample_rate`.
+
+        Raises DataError if it cannot be read or is longer than the model accepts.
+        """
+        longest = LENGTH_MARGIN * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
+        return read_wave(
+            file, self.sample_rate, start, seconds, longest, "the {:g} s that this model accepts"
+        )
 
     def encode(self, modality: str, value: str | Tensor) -> Segment:
-        """The tokens of a text, or of a waveform float32 [n] at `sample_rate`, as a prompt has them.
+        """Encode a text, or a waveform float32 [n] at `sample_rate`, as a prompt segment.
 
-        Raises ConfigError where the text is empty or has no one reading, or the value is too long.
+        Raises ConfigError if the text is empty or has no unique reading, or if the input is too long.
         """
         self._check_trained(modality)
         if isinstance(value, str):
@@ -253,18 +262,21 @@ class Zipper(nn.Module):
         return speech_segment(codes, self.codec.codes, 0.0, self.config.codec.pattern)
 
     def decode(self, output: GenerationOutput) -> str | Tensor:
-        """The text of a generated segment, or its waveform float32 [n]."""
+        """Text of a generated segment, or its waveform float32 [n]."""
         if output.modality == "text":
             return self.tokenizer.decode(output.content[0].tolist())
         return self.codec.decode(output.content)
 
     def check(self, documents: Sequence[Document], order: Sequence[str] | Literal["auto"]) -> None:
-        """Raises ConfigError where `generate` would."""
-        check(self.network, documents, order)
+        """Raise ConfigError if `generate` would."""
+        check_prompts(self.network, documents, order)
 
     def push_to_hub(self, repository: str, folder: str | Path, private: bool = False) -> str:
-        """Saves the model into a folder and uploads it to user/name with the user's own token (HF_TOKEN);
-        returns its address. Raises DataError where the hub refuses or cannot be reached."""
+        """Save the model into a folder and upload it to user/name with the user's token (HF_TOKEN). Returns
+        the URL.
+
+        Raises DataError if the Hub refuses or is unreachable.
+        """
         self.save_pretrained(folder)
         return push(Path(folder), repository, private)
 
@@ -273,7 +285,7 @@ class Zipper(nn.Module):
             raise ConfigError(f"{shorten(text, 60)!r} {reason}")
         normal = normalise(text)
         if not normal:
-            raise ConfigError(f"{text!r} holds no letter of a to z: there is nothing to say.")
+            raise ConfigError(f"{text!r} holds no letter of a to z. Give text to synthesize.")
         ids = self.tokenizer.encode(normal)
         self._check_length("text", len(ids), f"{shorten(normal, 60)!r} has {len(ids)} subwords")
         return text_segment(ids, self.tokenizer, 0.0)
@@ -284,12 +296,12 @@ class Zipper(nn.Module):
             raise ConfigError(f"This model has no tower for {modality}, only for {known}.")
         if modality not in self.statistics.longest:
             raise ConfigError(
-                "This model has not been trained: its zips are random. Fit a ZipperModule of it, or load a "
+                "This model has not been trained: its zips are random. Train it with ZipperModule, or load a "
                 "trained one (Zipper.from_pretrained)."
             )
 
     def _check_length(self, name: str, length: int, what: str) -> None:
-        most = int(BEYOND * self.statistics.longest[name])
+        most = int(LENGTH_MARGIN * self.statistics.longest[name])
         if length > most:
             raise ConfigError(
                 f"{what}; this model was trained on at most {self.statistics.longest[name]}, and accepts at "
@@ -298,17 +310,17 @@ class Zipper(nn.Module):
 
 
 def prompt_of(name: str, *segments: Segment) -> Document:
-    """What is given, before anything is written."""
+    """Multimodal document of prompt segments."""
     return Document(name, list(segments), multimodal=True)
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a folder is one that `save_exported` wrote."""
+    """Whether a folder was written by `save_exported`."""
     return (folder / INFO).is_file()
 
 
 def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
-    """Weights in half precision, and all that it takes to use them. figures: how it was made, how good."""
+    """Write weights in half precision, tokenizer and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
     save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
@@ -324,8 +336,10 @@ def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, fig
 
 
 def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
-    """The model of a folder that `save_exported` wrote, in eval, and what its JSON says. Raises DataError
-    where a part is damaged or does not fit."""
+    """Model in eval mode and zipper.json of a folder written by `save_exported`.
+
+    Raises DataError if a file is damaged or does not match.
+    """
     saved = read_json(folder / INFO)
     if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
         raise DataError(
@@ -333,15 +347,15 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
         )
     weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
     config, statistics = from_dict(saved["config"]), saved_statistics(saved)
-    return _filled(
+    return _load_state(
         config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
     ), saved
 
 
 def certify(folder: Path) -> list[str]:
-    """Checks that the frozen towers of an export are what they were pre-trained as; returns their modalities.
+    """Check that the frozen towers of an export equal their pre-trained weights. Returns their modalities.
 
-    Raises DataError where one is not, where a file is damaged, or where the export has no certificate.
+    Raises DataError if a tower differs, a file is damaged, or the export has no certificate.
     """
     if not is_exported(folder):
         raise ConfigError(
@@ -349,27 +363,31 @@ def certify(folder: Path) -> list[str]:
         )
     trained, saved = load_exported(folder)
     if "certificate" not in saved:
-        raise DataError(f"{folder / INFO} holds no certificate: an older version wrote it. Export it again.")
+        raise DataError(
+            f"{folder / INFO} holds no certificate: it was written by an older version. Export it again."
+        )
     check_certificate(trained.network, saved["certificate"])
     return [*saved["certificate"]]
 
 
 def load_trained(checkpoint: Path) -> TrainedModel:
-    """The model of a training's checkpoint, in eval. Raises DataError as `read_checkpoint`, and where other
-    code wrote it."""
+    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the
+    weights do not fit this version."""
     saved = read_checkpoint(checkpoint)
     kept = saved.get("hyper_parameters", {})
     if "cfg" not in kept:
-        raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
+        raise DataError(
+            f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
+        )
     weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
-    why = f"{checkpoint} cannot be loaded into this version's model: use the version that wrote it"
-    return _filled(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+    why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
+    return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
 
 
-def _filled(
+def _load_state(
     config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
 ) -> TrainedModel:
-    trained = untrained(config, statistics)
+    trained = build_untrained(config, statistics)
     try:
         trained.network.load_state_dict(weights)
     except RuntimeError as error:

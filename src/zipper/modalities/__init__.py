@@ -1,1 +1,1 @@
-"""What a modality is made of: tokens and their layout, normalised text."""
+"""Tokens of a modality: delay pattern, token layout, text normalisation, tokenizer."""

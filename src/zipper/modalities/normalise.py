@@ -1,6 +1,7 @@
-"""Written text to the words that are said: LibriSpeech's convention (a to z, apostrophes, single spaces).
+"""Text normalisation to LibriSpeech's convention: a to z, apostrophes, single spaces.
 
-What has one reading is folded; `unreadable` says of the original text what has none.
+`normalise` folds characters that have one reading. `unreadable` reports characters that have none, and needs
+the original text.
 """
 
 import re
@@ -9,9 +10,9 @@ from collections.abc import Iterable
 from textwrap import shorten
 
 NORMALISER = "librispeech-2"
-PLAIN = "librispeech-1"  # of texts of letters alone, which both versions read alike: their hashes stay
+PLAIN = "librispeech-1"  # texts of letters only are equal in both versions
 
-APOSTROPHES = (  # and what is written for one, single quotation marks included
+APOSTROPHES = (  # and their variants, with single quotation marks
     "'`\xb4\u2018\u2019\u201a\u201b\u2039\u203a\u2032\u2035\u02b9\u02bb\u02bc\u02bd\u055a\ua78b\ua78c\uff07\uff40"
 )
 FOLDED = str.maketrans(
@@ -20,28 +21,28 @@ FOLDED = str.maketrans(
         **dict.fromkeys(APOSTROPHES, "'"),
     }
 )  # fmt: skip
-# Marks that nobody says, beside dashes and quotation marks, which are known by their category.
+# Punctuation that is not pronounced. Dashes and quotation marks are recognised by their category.
 SILENT = frozenset('_*.,:;!?"…‥‼⁇⁈⁉¡¿·•„‚″‶，．：；！？＂' + APOSTROPHES)  # noqa: RUF001
-UNUSUAL = re.compile(r"[^A-Za-z\s.,:;!?\"'-]")  # what is looked at more closely
-WITHIN = re.compile(r"(?<=[^\W_])[_*]+(?='?[^\W_])")  # no emphasis: snake_case, f*ck
+UNUSUAL = re.compile(r"[^A-Za-z\s.,:;!?\"'-]")  # needs a closer check
+WITHIN = re.compile(r"(?<=[^\W_])[_*]+(?='?[^\W_])")  # within a word, not emphasis: snake_case, f*ck
 TAG = re.compile(r"<[^<>]*>|\[[^][]*\]|\{[^{}]*\}|\([^()]*\)|[<>\[\]{}()]")
 
-# Words that begin with an apostrophe, and those that end with one; any other at an edge is a quotation mark.
+# Words that begin or end with an apostrophe. Any other apostrophe at an edge is a quotation mark.
 ELISIONS = frozenset(
     ("tis", "tisn't", "twas", "twasn't", "twere", "twill", "twould", "twixt", "tween", "neath", "gainst")
     + ("mongst", "em", "im", "ave", "n", "s", "d", "ll", "re", "ve", "m")
     + ("cause", "bout", "round", "til", "till", "fore", "nuff", "cept", "scuse", "nother")
     + ("ere", "er", "ome", "ouse", "orse", "ud")
 )
-BARE = re.compile(r"[a-z'\s]*|[A-Z'\s]*")  # no marks, one case: a transcript, as LibriSpeech's
+BARE = re.compile(r"[a-z'\s]*|[A-Z'\s]*")  # a transcript, as in LibriSpeech: no punctuation, one case
 ENDS_IN_ONE = re.compile(r"[ns]$|^(?:o|i|a|t|th|wi|ol|mo|po|de|ha|fro|fo|befo|yo|sho)$")
 
 
 def normalise(text: str) -> str:
-    """Lower case, accents dropped, letters with one reading folded (ß to ss), apostrophes kept where they
-    belong to a word, all else to one space.
+    """Lower-case a text, drop accents, fold letters that have one reading (ß to ss), keep the apostrophes of
+    words, and replace everything else by single spaces.
 
-    What has no one reading vanishes, too: whoever brings text in asks `unreadable` first.
+    Characters without a unique reading are dropped as well, so call `unreadable` on the original text first.
     """
     plain = re.sub(r"(?<=[a-z])''+(?=[a-z])", "'", _folded(text))
     words = re.sub(r"[^a-z']+|''+", " ", plain).split()
@@ -49,16 +50,16 @@ def normalise(text: str) -> str:
 
 
 def unreadable(text: str) -> str | None:
-    """Why a text, as it came in, has no one reading, and what to do about it; None: it has one.
+    """Reason why a text has no unique reading, with the fix; None if it has one.
 
-    To be asked of the original, since in the normalised text nothing is left to see.
+    Takes the original text, because `normalise` drops the characters in question.
     """
     unusual = {*UNUSUAL.findall(text)}
     if not unusual:
         return None
     if tag := TAG.search(text):
         what = shorten(tag[0], 60)
-        return f"has a tag ({what!r}): nobody knows what was said. Take it out, or write what is said."
+        return f"has a tag ({what!r}): its pronunciation is unknown. Remove it, or write what is spoken."
     strange = sorted((c for c in unusual if not _readable(c)), key=lambda c: (not _is(c, "N"), c))
     within = WITHIN.search(text.translate(FOLDED))
     if not strange and not within:
@@ -69,21 +70,21 @@ def unreadable(text: str) -> str | None:
     )
     where = shorten(next(words, sign), 60)
     if _is(sign, "N"):
-        return f"has digits ({where!r}), which have no one reading. Write them in words."
+        return f"has digits ({where!r}), which have no unique reading. Write them in words."
     if _is(sign, "L"):
-        return f"has the letter {sign!r} ({where!r}), which has no one reading. Write the word in a to z."
+        return f"has the letter {sign!r} ({where!r}), which has no unique reading. Write the word in a to z."
     if _is(sign, "C") or sign == "\ufffd":
-        return f"holds {sign!r} ({where!r}), which is no text. Save it as UTF-8 again."
-    return f"has the sign {sign!r} ({where!r}), which has no one reading. Write it in words, or take it out."
+        return f"holds {sign!r} ({where!r}), which is not text. Save it as UTF-8 again."
+    return f"has the sign {sign!r} ({where!r}), which has no unique reading. Write it in words, or remove it."
 
 
 def normaliser_of(texts: Iterable[str]) -> str:
-    """The version that a hash of normalised texts names."""
+    """Version of the normaliser, as the hash of these normalised texts names it."""
     return PLAIN if all(re.fullmatch("[a-z ]*", text) for text in texts) else NORMALISER
 
 
 def _folded(text: str) -> str:
-    """Lower case without accents and invisible characters."""
+    """Lower case, without accents and invisible characters."""
     if text.isascii():
         return text.lower().translate(FOLDED)
     plain = unicodedata.normalize("NFKD", text.lower().translate(FOLDED)).translate(FOLDED)
@@ -91,21 +92,21 @@ def _folded(text: str) -> str:
 
 
 def _readable(sign: str) -> bool:
-    """Whether it folds to letters of a to z, or is a mark that nobody says."""
+    """Whether a character folds to the letters a to z, or is punctuation that is not pronounced."""
     if _is(sign, "L") and sign not in APOSTROPHES:
-        raised = _is(sign, "Lm")  # x to the n-th, and the like
+        raised = _is(sign, "Lm")  # superscripts
         return not raised and re.fullmatch("[a-z']+", _folded(sign)) is not None
     return sign in SILENT or sign.isspace() or _is(sign, "Cf", "Pd", "Pi", "Pf", "M")
 
 
 def _is(sign: str, *categories: str) -> bool:
-    """Of one of these categories of Unicode."""
+    """Whether the Unicode category of a character starts with one of these."""
     return unicodedata.category(sign).startswith(categories)
 
 
 def _unquoted(words: list[str]) -> list[str]:
-    """The words of written text without the apostrophes that quote them. One of a pair may be missing, in a
-    sentence of several that are quoted."""
+    """Remove apostrophes that serve as quotation marks from the words of written text. One mark of a pair
+    may be missing."""
     out: list[str] = []
     quoted = False
     for word in words:
@@ -121,7 +122,8 @@ def _unquoted(words: list[str]) -> list[str]:
 
 
 def _unpaired(words: list[str]) -> list[str]:
-    """The words of a transcript, whose apostrophes are real: only pairs about a word or phrase quote it."""
+    """Remove apostrophes that enclose a word or a phrase in a transcript. All others belong to their
+    words."""
     out: list[str] = []
     opened: list[int] = []
     for word in words:

@@ -1,4 +1,4 @@
-"""Normalised text to ids and back: byte-pair subwords."""
+"""Byte-pair tokenizer of normalised text."""
 
 import hashlib
 import json
@@ -15,22 +15,25 @@ LETTERS = list("abcdefghijklmnopqrstuvwxyz'")
 
 
 class Tokenizer:
-    """Subwords of normalised text, with a begin and an end: our own, or those of a pre-trained model's
-    tokenizer (where both may be one token, as many models have it)."""
+    """Tokenizer of normalised text with BOS and EOS: trained here, or that of a pre-trained model, where
+    BOS and EOS may be the same token."""
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
-        """A tokenizer that puts begin and end around a text when it is asked for specials."""
+        """Wrap a Hugging Face tokenizer whose post-processor adds BOS and EOS."""
         self.tokenizer = tokenizer
         self.bos, self.eos = tokenizer.encode("").ids
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> "Tokenizer":
-        """Learns at most `vocabulary` subwords from normalised texts. DataError where that is too few."""
+        """Train a BPE tokenizer of at most `vocabulary` tokens on normalised texts.
+
+        Raises DataError if `vocabulary` is smaller than the number of letters and special tokens.
+        """
         specials = ["<begin>", "<end>"]
         if vocabulary < len(specials) + len(LETTERS) + 1:
             raise DataError(
-                f"data.subwords={vocabulary} is fewer than the letters and specials need. Give at least "
-                f"{len(specials) + len(LETTERS) + 1}."
+                f"data.subwords={vocabulary} is less than the number of letters and special tokens. Give at "
+                f"least {len(specials) + len(LETTERS) + 1}."
             )
         tokenizer = HFTokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -39,13 +42,16 @@ class Tokenizer:
             vocab_size=vocabulary, special_tokens=specials, initial_alphabet=LETTERS, show_progress=False
         )
         tokenizer.train_from_iterator(texts, trainer)
-        tokenizer.post_processor = _around(tokenizer, *specials)
+        tokenizer.post_processor = _template(tokenizer, *specials)
         return cls(tokenizer)
 
     @classmethod
     def load(cls, file: Path) -> "Tokenizer":
-        """A tokenizer.json, ours or one in the Hugging Face format with config.json beside it, which names
-        begin and end. Raises DataError where the file is missing or is no tokenizer."""
+        """Load a tokenizer.json: one of this package, or one in Hugging Face format beside the config.json
+        that names BOS and EOS.
+
+        Raises DataError if the file is missing or is no tokenizer.
+        """
         if not file.is_file():
             raise DataError(
                 f"{file} does not exist: it should hold the tokenizer (tokenizer.json) of the text tower."
@@ -56,26 +62,26 @@ class Tokenizer:
             raise DataError(f"{file} is no tokenizer.json: {error}") from error
         own = tokenizer.token_to_id("<begin>") is not None and tokenizer.token_to_id("<end>") is not None
         begin, end = ("<begin>", "<end>") if own else _specials_of_model(file, tokenizer)
-        tokenizer.post_processor = _around(tokenizer, begin, end)
+        tokenizer.post_processor = _template(tokenizer, begin, end)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return cls(tokenizer)
 
     def save(self, file: Path) -> None:
-        """Writes tokenizer.json."""
-        # Its own save hides why a write failed.
+        """Write tokenizer.json."""
+        # Tokenizer.save of the package hides the reason of a failed write.
         file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of normalised text, without begin and end."""
+        """Ids of a normalised text, without BOS and EOS."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The inverse of `encode`; begin and end, should they be there, are left out."""
+        """Text of a sequence of ids. Special tokens are skipped."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def piece(self, index: int) -> str:
-        """One subword as it is written in the tokenizer, with a mark where a word begins."""
+        """String of one token, with the marker of a word start."""
         return self.tokenizer.id_to_token(index) or f"<{index}>"
 
     @property
@@ -84,22 +90,25 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the tokenizer: towers and stores that share it read the same ids."""
+        """Hash of the tokenizer. Towers and encoded datasets with the same hash use the same ids."""
         info = json.loads(self.tokenizer.to_str())
         if self.tokenizer.token_to_id("<begin>") == self.bos:
-            info["post_processor"] = None  # what says where begin and end stand; ours always had them there
+            info["post_processor"] = None  # constant for tokenizers of this package
         text = json.dumps(info, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _around(tokenizer: HFTokenizer, begin: str, end: str) -> processors.TemplateProcessing:
+def _template(tokenizer: HFTokenizer, begin: str, end: str) -> processors.TemplateProcessing:
+    """Post-processor that adds BOS and EOS."""
     ids = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys((begin, end))]
     return processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
 
 
 def _specials_of_model(file: Path, tokenizer: HFTokenizer) -> tuple[str, str]:
-    """Begin and end as the model's own files name them: by id in config.json, or else by their token. A
-    model that has no begin (Qwen) begins with its end."""
+    """BOS and EOS of a pre-trained model: the ids in config.json, else the post-processor's tokens.
+
+    A model without BOS (Qwen) uses EOS in its place.
+    """
     config = file.with_name("config.json")
     named = read_json(config) if config.is_file() else {}
     ids = [named.get("bos_token_id"), named.get("eos_token_id")]
@@ -107,13 +116,11 @@ def _specials_of_model(file: Path, tokenizer: HFTokenizer) -> tuple[str, str]:
         tokenizer.id_to_token(i[0] if isinstance(i, list) else i) if i is not None else None for i in ids
     )
     if end is None:
-        around = tokenizer.encode("").tokens  # as `save` wrote it
-        if len(around) != 2:
+        specials = tokenizer.encode("").tokens  # as saved by this package
+        if len(specials) != 2:
             raise DataError(
                 f"{file} has no <begin> and <end>, and no config.json beside it names bos_token_id and "
-                "eos_token_id: "
-                "it was not made here, and is no pre-trained model's. Give the tokenizer that stands with "
-                "its model."
+                "eos_token_id. Give the tokenizer.json in the folder of its model."
             )
-        begin, end = around
+        begin, end = specials
     return begin or end, end

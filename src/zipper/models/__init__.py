@@ -1,1 +1,1 @@
-"""The networks: a tower, a zip, and the Zipper that joins towers by zips. No Lightning here."""
+"""Networks: towers, zips, and the models that join them. No Lightning in this package."""

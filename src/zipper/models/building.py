@@ -1,4 +1,4 @@
-"""The model of a config, and what it starts from."""
+"""Build the model of a config and load its pre-trained weights."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from zipper.config import ModelConfig, RunConfig
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.hub import model_folder
-from zipper.models.lora import train_lora_alone
+from zipper.models.lora import freeze_all_but_lora
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.pretrained import load_weights, read_tower, tower_info
 from zipper.models.single_decoder import SingleDecoderModel
@@ -19,12 +19,13 @@ from zipper.models.zipper import ZipperModel
 def build_model(
     cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
 ) -> MultimodalModel:
-    """From a resolved config, with random weights. rates, seconds: as Zipper takes them."""
+    """Model of a resolved config, with random weights. rates, seconds: see `ZipperModel.set_times`."""
     return SingleDecoderModel(cfg) if cfg.kind == "single_decoder" else ZipperModel(cfg, rates, seconds)
 
 
 def load_pretrained(model: MultimodalModel) -> None:
-    """Fills in every tower that the config names a folder for. DataError where other code wrote it."""
+    """Load the weights of every tower whose `init` is set. Raises DataError if they do not fit this
+    version."""
     for name in model.names:
         init = model.cfg.towers[name].init
         if not init:
@@ -35,8 +36,8 @@ def load_pretrained(model: MultimodalModel) -> None:
             load_weights(model.tower(name), model_folder(init))
 
 
-def trained_before(model: MultimodalModel) -> set[str]:
-    """The modalities that its weights know before it is trained: those that a folder was named for."""
+def pretrained_modalities(model: MultimodalModel) -> set[str]:
+    """Modalities whose weights are pre-trained before the run."""
     known = {name for name in model.names if model.cfg.towers[name].init}
     if isinstance(model, SingleDecoderModel) and known:
         (first,) = known
@@ -46,16 +47,16 @@ def trained_before(model: MultimodalModel) -> set[str]:
 
 
 class TrainedModel(NamedTuple):
-    """A network, the statistics of the data that it is trained on, and its resolved config."""
+    """Network, statistics of its training data, and resolved config."""
 
     network: MultimodalModel
     statistics: DatasetStatistics
     config: RunConfig
 
 
-def untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
-    """Random weights, from a resolved config and the statistics of its data: towers are frozen as it says,
-    and the zips that its tasks need are in use."""
+def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
+    """Model with random weights, from a resolved config and the statistics of its data. Towers are frozen
+    and zip directions are in use as the config says."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
     model.used = directions(cfg.train.tasks.shares())
     set_trainable(model, cfg.model)
@@ -63,18 +64,18 @@ def untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
 
 
 def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
-    """Frozen towers and zips of idle directions do not learn, and of towers with LoRA nothing else does."""
+    """Freeze frozen towers, unused zips, and all but LoRA in towers with LoRA."""
     for name in model.names:
         if cfg.towers[name].frozen:
             model.tower(name).requires_grad_(False)
         elif cfg.towers[name].lora:
-            train_lora_alone(model.tower(name))
+            freeze_all_but_lora(model.tower(name))
     for part in idle_parts(model).values():
         part.requires_grad_(False)
 
 
 def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
-    """Zips whose direction no task of the run uses: not computed, no gradient, no weight decay."""
+    """Zips of directions that no task of the run uses. They are not computed and get no gradient."""
     if not isinstance(model, ZipperModel):
         return {}
     return {

@@ -1,7 +1,7 @@
-"""Proof that frozen towers are what they were pre-trained as: hashes of weights, and reference logits.
+"""Certificate that frozen towers equal their pre-trained weights: hashes of weights, and reference logits.
 
-An export carries a certificate that is made from the pre-trained towers' own files, not from the trained
-network: a tower that was frozen by config but learnt by mistake does not pass.
+It is computed from the files of the pre-trained towers, not from the trained network. A tower that is frozen
+by config but was trained by mistake therefore does not pass.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.pretrained import read_tower
 from zipper.models.tower import Tower
 
-TOKENS, ROWS = 8, 16  # reference logits: of so many tokens, of the first so many ids
-TOLERANCE = 1e-3  # of the largest reference logit: sums are rounded differently by other machines
+TOKENS, ROWS = 8, 16  # reference logits: number of tokens, number of ids
+TOLERANCE = 1e-3  # relative to the largest logit; rounding differs between machines
 
 
 def certificate(network: MultimodalModel) -> dict[str, Any]:
-    """By modality of a frozen tower that was pre-trained: where it is from, the hash of each weight and the
-    reference logits, in half precision as exports hold them."""
+    """Certificate by modality, for every frozen tower with `init`: its source, the hash of each weight,
+    and reference logits. All in half precision, as in exports."""
     found = {}
     for name in network.names:
         cfg = network.cfg.towers[name]
@@ -34,13 +34,11 @@ def certificate(network: MultimodalModel) -> dict[str, Any]:
 
 
 def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:
-    """Raises DataError that names the first tower and weight that are not what the certificate says, or the
-    tower whose logits differ though its weights do not. network: as it was loaded from the export."""
+    """Raise DataError with the name of the first tower and weight that differ from the certificate, or of
+    the tower whose weights match but whose logits differ. network: as loaded from the export."""
     for name in network.names:
         if network.cfg.towers[name].frozen and name not in certified:
-            raise DataError(
-                f"Tower {name} is frozen, but the certificate says nothing of it. Export it again."
-            )
+            raise DataError(f"Tower {name} is frozen, but is not in the certificate. Export it again.")
     for name, expected in certified.items():
         tower = network.tower(name)
         state = tower.state_dict()
@@ -51,14 +49,14 @@ def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> No
             if _digest(state[key]) != digest:
                 raise DataError(
                     f"Tower {name}: {key} is not that of {expected['init']}. It was changed after the "
-                    "export, or was trained though the tower is said to be frozen."
+                    "export, or was trained although the tower is frozen."
                 )
         reference = torch.tensor(expected["logits"])
         difference = float((_logits(tower) - reference).abs().max())
         if not difference <= TOLERANCE * float(reference.abs().max()):
             raise DataError(
                 f"Tower {name} has the weights of {expected['init']}, but other logits ({difference:.2g}). "
-                "This version of the library computes something else: use the one that exported it."
+                "This version of the library computes differently: use the version that exported it."
             )
 
 
@@ -74,7 +72,7 @@ def _digest(weight: Tensor) -> str:
 
 @torch.no_grad()
 def _logits(tower: Tower) -> Tensor:
-    """[TOKENS, ROWS], of the first codebook."""
+    """Reference logits of the first codebook: [TOKENS, ROWS]."""
     cfg = tower.cfg
     count = torch.arange(TOKENS * cfg.codebooks, device=tower.weight.device)
     tokens = (count * 7 + 1).remainder(cfg.vocabulary).view(1, TOKENS, cfg.codebooks)

@@ -1,10 +1,10 @@
-"""Floating-point operations of a model, 2 a multiply-add: from shapes and lengths alone.
+"""Floating-point operations of a model, computed from shapes and lengths; a multiply-add counts as 2.
 
-The terms are those of the paper's cost (towers 24 d^2 L a token and 2 N^2 d L of causal attention; zips
-20 d_q^2, 2 d_s d_q + 8 d_q^2 and 4 n_q n_s d_q for each active direction), with the real widths of heads and
-feed-forwards. Norms, activations, softmaxes and look-ups are left out. Equal to torch's own counter
-(tests/test_flops.py), but for a frozen tower without input projection, through whose first layers no gradient
-passes.
+The terms are those of the paper's cost: towers take 24 d^2 L per token and 2 N^2 d L for causal attention;
+zips take 20 d_q^2, 2 d_s d_q + 8 d_q^2 and 4 n_q n_s d_q for each direction in use, with the actual widths of
+heads and feed-forwards. Norms, activations, softmaxes and look-ups are not counted. The result equals torch's
+own counter (tests/test_flops.py), except for a frozen tower without input projection, whose first layers have
+no backward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,15 @@ from zipper.models.zipper import ZipperModel
 
 
 class Flops(NamedTuple):
-    """Of one document."""
+    """Operations per document."""
 
     forward: float
     training: float  # forward and backward
 
 
 class Term(NamedTuple):
-    """Operations of a forward pass, and how often a training does as many: 3 times with weights that learn
-    (forward, gradient of the input, gradient of the weight) or none at all (attention), else 2 times."""
+    """Operations of a forward pass, and the factor of a training step: 3 for trained weights (forward,
+    gradient of the input, gradient of the weight) and for attention, which has no weights, else 2."""
 
     forward: float
     times: int
@@ -34,10 +34,10 @@ class Term(NamedTuple):
 def document_flops(
     model: MultimodalModel, lengths: Mapping[str, int], scored: Mapping[str, int], causal: bool = True
 ) -> Flops:
-    """lengths: tokens of each modality, begin and end included, in the order in which they stand in the
-    document; scored: those whose logits are made.
+    """Operations of a document.
 
-    causal: self-attention that skips the future does half of the work; False: all of it.
+    lengths: tokens of each modality, with BOS and EOS, in document order. scored: tokens whose logits are
+    computed. causal: count half of self-attention, as a causal kernel does; False: count all of it.
     """
     terms = [*_towers(model, lengths, causal), *_heads(model, scored)]
     if isinstance(model, ZipperModel):
@@ -48,8 +48,8 @@ def document_flops(
 def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) -> Iterator[Term]:
     backbones: dict[str, int] = {}
     for name, count in lengths.items():
-        line = model.backbone(name)
-        backbones[line] = backbones.get(line, 0) + count
+        backbone = model.backbone(name)
+        backbones[backbone] = backbones.get(backbone, 0) + count
     for name, count in backbones.items():
         cfg: TowerConfig = model.cfg.towers[name]
         attention = cfg.width * cfg.size * 2 * (cfg.heads + cfg.kv_heads)
@@ -72,7 +72,9 @@ def _zips(model: ZipperModel, lengths: Mapping[str, int]) -> Iterator[Term]:
     for name, count in lengths.items():
         if name in model.projections:
             layer = 2 * count * model.cfg.towers[name].width ** 2
-            yield Term(layer, _times(model, name))  # nothing is before it but the embedding
+            yield Term(
+                layer, _times(model, name)
+            )  # its input needs no gradient unless the embedding is trained
             yield Term(2 * layer, 3)
     depth, wide = model.cfg.zip.projection_depth, model.cfg.zip.feed_forward
     order = list(lengths)

@@ -1,5 +1,4 @@
-"""`zipper import-gguf`: a language model in a GGUF file to a folder in Hugging Face format, by
-transformers."""
+"""`zipper import-gguf`: convert a language model from GGUF to Hugging Face format with transformers."""
 
 import json
 import os
@@ -14,24 +13,24 @@ from zipper.disk import check_place
 from zipper.errors import ConfigError, DataError
 from zipper.models.hf import CONFIG, FAMILIES, ONE_FILE
 
-ELSEWHERE = ("_name_or_path", "_model_name_or_path", "quantization_config", "transformers_version")
+DROPPED_KEYS = ("_name_or_path", "_model_name_or_path", "quantization_config", "transformers_version")
 
 
 def import_gguf(file: Path, folder: Path) -> None:
-    """Writes config.json, model.safetensors (float32, whatever the file was quantised to) and tokenizer.json.
+    """Write config.json, model.safetensors (float32, dequantised) and tokenizer.json.
 
-    Raises ConfigError where packages or the file are missing or the folder is taken, DataError on a file that
-    transformers cannot read or whose architecture towers do not have.
+    Raises ConfigError if packages or the file are missing or the folder is not empty, DataError on a file
+    that transformers cannot read or an unsupported architecture.
     """
-    if lacking := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
+    if missing := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
         raise ConfigError(
-            f"import-gguf needs {', '.join(lacking)}: run `make setup-pretrained`, or pip install "
+            f"import-gguf needs {', '.join(missing)}: run `make setup-pretrained`, or pip install "
             "'zipper[pretrained]'."
         )
     if not file.is_file():
         raise ConfigError(f"{file} does not exist. Give a .gguf file.")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: name another folder; nothing is written over.")
+        raise ConfigError(f"{folder} is not empty: choose another folder.")
     check_place(folder, 10 * file.stat().st_size, f"folder {folder}", "another folder")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,7 +45,7 @@ def import_gguf(file: Path, folder: Path) -> None:
     architecture = type(model).__name__
     if architecture not in FAMILIES:
         raise DataError(
-            f"{file} holds a {architecture}, which towers do not have. Known are {', '.join(FAMILIES)}."
+            f"{file} holds a {architecture}, an unsupported architecture. Supported: {', '.join(FAMILIES)}."
         )
     tied = bool(model.config.tie_word_embeddings)
     weights = {
@@ -54,12 +53,12 @@ def import_gguf(file: Path, folder: Path) -> None:
         for name, w in model.state_dict().items()
         if not (tied and name == "lm_head.weight")
     }
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ELSEWHERE}
+    config = {k: v for k, v in model.config.to_dict().items() if k not in DROPPED_KEYS}
     save_file(weights, folder / ONE_FILE)
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
-    # Last: with it, the folder is a model's.
-    aside = folder / f"{CONFIG}.{os.getpid()}.part"
-    aside.write_text(
+    # Written last, because it marks the folder as complete.
+    temporary = folder / f"{CONFIG}.{os.getpid()}.part"
+    temporary.write_text(
         json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n", encoding="utf-8"
     )
-    aside.rename(folder / CONFIG)
+    temporary.rename(folder / CONFIG)

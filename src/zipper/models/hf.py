@@ -1,8 +1,7 @@
-"""Checkpoints of the Llama family in Hugging Face format as towers: config.json, and one or many
-.safetensors.
+"""Checkpoints of the Llama family in Hugging Face format: config.json, and one or more .safetensors files.
 
-Llama (3.x rope scaling included), SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3. No code comes with them:
-shapes are read from config.json, weights from safetensors, both held against what a tower has.
+Supported: Llama (with 3.x rope scaling), SmolLM2, Mistral, Qwen2, Qwen2.5 and Qwen3. No remote code runs:
+shapes come from config.json, weights from safetensors, and both are checked against the tower.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from zipper.config import read_json
 from zipper.errors import DataError
 
 CONFIG, INDEX, ONE_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
-# By architecture: whether queries, keys and values have a bias, whether queries and keys have a norm.
+# By architecture: bias of queries, keys and values; norm of queries and keys.
 FAMILIES = {
     "LlamaForCausalLM": (False, False),  # SmolLM2 too
     "MistralForCausalLM": (False, False),
@@ -33,13 +32,13 @@ NEEDED = (
     "rms_norm_eps",
     "vocab_size",
 )
-WINDOW = 2048  # tokens: a sliding window at least so long hides nothing from texts that are spoken
+WINDOW = 2048  # tokens; a longer sliding window never truncates utterances
 OURS = {
     "model.embed_tokens.weight": "embedding.weight",
     "model.norm.weight": "norm.weight",
     "lm_head.weight": "head",
 }
-PARTS = {  # of a layer: what of theirs, one after the other, makes up one of ours
+PARTS = {  # of a layer: tensors of the checkpoint that are concatenated to one of the tower
     "attention_norm.weight": ["input_layernorm.weight"],
     "attention.to_qkv.weight": [f"self_attn.{part}_proj.weight" for part in "qkv"],
     "attention.to_qkv.bias": [f"self_attn.{part}_proj.bias" for part in "qkv"],
@@ -58,14 +57,13 @@ def is_llama(folder: Path) -> bool:
 
 
 def shape_of(folder: Path) -> dict[str, Any]:
-    """The settings of a tower of that shape. Raises DataError on an architecture, or a part of one, that
-    towers do not have."""
+    """Tower settings of the model in a folder. Raises DataError on an unsupported architecture or option."""
     config = read_json(folder / CONFIG)
     (architecture,) = config.get("architectures") or ["none"]
     if architecture not in FAMILIES:
         raise DataError(
-            f"{folder / CONFIG}: towers of architecture {architecture!r} are not known. "
-            f"Known are {', '.join(FAMILIES)}."
+            f"{folder / CONFIG}: architecture {architecture!r} is not supported. "
+            f"Supported: {', '.join(FAMILIES)}."
         )
     if lacking := [key for key in NEEDED if key not in config]:
         raise DataError(f"{folder / CONFIG} lacks {', '.join(lacking)}. Restore it from the model's source.")
@@ -101,8 +99,8 @@ def _refuse_foreign_parts(folder: Path, config: dict[str, Any]) -> None:
     window = config.get("sliding_window")
     if window and config.get("use_sliding_window", True) and window < WINDOW:
         raise DataError(
-            f"{folder / CONFIG}: sliding_window={window} would hide tokens of long documents; towers look at "
-            f"all of them, which is the same only from {WINDOW} on."
+            f"{folder / CONFIG}: sliding_window={window} is too short: towers attend to all tokens, which is "
+            f"equivalent only from {WINDOW} on."
         )
 
 
@@ -116,13 +114,15 @@ def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
         keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         return [float(rope[key]) for key in keys]
     raise DataError(
-        f"{folder / CONFIG}: positions scaled by {kind!r} are not known. Known are default, linear, llama3."
+        f"{folder / CONFIG}: rope scaling {kind!r} is not supported. Supported: default, linear, llama3."
     )
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors under the names of a tower, in the file's dtype. Raises DataError on files that are
-    missing or damaged, and on tensors that are missing or left over."""
+    """All tensors of a model under the names of a tower, in the dtype of the file.
+
+    Raises DataError on missing or damaged files, and on missing or unexpected tensors.
+    """
     shape = shape_of(folder)
     theirs: dict[str, Tensor] = {}
     for file in _files(folder):
@@ -130,7 +130,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             theirs.update(load_file(file))
         except (OSError, SafetensorError) as error:
             raise DataError(f"{file} is missing or damaged ({error}). Fetch the model again.") from error
-    # Some checkpoints carry what follows from others.
+    # Some checkpoints contain derived tensors.
     derived = {name for name in theirs if name.endswith("rotary_emb.inv_freq")}
     if shape["tied"]:
         derived.add("lm_head.weight")
@@ -144,9 +144,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     extra = sorted(set(theirs) - used)
     if missing or extra:
         raise DataError(
-            f"{folder}: its tensors are not those that {CONFIG} describes: missing {_some(missing)}; left "
-            "over "
-            f"{_some(extra)}. Fetch the model again, or mend {CONFIG}."
+            f"{folder}: its tensors do not match {CONFIG}: missing {_first_names(missing)}; unexpected "
+            f"{_first_names(extra)}. Fetch the model again, or correct {CONFIG}."
         )
     return ours
 
@@ -156,9 +155,7 @@ def _files(folder: Path) -> list[Path]:
         return [folder / name for name in sorted({*read_json(folder / INDEX)["weight_map"].values()})]
     if not (folder / ONE_FILE).is_file():
         raise DataError(
-            f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Weights in other formats are not "
-            "read: "
-            "save the model as safetensors."
+            f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Save the model as safetensors."
         )
     return [folder / ONE_FILE]
 
@@ -176,6 +173,6 @@ def _names(shape: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
             yield f"layers.{layer}.{ours}", [f"model.layers.{layer}.{part}" for part in parts]
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     shown = ", ".join(names[:3]) or "none"
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -1,18 +1,18 @@
-"""LoRA (arXiv 2106.09685): a tower's matrices stay as they are, and small products beside them learn."""
+"""LoRA (arXiv 2106.09685): frozen matrices with trained low-rank updates."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MATRICES = ("to_qkv", "to_out", "gate_up", "down")  # of every layer of a tower
-ALPHA = 2.0  # what is added is ALPHA B A x, whatever the rank
+ALPHA = 2.0  # scale of the update, independent of the rank
 
 
 class LoRA(nn.Linear):
-    """A linear layer W x + ALPHA B A x. A is drawn, B starts at 0: at first it is W alone, bit for bit."""
+    """Linear layer W x + ALPHA B A x. A is random and B is 0, so initially it equals W bit for bit."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
-        """Takes over the parameters of `linear`, under their names."""
+        """Takes over the parameters of `linear` under their names."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
@@ -26,7 +26,7 @@ class LoRA(nn.Linear):
 
 
 def add_lora(tower: nn.Module, rank: int) -> None:
-    """Puts LoRA beside every matrix of a tower's layers."""
+    """Replace every matrix of a tower's layers by a LoRA layer."""
     for module in list(tower.modules()):
         for name in MATRICES:
             linear = getattr(module, name, None)
@@ -34,21 +34,21 @@ def add_lora(tower: nn.Module, rank: int) -> None:
                 setattr(module, name, LoRA(linear, rank))
 
 
-def train_lora_alone(tower: nn.Module) -> None:
-    """All else is frozen."""
+def freeze_all_but_lora(tower: nn.Module) -> None:
+    """Freeze all parameters except those of LoRA."""
     for name, parameter in tower.named_parameters():
         parameter.requires_grad_(".lora_" in name)
 
 
 def merged(linear: nn.Linear) -> Tensor:
-    """The one matrix that a layer amounts to: [out, in]"""
+    """Weight of a linear layer with LoRA merged: [out, in]"""
     if isinstance(linear, LoRA):
         return linear.weight + ALPHA * linear.lora_b @ linear.lora_a
     return linear.weight
 
 
 def merged_state(tower: nn.Module) -> dict[str, Tensor]:
-    """A tower's weights without LoRA beside them, under the names of a plain tower."""
+    """State dict of a tower with LoRA merged, under the names of a plain tower."""
     state = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" not in name}
     for name, module in tower.named_modules():
         if isinstance(module, LoRA):

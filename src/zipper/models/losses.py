@@ -1,4 +1,4 @@
-"""Losses of a batch: of each tower's stream, of what follows a segment; and what is done to it before."""
+"""Training losses: next-token prediction, next-modality prediction, and history masking."""
 
 from collections.abc import Sequence
 
@@ -12,20 +12,24 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import Tower
 
 
-def stream_loss(tower: Tower, states: Tensor, stream: Stream, books: Sequence[float] = ()) -> Tensor:
-    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or better: []
+def stream_loss(
+    tower: Tower, states: Tensor, stream: Stream, codebook_weights: Sequence[float] = ()
+) -> Tensor:
+    """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or float64: []
 
-    books: a weight for each codebook; none: all alike.
+    books: weight of each codebook; default 1.
 
-    Logits are made only where something is scored: the head is a good part of a small tower's work.
+    Logits are computed only for scored tokens, because the head is a large share of a small tower's cost.
     """
-    loss = tower.cross_entropy(_at(states, stream.due), _at(stream.target, stream.due))  # [N, Q]
-    if books:
-        loss = loss * torch.tensor(books, dtype=loss.dtype).to(loss.device, non_blocking=True)
-    return (loss.sum(-1) * _at(stream.weight, stream.due)).sum()
+    loss = tower.cross_entropy(
+        _select(states, stream.loss_index), _select(stream.target, stream.loss_index)
+    )  # [N, Q]
+    if codebook_weights:
+        loss = loss * torch.tensor(codebook_weights, dtype=loss.dtype).to(loss.device, non_blocking=True)
+    return (loss.sum(-1) * _select(stream.weight, stream.loss_index)).sum()
 
 
-def _at(x: Tensor, index: Tensor) -> Tensor:
+def _select(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, ...] at indices [N] into [B * T]: [N, ...]"""
     return x.flatten(0, 1).index_select(0, index)
 
@@ -35,17 +39,20 @@ def not_finite(model: MultimodalModel, batch: Batch) -> list[str]:
     """Ids of the utterances whose own loss is not finite."""
     states, found = model(batch), set[int]()
     for name, stream in batch.streams.items():
-        target = _at(stream.target, stream.due)
-        loss = model.tower(name).cross_entropy(_at(states[name], stream.due), target).sum(-1)
-        loss = loss * _at(stream.weight, stream.due)
-        found |= {index // stream.valid.shape[1] for index in stream.due[~loss.isfinite()].tolist()}
+        target = _select(stream.target, stream.loss_index)
+        loss = model.tower(name).cross_entropy(_select(states[name], stream.loss_index), target).sum(-1)
+        loss = loss * _select(stream.weight, stream.loss_index)
+        found |= {index // stream.valid.shape[1] for index in stream.loss_index[~loss.isfinite()].tolist()}
     return [batch.ids[row] for row in sorted(found)]
 
 
 def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
-    """The same batch with spans of the answers' columns turned into fillers, about `share` of them: what is
-    still to be predicted, but not to be read. A speech tower that knows its own past by heart learns little
-    from the text; this makes it ask. Towers without a filler (text) are left alone, begin always stays."""
+    """History masking: replace random spans of the answer's input tokens by fillers, about `share` of them.
+
+    Masked tokens are still predicted, but are not visible as input, so that a speech tower relies on the text
+    instead of its own past. BOS and towers without a filler (text) are left unchanged. span: timesteps per
+    span.
+    """
     streams = dict(batch.streams)
     for name, stream in streams.items():
         layout = TokenLayout.of(name, model.tower(name).cfg)
@@ -60,9 +67,11 @@ def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) 
 
 
 def next_modality_loss(model: MultimodalModel, states: dict[str, Tensor], batch: Batch) -> Tensor:
-    """Sum of cross-entropies over what follows each segment. No gradient reaches the towers: []"""
+    """Sum of cross-entropies of the next-modality heads: []. No gradient reaches the towers."""
     loss = states[model.names[0]].new_zeros(())
     for name, stream in batch.streams.items():
-        logits = model.next_modality_heads[name](_at(states[name], stream.ends).detach())
-        loss = loss + F.cross_entropy(logits, _at(stream.turn, stream.ends), reduction="sum")
+        logits = model.next_modality_heads[name](_select(states[name], stream.segment_ends).detach())
+        loss = loss + F.cross_entropy(
+            logits, _select(stream.next_modality, stream.segment_ends), reduction="sum"
+        )
     return loss

@@ -1,4 +1,4 @@
-"""What training, writing and evaluating need of a model, be it a Zipper or the Single Decoder."""
+"""Common interface of Zipper and Single Decoder for training, generation and evaluation."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ from zipper.data.batches import Batch
 from zipper.models.tower import Tower
 from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
 
-Pair = tuple[str, str]  # (asking, asked)
+Pair = tuple[str, str]  # (query, source)
 
 
 class MultimodalModel(nn.Module):
-    """Reads and writes several modalities, each through its own `tower`.
+    """Model of several modalities, with one `tower` per modality.
 
-    used: the directions that a training's tasks look in; all, until it narrows them. stages: of zips.
+    used: (query, source) directions of the training tasks; initially all. stages: number of zip stages.
     """
 
     stages = 0
@@ -31,50 +31,52 @@ class MultimodalModel(nn.Module):
         self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """States [B, T, D] of every modality's tokens, for its tower's `logits`."""
+        """States [B, T, D] of every modality's tokens, for the `logits` of its tower."""
         raise NotImplementedError
 
     def tower(self, name: str) -> Tower:
-        """What embeds a modality's tokens, runs them, and tells the next one."""
+        """Decoder of one modality: embeds its tokens and predicts the next one."""
         raise NotImplementedError
 
     def backbone(self, name: str) -> str:
-        """The modality whose layers run this one: towers of one backbone stand in one line and see each
-        other by self-attention."""
+        """Modality whose layers process this one. Towers of one backbone form one sequence and attend to
+        one another by self-attention."""
         raise NotImplementedError
 
     @property
     def directions_used(self) -> list[Pair]:
-        """The directions in which zips look."""
+        """(query, source) directions in which zips attend."""
         return self.used if self.stages else []
 
     def layers(self, name: str, stage: int) -> range:
-        """Layers that a tower runs before the zips of a stage; stage = `stages`: those after the last zip."""
+        """Layers of a tower before the zips of a stage; for stage = `stages`, those after the last zip."""
         cfg: TowerConfig = self.cfg.towers[name]
         first = stage * cfg.interval
         return range(first, cfg.layers if stage == self.stages else first + cfg.interval)
 
     def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
-        """The input projection, where there is one. x [B, T, D], multimodal bool [B]."""
+        """Apply the input projection, if there is one. x [B, T, D], multimodal bool [B]."""
         return x
 
     def zip(self, stage: int, query: str, source: str) -> ZipBlock:
-        """Of a stage, in one direction."""
+        """Zip of a stage in one direction."""
         raise NotImplementedError
 
     def set_times(self, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None) -> None:
-        """Tells the zips how fast tokens follow one another; without zips, nothing is to be told."""
+        """Set the token rates that zips use for time positions. Without zips, do nothing."""
 
     def times(
         self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
     ) -> tuple[TimePositions, TimePositions, Tensor]:
-        """Where the zips place tokens [B, T, Q]; without zips, nowhere."""
+        """Time positions of tokens [B, T, Q] for the zips; 0 without zips."""
         nowhere = valid.new_zeros(valid.shape, dtype=torch.float32)
         return TimePositions(nowhere), TimePositions(nowhere), nowhere[:, -1:]
 
     def make_next_modality_heads(self) -> nn.ModuleDict:
-        """What follows a segment, from the state of its last token: one of `names`, or nothing more. It reads
-        the towers and never moves them (the paper leaves the choice to future work, section 3.2)."""
+        """Linear heads that predict what follows a segment, from the state of its last token: one of
+        `names`, or end of document. They never train the towers. The paper leaves this choice to future
+        work (section 3.2).
+        """
         choices, towers = len(self.names) + 1, {n: self.cfg.towers[n] for n in self.names}
         return nn.ModuleDict(
             {n: nn.Linear(t.width, choices) for n, t in towers.items() if self.cfg.switch and self.pairs}

@@ -1,5 +1,5 @@
-"""Towers in folders: our own (tower.safetensors, and tower.json with shape, hash and origin), or a
-pre-trained language model in Hugging Face format (`model.llama`)."""
+"""Pre-trained towers in folders: tower.safetensors and tower.json (shape, hash, origin), or a language
+model in Hugging Face format (`models.hf`)."""
 
 import hashlib
 import json
@@ -27,8 +27,8 @@ SHAPE = (
 
 
 def save_tower(folder: Path, tower: Tower, info: dict[str, Any]) -> None:
-    """Writes weights, LoRA merged into them, and shape. facts: trained on what, by which command, how well;
-    `reads`: its units."""
+    """Write weights, with LoRA merged, and shape. info: further entries of tower.json: training data,
+    command, metrics; `reads`: id of its units."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in merged_state(tower).items()},
@@ -42,25 +42,23 @@ def save_tower(folder: Path, tower: Tower, info: dict[str, Any]) -> None:
 
 
 def tower_info(folder: Path) -> dict[str, Any]:
-    """tower.json, or what stands for it in a model of elsewhere: `shape`, `reads` (its units), `trained_on`
-    (its sentences; none where they are not known).
+    """tower.json, or its equivalent for a Hugging Face model: `shape`, `reads` (id of its units) and
+    `trained_on` (hash of its sentences; None if unknown).
 
-    Raises DataError where the folder is no tower's, or its weights are not those described.
+    Raises DataError if the folder holds no tower or its weights do not match.
     """
     if is_llama(folder):
         shape, subwords = shape_of(folder), Tokenizer.load(folder / "tokenizer.json")
         if subwords.vocabulary > shape["vocabulary"]:
             raise DataError(
-                f"{folder}/tokenizer.json has {subwords.vocabulary} tokens, but the embedding that "
-                "config.json "
-                f"describes has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
+                f"{folder}/tokenizer.json has {subwords.vocabulary} tokens, but the embedding in config.json "
+                f"has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
             )
         return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
     if not (folder / WEIGHTS).is_file() or not (folder / INFO).is_file():
         raise DataError(
             f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "
-            "model. "
-            "Run `make pretrain`, or name a tower's folder, or user/name of a model on the hub."
+            "model. Run `make pretrain`, or give a tower's folder or the Hub id user/name of a model."
         )
     info = read_json(folder / INFO)
     if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != info["sha256"]:
@@ -71,35 +69,36 @@ def tower_info(folder: Path) -> dict[str, Any]:
 
 
 def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str]:
-    """Of the weights that each tower starts from, by modality; what starts at random has none. kept: of
-    `file_hashes`."""
+    """Hashes of the weights that towers start from, by modality; towers with random weights have none.
+    kept: cache of `file_hashes`."""
     folders = {name: model_folder(cfg.init) for name, cfg in towers.items() if cfg.init}
     files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
     return {name: joint_hash(file_hashes(several, kept)) for name, several in files.items()}
 
 
 def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
-    """The config with the shape that the folder gives. Raises ConfigError where it asks for another one."""
+    """Config with the shape of the tower in a folder. Raises ConfigError if it sets another one."""
     info = tower_info(folder)
     plain = {f.name: f.default for f in fields(TowerConfig)}
     for name, value in info["shape"].items():
         if getattr(cfg, name) not in (plain[name], value):
             raise ConfigError(
-                f"{name}={getattr(cfg, name)}, but the tower in init={folder} "
-                f"has {name}={value}. Leave {name} out, or init."
+                f"{name}={getattr(cfg, name)}, but the tower in init={folder} has {name}={value}. "
+                f"Leave {name} out, or init."
             )
     return replace(cfg, **info["shape"])
 
 
 def read_tower(folder: Path) -> Tower:
-    """The tower of a folder. Raises DataError as `tower_facts` and `load_weights`."""
+    """Tower of a folder. Raises DataError as `tower_info` and `load_weights`."""
     tower = Tower(with_shape_of(TowerConfig(), folder))
     load_weights(tower, folder)
     return tower
 
 
 def load_weights(tower: Tower, folder: Path) -> None:
-    """Fills a tower of the folder's shape, strictly. Raises DataError where it was written by other code."""
+    """Load a folder's weights into a tower of the same shape, strictly. Raises DataError if they do not
+    fit this version."""
     weights = read_weights(folder) if is_llama(folder) else load_file(folder / WEIGHTS)
     own = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" in name}
     try:

@@ -1,4 +1,5 @@
-"""Fills in what only the data and the pre-trained towers know: vocabularies, codebooks, shapes."""
+"""Resolve a config: vocabularies, codebooks and shapes that follow from the data and the pre-trained
+towers."""
 
 from dataclasses import fields, replace
 from typing import NamedTuple
@@ -7,20 +8,27 @@ from zipper.codecs.codec import Codec
 from zipper.config import TASKS, RunConfig, TowerConfig
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.data.dataset import EncodedDataset
-from zipper.data.statistics import reads
+from zipper.data.statistics import units_id
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
 from zipper.modalities.delay import Pattern, vocabulary
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.pretrained import tower_info, with_shape_of
 
-BROUGHT = ("vocabulary", "codebooks", "pattern", "init")  # what a modality has of its own in a single decoder
+PER_MODALITY = (
+    "vocabulary",
+    "codebooks",
+    "pattern",
+    "init",
+)  # not shared by a single decoder
 
 
 def check_towers(cfg: RunConfig) -> None:
-    """All that can be said before there is a store. Raises ConfigError where a task needs a modality that
-    has no tower, or the config asks for a shape that does not fit, DataError where a pre-trained tower is
-    damaged."""
+    """Check towers and tasks before the data is encoded.
+
+    Raises ConfigError if a task needs a modality without a tower or a shape does not fit, DataError if a
+    pre-trained tower is damaged.
+    """
     _check_tasks(cfg)
     towers = dict(cfg.model.towers)
     for name in cfg.model.modalities:
@@ -32,17 +40,17 @@ def check_towers(cfg: RunConfig) -> None:
 
 
 class Units(NamedTuple):
-    """What the towers read. reads: name of the codec or tokenizer of each modality; sizes: its vocabulary and
-    number of codebooks; specials: ids of BOS and EOS of text."""
+    """Units of the towers. ids: id of the codec or tokenizer by modality. sizes: vocabulary and number of
+    codebooks by modality. specials: BOS and EOS ids of text."""
 
-    reads: dict[str, str]
+    ids: dict[str, str]
     sizes: dict[str, tuple[int, int]]
     specials: list[int]
     pattern: Pattern
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, codec: Codec, pattern: Pattern) -> "Units":
-        """Of data that is yet to be encoded."""
+        """Units of a tokenizer and a codec, before any data is encoded."""
         return cls(
             {"text": tokenizer.fingerprint, "speech": codec.fingerprint},
             {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(codec.codes), codec.codebooks)},
@@ -52,26 +60,26 @@ class Units(NamedTuple):
 
     @classmethod
     def of_dataset(cls, dataset: EncodedDataset) -> "Units":
-        """Of data that is encoded."""
+        """Units of an encoded dataset."""
         tokenizer = dataset.tokenizer
         return cls(
-            {name: reads(dataset, name) for name in ("text", "speech")},
+            {name: units_id(dataset, name) for name in ("text", "speech")},
             {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(dataset.codes), dataset.codebooks)},
             [tokenizer.bos, tokenizer.eos],
             dataset.pattern,
         )
 
     @property
-    def reads_all(self) -> str:
-        """Names the units of a decoder that has learnt all of them."""
-        return " + ".join(self.reads.values())
+    def joint_id(self) -> str:
+        """Id of the units of a single decoder that is trained on all modalities."""
+        return " + ".join(self.ids.values())
 
 
 def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
-    """The config with every tower's shape settled.
+    """Config with the shape of every tower.
 
-    Raises as `check_towers`, and DataError where a pre-trained tower reads other units than the data has, or
-    was trained on sentences that the data holds out.
+    Raises as `check_towers`, and DataError if a pre-trained tower uses other units than the data, or was
+    trained on sentences that the data holds out.
     """
     _check_tasks(cfg)
     cfg = resolve_units(cfg, Units.of_dataset(dataset))
@@ -82,20 +90,20 @@ def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
 
 
 def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
-    """As `resolve`, before there is data."""
+    """Resolve a config before there is data."""
     _, books = units.sizes["speech"]
     if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != books:
         raise ConfigError(
-            f"train.codebook_weights={cfg.train.codebook_weights}: the store has {books} codebooks. "
-            "Give so many, or none."
+            f"train.codebook_weights={cfg.train.codebook_weights}: the encoded dataset has {books} "
+            "codebooks. Give one weight per codebook, or none."
         )
     single = cfg.model.kind == "single_decoder"
     towers: dict[str, TowerConfig] = {}
     for name in cfg.model.modalities:
         tower = cfg.model.towers[name]
         if single and towers:
-            tower = _as_wide_as(next(iter(towers.values())), name, tower)
-        towers[name] = _settle(name, tower, units, single)
+            tower = _with_decoder_shape(next(iter(towers.values())), name, tower)
+        towers[name] = _resolve_tower(name, tower, units, single)
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
@@ -107,7 +115,7 @@ def _check_tasks(cfg: RunConfig) -> None:
         )
     if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
         raise ConfigError(
-            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not learnt: train.tasks={shares}. "
+            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not trained: train.tasks={shares}. "
             "Give it a share there, or leave it out."
         )
     needed = {name for task in shares for name in TASKS[task]}
@@ -118,10 +126,10 @@ def _check_tasks(cfg: RunConfig) -> None:
         )
 
 
-def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
-    """What a modality brings to a single decoder is its vocabulary; all else is the decoder's."""
+def _with_decoder_shape(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerConfig:
+    """Tower of a single decoder: its own vocabulary, all else from the decoder."""
     plain = TowerConfig()
-    for key in (f.name for f in fields(TowerConfig) if f.name not in BROUGHT):
+    for key in (f.name for f in fields(TowerConfig) if f.name not in PER_MODALITY):
         if getattr(tower, key) not in (getattr(plain, key), getattr(decoder, key)):
             raise ConfigError(
                 f"model.towers.{name}.{key}={getattr(tower, key)}, but a single decoder has one set of "
@@ -130,43 +138,46 @@ def _as_wide_as(decoder: TowerConfig, name: str, tower: TowerConfig) -> TowerCon
     return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
 
 
-def _settle(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
+def _resolve_tower(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
     if name not in units.sizes:
         raise ConfigError(
-            f"model.modalities names {name!r}, but this store holds only {sorted(units.sizes)}."
+            f"model.modalities names {name!r}, but the encoded dataset holds only {sorted(units.sizes)}."
         )
     count, books = units.sizes[name]
     if tower.init:
         folder = model_folder(tower.init)
         info = tower_info(folder)
-        known = {units.reads[name], *([units.reads_all] if single else [])}
+        known = {units.ids[name], *([units.joint_id] if single else [])}
         if info["reads"] not in known:
             raise DataError(
-                f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the store "
-                f"holds {units.reads[name]!r}. Use the codec or tokenizer "
-                "of that tower, or pre-train one on these."
+                f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the "
+                f"encoded dataset holds {units.ids[name]!r}. Use the codec or tokenizer of that tower, or "
+                "pre-train a tower on these units."
             )
-        learnt = info.get("pattern", "delay")
-        if info["reads"] != units.reads["text"] and learnt != units.pattern and units.sizes["speech"][1] > 1:
+        trained_on = info.get("pattern", "delay")
+        if (
+            info["reads"] != units.ids["text"]
+            and trained_on != units.pattern
+            and units.sizes["speech"][1] > 1
+        ):
             raise ConfigError(
                 f"codec.pattern={units.pattern}, but model.towers.{name}.init={tower.init} was trained on "
-                f"{learnt}. Use that, or pre-train one on this."
+                f"{trained_on}. Use that pattern, or pre-train a tower with this one."
             )
-        if info["reads"] == units.reads_all:  # a grown decoder, whose rows are those of all modalities
+        if info["reads"] == units.joint_id:  # a single decoder, with the vocabulary of all modalities
             shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
             tower = with_shape_of(tower, folder)
         tower.check_interval()
     if name == "text":
-        # Embeddings of pre-trained models are often padded beyond their tokenizer, which `init` has been
-        # held to.
+        # Embeddings of pre-trained models are often padded beyond their tokenizer.
         tower = replace(tower, specials=units.specials)
         count = max(count, tower.vocabulary if tower.init else 0)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
-            f"store has {count} and {books}. Leave both out."
+            f"dataset has {count} and {books}. Leave both out."
         )
     if tower.pattern not in ("delay", units.pattern):
         raise ConfigError(
@@ -177,12 +188,12 @@ def _settle(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerC
 
 
 def _check_sentences(name: str, init: str | None, dataset: EncodedDataset) -> None:
-    known = tower_info(model_folder(init))["trained_on"] if init else None  # none: a model of elsewhere
+    known = tower_info(model_folder(init))["trained_on"] if init else None  # None: unknown
     train = dataset.splits["train"]
     if known not in (None, dataset.info["trained_on"], sentences_hash(train[:FIRST]["text"])):
         raise DataError(
             f"model.towers.{name}.init={init} was trained on other sentences of the grammar than "
-            "this store's training split, so dev and test may hold some of them. Keep the data.seed and "
-            f"data.train that it was trained with (the shipped ones: {FIRST}, or more; data.only takes a "
-            "share of the training split), or pre-train towers on this store."
+            "this training split, so dev and test may contain some of them. Keep the data.seed and the "
+            f"data.train of its training (shipped towers: {FIRST} or more; data.only limits the training "
+            "split), or pre-train towers on this dataset."
         )

@@ -1,4 +1,4 @@
-"""The baseline of the paper (4.1.2): one decoder whose vocabulary was grown by the units of speech."""
+"""Single Decoder baseline (paper 4.1.2): one decoder whose vocabulary is extended by the speech units."""
 
 from dataclasses import replace
 
@@ -12,36 +12,37 @@ from zipper.models.tower import Tower, cross_entropy
 
 
 class SingleDecoderModel(MultimodalModel):
-    """All modalities in one stream, in the linear order of the document, with full causal self-attention.
+    """All modalities in one sequence, in document order, with full causal self-attention.
 
-    The first modality is the one that the decoder is pre-trained on. A column of another one is a sum of its
-    codebooks' embeddings, as in a tower of its own; head 0 chooses among the first codebooks of all
-    modalities, the other heads within their codebook.
+    The first modality is the one of the pre-trained decoder. A timestep of another modality is the sum of its
+    codebooks' embeddings, as in a separate tower. Head 0 predicts over the first codebooks of all modalities,
+    the other heads over their own codebook.
 
-    Rows of the grown vocabulary: first codebooks of all modalities, in their order, then all others.
+    Rows of the extended vocabulary: first codebooks of all modalities in order, then all other codebooks.
     """
 
     def __init__(self, cfg: ModelConfig) -> None:
-        """cfg: resolved, so that all towers have the first one's shape."""
+        """cfg: resolved, so that all towers have the shape of the first."""
         super().__init__(cfg)
         towers = [cfg.towers[name] for name in self.names]
         self.joint = sum(tower.vocabulary for tower in towers)  # entries of head 0
         rows = sum(tower.vocabulary * tower.codebooks for tower in towers)
         self.decoder = Tower(replace(towers[0], vocabulary=rows, codebooks=1))
         first, other = 0, self.joint
-        self.shares: dict[str, Share] = {}  # a plain dict: every weight is owned once, by the decoder
+        # A plain dict, because the decoder owns all weights.
+        self.shared_towers: dict[str, SharedTower] = {}
         for name, tower in zip(self.names, towers, strict=True):
-            self.shares[name] = Share(self.decoder, tower, first, other, self.joint)
+            self.shared_towers[name] = SharedTower(self.decoder, tower, first, other, self.joint)
             first, other = first + tower.vocabulary, other + tower.vocabulary * (tower.codebooks - 1)
         self.next_modality_heads = self.make_next_modality_heads()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """As MultimodalModel."""
+        """See MultimodalModel."""
         streams = {name: batch.streams[name] for name in self.names}
         length, x = batch.length, None
         for name, stream in streams.items():
-            embedded = self.shares[name].embed(stream.tokens)
-            if x is None:  # one column more than there are, for what is padding
+            embedded = self.shared_towers[name].embed(stream.tokens)
+            if x is None:  # one extra position for padding
                 x = embedded.new_zeros(len(embedded), length + 1, embedded.shape[-1])
             at = torch.where(stream.valid, stream.order, length)[..., None].expand_as(embedded)
             x = x.scatter(1, at, embedded)
@@ -57,19 +58,22 @@ class SingleDecoderModel(MultimodalModel):
         return {name: states.gather(1, at) for name, at in order.items()}
 
     def tower(self, name: str) -> Tower:
-        return self.shares[name]
+        return self.shared_towers[name]
 
     def backbone(self, name: str) -> str:
         return self.names[0]
 
     @torch.no_grad()
     def start_from(self, tower: Tower) -> None:
-        """Takes over a pre-trained tower: one that this decoder's tokens have trained before, or one of the
-        first modality, which is grown: its rows stay bit for bit what they are, and new ones are drawn about
-        their mean, with their spread. (At the mean itself all units would look alike until training has
-        moved them apart.)"""
+        """Load a pre-trained tower: a decoder of the same vocabulary, or a tower of the first modality, whose
+        vocabulary is extended.
+
+        Existing rows are copied bit for bit. New rows are drawn from a normal distribution with the mean and
+        the deviation of the existing ones, because identical rows would stay indistinguishable for many
+        steps.
+        """
         weights = tower.state_dict()
-        for name in ("embedding.weight", "head"):  # the latter where the two are not tied
+        for name in ("embedding.weight", "head"):  # head: only if untied
             if name in weights:
                 weights[name] = self._grown(weights[name])
         self.decoder.load_state_dict(weights)
@@ -79,16 +83,17 @@ class SingleDecoderModel(MultimodalModel):
         if len(old) == rows:
             return old
         grown = old.mean(0) + old.std(0) * torch.randn((rows, old.shape[1]), dtype=old.dtype)
-        first = self.shares[self.names[0]]
+        first = self.shared_towers[self.names[0]]
         grown[(first.offset[:, None] + torch.arange(first.cfg.vocabulary)).flatten()] = old  # [Q, V]
         return grown
 
 
-class Share(Tower):
-    """One modality's rows of a decoder's vocabulary, and the layers that it shares with all others."""
+class SharedTower(Tower):
+    """One modality's rows of a decoder's vocabulary, with the layers that all modalities share."""
 
     def __init__(self, decoder: Tower, cfg: TowerConfig, first: int, other: int, joint: int) -> None:
-        """first, other: rows where its first codebook, and its other ones, begin; joint: rows of head 0."""
+        """first, other: first rows of the modality's first codebook and of its other codebooks. joint:
+        rows of head 0."""
         nn.Module.__init__(self)
         self.cfg, self.decoder = cfg, decoder
         self.layers, self.norm, self.embedding = decoder.layers, decoder.norm, decoder.embedding
@@ -96,7 +101,7 @@ class Share(Tower):
         self.other = other
 
     def cross_entropy(self, states: Tensor, target: Tensor) -> Tensor:
-        """As Tower; the first codebook stands against those of all modalities."""
+        """See Tower. The first codebook competes with those of all modalities."""
         shared = states @ self._rows[: self.joint].T  # [N, joint]
         first = target[:, :1]
         first = cross_entropy(shared[:, None], torch.where(first < 0, first, first + self.first))
@@ -123,5 +128,5 @@ class Share(Tower):
 
     @property
     def _rows(self) -> Tensor:
-        """The decoder's whole head, as it is now: sharding puts another Parameter in its place."""
+        """The decoder's head. Read on each call, because sharding replaces the Parameter."""
         return self.decoder.weight

@@ -1,9 +1,9 @@
-"""A decoder-only language model of one modality, Llama-shaped, that can be run a few layers at a time.
+"""Decoder-only language model of one modality in the Llama architecture, run a few layers at a time.
 
-RMSNorm before each block, rotary positions, grouped queries, SwiGLU, head tied to the embedding. A column
-holds Q tokens (the codebooks of a speech frame; 1 for text): their embeddings are summed, and Q tied heads
-predict the next. What the checkpoints of the family add (biases, norms of queries and keys, a head of its
-own, scaled positions) the config turns on; `model.llama` reads them.
+Pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU, head tied to the embedding. A timestep
+holds Q tokens (the codebooks of a speech frame; 1 for text). Their embeddings are summed, and Q tied heads
+predict the next timestep. Options of other checkpoints of the family (biases, query and key norms, untied
+head, rope scaling) follow the config; `models.hf` reads such checkpoints.
 """
 
 import math
@@ -21,28 +21,28 @@ from zipper.models.lora import add_lora
 
 
 class KeyValue(NamedTuple):
-    """Keys and values [B, H, T, K] of one layer, or of one zip."""
+    """Keys and values [B, H, T, K] of one layer or zip."""
 
     key: Tensor
     value: Tensor
 
 
 class LayerCache(NamedTuple):
-    """What one layer or zip remembers while tokens are written: buffers, the columns being filled now, and
-    how much is read (what lies behind the tokens written so far is masked)."""
+    """Key-value cache of one layer or zip for the current tokens. Timesteps that are not yet written are
+    masked by the caller."""
 
     buffers: KeyValue  # [B, H, capacity, K]
-    at: Tensor  # int64 [T], the columns of these tokens
-    read: int  # columns
+    at: Tensor  # int64 [T], timesteps of these tokens
+    read: int  # timesteps to read
 
-    def put(self, new: KeyValue) -> None:
-        """Writes keys and values [B, H, T, K] of new tokens."""
+    def store(self, new: KeyValue) -> None:
+        """Write keys and values [B, H, T, K] of new tokens."""
         for buffer, values in zip(self.buffers, new, strict=True):
             buffer.index_copy_(2, self.at, values)
 
-    def add(self, new: KeyValue) -> KeyValue:
-        """Writes them, and returns all that are to be read, [B, H, read, K]."""
-        self.put(new)
+    def update(self, new: KeyValue) -> KeyValue:
+        """Write keys and values of new tokens, and return all cached ones: [B, H, read, K]."""
+        self.store(new)
         return KeyValue(*(buffer[:, :, : self.read] for buffer in self.buffers))
 
 
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = may look; neither: plain causal."""
+        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = attend; default causal."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
@@ -73,7 +73,7 @@ class Attention(nn.Module):
             qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=1)
         q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
         if cache is not None:
-            k, v = cache.add(KeyValue(k, v))
+            k, v = cache.update(KeyValue(k, v))
         y = F.scaled_dot_product_attention(
             q, k, v,
             attn_mask=None if mask is None else mask[:, None],
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
         self.feed_forward = FeedForward(cfg.width, cfg.hidden)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.recompute = False  # forget activations in training, and compute them again on the way back
+        self.activation_checkpointing = False
 
     def forward(
         self,
@@ -116,8 +116,8 @@ class Layer(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """As Attention."""
-        if self.recompute and torch.is_grad_enabled():
+        """See Attention."""
+        if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotation, mask, cache, use_reentrant=False)
         return self._run(x, rotation, mask, cache)
 
@@ -129,26 +129,26 @@ class Layer(nn.Module):
 
 
 class Tower(nn.Module):
-    """`embed`, then `run` over all layers in as many pieces as wanted, then `finish` and `logits`."""
+    """Decoder in parts: `embed`, then `layers`, then `finish` and `logits`."""
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.embedding = nn.Embedding(cfg.codebooks * cfg.vocabulary, cfg.width)  # codebook after codebook
+        self.embedding = nn.Embedding(cfg.codebooks * cfg.vocabulary, cfg.width)  # codebook by codebook
         self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.layers))
         self.norm = nn.RMSNorm(cfg.width, eps=cfg.norm_eps)
         self.head = None if cfg.tied else nn.Parameter(torch.randn(self.embedding.weight.shape) * 0.02)
         self.apply(_initialise)
         for name, weight in self.named_parameters():
-            if name.endswith(
-                ("to_out.weight", "down.weight")
-            ):  # the residual stream keeps its scale with depth
+            # Keep the scale of the residual stream independent of depth.
+            if name.endswith(("to_out.weight", "down.weight")):
                 nn.init.normal_(weight, std=0.02 / (2 * cfg.layers) ** 0.5)
         if cfg.lora:
             add_lora(self, cfg.lora)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """The tower alone: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for `logits`."""
+        """Unimodal forward pass: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for
+        `logits`."""
         x = self.embed(tokens)
         rotation = self.rotation(torch.arange(x.shape[1], device=x.device)[None])
         for layer in self.layers:
@@ -156,16 +156,17 @@ class Tower(nn.Module):
         return self.finish(x)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """tokens int64 [B, T, Q] -> [B, T, D], the sum over codebooks."""
+        """tokens int64 [B, T, Q] -> [B, T, D], summed over codebooks."""
         return self.embedding(tokens + self.offset).sum(dim=2)
 
     def rotation(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """position int64 [B, T], of a token within its tower and document -> cosines, sines for `run`."""
+        """Cosines and sines for the layers. position int64 [B, T]: index of the token in its tower and
+        document."""
         cfg, dtype = self.cfg, self.embedding.weight.dtype
         return rotation(position, cfg.size, cfg.rope_base, dtype, cfg.rope_scaling)
 
     def finish(self, x: Tensor) -> Tensor:
-        """The final norm: x [B, T, D] -> [B, T, D]"""
+        """Final norm: x [B, T, D] -> [B, T, D]"""
         return self.norm(x)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -178,12 +179,12 @@ class Tower(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Of the head, which is the embedding where they are tied: [Q * V, D], codebook after codebook."""
+        """Weight of the heads [Q * V, D], codebook by codebook; equal to the embedding if tied."""
         return self.embedding.weight if self.head is None else self.head
 
     @property
     def offset(self) -> Tensor:
-        """Row of the embedding at which each codebook begins: int64 [Q]"""
+        """First embedding row of each codebook: int64 [Q]"""
         return torch.arange(self.cfg.codebooks, device=self.embedding.weight.device) * self.cfg.vocabulary
 
 
@@ -198,9 +199,9 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 def rotation(
     position: Tensor, size: int, base: float, dtype: torch.dtype, scaling: Sequence[float] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], any real -> two of [B, 1, T, K / 2].
+    """Rotary cosines and sines (arXiv 2104.09864): position [B, T], real -> two tensors [B, 1, T, K / 2].
 
-    Angles are computed in float32 at least: bfloat16 cannot tell neighbouring positions apart.
+    Angles are computed in float32 or float64, because bfloat16 cannot separate neighbouring positions.
     """
     frequency = frequencies(size, base, position.device, dtype, scaling)
     angle = (position[..., None].to(frequency.dtype) * frequency)[:, None]  # [B, 1, T, K / 2]
@@ -210,11 +211,11 @@ def rotation(
 def frequencies(
     size: int, base: float, device: torch.device, dtype: torch.dtype, scaling: Sequence[float] = ()
 ) -> Tensor:
-    """Of the rotary pairs of a head, in radians a position: [K / 2]
+    """Rotary frequencies of a head in radians per position: [K / 2]
 
-    scaling: a factor that slows all of them down; or Llama 3's four (arXiv 2407.21783): wavelengths longer
-    than tokens / low are slowed down by the factor, those shorter than tokens / high are left, those between
-    lie between.
+    scaling: one factor that divides all frequencies, or the four parameters of Llama 3 (arXiv 2407.21783:
+    factor, low, high, tokens). There, wavelengths above tokens / low are scaled by the factor, those below
+    tokens / high are unchanged, and those between are interpolated.
     """
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     frequency = base ** (-torch.arange(0, size, 2, device=device, dtype=exact) / size)
@@ -222,40 +223,41 @@ def frequencies(
         return frequency / scaling[0]
     if scaling:
         factor, low, high, tokens = scaling
-        turns = tokens * frequency / (2 * math.pi)  # within what was pre-trained on
+        turns = tokens * frequency / (2 * math.pi)  # within the pre-training context
         kept = ((turns - low) / (high - low)).clamp(0, 1)
         return frequency * (kept + (1 - kept) / factor)
     return frequency
 
 
 def rotate(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
-    """x [B, H, T, K], halves paired as in Llama -> the same shape and dtype."""
+    """Rotate x [B, H, T, K], with halves paired as in Llama. Shape and dtype are kept."""
     cos, sin = by
-    turn = Rotate.apply if x.requires_grad else _turn  # autograd's own work is felt in a token's time
+    turn = Rotate.apply if x.requires_grad else _rotate_halves  # autograd.Function adds overhead
     return turn(x.to(cos.dtype), cos, sin).to(x.dtype)
 
 
 class Rotate(torch.autograd.Function):
-    """Turns (a, b) to (a cos - b sin, b cos + a sin), and the gradient back by the same angle.
+    """Rotate (a, b) to (a cos - b sin, b cos + a sin); the backward pass rotates the gradient by the opposite
+    angle.
 
-    Written into place: as five plain operators, with their five gradients, it was a tenth of a small tower's
+    Written with in-place operators: five plain operators with their gradients take a tenth of a small tower's
     step.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+        return _rotate_halves(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
+        return _rotate_halves(gradient, cos, -sin), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [..., K]; cos, sin [..., K / 2]"""
-    if torch.compiler.is_compiling():  # which fuses by itself, and cannot write into half a tensor
+def _rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x [..., K] by cos, sin [..., K / 2]."""
+    if torch.compiler.is_compiling():  # inductor fuses this, and cannot write into views
         a, b = x.chunk(2, dim=-1)
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
     (a, b), out = x.chunk(2, dim=-1), torch.empty_like(x)

@@ -1,7 +1,7 @@
-"""A zip, in one direction: the asking tower looks at another one through gates.
+"""Zip of one direction: gated cross-attention from a query tower to a source tower.
 
-Paper 3.1: h = ReLU(g(m_asked)), then Flamingo's gated cross-attention block (arXiv 2204.14198):
-x + tanh(a) attention(x, h), then + tanh(b) FFW.
+Paper 3.1: h = ReLU(g(m_source)), then Flamingo's gated cross-attention block (arXiv 2204.14198): x + tanh(a)
+attention(x, h), then + tanh(b) FFW.
 """
 
 import math
@@ -14,47 +14,47 @@ from zipper.config import ZipConfig
 from zipper.models.tower import KeyValue, rotate, rotation
 
 OLD_PARTS = {"asked_norm": "source_norm", "switches": "next_modality_heads"}
-SECONDS_BASE = 100.0  # rotary wavelengths of a zip: from about 2 pi STEP to 100 times that
-STEP = 0.05  # seconds a radian of the fastest rotation
+SECONDS_BASE = 100.0  # ratio of the longest to the shortest rotary wavelength of a zip
+SECONDS_PER_RADIAN = 0.05  # of the fastest rotation
 
 
 def cross_attention_mask(order_q: Tensor, order_k: Tensor, valid_k: Tensor) -> Tensor:
-    """Which tokens of the asked tower each token may look at: those before it in the one order (paper 3.1).
+    """Mask of the source tokens that precede each query token in the document order (paper 3.1).
 
-    place_q [B, Tq], place_k [B, Tk]: index of each token in the linear order of its document.
-    valid_k bool [B, Tk]: False on padding. Returns bool [B, Tq, Tk], True = may look.
+    order_q [B, Tq], order_k [B, Tk]: index of each token in the interleaved sequence. valid_k bool [B, Tk]:
+    False on padding. Returns bool [B, Tq, Tk], True = attend.
     """
     return (order_k[:, None, :] < order_q[:, :, None]) & valid_k[:, None, :]
 
 
 class TimePositions:
-    """Times [B, T] in seconds, and what the zips make of them, each of it computed once for all stages."""
+    """Times [B, T] in seconds, with their rotations cached for all stages."""
 
     def __init__(self, time: Tensor) -> None:
         self.time = time
-        self._turned: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._rotations: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def rotation(self, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines for heads of that size."""
-        if (size, dtype) not in self._turned:
-            self._turned[size, dtype] = rotation(self.time / STEP, size, SECONDS_BASE, dtype)
-        return self._turned[size, dtype]
+        """Rotary cosines and sines for heads of size `size`."""
+        if (size, dtype) not in self._rotations:
+            self._rotations[size, dtype] = rotation(self.time / SECONDS_PER_RADIAN, size, SECONDS_BASE, dtype)
+        return self._rotations[size, dtype]
 
 
 class ZipBlock(nn.Module):
-    """What the asked tower adds to the asking one. The caller sums the contributions of all asked towers."""
+    """Gated cross-attention block. The caller sums the outputs of all source towers."""
 
     def __init__(self, cfg: ZipConfig, query: int, source: int) -> None:
-        """asking, asked: widths D and C of the towers."""
+        """query, source: widths D and C of the towers."""
         super().__init__()
         self.cfg, self.heads, self.size = cfg, cfg.heads, query // cfg.heads
         self.source_norm = nn.RMSNorm(source)
         self.projection = mlp(source, query, cfg.projection_depth)  # g
         self.query_norm = nn.RMSNorm(query)
         diagonal = cfg.diagonal if cfg.position == "rotary" else 0.0
-        # Equal constant biases, turned by the rotary positions, make each token look first at what was said
-        # at its own time (the sum of cos(frequency x difference) is largest at 0). A zip that has to find
-        # the diagonal by itself sits still for long.
+        # Equal constant biases of queries and keys, rotated by time, favour source tokens of the same time
+        # (the sum of cos(frequency x difference) is largest at 0). Without this initial diagonal, zips learn
+        # the alignment late.
         self.to_q = nn.Linear(query, query)
         self.to_k = nn.Linear(query, query)
         for linear in (self.to_q, self.to_k):
@@ -75,56 +75,58 @@ class ZipBlock(nn.Module):
         self.feed_forward_gate = gate(cfg.gate_init)  # b
         self.register_load_state_dict_pre_hook(accept_old_state)
 
-    def forward(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
-        """What is to be added: x [B, Tq, D], when [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
+    def forward(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
+        """Output to be added to x: x [B, Tq, D], times [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
 
-        Zero for a token that may look at nothing: it passes the whole block untouched, feed-forward included.
+        It is 0 for a token with nothing to attend to, so such a token skips the whole block, feed-forward
+        included.
         """
-        attended = self.attend(x, when, source, mask)
+        attended = self.attend(x, times, source, mask)
         y = x + self.attention_gate.tanh() * attended
         y = y + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(y))
-        sees_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
-        return torch.where(sees_any, y - x, 0.0)
+        attends_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
+        return torch.where(attends_any, y - x, 0.0)
 
-    def attend(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
-        """The cross-attention alone, before its gate: [B, Tq, D]"""
-        q = self.query(x, when)
-        # A boolean mask gives 0, not NaN, where a row may look at nothing (torch >= 2.5).
+    def attend(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
+        """Cross-attention before its gate: [B, Tq, D]"""
+        q = self.query(x, times)
+        # A boolean mask gives 0, not NaN, for a row without source tokens (torch >= 2.5).
         y = F.scaled_dot_product_attention(q, source.key, source.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
-    def weights(self, x: Tensor, when: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
-        """Where `attend` looks, to be drawn: [B, H, Tq, Tk], rows that may look at nothing are 0."""
-        scores = self.query(x, when) @ source.key.transpose(2, 3) / math.sqrt(self.size)
+    def weights(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
+        """Attention weights of `attend`: [B, H, Tq, Tk]; rows with nothing to attend to are 0."""
+        scores = self.query(x, times) @ source.key.transpose(2, 3) / math.sqrt(self.size)
         return torch.nan_to_num(scores.masked_fill(~mask[:, None], float("-inf")).softmax(-1))
 
-    def query(self, x: Tensor, when: TimePositions) -> Tensor:
-        """x [B, Tq, D] -> [B, H, Tq, K]"""
+    def query(self, x: Tensor, times: TimePositions) -> Tensor:
+        """Queries of x [B, Tq, D]: [B, H, Tq, K]"""
         x = self.query_norm(x)
         if self.cfg.position == "sinusoidal":
-            x = x + sinusoid(when.time, x.shape[-1], x.dtype)
-        return self._place(self._split(self.to_q(x)), when)
+            x = x + sinusoid(times.time, x.shape[-1], x.dtype)
+        return self._add_position(self._split(self.to_q(x)), times)
 
-    def project_source(self, source: Tensor, when: TimePositions) -> KeyValue:
-        """States of the asked tower [B, Tk, C], when [B, Tk] -> keys, values [B, H, Tk, K]."""
+    def project_source(self, source: Tensor, times: TimePositions) -> KeyValue:
+        """Keys and values [B, H, Tk, K] of the source tower's states [B, Tk, C] at times [B, Tk]."""
         h = F.relu(self.projection(self.source_norm(source)))
-        at = h + sinusoid(when.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
-        return KeyValue(self._place(self._split(self.to_k(at)), when), self._split(self.to_v(h)))
+        at = h + sinusoid(times.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
+        return KeyValue(self._add_position(self._split(self.to_k(at)), times), self._split(self.to_v(h)))
 
-    def _place(self, x: Tensor, when: TimePositions) -> Tensor:
-        return rotate(x, when.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
+    def _add_position(self, x: Tensor, times: TimePositions) -> Tensor:
+        return rotate(x, times.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, T, D] -> [B, H, T, K]
 
 
 def gate(value: float) -> nn.Parameter:
-    """A gate's parameter, [1]: sharded training takes no scalars."""
+    """Gate parameter [1]. FSDP2 does not shard scalars."""
     return nn.Parameter(torch.full((1,), value))
 
 
 def accept_old_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Loads older checkpoints and exports: those with scalar gates, or other names (OLD_PARTS)."""
+    """State-dict hook for older checkpoints and exports, which have scalar gates or other names
+    (OLD_PARTS)."""
     for old, new in OLD_PARTS.items():
         for name in [name for name in state if name.startswith(f"{prefix}{old}.")]:
             state[f"{prefix}{new}{name.removeprefix(prefix + old)}"] = state.pop(name)
@@ -134,16 +136,16 @@ def accept_old_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *
 
 
 def is_gate(name: str) -> bool:
-    """Whether a parameter of that name is one."""
+    """Whether a parameter name is that of a gate."""
     return name.endswith("gate")
 
 
-def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
-    """Linear layers with ReLU between them; paper 4.1 has 3."""
+def mlp(in_features: int, out_features: int, depth: int) -> nn.Sequential:
+    """Linear layers with ReLU between them (paper 4.1: 3 layers)."""
     layers: list[nn.Module] = []
     for index in range(depth):
-        linear = nn.Linear(outside if index else inside, outside)
-        # PyTorch's own start would leave 7 % of the signal after three layers, less than their biases.
+        linear = nn.Linear(out_features if index else in_features, out_features)
+        # PyTorch's default leaves 7 % of the signal after three layers, less than the biases.
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
         layers += [nn.ReLU(), linear] if index else [linear]
@@ -151,7 +153,8 @@ def mlp(inside: int, outside: int, depth: int) -> nn.Sequential:
 
 
 def sinusoid(time: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Sines and cosines of time [B, T] in seconds -> [B, T, width]; same wavelengths as the rotary choice."""
+    """Sinusoidal embedding of time [B, T] in seconds: [B, T, width]. The wavelengths are those of the
+    rotary option."""
     frequency = SECONDS_BASE ** (-torch.arange(0, width, 2, device=time.device, dtype=time.dtype) / width)
-    angle = time[..., None] / STEP * frequency
+    angle = time[..., None] / SECONDS_PER_RADIAN * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width].to(dtype) * math.sqrt(0.5)

@@ -1,4 +1,4 @@
-"""Towers joined by zips (paper 3.1). N towers; two is the usual number, one is plain pre-training."""
+"""Zipper: towers joined by zips (paper 3.1). Any number of towers; one tower alone is plain pre-training."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from zipper.models.zip_block import (
 
 
 class InputProjection(nn.Module):
-    """Adapts a tower's embeddings to the multimodal task (paper 3.1: h0 = ReLU(MLP(embedding)), 3 layers)."""
+    """Input projection of a tower (paper 3.1: h0 = ReLU(MLP(embedding)), 3 layers)."""
 
     def __init__(self, kind: str, width: int) -> None:
         super().__init__()
         self.kind = kind
         self.mlp = mlp(width, width, 3)
         if kind == "residual":
-            self.gate = gate(0.0)  # starts as the tower's own embedding
+            self.gate = gate(0.0)  # starts as the identity
         self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ class InputProjection(nn.Module):
 
 
 class CrossAttentionMask(NamedTuple):
-    """One direction of a batch: the documents in which it sees anything, what they see, and when."""
+    """Cross-attention of one direction in a batch: documents, mask, and time positions."""
 
-    chosen: Tensor | None  # int64 [R]; None: all of them
+    documents: Tensor | None  # int64 [R]; None: all of them
     mask: Tensor  # bool [R, Tq, Tk]
     query: TimePositions  # [R, Tq]
     source: TimePositions  # [R, Tk]
@@ -49,7 +49,7 @@ class CrossAttentionMask(NamedTuple):
     def of(
         cls, batch: Batch, a: str, b: str, query: TimePositions, source: TimePositions
     ) -> "CrossAttentionMask":
-        """What tower a sees of tower b."""
+        """Mask of query tower a over source tower b."""
         mask = cross_attention_mask(batch.streams[a].order, batch.streams[b].order, batch.streams[b].valid)
         mask = mask & batch.multimodal[:, None, None]
         rows = batch.attends_to[a, b]
@@ -58,24 +58,24 @@ class CrossAttentionMask(NamedTuple):
         return cls(rows, mask[rows], TimePositions(query.time[rows]), TimePositions(source.time[rows]))
 
     def rows(self, x: Tensor) -> Tensor:
-        """Of x [B, T, D], those documents: [R, T, D]"""
-        return x if self.chosen is None else x[self.chosen]
+        """The documents of x [B, T, D] in which the direction occurs: [R, T, D]"""
+        return x if self.documents is None else x[self.documents]
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [B, T, D] with y [R, T, D] added where it belongs."""
-        return x + y if self.chosen is None else x.index_add(0, self.chosen, y.to(x.dtype))
+        """Add y [R, T, D] to the same documents of x [B, T, D]."""
+        return x + y if self.documents is None else x.index_add(0, self.documents, y.to(x.dtype))
 
 
 class ZipperModel(MultimodalModel):
-    """Stage n runs `interval` layers of every tower; then all zips of the stage look across, at states from
-    before any of them is updated. Layers left over run after the last zip."""
+    """Zipper model. Stage n runs `interval` layers of every tower, then all its zips on the states before
+    any update. The remaining layers follow the last stage."""
 
     def __init__(
         self, cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
     ) -> None:
-        """rates, seconds: as `set_times`."""
+        """rates, seconds: see `set_times`."""
         super().__init__(cfg)
-        for name in self.names:  # not of the checkpoint: they come with its statistics
+        for name in self.names:  # not persistent: set from the statistics
             self.register_buffer(
                 f"seconds_{name}", torch.zeros(cfg.towers[name].vocabulary), persistent=False
             )
@@ -96,8 +96,8 @@ class ZipperModel(MultimodalModel):
         self.next_modality_heads = self.make_next_modality_heads()
 
     def set_times(self, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None) -> None:
-        """Puts all towers on one axis of time. rates: tokens a second of each tower, on average. seconds:
-        what each token of a tower's first codebook is expected to take, [V]; else 1 / rate."""
+        """Put all towers on one time axis. rates: mean tokens per second of each tower. seconds: expected
+        duration of each token of a tower's first codebook, [V]; default 1 / rate."""
         self.rates = rates
         for name in self.names:
             buffer = self.get_buffer(f"seconds_{name}")
@@ -108,7 +108,7 @@ class ZipperModel(MultimodalModel):
             buffer.copy_(torch.tensor(each))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """As MultimodalModel."""
+        """See MultimodalModel."""
         x, rotations, times, next_time = {}, {}, {}, {}
         for name in self.names:
             stream, tower = batch.streams[name], self.tower(name)
@@ -126,17 +126,17 @@ class ZipperModel(MultimodalModel):
                 for index in self.layers(name, stage):
                     x[name] = self.tower(name).layers[index](x[name], rotations[name])
             before = dict(x)
-            for (a, b), look in directions.items():
+            for (a, b), cross in directions.items():
                 block = self.zip(stage, a, b)
-                source = block.project_source(look.rows(before[b]), look.source)
-                x[a] = look.add(x[a], block(look.rows(before[a]), look.query, source, look.mask))
+                source = block.project_source(cross.rows(before[b]), cross.source)
+                x[a] = cross.add(x[a], block(cross.rows(before[a]), cross.query, source, cross.mask))
         for name in self.names:
             for index in self.layers(name, self.stages):
                 x[name] = self.tower(name).layers[index](x[name], rotations[name])
         return {name: self.tower(name).finish(x[name]) for name in self.names}
 
     def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
-        """The input projection, skipped in documents of one modality. x [B, T, D], multimodal bool [B]."""
+        """Apply the input projection, except in unimodal documents. x [B, T, D], multimodal bool [B]."""
         if name not in self.projections:
             return x
         return torch.where(multimodal[:, None, None], self.projections[name](x), x)
@@ -144,11 +144,10 @@ class ZipperModel(MultimodalModel):
     def times(
         self, name: str, tokens: Tensor, valid: Tensor, since: Tensor | None = None
     ) -> tuple[TimePositions, TimePositions, Tensor]:
-        """When tokens int64 [B, T, Q] are said, going on from `since` [B, 1], all in seconds.
+        """Times of tokens int64 [B, T, Q] in seconds. since [B, 1]: end of the preceding tokens.
 
-        Returns for each token [B, T] the time at which it is asked, the middle of its own span, and the one
-        with which it asks, the end of the token that it is about to predict; and [B, 1] the end of the last
-        valid one.
+        Returns [B, T] the time of each token as a source (the middle of its span) and as a query (the end of
+        the token that it predicts), and [B, 1] the end of the last valid token.
         """
         exact = torch.float64 if self.tower(name).weight.dtype == torch.float64 else torch.float32
         each = self.get_buffer(f"seconds_{name}").to(exact)[tokens[..., 0]] * valid  # [B, T]

@@ -1,1 +1,2 @@
-"""Training: LightningModules, callbacks, the run folder. Networks themselves know nothing of Lightning."""
+"""Training: LightningModules, LightningDataModule, callbacks, runs. The networks do not depend on
+Lightning."""

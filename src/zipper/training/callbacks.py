@@ -1,4 +1,4 @@
-"""What is watched during a training: recognition and speaking on dev, gates, throughput."""
+"""Callbacks of a training: WER of recognition and speech on dev, gates, loss peaks, throughput."""
 
 import time
 from dataclasses import replace
@@ -26,7 +26,7 @@ SHOWN = 5  # utterances printed at a validation
 
 
 class RecognitionMonitor(L.Callback):
-    """WER on the first dev utterances at every validation, with a table of samples."""
+    """ASR WER on the first dev utterances at every validation, with a table of samples."""
 
     def __init__(self, dataset: EncodedDataset, cfg: RunConfig) -> None:
         self.dataset, self.cfg = dataset, cfg
@@ -41,20 +41,20 @@ class RecognitionMonitor(L.Callback):
         )
         wer = asr.total(found).rate
         module.log("dev/asr_wer", wer, prog_bar=True)
-        module.capped["asr"] = capped_rate(found)
-        lines = [f"step {trainer.global_step}: dev WER of recognition {wer:.1%} on {len(found)} utterances"]
+        module.dev_wer["asr"] = capped_rate(found)
+        lines = [f"step {trainer.global_step}: dev ASR WER {wer:.1%} on {len(found)} utterances"]
         for one in found[:SHOWN]:
             lines += [
                 f"    reference  {one.reference}",
                 f"    hypothesis {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
-        _say("\n".join(lines))
+        _print("\n".join(lines))
         entries = [one.entry() for one in found]
         log_recognised(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
 
 
 class SpeechMonitor(L.Callback):
-    """Speaks the first dev sentences at every validation, and lets the judge hear them."""
+    """TTS WER on the first dev sentences at every validation, by the ASR scorer."""
 
     def __init__(self, dataset: EncodedDataset, cfg: RunConfig, speech_scorer: SpeechScorer) -> None:
         self.dataset, self.speech_scorer = dataset, speech_scorer
@@ -80,17 +80,17 @@ class SpeechMonitor(L.Callback):
         written, found = [one for one, _ in spoken], [one for _, one in spoken]
         wer = tts.total(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)
-        module.capped["tts"] = capped_rate(found)
+        module.dev_wer["tts"] = capped_rate(found)
         cut = sum(one.stopped != "end" for one in found)
         lines = [
-            f"step {trainer.global_step}: dev WER of speech {wer:.1%} on {len(found)} sentences, {cut} cut"
+            f"step {trainer.global_step}: dev TTS WER {wer:.1%} on {len(found)} sentences, {cut} without EOS"
         ]
         for one in found[:SHOWN]:
             lines += [
-                f"    to say {one.reference}",
-                f"    heard  {one.hypothesis or '(nothing)'} [{one.stopped}]",
+                f"    reference  {one.reference}",
+                f"    transcript {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
-        _say("\n".join(lines))
+        _print("\n".join(lines))
         if trainer.is_global_zero:
             entries = [one.entry() for one in found]
             shown = write_samples(
@@ -100,19 +100,19 @@ class SpeechMonitor(L.Callback):
 
 
 class MeanWer(L.Callback):
-    """dev/wer, by which the best checkpoint is chosen: the mean over what the run learns, of rates with the
-    errors of each sentence capped at its words."""
+    """Logs dev/wer, which selects the best checkpoint: the mean over tasks of the WER with each sentence's
+    errors capped at its words."""
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
-        module.log("dev/wer", sum(module.capped.values()) / len(module.capped))
+        module.log("dev/wer", sum(module.dev_wer.values()) / len(module.dev_wer))
 
 
 class Patience(EarlyStopping):
-    """Lightning's EarlyStopping; a run that it had ended before a resume stays ended."""
+    """Lightning's EarlyStopping. A run that it has stopped stays stopped after a resume."""
 
     def __init__(self, monitor: str, patience: int) -> None:
-        """patience: validations without a better one."""
+        """patience: validations without improvement."""
         super().__init__(monitor, patience=patience, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -121,28 +121,28 @@ class Patience(EarlyStopping):
 
 
 class GateMonitor(L.Callback):
-    """Logs how far each gate is open, tanh(a) and tanh(b). At 0 nothing comes across."""
+    """Logs tanh(a) and tanh(b) of every gate. At 0 the zip adds nothing."""
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)
         if trainer.global_step % module.cfg.log.every or not trainer.loggers:
             return
         gates = {
-            f"gate/{name.removeprefix('model.')}": whole(parameter).tanh().item()
+            f"gate/{name.removeprefix('model.')}": full_tensor(parameter).tanh().item()
             for name, parameter in module.named_parameters()
             if is_gate(name) and parameter.requires_grad
         }
-        for logger in trainer.loggers:  # which write on the first rank alone
+        for logger in trainer.loggers:  # loggers write on rank 0 only
             logger.log_metrics(gates, step=trainer.global_step)
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """Of a parameter that lies in pieces, all of it: every rank must ask."""
+def full_tensor(parameter: Tensor) -> Tensor:
+    """Full tensor of a possibly sharded parameter. Every rank must call it."""
     return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach()
 
 
 class Spikes(L.Callback):
-    """Logs the largest loss and the largest gradient norm since the last logging: none is missed between."""
+    """Logs the largest loss and the largest gradient norm since the last logging."""
 
     def __init__(self) -> None:
         self.peaks: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ class Spikes(L.Callback):
 
 
 class Throughput(L.Callback):
-    """Tokens a second since the last logging, padding left out."""
+    """Tokens per second since the last logging, without padding."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
@@ -177,7 +177,7 @@ class Throughput(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.on_train_start(trainer, module)  # the validation's time is not the training's
+            self.on_train_start(trainer, module)  # exclude the time of validation
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)
@@ -194,5 +194,5 @@ class Throughput(L.Callback):
 
 
 @rank_zero_only
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print("\n" + text, flush=True)

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent, when they are written, and which of them a run goes on from.
+"""Checkpoints: written atomically, last and best; signals are handled at the next step.
 
-A checkpoint is a zip file: its directory is written last, so that one that was cut off has none, and every
-tensor stands beside its checksum.
+A checkpoint is a zip file. Its directory is written last, so a truncated file has none, and every tensor has
+a checksum.
 """
 
 import os
@@ -15,22 +15,22 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from zipper.checkpoint_files import keep
 from zipper.stop import SignalFlag, Stopped
 
-LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
 RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
 
 
 class Save(Checkpoint):
-    """last.ckpt every so many steps and after each validation, the one before it kept; and a signal heeded
-    at the next step. A validation that is due, or has begun, is finished first: it belongs to its step."""
+    """Saves last.ckpt every `every` steps and after each validation, and keeps the previous one. Handles a
+    signal at the next step. A validation that is due or running finishes first."""
 
     def __init__(self, folder: Path, every: int, validate_every: int, log_every: int) -> None:
-        """every, validate_every, log_every: steps."""
+        """every, validate_every, log_every: in steps."""
         self.folder, self.every, self.validate_every = folder, every, validate_every
         self.log_every = log_every
-        self.asked = SignalFlag()
+        self.signal = SignalFlag()
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.asked.listen()
+        self.signal.listen()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
@@ -38,49 +38,49 @@ class Save(Checkpoint):
         step = trainer.global_step
         if (index + 1) % trainer.accumulate_grad_batches or step % self.validate_every == 0:
             return
-        asked = self._heard(trainer)
-        if asked or step % self.every == 0:
-            if step % self.log_every == 0:  # Lightning logs after this, and a run may end before
+        signal = self._received_signal(trainer)
+        if signal or step % self.every == 0:
+            if step % self.log_every == 0:  # Lightning logs later, and the run may stop here
                 metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
                 for logger in trainer.loggers:
                     logger.log_metrics(metrics, step=step - 1)
             self._save(trainer)
-        self._stop(asked)
+        self._stop(signal)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """After ModelCheckpoint, whose state belongs to what is saved."""
+        """Runs after ModelCheckpoint, whose state belongs to the checkpoint."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._save(trainer)
         if trainer.global_step < trainer.max_steps:
-            self._stop(self._heard(trainer))
+            self._stop(self._received_signal(trainer))
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """What was asked during the last step, or its validation."""
-        self._stop(self._heard(trainer))
+        """Handle a signal of the last step or its validation."""
+        self._stop(self._received_signal(trainer))
 
-    def _heard(self, trainer: L.Trainer) -> int:
-        """The number of the signal that some process has got, 0 if none: all must agree."""
+    def _received_signal(self, trainer: L.Trainer) -> int:
+        """Number of the signal that any process has received, 0 if none. All ranks get the same number."""
         if trainer.world_size == 1:
-            return self.asked.number
-        number = torch.tensor(self.asked.number, device=trainer.strategy.root_device)
+            return self.signal.number
+        number = torch.tensor(self.signal.number, device=trainer.strategy.root_device)
         return int(trainer.strategy.reduce(number, reduce_op="max"))
 
     def _save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()  # the metrics up to here belong to the checkpoint
+            logger.save()  # metrics up to this step belong to the checkpoint
         last = self.folder / LAST
         if trainer.is_global_zero and last.exists():
-            keep(last, self.folder / BEFORE)
+            keep(last, self.folder / PREVIOUS)
         trainer.save_checkpoint(last)
 
-    def _stop(self, asked: int) -> None:
-        if asked:
-            raise Stopped(asked)
+    def _stop(self, signal: int) -> None:
+        if signal:
+            raise Stopped(signal)
 
 
 class Best(ModelCheckpoint):
-    """best.ckpt, by the lowest of a metric. Its state is that of the folder it is in, wherever that was
+    """Saves best.ckpt, by the lowest value of a metric. Paths in its state follow the folder when it is
     moved."""
 
     def __init__(self, folder: Path, monitor: str) -> None:

@@ -1,9 +1,8 @@
-"""Codebooks of a residual quantiser, learnt as moving averages, with dead codes brought back to life.
+"""Codebooks of a residual quantiser, trained by moving averages, with replacement of dead codes.
 
-The package's own update divides a replaced code by its old average in the same call, which undoes the
-replacement:
-a codebook that starts badly stays collapsed. So training goes through here, and only inference through the
-package.
+EnCodec's own update divides a replaced code by its old average in the same call, which undoes the
+replacement, so a badly initialised codebook stays collapsed. This module replaces it for training; inference
+uses the package.
 """
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 
 class CodebookLearner(nn.Module):
-    """Quantises with a straight-through gradient and moves the codes towards what they stand for."""
+    """Quantises with a straight-through gradient, and moves the codes towards the latents assigned to
+    them."""
 
     def __init__(self, quantizer: ResidualVectorQuantizer, decay: float = 0.99) -> None:
         super().__init__()
@@ -21,7 +21,8 @@ class CodebookLearner(nn.Module):
         self.books: list[EuclideanCodebook] = [layer._codebook for layer in quantizer.vq.layers]
 
     def forward(self, latents: Tensor, codebooks: int) -> tuple[Tensor, Tensor]:
-        """latents [B, D, F] -> (quantised by the first `codebooks`, [B, D, F]; commitment loss [])."""
+        """latents [B, D, F] -> (latents quantised by the first `codebooks`, [B, D, F]; commitment loss
+        [])."""
         flat = latents.transpose(1, 2).flatten(0, 1)  # [B * F, D]
         residual, quantised = flat, torch.zeros_like(flat)
         commitment = flat.new_zeros(())
@@ -40,14 +41,15 @@ class CodebookLearner(nn.Module):
 
     @torch.no_grad()
     def initialise(self, latents: Tensor, rounds: int = 20) -> None:
-        """Sets each codebook by k-means on latents [N, D], and the next one on what that leaves."""
+        """Initialise each codebook by k-means on latents [N, D] or on the residual of the codebook before
+        it."""
         residual = latents
         for book in self.books:
             centres = k_means(residual, len(book.embed), rounds)
             code = nearest(residual, centres)
             count = torch.bincount(code, minlength=len(centres)).float()
             book.embed.copy_(centres)
-            # As if the averages had been running for long on batches of this kind.
+            # As after many updates on batches of this kind.
             share = count / len(residual) * 160
             book.cluster_size.copy_(share.clamp(min=1e-3))
             book.embed_avg.copy_(centres * book.cluster_size[:, None])
@@ -59,7 +61,7 @@ class CodebookLearner(nn.Module):
         total = torch.zeros_like(book.embed).index_add_(0, code, residual)
         book.cluster_size.lerp_(count, 1 - self.decay)
         book.embed_avg.lerp_(total, 1 - self.decay)
-        # Dead: chosen a tenth as often as the average code, over the window of the moving average.
+        # Dead: used less than a tenth as often as the average code, within the moving average.
         dead = book.cluster_size < 0.1 * book.cluster_size.mean()
         if dead.any():
             fresh = residual[torch.randint(len(residual), (int(dead.sum()),), device=residual.device)]
@@ -74,7 +76,7 @@ def nearest(x: Tensor, centres: Tensor) -> Tensor:
 
 
 def k_means(x: Tensor, count: int, rounds: int) -> Tensor:
-    """x [N, D] -> centres [count, D]. An empty centre is moved to a random row."""
+    """k-means: x [N, D] -> centres [count, D]. An empty centre moves to a random row."""
     centres = x[torch.randperm(len(x), device=x.device)[:count]].clone()
     for _ in range(rounds):
         code = nearest(x, centres)

@@ -1,6 +1,5 @@
-"""`zipper train-codec`: a small EnCodec learnt from the training split of a corpus, written to
-assets/codec.
-"""
+"""`zipper train-codec`: train a small EnCodec on the training split of a corpus, and write it to
+assets/codec."""
 
 import itertools
 import json
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded, sha256
+from zipper.codecs.codec import SETTINGS, WEIGHTS, build_zipper_codec, load_zipper_codec, sha256
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset
 from zipper.corpora.utterance import Utterance, sentences_hash
@@ -31,14 +30,14 @@ from zipper.distributed import WholeFiles, check_trainer, one_device
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, nearest
 
-GAIN = 10.0  # speech of the corpus has an RMS near 0.05; inside, near 0.5
+GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
-FLOOR = 1e-2  # added to a mel energy before its logarithm: silence keeps a gradient, and it learns at once
+FLOOR = 1e-2  # added to mel energies before the logarithm, so that silence has a gradient
 INITIAL_LATENTS = 32_768
 
 
 class SpectralLoss(nn.Module):
-    """L1 of log-mel plus 0.2 L1 of mel magnitudes, summed over window lengths."""
+    """L1 of log-mel spectrograms plus 0.2 L1 of mel magnitudes, summed over window lengths."""
 
     def __init__(self, sample_rate: int) -> None:
         super().__init__()
@@ -63,25 +62,25 @@ class SpectralLoss(nn.Module):
 
 
 class CodecModule(L.LightningModule):
-    """Trains encoder and decoder first as a plain autoencoder, then with the quantiser between them."""
+    """Trains encoder and decoder as an autoencoder, then with the quantiser between them."""
 
     def __init__(self, cfg: TrainCodecConfig, crops: "Crops") -> None:
         super().__init__()
         self.cfg, self.crops = cfg, crops
-        self.model = build_embedded(cfg)
+        self.model = build_zipper_codec(cfg)
         self.learner = CodebookLearner(self.model.quantizer)
         self.loss = SpectralLoss(cfg.sample_rate)
         self.quantise_from = int(cfg.steps * cfg.autoencoder)
         if cfg.init:
             self.quantise_from = 0
-            self.model.load_state_dict(load_embedded(asset(cfg.init)).model.state_dict())
+            self.model.load_state_dict(load_zipper_codec(asset(cfg.init)).model.state_dict())
 
     def training_step(self, wave: Tensor, index: int) -> Tensor:
-        """wave [B, n], already times GAIN."""
+        """wave [B, n], already multiplied by GAIN."""
         latents = self.model.encoder(wave[:, None])  # [B, D, F]
         commitment, variance = latents.new_zeros(()), latents.detach().var()
         if self.global_step >= self.quantise_from:
-            # One step in four decodes from fewer codebooks: the first carry the most (EnCodec 3.2).
+            # One step in four decodes from fewer codebooks, as in EnCodec (section 3.2).
             few = index % 4 == 0
             codebooks = 1 + (index // 4) % self.cfg.codebooks if few else self.cfg.codebooks
             latents, commitment = self.learner(latents, codebooks)
@@ -90,11 +89,11 @@ class CodecModule(L.LightningModule):
         self.log_dict(
             {"codec/spectral": spectral, "codec/commitment": commitment}, prog_bar=True, batch_size=len(wave)
         )
-        # In units of the latents' own variance, or the encoder would shrink them to make it small.
+        # Relative to the variance of the latents, which the encoder would otherwise shrink.
         return spectral + 0.25 * commitment / variance
 
     def on_train_batch_start(self, batch: Tensor, index: int) -> None:
-        """At the change from autoencoder to quantiser: k-means on many latents."""
+        """Initialise the codebooks by k-means when the quantiser starts."""
         if self.global_step == self.quantise_from and not self.cfg.init:
             loader = self.crops.crops(seed=self.cfg.steps)
             rows: list[Tensor] = []
@@ -117,7 +116,8 @@ class CodecModule(L.LightningModule):
 
 
 class Crops(IterableDataset):
-    """Random crops of a corpus held in memory as int16: batches [B, n] as a function of (seed, step)."""
+    """Random crops of a corpus that is kept in memory as int16: batches [B, n] as a function of (seed,
+    step)."""
 
     def __init__(self, utterances: list[Utterance], cfg: TrainCodecConfig, seed: int) -> None:
         self.cfg, self.seed, self.start = cfg, seed, 0
@@ -131,7 +131,7 @@ class Crops(IterableDataset):
         return self.crops(self.seed, self.start)
 
     def crops(self, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Endless batches float32 [B, n], times GAIN, from step `start` on."""
+        """Infinite batches float32 [B, n], multiplied by GAIN, from step `start` on."""
         for step in itertools.count(start):
             draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
             rows = []
@@ -143,25 +143,24 @@ class Crops(IterableDataset):
 
 
 def check_codec_training(cfg: RunConfig) -> None:
-    """Before any audio is made or read: raises DataError where the codec cannot be written or gone on from,
-    ConfigError where that one has another shape.
-    """
+    """Check the settings before any audio is read. Raises DataError if the codec cannot be written or its
+    `init` cannot be loaded, ConfigError if `init` has another shape."""
     mine = cfg.train_codec
     check_trainer(one_device(cfg.train))
     check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
     if not mine.init:
         return
-    first = load_embedded(asset(mine.init)).model.state_dict()
-    shapes = {key: tensor.shape for key, tensor in build_embedded(mine).state_dict().items()}
+    first = load_zipper_codec(asset(mine.init)).model.state_dict()
+    shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
     if {key: tensor.shape for key, tensor in first.items()} != shapes:
         raise ConfigError(
-            f"train_codec.init={mine.init} has another shape than this config asks for. Give its filters, "
+            f"train_codec.init={mine.init} has another shape than this config. Give its filters, "
             "dimension, ratios, codebooks and codes, or leave init out."
         )
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
-    """Trains on the training split alone; writes weights, shape, hash, usage of codebooks, command."""
+    """Train on the training split, and write weights, shape, hash, codebook usage and command."""
     if (cfg.run_dir / "finished").exists():
         raise ConfigError(f"{cfg.run_dir} holds a finished codec training. Choose another name (name=...).")
     started, code = time.monotonic(), commit()
@@ -180,7 +179,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         gradient_clip_val=1.0,
         plugins=[WholeFiles()],
     )
-    last = cfg.run_dir / "last.ckpt"  # a training that was cut off goes on from here
+    last = cfg.run_dir / "last.ckpt"  # an interrupted training resumes from it
     if last.exists():
         crops.start = read_checkpoint(last)["global_step"]
     path = last if last.exists() else None
@@ -206,7 +205,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
 
 @torch.no_grad()
 def usage(module: CodecModule, batches: int = 200) -> list[dict[str, float]]:
-    """Of each codebook: how many codes are used, and their entropy in bits (at most log2 of the codes)."""
+    """Used codes of each codebook, and their entropy in bits (at most log2 of the codes)."""
     counts = torch.zeros(module.cfg.codebooks, module.cfg.codes)
     for _, wave in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
         residual = module.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1)

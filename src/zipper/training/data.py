@@ -1,4 +1,4 @@
-"""The LightningDataModule over an encoded dataset."""
+"""LightningDataModule of an encoded dataset."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +26,10 @@ from zipper.stop import leave_to_parent
 
 
 class ZipperData(L.LightningDataModule):
-    """Batches of the training split by step, and of the dev split once through.
+    """Batches of the training split by step, and one pass over the dev split.
 
-    A step's batch follows from seed and step alone; each process takes its slice of it, so a Trainer of
-    several devices needs `use_distributed_sampler=False`.
+    A step's batch is a function of seed and step, and each process takes a slice of it. A Trainer of several
+    devices therefore needs `use_distributed_sampler=False`.
     """
 
     def __init__(
@@ -40,14 +40,15 @@ class ZipperData(L.LightningDataModule):
         tasks: Mapping[str, float] | None = None,
         overrides: Sequence[str] = (),
     ) -> None:
-        """Encodes a corpus with the model's tokenizer and codec, unless that was done before, and gives the
-        model the statistics of it; a model that is new starts its zips from them (model.zip.whiten,
-        .rescale).
+        """Encode a corpus with the model's tokenizer and codec, if that was not done before, and give the
+        model its statistics. The zips of a new model are initialised from the data (model.zip.whiten,
+        model.zip.rescale).
 
-        corpus: as `data.corpus`, or a section file of it (librispeech). tasks: their shares, by count.
-        overrides: `key=value` settings, as on the command line (data.folder=..., train.tokens=4096).
+        corpus: `data.corpus`, or the name of a section file (librispeech). tasks: shares of the tasks, by
+        number of examples. overrides: `key=value` settings, as on the command line (data.folder=...,
+        train.tokens=4096).
 
-        Raises ConfigError on settings that cannot be, DataError on data that cannot be used.
+        Raises ConfigError on invalid settings, DataError on unusable data.
 
         >>> model = zipper.Zipper.from_towers(text="assets/text-tower", speech="assets/speech-tower")
         >>> settings = ["data.folder=mine.tsv", "train.tokens=1024"]
@@ -77,7 +78,7 @@ class ZipperData(L.LightningDataModule):
 
     @classmethod
     def of(cls, cfg: RunConfig, dataset: EncodedDataset) -> "ZipperData":
-        """Of a resolved config, and the dataset that it leads to."""
+        """Data module of a resolved config and its dataset."""
         data = cls.__new__(cls)
         data._open(cfg, dataset)
         return data
@@ -86,7 +87,7 @@ class ZipperData(L.LightningDataModule):
         super().__init__()
         self.cfg, self.dataset = cfg, dataset
         self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
-        # Mistakes in the sizes show here, before a Trainer exists; those of the other splits too.
+        # Check the sizes of all splits before a Trainer exists.
         for split in SPLITS[1:]:
             self._steps(split, cfg.train.tasks.shares(), 1)
         self.steps = self._steps(
@@ -100,7 +101,7 @@ class ZipperData(L.LightningDataModule):
         if trainer.world_size > 1 and trainer.world_size != train.devices * train.nodes:
             raise ConfigError(
                 f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
-                f"{trainer.world_size} processes: say both as they are."
+                f"{trainer.world_size} processes. Correct both settings."
             )
         slices = trainer.world_size * accumulate
         if slices != self.steps.slices:
@@ -112,7 +113,7 @@ class ZipperData(L.LightningDataModule):
         return DataLoader(
             batches,
             batch_size=None,
-            collate_fn=whole,
+            collate_fn=identity,
             sampler=ResumableSampler(trainer.global_step * accumulate, steps * accumulate),
             num_workers=train.workers,
             persistent_workers=train.workers > 0,
@@ -126,7 +127,7 @@ class ZipperData(L.LightningDataModule):
         steps = self._steps("dev", tasks, self.trainer.world_size)
         batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
         return DataLoader(
-            batches, batch_size=None, collate_fn=whole, sampler=ResumableSampler(0, steps.epoch_length(0))
+            batches, batch_size=None, collate_fn=identity, sampler=ResumableSampler(0, steps.epoch_length(0))
         )
 
     def _steps(self, split: str, tasks: dict[str, float], slices: int) -> BatchSchedule:
@@ -138,6 +139,6 @@ class ZipperData(L.LightningDataModule):
         )  # fmt: skip
 
 
-def whole(batch: Any) -> Any:
-    """A batch leaves the dataset as it is to be; the loader's own conversion would turn tuples into lists."""
+def identity(batch: Any) -> Any:
+    """Identity collate_fn. The default conversion of DataLoader turns tuples into lists."""
     return batch

@@ -1,4 +1,4 @@
-"""Layers as a training wants them: sharded by FSDP2, compiled, with activation checkpointing."""
+"""Sharding by FSDP2, compilation and activation checkpointing of a model's layers."""
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -13,8 +13,8 @@ BACKEND = "inductor"  # of torch.compile
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """FSDP2: every layer, zip and projection is a unit of its own; what is left (embeddings, norms) goes
-    with the whole."""
+    """Shard with FSDP2: every layer, zip and input projection is a unit; the rest (embeddings, norms)
+    belongs to the root unit."""
     for part in model.modules():
         if isinstance(part, Layer | ZipBlock | InputProjection):
             fully_shard(part, mesh=mesh)
@@ -24,10 +24,13 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def prepare_layers(model: nn.Module, train: TrainConfig) -> None:
-    """Compiles layers and zips where asked for, in place: names of weights stay as they are. Layers that
-    forget their activations compute them again on the way back: memory of one layer for a third more work."""
+    """Compile layers and zips in place if configured, and set activation checkpointing. Names of weights do
+    not change.
+
+    Activation checkpointing keeps the activations of one layer only, for a third more compute.
+    """
     for part in model.modules():
         if isinstance(part, Layer):
-            part.recompute = train.recompute
+            part.activation_checkpointing = train.recompute
         if train.compile and isinstance(part, Layer | ZipBlock):
             part.compile(backend=BACKEND, dynamic=True)

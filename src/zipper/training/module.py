@@ -1,4 +1,4 @@
-"""Training only: losses, logging, optimiser. The network itself knows nothing of Lightning."""
+"""LightningModule of a training: losses, logging, optimiser."""
 
 import json
 import math
@@ -15,17 +15,17 @@ from zipper.config import RunConfig, changed, to_dict
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import TrainingError
-from zipper.models.building import idle_parts, set_trainable, untrained
+from zipper.models.building import build_untrained, idle_parts, set_trainable
 from zipper.models.losses import mask_history, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
 from zipper.training.engine import shard
 
-NAMED = 8  # utterances named where a step fails
+NAMED = 8  # utterances in an error message
 
 
 class Trainable(Protocol):
-    """What a `zipper.Zipper` and a TrainedModel share."""
+    """Common attributes of `zipper.Zipper` and TrainedModel."""
 
     @property
     def network(self) -> MultimodalModel: ...
@@ -36,13 +36,13 @@ class Trainable(Protocol):
 
 
 class ZipperModule(L.LightningModule):
-    """A Zipper or a Single Decoder in training; a Zipper of one tower is plain pre-training."""
+    """LightningModule of a Zipper or a Single Decoder. A Zipper of one tower is plain pre-training."""
 
     def __init__(self, model: Trainable, **settings: Any) -> None:
-        """model: its network learns. settings: of `train` (lr, warmup, ...), over those of the model's
-        config.
+        """model: its network is trained. settings: `train` settings (lr, warmup, ...) that replace those of
+        the model's config.
 
-        Checkpoints keep config and statistics as plain dicts, so that they load with weights_only=True.
+        Checkpoints store config and statistics as plain dicts, so that they load with weights_only=True.
         Raises ConfigError on a setting that is unknown or out of range.
         """
         super().__init__()
@@ -50,25 +50,23 @@ class ZipperModule(L.LightningModule):
         self.cfg = changed(model.config, overrides) if settings else model.config
         self.statistics, self.model = model.statistics, model.network
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
-        set_trainable(self.model, self.cfg.model)  # of the directions in use, which data may have narrowed
+        set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`
         self.idle = idle_parts(self.model)
         self.sharded = False
-        self.held: list[Batch] = []  # of the step that is being made
-        self.capped: dict[str, float] = {}  # by task: error rate on dev at the last validation
+        self.step_batches: list[Batch] = []  # micro-batches of the current step
+        self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
         self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
-        self.units = 0  # tokens trained on, padding left out
-        self.seconds_before, self.started = (
-            0.0,
-            time.monotonic(),
-        )  # of training, in processes that were cut off
+        self.units = 0  # trained tokens, without padding
+        self.seconds_before = 0.0  # of training, in earlier processes of this run
+        self.started = time.monotonic()
 
     @classmethod
     def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
-        """With random weights, from a resolved config."""
-        return cls(untrained(cfg, statistics))
+        """Module with random weights, from a resolved config."""
+        return cls(build_untrained(cfg, statistics))
 
     def configure_model(self) -> None:
-        """Lightning's hook, in every process before it trains: shards, where the strategy does."""
+        """Lightning hook: shard the model if the strategy does."""
         if self.device_mesh is not None and not self.sharded:
             shard(self.model, self.device_mesh["data_parallel"])
             self.sharded = True
@@ -83,22 +81,22 @@ class ZipperModule(L.LightningModule):
         self.seconds_before = checkpoint.get("train_seconds", 0.0)
 
     def train_seconds(self) -> float:
-        """Of training with its validations, also in processes before this one, up to the checkpoint that it
-        went on from."""
+        """Seconds of training and validation, including those of earlier processes up to the resumed
+        checkpoint."""
         return self.seconds_before + time.monotonic() - self.started
 
     def on_train_start(self) -> None:
-        """A frozen tower stays in eval (no dropout); all else trains, whatever state it was loaded in."""
+        """Set frozen towers to eval mode (no dropout), and everything else to train mode."""
         self.train()
         for name in self.model.names:
             self.model.tower(name).train(not self.cfg.model.towers[name].frozen)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        """Dropout follows from (seed, micro-batch, rank): a resumed run draws what the unbroken one does."""
+        """Seed dropout by (seed, micro-batch, rank), so that a resumed run equals an uninterrupted one."""
         torch.manual_seed((self.cfg.seed * 1_000_003 + index) * 1_009 + self.global_rank)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Loss of this slice, scaled so that all slices average to the mean over the whole step."""
+        """Loss of this slice, scaled so that the mean over slices equals the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
         if self.cfg.train.hide:
             batch = mask_history(batch, self.model, self.cfg.train.hide, self.cfg.train.hide_span)
@@ -112,43 +110,45 @@ class ZipperModule(L.LightningModule):
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
         if self.model.next_modality_heads:
-            switch = next_modality_loss(self.model, states, batch) * slices / max(batch.turns, 1)
-            self.log("train/loss_switch", switch, batch_size=len(batch.ids), sync_dist=True)
-            loss = loss + switch
+            head_loss = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
+            self.log("train/loss_switch", head_loss, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + head_loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        padding = torch.tensor(batch.padding).to(self.device, non_blocking=True)  # or Lightning waits for it
+        padding = torch.tensor(batch.padding).to(
+            self.device, non_blocking=True
+        )  # avoids a synchronisation by Lightning
         self.log("train/padding", padding, batch_size=len(batch.ids))
         self.latest["loss"] = loss.detach()
-        self.held.append(batch)
+        self.step_batches.append(batch)
         self.units += batch.tokens
         return loss
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Lightning's hook, once a step, before the update. Raises TrainingError where the norm is not
-        finite: weights and checkpoints stay as they were."""
+        """Lightning hook, called once per step before the update. Raises TrainingError if the norm is not
+        finite; weights and checkpoints stay unchanged."""
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm(p.grad for p in trained)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if not norm.isfinite():
             raise TrainingError(self._not_finite(float(norm)))
-        self.held.clear()
+        self.step_batches.clear()
         if gradient_clip_val:
             nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
         self.log("train/grad_norm", norm, batch_size=1)
         self.latest["grad_norm"] = norm
 
     def _not_finite(self, norm: float) -> str:
-        """What to tell the user."""
-        guilty = [one for batch in self.held for one in not_finite(self.model, batch)]
-        ids = guilty or [one for batch in self.held for one in batch.ids]
+        """Error message for a loss or gradient norm that is not finite."""
+        culprits = [one for batch in self.step_batches for one in not_finite(self.model, batch)]
+        ids = culprits or [one for batch in self.step_batches for one in batch.ids]
         named = ", ".join(ids[:NAMED]) + (f" and {len(ids) - NAMED} more" if len(ids) > NAMED else "")
-        what = "the loss is not finite in" if guilty else f"the gradient's norm is {norm} in the step of"
+        what = "the loss is not finite in" if culprits else f"the gradient's norm is {norm} in the step of"
         return (
-            f"step {self.trainer.global_step + 1}: {what} {named}. Nothing was updated, and no checkpoint "
-            "written over. The same command comes to the same step: look at these utterances, or train under "
-            f"another name (name=...) with train.lr below {self.cfg.train.lr:g}, train.clip below "
+            f"step {self.trainer.global_step + 1}: {what} {named}. Weights and checkpoints are unchanged. "
+            "The same command fails at the same step: check these utterances, or train under another name "
+            f"(name=...) with train.lr below {self.cfg.train.lr:g}, train.clip below "
             f"{self.cfg.train.clip:g}, more train.warmup or train.precision=32-true."
         )
 
@@ -166,7 +166,7 @@ class ZipperModule(L.LightningModule):
             self.dev[index] += torch.stack([loss, weight.to(loss)]).to(self.dev)
 
     def on_validation_epoch_end(self) -> None:
-        """Mean over all scored tokens of the dev split, added up over ranks before it is divided."""
+        """Log the mean loss over all scored tokens of the dev split, reduced over ranks."""
         mean = torch.zeros((), device=self.device)
         added = self.trainer.strategy.reduce(self.dev, reduce_op="sum")
         for name, (loss, weight) in zip(self.model.names, added, strict=True):
@@ -200,7 +200,8 @@ class ZipperModule(L.LightningModule):
 def parameter_groups(
     model: nn.Module, lr: float, gate_lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Matrices decay; norms, biases and embeddings do not; gates neither, and they learn faster."""
+    """Optimiser groups: matrices with weight decay; norms, biases and embeddings without; gates without,
+    and with their own learning rate."""
     gates, decayed, rest = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""`zipper train` and `zipper pretrain`: config to run folder."""
+"""`zipper train` and `zipper pretrain`: from a config to a run folder."""
 
 import os
 import uuid
@@ -15,7 +15,7 @@ from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
-from zipper.data.statistics import measure_statistics, reads, reads_all
+from zipper.data.statistics import joint_units_id, measure_statistics, units_id
 from zipper.disk import check_places
 from zipper.distributed import WholeFiles, check_trainer, first_process, strategy
 from zipper.errors import ConfigError
@@ -61,9 +61,10 @@ from zipper.training.module import ZipperModule
 
 
 def train(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Prepares, trains, evaluates. Returns the results by task, which stand in the run folder as well.
+    """Prepare the data, train, evaluate. Returns the results by task, which are also written to the run
+    folder.
 
-    A run folder with an unfinished run of the same config is taken up again; any other is refused.
+    An unfinished run of the same config is resumed. Any other existing run folder raises ConfigError.
     """
     check_trainer(cfg.train)
     check_places(cfg)
@@ -73,7 +74,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 
 def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
-    code = commit()  # what trains, not what the checkout holds once it is done
+    code = commit()  # at the start; the checkout may change during the run
     speech_scorer = load_speech_scorer(cfg)
     clock = Clock()
     dataset = prepare(cfg, clock)
@@ -87,9 +88,7 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     if checkpoint:
         check_dataset(checkpoint, dataset, towers)
     if first_process():
-        dataset.tokenizer.save(
-            cfg.run_dir / "tokenizer.json"
-        )  # with the checkpoints, all that `generate` needs
+        dataset.tokenizer.save(cfg.run_dir / "tokenizer.json")  # for `zipper generate`
     with clock.stage("train"):
         module, trainer = fit(cfg, dataset, data, checkpoint, speech_scorer, towers)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
@@ -108,10 +107,10 @@ def _finish(
     cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, data: ZipperData, origin: Origin,
     speech_scorer: SpeechScorer | None, trainer: L.Trainer, clock: Clock, kept: Journal,
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates, draws, and writes down all that makes a run a finished one."""
+    """Evaluate, draw figures, and write the results and the file that marks the run as finished."""
     with clock.stage("evaluate"):
         results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, trainer.loggers, kept)
-        if not trainer.is_global_zero:  # one process writes
+        if not trainer.is_global_zero:  # rank 0 writes
             return {}
         if len(trained.network.names) > 1:
             more = {
@@ -132,7 +131,7 @@ def _finish(
         logger.log_metrics(headlines(results), step=origin.steps)
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()  # or the next run of this process would be logged into this one
+            logger.experiment.finish()  # so that the next run of this process starts a new one
     for result in results.values():
         result["stage_seconds"] = clock.rounded()
     if cfg.export:
@@ -141,7 +140,7 @@ def _finish(
     for task, result in results.items():
         write_result(result, cfg.run_dir / f"{task}.json", *copies[task])
         write_predictions(result, cfg.run_dir / f"{task}.tsv")
-    # Last: with this file, a run is finished.
+    # Written last, because it marks the run as finished.
     seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
     write_result(
         {"name": cfg.name, "command": origin.command, **headlines(results), **seconds}, finished(cfg)
@@ -159,10 +158,11 @@ def fit(
     speech_scorer: SpeechScorer | None,
     towers: dict[str, str] | None = None,
 ) -> tuple[ZipperModule, L.Trainer]:
-    """Builds module and Trainer, and trains to the last step. towers: `tower_hashes`, to be kept."""
+    """Build module and Trainer, and train to the last step. towers: `tower_hashes`, stored in the
+    statistics."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # The run folder holds its config before the training, and the order of batches follows from the step.
+    # Expected: the run folder already holds the config, and batches follow from the step.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -172,9 +172,9 @@ def fit(
         start_zips(module.model, cfg.model.zip, data.steps)
     prepare_layers(module.model, cfg.train)
     if module.idle:
-        print(f"idle in this run, neither computed nor trained: {', '.join(module.idle)}")
+        print(f"unused zips, neither computed nor trained: {', '.join(module.idle)}")
     trainer = L.Trainer(
-        default_root_dir=cfg.run_dir,  # where Lightning saves, and looks, when SLURM cuts it off
+        default_root_dir=cfg.run_dir,  # where Lightning saves and resumes under SLURM
         max_steps=cfg.train.steps,
         accumulate_grad_batches=cfg.train.accumulate,
         gradient_clip_val=cfg.train.clip,
@@ -194,7 +194,7 @@ def fit(
         enable_model_summary=False,
     )
     if cfg.train.precision == "64-true":
-        module.double()  # Lightning does it after it has read the checkpoint, into float32
+        module.double()  # Lightning does it only after loading the checkpoint in float32
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
     return module, trainer
 
@@ -202,9 +202,10 @@ def fit(
 def callbacks(
     cfg: RunConfig, dataset: EncodedDataset, speech_scorer: SpeechScorer | None
 ) -> list[L.Callback]:
-    """Recognition and speaking first: the checkpoint looks at what they log."""
+    """Callbacks of a training. The WER monitors come first, because the checkpoint depends on their
+    metrics."""
     watch: list[L.Callback] = []
-    sharded = cfg.train.strategy == "fsdp2"  # nothing is written with weights that lie in pieces
+    sharded = cfg.train.strategy == "fsdp2"  # no generation with sharded weights
     if cfg.evaluates("asr") and not sharded:
         watch.append(RecognitionMonitor(dataset, cfg))
     if speech_scorer and cfg.evaluates("tts") and not sharded:
@@ -222,16 +223,16 @@ def callbacks(
 
 
 def loggers(cfg: RunConfig) -> list[Logger]:
-    """CSV in the run folder is the truth; W&B mirrors it, offline unless it is told otherwise."""
+    """CSV logger in the run folder, and W&B, offline unless configured otherwise."""
     out: list[Logger] = [CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")]
     if cfg.log.wandb != "disabled":
-        # Tables with audio are staged as files until they are sent: here, and not in the home folder.
+        # W&B stages tables with audio as files. Keep them out of the home folder.
         os.environ["WANDB_DATA_DIR"] = str((cfg.run_dir / "wandb").resolve())
         out.append(
             WandbLogger(
                 name=cfg.name,
                 project=cfg.log.project,
-                save_dir=cfg.run_dir.resolve(),  # its service keeps the folder that it was started in
+                save_dir=cfg.run_dir.resolve(),  # the W&B service has its own working folder
                 offline=cfg.log.wandb == "offline",
                 config=to_dict(cfg),
                 **_kept_id(cfg),
@@ -241,8 +242,8 @@ def loggers(cfg: RunConfig) -> list[Logger]:
 
 
 def _kept_id(cfg: RunConfig) -> dict[str, Any]:
-    """Online, a run that is taken up again is the same run for W&B too. Offline it must be another one: of
-    two parts with one id, the one that is sent later would take the place of the first."""
+    """W&B id of the run. Online, a resumed run keeps its id. Offline it gets a new one, because of two
+    parts with one id the later upload replaces the earlier."""
     if cfg.log.wandb != "online":
         return {}
     file = cfg.run_dir / "wandb-id"
@@ -253,7 +254,7 @@ def _kept_id(cfg: RunConfig) -> dict[str, Any]:
 
 
 def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, results: dict[str, Any]) -> None:
-    """A tower, into a folder that `init` can name; or the zipped model, into one to generate from."""
+    """Export a tower into a folder for `init`, or the whole model into a folder for generation."""
     folder, first = Path(cfg.export or ""), next(iter(results.values()))
     made = {
         "command": first["command"],
@@ -269,7 +270,7 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
     tower = model.decoder if isinstance(model, SingleDecoderModel) else model.tower(model.names[0])
     statistics = {
         "modality": "+".join(model.names),
-        "reads": reads_all(dataset) if single else reads(dataset, model.names[0]),
+        "reads": joint_units_id(dataset) if single else units_id(dataset, model.names[0]),
         "trained_on": dataset.info["trained_on"],
         **({"pattern": dataset.pattern} if "speech" in model.names else {}),
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
@@ -281,12 +282,13 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """One tower on one modality (a single decoder: on each alone), exported where cfg.export says."""
+    """Pre-train one tower on one modality (or a single decoder on several, each separately), and export it
+    if `cfg.export` is set."""
     several = cfg.model.kind == "single_decoder"
-    learnt, known = list(cfg.train.tasks.shares()), cfg.model.modalities
-    if (len(known) != 1 and not several) or not learnt or not {*learnt} <= {*known}:
+    trained, known = list(cfg.train.tasks.shares()), cfg.model.modalities
+    if (len(known) != 1 and not several) or not trained or not {*trained} <= {*known}:
         raise ConfigError(
-            f"pretrain trains one tower alone: model.modalities={known} and train.tasks={learnt} must "
+            f"pretrain trains one tower: model.modalities={known} and train.tasks={trained} must "
             "name the same single modality (or several, with model.kind=single_decoder)."
         )
     return train(cfg, command)
