@@ -42,17 +42,17 @@ def report(args: argparse.Namespace) -> None:
 
 def ablate(args: argparse.Namespace) -> None:
     """run a grid over settings: what is not finished yet, one by one or several at a time"""
-    from reproduce import sweep as grid
+    from reproduce import sweep as sweeps
 
     if args.dry_run:
-        grid.listed(args.file, args.settings)
+        sweeps.list_runs(args.file, args.overrides)
     elif args.slurm:
-        print(f"sbatch {shlex.quote(str(grid.write_slurm(args.file, args.settings)))}")
+        print(f"sbatch {shlex.quote(str(sweeps.write_slurm(args.file, args.overrides)))}")
     elif args.wandb_sweep:
-        sweep = grid.write_sweep(args.file, args.settings)
+        sweep = sweeps.write_wandb_sweep(args.file, args.overrides)
         print(f"wandb sweep {sweep}, then wandb agent with the id that it prints")
     else:
-        grid.ablate(args.file, args.only, args.jobs, args.settings)
+        sweeps.ablate(args.file, args.only, args.jobs, args.overrides)
 
 
 def faults(args: argparse.Namespace) -> None:
@@ -70,9 +70,9 @@ def dashboard(args: argparse.Namespace) -> None:
     run(args.entity, args.project, Path("build") / "runs")
 
 
-def _of_ablate(parser: argparse.ArgumentParser) -> None:
+def _add_ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
     parser.add_argument("--only", metavar="RUN", help="this one alone, or a pattern: '*-seed0'")
@@ -80,14 +80,14 @@ def _of_ablate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
 
 
-def _of_faults(parser: argparse.ArgumentParser) -> None:
+def _add_faults_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configs/faults.yaml")
     parser.add_argument("--times", type=int, default=120, help="faults (default: 120)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
     parser.add_argument("--result", help="file for the table (default: it is printed alone)")
 
 
-def _of_dashboard(parser: argparse.ArgumentParser) -> None:
+def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
 
@@ -97,7 +97,7 @@ COMMANDS: dict[str, Command] = {
     "bench-encoding": config_command(bench_encoding),
     "bench-saving": config_command(bench_saving),
     "report": Command(report, lambda parser: None),
-    "ablate": Command(ablate, _of_ablate),
-    "faults": Command(faults, _of_faults),
-    "dashboard": Command(dashboard, _of_dashboard),
+    "ablate": Command(ablate, _add_ablate_arguments),
+    "faults": Command(faults, _add_faults_arguments),
+    "dashboard": Command(dashboard, _add_dashboard_arguments),
 }

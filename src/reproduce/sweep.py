@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from reproduce.sweep_file import Ablation, Point, checked, differences
+from reproduce.sweep_file import Ablation, Point, differences, read_checked_ablation
 from zipper.config import RunConfig, asset, load_config
 from zipper.errors import ConfigError, TrainingError
 
@@ -40,7 +40,7 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
     A run that fails is noted, and the others go on. Raises TrainingError in the end where some did; the log
     of each stands in build/ablations/.
     """
-    ablation = checked(file)
+    ablation = read_checked_ablation(file)
     points = ablation.runs()
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs} must be at least 1.")
@@ -59,9 +59,9 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
         )
 
 
-def listed(file: Path, settings: Sequence[str]) -> None:
+def list_runs(file: Path, settings: Sequence[str]) -> None:
     """Prints every run: finished, unfinished or to do, its name, and its command."""
-    ablation = checked(file)
+    ablation = read_checked_ablation(file)
     points = ablation.runs()
     wide = max(len(point.name) for point in points)
     for point in points:
@@ -76,7 +76,7 @@ def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[s
     """What trains a point. A trial, with settings of the caller, has a name and results of its own."""
     trial = f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}" if settings else ""
     results = Path("build" if trial else "results") / "ablations" / f"{ablation.name}{trial}"
-    words = [*point.words, *settings, f"name={ablation.name}{trial}-{point.name}"]
+    words = [*point.overrides, *settings, f"name={ablation.name}{trial}-{point.name}"]
     words.append(f"result={results / point.name}.json")
     return [sys.executable, "-m", "zipper", "train", point.config, *words]
 
@@ -107,7 +107,7 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
     from zipper.distributed import check_trainer
 
     known: list[Any] = []
-    configs = [load_config(asset(point.config), [*point.words, *settings]) for point in points]
+    configs = [load_config(asset(point.config), [*point.overrides, *settings]) for point in points]
     for cfg in configs:
         check_trainer(cfg.train)
     for cfg in configs:
@@ -156,7 +156,7 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
 
 def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     """The grid as a SLURM array, a run a task: build/ablations/NAME.sbatch."""
-    ablation = checked(file)
+    ablation = read_checked_ablation(file)
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
@@ -168,9 +168,9 @@ def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     return script
 
 
-def write_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
+def write_wandb_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
     """The grid as a W&B sweep, a run a point: build/ablations/NAME-sweep.yaml."""
-    ablation = checked(file)
+    ablation = read_checked_ablation(file)
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     sweep = {

@@ -23,7 +23,7 @@ import yaml
 
 from reproduce import ROOT
 from zipper.config import RunConfig, asset, load_config, setting_type, to_dict
-from zipper.config.yaml_types import keeping_text, typed
+from zipper.config.yaml_types import bare_scalar_loader, typed
 from zipper.errors import ConfigError
 
 SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # of a recipe, with the seed
@@ -39,7 +39,7 @@ class Point:
     name: str
     labels: dict[str, str]
     config: str
-    words: list[str]
+    overrides: list[str]
     seed: int
 
 
@@ -66,13 +66,13 @@ class Ablation:
             self.seeds, [*itertools.product(*(_values(axis, of) for axis, of in self.grid.items()))]
         ):
             labels = {axis: label for axis, (label, _) in zip(self.grid, chosen, strict=True)}
-            config, words = self.config, dict(self.words)
+            config, merged = self.config, dict(self.words)
             for _, settings in chosen:
-                words.update({key: value for key, value in settings.items() if key != "config"})
+                merged.update({key: value for key, value in settings.items() if key != "config"})
                 config = settings.get("config", config)
-            slug = "-".join(_plain(label) for label in labels.values())
-            written = [f"{key}={_written(value)}" for key, value in words.items()]
-            out.append(Point(f"{slug}-seed{seed}", labels, config, [*written, f"seed={seed}"], seed))
+            slug = "-".join(_slug(label) for label in labels.values())
+            overrides = [f"{key}={_yaml(value)}" for key, value in merged.items()]
+            out.append(Point(f"{slug}-seed{seed}", labels, config, [*overrides, f"seed={seed}"], seed))
         return out
 
 
@@ -92,12 +92,12 @@ def _number(label: str) -> bool:
     return True
 
 
-def _plain(label: str) -> str:
+def _slug(label: str) -> str:
     """As a part of a file's name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
-def _written(value: Any) -> str:
+def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
@@ -107,7 +107,7 @@ def read_ablation(file: Path) -> Ablation:
         there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
         raise ConfigError(f"{file}: no such grid. There are: {there}.")
     try:
-        values = _by_type(yaml.load(file.read_text(encoding="utf-8"), keeping_text(yaml.SafeLoader)))
+        values = _by_type(yaml.load(file.read_text(encoding="utf-8"), bare_scalar_loader(yaml.SafeLoader)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
     known = {f.name for f in fields(Ablation)} - {"name", "file"}
@@ -166,12 +166,12 @@ def _axes(read: Any) -> Any:
     }
 
 
-def checked(file: Path) -> Ablation:
+def read_checked_ablation(file: Path) -> Ablation:
     """A grid whose every run could start. Raises ConfigError where a point of it is no config."""
     ablation = read_ablation(file)
     for point in ablation.runs():
         try:
-            load_config(asset(point.config), point.words)
+            load_config(asset(point.config), point.overrides)
         except ConfigError as error:
             raise ConfigError(f"{file}, {point.name}: {error}") from error
     return ablation

@@ -33,19 +33,19 @@ def config_command(run: Callable[[RunConfig, str], None]) -> Command:
     """A command of a config and overrides. run: is given the config and the command line."""
 
     def loaded(args: argparse.Namespace) -> None:
-        run(load_config(args.config, args.settings), args.line)
+        run(load_config(args.config, args.overrides), args.line)
 
     loaded.__doc__ = run.__doc__
-    return Command(loaded, of_config, settings=True)
+    return Command(loaded, add_config_arguments, settings=True)
 
 
-def of_config(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """A YAML file and overrides."""
     parser.add_argument("config", type=Path, help="YAML file that holds what differs from the defaults")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it")
 
 
-def of_generate(parser: argparse.ArgumentParser) -> None:
+def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `zipper generate`."""
     parser.epilog = USAGE
     parser.add_argument(
@@ -57,9 +57,11 @@ def of_generate(parser: argparse.ArgumentParser) -> None:
         "--decode", nargs="+", default=[], metavar="KEY=VALUE",
         help="if not as trained: speech.temperature=0.7, text.beams=4, ... (decode.* in `zipper --help`)",
     )  # fmt: skip
-    parser.add_argument("--text", action=_Given, dest="given", metavar="WORDS", help="text to go on from")
     parser.add_argument(
-        "--audio", action=_Given, dest="given", metavar="FILE", help="speech to go on from, instead"
+        "--text", action=_AppendPrompt, dest="prompts", metavar="WORDS", help="text to go on from"
+    )
+    parser.add_argument(
+        "--audio", action=_AppendPrompt, dest="prompts", metavar="FILE", help="speech to go on from, instead"
     )
     parser.add_argument(
         "--batch", type=Path, metavar="FILE",
@@ -79,7 +81,7 @@ def of_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
 
 
-def of_compare(parser: argparse.ArgumentParser) -> None:
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `zipper compare`."""
     for side in ("a", "b"):
         parser.add_argument(
@@ -87,25 +89,25 @@ def of_compare(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def of_import_gguf(parser: argparse.ArgumentParser) -> None:
+def add_import_gguf_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `zipper import-gguf`."""
     parser.add_argument("file", type=Path, help="the .gguf")
     parser.add_argument("folder", type=Path, help="new, or empty")
 
 
-def of_certify(parser: argparse.ArgumentParser) -> None:
+def add_certify_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `zipper certify`."""
     parser.add_argument("folder", type=Path, help="what `export=` or `save_pretrained` wrote")
 
 
-def of_push(parser: argparse.ArgumentParser) -> None:
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of `zipper push`."""
     parser.add_argument("folder", type=Path, help="what `export=` wrote")
     parser.add_argument("repository", help="user/name")
     parser.add_argument("--private", action="store_true", help="where it is made anew")
 
 
-class _Given(argparse.Action):
+class _AppendPrompt(argparse.Action):
     def __call__(self, parser: Any, space: argparse.Namespace, value: Any, option: str | None = None) -> None:
         kind = "text" if option == "--text" else "speech"
         setattr(space, self.dest, [*(getattr(space, self.dest) or []), (kind, value)])

@@ -19,7 +19,7 @@ import torch
 
 from zipper.errors import DataError
 
-LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
 RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
 
 
@@ -27,15 +27,15 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """All of a checkpoint, its tensors left on the disk until they are looked at. Raises DataError where it
     is damaged, or holds what could run code: anything but tensors and plain values, or a hyperparameter that
     names code."""
-    if why := flaw(file):
+    if why := find_damage(file):
         raise DataError(
             f"{file} is damaged ({why}). Restore it, take another one (evaluate.checkpoint), or train again "
             "under another name."
         )
-    return plain_values(file, mmap=True)
+    return load_plain(file, mmap=True)
 
 
-def plain_values(file: Path, mmap: bool) -> dict[str, Any]:
+def load_plain(file: Path, mmap: bool) -> dict[str, Any]:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
@@ -64,7 +64,7 @@ def _code_named(values: Any) -> str | None:
     return next(here, None) or _code_named([*values.values()])
 
 
-def flaw(file: Path) -> str | None:
+def find_damage(file: Path) -> str | None:
     """Why a checkpoint cannot be read, None if it can. Reads all of it."""
     try:
         with ZipFile(file) as parts:
@@ -87,7 +87,7 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def keep(file: Path, name: Path) -> None:
+def link_checkpoint(file: Path, name: Path) -> None:
     """A second name for a file, in place of what had it: `file` itself never vanishes."""
     aside = name.with_name(f"{name.name}.{os.getpid()}.part")
     aside.unlink(missing_ok=True)

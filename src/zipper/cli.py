@@ -17,28 +17,28 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 from zipper.arguments import (
     Command,
+    add_certify_arguments,
+    add_compare_arguments,
+    add_config_arguments,
+    add_generate_arguments,
+    add_import_gguf_arguments,
+    add_push_arguments,
     config_command,
-    of_certify,
-    of_compare,
-    of_config,
-    of_generate,
-    of_import_gguf,
-    of_push,
 )
 from zipper.config import RunConfig, describe
-from zipper.disk import lost_disk
+from zipper.disk import disk_failure
 from zipper.errors import ZipperError
-from zipper.stop import Stopped, requeue, signals
-from zipper.streams import unbroken_output
+from zipper.stop import Stopped, requeue, stop_on_signal
+from zipper.streams import safe_output
 
 
 def prepare(cfg: RunConfig, command: str) -> None:
     """make the corpus and encode it once: waves to EnCodec units, text to subwords"""
     from zipper.clock import Clock
     from zipper.data.prepare import prepare as prepare_dataset
-    from zipper.distributed import check_trainer, encoding
+    from zipper.distributed import check_trainer, encoding_settings
 
-    check_trainer(encoding(cfg.train))
+    check_trainer(encoding_settings(cfg.train))
     clock = Clock()
     dataset = prepare_dataset(cfg, clock)
     print(json.dumps({**dataset.info, "stage_seconds": clock.rounded()}, indent=2))
@@ -55,12 +55,12 @@ def download(cfg: RunConfig, command: str) -> None:
 def train_codec(cfg: RunConfig, command: str) -> None:
     """train the small EnCodec on the training split, and write it to train_codec.out"""
     from zipper.corpora.open import open_corpus
-    from zipper.disk import check_places
+    from zipper.disk import check_output_paths
     from zipper.training.codec import check_codec_training
     from zipper.training.codec import train_codec as run
 
     check_codec_training(cfg)
-    check_places(cfg)
+    check_output_paths(cfg)
     print(f"codec -> {run(cfg, open_corpus(cfg), command)}")
 
 
@@ -124,18 +124,18 @@ def push(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """decode a split with a trained run (its config.yaml) or with an exported model (its folder)"""
-    from zipper.evaluation.place import asked_config, run_folder, where_trained
+    from zipper.evaluation.place import evaluation_config, run_folder, training_directory
     from zipper.evaluation.run import evaluate_exported, evaluate_run
     from zipper.generation.zipper import is_exported
 
     if is_exported(args.config):
-        evaluate_exported(args.config, args.settings, args.line)
+        evaluate_exported(args.config, args.overrides, args.line)
         return
-    cfg, folder = asked_config(args.config, args.settings), run_folder(args.config, args.settings)
+    cfg, folder = evaluation_config(args.config, args.overrides), run_folder(args.config, args.overrides)
     if folder is None:
         evaluate_run(cfg, args.line)
     else:
-        with where_trained(cfg, folder, args.settings) as found:
+        with training_directory(cfg, folder, args.overrides) as found:
             here = Path.cwd().resolve()
             evaluate_run(
                 found, args.line, folder.relative_to(here) if folder.is_relative_to(here) else folder
@@ -149,12 +149,12 @@ COMMANDS: dict[str, Command] = {
     "evaluate-codec": config_command(evaluate_codec),
     "pretrain": config_command(pretrain),
     "train": config_command(train),
-    "evaluate": Command(evaluate, of_config, settings=True),
-    "generate": Command(generate, of_generate),
-    "compare": Command(compare, of_compare),
-    "import-gguf": Command(import_gguf, of_import_gguf),
-    "certify": Command(certify, of_certify),
-    "push": Command(push, of_push),
+    "evaluate": Command(evaluate, add_config_arguments, settings=True),
+    "generate": Command(generate, add_generate_arguments),
+    "compare": Command(compare, add_compare_arguments),
+    "import-gguf": Command(import_gguf, add_import_gguf_arguments),
+    "certify": Command(certify, add_certify_arguments),
+    "push": Command(push, add_push_arguments),
 }
 
 
@@ -168,10 +168,10 @@ def commands() -> dict[str, Command]:
 def run(argv: list[str]) -> None:
     """One command. Raises ZipperError on a user's mistake, before work starts."""
     args, more = parser().parse_known_args(argv)
-    if more and (not hasattr(args, "settings") or any(word.startswith("-") for word in more)):
+    if more and (not hasattr(args, "overrides") or any(word.startswith("-") for word in more)):
         parser().error(f"unrecognized arguments: {' '.join(more)}")
     if more:
-        args.settings = [*args.settings, *more]  # key=value words after an option
+        args.overrides = [*args.overrides, *more]  # key=value words after an option
     args.line = "python -m zipper " + shlex.join(argv)
     commands()[args.command].run(args)
 
@@ -179,13 +179,13 @@ def run(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Runs a command. A user's mistake ends it with one line and status 2; SIGTERM, SIGHUP and SIGUSR1 with
     75, Ctrl-C with 130: the same command goes on. A terminal that is gone ends nothing."""
-    with unbroken_output():
+    with safe_output():
         _main(argv)
 
 
 def _main(argv: list[str] | None) -> None:
     try:
-        with signals():
+        with stop_on_signal():
             run(sys.argv[1:] if argv is None else argv)
     except Stopped as stop:
         print(f"{stop}: what is finished is kept, the same command goes on", file=sys.stderr)
@@ -199,7 +199,7 @@ def _main(argv: list[str] | None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if not (reason := lost_disk(error)):
+        if not (reason := disk_failure(error)):
             raise
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)

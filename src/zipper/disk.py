@@ -21,23 +21,23 @@ LONGEST_NAME = 150  # bytes of UTF-8; file systems take 255, some of which endin
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def check_places(cfg: RunConfig) -> None:
+def check_output_paths(cfg: RunConfig) -> None:
     """Raises DataError where a place that the config names cannot be written, or the disk is too full."""
     data, build = cfg.data, Path(cfg.build)
     made = any(build.glob("corpora/*/manifest.jsonl")) and any(build.glob("stores/*/store.json"))
     needed = 0 if made else UTTERANCE * (data.train + data.dev + data.test)
-    check_place(build, needed, f"build={cfg.build}", "build=FOLDER")
+    check_writable(build, needed, f"build={cfg.build}", "build=FOLDER")
     if cfg.result:
         if Path(cfg.result).is_dir():
             raise DataError(
                 f"result={cfg.result} is a folder. Name a file: result={cfg.result}/{cfg.name}.json"
             )
-        check_place(Path(cfg.result).parent, 0, f"result={cfg.result}", "result=FILE")
+        check_writable(Path(cfg.result).parent, 0, f"result={cfg.result}", "result=FILE")
     if cfg.export:
-        check_place(Path(cfg.export), 0, f"export={cfg.export}", "export=FOLDER")
+        check_writable(Path(cfg.export), 0, f"export={cfg.export}", "export=FOLDER")
 
 
-def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
+def check_writable(folder: Path, needed: int, setting: str, other: str) -> None:
     """folder: made if missing. needed: bytes. setting: key and value; other: what to give instead."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
 
 
 @contextmanager
-def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
+def file_lock(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Holds a lock file, which a process that dies lets go of. Where another one holds it, waits for it, or
     raises ConfigError."""
     while True:
@@ -89,7 +89,7 @@ def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def lost_disk(error: OSError) -> str | None:
+def disk_failure(error: OSError) -> str | None:
     """What to tell the user when writing failed for want of space, or of permission; None if that was not the
     reason."""
     where = f" while writing {error.filename}" if error.filename else ""

@@ -18,7 +18,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from zipper.checkpoint_files import flush_folder, plain_values
+from zipper.checkpoint_files import flush_folder, load_plain
 from zipper.config import TrainConfig
 from zipper.errors import ConfigError
 
@@ -32,7 +32,7 @@ def first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def divided(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
+def map_over_ranks(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
     """What `work` makes of rows, one of each, in their order. Processes of one group take a share each, and
     all get all of it; without a group, the one that is there does the work."""
     if not dist.is_available() or not dist.is_initialized():
@@ -62,7 +62,7 @@ def strategy(train: TrainConfig) -> Strategy | str:
     )
 
 
-def encoding(train: TrainConfig) -> TrainConfig:
+def encoding_settings(train: TrainConfig) -> TrainConfig:
     """What encoding a corpus runs on: the same devices, each for itself."""
     several = train.devices * train.nodes > 1
     return replace(train, strategy="ddp" if several else "auto", precision="32-true")
@@ -76,12 +76,12 @@ def one_device(train: TrainConfig) -> TrainConfig:
 def check_trainer(train: TrainConfig) -> None:
     """Raises ConfigError where Lightning would refuse these settings, or what SLURM says of the job, once
     all is encoded and the run folder is made: a Trainer is made of them now, and thrown away."""
-    with refusals(train):
+    with trainer_errors(train):
         _try(train)
 
 
 @contextmanager
-def refusals(train: TrainConfig) -> Iterator[None]:
+def trainer_errors(train: TrainConfig) -> Iterator[None]:
     """What Lightning says against a Trainer of these settings becomes a ConfigError that names the guilty."""
     try:
         yield
@@ -103,7 +103,7 @@ def refusals(train: TrainConfig) -> Iterator[None]:
 def _works(train: TrainConfig) -> bool:
     try:
         _try(train)
-    except Exception:  # of as many kinds as in `refusals`
+    except Exception:  # of as many kinds as in `trainer_errors`
         return False
     return True
 
@@ -122,7 +122,7 @@ def _try(train: TrainConfig) -> None:
                 num_nodes=train.nodes,
                 strategy=strategy(train),
                 precision=train.precision,
-                plugins=[TorchCheckpointIO()],  # as WholeFiles, which some strategies do not take
+                plugins=[TorchCheckpointIO()],  # as AtomicCheckpointIO, which some strategies do not take
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -148,7 +148,7 @@ def _srun_tasks() -> int:
     return int(started or 1)
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Written aside, flushed to the disk, renamed: what stood there is replaced by a whole file or not at
     all. Read as tensors and plain values alone, whatever file Lightning has chosen."""
 
@@ -177,4 +177,4 @@ class WholeFiles(TorchCheckpointIO):
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Raises DataError as `read_checkpoint`, whatever is asked for."""
-        return plain_values(Path(path), mmap=False)
+        return load_plain(Path(path), mmap=False)

@@ -17,7 +17,7 @@ class TrainingError(ZipperError):
     """A training that cannot go on: a step whose loss or gradient is not finite."""
 
 
-def refusal(error: RuntimeError) -> str:
+def torch_message(error: RuntimeError) -> str:
     """What torch says against weights, in one line: past the heading, where there is one."""
     heading, *rest = str(error).splitlines() or [""]
     return (rest or [heading])[0].strip()

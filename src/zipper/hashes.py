@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm import tqdm
 
-from zipper.disk import held
+from zipper.disk import file_lock
 
 READERS = 8  # files at a time: reading waits for the disk
 KEPT = "hashes.arrow"  # in the build folder
@@ -33,7 +33,7 @@ def file_hashes(files: Sequence[str | Path], kept: Path) -> list[str]:
     known = _read(kept)
     if _unread(stamps, known):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with held(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
+        with file_lock(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
             known = _read(kept)
             unread = _unread(stamps, known)
             with ThreadPoolExecutor(READERS) as pool:
@@ -51,13 +51,13 @@ def joint_hash(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 
-def once(folder: Path, files: Sequence[Path], check: Callable[[], None], kept: Path) -> None:
+def check_once(folder: Path, files: Sequence[Path], check: Callable[[], None], kept: Path) -> None:
     """Runs a check of a folder's files, which raises where it fails, unless they have passed it before."""
     stamp = joint_hash([_stamp(str(file)) for file in files])
     known, name = _read(kept), str(folder.absolute())
     if known.get(name, ("", ""))[0] != stamp:
         check()
-        with held(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
+        with file_lock(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
             _write(kept, {**_read(kept), name: (stamp, "checked")})
 
 

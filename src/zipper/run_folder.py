@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from zipper.checkpoint_files import BEFORE, BEST, LAST, flaw, read_checkpoint
+from zipper.checkpoint_files import BEST, LAST, PREVIOUS, find_damage, read_checkpoint
 from zipper.config import RunConfig, flat, save_config, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.statistics import saved_statistics
-from zipper.disk import held
+from zipper.disk import file_lock
 from zipper.distributed import first_process
 from zipper.errors import ConfigError
 
@@ -48,7 +48,7 @@ def hold_run_dir(cfg: RunConfig) -> AbstractContextManager[None]:
     if not first_process():
         return nullcontext()
     cfg.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    return held(cfg.run_dir.with_name(f".{cfg.run_dir.name}.lock"), str(cfg.run_dir))
+    return file_lock(cfg.run_dir.with_name(f".{cfg.run_dir.name}.lock"), str(cfg.run_dir))
 
 
 def claim_run_dir(cfg: RunConfig) -> Path | None:
@@ -118,11 +118,11 @@ def newest(run: Path) -> Path | None:
     anew. What is damaged is set aside as *.damaged, and said."""
     folder = run / "checkpoints"
     found: dict[str, tuple[int, float | None]] = {}  # steps, and the best score known
-    for name in (LAST, BEFORE, BEST):
+    for name in (LAST, PREVIOUS, BEST):
         file = folder / name
         if not file.exists():
             continue
-        if why := flaw(file):
+        if why := find_damage(file):
             if first_process():
                 file.replace(file.with_name(f"{name}.damaged"))
                 print(f"{file} is damaged ({why}): set aside as {name}.damaged")

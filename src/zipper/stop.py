@@ -27,12 +27,12 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {self.signal.name}")
 
 
-def stop_at_once(number: int, _: FrameType | None) -> None:
+def raise_stopped(number: int, _: FrameType | None) -> None:
     """Between trainings all work is kept piece by piece: nothing has to be saved first."""
     raise Stopped(number)
 
 
-def heeded() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """SIGNALS, without a SIGHUP that was ignored when the process began, as nohup has it."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
@@ -48,12 +48,12 @@ def requeue() -> None:
 
 
 @contextmanager
-def signals() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 raise Stopped in here, where they would have killed the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop_at_once) for number in heeded()}
+    before = {number: signal.signal(number, raise_stopped) for number in handled_signals()}
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ def signals() -> Iterator[None]:
 
 
 class SignalFlag:
-    """While a training runs, a signal is noted and heeded after the step; a second Ctrl-C ends it at once."""
+    """While a training runs, a signal is noted and handled_signals after the step; a second Ctrl-C ends it at once."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -70,7 +70,7 @@ class SignalFlag:
     def listen(self) -> None:
         """From now on, until Lightning puts back the handlers that it found."""
         if threading.current_thread() is threading.main_thread():
-            for number in heeded():
+            for number in handled_signals():
                 signal.signal(number, self.note)
 
     def note(self, number: int, _: FrameType | None) -> None:
@@ -82,7 +82,7 @@ class SignalFlag:
         print(said, file=sys.stderr, flush=True)
 
 
-def leave_to_parent(_: int = 0) -> None:
+def ignore_group_signals(_: int = 0) -> None:
     """In a worker process: a signal to the whole group is the parent's to heed, which still needs the worker
     for its last step, and ends it then. A parent that is killed cannot: the worker ends itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

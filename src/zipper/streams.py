@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-TURNS = 5  # waits of a second, in the end, for a reader that is slow
+FLUSH_ATTEMPTS = 5  # waits of a second, in the end, for a reader that is slow
 
 
-class Unbroken:
+class SafeStream:
     """A stream that falls silent where it would fail, whatever the error: from then on all goes to the null
     device, what child processes write and what is left in buffers included. Where it would only have to wait
     (a pipe that ssh, tee or node has made non-blocking), that text alone is dropped."""
@@ -45,7 +45,7 @@ class Unbroken:
 
     def finish(self) -> None:
         """Flushes what is left, and waits for a slow reader for a while: Python would fail in the end."""
-        for _ in range(TURNS):
+        for _ in range(FLUSH_ATTEMPTS):
             try:
                 self.stream.flush()
                 return
@@ -61,7 +61,7 @@ class Unbroken:
             os.dup2(null.fileno(), self.stream.fileno())
 
 
-def protect() -> None:
+def protect_output() -> None:
     """From now on, in this process and those that it forks. Letters that the terminal's encoding lacks are
     written as escapes."""
     for name in ("stdout", "stderr"):
@@ -69,16 +69,16 @@ def protect() -> None:
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if stream in (sys.__stdout__, sys.__stderr__):
             stream.reconfigure(errors="backslashreplace")
-        if not isinstance(stream, Unbroken):
-            setattr(sys, name, cast(TextIO, Unbroken(stream)))
+        if not isinstance(stream, SafeStream):
+            setattr(sys, name, cast(TextIO, SafeStream(stream)))
 
 
 @contextmanager
-def unbroken_output() -> Iterator[None]:
+def safe_output() -> Iterator[None]:
     """`protect` for as long as a command runs; what it wrote is flushed in the end."""
     before = sys.stdout, sys.stderr
-    protect()
-    ours = cast(Unbroken, sys.stdout), cast(Unbroken, sys.stderr)
+    protect_output()
+    ours = cast(SafeStream, sys.stdout), cast(SafeStream, sys.stderr)
     try:
         yield
     finally:

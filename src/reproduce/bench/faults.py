@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from reproduce.bench.processes import Process, contents
-from zipper.checkpoint_files import flaw, read_checkpoint
+from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.errors import ConfigError
@@ -233,13 +233,13 @@ def harm(fault: Fault, folder: Path, draw: random.Random) -> None:
 
 def newest_step(folder: Path) -> int:
     """Of the whole checkpoints; -1 where there is none."""
-    whole = [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if not flaw(file)]
+    whole = [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if not find_damage(file)]
     return max((read_checkpoint(file)["global_step"] for file in whole), default=-1)
 
 
 def broken(folder: Path) -> list[Path]:
     """Checkpoints that stand under their own name and are not whole."""
-    return [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if flaw(file)]
+    return [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if find_damage(file)]
 
 
 def table(tallies: Sequence[Tally]) -> str:

@@ -15,7 +15,7 @@ from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
-from zipper.distributed import WholeFiles, check_trainer, encoding, one_device
+from zipper.distributed import AtomicCheckpointIO, check_trainer, encoding_settings, one_device
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 from zipper.models.resolve import resolve
@@ -76,7 +76,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
     checked to be finite, signals and spikes looked for; and without, in turns."""
     code = commit()
     check_trainer(one_device(cfg.train))
-    check_trainer(encoding(cfg.train))
+    check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
     L.seed_everything(cfg.seed, verbose=False)
@@ -92,7 +92,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
             log_every_n_steps=cfg.log.every,
             logger=CSVLogger(folder),
             callbacks=[GateMonitor(), Throughput(), TQDMProgressBar(refresh_rate=10), blocks],
-            plugins=[WholeFiles()],
+            plugins=[AtomicCheckpointIO()],
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

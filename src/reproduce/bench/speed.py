@@ -25,9 +25,9 @@ from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
-from zipper.distributed import check_trainer, encoding
+from zipper.distributed import check_trainer, encoding_settings
 from zipper.errors import ConfigError
-from zipper.evaluation.asr import recognise
+from zipper.evaluation.asr import transcribe_rows
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 from zipper.models.losses import stream_loss
@@ -51,7 +51,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
         )
     code = commit()
     torch.manual_seed(cfg.seed)
-    check_trainer(encoding(cfg.train))
+    check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
     train = cfg.train
@@ -190,11 +190,11 @@ def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
     """Greedy recognition of dev utterances by an untrained Zipper, and the share cut at the cap."""
     module = ZipperModule.of(cfg, measure_statistics(dataset))
     rows = [dataset.splits["dev"][i] for i in range(min(DECODED, len(dataset.splits["dev"])))]
-    recognise(module.model, dataset, module.statistics, rows[:2], 2)
+    transcribe_rows(module.model, dataset, module.statistics, rows[:2], 2)
     found: dict[str, Any] = {}
     for batch, part in ((1, rows[:10]), (len(rows), rows)):
         started = time.monotonic()
-        written = recognise(module.model, dataset, module.statistics, part, batch)
+        written = transcribe_rows(module.model, dataset, module.statistics, part, batch)
         took = time.monotonic() - started
         found[f"batch {batch}"] = {
             "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from reproduce import ROOT
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import Result, beside, paired
+from reproduce.report.runs import Result, difference_text, paired
 from reproduce.sweep_file import Ablation, read_ablation
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
 from zipper.evaluation.result_file import read_result
@@ -17,7 +17,7 @@ Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point, tas
 TASKS = {"asr": "recognition", "tts": "speech, heard by the judge"}
 
 
-def grids() -> list[Ablation]:
+def sweeps() -> list[Ablation]:
     """All grid files, by name."""
     return [read_ablation(file) for file in sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))]
 
@@ -36,8 +36,8 @@ def read_results(ablation: Ablation, folder: Path) -> Found:
 
 
 def ablations(folder: Path) -> str:
-    """What all grids took, and a table for each that has results. folder: results/ablations."""
-    found = {one.name: (one, results) for one in grids() if (results := read_results(one, folder))}
+    """What all sweeps took, and a table for each that has results. folder: results/ablations."""
+    found = {one.name: (one, results) for one in sweeps() if (results := read_results(one, folder))}
     if not found:
         return ""
     return "\n".join([_overview(found), *(_section(*one) for one in found.values())])
@@ -75,7 +75,7 @@ def _section(ablation: Ablation, found: Found) -> str:
             row.append(_spread([one["wer"] for one in several]) if several else "")
             first = found.get(_beside(ablation, found, labels), {})
             told = several and first.get(task) and first is not results
-            row.append(beside(_apart(several, first[task])) if told else "")
+            row.append(difference_text(_apart(several, first[task])) if told else "")
         paper = ablation.points.get(labels[0], "")
         row.append(" / ".join(f"{value}" for value in paper) if isinstance(paper, list) else "")
         seeds = max(len(several) for several in results.values())
@@ -148,7 +148,7 @@ def _spread(rates: list[float]) -> str:
 def draw_ablations(folder: Path, figures: Path) -> list[Path]:
     """ablation-NAME of each grid that has results. folder: results/ablations."""
     files = []
-    for ablation in grids():
+    for ablation in sweeps():
         found = read_results(ablation, folder)
         if not found:
             continue

@@ -4,16 +4,16 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from reproduce.report.ablations import Found, grids, read_results
+from reproduce.report.ablations import Found, read_results, sweeps
 from reproduce.report.markdown import section, table
-from reproduce.report.runs import NAMES, Runs, against, beside, paired, read_runs, read_tasks
+from reproduce.report.runs import NAMES, Runs, against, difference_text, paired, read_runs, read_tasks
 from zipper.evaluation.significance import Comparison
 
 PAR = 0.01  # a difference of WER within which two models are on par
 Row = list[str]  # claim, verdict, evidence
 
 
-class GridClaim(NamedTuple):
+class SweepClaim(NamedTuple):
     """A claim about one point of a grid and the one it is compared with. expected: better, worse, or open,
     which is on par."""
 
@@ -26,20 +26,20 @@ class GridClaim(NamedTuple):
 
 
 FIGURE_4 = [
-    GridClaim("Speech needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
+    SweepClaim("Speech needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
           "all", "worse"),
-    GridClaim("Speech does without the speech tower's (Figure 4a)", "projections", "tts", "no speech", "all",
+    SweepClaim("Speech does without the speech tower's (Figure 4a)", "projections", "tts", "no speech", "all",
           "open"),
-    GridClaim("Recognition does without both (Figure 4a)", "projections", "asr", "none", "all", "open"),
-    GridClaim("One zip recognises as well as four (Figure 4b)", "zips", "asr", "1", "4", "open"),
-    GridClaim("Eight zips speak better than four (Figure 4b)", "zips", "tts", "8", "4", "better"),
+    SweepClaim("Recognition does without both (Figure 4a)", "projections", "asr", "none", "all", "open"),
+    SweepClaim("One zip recognises as well as four (Figure 4b)", "zips", "asr", "1", "4", "open"),
+    SweepClaim("Eight zips speak better than four (Figure 4b)", "zips", "tts", "8", "4", "better"),
 ]  # fmt: skip
 
 
 def claims(folder: Path) -> str:
     """Held, not held or not decided, one line each, with our settings and with the paper's own; those whose
     models have not run are left out. folder: results."""
-    grid = {one.name: read_results(one, folder / "ablations") for one in grids()}
+    grid = {one.name: read_results(one, folder / "ablations") for one in sweeps()}
     ours = of_runs(read_runs(folder / "compare"))
     ours += little_data(grid.get("aligned-data", {}))
     ours += [row for one in FIGURE_4 if (row := figure_4(one, grid.get(one.grid, {})))]
@@ -93,14 +93,14 @@ def on_par(claim: str, runs: Runs, model: str) -> Row | None:
     near = max(-found.low, found.high) < PAR
     words = {"better": "held: better", "worse": "not held: worse", "open": "not decided"}
     word = "held" if near and found.verdict() != "better" else words[found.verdict()]
-    return [claim, word, beside(found)]
+    return [claim, word, difference_text(found)]
 
 
 def better(claim: str, runs: Runs, model: str, other: str) -> Row | None:
     """Speech better than another model's."""
     found = against(runs, "tts", model, other)
     words = {"better": "held", "worse": "not held", "open": "not decided"}
-    return [claim, words[found.verdict()], beside(found)] if found else None
+    return [claim, words[found.verdict()], difference_text(found)] if found else None
 
 
 def long_and_short(runs: Runs) -> Row | None:
@@ -115,7 +115,7 @@ def long_and_short(runs: Runs) -> Row | None:
         ("worse", "worse"): "not held: worse on both",
         ("better", "worse"): "not held: the other way round",
     }.get((short.verdict(), long.verdict()), "not decided")
-    evidence = f"shortest third: {beside(short)}; longest third: {beside(long)}"
+    evidence = f"shortest third: {difference_text(short)}; longest third: {difference_text(long)}"
     return ["Speech better on long sentences, worse on short ones", word, evidence]
 
 
@@ -179,18 +179,20 @@ def little_data(found: Found) -> list[Row]:
         lost = all(rates[size] > NEAR_ALL for size in FEW)
         better = {"better": "held" if lost else "not held: the Single Decoder learns, too"}
         word = better.get("".join(verdicts), "not held" if "worse" in verdicts else "not decided")
-        evidence = "; ".join([*(f"{size:,} utterances: {beside(told[size])}" for size in FEW), at_all])
+        evidence = "; ".join(
+            [*(f"{size:,} utterances: {difference_text(told[size])}" for size in FEW), at_all]
+        )
         claim = f"Little data suffices, where the Single Decoder stays above {NEAR_ALL:.0%} (Figure 3)"
         rows.append([claim, word if learns else "not decided", evidence])
     if 30 in told:
         words = {"worse": "held", "better": "not held: better", "open": "not decided"}
         word = words[told[30].verdict()] if learns else "not decided"
         claim = "With next to none, Zipper is the worse one (Figure 3)"
-        rows.append([claim, word, f"30 utterances: {beside(told[30])}; {at_all}"])
+        rows.append([claim, word, f"30 utterances: {difference_text(told[30])}; {at_all}"])
     return [[claim.replace("%", " %"), word, evidence.replace("%", " %")] for claim, word, evidence in rows]
 
 
-def figure_4(point: GridClaim, found: Found) -> Row | None:
+def figure_4(point: SweepClaim, found: Found) -> Row | None:
     """A point of a grid against another one."""
     one, other = (found.get((label,), {}).get(point.task, []) for label in (point.one, point.other))
     apart = paired(one, other)
@@ -203,4 +205,4 @@ def figure_4(point: GridClaim, found: Found) -> Row | None:
         word = "held" if on_a_par and verdict != "better" else words[verdict]
     else:
         word = "held" if verdict == point.expected else "not decided" if verdict == "open" else "not held"
-    return [point.claim, word, f"{point.one} against {point.other}: {beside(apart)}"]
+    return [point.claim, word, f"{point.one} against {point.other}: {difference_text(apart)}"]

@@ -12,8 +12,8 @@ from reproduce.report.runs import (
     Result,
     Runs,
     against,
-    beside,
     check_equal_terms,
+    difference_text,
     read_runs,
 )
 from reproduce.report.tuning import tuning
@@ -77,7 +77,7 @@ def recognition(runs: Runs) -> str:
                 f"{flops['forward'] / 1e6:.2f} M / {flops['training'] / 1e6:.2f} M",
                 f"{one['config']['train']['lr']:g}",
                 *spread(several, "wer"),
-                *[beside(against(runs, "asr", model, b)) for b in BASELINES],
+                *[difference_text(against(runs, "asr", model, b)) for b in BASELINES],
                 PAPER["asr"].get(model, ""),
             ]
         )
@@ -126,8 +126,8 @@ def speaking(runs: Runs) -> str:
             [
                 NAMES[model], f"{gold[0]} / {target[0]}", gold[1],
                 percent(statistics.fmean(cut_off(one) for one in several)),
-                *[beside(against(runs, "tts", model, b)) for b in BASELINES],
-                beside(by_target),
+                *[difference_text(against(runs, "tts", model, b)) for b in BASELINES],
+                difference_text(by_target),
                 PAPER["tts"].get(model, ""),
             ]
         )  # fmt: skip

@@ -131,7 +131,7 @@ def paired(a: list[Result], b: list[Result], column: str = "errors") -> Comparis
     return compare(ours, theirs, column) if seeds else None
 
 
-def beside(found: Comparison | None) -> str:
+def difference_text(found: Comparison | None) -> str:
     """-3.1 (-4.0 to -2.2), p < 0.0001"""
     if found is None or found.different == 0:
         return ""

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from reproduce.report.ablations import TASKS, grids, read_results
+from reproduce.report.ablations import TASKS, read_results, sweeps
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import beside, paired
+from reproduce.report.runs import difference_text, paired
 
 GRID = "bridge"
 OURS = "1 layer, gates open at 0.5"
@@ -18,7 +18,7 @@ NAMES = {
 def settings(folder: Path) -> str:
     """Each with what the default gains over it, in both tasks; empty until they have run.
     folder: results/ablations."""
-    found = next((read_results(one, folder) for one in grids() if one.name == GRID), {})
+    found = next((read_results(one, folder) for one in sweeps() if one.name == GRID), {})
     if any((label,) not in found for label in NAMES):
         return ""
     ours, rows = found[OURS,], []
@@ -26,7 +26,7 @@ def settings(folder: Path) -> str:
         row = [name]
         for task in TASKS:
             theirs = found[label,][task]
-            row += [percent(theirs[0]["wer"]), beside(paired(ours[task], theirs))]  # none to itself
+            row += [percent(theirs[0]["wer"]), difference_text(paired(ours[task], theirs))]  # none to itself
         rows.append(row)
     one = ours["asr"][0]
     text = (
@@ -34,7 +34,7 @@ def settings(folder: Path) -> str:
         f"Recognition and speech in one model, {one['steps']:,} steps, seed {one['seed']}, test. What the "
         "default gains: points with 95 % intervals, p of Wilcoxon's test, both paired over utterances. "
         "The bridge was chosen by these figures of the test split, which therefore flatter it. Each choice "
-        "alone: the grids [bridge](configs/ablations/bridge.yaml) and "
+        "alone: the sweeps [bridge](configs/ablations/bridge.yaml) and "
         "[ours](configs/ablations/ours.yaml) below."
     )
     head = ["settings"]

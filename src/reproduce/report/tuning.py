@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reproduce.report.ablations import TASKS, grids, read_results
+from reproduce.report.ablations import TASKS, read_results, sweeps
 from reproduce.report.markdown import percent, section, table
 from reproduce.report.runs import CHOICES, NAMES, Result, best_choice, best_rate, capped, read_folder
 
@@ -66,7 +66,7 @@ def search(folder: Path) -> str:
 
 def choices(folder: Path) -> str:
     """Spans hidden, nothing hidden, or a loss on the prompt, for each model. folder: results/ablations."""
-    found = next((read_results(one, folder) for one in grids() if one.name == CHOICES), {})
+    found = next((read_results(one, folder) for one in sweeps() if one.name == CHOICES), {})
     found = {labels: tasks for labels, tasks in found.items() if tasks.keys() == TASKS.keys()}
     if not found:
         return ""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from zipper.config.fields import at_least_one, section, setting
+from zipper.config.fields import check_positive, section, setting
 from zipper.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ class SamplingConfig:
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "decode.text or decode.speech", "beams")
+        check_positive(self, "decode.text or decode.speech", "beams")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
             raise ConfigError(
                 f"decode.text or decode.speech: temperature={self.temperature} must be 0 or more, "
@@ -83,7 +83,7 @@ class EvaluateConfig:
             raise ConfigError(
                 f"evaluate.tasks={self.tasks}: {unknown} is not among asr, tts. Name those, or none."
             )
-        at_least_one(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
+        check_positive(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
         if self.spoken is not None and self.spoken < 1:
             raise ConfigError(f"evaluate.spoken={self.spoken} must be at least 1, or none.")
 

@@ -40,7 +40,7 @@ def check_name(setting: str, value: str, forbidden: str, most: int) -> None:
     raise ConfigError(f"{setting}={shown!r} {why}. Give letters, digits, '-', '_' or '.', at most {most}.")
 
 
-def within(of: Any, section: str, low: float, high: float, *names: str) -> None:
+def check_range(of: Any, section: str, low: float, high: float, *names: str) -> None:
     """Every number of these settings, one or several."""
     for name in names:
         value = getattr(of, name)
@@ -49,7 +49,7 @@ def within(of: Any, section: str, low: float, high: float, *names: str) -> None:
             raise ConfigError(f"{key}={value} must lie within {low:g} and {high:g}.")
 
 
-def at_least_one(of: Any, section: str, *names: str) -> None:
+def check_positive(of: Any, section: str, *names: str) -> None:
     for name in names:
         if getattr(of, name) < 1:
             raise ConfigError(f"{section}.{name}={getattr(of, name)} must be at least 1.")

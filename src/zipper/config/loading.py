@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from zipper.config.model import TowerConfig
 from zipper.config.schema import RunConfig
-from zipper.config.yaml_types import load_typed, read_word, type_at
+from zipper.config.yaml_types import load_typed, read_override, type_at
 from zipper.errors import ConfigError, DataError
 
 LARGEST = 3.4e38  # of float32
@@ -58,7 +58,7 @@ def _layers(words: Sequence[str]) -> list[Any]:
     return [*layers, _from_words(plain)]
 
 
-def given(words: Sequence[str]) -> set[str]:
+def overridden_keys(words: Sequence[str]) -> set[str]:
     """The dotted keys that words set, those of a section's file included."""
     return {*flat(OmegaConf.to_container(OmegaConf.merge(*_layers(words))))}
 
@@ -70,7 +70,7 @@ def _from_words(words: Sequence[str]) -> Any:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"{word!r} is not key=value. See `python -m zipper --help` for the keys.")
-        read = read_word(setting_type(key), value)
+        read = read_override(setting_type(key), value)
         _refuse_interpolation({key: read})
         OmegaConf.update(out, key, read)
     return out
@@ -111,7 +111,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values)))
 
 
-def changed(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
+def with_overrides(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
     """A config with sections' files and key=value words on top. Raises ConfigError as `load_config`."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(cfg), *_layers(words))
@@ -160,7 +160,7 @@ def describe(of: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, 
 
 
 def asset(path: str | os.PathLike[str]) -> Path:
-    """A shipped file: as given, or else beside the package's configs."""
+    """A shipped file: as overridden_keys, or else beside the package's configs."""
     return Path(path) if Path(path).exists() or Path(path).is_absolute() else ROOT / path
 
 

@@ -4,7 +4,7 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from zipper.config.fields import at_least_one, section, setting, within
+from zipper.config.fields import check_positive, check_range, section, setting
 from zipper.errors import ConfigError
 
 
@@ -43,11 +43,11 @@ class TowerConfig:
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "model.towers.NAME", "layers", "width", "hidden")
-        within(self, "model.towers.NAME", 0, 2**31, "head_size", "vocabulary", "codebooks", "specials")
-        within(self, "model.towers.NAME", 1, 1e30, "rope_base")
-        within(self, "model.towers.NAME", 1e-6, 1e9, "rope_scaling")
-        within(self, "model.towers.NAME", 0, 1, "norm_eps")
+        check_positive(self, "model.towers.NAME", "layers", "width", "hidden")
+        check_range(self, "model.towers.NAME", 0, 2**31, "head_size", "vocabulary", "codebooks", "specials")
+        check_range(self, "model.towers.NAME", 1, 1e30, "rope_base")
+        check_range(self, "model.towers.NAME", 1e-6, 1e9, "rope_scaling")
+        check_range(self, "model.towers.NAME", 0, 1, "norm_eps")
         if self.heads < 1 or (not self.head_size and self.width % self.heads):
             raise ConfigError(f"heads={self.heads} does not divide width={self.width}. Pick a divisor.")
         if self.size % 2:
@@ -113,8 +113,8 @@ class ZipConfig:
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "model.zip", "heads", "projection_depth", "feed_forward")
-        within(self, "model.zip", -1000, 1000, "gate_init", "diagonal")
+        check_positive(self, "model.zip", "heads", "projection_depth", "feed_forward")
+        check_range(self, "model.zip", -1000, 1000, "gate_init", "diagonal")
 
 
 def _default_towers() -> dict[str, TowerConfig]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from zipper.config.evaluation import DecodeConfig, EvaluateConfig, JudgeConfig, SamplingConfig
-from zipper.config.fields import TASKS, at_least_one, check_name, section, setting, within
+from zipper.config.fields import TASKS, check_name, check_positive, check_range, section, setting
 from zipper.config.model import ModelConfig, TowerConfig, ZipConfig
 from zipper.config.training import TasksConfig, TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
@@ -80,7 +80,7 @@ class DataConfig:
             raise ConfigError(
                 f"data.rates={list(self.rates)}: give slowest and fastest within 0.5 and 2.0, in order."
             )
-        at_least_one(self, "data", "subwords")
+        check_positive(self, "data", "subwords")
         if not self.max_seconds > 0:
             raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
@@ -162,7 +162,7 @@ class LogConfig:
     every: int = setting(20, "steps between logged metrics")
 
     def __post_init__(self) -> None:
-        at_least_one(self, "log", "every")
+        check_positive(self, "log", "every")
         check_name(
             "log.project", self.project, "/\\#?%:", 128
         )  # as W&B has it, which asks once the run has begun
@@ -189,7 +189,7 @@ class RunConfig:
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
-        within(self, "", 0, 2**32 - 1, "seed")
+        check_range(self, "", 0, 2**32 - 1, "seed")
         check_name("name", self.name, "/\\", 200)  # a folder, and with more behind it a file
         if self.evaluate.samplings > 1 and self.decode.speech.temperature == 0:
             raise ConfigError(

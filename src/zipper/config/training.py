@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from zipper.config.fields import at_least_one, section, setting, within
+from zipper.config.fields import check_positive, check_range, section, setting
 from zipper.errors import ConfigError
 
 LossMean = Literal["modality", "document"]
@@ -74,7 +74,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        at_least_one(
+        check_positive(
             self,
             "train",
             "hide_span",
@@ -86,7 +86,7 @@ class TrainConfig:
             "devices",
             "nodes",
         )
-        within(self, "train", 0, 1e6, "gate_lr", "weight_decay", "warmup")
+        check_range(self, "train", 0, 1e6, "gate_lr", "weight_decay", "warmup")
         if self.steps > self.validate_every and self.steps % self.validate_every:
             rest = self.steps % self.validate_every
             raise ConfigError(
@@ -141,10 +141,10 @@ class TrainCodecConfig:
     out: str = setting("assets/codec", "folder that the codec is written to")
 
     def __post_init__(self) -> None:
-        at_least_one(
+        check_positive(
             self, "train_codec", "steps", "batch", "filters", "dimension", "sample_rate", "codebooks"
         )
-        within(self, "train_codec", 1, 1e6, "ratios")
+        check_range(self, "train_codec", 1, 1e6, "ratios")
         if self.codes < 2 or self.codes & (self.codes - 1):
             raise ConfigError(f"train_codec.codes={self.codes} is no power of 2. Give one, such as 1024.")
         if not 0 <= self.autoencoder < 1:

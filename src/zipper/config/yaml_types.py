@@ -20,7 +20,7 @@ class Scalar:
     value: Any
 
 
-def keeping_text(base: Any) -> Any:
+def bare_scalar_loader(base: Any) -> Any:
     """A YAML loader that gives a Scalar where YAML makes anything but text of what stands without quotes."""
 
     class Loader(base):
@@ -34,7 +34,7 @@ def keeping_text(base: Any) -> Any:
 
 def load_typed(content: str, of: Any) -> Any:
     """YAML by the type `of` what it describes; None: of no known type."""
-    return typed(of, yaml.load(content, keeping_text(get_yaml_loader())))
+    return typed(of, yaml.load(content, bare_scalar_loader(get_yaml_loader())))
 
 
 def typed(of: Any, value: Any) -> Any:
@@ -51,7 +51,7 @@ def typed(of: Any, value: Any) -> Any:
     return value
 
 
-def read_word(of: Any, word: str) -> Any:
+def read_override(of: Any, word: str) -> Any:
     """The value of a key=value word. Of text, quotes around all of it are taken off, and an optional one is
     left out by null or nothing."""
     if not _is_text(of):

@@ -11,7 +11,7 @@ from torchaudio.datasets import LIBRISPEECH, LIBRITTS
 
 from zipper.config import RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
-from zipper.disk import check_place, lost_disk
+from zipper.disk import check_writable, disk_failure
 from zipper.errors import ConfigError, DataError
 
 # Gigabytes of each archive, as openslr.org lists them. Unpacked they take about as much again.
@@ -56,7 +56,7 @@ def download(cfg: RunConfig) -> None:
     sizes = [GIGABYTES[corpus][subset] for corpus, subset in missing]
     needed = UNPACKED * sum(sizes) + max(sizes)  # one archive lies beside what was unpacked
     print(f"to fetch: {sum(sizes):.1f} GB; disk needed: {needed:.1f} GB in {folder.resolve()}")
-    check_place(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
+    check_writable(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
     for corpus, subset in missing:
         _fetch(folder, corpus, subset)
 
@@ -84,7 +84,7 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             f"{corpus} {subset}: {error}. What was fetched is deleted: give the same command again."
         ) from error
     except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and lost_disk(error):
+        if isinstance(error, OSError) and disk_failure(error):
             raise  # it says so itself
         raise DataError(
             f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same "

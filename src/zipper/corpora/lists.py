@@ -86,7 +86,7 @@ def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
         texts, skipped = sentences_of(file)
         left_out += skipped
         yield file.relative_to(folder).with_suffix("").as_posix(), texts
-    print(f"{folder}: {said(left_out)}")
+    print(f"{folder}: {skipped_text(left_out)}")
 
 
 def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
@@ -107,7 +107,7 @@ def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
     return found, left_out
 
 
-def said(left_out: Counter[str]) -> str:
+def skipped_text(left_out: Counter[str]) -> str:
     """Counts of `sentences_of`, in words."""
     return "skipped " + (
         ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "no sentence"

@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from zipper.config import DataConfig
 from zipper.corpora.grammar import sentences
-from zipper.corpora.lists import said, sentences_of
+from zipper.corpora.lists import sentences_of, skipped_text
 from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.modalities.normalise import normaliser_of
-from zipper.stop import leave_to_parent
+from zipper.stop import ignore_group_signals
 
 if TYPE_CHECKING:
     from hibari import Hibari
@@ -79,7 +79,7 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
     todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio or "").exists()]
-    pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=leave_to_parent)
+    pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=ignore_group_signals)
     try:
         spoken = pool.map(_speak, todo, chunksize=16)
         for _ in tqdm(spoken, total=len(todo), desc="speak", unit="utterance", mininterval=1.0):
@@ -136,7 +136,7 @@ def _sentences_of_folder(folder: Path) -> list[str]:
         some, skipped = sentences_of(file)
         found.update(dict.fromkeys(some))
         left_out += skipped
-    print(f"{folder}: {len(found)} sentences; {said(left_out)}")
+    print(f"{folder}: {len(found)} sentences; {skipped_text(left_out)}")
     return list(found)
 
 

@@ -10,9 +10,9 @@ import torch
 from zipper.config import TASKS, RunConfig, SamplingConfig
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.statistics import DatasetStatistics
-from zipper.distributed import divided
+from zipper.distributed import map_over_ranks
 from zipper.evaluation.journal import Journal
-from zipper.evaluation.result import Origin, by_subset, chosen_rows, describe_run, stops
+from zipper.evaluation.result import Origin, by_subset, chosen_rows, describe_run, finish_reasons
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.generation.generate import GREEDY, GenerationOutput
 from zipper.generation.rows import answers
@@ -21,7 +21,7 @@ from zipper.models.multimodal import MultimodalModel
 
 
 @dataclass(frozen=True)
-class Recognised:
+class AsrUtterance:
     """One utterance: what was said, what was written, and why the writing stopped."""
 
     id: str
@@ -41,36 +41,38 @@ class Recognised:
         return asdict(self)
 
 
-def recognise(
+def transcribe_rows(
     model: MultimodalModel,
     dataset: EncodedDataset,
     statistics: DatasetStatistics,
     rows: list[Row],
     batch: int,
-    how: SamplingConfig = GREEDY,
-    transcript: list[Row] | None = None,
+    sampling: SamplingConfig = GREEDY,
+    audio_rows: list[Row] | None = None,
     kept: Journal | None = None,
-) -> list[Recognised]:
+) -> list[AsrUtterance]:
     """ASR of every row, in its order, `batch` utterances at a time.
 
     heard: rows whose audio is given instead of the row's own (the control that the model listens).
     """
-    name = "shuffled" if transcript else "asr"
+    name = "shuffled" if audio_rows else "asr"
     written = answers(
         model,
         dataset,
         statistics,
-        transcript or rows,
+        audio_rows or rows,
         TASKS["asr"],
         batch,
-        {"text": how},
+        {"text": sampling},
         kept=kept,
         name=name,
     )
-    return scored(dataset, rows, [segment for (segment,) in written])
+    return score_transcripts(dataset, rows, [segment for (segment,) in written])
 
 
-def scored(dataset: EncodedDataset, rows: list[Row], written: list[GenerationOutput]) -> list[Recognised]:
+def score_transcripts(
+    dataset: EncodedDataset, rows: list[Row], written: list[GenerationOutput]
+) -> list[AsrUtterance]:
     """Text written for each row, against the row's own."""
     out = []
     for row, segment in zip(rows, written, strict=True):
@@ -78,7 +80,7 @@ def scored(dataset: EncodedDataset, rows: list[Row], written: list[GenerationOut
         errors = word_errors(row["text"], hypothesis)
         seconds = round(row["seconds"], 3)
         out.append(
-            Recognised(
+            AsrUtterance(
                 row["id"], errors.errors, errors.words, seconds, row["text"], hypothesis, segment.stopped
             )
         )
@@ -94,9 +96,11 @@ def evaluate_asr(
     kept: Journal,
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
-    rows, how, batch = chosen_rows(dataset, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
-    found = divided(rows, lambda some: recognise(model, dataset, statistics, some, batch, how, kept=kept))
-    counts = total(found)
+    rows, sampling, batch = chosen_rows(dataset, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
+    found = map_over_ranks(
+        rows, lambda some: transcribe_rows(model, dataset, statistics, some, batch, sampling, kept=kept)
+    )
+    counts = total_errors(found)
     result = {
         **describe_run(model, dataset, statistics, cfg, origin),
         "task": "asr",
@@ -105,24 +109,24 @@ def evaluate_asr(
         "errors": counts.errors,
         "words": counts.words,
         "utterances": len(found),
-        **stops([one.stopped for one in found]),
-        "decoding": how.describe(),
+        **finish_reasons([one.stopped for one in found]),
+        "decoding": sampling.describe(),
         "normaliser": dataset.info["fingerprint"]["normaliser"],
     }
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
         result["by_subset"] = parts
     if cfg.evaluate.shuffled:
 
-        def mismatched(pairs: list[tuple[Row, Row]]) -> list[Recognised]:
+        def mismatched(pairs: list[tuple[Row, Row]]) -> list[AsrUtterance]:
             own, other = [row for row, _ in pairs], [row for _, row in pairs]
-            return recognise(model, dataset, statistics, own, batch, how, other, kept)
+            return transcribe_rows(model, dataset, statistics, own, batch, sampling, other, kept)
 
-        control = divided(list(zip(rows, shuffled(rows), strict=True)), mismatched)
-        result["shuffled_wer"] = round(total(control).rate, 6)
+        control = map_over_ranks(list(zip(rows, mismatched_rows(rows), strict=True)), mismatched)
+        result["shuffled_wer"] = round(total_errors(control).rate, 6)
     return {**result, "per_utterance": [one.entry() for one in found]}
 
 
-def last_line(result: dict[str, Any], file: Path | str) -> str:
+def summary_line(result: dict[str, Any], file: Path | str) -> str:
     """What a training ends with."""
     control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
     return (
@@ -131,12 +135,12 @@ def last_line(result: dict[str, Any], file: Path | str) -> str:
     ).replace("%", " %")
 
 
-def total(found: Iterable[Recognised]) -> WordErrors:
+def total_errors(found: Iterable[AsrUtterance]) -> WordErrors:
     """The corpus figure."""
     return sum((r.counts for r in found), WordErrors())
 
 
-def shuffled(rows: list[Row], seed: int = 0) -> list[Row]:
+def mismatched_rows(rows: list[Row], seed: int = 0) -> list[Row]:
     """Each row's place taken by another one's audio; no row keeps its own."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     out: list[Row | None] = [None] * len(rows)

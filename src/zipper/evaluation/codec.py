@@ -17,7 +17,7 @@ from zipper.config import RunConfig, to_dict
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import corpus_hash
-from zipper.disk import check_places, file_name
+from zipper.disk import check_output_paths, file_name
 from zipper.errors import ConfigError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import versions
@@ -34,7 +34,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     Leaves result.json, samples/*.flac and samples/*.png in build/codecs/NAME. The original audio is heard at
     the codec's sample rate. Raises ConfigError where that folder is taken.
     """
-    check_places(cfg)
+    check_output_paths(cfg)
     folder = Path(cfg.build) / "codecs" / cfg.name
     file = folder / "result.json"
     if file.exists():

@@ -73,7 +73,7 @@ def read_pieces(file: Path) -> tuple[list[Any], int]:
 
 
 @contextmanager
-def journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
+def open_journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
     """A journal that is removed when all is done, and stays when it is not."""
     kept = Journal(file, json.loads(json.dumps(work)))
     try:
@@ -84,7 +84,7 @@ def journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
     kept.done()
 
 
-def work_of(checkpoint: Path, cfg: RunConfig, judge: str | None) -> dict[str, Any]:
+def evaluation_identity(checkpoint: Path, cfg: RunConfig, judge: str | None) -> dict[str, Any]:
     """All that an evaluation follows from. judge: its name, where there is one."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,18 +6,18 @@ from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.config import RunConfig, changed, given, load_config
+from zipper.config import RunConfig, load_config, overridden_keys, with_overrides
 from zipper.errors import ConfigError
 
 MADE = ("result", "export")  # settings of what is written
 FOUND = ("data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "judge.model")
 
 
-def asked_config(config: Path, words: Sequence[str]) -> RunConfig:
+def evaluation_config(config: Path, words: Sequence[str]) -> RunConfig:
     """A run's config with the caller's words. Where its own results went is not written over: only a word
     names such a place."""
-    unnamed = [f"{key}=null" for key in MADE if key not in given(words)]
-    return changed(load_config(config, words), unnamed)
+    unnamed = [f"{key}=null" for key in MADE if key not in overridden_keys(words)]
+    return with_overrides(load_config(config, words), unnamed)
 
 
 def run_folder(config: Path, words: Sequence[str]) -> Path | None:
@@ -30,7 +30,7 @@ def run_folder(config: Path, words: Sequence[str]) -> Path | None:
 
 
 @contextmanager
-def where_trained(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterator[RunConfig]:
+def training_directory(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterator[RunConfig]:
     """In the working directory that the run's relative paths were written for, where folder tells which; its
     config, with its folder's name. Paths among words are found from where the caller is."""
     with suppress(ConfigError):  # a folder whose name is no run's keeps the old one
@@ -52,12 +52,12 @@ def where_trained(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterato
 def _from_here(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
     """The paths among words as absolute ones. A judge or a codec may have a name that is no path."""
     absolute = []
-    for key in given(words) & {*MADE, *FOUND}:
+    for key in overridden_keys(words) & {*MADE, *FOUND}:
         section, _, setting = key.rpartition(".")
         value = getattr(getattr(cfg, section) if section else cfg, setting)
         if value and (key in (*MADE, "data.folder") or Path(value).exists()):
             absolute.append(f"{key}={Path(value).expanduser().absolute()}")
-    return changed(cfg, absolute)
+    return with_overrides(cfg, absolute)
 
 
 def _base(cfg: RunConfig, folder: Path) -> Path | None:

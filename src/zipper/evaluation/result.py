@@ -94,7 +94,7 @@ def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, f
     return out
 
 
-def stops(reasons: list[str]) -> dict[str, Any]:
+def finish_reasons(reasons: list[str]) -> dict[str, Any]:
     """Why the writing stopped, counted; and the shares that did not end by themselves."""
     counts, total = Counter(reasons), max(len(reasons), 1)
     return {
@@ -104,7 +104,7 @@ def stops(reasons: list[str]) -> dict[str, Any]:
     }
 
 
-def cut_off(result: dict[str, Any]) -> str:
+def truncation_text(result: dict[str, Any]) -> str:
     """Segments that did not end by themselves, for a line of text. Of any result file, old ones too."""
     total = max(sum(result["stopped"].values()), 1)
     cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("cap", "loop"))

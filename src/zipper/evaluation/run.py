@@ -11,16 +11,16 @@ import torch
 
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import RunConfig, TrainConfig, changed
+from zipper.config import RunConfig, TrainConfig, with_overrides
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.statistics import reads
 from zipper.distributed import MACHINE, first_process, leave_group
 from zipper.errors import ConfigError, DataError
-from zipper.evaluation.journal import journal, journal_name, read_pieces, work_of
+from zipper.evaluation.journal import evaluation_identity, journal_name, open_journal, read_pieces
 from zipper.evaluation.result import Origin, write_predictions
 from zipper.evaluation.result_file import read_result, write_result
-from zipper.evaluation.tasks import evaluate_tasks, last_lines, load_speech_scorer
+from zipper.evaluation.tasks import evaluate_tasks, load_speech_scorer, summary_lines
 from zipper.evaluation.tts import SpeechScorer
 from zipper.generation.zipper import WEIGHTS, load_exported, load_trained
 from zipper.models.building import TrainedModel
@@ -69,7 +69,7 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
     trained, saved = load_exported(exported)
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
     cfg = replace(trained.config, train=replace(trained.config.train, **machine))
-    cfg = changed(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
+    cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
     for part in ("checkpoints", "result.json", "config.yaml"):
         if (cfg.run_dir / part).exists():
             raise ConfigError(
@@ -97,9 +97,9 @@ def _evaluate(
     if not first_process():
         return
     trained.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    work = work_of(weights, cfg, speech_scorer.judge.name if speech_scorer else None)
+    work = evaluation_identity(weights, cfg, speech_scorer.judge.name if speech_scorer else None)
     suffix = _suffix(folder, cfg.evaluate.split, work)
-    with journal(folder / journal_name(suffix), work) as kept:
+    with open_journal(folder / journal_name(suffix), work) as kept:
         with clock.stage("evaluate"):
             results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, [], kept, suffix, folder)
         copies = result_files(cfg, list(results))
@@ -107,7 +107,7 @@ def _evaluate(
             result["stage_seconds"] = clock.rounded()
             write_predictions(result, folder / f"{task}{suffix}.tsv")
             write_result(result, folder / f"{task}{suffix}.json", *copies[task])
-    print("\n".join(last_lines(results, folder, suffix)))
+    print("\n".join(summary_lines(results, folder, suffix)))
 
 
 def _suffix(folder: Path, split: str, work: dict[str, Any]) -> str:

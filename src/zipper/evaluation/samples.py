@@ -23,7 +23,7 @@ TABLE = 20  # utterances in a table of W&B, about 40 kB of audio each
 Entry = dict[str, str | int | float]
 
 
-class Shown(NamedTuple):
+class SampleFiles(NamedTuple):
     """Files of one spoken sentence."""
 
     wav: Path
@@ -37,7 +37,7 @@ def write_samples(
     dataset: EncodedDataset,
     entries: list[Entry],
     segments: list[GenerationOutput],
-) -> list[Shown]:
+) -> list[SampleFiles]:
     """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording. An ID
     that is no safe name is escaped (`file_name`)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write_samples(
         entry, row = entries[index], rows[index]
         made, target = speech_scorer.wave(segments[index]), speech_scorer.codec.decode(dataset.row_codes(row))
         name = file_name(str(entry["id"]))
-        files = Shown(folder / f"{name}.wav", folder / f"{name}.png")
+        files = SampleFiles(folder / f"{name}.wav", folder / f"{name}.png")
         sf.write(files.wav, made.clamp(-1, 1).numpy(), rate)
         sf.write(folder / f"{name}-target.wav", target.clamp(-1, 1).numpy(), rate)
         waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
@@ -57,7 +57,7 @@ def write_samples(
     return out
 
 
-def log_recognised(
+def log_transcripts(
     loggers: list[Logger], split: str, entries: list[Entry], rows: Iterable[Row], step: int
 ) -> None:
     """A table of the first recognised utterances of a split, with their audio where it still is, for W&B.
@@ -73,8 +73,8 @@ def log_recognised(
         logger.log_table(f"{split}/recognised", columns=[*columns, "audio"], data=data, step=step)
 
 
-def log_spoken(
-    loggers: list[Logger], split: str, entries: list[Entry], shown: list[Shown], step: int
+def log_speech(
+    loggers: list[Logger], split: str, entries: list[Entry], shown: list[SampleFiles], step: int
 ) -> None:
     """A table of spoken sentences, with their audio and its picture, for W&B."""
     columns = ["id", "reference", "hypothesis", "target", "errors", "stopped"]

@@ -14,7 +14,7 @@ from zipper.evaluation import asr, chains, tts
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.loss import split_loss
 from zipper.evaluation.result import Origin, chosen_rows, describe_run
-from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluation.samples import log_speech, log_transcripts, write_samples
 from zipper.evaluation.scorer import load_asr_scorer
 from zipper.evaluation.tts import SpeechScorer
 from zipper.models.building import TrainedModel
@@ -51,7 +51,7 @@ def evaluate_tasks(
     results: Results = {}
     if cfg.evaluates("asr"):
         results["asr"] = asr.evaluate_asr(model, dataset, statistics, cfg, origin, kept)
-        log_recognised(
+        log_transcripts(
             loggers, split, results["asr"]["per_utterance"], chosen_rows(dataset, cfg, "asr"), origin.steps
         )
     if speech_scorer and cfg.evaluates("tts"):
@@ -62,7 +62,7 @@ def evaluate_tasks(
             spoken = results["tts"]["per_utterance"]
             samples = (folder or cfg.run_dir) / f"samples{suffix}"
             shown = write_samples(samples, cfg, speech_scorer, dataset, spoken, segments)
-            log_spoken(loggers, split, spoken, shown, origin.steps)
+            log_speech(loggers, split, spoken, shown, origin.steps)
     for chain in cfg.evaluate.chains:
         assert speech_scorer is not None
         results[chain.replace(">", "-")] = chains.evaluate_chain(
@@ -90,7 +90,7 @@ def headlines(results: Results) -> dict[str, float]:
     }
 
 
-def last_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
+def summary_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
     """A line for each task, and its file in the run folder."""
     lines = []
     for task, result in results.items():
@@ -100,5 +100,5 @@ def last_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
                 f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
             )
         else:
-            lines.append({"asr": asr, "tts": tts}.get(task, chains).last_line(result, file))
+            lines.append({"asr": asr, "tts": tts}.get(task, chains).summary_line(result, file))
     return lines

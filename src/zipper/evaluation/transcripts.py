@@ -11,7 +11,7 @@ from zipper.codecs.codec import Codec
 from zipper.config import read_json
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import EncodedDataset, Row
-from zipper.disk import held
+from zipper.disk import file_lock
 from zipper.errors import DataError
 from zipper.evaluation.result_file import write_result
 from zipper.evaluation.scorer import SCORER_RATE, AsrScorer
@@ -59,7 +59,7 @@ def transcribe_recordings(
         for row, original, target in zip(part, originals, targets, strict=True):
             known[row["id"]] = {"original": original, "target": target}
         file.parent.mkdir(parents=True, exist_ok=True)
-        with held(file.with_name(f".{file.name}.lock"), str(file), wait=True):
+        with file_lock(file.with_name(f".{file.name}.lock"), str(file), wait=True):
             if file.exists():  # another process may have heard others by now
                 known = {**read_json(file)["heard"], **known}
             write_result({"judge": judge.name, "store": dataset.fingerprint, "heard": known}, file)

@@ -13,9 +13,16 @@ from zipper.codecs.codec import Codec
 from zipper.config import TASKS, RunConfig, SamplingConfig
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.statistics import DatasetStatistics
-from zipper.distributed import divided
+from zipper.distributed import map_over_ranks
 from zipper.evaluation.journal import Journal
-from zipper.evaluation.result import Origin, by_subset, chosen_rows, cut_off, describe_run, stops
+from zipper.evaluation.result import (
+    Origin,
+    by_subset,
+    chosen_rows,
+    describe_run,
+    finish_reasons,
+    truncation_text,
+)
 from zipper.evaluation.scorer import AsrScorer
 from zipper.evaluation.transcripts import Transcripts, transcribe_recordings
 from zipper.evaluation.wer import WordErrors
@@ -27,7 +34,7 @@ BINS = 12  # at most so many lengths are told apart
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TtsUtterance:
     """One sentence: what was to be said (gold), what the judge heard in the speech made from it (hypothesis)
     and in the codec's round trip of the recording (target), the errors against each, and why the writing
     stopped. seconds: of the speech made."""
@@ -70,7 +77,7 @@ class SpeechScorer:
         recorded: list[Transcripts],
         kept: Journal | None = None,
         name: str = "speech",
-    ) -> list[Spoken]:
+    ) -> list[TtsUtterance]:
         """Transcripts of the segments by the ASR scorer, against reference and resynthesis. name: that of
         these segments in `kept`."""
         out, rate = [], self.codec.sample_rate
@@ -83,7 +90,7 @@ class SpeechScorer:
                 self.judge.errors(record.target, transcript),
             )
             out.append(
-                Spoken(
+                TtsUtterance(
                     row["id"],
                     gold.errors,
                     gold.words,
@@ -99,22 +106,22 @@ class SpeechScorer:
         return out
 
 
-def speak(
+def synthesize_rows(
     model: MultimodalModel,
     dataset: EncodedDataset,
     statistics: DatasetStatistics,
     rows: list[Row],
     speech_scorer: SpeechScorer,
     batch: int,
-    how: SamplingConfig,
+    sampling: SamplingConfig,
     seed: int,
     kept: Journal | None = None,
     name: str = "speech",
-) -> list[tuple[GenerationOutput, Spoken]]:
+) -> list[tuple[GenerationOutput, TtsUtterance]]:
     """TTS of every row, in its order, `batch` sentences at a time, each with its score. name: that of the
     scores in `kept`."""
     answered = answers(
-        model, dataset, statistics, rows, TASKS["tts"], batch, {"speech": how}, seed, kept, "tts"
+        model, dataset, statistics, rows, TASKS["tts"], batch, {"speech": sampling}, seed, kept, "tts"
     )
     written = [segment for (segment,) in answered]
     scores = speech_scorer.score(rows, written, speech_scorer.recordings(dataset, rows), kept, name)
@@ -135,28 +142,28 @@ def evaluate_tts(
     Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
     belong together: none of them means anything alone.
     """
-    rows, how = chosen_rows(dataset, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
-    recorded = divided(rows, lambda some: speech_scorer.recordings(dataset, some))
+    rows, sampling = chosen_rows(dataset, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
+    recorded = map_over_ranks(rows, lambda some: speech_scorer.recordings(dataset, some))
     judge = speech_scorer.judge
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
         work = partial(
-            speak,
+            synthesize_rows,
             model,
             dataset,
             statistics,
             speech_scorer=speech_scorer,
             batch=cfg.evaluate.batch,
-            how=how,
+            sampling=sampling,
             seed=cfg.seed + turn,
             kept=kept,
             name=f"speech {turn}",
         )
-        spoken = divided(rows, work)
+        spoken = map_over_ranks(rows, work)
         segments.append([segment for segment, _ in spoken])
         samplings.append([one for _, one in spoken])
     found = samplings[0]
-    gold = total(found)
+    gold = total_errors(found)
     target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())
     pairs = list(zip(rows, recorded, strict=True))
     original = sum(
@@ -174,8 +181,8 @@ def evaluate_tts(
         "target_wer": round(target.rate, 6),
         "oracle_wer": round(oracle.rate, 6),
         "original_wer": round(original.rate, 6),
-        **stops([one.stopped for one in found]),
-        "decoding": how.describe(),
+        **finish_reasons([one.stopped for one in found]),
+        "decoding": sampling.describe(),
         "judge": judge.name,
         "normaliser": judge.normaliser,
         "codec": speech_scorer.codec.fingerprint,
@@ -186,24 +193,24 @@ def evaluate_tts(
     ):
         result["by_subset"] = parts
     if len(samplings) > 1:
-        rates = [total(one).rate for one in samplings]
+        rates = [total_errors(one).rate for one in samplings]
         best = [min(several, key=lambda one: one.errors) for several in zip(*samplings, strict=True)]
         result["samplings"] = {
             "wer": [round(rate, 6) for rate in rates],
             "mean": round(fmean(rates), 6),
             "deviation": round(stdev(rates), 6),
             # Ours: the paper's best of 3 is over vocoder and judge.
-            "best_of_wer": round(total(best).rate, 6),
+            "best_of_wer": round(total_errors(best).rate, 6),
         }
     return {**result, "per_utterance": [one.entry() for one in found]}, segments[0]
 
 
-def total(found: Iterable[Spoken]) -> WordErrors:
+def total_errors(found: Iterable[TtsUtterance]) -> WordErrors:
     """The corpus figure, against gold."""
     return sum((WordErrors(one.errors, one.words) for one in found), WordErrors())
 
 
-def by_length(found: list[Spoken]) -> list[dict[str, float]]:
+def by_length(found: list[TtsUtterance]) -> list[dict[str, float]]:
     """Errors by the length of the gold transcript in characters (paper, figure 2): in bins, and of all that
     are no longer. Each entry: most characters, utterances, wer of the bin, wer of all up to there."""
     longest = max(len(one.reference) for one in found)
@@ -212,22 +219,22 @@ def by_length(found: list[Spoken]) -> list[dict[str, float]]:
     for top in range(width, longest + width, width):
         inside = [one for one in found if top - width < len(one.reference) <= top]
         if inside:
-            upto += total(inside)
+            upto += total_errors(inside)
             out.append(
                 {
                     "characters": top,
                     "utterances": len(inside),
-                    "wer": round(total(inside).rate, 6),
+                    "wer": round(total_errors(inside).rate, 6),
                     "wer_up_to": round(upto.rate, 6),
                 }
             )
     return out
 
 
-def last_line(result: dict[str, Any], file: Path | str) -> str:
+def summary_line(result: dict[str, Any], file: Path | str) -> str:
     """What a training ends with."""
     return (
         f"TTS WER by the judge: {result['wer']:.1%} against gold, {result['target_wer']:.1%} against target "
         f"(recordings {result['original_wer']:.1%}, their codec round trip {result['oracle_wer']:.1%}; "
-        f"{result['utterances']} utterances, {cut_off(result)}) -> {file}"
+        f"{result['utterances']} utterances, {truncation_text(result)}) -> {file}"
     ).replace("%", " %")

@@ -23,7 +23,7 @@ class UnimodalPerplexity(TypedDict):
     after: float
 
 
-def alone(
+def unimodal_perplexities(
     model: MultimodalModel, dataset: EncodedDataset, statistics: DatasetStatistics, cfg: RunConfig
 ) -> dict[str, UnimodalPerplexity]:
     """Of every modality, on the documents of cfg.evaluate.split that hold nothing else."""

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import soundfile as sf
 from tqdm import tqdm
 
-from zipper.config import changed
+from zipper.config import with_overrides
 from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
-from zipper.disk import check_place, file_name
+from zipper.disk import check_writable, file_name
 from zipper.errors import ConfigError, DataError
 from zipper.generation.generate import MOST, GenerationOutput, check, write
 from zipper.generation.zipper import Zipper, prompt_of
@@ -35,22 +35,22 @@ class Prompt:
 
 def generate(args: argparse.Namespace) -> None:
     """Writes what was asked for, and prints it. Raises ConfigError on bad requests, before any work."""
-    if bool(args.given) == bool(args.batch):
+    if bool(args.prompts) == bool(args.batch):
         raise ConfigError("Give what to go on from: one --text or --audio, or --batch for several prompts.")
-    if len(args.given or []) > 1:
-        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.given)
+    if len(args.prompts or []) > 1:
+        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.prompts)
         raise ConfigError(
-            f"{given}: {len(args.given)} are given, but each step reads one segment. Give one --text or "
+            f"{given}: {len(args.prompts)} are given, but each step reads one segment. Give one --text or "
             "--audio; for several prompts, each on its own, --batch."
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
-    requests = read_requests(args.batch) if args.batch else [Prompt("out", args.given)]
+    requests = read_requests(args.batch) if args.batch else [Prompt("out", args.prompts)]
     orders = {asked_for.id: order_of(asked_for, args.then) for asked_for in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     model = Zipper.from_pretrained(args.model)
-    decode = changed(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
+    decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
     for asked_for in requests:  # all of them are read before the first is written
         groups.setdefault(" ".join(orders[asked_for.id]), []).append(
@@ -59,7 +59,7 @@ def generate(args: argparse.Namespace) -> None:
     for name, group in groups.items():
         check(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
-    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
+    check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # which makes it: nothing is left by a bad request
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")

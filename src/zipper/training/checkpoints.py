@@ -12,15 +12,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from zipper.checkpoint_files import keep
+from zipper.checkpoint_files import link_checkpoint
 from zipper.stop import SignalFlag, Stopped
 
-LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
 RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
 
 
 class Save(Checkpoint):
-    """last.ckpt every so many steps and after each validation, the one before it kept; and a signal heeded
+    """last.ckpt every so many steps and after each validation, the one before it kept; and a signal handled
     at the next step. A validation that is due, or has begun, is finished first: it belongs to its step."""
 
     def __init__(self, folder: Path, every: int, validate_every: int, log_every: int) -> None:
@@ -71,7 +71,7 @@ class Save(Checkpoint):
             logger.save()  # the metrics up to here belong to the checkpoint
         last = self.folder / LAST
         if trainer.is_global_zero and last.exists():
-            keep(last, self.folder / BEFORE)
+            link_checkpoint(last, self.folder / PREVIOUS)
         trainer.save_checkpoint(last)
 
     def _stop(self, asked: int) -> None:

@@ -26,8 +26,8 @@ from zipper.codecs.codec import SETTINGS, WEIGHTS, build_embedded, load_embedded
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset
 from zipper.corpora.utterance import Utterance, sentences_hash
-from zipper.disk import check_place
-from zipper.distributed import WholeFiles, check_trainer, one_device
+from zipper.disk import check_writable
+from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, nearest
 
@@ -148,7 +148,7 @@ def check_codec_training(cfg: RunConfig) -> None:
     """
     mine = cfg.train_codec
     check_trainer(one_device(cfg.train))
-    check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
+    check_writable(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
     if not mine.init:
         return
     first = load_embedded(asset(mine.init)).model.state_dict()
@@ -178,7 +178,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         accelerator=cfg.train.accelerator,
         devices=1,
         gradient_clip_val=1.0,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
     )
     last = cfg.run_dir / "last.ckpt"  # a training that was cut off goes on from here
     if last.exists():
