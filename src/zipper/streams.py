@@ -1,5 +1,4 @@
-"""Standard output and error as something that cannot fail: a terminal that was closed, or a `head` that has
-read enough, is no reason to lose a run."""
+"""Standard output and error that never raise: a closed terminal or pipe must not stop a run."""
 
 import os
 import select
@@ -8,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-FLUSH_ATTEMPTS = 5  # waits of a second, in the end, for a reader that is slow
+FLUSH_ATTEMPTS = 5  # at exit, each waits up to one second for a slow reader
 
 
 class SafeStream:
-    """A stream that falls silent where it would fail, whatever the error: from then on all goes to the null
-    device, what child processes write and what is left in buffers included. Where it would only have to wait
-    (a pipe that ssh, tee or node has made non-blocking), that text alone is dropped."""
+    """Text stream that redirects to the null device after an I/O error.
+
+    Output of child processes and buffered text are redirected too. A write that would block (a non-blocking
+    pipe of ssh, tee or node) drops only its own text.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -44,7 +45,7 @@ class SafeStream:
             self._silence()
 
     def finish(self) -> None:
-        """Flushes what is left, and waits for a slow reader for a while: Python would fail in the end."""
+        """Flushes the buffer and waits for a slow reader, since Python would raise at exit."""
         for _ in range(FLUSH_ATTEMPTS):
             try:
                 self.stream.flush()
@@ -62,10 +63,12 @@ class SafeStream:
 
 
 def protect_output() -> None:
-    """From now on, in this process and those that it forks. Letters that the terminal's encoding lacks are
-    written as escapes."""
+    """Wraps stdout and stderr of this process and its forks in `SafeStream`.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
     for name in ("stdout", "stderr"):
-        # None where it was closed at the start; it is open for as long as the process is.
+        # None if it was closed at the start. The null device stays open until the process exits.
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if stream in (sys.__stdout__, sys.__stderr__):
             stream.reconfigure(errors="backslashreplace")
@@ -75,7 +78,7 @@ def protect_output() -> None:
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """`protect` for as long as a command runs; what it wrote is flushed in the end."""
+    """Context with protected stdout and stderr, which are flushed at its end."""
     before = sys.stdout, sys.stderr
     protect_output()
     ours = cast(SafeStream, sys.stdout), cast(SafeStream, sys.stderr)

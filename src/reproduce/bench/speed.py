@@ -46,8 +46,8 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     """Measures and writes build/bench.json (and cfg.result). Takes about half a minute on two cores."""
     if find_spec("transformers") is None:
         raise ConfigError(
-            "bench compares with transformers, which is not installed here. "
-            "Run `make bench`, or pip install -e '.[bench]'."
+            "bench compares with transformers, which is not installed here. Run `make bench`, or pip install "
+            "-e '.[bench]'."
         )
     code = commit()
     torch.manual_seed(cfg.seed)

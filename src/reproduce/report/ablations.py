@@ -93,10 +93,10 @@ def _section(ablation: Ablation, found: Found) -> str:
     done = sum(max(len(several) for several in results.values()) for results in found.values())
     asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
-        f"{asked}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`"
-        f"{_with(ablation)}. {_split(found).capitalize()}, greedy{_spoken(found)}. "
-        "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
-        f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
+        f"{asked}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`{_with(ablation)}. "
+        f"{_split(found).capitalize()}, greedy{_spoken(found)}. Differences in points with 95 % intervals, "
+        "paired over utterances; p of Wilcoxon's "
+        f"test.\n\n![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
     command = f"python -m zipper ablate {ablation.file}"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])

@@ -50,8 +50,8 @@ def claims(folder: Path) -> str:
         "*Held* or *not held* where p < 0.05 in the paired test and the whole interval lies on one side, "
         f"over all seeds; on par is also what lies within {100 * PAR:.0f} point with its whole interval. "
         "*Our settings*: the runs above, which differ from the paper's in the zips' time prior, open gates, "
-        "whitening, codebook weights, and hidden spans or a loss on the prompt, after 2,000 steps. "
-        "*The paper's own* (`configs/paper.yaml`): one seed of 12,000 steps, and the Single Decoder that was "
+        "whitening, codebook weights, and hidden spans or a loss on the prompt, after 2,000 steps. *The "
+        "paper's own* (`configs/paper.yaml`): one seed of 12,000 steps, and the Single Decoder that was "
         "trained as long, with our codebook weights and without a loss on its prompt; empty where it was not "
         "asked. On this corpus of one synthetic voice: nothing here speaks about LibriSpeech."
     )

@@ -83,16 +83,16 @@ def recognition(runs: Runs) -> str:
         )
     text = (
         f"Recognition and speech in one model, mixed by count (1 : {train['tasks']['tts']:g}), "
-        f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
-        "order for every model of a seed; each seed's figure stands in its column, from seed 0 on; "
+        f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same order "
+        "for every model of a seed; each seed's figure stands in its column, from seed 0 on; "
         f"{first['checkpoint']} checkpoint, {first['decoding']}, {first['utterances']} test utterances. "
-        "Parameters in all, and trained. FLOPs a token, forward / forward and backward, counted from "
-        "shapes and lengths by the paper's formula, with our widths and the heads (`model/flops.py`). "
-        "Steps are equal, sizes are not. Each difference to a baseline: points of WER "
-        f"with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p "
-        "of a two-sided Wilcoxon signed-rank test on the utterances' error rates, both on the mean over "
-        f"seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** "
-        "worse than its baseline, p < 0.05.\n\n![Both tasks at a glance](reports/figures/comparison.svg)"
+        "Parameters in all, and trained. FLOPs a token, forward / forward and backward, counted from shapes "
+        "and lengths by the paper's formula, with our widths and the heads (`model/flops.py`). Steps are "
+        "equal, sizes are not. Each difference to a baseline: points of WER with the 95 % interval of a "
+        f"paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p of a two-sided Wilcoxon "
+        f"signed-rank test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: "
+        "Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** worse than its baseline, p "
+        "< 0.05.\n\n![Both tasks at a glance](reports/figures/comparison.svg)"
     )
     head = [
         "model",

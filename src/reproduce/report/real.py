@@ -39,15 +39,11 @@ def recognition(runs: list[Result], transcript: dict[str, Result]) -> str:
         ])  # fmt: skip
     text = (
         "Recognition with a language model of elsewhere as the frozen text tower (SmolLM2-135M-Instruct, "
-        "from a 4-bit "
-        "GGUF file, zipped to the shipped speech tower), on the embedded corpus, and on a sample of real "
-        "LibriSpeech: 202 utterances of two speakers to train on, five speakers of test-other to test; the "
-        "codec "
-        "has heard one synthetic voice alone. The sample shows that the commands run on the corpus as "
-        "published; "
-        "an hour of speech teaches nobody to recognise. *Judge*: Whisper tiny.en on the recordings, and on "
-        "the "
-        "codec's round trips of them."
+        "from a 4-bit GGUF file, zipped to the shipped speech tower), on the embedded corpus, and on a "
+        "sample of real LibriSpeech: 202 utterances of two speakers to train on, five speakers of test-other "
+        "to test; the codec has heard one synthetic voice alone. The sample shows that the commands run on "
+        "the corpus as published; an hour of speech teaches nobody to recognise. *Judge*: Whisper tiny.en on "
+        "the recordings, and on the codec's round trips of them."
     )
     head = ["run", "corpus", "parameters", "trained", "steps", "training", "test utterances / words", "WER",
             "shuffled", "judge, recordings / round trips", "commit"]  # fmt: skip
@@ -78,7 +74,6 @@ def encoded(result: Result) -> str:
     ]
     text = (
         f"encodec_24khz at 1.5 kbps with random weights, {result['utterances']} utterances, one thread a "
-        "process, one "
-        "measurement after the other. Preparing reads, resamples, batches and writes besides."
+        "process, one measurement after the other. Preparing reads, resamples, batches and writes besides."
     )
     return section("Encoding", text, table(["what", "speed", "ratio"], rows), [result["command"]])

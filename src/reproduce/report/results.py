@@ -190,11 +190,10 @@ def codec(result: Result | None) -> str:
         for row in result["rows"]
     ]
     text = (
-        f"Judge: {result['judge']}, normaliser {result['normaliser']}, "
-        f"{result['utterances']} {result['split']} utterances, {result['rows'][0]['words']} words, "
-        f"at {result['sample_rate'] / 1000:.0f} kHz. "
-        f"Encoding one by one: {result['encode_times_real_time']:.0f} x real time, "
-        f"{result['threads']} threads."
+        f"Judge: {result['judge']}, normaliser {result['normaliser']}, {result['utterances']} "
+        f"{result['split']} utterances, {result['rows'][0]['words']} words, at "
+        f"{result['sample_rate'] / 1000:.0f} kHz. Encoding one by one: "
+        f"{result['encode_times_real_time']:.0f} x real time, {result['threads']} threads."
     )
     head = ["codebooks", "bit/s", "judge's WER", "points lost", "decoding"]
     return section(f"Codec ({result['codec']})", text, table(head, rows), [result["command"]])

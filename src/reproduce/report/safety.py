@@ -22,15 +22,12 @@ def safety(found: dict[str, Result]) -> str:
     total = [f"**{campaign[key]}**" for key in ("times", "recovered", "identical", "lost")]
     rows.append(["**all**", "", *total, ""])
     text = (
-        f"Small real runs (mixture of both tasks, dropout, accumulation, a worker process; "
+        "Small real runs (mixture of both tasks, dropout, accumulation, a worker process; "
         f"{campaign['config']['train']['steps']} steps) are hit at random moments, up to three times each, "
-        "and "
-        "the same command is given again. *Recovered*: it ended well. *Identical*: weights of the last and "
-        "the "
-        "best checkpoint, optimiser, schedule, every logged metric and the result files are those of the "
-        "unbroken run, and of a store every byte. *Lost*: a checkpoint that was there before is gone or "
-        "broken. "
-        f"{campaign['minutes']} minutes, {campaign['jobs']} runs at a time (`{campaign['commit']}`). "
+        "and the same command is given again. *Recovered*: it ended well. *Identical*: weights of the last "
+        "and the best checkpoint, optimiser, schedule, every logged metric and the result files are those of "
+        "the unbroken run, and of a store every byte. *Lost*: a checkpoint that was there before is gone or "
+        f"broken. {campaign['minutes']} minutes, {campaign['jobs']} runs at a time (`{campaign['commit']}`). "
         "Negative exit codes: killed by that signal."
     )
     commands = [campaign["command"]]
@@ -38,19 +35,17 @@ def safety(found: dict[str, Result]) -> str:
         entries = ", ".join(f"{name} {count}" for name, count in sorted(clear["by_command"].items()))
         text += (
             f"\n\nBad input: {clear['clear']} of {clear['cases']} cases over every command ({entries}) end "
-            "in an "
-            "error of the expected type, which names the thing, its value and the fix, before work starts "
-            f"(`{clear['commit']}`)."
+            "in an error of the expected type, which names the thing, its value and the fix, before work "
+            f"starts (`{clear['commit']}`)."
         )
         commands.append(clear["command"])
     if saving := found.get("saving"):
         text += (
             f"\n\nWhat it costs: with a checkpoint every {saving['save_every']} steps, every step checked "
-            "and "
-            f"signals listened to, training runs at {percent(saving['figures']['ratio'])} of the speed that "
-            "it "
-            f"has without ({saving['figures']['exact']:.2f} against {saving['figures']['bare']:.2f} steps/s, "
-            f"blocks of one training that took turns, {saving['threads']} threads, `{saving['commit']}`)."
+            f"and signals listened to, training runs at {percent(saving['figures']['ratio'])} of the speed "
+            f"that it has without ({saving['figures']['exact']:.2f} against {saving['figures']['bare']:.2f} "
+            f"steps/s, blocks of one training that took turns, {saving['threads']} threads, "
+            f"`{saving['commit']}`)."
         )
         commands.append(saving["command"])
     head = ["command", "fault", "times", "recovered", "identical", "lost", "exit codes"]

@@ -48,9 +48,8 @@ def shipped(folder: Path) -> str:
     text = (
         "The model in `assets/zipped` reads a test utterance, and speaks it. Mean over heads; $\\rho$ is "
         "Spearman's rank correlation of the order of what asks with the mean place it looks at: 1 walks the "
-        "diagonal. "
-        "Each zip begins with a prior of time (`model.zip.diagonal`).\n\n"
-        "![Text looks at speech](reports/figures/attention-text-speech.svg)\n\n"
-        "![Speech looks at text](reports/figures/attention-speech-text.svg)"
+        "diagonal. Each zip begins with a prior of time (`model.zip.diagonal`).\n\n![Text looks at "
+        "speech](reports/figures/attention-text-speech.svg)\n\n![Speech looks at "
+        "text](reports/figures/attention-speech-text.svg)"
     )
     return section("Where the zips look", text, "", [])

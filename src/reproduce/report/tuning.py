@@ -12,8 +12,8 @@ SHARED = (
     "The size of the steps (`train.tokens`) and the weights of the codebooks are the same for all four; the "
     "grid [step-size](configs/ablations/step-size.yaml) below asks each of them for steps of half the size, "
     "twice as many, and [single-decoder](configs/ablations/single-decoder.yaml) for codebooks alike. Zips "
-    "start with a prior of time (`model.zip.diagonal`, durations of subwords) and "
-    "from whitened states; a single decoder has no counterpart to these."
+    "start with a prior of time (`model.zip.diagonal`, durations of subwords) and from whitened states; a "
+    "single decoder has no counterpart to these."
 )
 PICTURES = """![Learning curves of all runs](reports/figures/learning-curves.svg)
 
@@ -82,11 +82,10 @@ def choices(folder: Path) -> str:
     text = (
         "What training does besides: spans of a spoken answer are hidden from what predicts it (as when the "
         "rates were searched), nothing is, or there is a loss on what is given, too. Word errors on dev, "
-        "those of a sentence capped at its words, "
-        f"recognition / speech, after {one['steps']:,} steps, seed {one['seed']}; in bold what the "
-        "rule chooses: the lowest mean of both, or spans hidden, where that is better in neither (paired "
-        "tests). The runs above were trained with it, but for Zipper with a frozen speech tower, which had "
-        "its spans hidden, as chosen before errors were capped.\n\n"
+        f"those of a sentence capped at its words, recognition / speech, after {one['steps']:,} steps, seed "
+        f"{one['seed']}; in bold what the rule chooses: the lowest mean of both, or spans hidden, where that "
+        "is better in neither (paired tests). The runs above were trained with it, but for Zipper with a "
+        "frozen speech tower, which had its spans hidden, as chosen before errors were capped.\n\n"
     )
     return text + table(["model", *labels], rows)
 

@@ -1,4 +1,4 @@
-"""Settings: dataclasses with every default, YAML files and overrides on top."""
+"""Settings: dataclasses hold the defaults; YAML files and command-line overrides change them."""
 
 from zipper.config.evaluation import DecodeConfig as DecodeConfig
 from zipper.config.evaluation import EvaluateConfig as EvaluateConfig

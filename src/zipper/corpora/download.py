@@ -88,8 +88,7 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             raise  # it says so itself
         raise DataError(
             f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same "
-            "command "
-            f"again, or put the archive at {archive}."
+            f"command again, or put the archive at {archive}."
         ) from error
     if not (aside / name / subset).is_dir():
         archive.unlink(missing_ok=True)

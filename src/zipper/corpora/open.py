@@ -24,8 +24,7 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
     if empty := [split for split in SPLITS if not any(u.split == split for u in found)]:
         raise DataError(
             f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
-            "subset, or "
-            "a piece of one as train-clean-100/26), or give it utterances."
+            "subset, or a piece of one as train-clean-100/26), or give it utterances."
         )
     return found
 

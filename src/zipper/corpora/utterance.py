@@ -93,8 +93,7 @@ def check_ids(utterances: list[Utterance], where: str) -> None:
         if u.id in seen:
             raise DataError(
                 f"{where}: the id {u.id} stands twice, at {seen[u.id].audio or 'a text'} and at "
-                f"{u.audio or 'a text'}. "
-                "Ids must differ; rename one of them."
+                f"{u.audio or 'a text'}. Ids must differ; rename one of them."
             )
         seen[u.id] = u
 

@@ -97,9 +97,11 @@ def evaluate_asr(
 ) -> dict[str, Any]:
     """Decodes a split and describes what came out: a result file."""
     rows, sampling, batch = chosen_rows(dataset, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
-    found = map_over_ranks(
-        rows, lambda some: transcribe_rows(model, dataset, statistics, some, batch, sampling, kept=kept)
-    )
+
+    def transcribe(some: list[Row]) -> list[AsrUtterance]:
+        return transcribe_rows(model, dataset, statistics, some, batch, sampling, kept=kept)
+
+    found = map_over_ranks(rows, transcribe)
     counts = total_errors(found)
     result = {
         **describe_run(model, dataset, statistics, cfg, origin),

@@ -13,33 +13,33 @@ MADE = ("result", "export")  # settings of what is written
 FOUND = ("data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "judge.model")
 
 
-def evaluation_config(config: Path, words: Sequence[str]) -> RunConfig:
-    """A run's config with the caller's words. Where its own results went is not written over: only a word
+def evaluation_config(config: Path, overrides: Sequence[str]) -> RunConfig:
+    """A run's config with the caller's overrides. Where its own results went is not written over: only a override
     names such a place."""
-    unnamed = [f"{key}=null" for key in MADE if key not in overridden_keys(words)]
-    return with_overrides(load_config(config, words), unnamed)
+    unnamed = [f"{key}=null" for key in MADE if key not in overridden_keys(overrides)]
+    return with_overrides(load_config(config, overrides), unnamed)
 
 
-def run_folder(config: Path, words: Sequence[str]) -> Path | None:
-    """The folder of the run whose config.yaml is given; None where it is another config, or a word names
+def run_folder(config: Path, overrides: Sequence[str]) -> Path | None:
+    """The folder of the run whose config.yaml is given; None where it is another config, or a override names
     another run (name=...)."""
     folder = config.resolve().parent
-    named = any(word.startswith("name=") for word in words)
+    named = any(override.startswith("name=") for override in overrides)
     ours = config.name == "config.yaml" and (folder / "checkpoints").is_dir()
     return folder if ours and not named else None
 
 
 @contextmanager
-def training_directory(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterator[RunConfig]:
+def training_directory(cfg: RunConfig, folder: Path, overrides: Sequence[str]) -> Iterator[RunConfig]:
     """In the working directory that the run's relative paths were written for, where folder tells which; its
-    config, with its folder's name. Paths among words are found from where the caller is."""
+    config, with its folder's name. Paths among overrides are found from where the caller is."""
     with suppress(ConfigError):  # a folder whose name is no run's keeps the old one
         cfg = replace(cfg, name=folder.name)
-    if any(word.startswith("build=") for word in words):
+    if any(override.startswith("build=") for override in overrides):
         yield cfg
         return
     if base := _base(cfg, folder):
-        cfg = _from_here(cfg, words)
+        cfg = _from_here(cfg, overrides)
         with chdir(base):
             yield cfg
         return
@@ -49,10 +49,10 @@ def training_directory(cfg: RunConfig, folder: Path, words: Sequence[str]) -> It
     yield cfg
 
 
-def _from_here(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
-    """The paths among words as absolute ones. A judge or a codec may have a name that is no path."""
+def _from_here(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The paths among overrides as absolute ones. A judge or a codec may have a name that is no path."""
     absolute = []
-    for key in overridden_keys(words) & {*MADE, *FOUND}:
+    for key in overridden_keys(overrides) & {*MADE, *FOUND}:
         section, _, setting = key.rpartition(".")
         value = getattr(getattr(cfg, section) if section else cfg, setting)
         if value and (key in (*MADE, "data.folder") or Path(value).exists()):

