@@ -41,7 +41,7 @@ def test_a_damaged_checkpoint_is_said_and_the_newest_whole_one_taken(
     run_module.train(config(*LONG, "name=broken"), "x")
     said = capsys.readouterr().out
     assert harm == "gone" or f"{file.split()[0]}.ckpt is damaged (" in said
-    assert ("going on from the start" in said) == (file == "best")
+    assert ("resuming from the start" in said) == (file == "best")
     assert_same("unbroken", "broken")
 
 

@@ -104,7 +104,7 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "the cat", "--seed", "-1"], "at least 0"),
         (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),
         (["--batch", "number.jsonl"], "line 1: not a JSON object"),
-        (["--batch", "latin.tsv"], "no text in UTF-8"),
+        (["--batch", "latin.tsv"], "not UTF-8 text"),
         (["--text", "the cat", "--then", "music"], "no tower for 'music'"),
         (["--text", "the cat", "--then", "auto", "text"], "auto stands alone"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),

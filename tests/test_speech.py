@@ -56,14 +56,14 @@ def test_gold_units_score_no_error_and_planted_ones_are_counted(listening, prepa
 
 def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     rows = [prepared.splits["test"][i] for i in range(4)]
-    first = transcribe_recordings("build", prepared, listening.codec, listening.judge, rows[:2])
-    deaf = replace(listening.judge, transcribe=lambda wave: "something else")
+    first = transcribe_recordings("build", prepared, listening.codec, listening.asr_scorer, rows[:2])
+    deaf = replace(listening.asr_scorer, transcribe=lambda wave: "something else")
     again = transcribe_recordings("build", prepared, listening.codec, deaf, rows)
     assert again[:2] == first
     assert {one.original for one in again[2:]} == {"something else"}
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
     with pytest.raises(DataError, match=r"Utterance lost: nowhere\.flac does not exist"):
-        transcribe_recordings("build", prepared, listening.codec, listening.judge, lost)
+        transcribe_recordings("build", prepared, listening.codec, listening.asr_scorer, lost)
 
 
 def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypatch):
@@ -72,8 +72,8 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     reached = Event()
     monkeypatch.setattr("builtins.print", lambda *_, **__: reached.set())  # "waiting for it"
 
-    def transcribe_wave(some, judge=listening.judge):
-        found = transcribe_recordings("build", prepared, listening.codec, judge, some)
+    def transcribe_wave(some, asr_scorer=listening.asr_scorer):
+        found = transcribe_recordings("build", prepared, listening.codec, asr_scorer, some)
         reached.set()
         return found
 
@@ -87,7 +87,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     monkeypatch.setattr("zipper.evaluation.transcripts.write_result", at_once)
     transcribe_wave(rows[:2])
     others[0].join()
-    deaf = replace(listening.judge, transcribe=lambda wave: "something else")
+    deaf = replace(listening.asr_scorer, transcribe=lambda wave: "something else")
     assert [one.original for one in transcribe_wave(rows, deaf)] == [row["text"] for row in rows]
 
 

@@ -76,7 +76,7 @@ class TowerConfig:
         """Raises ConfigError if the tower would have no zip."""
         if self.interval < 1 or self.interval > self.layers:
             raise ConfigError(
-                f"interval={self.interval} leaves no zip in a tower of layers={self.layers}. Pick 1 to "
+                f"interval={self.interval} leaves no zip in a tower of layers={self.layers}. Choose 1 to "
                 f"{self.layers}."
             )
 

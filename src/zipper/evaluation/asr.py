@@ -1,4 +1,4 @@
-"""Recognition: rows of a store to hypotheses, errors and stop reasons."""
+"""ASR evaluation: transcribes rows of an encoded dataset and counts word errors."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from zipper.models.multimodal import MultimodalModel
 
 @dataclass(frozen=True)
 class AsrUtterance:
-    """One utterance: what was said, what was written, and why the writing stopped."""
+    """Hypothesis of one utterance, its word errors, and the finish reason of decoding."""
 
     id: str
     errors: int
@@ -37,7 +37,7 @@ class AsrUtterance:
         return WordErrors(self.errors, self.words)
 
     def entry(self) -> dict[str, str | int | float]:
-        """As it stands in a result file."""
+        """Entry of `per_utterance` in a result file."""
         return asdict(self)
 
 
@@ -51,9 +51,10 @@ def transcribe_rows(
     audio_rows: list[Row] | None = None,
     kept: Journal | None = None,
 ) -> list[AsrUtterance]:
-    """ASR of every row, in its order, `batch` utterances at a time.
+    """Transcribes every row, in order, `batch` utterances at a time.
 
-    heard: rows whose audio is given instead of the row's own (the control that the model listens).
+    audio_rows: rows whose audio replaces that of `rows` (mismatched-audio control). kept: journal that stores
+    finished batches.
     """
     name = "shuffled" if audio_rows else "asr"
     written = answers(
@@ -73,7 +74,7 @@ def transcribe_rows(
 def score_transcripts(
     dataset: EncodedDataset, rows: list[Row], written: list[GenerationOutput]
 ) -> list[AsrUtterance]:
-    """Text written for each row, against the row's own."""
+    """Scores the generated text of each row against the row's reference."""
     out = []
     for row, segment in zip(rows, written, strict=True):
         hypothesis = normalise(dataset.tokenizer.decode(segment.content[0].tolist()))
@@ -95,7 +96,7 @@ def evaluate_asr(
     origin: Origin,
     kept: Journal,
 ) -> dict[str, Any]:
-    """Decodes a split and describes what came out: a result file."""
+    """Evaluates ASR on a split; returns the content of a result file."""
     rows, sampling, batch = chosen_rows(dataset, cfg, "asr"), cfg.decode.text, cfg.evaluate.batch
 
     def transcribe(some: list[Row]) -> list[AsrUtterance]:
@@ -129,8 +130,8 @@ def evaluate_asr(
 
 
 def summary_line(result: dict[str, Any], file: Path | str) -> str:
-    """What a training ends with."""
-    control = f"; shuffled speech {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
+    """Summary line that a command prints."""
+    control = f"; mismatched audio {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
     return (
         f"ASR WER {result['wer']:.1%} ({result['errors']} errors, {result['words']} words, "
         f"{result['utterances']} utterances{control}) -> {file}"
@@ -138,12 +139,12 @@ def summary_line(result: dict[str, Any], file: Path | str) -> str:
 
 
 def total_errors(found: Iterable[AsrUtterance]) -> WordErrors:
-    """The corpus figure."""
+    """Word errors of the corpus."""
     return sum((r.counts for r in found), WordErrors())
 
 
 def mismatched_rows(rows: list[Row], seed: int = 0) -> list[Row]:
-    """Each row's place taken by another one's audio; no row keeps its own."""
+    """Permutation of rows in which no row keeps its place, for the mismatched-audio control."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     out: list[Row | None] = [None] * len(rows)
     for here, there in zip(order, order[1:] + order[:1], strict=True):

@@ -1,4 +1,4 @@
-"""Every task of a run, evaluated: recognition, speaking, or plain perplexity."""
+"""Evaluation of all tasks of a run: ASR, TTS, chains, or perplexity."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-s
 
 
 def load_speech_scorer(cfg: RunConfig) -> SpeechScorer | None:
-    """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
+    """Codec and ASR scorer if the run needs them, loaded first so that missing parts raise at once."""
     if not cfg.evaluates("tts") and not cfg.evaluate.chains:
         return None
     return SpeechScorer(load_codec(cfg.codec), load_asr_scorer(cfg.judge), cfg.build)
@@ -44,9 +44,11 @@ def evaluate_tasks(
     suffix: str = "",
     folder: Path | None = None,
 ) -> Results:
-    """Results by task, in every process of a group, each of which does its share; samples are written into
-    the run folder (samplesSUFFIX) and shown to the loggers.
-    kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
+    """Results by task, on every rank; the ranks share the work.
+
+    Writes samples to the run folder (samplesSUFFIX) and logs them. kept: journal from which an interrupted
+    evaluation resumes.
+    """
     model, statistics, split = trained.network, trained.statistics, cfg.evaluate.split
     results: Results = {}
     if cfg.evaluates("asr"):
@@ -81,7 +83,7 @@ def evaluate_tasks(
 
 
 def headlines(results: Results) -> dict[str, float]:
-    """The figures of each task: test/asr/wer, ..."""
+    """Main figures of each task, by metric name (test/asr/wer, ...)."""
     return {
         f"{result['split']}/{task}/{key}": result[key]
         for task, result in results.items()
@@ -91,13 +93,13 @@ def headlines(results: Results) -> dict[str, float]:
 
 
 def summary_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
-    """A line for each task, and its file in the run folder."""
+    """Summary line of each task, with its file in the run folder."""
     lines = []
     for task, result in results.items():
         file = folder / f"{task}{suffix}.json"
         if task == "loss":
             lines.append(
-                f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+                f"perplexity {result['perplexity']:.2f} per scored token on {result['split']} -> {file}"
             )
         else:
             lines.append({"asr": asr, "tts": tts}.get(task, chains).summary_line(result, file))

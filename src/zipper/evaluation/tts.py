@@ -1,4 +1,4 @@
-"""Speaking: rows of a store to waves, and the WER of what a judge hears in them (paper 4.1.4)."""
+"""TTS evaluation: synthesizes rows of an encoded dataset and measures the WER via ASR (paper 4.1.4)."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -30,14 +30,17 @@ from zipper.generation.generate import GenerationOutput
 from zipper.generation.rows import answers
 from zipper.models.multimodal import MultimodalModel
 
-BINS = 12  # at most so many lengths are told apart
+BINS = 12  # maximum number of length bins
 
 
 @dataclass(frozen=True)
 class TtsUtterance:
-    """One sentence: what was to be said (gold), what the judge heard in the speech made from it (hypothesis)
-    and in the codec's round trip of the recording (target), the errors against each, and why the writing
-    stopped. seconds: of the speech made."""
+    """Transcript of one synthesized sentence and its word errors.
+
+    reference: text to synthesize (the paper's "gold"). hypothesis: ASR transcript of the generated speech.
+    target: ASR transcript of the codec resynthesis of the recording. errors, target_errors: against reference
+    and target. seconds: length of the generated speech. stopped: finish reason of decoding.
+    """
 
     id: str
     errors: int
@@ -51,24 +54,24 @@ class TtsUtterance:
     stopped: str
 
     def entry(self) -> dict[str, str | int | float]:
-        """As it stands in a result file."""
+        """Entry of `per_utterance` in a result file."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class SpeechScorer:
-    """All that it takes to score speech."""
+    """Codec and ASR scorer, which together score generated speech. build: folder of cached transcripts."""
 
     codec: Codec
-    judge: AsrScorer
+    asr_scorer: AsrScorer
     build: str
 
     def wave(self, written: GenerationOutput) -> Tensor:
-        """float32 [n] at the codec's rate; empty where no frame was written."""
+        """Waveform float32 [n] at the codec's sample rate; empty if no frame was generated."""
         return self.codec.decode(written.content)
 
     def recordings(self, dataset: EncodedDataset, rows: list[Row]) -> list[Transcripts]:
-        return transcribe_recordings(self.build, dataset, self.codec, self.judge, rows)
+        return transcribe_recordings(self.build, dataset, self.codec, self.asr_scorer, rows)
 
     def score(
         self,
@@ -78,22 +81,19 @@ class SpeechScorer:
         kept: Journal | None = None,
         name: str = "speech",
     ) -> list[TtsUtterance]:
-        """Transcripts of the segments by the ASR scorer, against reference and resynthesis. name: that of
-        these segments in `kept`."""
+        """Scores segments against reference and resynthesis. name: key of the segments in `kept`."""
         out, rate = [], self.codec.sample_rate
         waves = [self.wave(segment) for segment in written]
-        heard_all = self.judge.transcribe_waves(waves, rate, name, kept)
-        parts = zip(rows, written, recorded, waves, heard_all, strict=True)
+        transcripts = self.asr_scorer.transcribe_waves(waves, rate, name, kept)
+        parts = zip(rows, written, recorded, waves, transcripts, strict=True)
         for row, segment, record, wave, transcript in parts:
-            gold, target = (
-                self.judge.errors(row["text"], transcript),
-                self.judge.errors(record.target, transcript),
-            )
+            errors = self.asr_scorer.errors(row["text"], transcript)
+            target = self.asr_scorer.errors(record.target, transcript)
             out.append(
                 TtsUtterance(
                     row["id"],
-                    gold.errors,
-                    gold.words,
+                    errors.errors,
+                    errors.words,
                     target.errors,
                     target.words,
                     round(len(wave) / rate, 3),
@@ -118,8 +118,7 @@ def synthesize_rows(
     kept: Journal | None = None,
     name: str = "speech",
 ) -> list[tuple[GenerationOutput, TtsUtterance]]:
-    """TTS of every row, in its order, `batch` sentences at a time, each with its score. name: that of the
-    scores in `kept`."""
+    """Synthesizes and scores every row, `batch` at a time. name: key of the scores in `kept`."""
     answered = answers(
         model, dataset, statistics, rows, TASKS["tts"], batch, {"speech": sampling}, seed, kept, "tts"
     )
@@ -137,14 +136,14 @@ def evaluate_tts(
     speech_scorer: SpeechScorer,
     kept: Journal | None = None,
 ) -> tuple[dict[str, Any], list[GenerationOutput]]:
-    """Speaks a split and describes what the judge heard: a result file, and the segments first sampled.
+    """Evaluates TTS on a split; returns the content of a result file, and the segments of the first sampling.
 
-    Judge on the recordings, judge on their round trips (the oracle), model against gold and against target
-    belong together: none of them means anything alone.
+    The result holds the WER of the model vs reference (`wer`) and vs resynthesis (`target_wer`), and for
+    context the WER of the recordings (`original_wer`) and of their codec resynthesis (`oracle_wer`).
     """
     rows, sampling = chosen_rows(dataset, cfg, "tts")[: cfg.evaluate.spoken], cfg.decode.speech
     recorded = map_over_ranks(rows, lambda some: speech_scorer.recordings(dataset, some))
-    judge = speech_scorer.judge
+    asr_scorer = speech_scorer.asr_scorer
     samplings, segments = [], []
     for turn in range(cfg.evaluate.samplings):
         work = partial(
@@ -163,28 +162,30 @@ def evaluate_tts(
         segments.append([segment for segment, _ in spoken])
         samplings.append([one for _, one in spoken])
     found = samplings[0]
-    gold = total_errors(found)
+    errors = total_errors(found)
     target = sum((WordErrors(one.target_errors, one.target_words) for one in found), WordErrors())
     pairs = list(zip(rows, recorded, strict=True))
     original = sum(
-        (judge.errors(row["text"], transcript.original) for row, transcript in pairs), WordErrors()
+        (asr_scorer.errors(row["text"], transcript.original) for row, transcript in pairs), WordErrors()
     )
-    oracle = sum((judge.errors(row["text"], transcript.target) for row, transcript in pairs), WordErrors())
+    resynthesis = sum(
+        (asr_scorer.errors(row["text"], transcript.target) for row, transcript in pairs), WordErrors()
+    )
     result = {
         **describe_run(model, dataset, statistics, cfg, origin),
         "task": "tts",
         "split": cfg.evaluate.split,
-        "wer": round(gold.rate, 6),
-        "errors": gold.errors,
-        "words": gold.words,
+        "wer": round(errors.rate, 6),
+        "errors": errors.errors,
+        "words": errors.words,
         "utterances": len(found),
         "target_wer": round(target.rate, 6),
-        "oracle_wer": round(oracle.rate, 6),
+        "oracle_wer": round(resynthesis.rate, 6),
         "original_wer": round(original.rate, 6),
         **finish_reasons([one.stopped for one in found]),
         "decoding": sampling.describe(),
-        "judge": judge.name,
-        "normaliser": judge.normaliser,
+        "judge": asr_scorer.name,
+        "normaliser": asr_scorer.normaliser,
         "codec": speech_scorer.codec.fingerprint,
         "by_length": by_length(found),
     }
@@ -199,20 +200,22 @@ def evaluate_tts(
             "wer": [round(rate, 6) for rate in rates],
             "mean": round(fmean(rates), 6),
             "deviation": round(stdev(rates), 6),
-            # Ours: the paper's best of 3 is over vocoder and judge.
+            # Differs from the paper, whose best of 3 is over runs of vocoder and ASR.
             "best_of_wer": round(total_errors(best).rate, 6),
         }
     return {**result, "per_utterance": [one.entry() for one in found]}, segments[0]
 
 
 def total_errors(found: Iterable[TtsUtterance]) -> WordErrors:
-    """The corpus figure, against gold."""
+    """Word errors of the corpus vs reference."""
     return sum((WordErrors(one.errors, one.words) for one in found), WordErrors())
 
 
 def by_length(found: list[TtsUtterance]) -> list[dict[str, float]]:
-    """Errors by the length of the gold transcript in characters (paper, figure 2): in bins, and of all that
-    are no longer. Each entry: most characters, utterances, wer of the bin, wer of all up to there."""
+    """WER by length of the reference in characters (paper, Figure 2).
+
+    Each entry is a bin: maximum characters, utterances, wer of the bin, wer_up_to of all shorter sentences.
+    """
     longest = max(len(one.reference) for one in found)
     width = max(10, 10 * -(-longest // (10 * BINS)))
     out, upto = [], WordErrors()
@@ -232,9 +235,9 @@ def by_length(found: list[TtsUtterance]) -> list[dict[str, float]]:
 
 
 def summary_line(result: dict[str, Any], file: Path | str) -> str:
-    """What a training ends with."""
+    """Summary line that a command prints."""
     return (
-        f"TTS WER by the judge: {result['wer']:.1%} against gold, {result['target_wer']:.1%} against target "
-        f"(recordings {result['original_wer']:.1%}, their codec round trip {result['oracle_wer']:.1%}; "
+        f"TTS WER via ASR: {result['wer']:.1%} vs reference, {result['target_wer']:.1%} vs resynthesis "
+        f"(recordings {result['original_wer']:.1%}, codec resynthesis {result['oracle_wer']:.1%}; "
         f"{result['utterances']} utterances, {truncation_text(result)}) -> {file}"
     ).replace("%", " %")

@@ -97,7 +97,7 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
     with open_journal(
         cfg.run_dir / journal_name(rank=trainer.global_rank),
-        evaluation_identity(checkpoint, cfg, speech_scorer.judge.name if speech_scorer else None),
+        evaluation_identity(checkpoint, cfg, speech_scorer.asr_scorer.name if speech_scorer else None),
     ) as kept:
         trained = load_trained(checkpoint)
         trained.network.to(trainer.strategy.root_device)
