@@ -164,7 +164,7 @@ def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
 def test_a_grid_that_cannot_be_run_is_refused_before_the_first_run(in_tmp, changes, says):
     with pytest.raises(ConfigError, match=says):
         run(["ablate", str(write(**changes))])
-    with pytest.raises(ConfigError, match=r"--only nothing: .*There are: zipper-10-seed0"):
+    with pytest.raises(ConfigError, match=r"--only nothing: .*Available: zipper-10-seed0"):
         run(["ablate", str(write()), "--only", "nothing"])
 
 

@@ -21,7 +21,7 @@ def read_metrics(run: Path) -> dict[str, Series]:
 
 
 def curves(run: Path) -> dict[str, Series]:
-    """Series for a comparison: dev WER and loss, training loss (mean of 10 points), every fifth gate point."""
+    """Series for a comparison: dev WER and loss, training loss (means of 10), every fifth gate value."""
     metrics = read_metrics(run)
     found: dict[str, Series] = {}
     for name in ("dev/asr_wer", "dev/tts_wer", "dev/loss_text", "dev/loss_speech"):

@@ -31,8 +31,8 @@ def check_recordings(rows: list[Row]) -> None:
     """Raises DataError if a recording that the ASR scorer needs is missing."""
     if gone := [row["audio"] for row in rows if not Path(row["audio"]).is_file()]:
         raise DataError(
-            f"{len(gone)} recordings that the judge is to hear do not exist, {gone[0]} first. Make the "
-            "corpus again, or put them back."
+            f"{len(gone)} recordings for the ASR scorer do not exist, the first is {gone[0]}. Create the "
+            "corpus again, or restore them."
         )
 
 
