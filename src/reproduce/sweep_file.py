@@ -6,8 +6,8 @@ title, paper   title of the sweep, and the figure of the paper that it reproduce
 config, words  base config of all runs, and overrides of all runs
 grid           axes: a setting with its values, or a name with labelled overrides (also of `config`)
 seeds          seeds of every point
-x              axis of the plot's abscissa, other axes are lines; without it the plot has a bar for every
-point points         WER of the paper in %: label: [ASR, TTS], or with x line: {x: ASR}
+x              axis of the plot's abscissa, other axes are lines; without it, every point is a bar
+points         WER of the paper in %: label: [ASR, TTS], or with x line: {x: ASR}
 """
 
 import itertools
@@ -29,8 +29,7 @@ from zipper.errors import ConfigError
 SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # sections of a recipe
 # Tower settings that still apply if a pre-trained tower sets the shape.
 WITH_INIT = {"init", "frozen", "lora", "interval", "input_projection", "dropout"}
-DERIVED = {"vocabulary", "codebooks", "specials", "pattern"}  # tower settings that a run derives from its
-data
+DERIVED = {"vocabulary", "codebooks", "specials", "pattern"}  # tower settings derived from the data
 
 
 @dataclass(frozen=True)

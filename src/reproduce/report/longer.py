@@ -1,4 +1,4 @@
-"""What the comparison's models, and the paper's own settings, come to when they are trained longer."""
+"""Section on longer training of the comparison's models and of the paper's settings."""
 
 from pathlib import Path
 
@@ -17,17 +17,17 @@ LABELS = {
 
 
 def longer(folder: Path) -> str:
-    """A row for each run that has ended; empty with fewer than two. folder: results."""
+    """A row for each finished run; empty with fewer than two. folder: results."""
     found = _read(folder)
-    if len(found) < 2:  # the shipped model alone stands elsewhere
+    if len(found) < 2:  # the shipped model has its own section
         return ""
     rows = []
     for name, tasks in found.items():
         asr, tts = (tasks[task] for task in TASKS)
-        alone = asr["alone"]["text"]
+        unimodal = asr["alone"]["text"]
         rows.append([
             LABELS[name], f"{asr['config']['train']['lr']:g}", *_on_the_way(asr, (1999, 5999)),
-            percent(asr["wer"]), percent(tts["wer"]), f"{alone['before']:.2f} / {alone['after']:.2f}",
+            percent(asr["wer"]), percent(tts["wer"]), f"{unimodal['before']:.2f} / {unimodal['after']:.2f}",
             str(asr["seed"]), f"`{asr['commit']}`",
         ])  # fmt: skip
     steps = sorted({tasks["asr"]["steps"] for tasks in found.values()})
@@ -41,15 +41,15 @@ def longer(folder: Path) -> str:
         "prompt), another dropout, and their last checkpoint.\n\n![Word errors on dev over the "
         "steps](reports/figures/longer.svg)"
     )
-    head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER, gold",
-            "perplexity of text, before / after", "seed", "commit"]  # fmt: skip
+    head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER vs reference",
+            "text perplexity before / after", "seed", "commit"]  # fmt: skip
     commands = [tasks["asr"]["command"] for tasks in found.values()]
-    return section("Six times as long", text, table(head, rows), commands)
+    return section("Longer training (12,000 steps)", text, table(head, rows), commands)
 
 
 @styled
 def draw_longer(folder: Path, figures: Path) -> list[Path]:
-    """longer: WER on dev of both tasks over the steps. folder: results."""
+    """Draws longer: dev WER of both tasks over the steps. folder: results."""
     found = _read(folder)
     if len(found) < 2:
         return []
@@ -59,13 +59,13 @@ def draw_longer(folder: Path, figures: Path) -> list[Path]:
             curve = tasks[task]["curves"][f"dev/{task}_wer"]
             steps, rates = [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve]
             line(panel, index, steps, rates, LABELS[name])
-        panel.set(title=title, xlabel="step", ylabel="WER on dev (%)", ylim=(0, None))
+        panel.set(title=title, xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return [save(figure, figures / "longer")]
 
 
 def _read(folder: Path) -> dict[str, dict[str, Result]]:
-    """By name and task, in the order of LABELS; a run without both tasks is left out."""
+    """Results by name and task, in the order of LABELS; skips a run without both tasks."""
     found: dict[str, dict[str, Result]] = {}
     for name in LABELS:
         inside = folder if name == "joint" else folder / "longer"
@@ -75,6 +75,6 @@ def _read(folder: Path) -> dict[str, dict[str, Result]]:
 
 
 def _on_the_way(result: Result, steps: tuple[int, ...]) -> list[str]:
-    """WER on dev after some steps (counted from 0)."""
+    """Dev WER at some steps (counted from 0)."""
     curve = dict(result["curves"]["dev/asr_wer"])
     return [percent(curve[step]) for step in steps]

@@ -1,12 +1,11 @@
-"""The section of runs that cannot be lost, from results/{faults,bad-input,saving}.json."""
+"""Section on fault tolerance, from results/{faults,bad-input,saving}.json."""
 
 from reproduce.report.markdown import percent, section, table
 from reproduce.report.runs import Result
 
 
 def safety(found: dict[str, Result]) -> str:
-    """Faults, bad inputs, and what it costs. found: result files by name; empty where there is no
-    campaign."""
+    """Faults, bad input, and overhead. found: results by file name; empty without fault results."""
     campaign = found.get("faults")
     if campaign is None:
         return ""
@@ -49,4 +48,4 @@ def safety(found: dict[str, Result]) -> str:
         )
         commands.append(saving["command"])
     head = ["command", "fault", "times", "recovered", "identical", "lost", "exit codes"]
-    return section("Runs that cannot be lost", text, table(head, rows), commands)
+    return section("Fault tolerance", text, table(head, rows), commands)

@@ -1,12 +1,12 @@
-"""What tuned each model of the comparison: its learning rate, and spans hidden, or a loss on the prompt."""
+"""Section on hyperparameter tuning: learning rate and training objective of each compared model."""
 
 from pathlib import Path
 
-from reproduce.report.ablations import TASKS, read_results, sweeps
+from reproduce.report.ablations import TASKS, read_results, shown, sweeps
 from reproduce.report.markdown import percent, section, table
 from reproduce.report.runs import CHOICES, NAMES, Result, best_choice, best_rate, capped, read_folder
 
-GRID = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
+PAPER_RATES = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
 
 SHARED = (
     "The size of the steps (`train.tokens`) and the weights of the codebooks are the same for all four; the "
@@ -17,12 +17,12 @@ SHARED = (
 )
 PICTURES = """![Learning curves of all runs](reports/figures/learning-curves.svg)
 
-![How far the gates open in training](reports/figures/gates.svg)
+![Gates in training](reports/figures/gates.svg)
 """
 
 
 def tuning(folder: Path) -> str:
-    """The section: both searches, and how the runs learnt; empty without a search. folder: results."""
+    """Both searches and the learning curves; empty without results. folder: results."""
     parts = [one for one in (search(folder / "search"), choices(folder / "ablations")) if one]
     if not parts:
         return ""
@@ -32,7 +32,7 @@ def tuning(folder: Path) -> str:
 
 
 def search(folder: Path) -> str:
-    """What the learning rates were chosen by, and what else was tried. folder: results/search."""
+    """Table of the learning-rate search and of further trials. folder: results/search."""
     found = read_folder(folder, utterances=True)
     tried = {name: one for name, one in found.items() if "-lr" not in name}
     searched = {name: one for name, one in found.items() if "-lr" in name}
@@ -45,7 +45,7 @@ def search(folder: Path) -> str:
         if own:
             best, cells = best_rate(own), dict.fromkeys(rates, "")
             for one in own:
-                cells[_rate(one)] = told(one, bold=_rate(one) == best)
+                cells[_rate(one)] = score_text(one, bold=_rate(one) == best)
             rows.append([NAMES[model], *cells.values()])
     first = next(iter(searched.values()))
     text = (
@@ -55,17 +55,17 @@ def search(folder: Path) -> str:
         "were trained with: the lowest WER, or, where others cannot be told from it, the lowest loss among "
         "them.\n\n"
     )
-    head = ["model", *[f"{rate:g}{'' if rate in GRID else ' (ours)'}" for rate in rates]]
+    head = ["model", *[f"{rate:g}{'' if rate in PAPER_RATES else ' (ours)'}" for rate in rates]]
     tables = table(head, rows)
     if tried:
-        other = [[name, told(one)] for name, one in tried.items()]
-        tables += "\nTried besides, at the best rate (adafactor: at its own):\n\n"
-        tables += table(["what", "WER (loss)"], other)
+        other = [[name, score_text(one)] for name, one in tried.items()]
+        tables += "\nFurther trials, at the best learning rate (adafactor: at its own):\n\n"
+        tables += table(["trial", "WER (loss)"], other)
     return text + tables
 
 
 def choices(folder: Path) -> str:
-    """Spans hidden, nothing hidden, or a loss on the prompt, for each model. folder: results/ablations."""
+    """Table of the training-objective ablation for each model. folder: results/ablations."""
     found = next((read_results(one, folder) for one in sweeps() if one.name == CHOICES), {})
     found = {labels: tasks for labels, tasks in found.items() if tasks.keys() == TASKS.keys()}
     if not found:
@@ -77,7 +77,7 @@ def choices(folder: Path) -> str:
         for choice, tasks in own.items():
             rates = " / ".join(percent(capped(tasks[task][0])["wer"]) for task in TASKS)
             cells[choice] = f"**{rates}**" if choice == best else rates
-        rows.append([model, *cells.values()])
+        rows.append([shown(model), *cells.values()])
     one = next(iter(found.values()))["asr"][0]
     text = (
         "What training does besides: spans of a spoken answer are hidden from what predicts it (as when the "
@@ -87,11 +87,11 @@ def choices(folder: Path) -> str:
         "is better in neither (paired tests). The runs above were trained with it, but for Zipper with a "
         "frozen speech tower, which had its spans hidden, as chosen before errors were capped.\n\n"
     )
-    return text + table(["model", *labels], rows)
+    return text + table(["model", *map(shown, labels)], rows)
 
 
-def told(one: Result, bold: bool = False) -> str:
-    """**61.3 %** (1.41)"""
+def score_text(one: Result, bold: bool = False) -> str:
+    """Formats WER and dev loss: "**61.3 %** (1.41)"."""
     wer, loss = percent(capped(one)["wer"]), one["curves"]["dev/loss_text"][-1][1]
     return f"{f'**{wer}**' if bold else wer} ({loss:.3f})"
 
