@@ -109,8 +109,8 @@ def _section(ablation: Ablation, found: Found) -> str:
     figure = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
         f"{figure}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`{_with(ablation)}. "
-        f"{_split(found).capitalize()}, greedy{_spoken(found)}. Differences in points with 95 % intervals, "
-        "paired over utterances; p of Wilcoxon's "
+        f"{_split(found).capitalize()}, greedy{_spoken(found)}. Differences in points of WER with 95 % "
+        "intervals, paired over utterances; p of Wilcoxon's "
         f"test.\n\n![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
     command = f"python -m zipper ablate {ablation.file}"
@@ -188,7 +188,7 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
 
 
 def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
-    """Draws a line for each point of the other axes, seeds as a band, and the paper's points if there are any."""
+    """Draws a line for each point of the other axes, seeds as a band, and the paper's points."""
     axes = list(ablation.grid)
     at = axes.index(ablation.x)
     groups: dict[str, list[tuple[float, list[float]]]] = {}

@@ -71,7 +71,7 @@ def learning_curves(runs: Runs, figures: Path) -> Path:
 
 @styled
 def wer_by_length(runs: Runs, figures: Path) -> Path:
-    """TTS WER by length of the reference, cumulative and in bins, mean over seeds; and the paper's Figure 2."""
+    """TTS WER by length of the reference, cumulative and in bins; and the paper's Figure 2."""
     figure, (up_to, bins, paper) = panels(1, 3, (4.6, 4))
     spoken = {model: tasks["tts"] for model, tasks in runs.items() if "tts" in tasks}
     for index, (model, results) in enumerate(spoken.items()):

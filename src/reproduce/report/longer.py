@@ -32,13 +32,13 @@ def longer(folder: Path) -> str:
         ])  # fmt: skip
     steps = sorted({tasks["asr"]["steps"] for tasks in found.values()})
     text = (
-        f"Recognition and speech in one model, {' or '.join(f'{one:,}' for one in steps)} steps instead of "
-        "the comparison's 2,000, one seed, test. The first is of `configs/joint.yaml`: with a switch between "
-        "the tasks, dropout in the speech tower, and the checkpoint that was best on dev; the others end "
-        "with their last one. **The terms are not equal, and favour the first**: the weights of its "
-        "codebooks, hidden spans, whitening and dropout were found in runs of 5,000 to 12,000 steps "
-        "(LOG.md). The decoders have what 1,000 steps chose on dev (nothing hidden, or a loss on the "
-        "prompt), another dropout, and their last checkpoint.\n\n![Word errors on dev over the "
+        f"ASR and TTS in one model, {' or '.join(f'{one:,}' for one in steps)} steps instead of the "
+        "comparison's 2,000, one seed, test. The first run is `configs/joint.yaml`, with a next-modality "
+        "head, dropout in the speech tower, and the checkpoint with the best dev WER; the others use their "
+        "last checkpoint. **The conditions are not equal, and favour the first run**: its codebook weights, "
+        "history masking, whitening and dropout were tuned in runs of 5,000 to 12,000 steps (LOG.md). The "
+        "decoders use the training objective chosen on dev after 1,000 steps (no history masking, or a loss "
+        "on the prompt), other dropout, and their last checkpoint.\n\n![Dev WER over the "
         "steps](reports/figures/longer.svg)"
     )
     head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER vs reference",

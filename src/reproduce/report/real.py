@@ -37,12 +37,12 @@ def recognition(runs: list[Result], codec_results: dict[str, Result]) -> str:
             f"`{one['commit']}`",
         ])  # fmt: skip
     text = (
-        "Recognition with a language model of elsewhere as the frozen text tower (SmolLM2-135M-Instruct, "
-        "from a 4-bit GGUF file, zipped to the shipped speech tower), on the embedded corpus, and on a "
-        "sample of real LibriSpeech: 202 utterances of two speakers to train on, five speakers of test-other "
-        "to test; the codec has heard one synthetic voice alone. The sample shows that the commands run on "
-        "the corpus as published; an hour of speech teaches nobody to recognise. *Judge*: Whisper tiny.en on "
-        "the recordings, and on the codec's round trips of them."
+        "ASR with an external language model as the frozen text tower (SmolLM2-135M-Instruct, from a 4-bit "
+        "GGUF file, zipped to the shipped speech tower), on the synthetic corpus and on a sample of real "
+        "LibriSpeech: 202 training utterances of two speakers, five speakers of test-other for testing. The "
+        "codec was trained on one synthetic voice. The sample shows that the commands run on the corpus as "
+        "published; an hour of speech is too little to learn ASR. *ASR scorer*: Whisper tiny.en on the "
+        "recordings, and on their codec resynthesis."
     )
     head = ["run", "corpus", "parameters", "trained", "steps", "training", "test utterances / words", "WER",
             "WER, mismatched audio", "ASR scorer on recordings / resynthesis", "commit"]  # fmt: skip
@@ -72,7 +72,7 @@ def encoded(result: Result) -> str:
         ],
     ]
     text = (
-        f"encodec_24khz at 1.5 kbps with random weights, {result['utterances']} utterances, one thread a "
-        "process, one measurement after the other. Preparing reads, resamples, batches and writes besides."
+        f"encodec_24khz at 1.5 kbps with random weights, {result['utterances']} utterances, one thread per "
+        "process, measured one after the other. `zipper prepare` also reads, resamples, batches and writes."
     )
     return section("Encoding", text, table(["what", "speed", "ratio"], rows), [result["command"]])

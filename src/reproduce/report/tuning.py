@@ -9,10 +9,10 @@ from reproduce.report.runs import CHOICES, NAMES, Result, best_choice, best_rate
 PAPER_RATES = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
 
 SHARED = (
-    "The size of the steps (`train.tokens`) and the weights of the codebooks are the same for all four; the "
-    "grid [step-size](configs/ablations/step-size.yaml) below asks each of them for steps of half the size, "
-    "twice as many, and [single-decoder](configs/ablations/single-decoder.yaml) for codebooks alike. Zips "
-    "start with a prior of time (`model.zip.diagonal`, durations of subwords) and from whitened states; a "
+    "The step size (`train.tokens`) and the codebook weights are the same for all four models. Below, the "
+    "sweep [step-size](configs/ablations/step-size.yaml) halves the step size and doubles the steps of each "
+    "model, and [single-decoder](configs/ablations/single-decoder.yaml) sets equal codebook weights. Zips "
+    "are initialised with a time prior (`model.zip.diagonal`, durations of subwords) and whitened states; a "
     "single decoder has no counterpart to these."
 )
 PICTURES = """![Learning curves of all runs](reports/figures/learning-curves.svg)
@@ -49,11 +49,11 @@ def search(folder: Path) -> str:
             rows.append([NAMES[model], *cells.values()])
     first = next(iter(searched.values()))
     text = (
-        f"Word errors of recognition on {first['utterances']} dev utterances, those of a sentence capped at "
-        f"its words (and the loss of text there, in nats), after {first['steps']} steps, a quarter of the "
-        "comparison's, seed 0, for the paper's learning rates and higher ones. In bold what the runs above "
-        "were trained with: the lowest WER, or, where others cannot be told from it, the lowest loss among "
-        "them.\n\n"
+        f"ASR WER on {first['utterances']} dev utterances, with the errors of a sentence capped at its "
+        f"number of words (and the dev loss of text, in nats), after {first['steps']} steps, a quarter of "
+        "the comparison's, seed 0, for the paper's learning rates and higher ones. Bold: rate of the runs "
+        "above, which has the lowest WER, or the lowest loss among the rates that do not differ "
+        "significantly from it.\n\n"
     )
     head = ["model", *[f"{rate:g}{'' if rate in PAPER_RATES else ' (ours)'}" for rate in rates]]
     tables = table(head, rows)
@@ -80,12 +80,12 @@ def choices(folder: Path) -> str:
         rows.append([shown(model), *cells.values()])
     one = next(iter(found.values()))["asr"][0]
     text = (
-        "What training does besides: spans of a spoken answer are hidden from what predicts it (as when the "
-        "rates were searched), nothing is, or there is a loss on what is given, too. Word errors on dev, "
-        f"those of a sentence capped at its words, recognition / speech, after {one['steps']:,} steps, seed "
-        f"{one['seed']}; in bold what the rule chooses: the lowest mean of both, or spans hidden, where that "
-        "is better in neither (paired tests). The runs above were trained with it, but for Zipper with a "
-        "frozen speech tower, which had its spans hidden, as chosen before errors were capped.\n\n"
+        "Training objective: history masking (spans of the target speech are masked from the speech tower; "
+        "used in the learning-rate search), no history masking, or a loss on the prompt. Dev WER of ASR / "
+        f"TTS, with the errors of a sentence capped at its number of words, after {one['steps']:,} steps, "
+        f"seed {one['seed']}. Bold: chosen objective, which has the lowest mean of both, or history masking "
+        "if that is significantly better in neither task (paired tests). The runs above use it, except for "
+        "Zipper with a frozen speech tower, whose history masking was chosen before errors were capped.\n\n"
     )
     return text + table(["model", *map(shown, labels)], rows)
 
