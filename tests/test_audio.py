@@ -68,7 +68,8 @@ def test_an_ogg_without_a_marked_end_is_read_and_one_that_was_cut_at_any_byte_is
         file.write_bytes(data[:border])
         assert len(read_wave(file, RATE)) == sf.info(file).frames * RATE // sf.info(file).samplerate > 0
         assert (
-            capsys.readouterr().out == f"{file}: no page is marked as its last; it is read to where it ends\n"
+            capsys.readouterr().out
+            == f"{file}: no page has the end-of-stream flag; reading to the end of the file\n"
         )
         for near in (-1, 1, 4, 26, 27, 60):
             file.write_bytes(data[: border + near])
@@ -120,10 +121,10 @@ HEADERS = [  # MPEG 1, 2 and 2.5, layers I to III: bytes and samples of a frame
 @pytest.mark.parametrize(("header", "size", "samples"), HEADERS)
 def test_frames_of_every_kind_are_counted(header, size, samples):
     frame = bytes.fromhex(header).ljust(size, b"\0")
-    found = mpeg.walk(bytes(7) + 3 * frame + b"\xff" * 9 + 2 * frame + frame[:-1])
+    found = mpeg.count_frames(bytes(7) + 3 * frame + b"\xff" * 9 + 2 * frame + frame[:-1])
     assert (found.first, found.frames, found.frame.samples) == (7, 5, samples)
     for other in ("fffb0064", "fffbf064", "fffb9c64", "ffeb9064", "fff99064"):  # free format, and no headers
-        assert mpeg.walk(3 * bytes.fromhex(other).ljust(417, b"\0")) is None
+        assert mpeg.count_frames(3 * bytes.fromhex(other).ljust(417, b"\0")) is None
 
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF000])
@@ -261,5 +262,5 @@ def test_a_piece_may_end_a_rounding_after_its_file_and_no_more(tmp_path):
     assert len(read_wave(file, RATE, 0.0, 1.0 + TOLERANCE / 2)) == RATE
     assert len(read_wave(file, RATE, 0.25)) == 3 * RATE // 4
     for piece in ((0.5, 0.6), (1.2, 0.1), (2.0, None)):
-        with pytest.raises(DataError, match="before the piece that is listed"):
+        with pytest.raises(DataError, match="before the segment that is listed"):
             read_wave(file, RATE, *piece)

@@ -20,7 +20,7 @@ from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import open_dataset
 from zipper.data.encode import prepare_dataset
-from zipper.disk import check_place, check_places, lost_disk
+from zipper.disk import check_output_paths, check_writable, disk_failure
 from zipper.errors import DataError
 from zipper.models.pretrained import tower_info
 
@@ -120,7 +120,7 @@ def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(
 ):
     with room_for(6000), pytest.raises(OSError) as caught:
         prepare_dataset(tmp_path, utterances, codec, subwords, 5.0, 30.0)
-    assert "no space left" in (lost_disk(caught.value) or "")
+    assert "no space left" in (disk_failure(caught.value) or "")
     (folder,) = tmp_path.iterdir()
     with pytest.raises(DataError, match="no finished dataset"):
         open_dataset(folder)
@@ -145,19 +145,19 @@ def test_a_full_disk_ends_the_command_with_one_line(monkeypatch, capsys):
 
 def test_too_little_room_and_no_permission_are_said_before_work_starts(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"build=.*MB are free, but this needs about 10+ MB"):
-        check_place(tmp_path, 10**24, "build=x", "build=FOLDER")
+        check_writable(tmp_path, 10**24, "build=x", "build=FOLDER")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"build=.*cannot be written.*build=FOLDER"):
-        check_place(tmp_path / "file" / "below", 0, "build=x", "build=FOLDER")
+        check_writable(tmp_path / "file" / "below", 0, "build=x", "build=FOLDER")
 
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with pytest.raises(DataError, match=r"result=.* is a folder.*result=.*/run\.json"):
-        check_places(RunConfig(build=str(tmp_path), result=str(tmp_path)))
+        check_output_paths(RunConfig(build=str(tmp_path), result=str(tmp_path)))
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with pytest.raises(DataError, match=r"result=.*Permission denied"):
-        check_place(tmp_path, 0, "result=x", "result=FILE")
+        check_writable(tmp_path, 0, "result=x", "result=FILE")
 
 
 def test_a_missing_voice_says_what_to_install(tmp_path, monkeypatch):

@@ -12,11 +12,11 @@ import torch
 
 from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, room_for, saved
 from conftest import config
-from zipper.checkpoint_files import flaw, read_checkpoint
+from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.config import TrainConfig
 from zipper.data.encode import _trainer
-from zipper.disk import lost_disk
-from zipper.distributed import WholeFiles
+from zipper.disk import disk_failure
+from zipper.distributed import AtomicCheckpointIO
 from zipper.errors import DataError
 from zipper.generation.zipper import load_trained
 from zipper.run_folder import newest
@@ -41,7 +41,7 @@ def test_a_damaged_checkpoint_is_said_and_the_newest_whole_one_taken(
     run_module.train(config(*LONG, "name=broken"), "x")
     said = capsys.readouterr().out
     assert harm == "gone" or f"{file.split()[0]}.ckpt is damaged (" in said
-    assert ("going on from the start" in said) == (file == "best")
+    assert ("resuming from the start" in said) == (file == "best")
     assert_same("unbroken", "broken")
 
 
@@ -61,33 +61,33 @@ def damage(file: Path, harm: str) -> None:
 def test_every_cut_and_every_flipped_tensor_is_found(tmp_path):
     torch.save({"weights": torch.arange(3000.0), "step": 3}, tmp_path / "x.ckpt")
     content, draw = (tmp_path / "x.ckpt").read_bytes(), random.Random(0)
-    assert flaw(tmp_path / "x.ckpt") is None
+    assert find_damage(tmp_path / "x.ckpt") is None
     start = content.index(torch.arange(3000.0).numpy().tobytes())
     for _ in range(300):
         (tmp_path / "x.ckpt").write_bytes(content[: draw.randrange(len(content))])
-        assert flaw(tmp_path / "x.ckpt")
+        assert find_damage(tmp_path / "x.ckpt")
         flipped = bytearray(content)
         flipped[start + draw.randrange(12_000)] ^= 1 << draw.randrange(8)
         (tmp_path / "x.ckpt").write_bytes(flipped)
-        assert "checksum" in (flaw(tmp_path / "x.ckpt") or "")
-    assert "Error" in (flaw(tmp_path / "nothing.ckpt") or "")
+        assert "checksum" in (find_damage(tmp_path / "x.ckpt") or "")
+    assert "Error" in (find_damage(tmp_path / "nothing.ckpt") or "")
 
 
 @pytest.mark.parametrize("size", [0, 100, 20_000])
 def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(unbroken, monkeypatch, size):
-    save = WholeFiles.save_checkpoint
+    save = AtomicCheckpointIO.save_checkpoint
 
     def full_at_the_fourth_step(self, checkpoint, path, storage_options=None):
         with room_for(size if checkpoint["global_step"] == 4 else resource.RLIM_INFINITY):
             save(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", full_at_the_fourth_step)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full_at_the_fourth_step)
     with pytest.raises(OSError) as caught:
         run_module.train(config(*LONG, "name=broken"), "x")
-    assert "no space left" in (lost_disk(caught.value) or "")
+    assert "no space left" in (disk_failure(caught.value) or "")
     assert saved("broken")["global_step"] == 3
     assert not list(RUNS.rglob("*.part"))
-    monkeypatch.setattr(WholeFiles, "save_checkpoint", save)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
     run_module.train(config(*LONG, "name=broken"), "x")
     assert_same("unbroken", "broken")
 
@@ -125,7 +125,7 @@ def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
 
 @pytest.mark.parametrize("part", ["hyper_parameters", "datamodule_hyper_parameters", "module_arguments"])
 @pytest.mark.parametrize("within", [lambda named: named, lambda named: {"a": [1, ({"b": named},)]}])
-@pytest.mark.parametrize("read", [read_checkpoint, load_trained, WholeFiles().load_checkpoint])
+@pytest.mark.parametrize("read", [read_checkpoint, load_trained, AtomicCheckpointIO().load_checkpoint])
 def test_one_that_names_code_to_run_is_never_used(tmp_path, part, within, read):
     """At any depth, in lists too, and whatever version of Lightning is installed (CVE-2026-58659)."""
     (tmp_path / "checkpoints").mkdir()

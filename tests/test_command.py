@@ -11,7 +11,7 @@ from conftest import JOINT, config
 from reproduce import ROOT
 from zipper.cli import main
 from zipper.errors import ConfigError, DataError
-from zipper.evaluation.asr import recognise
+from zipper.evaluation.asr import transcribe_rows
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.wer import word_errors
 from zipper.generation import zipper as zipped_module
@@ -41,7 +41,7 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     assert "build/runs/joint holds checkpoints of a training run" in capsys.readouterr().err
     assert sorted(cfg.run_dir.rglob("*")) == before
     rows = [prepared.splits["test"][i] for i in range(6)]
-    expected = recognise(shipped.network, prepared, shipped.statistics, rows, 6)
+    expected = transcribe_rows(shipped.network, prepared, shipped.statistics, rows, 6)
     assert again["per_utterance"] == [one.entry() for one in expected]
     assert (again["name"], again["towers"]) == ("shipped", run.statistics.towers)
     Path("wide").mkdir()
@@ -104,7 +104,7 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "the cat", "--seed", "-1"], "at least 0"),
         (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),
         (["--batch", "number.jsonl"], "line 1: not a JSON object"),
-        (["--batch", "latin.tsv"], "no text in UTF-8"),
+        (["--batch", "latin.tsv"], "not UTF-8 text"),
         (["--text", "the cat", "--then", "music"], "no tower for 'music'"),
         (["--text", "the cat", "--then", "auto", "text"], "auto cannot be combined"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),

@@ -309,5 +309,5 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
 
 
 def test_what_the_section_of_settings_compares_is_in_its_grid():
-    (grid,) = [one for one in ablations.grids() if one.name == settings.GRID]
+    (grid,) = [one for one in ablations.sweeps() if one.name == settings.GRID]
     assert {*settings.NAMES} <= {*grid.grid["g"]}

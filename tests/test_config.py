@@ -30,7 +30,7 @@ def test_a_section_file_stands_between_the_file_and_the_words(monkeypatch, tmp_p
     monkeypatch.setattr("zipper.config.loading.ROOT", tmp_path)
     cfg = load_config(None, ["data=small", "data.dev=3"])
     assert (cfg.data.train, cfg.data.dev, cfg.data.test) == (10, 3, 400)
-    with pytest.raises(ConfigError, match=r"data=large.*There are: small"):
+    with pytest.raises(ConfigError, match=r"data=large.*Available: small"):
         load_config(None, ["data=large"])
 
 

@@ -167,7 +167,7 @@ def test_every_command_line_is_understood(page):
             config_of(str(args.config), settings)
         elif args.command == "ablate":
             for run in read_ablation(ROOT / args.file).runs():
-                load_config(ROOT / run.config, [*run.words, *settings])
+                load_config(ROOT / run.config, [*run.overrides, *settings])
         elif args.command == "generate":
             load_config(None, [f"decode.{word}" for word in args.decode])
 
@@ -212,7 +212,7 @@ def test_the_sweep_of_the_docs_is_one(tmp_path):
     runs = read_ablation(file).runs()
     assert len(runs) == 4
     for run in runs:
-        load_config(ROOT / run.config, run.words)
+        load_config(ROOT / run.config, run.overrides)
 
 
 @every_page

@@ -97,7 +97,7 @@ def test_a_network_that_stops_and_an_unpacking_that_was_cut_off_go_on(server, mo
         raise ConnectionResetError(104, "connection reset by peer")
 
     monkeypatch.setattr(published, "download_url_to_file", cut_off)
-    with pytest.raises(DataError, match=r"dev-clean could not be fetched .*connection reset"):
+    with pytest.raises(DataError, match=r"dev-clean could not be downloaded .*connection reset"):
         download(load_config(None, WORDS))
     half = Path("data/.incoming/librispeech/LibriSpeech/dev-clean/61")
     half.mkdir(parents=True)  # killed while it unpacked

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reproduce import ROOT
 from reproduce.bench import faults as faults_module
-from reproduce.bench.faults import FAULTS, Campaign, faults, harm, table
+from reproduce.bench.faults import FAULTS, Campaign, damage_file, faults, table
 from zipper.config import load_config
 
 SHORT = ("full disk", "SIGKILL, a checkpoint cut off", "SIGKILL, a shard cut off")
@@ -39,5 +39,5 @@ def test_three_faults_are_recovered_from_without_a_difference(in_tmp, monkeypatc
     (folder / "runs" / "faults" / "checkpoints" / "best.ckpt").unlink()
     assert ends(campaign, folder, "train") == ["asr.json", "best.ckpt"]
     assert faults_module.broken(folder) == []
-    harm(chosen[1], folder, random.Random(0))
+    damage_file(chosen[1], folder, random.Random(0))
     assert faults_module.broken(folder)

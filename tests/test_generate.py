@@ -17,7 +17,7 @@ from zipper.config import SamplingConfig, TowerConfig
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.errors import ConfigError
-from zipper.evaluation.asr import recognise, shuffled
+from zipper.evaluation.asr import mismatched_rows, transcribe_rows
 from zipper.generation.cache import KVCache
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, generate, prefill
 from zipper.generation.rows import generate_rows
@@ -222,7 +222,7 @@ def test_recognition_does_not_depend_on_the_batch(dataset):
     model = tiny_model_for(dataset)
     rows = [dataset.splits["test"][i] for i in range(6)]
     statistics = measure_statistics(dataset)
-    one, some, all_of_them = (recognise(model, dataset, statistics, rows, batch) for batch in (1, 4, 6))
+    one, some, all_of_them = (transcribe_rows(model, dataset, statistics, rows, batch) for batch in (1, 4, 6))
     assert one == some == all_of_them
 
 
@@ -257,6 +257,6 @@ def tiny_model_for(dataset):
 
 def test_shuffling_gives_every_sentence_another_ones_audio(dataset):
     rows = [dataset.splits["test"][i] for i in range(6)]
-    transcript = shuffled(rows)
-    assert sorted(r["id"] for r in transcript) == sorted(r["id"] for r in rows)
-    assert all(a["id"] != b["id"] for a, b in zip(rows, transcript, strict=True))
+    audio_rows = mismatched_rows(rows)
+    assert sorted(r["id"] for r in audio_rows) == sorted(r["id"] for r in rows)
+    assert all(a["id"] != b["id"] for a, b in zip(rows, audio_rows, strict=True))

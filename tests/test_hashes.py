@@ -19,7 +19,7 @@ from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics, units_id
 from zipper.errors import ConfigError
 from zipper.evaluation.significance import different_data
-from zipper.hashes import file_hashes, once
+from zipper.hashes import check_once, file_hashes
 from zipper.models.pretrained import save_tower, tower_hashes
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
@@ -84,12 +84,12 @@ def test_a_check_that_files_have_passed_is_not_made_again_until_they_change(tmp_
     file, made = tmp_path / "a", []
     file.write_bytes(b"x")
     for _ in range(2):
-        once(tmp_path, [file], lambda: made.append(1), tmp_path / "kept.arrow")
+        check_once(tmp_path, [file], lambda: made.append(1), tmp_path / "kept.arrow")
     assert made == [1]
     file.write_bytes(b"xy")
     with pytest.raises(ZeroDivisionError):
-        once(tmp_path, [file], lambda: 1 / 0, tmp_path / "kept.arrow")
-    once(tmp_path, [file], lambda: made.append(1), tmp_path / "kept.arrow")
+        check_once(tmp_path, [file], lambda: 1 / 0, tmp_path / "kept.arrow")
+    check_once(tmp_path, [file], lambda: made.append(1), tmp_path / "kept.arrow")
     assert made == [1, 1]
 
 

@@ -21,7 +21,7 @@ import yaml
 
 from reproduce import ROOT
 from zipper.corpora.grammar import sentences
-from zipper.distributed import divided, leave_group
+from zipper.distributed import leave_group, map_over_ranks
 from zipper.evaluation.result_file import read_result
 
 SHAPE = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 2, "hidden": 32, "interval": 1}
@@ -184,12 +184,13 @@ def take_shares(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     worked: list[int] = []
     found = [
-        divided(list(range(n)), lambda some: [worked.append(i) or 10 * i for i in some]) for n in range(6)
+        map_over_ranks(list(range(n)), lambda some: [worked.append(i) or 10 * i for i in some])
+        for n in range(6)
     ]
     (folder / f"{rank}.json").write_text(json.dumps([worked, found]), encoding="utf-8")
     leave_group()
     if rank == 0:  # the other one is gone, and is not waited for
-        assert divided([1, 2], lambda some: [10 * i for i in some]) == [10, 20]
+        assert map_over_ranks([1, 2], lambda some: [10 * i for i in some]) == [10, 20]
 
 
 def test_two_processes_share_the_rows_of_an_evaluation(tmp_path):
@@ -201,4 +202,4 @@ def test_two_processes_share_the_rows_of_an_evaluation(tmp_path):
     assert found == same == [[10 * i for i in range(n)] for n in range(6)]
     assert sorted(one + two) == sorted(i for n in range(6) for i in range(n))
     assert abs(len(one) - len(two)) <= 3
-    assert divided([1, 2], lambda some: [10 * i for i in some]) == [10, 20]  # without a group
+    assert map_over_ranks([1, 2], lambda some: [10 * i for i in some]) == [10, 20]  # without a group

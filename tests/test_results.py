@@ -7,15 +7,15 @@ import subprocess
 import pytest
 
 from reproduce import ROOT
-from reproduce.report.ablations import grids, read_results
+from reproduce.report.ablations import read_results, sweeps
 from reproduce.report.comparison import in_short
 from reproduce.report.runs import CHOICES, NAMES, best_choice, best_rate
 from reproduce.sweep_file import differences
 from zipper import commit as commit_module
 from zipper.config import flat, load_config, to_dict
-from zipper.evaluation.asr import last_line
+from zipper.evaluation.asr import summary_line
 from zipper.evaluation.result_file import read_result
-from zipper.evaluation.tts import last_line as tts_line
+from zipper.evaluation.tts import summary_line as tts_line
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.modalities.tokenizer import Tokenizer
 
@@ -86,11 +86,11 @@ def test_the_counts_of_speech_add_up(file):
 def test_the_pages_show_what_the_commands_printed():
     readme, pages = page("README.md"), page("docs/reproduction.md")
     asr, overfit = load("asr.json"), load("overfit.json")
-    assert last_line(asr, "build/runs/asr/asr.json") in readme
+    assert summary_line(asr, "build/runs/asr/asr.json") in readme
     assert tts_line(load("tts.json"), "build/runs/tts/tts.json") in readme
-    assert last_line(overfit, "build/runs/overfit/asr.json") in pages
+    assert summary_line(overfit, "build/runs/overfit/asr.json") in pages
     assert tts_line(load("joint-tts.json"), "build/runs/joint/tts.json") in pages
-    assert last_line(load("joint-asr.json"), "build/runs/joint/asr.json") in pages
+    assert summary_line(load("joint-asr.json"), "build/runs/joint/asr.json") in pages
     assert asr["split"] == "test"
     assert asr["utterances"] >= 300
     assert overfit["split"] == "train"
@@ -156,7 +156,7 @@ def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(mode
 
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
-    (grid,) = [one for one in grids() if one.name == CHOICES]
+    (grid,) = [one for one in sweeps() if one.name == CHOICES]
     found = {
         choice: tasks
         for (of, choice), tasks in read_results(grid, ROOT / "results" / "ablations").items()
@@ -188,7 +188,7 @@ def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, t
         assert differences(one["config"], cfg) == []
 
 
-@pytest.mark.parametrize("grid", grids(), ids=lambda grid: grid.name)
+@pytest.mark.parametrize("grid", sweeps(), ids=lambda grid: grid.name)
 def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
     folder = ROOT / "results" / "ablations" / grid.name
     known = set()
@@ -196,7 +196,7 @@ def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
         for file in (*folder.glob(f"{point.name}.json"), *folder.glob(f"{point.name}-[at]??.json")):
             known.add(file)
             config = read_result(file, utterances=False)["config"]
-            assert differences(config, load_config(ROOT / point.config, point.words)) == []
+            assert differences(config, load_config(ROOT / point.config, point.overrides)) == []
     assert {*folder.glob("*.json")} == known
 
 

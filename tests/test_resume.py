@@ -8,7 +8,7 @@ import torch
 
 from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, saved
 from conftest import JOINT, config
-from zipper.disk import held
+from zipper.disk import file_lock
 from zipper.errors import ConfigError, TrainingError
 from zipper.evaluation.figures import draw_run
 from zipper.evaluation.metrics import read_metrics
@@ -136,7 +136,7 @@ def test_training_stops_early_where_asked_and_stays_stopped(prepared, monkeypatc
 def test_two_processes_cannot_be_at_one_run(prepared):
     (RUNS).mkdir(parents=True)
     with (
-        held(RUNS / ".one.lock", "x"),
+        file_lock(RUNS / ".one.lock", "x"),
         pytest.raises(ConfigError, match=rf"runs/one is in use by process {os.getpid()} on .*name="),
     ):
         run_module.train(config(*LONG, "name=one"), "x")

@@ -15,7 +15,7 @@ from conftest import config
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
-from zipper.stop import SignalFlag, Stopped, signals
+from zipper.stop import SignalFlag, Stopped, stop_on_signal
 from zipper.training import run as run_module
 from zipper.training.callbacks import RecognitionMonitor
 
@@ -98,12 +98,12 @@ def test_a_sighup_that_was_ignored_at_the_start_stays_ignored():
     """As nohup starts a command; else it raises Stopped, in a training is noted, and is put back."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals():
+        with stop_on_signal():
             SignalFlag().listen()
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        with pytest.raises(Stopped, match="SIGHUP") as stop, signals():
+        with pytest.raises(Stopped, match="SIGHUP") as stop, stop_on_signal():
             os.kill(os.getpid(), signal.SIGHUP)
         assert stop.value.code == 75
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
@@ -122,8 +122,8 @@ def alive(process: int) -> bool:
 def test_workers_outlive_a_signal_to_the_whole_group(tmp_path):
     """Until they are no longer needed; they end with a parent that is gone."""
     code = (
-        "import os, time\nfrom zipper.stop import leave_to_parent\nif os.fork() == 0:\n"
-        "    leave_to_parent()\n    print(os.getpid(), flush=True)\n    time.sleep(60)\nelse:\n    "
+        "import os, time\nfrom zipper.stop import ignore_group_signals\nif os.fork() == 0:\n"
+        "    ignore_group_signals()\n    print(os.getpid(), flush=True)\n    time.sleep(60)\nelse:\n    "
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(

@@ -21,7 +21,7 @@ from zipper.evaluation.result_file import read_result, write_result
 from zipper.evaluation.run import evaluate_run
 from zipper.evaluation.scorer import load_asr_scorer
 from zipper.evaluation.transcripts import transcribe_recordings
-from zipper.evaluation.tts import Spoken, by_length, total
+from zipper.evaluation.tts import TtsUtterance, by_length, total_errors
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.generation.generate import GenerationOutput
 from zipper.modalities.delay import to_timesteps
@@ -42,7 +42,7 @@ def test_gold_units_score_no_error_and_planted_ones_are_counted(listening, prepa
     recorded = listening.recordings(prepared, rows)
     assert [one.original for one in recorded] == [one.target for one in recorded] == [r["text"] for r in rows]
     found = listening.score(rows, gold(prepared, rows), recorded)
-    assert total(found) == WordErrors(0, sum(len(row["text"].split()) for row in rows))
+    assert total_errors(found) == WordErrors(0, sum(len(row["text"].split()) for row in rows))
     assert all(one.target_errors == 0 and one.seconds > 0 for one in found)
     # The second sentence is spoken in the place of the first, and the third is silent.
     written = gold(prepared, rows)
@@ -50,20 +50,20 @@ def test_gold_units_score_no_error_and_planted_ones_are_counted(listening, prepa
     written[2] = replace(written[2], content=torch.zeros(3, 0, dtype=torch.int64))
     found = listening.score(rows, written, recorded)
     expected = word_errors(rows[0]["text"], rows[1]["text"]).errors + len(rows[2]["text"].split())
-    assert total(found).errors == sum(one.target_errors for one in found) == expected
+    assert total_errors(found).errors == sum(one.target_errors for one in found) == expected
     assert (found[2].hypothesis, found[2].seconds) == ("", 0)
 
 
 def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     rows = [prepared.splits["test"][i] for i in range(4)]
-    first = transcribe_recordings("build", prepared, listening.codec, listening.judge, rows[:2])
-    deaf = replace(listening.judge, transcribe=lambda wave: "something else")
+    first = transcribe_recordings("build", prepared, listening.codec, listening.asr_scorer, rows[:2])
+    deaf = replace(listening.asr_scorer, transcribe=lambda wave: "something else")
     again = transcribe_recordings("build", prepared, listening.codec, deaf, rows)
     assert again[:2] == first
     assert {one.original for one in again[2:]} == {"something else"}
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
     with pytest.raises(DataError, match=r"Utterance lost: nowhere\.flac does not exist"):
-        transcribe_recordings("build", prepared, listening.codec, listening.judge, lost)
+        transcribe_recordings("build", prepared, listening.codec, listening.asr_scorer, lost)
 
 
 def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypatch):
@@ -72,8 +72,8 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     reached = Event()
     monkeypatch.setattr("builtins.print", lambda *_, **__: reached.set())  # "waiting for it"
 
-    def transcribe_wave(some, judge=listening.judge):
-        found = transcribe_recordings("build", prepared, listening.codec, judge, some)
+    def transcribe_wave(some, asr_scorer=listening.asr_scorer):
+        found = transcribe_recordings("build", prepared, listening.codec, asr_scorer, some)
         reached.set()
         return found
 
@@ -87,7 +87,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     monkeypatch.setattr("zipper.evaluation.transcripts.write_result", at_once)
     transcribe_wave(rows[:2])
     others[0].join()
-    deaf = replace(listening.judge, transcribe=lambda wave: "something else")
+    deaf = replace(listening.asr_scorer, transcribe=lambda wave: "something else")
     assert [one.original for one in transcribe_wave(rows, deaf)] == [row["text"] for row in rows]
 
 
@@ -144,8 +144,8 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
 
 
 def test_errors_by_length_add_up():
-    def spoken(characters: int, errors: int) -> Spoken:
-        return Spoken("x", errors, 4, 0, 0, 1.0, "a" * characters, "", "", "end")
+    def spoken(characters: int, errors: int) -> TtsUtterance:
+        return TtsUtterance("x", errors, 4, 0, 0, 1.0, "a" * characters, "", "", "end")
 
     found = [spoken(8, 1), spoken(10, 0), spoken(11, 2), spoken(35, 4)]
     assert by_length(found) == [

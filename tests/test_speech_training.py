@@ -13,7 +13,7 @@ from zipper.data.batches import collate
 from zipper.data.documents import Document, document
 from zipper.data.statistics import joint_units_id, measure_statistics, units_id
 from zipper.errors import ConfigError
-from zipper.evaluation.chains import evaluate_chain, reread
+from zipper.evaluation.chains import evaluate_chain, transcribe_resynthesis
 from zipper.evaluation.result import Origin
 from zipper.evaluation.tts import evaluate_tts
 from zipper.generation.generate import generate
@@ -150,7 +150,7 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     assert spoken["share_ended"] == sum(ended) / 6
     none = dataclasses.replace(last[0], content=last[0].content[:, :0])  # ended where it began
     pairs = [(rows[0], [none, written[0][0]]), (rows[1], [last[1], written[1][0]])]
-    kept, again = reread(module.model, listening.codec, cfg, module.statistics, pairs)
+    kept, again = transcribe_resynthesis(module.model, listening.codec, cfg, module.statistics, pairs)
     assert kept is written[0][0]
     assert again.modality == "text"
     read = evaluate_chain("text>speech>text", *given)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from conftest import config
-from zipper.streams import Unbroken, unbroken_output
+from zipper.streams import SafeStream, safe_output
 from zipper.training import run as run_module
 
 
@@ -48,7 +48,7 @@ def left_by_its_reader() -> int:
 @pytest.mark.parametrize("gone", [a_pipe, a_terminal, not_for_writing, not_connected, left_by_its_reader])
 def test_a_stream_that_is_gone_falls_silent(gone):
     with os.fdopen(gone(), "w", buffering=1, encoding="utf-8") as plain:
-        stream = Unbroken(plain)
+        stream = SafeStream(plain)
         assert stream.write("one\n") == 4
         stream.writelines(["two\n"] * 10_000)
         stream.flush()
@@ -62,7 +62,7 @@ def test_where_it_would_have_to_wait_a_text_is_dropped_alone():
     read, written = os.pipe()
     os.set_blocking(written, False)
     with os.fdopen(written, "w", buffering=1, encoding="utf-8") as plain, os.fdopen(read, "rb", 0) as reader:
-        stream = Unbroken(plain)
+        stream = SafeStream(plain)
         for _ in range(10_000):
             assert stream.write("x" * 99 + "\n") == 100
             stream.flush()
@@ -73,11 +73,11 @@ def test_where_it_would_have_to_wait_a_text_is_dropped_alone():
 
 
 def test_a_reader_that_never_reads_on_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr("zipper.streams.TURNS", 0)
+    monkeypatch.setattr("zipper.streams.FLUSH_ATTEMPTS", 0)
     read, written = os.pipe()
     os.set_blocking(written, False)
     with os.fdopen(written, "w", buffering=1, encoding="utf-8") as plain:
-        stream = Unbroken(plain)
+        stream = SafeStream(plain)
         for _ in range(10_000):
             stream.write("x" * 99 + "\n")
         stream.finish()
@@ -89,7 +89,7 @@ def test_a_reader_that_never_reads_on_is_not_waited_for(monkeypatch):
 def test_streams_are_put_back_and_one_that_was_closed_is_silent(monkeypatch):
     before = sys.stdout
     monkeypatch.setattr(sys, "stderr", None)
-    with unbroken_output():
+    with safe_output():
         print("x", file=sys.stderr)
         print("y")
     assert (sys.stdout, sys.stderr) == (before, None)
@@ -112,7 +112,7 @@ def test_a_training_outlives_its_output(prepared, nothing_is_drawn):
     broken = os.fdopen(a_pipe(), "w", buffering=1, encoding="utf-8")
     before, sys.stdout = sys.stdout, broken
     try:
-        with unbroken_output():
+        with safe_output():
             result = run_module.train(config("train.steps=3", "name=silent", "evaluate.shuffled=false"), "x")
     finally:
         sys.stdout = before

@@ -16,7 +16,7 @@ from zipper.data.documents import Document, Segment
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics, units_id
 from zipper.errors import ConfigError
-from zipper.evaluation.asr import recognise, total
+from zipper.evaluation.asr import total_errors, transcribe_rows
 from zipper.evaluation.result_file import read_result
 from zipper.models.losses import stream_loss
 from zipper.models.pretrained import save_tower
@@ -208,9 +208,14 @@ def test_a_handful_of_utterances_is_learnt_by_heart(prepared):
     resolved.run_dir.mkdir(parents=True)
     module, _ = run_module.fit(resolved, prepared, ZipperData.of(resolved, prepared), None, None)
     rows = [prepared.splits["train"][i] for i in range(8)]
-    assert total(recognise(module.model, prepared, module.statistics, rows, 8)).errors == 0
+    assert total_errors(transcribe_rows(module.model, prepared, module.statistics, rows, 8)).errors == 0
     swapped = rows[1:] + rows[:1]
-    assert total(recognise(module.model, prepared, module.statistics, rows, 8, transcript=swapped)).rate > 0.5
+    assert (
+        total_errors(
+            transcribe_rows(module.model, prepared, module.statistics, rows, 8, audio_rows=swapped)
+        ).rate
+        > 0.5
+    )
 
 
 def test_tasks_need_towers_and_a_share(prepared):

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from reproduce import ROOT
 from reproduce.sweep_file import read_ablation
-from zipper.config import DataConfig, RunConfig, changed, describe, load_config, save_config
-from zipper.config.yaml_types import read_word, type_at
+from zipper.config import DataConfig, RunConfig, describe, load_config, save_config, with_overrides
+from zipper.config.yaml_types import read_override, type_at
 from zipper.errors import ConfigError
 
 # What YAML 1.1 takes for numbers, times, or truth.
@@ -17,7 +17,7 @@ OTHERWISE = ["007", "010", "1_000", "1.10", "no", "on", "y", "7541e27", "1:30", 
 def test_a_name_is_what_was_written(tmp_path):
     for text in ("007", "7541e27", "no", "1:30", "run #2", "a: b", "[a", "null", "~"):
         cfg = load_config(None, [f"name={text}"])
-        assert cfg.name == changed(cfg, [f"name={text}"]).name == text
+        assert cfg.name == with_overrides(cfg, [f"name={text}"]).name == text
         save_config(cfg, tmp_path / "config.yaml")
         assert load_config(tmp_path / "config.yaml") == cfg
 
@@ -51,7 +51,7 @@ def test_every_setting_of_text_takes_the_characters():
     ]
     assert len(wanted) > 25
     for text in OTHERWISE:
-        assert [key for key in wanted if read_word(of[key], text) != text] == []
+        assert [key for key in wanted if read_override(of[key], text) != text] == []
 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), min_size=1))
@@ -59,14 +59,14 @@ def test_every_setting_of_text_takes_the_characters():
 @example("null ")
 def test_any_text_comes_through(text):
     if text != "null" and text[0] not in "'\"":
-        assert read_word(type_at(DataConfig, ["folder"]), text) == text
+        assert read_override(type_at(DataConfig, ["folder"]), text) == text
 
 
 @pytest.mark.parametrize(
     ("word", "value"), [("'7'", "7"), ('"a b"', "a b"), ("''", ""), ("null", None), ("", None)]
 )
 def test_quotes_and_null_keep_their_meaning(word, value):
-    assert read_word(type_at(DataConfig, ["folder"]), word) == value
+    assert read_override(type_at(DataConfig, ["folder"]), word) == value
 
 
 def test_what_is_no_text_is_read_as_before():
@@ -96,6 +96,6 @@ def test_a_sweep_takes_text_as_it_stands(text, tmp_path):
     assert found.title == text
     point = found.runs()[0]
     assert point.labels == {"data.folder": text, "what": text}
-    cfg = load_config(ROOT / point.config, point.words)
+    cfg = load_config(ROOT / point.config, point.overrides)
     assert (cfg.log.project, cfg.data.folder, cfg.model.towers["text"].init) == (text, text, text)
     assert (cfg.train.lr, found.grid["what"]["b"]) == (0.001, {"data.only": 3})

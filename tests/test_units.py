@@ -21,7 +21,7 @@ from zipper.config import CodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import fingerprint, fingerprint_hash, open_dataset
 from zipper.data.encode import prepare_dataset
-from zipper.disk import held
+from zipper.disk import file_lock
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.delay import (
     LAGS,
@@ -242,7 +242,7 @@ def test_a_store_that_another_command_is_making_is_waited_for(tmp_path, utteranc
     parts = fingerprint(utterances, codec, subwords, 30.0, tmp_path.with_name("hashes.arrow"))
     made, lock = [], tmp_path / f".{fingerprint_hash(parts)}.lock"
     with ThreadPoolExecutor(1) as pool:
-        with held(lock, "the other's"):
+        with file_lock(lock, "the other's"):
             job = pool.submit(prepare_dataset, tmp_path, utterances, codec, subwords, 5.0, 30.0)
             while "waiting for it" not in capsys.readouterr().out:
                 time.sleep(0.02)

@@ -1,5 +1,5 @@
-"""What makes the tables of the paper: sweeps, comparison, report, benches. Not part of the wheel."""
+"""Reproduction of the paper's tables: sweeps, comparison, report, benchmarks. Not part of the wheel."""
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+ROOT = Path(__file__).resolve().parents[2]  # root of the checkout

@@ -1,4 +1,4 @@
-"""The commands of the reproduction: sweeps, benches, the fault campaign, RESULTS.md, the dashboard."""
+"""Commands of the reproduction: sweeps, benchmarks, fault injection, RESULTS.md, the W&B dashboard."""
 
 import argparse
 import shlex
@@ -9,21 +9,21 @@ from zipper.config import RunConfig, load_config
 
 
 def bench(cfg: RunConfig, command: str) -> None:
-    """measure speed of training and decoding, padding and waiting, as ratios within one run"""
+    """benchmark training and decoding speed, padding and data loading"""
     from reproduce.bench.speed import bench as run
 
     run(cfg, command)
 
 
 def bench_encoding(cfg: RunConfig, command: str) -> None:
-    """measure preparing against the codec alone, and two processes against one"""
+    """benchmark `zipper prepare` against the codec alone, and two processes against one"""
     from reproduce.bench.encoding import bench_encoding as run
 
     run(cfg, command)
 
 
 def bench_saving(cfg: RunConfig, command: str) -> None:
-    """measure what it costs that a run cannot be lost: checkpoints, checks, signals"""
+    """benchmark the overhead of fault tolerance: checkpoints, checks of each step, signals"""
     from reproduce.bench.saving import bench_saving as run
 
     run(cfg, command)
@@ -41,22 +41,22 @@ def report(args: argparse.Namespace) -> None:
 
 
 def ablate(args: argparse.Namespace) -> None:
-    """run a grid over settings: what is not finished yet, one by one or several at a time"""
-    from reproduce import sweep as grid
+    """run the unfinished runs of a sweep over settings, one by one or in parallel"""
+    from reproduce import sweep as sweeps
 
     if args.dry_run:
-        grid.listed(args.file, args.settings)
+        sweeps.list_runs(args.file, args.overrides)
     elif args.slurm:
-        print(f"sbatch {shlex.quote(str(grid.write_slurm(args.file, args.settings)))}")
+        print(f"sbatch {shlex.quote(str(sweeps.write_slurm(args.file, args.overrides)))}")
     elif args.wandb_sweep:
-        sweep = grid.write_sweep(args.file, args.settings)
-        print(f"wandb sweep {sweep}, then wandb agent with the id that it prints")
+        sweep = sweeps.write_wandb_sweep(args.file, args.overrides)
+        print(f"run `wandb sweep {sweep}`, then `wandb agent` with the printed id")
     else:
-        grid.ablate(args.file, args.only, args.jobs, args.settings)
+        sweeps.ablate(args.file, args.only, args.jobs, args.overrides)
 
 
 def faults(args: argparse.Namespace) -> None:
-    """kill small real runs in every way, take them up again, and compare with the unbroken one"""
+    """inject faults into small real runs, resume them, and compare with an uninterrupted run"""
     from reproduce.bench.faults import faults as run
 
     settings = [f"result={args.result}"] if args.result else []
@@ -64,30 +64,30 @@ def faults(args: argparse.Namespace) -> None:
 
 
 def dashboard(args: argparse.Namespace) -> None:
-    """create the W&B dashboard in your project; without a key, check it and say how to go on"""
+    """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
 
     run(args.entity, args.project, Path("build") / "runs")
 
 
-def _of_ablate(parser: argparse.ArgumentParser) -> None:
+def _add_ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="for all runs")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the cores shared (default: 1)")
-    parser.add_argument("--only", metavar="RUN", help="this one alone, or a pattern: '*-seed0'")
-    parser.add_argument("--slurm", action="store_true", help="write the grid as a SLURM array")
-    parser.add_argument("--wandb-sweep", action="store_true", help="write the grid as a W&B sweep")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all runs")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, sharing the cores (default: 1)")
+    parser.add_argument("--only", metavar="RUN", help="only this run, or those of a pattern: '*-seed0'")
+    parser.add_argument("--slurm", action="store_true", help="write a SLURM array for the sweep")
+    parser.add_argument("--wandb-sweep", action="store_true", help="write a W&B sweep file")
 
 
-def _of_faults(parser: argparse.ArgumentParser) -> None:
+def _add_faults_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configs/faults.yaml")
-    parser.add_argument("--times", type=int, default=120, help="faults (default: 120)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
-    parser.add_argument("--result", help="file for the table (default: it is printed alone)")
+    parser.add_argument("--times", type=int, default=120, help="number of faults (default: 120)")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs (default: 2)")
+    parser.add_argument("--result", help="file for the table (default: print it only)")
 
 
-def _of_dashboard(parser: argparse.ArgumentParser) -> None:
+def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
 
@@ -97,7 +97,7 @@ COMMANDS: dict[str, Command] = {
     "bench-encoding": config_command(bench_encoding),
     "bench-saving": config_command(bench_saving),
     "report": Command(report, lambda parser: None),
-    "ablate": Command(ablate, _of_ablate),
-    "faults": Command(faults, _of_faults),
-    "dashboard": Command(dashboard, _of_dashboard),
+    "ablate": Command(ablate, _add_ablate_arguments),
+    "faults": Command(faults, _add_faults_arguments),
+    "dashboard": Command(dashboard, _add_dashboard_arguments),
 }

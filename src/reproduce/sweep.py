@@ -1,5 +1,4 @@
-"""`zipper ablate`: a sweep (`reproduce.sweep_file`), run by run; the same file becomes a W&B sweep or
-a SLURM array."""
+"""`zipper ablate`: runs a sweep file, or converts it to a W&B sweep or a SLURM array."""
 
 import hashlib
 import os
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from reproduce.sweep_file import Ablation, Point, checked, differences
+from reproduce.sweep_file import Ablation, Point, differences, read_checked_ablation
 from zipper.config import RunConfig, asset, load_config
 from zipper.errors import ConfigError, TrainingError
 
@@ -34,20 +33,20 @@ srun {python} -m zipper ablate {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}" {
 
 
 def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> None:
-    """Runs what is not finished, `jobs` at a time, each with its share of the cores. only: the name of one
-    run, or a pattern of several ("*-seed0"). settings: key=value words for all.
+    """Runs the unfinished runs of a sweep, `jobs` in parallel, which share the cores.
 
-    A run that fails is noted, and the others go on. Raises TrainingError in the end where some did; the log
-    of each stands in build/ablations/.
+    only: name of one run, or a pattern ("*-seed0"). settings: overrides for all runs. The log of each run is
+    in build/ablations/. A failed run does not stop the others; raises TrainingError at the end if a run
+    failed.
     """
-    ablation = checked(file)
+    ablation = read_checked_ablation(file)
     points = ablation.runs()
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs} must be at least 1.")
     chosen = [one for one in points if only is None or fnmatchcase(one.name, only)]
     if not chosen:
         known = ", ".join(point.name for point in points)
-        raise ConfigError(f"--only {only}: {file} has no such run. There are: {known}.")
+        raise ConfigError(f"--only {only}: {file} has no such run. Available: {known}.")
     todo = [one for one in chosen if not is_finished(ablation, one, settings)]
     print(f"{ablation.title}: {len(chosen)} runs, {len(todo)} to do")
     _prepare(todo, settings)
@@ -55,59 +54,59 @@ def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> 
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; "
-            "what is mended goes on by the same command."
+            "correct the cause and run the same command to resume."
         )
 
 
-def listed(file: Path, settings: Sequence[str]) -> None:
-    """Prints every run: finished, unfinished or to do, its name, and its command."""
-    ablation = checked(file)
+def list_runs(file: Path, settings: Sequence[str]) -> None:
+    """Prints state (finished, unfinished, to do), name and command of every run."""
+    ablation = read_checked_ablation(file)
     points = ablation.runs()
     wide = max(len(point.name) for point in points)
     for point in points:
         run = config_of(ablation, point, settings).run_dir
         done = is_finished(ablation, point, settings)
         state = "finished" if done else "unfinished" if run.exists() else "to do"
-        words = " ".join(shlex.quote(word) for word in command(ablation, point, settings)[3:])
-        print(f"{state:<11}{point.name:<{wide}}  zipper {words}")
+        arguments = shlex.join(command(ablation, point, settings)[3:])
+        print(f"{state:<11}{point.name:<{wide}}  zipper {arguments}")
 
 
 def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[str]:
-    """What trains a point. A trial, with settings of the caller, has a name and results of its own."""
+    """Command that trains a point. With `settings`, its name and result paths get a hash of them."""
     trial = f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}" if settings else ""
     results = Path("build" if trial else "results") / "ablations" / f"{ablation.name}{trial}"
-    words = [*point.words, *settings, f"name={ablation.name}{trial}-{point.name}"]
-    words.append(f"result={results / point.name}.json")
-    return [sys.executable, "-m", "zipper", "train", point.config, *words]
+    overrides = [*point.overrides, *settings, f"name={ablation.name}{trial}-{point.name}"]
+    overrides.append(f"result={results / point.name}.json")
+    return [sys.executable, "-m", "zipper", "train", point.config, *overrides]
 
 
 def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bool:
-    """Whether its run folder holds a finished run. Raises ConfigError where that had other settings."""
+    """Whether the run of a point is finished. Raises ConfigError if it has other settings."""
     cfg = config_of(ablation, point, settings)
     if not (cfg.run_dir / "result.json").exists():
         return False
     changed = differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text(encoding="utf-8")), cfg)
     if changed:
         raise ConfigError(
-            f"{cfg.run_dir} is finished with {'; '.join(changed)}, which the grid now has otherwise. Move "
-            "that folder away, or give the grid file another name."
+            f"{cfg.run_dir} is finished with {'; '.join(changed)}, unlike the sweep file. Move that "
+            "folder away, or rename the sweep file."
         )
     return True
 
 
 def config_of(ablation: Ablation, point: Point, settings: Sequence[str]) -> RunConfig:
-    """As `zipper train` will read it."""
+    """Config of a point, as `zipper train` loads it."""
     return load_config(asset(point.config), command(ablation, point, settings)[5:])
 
 
 def _prepare(points: list[Point], settings: Sequence[str]) -> None:
-    """The stores of all points, one after the other: runs that start together would all make theirs."""
+    """Prepares the datasets of all points one by one, so that parallel runs do not prepare the same one."""
     from zipper.clock import Clock
     from zipper.data.prepare import prepare
     from zipper.distributed import check_trainer
 
     known: list[Any] = []
-    configs = [load_config(asset(point.config), [*point.words, *settings]) for point in points]
+    configs = [load_config(asset(point.config), [*point.overrides, *settings]) for point in points]
     for cfg in configs:
         check_trainer(cfg.train)
     for cfg in configs:
@@ -119,7 +118,7 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
 
 
 def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int) -> list[str]:
-    """Those that failed, with their logs."""
+    """Runs all commands; returns the log file and last line of each failed run."""
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
@@ -130,11 +129,11 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                point, words = waiting.pop()
+                point, arguments = waiting.pop()
                 log = folder / f"{ablation.name}-{point.name}.log"
                 with log.open("ab") as out:
                     environment = {**os.environ, "OMP_NUM_THREADS": threads}
-                    process = subprocess.Popen(words, stdout=out, stderr=out, env=environment)
+                    process = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment)
                 running.append((process, log))
             time.sleep(0.2)
             for process, log in [one for one in running if one[0].poll() is not None]:
@@ -143,7 +142,7 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
                 if process.returncode:
                     last = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
                     failed.append(f"{log} ({' '.join(last)[:200]})")
-    except BaseException:  # a signal: the runs are saved, and end
+    except BaseException:  # a signal: the runs save and exit
         for process, _ in running:
             process.terminate()
         for process, _ in running:
@@ -155,8 +154,8 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
 
 
 def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
-    """The grid as a SLURM array, a run a task: build/ablations/NAME.sbatch."""
-    ablation = checked(file)
+    """Writes build/ablations/NAME.sbatch, a SLURM array with one task per run."""
+    ablation = read_checked_ablation(file)
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
@@ -168,9 +167,9 @@ def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     return script
 
 
-def write_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
-    """The grid as a W&B sweep, a run a point: build/ablations/NAME-sweep.yaml."""
-    ablation = checked(file)
+def write_wandb_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
+    """Writes build/ablations/NAME-sweep.yaml, a W&B sweep over the runs."""
+    ablation = read_checked_ablation(file)
     folder = Path("build") / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     sweep = {

@@ -1,13 +1,13 @@
-"""A grid over any settings, seeds included: runs as points of axes.
+"""Sweep files: runs at the points of a grid of settings, with several seeds.
 
-A grid file (configs/ablations/NAME.yaml) has these keys:
+A sweep file (configs/ablations/NAME.yaml) has these keys:
 
-title, paper   what is asked, and which figure of the paper asks it
-config, words  the config that all runs start from, and settings of all of them
-grid           axes: a setting with its values, or any name with named settings (`config` among them)
-seeds          of every point
-x              the axis that is drawn to the right, others are lines; none: a bar for every point
-points         what the paper found, % of WER: label: [recognition, speech], or with x line: {x: recognition}
+title, paper   title of the sweep, and the figure of the paper that it reproduces
+config, words  base config of all runs, and overrides of all runs
+grid           axes: a setting with its values, or a name with labelled overrides (also of `config`)
+seeds          seeds of every point
+x              axis of the plot's abscissa, other axes are lines; without it, every point is a bar
+points         WER of the paper in %: label: [ASR, TTS], or with x line: {x: ASR}
 """
 
 import itertools
@@ -23,32 +23,32 @@ import yaml
 
 from reproduce import ROOT
 from zipper.config import RunConfig, asset, load_config, setting_type, to_dict
-from zipper.config.yaml_types import keeping_text, typed
+from zipper.config.yaml_types import bare_scalar_loader, typed
 from zipper.errors import ConfigError
 
-SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # of a recipe, with the seed
-# Of a pre-trained tower, which gives its own shape.
-GIVEN = {"init", "frozen", "lora", "interval", "input_projection", "dropout"}
-FOUND = {"vocabulary", "codebooks", "specials", "pattern"}  # of any tower, by the run itself
+SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # sections of a recipe
+# Tower settings that still apply if a pre-trained tower sets the shape.
+WITH_INIT = {"init", "frozen", "lora", "interval", "input_projection", "dropout"}
+DERIVED = {"vocabulary", "codebooks", "specials", "pattern"}  # tower settings derived from the data
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run. labels: by axis, as they are shown."""
+    """Run of a sweep. labels: label of each axis."""
 
     name: str
     labels: dict[str, str]
     config: str
-    words: list[str]
+    overrides: list[str]
     seed: int
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A grid file."""
+    """Content of a sweep file."""
 
     name: str
-    file: str  # below the project's root
+    file: str  # relative to the checkout
     title: str
     config: str
     grid: dict[str, Any]
@@ -59,25 +59,24 @@ class Ablation:
     points: dict[str, Any] = field(default_factory=dict)
 
     def runs(self) -> list[Point]:
-        """Every point of the grid with every seed: the first seed of all, then the next, so that a grid that
-        was cut off can be compared."""
+        """All points with all seeds, ordered by seed, so that an interrupted sweep has comparable points."""
         out = []
         for seed, chosen in itertools.product(
             self.seeds, [*itertools.product(*(_values(axis, of) for axis, of in self.grid.items()))]
         ):
             labels = {axis: label for axis, (label, _) in zip(self.grid, chosen, strict=True)}
-            config, words = self.config, dict(self.words)
+            config, merged = self.config, dict(self.words)
             for _, settings in chosen:
-                words.update({key: value for key, value in settings.items() if key != "config"})
+                merged.update({key: value for key, value in settings.items() if key != "config"})
                 config = settings.get("config", config)
-            slug = "-".join(_plain(label) for label in labels.values())
-            written = [f"{key}={_written(value)}" for key, value in words.items()]
-            out.append(Point(f"{slug}-seed{seed}", labels, config, [*written, f"seed={seed}"], seed))
+            slug = "-".join(_slug(label) for label in labels.values())
+            overrides = [f"{key}={_yaml(value)}" for key, value in merged.items()]
+            out.append(Point(f"{slug}-seed{seed}", labels, config, [*overrides, f"seed={seed}"], seed))
         return out
 
 
 def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label, settings) of an axis."""
+    """Yields (label, overrides) of an axis."""
     if isinstance(of, dict):
         yield from ((str(label), settings or {}) for label, settings in of.items())
     else:
@@ -92,28 +91,28 @@ def _number(label: str) -> bool:
     return True
 
 
-def _plain(label: str) -> str:
-    """As a part of a file's name."""
+def _slug(label: str) -> str:
+    """Label as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
-def _written(value: Any) -> str:
+def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
 def read_ablation(file: Path) -> Ablation:
-    """Raises ConfigError where it is no grid file, or two points have one name."""
+    """Reads a sweep file. Raises ConfigError if it is invalid, or if two points have the same name."""
     if not file.is_file():
         there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
-        raise ConfigError(f"{file}: no such grid. There are: {there}.")
+        raise ConfigError(f"{file}: no such sweep. Available: {there}.")
     try:
-        values = _by_type(yaml.load(file.read_text(encoding="utf-8"), keeping_text(yaml.SafeLoader)))
+        values = _by_type(yaml.load(file.read_text(encoding="utf-8"), bare_scalar_loader(yaml.SafeLoader)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no YAML ({str(error).splitlines()[0]}). Mend it.") from error
+        raise ConfigError(f"{file} is not valid YAML ({str(error).splitlines()[0]}). Correct it.") from error
     known = {f.name for f in fields(Ablation)} - {"name", "file"}
     if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - known:
         raise ConfigError(
-            f"{file} is no grid: it needs title, config and grid, and may have "
+            f"{file} is not a sweep file: it needs title, config and grid, and may have "
             f"{', '.join(sorted(known - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
         )
     inside = file.resolve().is_relative_to(ROOT)
@@ -122,23 +121,23 @@ def read_ablation(file: Path) -> Ablation:
     grid = ablation.grid
     if not isinstance(grid, dict) or not all(isinstance(of, dict | list) and of for of in grid.values()):
         raise ConfigError(
-            f"{file}: grid={grid} is to hold axes, each with a list of values or named settings."
+            f"{file}: grid={grid} must hold axes, each with a list of values or labelled overrides."
         )
     if ablation.x and ablation.x not in grid:
-        raise ConfigError(f"{file}: x={ablation.x} is no axis of the grid. Name one of {', '.join(grid)}.")
+        raise ConfigError(f"{file}: x={ablation.x} is not an axis of grid. Name one of {', '.join(grid)}.")
     for label, _ in _values(ablation.x, grid[ablation.x]) if ablation.x else ():
         if not _number(label):
-            raise ConfigError(f"{file}: x={ablation.x} holds {label!r}, which is no number. Leave x out.")
+            raise ConfigError(f"{file}: x={ablation.x} holds {label!r}, which is not a number. Leave x out.")
     names: set[str] = set()
     for point in ablation.runs():
         if point.name in names:
-            raise ConfigError(f"{file}: two points are named {point.name}. Give them labels that differ.")
+            raise ConfigError(f"{file}: two points are named {point.name}. Give them different labels.")
         names.add(point.name)
     return ablation
 
 
 def _by_type(read: Any) -> Any:
-    """Words and axes by the settings that they set, labels as they stand."""
+    """Parses overrides and axes by the types of their settings; labels stay strings."""
     values = typed(Ablation, read)
     if isinstance(values, dict):
         values |= {key: of(read[key]) for key, of in (("words", _settings), ("grid", _axes)) if key in values}
@@ -166,32 +165,33 @@ def _axes(read: Any) -> Any:
     }
 
 
-def checked(file: Path) -> Ablation:
-    """A grid whose every run could start. Raises ConfigError where a point of it is no config."""
+def read_checked_ablation(file: Path) -> Ablation:
+    """Reads a sweep file and loads the config of every run. Raises ConfigError if one is invalid."""
     ablation = read_ablation(file)
     for point in ablation.runs():
         try:
-            load_config(asset(point.config), point.words)
+            load_config(asset(point.config), point.overrides)
         except ConfigError as error:
             raise ConfigError(f"{file}, {point.name}: {error}") from error
     return ablation
 
 
 def differences(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
-    """In which settings of its recipe a run's saved config differs from another one: "key=saved, not other".
-    What has been added to the settings since is left out, and what a run finds out by itself."""
+    """Differences between the recipe of a saved config and another config, as "key=saved, not other".
+
+    Ignores settings that the saved config lacks, and those that a run derives from its data.
+    """
     old, new = _recipe(saved, cfg), _recipe(json.loads(json.dumps(to_dict(cfg))), cfg)
     return [f"{key}={old[key]}, not {new[key]}" for key in new if key in old and old[key] != new[key]]
 
 
 def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
-    """Settings as SECTION.key, those of zip and towers a level deeper, without what a run settles. cfg: which
-    of the towers are pre-trained, and so give their own shape."""
+    """Settings of a recipe by dotted key, without derived ones. cfg: tells which towers have init."""
     out = {"seed": config["seed"]}
     for section in SECTIONS:
         for key, value in config.get(section, {}).items():
             if section == "model" and key == "zip":
-                if cfg.model.kind == "zipper":  # a single decoder has none
+                if cfg.model.kind == "zipper":  # a single decoder has no zips
                     out |= {f"model.zip.{name}": one for name, one in value.items()}
             elif section == "model" and key == "towers":
                 for name in cfg.model.modalities:
@@ -203,6 +203,6 @@ def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
 
 def _tower(prefix: str, tower: dict[str, Any], cfg: RunConfig, name: str) -> dict[str, Any]:
     if cfg.model.kind == "single_decoder" and name != cfg.model.modalities[0]:
-        return {}  # it has the layers of the first
-    own = GIVEN if cfg.model.towers[name].init else {*tower} - FOUND
+        return {}  # it uses the layers of the first
+    own = WITH_INIT if cfg.model.towers[name].init else {*tower} - DERIVED
     return {f"{prefix}.{key}": value for key, value in tower.items() if key in own}

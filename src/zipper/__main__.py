@@ -1,9 +1,9 @@
-"""`python -m zipper`"""
+"""Entry point of `python -m zipper`."""
 
 from zipper.cli import main
-from zipper.streams import protect
+from zipper.streams import protect_output
 
 if __name__ == "__main__":
     main()
-elif __name__ == "__mp_main__":  # a process that was spawned by one of ours
-    protect()
+elif __name__ == "__mp_main__":  # a process that one of ours has spawned
+    protect_output()

@@ -1,4 +1,4 @@
-"""Commands and their arguments. Light: `--help` loads no model code."""
+"""Commands and their arguments. Imports no model code, so that `--help` is fast."""
 
 import argparse
 from collections.abc import Callable
@@ -18,94 +18,100 @@ USAGE = """examples:
 
 @dataclass(frozen=True)
 class Command:
-    """run: what it does, its docstring what `--help` says of it. arguments: added to its parser."""
+    """A subcommand of `zipper`.
+
+    run: executes it; its docstring is the help text. arguments: adds its arguments to a parser.
+    """
 
     run: Callable[[argparse.Namespace], None]
     arguments: Callable[[argparse.ArgumentParser], None]
-    settings: bool = False  # whether its --help lists the settings
+    lists_settings: bool = False  # its --help lists all settings
 
     @property
-    def meaning(self) -> str:
+    def help(self) -> str:
         return self.run.__doc__ or ""
 
 
 def config_command(run: Callable[[RunConfig, str], None]) -> Command:
-    """A command of a config and overrides. run: is given the config and the command line."""
+    """Command that takes a config file and overrides. run: called with the config and the command line."""
 
     def loaded(args: argparse.Namespace) -> None:
-        run(load_config(args.config, args.settings), args.line)
+        run(load_config(args.config, args.overrides), args.line)
 
     loaded.__doc__ = run.__doc__
-    return Command(loaded, of_config, settings=True)
+    return Command(loaded, add_config_arguments, lists_settings=True)
 
 
-def of_config(parser: argparse.ArgumentParser) -> None:
-    """A YAML file and overrides."""
-    parser.add_argument("config", type=Path, help="YAML file that holds what differs from the defaults")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="changes to it")
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a YAML file and overrides."""
+    parser.add_argument("config", type=Path, help="YAML file with the settings that differ from the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config")
 
 
-def of_generate(parser: argparse.ArgumentParser) -> None:
-    """Those of `zipper generate`."""
+def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper generate`."""
     parser.epilog = USAGE
     parser.add_argument(
         "model",
         type=Path,
-        help="folder of a run or of an exported model (assets/zipped), or user/name of one on the hub",
+        help="folder of a run or of an exported model (assets/zipped), or user/name on the Hugging Face hub",
     )
     parser.add_argument(
         "--decode", nargs="+", default=[], metavar="KEY=VALUE",
-        help="if not as trained: speech.temperature=0.7, text.beams=4, ... (decode.* in `zipper --help`)",
+        help="decoding overrides: speech.temperature=0.7, text.beams=4, ... (decode.* in `zipper --help`)",
     )  # fmt: skip
-    parser.add_argument("--text", action=_Given, dest="given", metavar="WORDS", help="text to go on from")
+    parser.add_argument("--text", action=_AppendPrompt, dest="prompts", metavar="TEXT", help="text prompt")
     parser.add_argument(
-        "--audio", action=_Given, dest="given", metavar="FILE", help="speech to go on from, instead"
+        "--audio", action=_AppendPrompt, dest="prompts", metavar="FILE", help="speech prompt (audio file)"
     )
     parser.add_argument(
         "--batch", type=Path, metavar="FILE",
-        help="several prompts, each on its own: .tsv or .jsonl of id, and text or audio (a path beside FILE)",
+        help="table of prompts, .tsv or .jsonl with id, and text or audio (a path relative to FILE)",
     )  # fmt: skip
     parser.add_argument(
         "--then",
         nargs="+",
         metavar="MODALITY",
-        help="what to write, in order: text, speech, ... (each reads the segment before it alone); or auto",
+        help="output modalities in order: text, speech, ... (each is generated from the segment before it), "
+        "or auto",
     )
-    parser.add_argument("-o", "--out", type=Path, help="file for the speech (out.wav); with --batch a folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing, where decoding draws")
     parser.add_argument(
-        "--at-a-time", type=int, default=16, metavar="N", help="prompts of a batch decoded together"
+        "-o", "--out", type=Path, help="output file of the speech (out.wav); with --batch a folder"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what stands at --out")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of sampling")
+    parser.add_argument("--at-a-time", type=int, default=16, metavar="N", help="prompts decoded in one batch")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
-def of_compare(parser: argparse.ArgumentParser) -> None:
-    """Those of `zipper compare`."""
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper compare`."""
     for side in ("a", "b"):
         parser.add_argument(
-            side, metavar=f"{side.upper()}.json", help="result file, or a quoted pattern of several (seeds)"
+            side,
+            metavar=f"{side.upper()}.json",
+            help="result file, or a quoted glob pattern for several seeds",
         )
 
 
-def of_import_gguf(parser: argparse.ArgumentParser) -> None:
-    """Those of `zipper import-gguf`."""
-    parser.add_argument("file", type=Path, help="the .gguf")
-    parser.add_argument("folder", type=Path, help="new, or empty")
+def add_import_gguf_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper import-gguf`."""
+    parser.add_argument("file", type=Path, help="GGUF file to convert")
+    parser.add_argument("folder", type=Path, help="output folder, new or empty")
 
 
-def of_certify(parser: argparse.ArgumentParser) -> None:
-    """Those of `zipper certify`."""
-    parser.add_argument("folder", type=Path, help="what `export=` or `save_pretrained` wrote")
+def add_certify_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper certify`."""
+    parser.add_argument("folder", type=Path, help="model folder written by `export=` or `save_pretrained`")
 
 
-def of_push(parser: argparse.ArgumentParser) -> None:
-    """Those of `zipper push`."""
-    parser.add_argument("folder", type=Path, help="what `export=` wrote")
-    parser.add_argument("repository", help="user/name")
-    parser.add_argument("--private", action="store_true", help="where it is made anew")
+def add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper push`."""
+    parser.add_argument("folder", type=Path, help="model folder written by `export=`")
+    parser.add_argument("repository", help="user/name on the hub")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
 
 
-class _Given(argparse.Action):
+class _AppendPrompt(argparse.Action):
     def __call__(self, parser: Any, space: argparse.Namespace, value: Any, option: str | None = None) -> None:
         kind = "text" if option == "--text" else "speech"
         setattr(space, self.dest, [*(getattr(space, self.dest) or []), (kind, value)])

@@ -1,7 +1,7 @@
-"""Checkpoint files: written atomically, read as tensors and plain values alone.
+"""Safe reading of checkpoint files, and the integrity check that runs first.
 
-A checkpoint is a zip file: its directory is written last, so that one that was cut off has none, and every
-tensor stands beside its checksum.
+A checkpoint is a zip archive. Its directory is written last, so a truncated file has none, and it holds a
+checksum for every tensor.
 """
 
 import errno
@@ -19,23 +19,29 @@ import torch
 
 from zipper.errors import DataError
 
-LAST, BEFORE, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
-RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
+LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+CODE_KEYS = (
+    "_instantiator",
+    "_class_path",
+)  # hyperparameters that name code, which Lightning imports and calls
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """All of a checkpoint, its tensors left on the disk until they are looked at. Raises DataError where it
-    is damaged, or holds what could run code: anything but tensors and plain values, or a hyperparameter that
-    names code."""
-    if why := flaw(file):
+    """Content of a checkpoint, with memory-mapped tensors.
+
+    Raises DataError if the file is damaged or could run code: if it holds anything but tensors and plain
+    values, or a hyperparameter that names code.
+    """
+    if why := find_damage(file):
         raise DataError(
-            f"{file} is damaged ({why}). Restore it, take another one (evaluate.checkpoint), or train again "
-            "under another name."
+            f"{file} is damaged ({why}). Restore it, choose another checkpoint (evaluate.checkpoint), or "
+            "train again under another name."
         )
-    return plain_values(file, mmap=True)
+    return load_plain(file, mmap=True)
 
 
-def plain_values(file: Path, mmap: bool) -> dict[str, Any]:
+def load_plain(file: Path, mmap: bool) -> dict[str, Any]:
+    """As `read_checkpoint`, without the integrity check. mmap: map the tensors from disk."""
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
@@ -43,43 +49,43 @@ def plain_values(file: Path, mmap: bool) -> dict[str, Any]:
         what = f"more than tensors and plain values ({found[1] if found else 'a pickle'})"
     else:
         if not isinstance(saved, dict):
-            raise DataError(f"{file} is no checkpoint: it holds no dict. Train again under another name.")
+            raise DataError(f"{file} is not a checkpoint: it holds no dict. Train again under another name.")
         parts = {key: value for key, value in saved.items() if key not in ("state_dict", "optimizer_states")}
         if not (named := _code_named(parts)):
             return saved
         what = f"the hyperparameter {named}, which names code to run"
     raise DataError(
-        f"{file} holds {what}: it is not read, since it could run anything. Train again, or take a model in "
-        "safetensors (export=...)."
+        f"{file} holds {what}: it is not loaded, because it could run arbitrary code. Train again, or use a "
+        "model in safetensors (export=...)."
     )
 
 
 def _code_named(values: Any) -> str | None:
-    """The first of RUN, with its value, at any depth."""
+    """First of CODE_KEYS that occurs at any depth, with its value; None if there is none."""
     if isinstance(values, list | tuple):
         return next(filter(None, map(_code_named, values)), None)
     if not isinstance(values, dict):
         return None
-    here = (f"{key}={values[key]}" for key in RUN if key in values)
+    here = (f"{key}={values[key]}" for key in CODE_KEYS if key in values)
     return next(here, None) or _code_named([*values.values()])
 
 
-def flaw(file: Path) -> str | None:
-    """Why a checkpoint cannot be read, None if it can. Reads all of it."""
+def find_damage(file: Path) -> str | None:
+    """Reason why a checkpoint cannot be read, or None. Reads the whole file."""
     try:
         with ZipFile(file) as parts:
             damaged = parts.testzip()
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: a directory that points before the file
-            raise  # a disk that cannot be read now is no damage
+        if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: an offset before the start of the file
+            raise  # an unreadable disk is not a damaged file
         return f"{type(error).__name__}: {error}"
     except (BadZipFile, EOFError, LookupError, RuntimeError, ValueError, struct.error, zlib.error) as error:
-        return f"{type(error).__name__}: {error}"  # whatever a flipped bit makes of the directory
+        return f"{type(error).__name__}: {error}"  # a flipped bit in the directory raises any of these
     return f"the checksum of {damaged} is wrong" if damaged else None
 
 
 def flush_folder(folder: Path) -> None:
-    """So that a rename outlives a power cut."""
+    """Syncs a folder to disk, so that a rename survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -87,8 +93,8 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def keep(file: Path, name: Path) -> None:
-    """A second name for a file, in place of what had it: `file` itself never vanishes."""
+def link_checkpoint(file: Path, name: Path) -> None:
+    """Makes `name` a hard link to `file`, or a copy, and replaces an existing `name` atomically."""
     aside = name.with_name(f"{name.name}.{os.getpid()}.part")
     aside.unlink(missing_ok=True)
     try:
@@ -96,4 +102,4 @@ def keep(file: Path, name: Path) -> None:
     except OSError:  # a file system without hard links
         shutil.copyfile(file, aside)
     aside.replace(name)
-    aside.unlink(missing_ok=True)  # two names of one file already: replacing does nothing
+    aside.unlink(missing_ok=True)  # if both names are already one file, replace() does nothing

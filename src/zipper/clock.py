@@ -1,4 +1,4 @@
-"""Seconds of each stage of a command."""
+"""Wall-clock seconds of each stage of a command."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """`with clock.stage("train"): ...` adds what that took to `seconds["train"]`."""
+    """Stopwatch: `with clock.stage("train"): ...` adds the seconds of the block to `seconds["train"]`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -20,5 +20,5 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
     def rounded(self) -> dict[str, float]:
-        """As it stands in a result file."""
+        """Seconds by stage, as written to a result file."""
         return {name: round(seconds, 1) for name, seconds in self.seconds.items()}

@@ -1,4 +1,4 @@
-"""Which code ran. Standard library alone, so that it can be asked before anything is installed."""
+"""Commit of the running code. Uses the standard library only, so it works before installation."""
 
 import subprocess
 from pathlib import Path
@@ -7,15 +7,18 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def commit() -> str:
-    """Of the checkout; `-dirty` where files differ from it (results aside), `unknown` outside of it."""
+    """Short hash of the checked-out commit.
+
+    Ends in `-dirty` if files other than results differ from it; `unknown` outside a checkout.
+    """
     if not (CHECKOUT / ".git").exists():
         return "unknown"
     git = ["git", "-C", str(CHECKOUT)]
-    made = [
+    generated = [
         ":(top,exclude)results",
         ":(top,exclude)reports",
         ":(top,exclude)RESULTS.md",
-    ]  # by the runs themselves
+    ]
     try:
         name = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"],
@@ -24,7 +27,7 @@ def commit() -> str:
             check=True,
             encoding="utf-8",
         ).stdout.strip()
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", *made]).returncode == 0
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", *generated]).returncode == 0
         return name if clean else f"{name}-dirty"
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,4 +1,4 @@
-"""Can it be written, and does it fit? Asked before work starts; and what a full disk looks like later."""
+"""Checks of output folders and disk space, a file lock, and messages for disk failures."""
 
 import errno
 import fcntl
@@ -15,51 +15,56 @@ from pathlib import Path
 from zipper.config import RunConfig
 from zipper.errors import ConfigError, DataError
 
-UTTERANCE = 100_000  # bytes that a spoken utterance takes, with its codes (measured: 88 kB at 2.6 s)
+UTTERANCE = 100_000  # bytes of a synthetic utterance with its codes (measured: 88 kB at 2.6 s)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-LONGEST_NAME = 150  # bytes of UTF-8; file systems take 255, some of which endings need
+LONGEST_NAME = 150  # bytes of UTF-8; file systems allow 255, and suffixes need some of them
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def check_places(cfg: RunConfig) -> None:
-    """Raises DataError where a place that the config names cannot be written, or the disk is too full."""
+def check_output_paths(cfg: RunConfig) -> None:
+    """Raises DataError if an output path of the config cannot be written or the disk has too little space."""
     data, build = cfg.data, Path(cfg.build)
     made = any(build.glob("corpora/*/manifest.jsonl")) and any(build.glob("stores/*/store.json"))
     needed = 0 if made else UTTERANCE * (data.train + data.dev + data.test)
-    check_place(build, needed, f"build={cfg.build}", "build=FOLDER")
+    check_writable(build, needed, f"build={cfg.build}", "build=FOLDER")
     if cfg.result:
         if Path(cfg.result).is_dir():
             raise DataError(
                 f"result={cfg.result} is a folder. Name a file: result={cfg.result}/{cfg.name}.json"
             )
-        check_place(Path(cfg.result).parent, 0, f"result={cfg.result}", "result=FILE")
+        check_writable(Path(cfg.result).parent, 0, f"result={cfg.result}", "result=FILE")
     if cfg.export:
-        check_place(Path(cfg.export), 0, f"export={cfg.export}", "export=FOLDER")
+        check_writable(Path(cfg.export), 0, f"export={cfg.export}", "export=FOLDER")
 
 
-def check_place(folder: Path, needed: int, setting: str, other: str) -> None:
-    """folder: made if missing. needed: bytes. setting: key and value; other: what to give instead."""
+def check_writable(folder: Path, needed: int, setting: str, other: str) -> None:
+    """Raises DataError if a folder cannot be written or has less free space than `needed` bytes.
+
+    folder: created if missing. setting: `key=value` that names it; other: a replacement to suggest.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise DataError(
-            f"{setting}: {folder} cannot be written ({error.strerror}). Give that folder to user {_user()}, "
+            f"{setting}: {folder} cannot be written ({error.strerror}). Give user {_user()} access to it, "
             f"or name another: {other}."
         ) from error
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(
-            f"{setting}: {free / 1e6:.0f} MB are free, but this needs about {needed / 1e6:.0f} MB. "
-            f"Free some, or name a place on another disk: {other}."
+            f"{setting}: {free / 1e6:.0f} MB are free, but this needs about {needed / 1e6:.0f} MB. Free some "
+            f"space, or name a folder on another disk: {other}."
         )
 
 
 @contextmanager
-def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Holds a lock file, which a process that dies lets go of. Where another one holds it, waits for it, or
-    raises ConfigError."""
+def file_lock(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Holds a lock file; the lock of a process that dies is released.
+
+    If another process holds it, waits for it (`wait`) or raises ConfigError. what: named in the message.
+    """
     while True:
         handle = lock.open("a+", encoding="utf-8")
         try:
@@ -69,7 +74,7 @@ def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             owner = f"{what} is in use by process {handle.read().strip()}"
             if not wait:
                 raise ConfigError(
-                    f"{owner}. Wait for it, end it, or choose another name (name=...)."
+                    f"{owner}. Wait for it, stop it, or choose another name (name=...)."
                 ) from None
             print(f"{owner}: waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
@@ -77,7 +82,7 @@ def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             pass
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle.fileno()), lock.stat()):
-                break  # else its holder has removed it in between
+                break  # otherwise its previous holder has removed the file
         handle.close()
     with handle:
         handle.truncate(0)
@@ -89,26 +94,22 @@ def held(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def lost_disk(error: OSError) -> str | None:
-    """What to tell the user when writing failed for want of space, or of permission; None if that was not the
-    reason."""
+def disk_failure(error: OSError) -> str | None:
+    """Error message for a write that failed for lack of space or permission; None for other errors."""
     where = f" while writing {error.filename}" if error.filename else ""
     if error.errno in FULL:
-        what, mend = "no space left", "free some space"
+        what, fix = "no space left", "free some space"
     elif error.errno in FORBIDDEN:
-        what, mend = "not allowed", f"give the place to user {_user()}, or make it writable"
+        what, fix = "not allowed", f"give user {_user()} write access"
     else:
         return None
     return (
-        f"{what}{where} ({error.strerror}). What was finished is kept: {mend}, and give the same command "
-        "again "
-        "to go on."
+        f"{what}{where} ({error.strerror}). Finished work is kept: {fix}, and run the same command to resume."
     )
 
 
 def file_name(id: str) -> str:
-    """Names the files of an id that came from outside: the id itself where it is a safe name in any folder,
-    else what is safe of it, with a hash that keeps names apart."""
+    """File name for an id from user data: the id itself if it is safe, else its safe part and a hash."""
     plain = re.sub(r"[\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+", "_", id).strip(" .")
     plain = plain.encode()[:LONGEST_NAME].decode(errors="ignore")
     if plain == id and plain:

@@ -1,5 +1,4 @@
-"""Devices and processes: Lightning's strategies, the settings that a Trainer accepts, and work divided over
-a group of processes."""
+"""Devices and processes: Lightning strategies, a check of Trainer settings, and work shared between ranks."""
 
 import logging
 import os
@@ -18,23 +17,32 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from zipper.checkpoint_files import flush_folder, plain_values
+from zipper.checkpoint_files import flush_folder, load_plain
 from zipper.config import TrainConfig
 from zipper.errors import ConfigError
 
 A = TypeVar("A")
 B = TypeVar("B")
-MACHINE = ("accelerator", "devices", "nodes", "strategy", "precision")  # settings that a Trainer may refuse
+MACHINE = (
+    "accelerator",
+    "devices",
+    "nodes",
+    "strategy",
+    "precision",
+)  # train.* settings that a Trainer may reject
 
 
 def first_process() -> bool:
-    """Whether this one writes. Several may ask at once, before a group of them exists."""
+    """True on rank 0, which writes files. Works before the process group exists."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def divided(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
-    """What `work` makes of rows, one of each, in their order. Processes of one group take a share each, and
-    all get all of it; without a group, the one that is there does the work."""
+def map_over_ranks(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
+    """Outputs of `work`, one for each row, in the order of the rows.
+
+    Each rank of a process group computes a share, and all ranks receive all outputs. Without a process group
+    the calling process computes everything.
+    """
     if not dist.is_available() or not dist.is_initialized():
         return work(list(rows))
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -44,15 +52,17 @@ def divided(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
 
 
 def leave_group() -> None:
-    """Ends the group of processes that has encoded a corpus: from now on each is by itself. All must call
-    it."""
+    """Destroys the process group that encoded a corpus. All ranks must call it."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def strategy(train: TrainConfig) -> Strategy | str:
-    """`fsdp2` shards parameters, gradients and optimiser over all devices, frozen and trained ones alike;
-    any other name is Lightning's own. Checkpoints are whole whatever it is."""
+    """Lightning strategy of a training.
+
+    `fsdp2` shards parameters, frozen and trained, gradients and optimiser states over all devices; any other
+    name is passed to Lightning. Checkpoints are unsharded in all cases.
+    """
     if train.strategy != "fsdp2":
         return train.strategy
     return ModelParallelStrategy(
@@ -62,54 +72,58 @@ def strategy(train: TrainConfig) -> Strategy | str:
     )
 
 
-def encoding(train: TrainConfig) -> TrainConfig:
-    """What encoding a corpus runs on: the same devices, each for itself."""
+def encoding_settings(train: TrainConfig) -> TrainConfig:
+    """Settings for encoding a corpus: the same devices, one process each."""
     several = train.devices * train.nodes > 1
     return replace(train, strategy="ddp" if several else "auto", precision="32-true")
 
 
 def one_device(train: TrainConfig) -> TrainConfig:
-    """What a training runs on that knows no other: the codec's, and a bench."""
+    """Settings for codec training and benchmarks, which use one device."""
     return replace(train, devices=1, nodes=1, strategy="auto", precision="32-true")
 
 
 def check_trainer(train: TrainConfig) -> None:
-    """Raises ConfigError where Lightning would refuse these settings, or what SLURM says of the job, once
-    all is encoded and the run folder is made: a Trainer is made of them now, and thrown away."""
-    with refusals(train):
+    """Raises ConfigError if Lightning rejects these settings or the SLURM job.
+
+    Creates a Trainer and discards it, so that the error comes before any work and not after encoding.
+    """
+    with trainer_errors(train):
         _try(train)
 
 
 @contextmanager
-def refusals(train: TrainConfig) -> Iterator[None]:
-    """What Lightning says against a Trainer of these settings becomes a ConfigError that names the guilty."""
+def trainer_errors(train: TrainConfig) -> Iterator[None]:
+    """Converts a Lightning error into a ConfigError that names the settings at fault."""
     try:
         yield
-    except Exception as error:  # of a dozen kinds, ImportError of what is not installed among them
+    except Exception as error:  # Lightning raises many types, also ImportError
         why = shorten(" ".join(str(error).split()), 300, placeholder=" ...")
         if "SLURM" in why:
-            asked = f"train.devices={train.devices}, train.nodes={train.nodes}"
             raise ConfigError(
-                f"{asked} does not fit the SLURM job: {why} Change that #SBATCH line, or these settings."
+                f"train.devices={train.devices}, train.nodes={train.nodes} does not fit the SLURM job: {why} "
+                "Change that #SBATCH line, or these settings."
             ) from error
         plain = TrainConfig()
-        changed = [key for key in MACHINE if getattr(train, key) != getattr(plain, key)]
-        guilty = [key for key in changed if _works(replace(train, **{key: getattr(plain, key)}))]
-        named = ", ".join(f"train.{key}={getattr(train, key)}" for key in guilty or changed or MACHINE)
-        mended = ", ".join(f"train.{key}={getattr(plain, key)}" for key in guilty or changed or MACHINE)
-        raise ConfigError(f"{named} cannot be had here: {why} Change it; the default is {mended}.") from error
+        custom = [key for key in MACHINE if getattr(train, key) != getattr(plain, key)]
+        guilty = [key for key in custom if _works(replace(train, **{key: getattr(plain, key)}))]
+        named = ", ".join(f"train.{key}={getattr(train, key)}" for key in guilty or custom or MACHINE)
+        defaults = ", ".join(f"train.{key}={getattr(plain, key)}" for key in guilty or custom or MACHINE)
+        raise ConfigError(
+            f"{named} does not work here: {why} Change it; the default is {defaults}."
+        ) from error
 
 
 def _works(train: TrainConfig) -> bool:
     try:
         _try(train)
-    except Exception:  # of as many kinds as in `refusals`
+    except Exception:
         return False
     return True
 
 
 def _try(train: TrainConfig) -> None:
-    """Makes a Trainer, without its banner."""
+    """Creates a Trainer without its log messages; raises what Lightning raises."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -122,7 +136,7 @@ def _try(train: TrainConfig) -> None:
                 num_nodes=train.nodes,
                 strategy=strategy(train),
                 precision=train.precision,
-                plugins=[TorchCheckpointIO()],  # as WholeFiles, which some strategies do not take
+                plugins=[TorchCheckpointIO()],  # stands for AtomicCheckpointIO, which some strategies reject
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -132,30 +146,34 @@ def _try(train: TrainConfig) -> None:
         log.setLevel(level)
     if environment := getattr(trainer.strategy, "cluster_environment", None):
         environment.validate_settings(num_devices=train.devices, num_nodes=train.nodes)
-    elif (tasks := _srun_tasks()) > 1:  # a single device, of which Lightning asks nothing
+    elif (tasks := _srun_tasks()) > 1:  # Lightning does not check a single device
         raise ValueError(
-            f"srun has started {tasks} tasks of SLURM, each of which would do all of the work: "
-            f"--ntasks-per-node must be 1, or train.devices and train.nodes make up {tasks}."
+            f"srun has started {tasks} SLURM tasks, and each would do all of the work: --ntasks-per-node "
+            f"must be 1, or train.devices * train.nodes must be {tasks}."
         )
 
 
 def _srun_tasks() -> int:
-    """How many processes srun has started, this one included. A job may have room for more
-    tasks (SLURM_NTASKS) than its script, or a notebook, starts."""
+    """Number of processes that srun has started, including this one.
+
+    Not SLURM_NTASKS alone: a job may allow more tasks than its script or notebook starts.
+    """
     started = os.environ.get("SLURM_STEP_NUM_TASKS") or (
         os.environ.get("SLURM_NTASKS") if "SLURM_STEP_ID" in os.environ else None
     )
     return int(started or 1)
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Written aside, flushed to the disk, renamed: what stood there is replaced by a whole file or not at
-    all. Read as tensors and plain values alone, whatever file Lightning has chosen."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically, and reads them as tensors and plain values only.
+
+    A checkpoint is written to a temporary file, synced to disk, and renamed.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Raises OSError on a full disk, and leaves nothing of the new file."""
+        """Raises OSError on a full disk, and leaves no partial file."""
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f"{file.name}.{os.getpid()}.part")
@@ -165,7 +183,7 @@ class WholeFiles(TorchCheckpointIO):
                 out.flush()
                 os.fsync(out.fileno())
             aside.replace(file)
-        except RuntimeError as error:  # torch, at the end of a file that could not be written
+        except RuntimeError as error:  # torch raises it when it closes a file that it failed to write
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -176,5 +194,5 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Raises DataError as `read_checkpoint`, whatever is asked for."""
-        return plain_values(Path(path), mmap=False)
+        """Loads tensors and plain values only, whatever `weights_only`. Raises DataError as `load_plain`."""
+        return load_plain(Path(path), mmap=False)

@@ -1,23 +1,23 @@
-"""What a user can cause. Each message names the thing, the value, the reason and the fix."""
+"""Errors that a user can cause. Each message names the key, its value, the reason and the fix."""
 
 
 class ZipperError(ValueError):
-    """A mistake in the input; the command line prints it without a traceback."""
+    """Base class; the command line prints the message without a traceback."""
 
 
 class ConfigError(ZipperError):
-    """A setting that cannot work."""
+    """Invalid setting."""
 
 
 class DataError(ZipperError):
-    """Audio, text, a corpus, a store or an asset that cannot be used."""
+    """Unusable audio, text, corpus, encoded dataset or asset."""
 
 
 class TrainingError(ZipperError):
-    """A training that cannot go on: a step whose loss or gradient is not finite."""
+    """Training cannot continue: the loss or gradient of a step is not finite."""
 
 
-def refusal(error: RuntimeError) -> str:
-    """What torch says against weights, in one line: past the heading, where there is one."""
+def torch_message(error: RuntimeError) -> str:
+    """First line of a PyTorch error about weights, without its heading."""
     heading, *rest = str(error).splitlines() or [""]
     return (rest or [heading])[0].strip()

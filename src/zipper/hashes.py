@@ -1,4 +1,4 @@
-"""What was read of files once, and need not be read again while their sizes and times are what they were."""
+"""Content hashes of files, cached by file size and modification time."""
 
 import hashlib
 import os
@@ -11,21 +11,21 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm import tqdm
 
-from zipper.disk import held
+from zipper.disk import file_lock
 
-READERS = 8  # files at a time: reading waits for the disk
-KEPT = "hashes.arrow"  # in the build folder
+READERS = 8  # files read in parallel, since reading waits for the disk
+KEPT = "hashes.arrow"  # cache file in the build folder
 MISSING = "missing"
-SHOWN = 1000  # files from which on hashing them shows a bar
+SHOWN = 1000  # a progress bar is shown from this number of files
 
-Known = dict[str, tuple[str, str]]  # by absolute path: size and times, and what was found
+Known = dict[str, tuple[str, str]]  # by absolute path: (size and times, digest)
 
 
 def file_hashes(files: Sequence[str | Path], kept: Path) -> list[str]:
-    """BLAKE2 of each file's content, as hexadecimal digits. One that is gone has the hash that it had, and
-    `missing` if it was never read.
+    """BLAKE2 hash of each file's content, in hexadecimal.
 
-    kept: the file (Arrow) that remembers them. Processes that need the same files wait for the first one.
+    A deleted file keeps its last hash; a file that was never read has the hash `missing`.
+    kept: Arrow file of the cache. Processes that need the same files wait for the first one.
     """
     names = [str(Path(file).absolute()) for file in files]
     with ThreadPoolExecutor(READERS) as pool:
@@ -33,31 +33,31 @@ def file_hashes(files: Sequence[str | Path], kept: Path) -> list[str]:
     known = _read(kept)
     if _unread(stamps, known):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with held(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
+        with file_lock(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
             known = _read(kept)
             unread = _unread(stamps, known)
             with ThreadPoolExecutor(READERS) as pool:
                 digests = pool.map(_digest, unread)
                 bar = tqdm(digests, "hash", len(unread), False, unit="file", disable=len(unread) < SHOWN)
                 read = dict(zip(unread, bar, strict=True))
-            # One that could not be read just now is read again the next time.
+            # A file that could not be read is read again on the next call.
             known.update({name: (stamps[name], digest) for name, digest in read.items() if digest != MISSING})
             _write(kept, known)
     return [known.get(name, ("", MISSING))[1] for name in names]
 
 
 def joint_hash(hashes: Sequence[str]) -> str:
-    """Short hash of several, in their order."""
+    """Short hash of a sequence of hashes."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]
 
 
-def once(folder: Path, files: Sequence[Path], check: Callable[[], None], kept: Path) -> None:
-    """Runs a check of a folder's files, which raises where it fails, unless they have passed it before."""
+def check_once(folder: Path, files: Sequence[Path], check: Callable[[], None], kept: Path) -> None:
+    """Runs `check`, which raises on failure, unless these files of the folder have passed it before."""
     stamp = joint_hash([_stamp(str(file)) for file in files])
     known, name = _read(kept), str(folder.absolute())
     if known.get(name, ("", ""))[0] != stamp:
         check()
-        with held(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
+        with file_lock(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
             _write(kept, {**_read(kept), name: (stamp, "checked")})
 
 
@@ -86,7 +86,7 @@ def _read(kept: Path) -> Known:
         table = feather.read_table(kept)
         columns = (table.column(name).to_pylist() for name in ("file", "stamp", "digest"))
         return {file: (stamp, digest) for file, stamp, digest in zip(*columns, strict=True)}
-    except (OSError, KeyError, pa.ArrowInvalid):  # none yet, or cut off: every file is read once more
+    except (OSError, KeyError, pa.ArrowInvalid):  # no cache, or a truncated one: read all files again
         return {}
 
 

@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder, or a repository of the Hugging Face hub that is fetched once."""
+"""Model files from a local folder or from a repository on the Hugging Face hub."""
 
 import os
 import re
@@ -9,17 +9,17 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from zipper.config import asset, read_json
 from zipper.errors import ConfigError, DataError
 
-REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"  # user/name, and a revision if need be
+REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"  # user/name, optionally with a revision
 TASK_NAMES = {"asr": "speech recognition", "tts": "speech synthesis", "speech": "speech", "text": "text"}
 CARD, MESSAGE = "README.md", "Exported by zipper"
-WANTED = ["*.json", "*.safetensors"]  # never code, never pickles
+WANTED = ["*.json", "*.safetensors"]  # no code, no pickles
 
 
 def model_folder(name: str) -> Path:
-    """The folder of that name, as given or beside the configs; else the files of `user/name[@revision]` on
-    the hub, from the cache where they were fetched before.
+    """Local folder of a model: an existing folder, or the cached download of `user/name[@revision]`.
 
-    Raises DataError where it is neither, or the hub cannot be reached, with the folder that would be used.
+    Raises DataError if the name is neither a folder nor a repository, or if the hub cannot be reached; the
+    message names the cache folder.
     """
     folder = asset(name)
     if folder.exists() or not re.fullmatch(REPOSITORY, name):
@@ -27,23 +27,23 @@ def model_folder(name: str) -> Path:
     repository, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
-    except Exception as error:  # its client raises errors of its own kinds where there is no network
+    except Exception as error:  # the client raises many types
         cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
         raise DataError(
-            f"{name} is no folder here, and it could not be had from the hub ({_first_line(error)}). Name "
-            "an existing "
-            f"folder, or put the model where it would be kept: {cache} (from a machine that reaches the hub)."
+            f"{name} is not a folder, and could not be downloaded from the hub ({_first_line(error)}). Name "
+            f"an existing folder, or copy the model to the cache from another machine: {cache}"
         ) from error
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Uploads an exported model or tower with the user's own token (HF_TOKEN, or `hf auth login`); returns
-    its address. Raises ConfigError where the folder holds none, DataError where the hub refuses or is not
-    reached."""
+    """Uploads an exported model or tower to the hub and returns its URL.
+
+    Uses the user's token (HF_TOKEN, or `hf auth login`). Raises ConfigError if the folder holds no model,
+    DataError if the hub rejects the upload or cannot be reached.
+    """
     if not any(folder.glob("*.safetensors")) or not any(folder.glob("*.json")):
         raise ConfigError(
-            f"{folder} holds no exported model. Give a folder that `export=` wrote: assets/zipped, or a "
-            "tower's."
+            f"{folder} holds no exported model. Give a folder written by `export=`, such as assets/zipped."
         )
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
@@ -56,11 +56,10 @@ def push(folder: Path, repository: str, private: bool) -> str:
             api.upload_file(
                 path_or_fileobj=card, path_in_repo=CARD, repo_id=repository, commit_message=MESSAGE
             )
-    except Exception as error:  # its client raises errors of its own kinds where there is no network
+    except Exception as error:  # the client raises many types
         raise DataError(
-            f"{repository}: the hub did not take it ({_first_line(error)}). Log in with `hf auth login`, or "
-            "set "
-            "HF_TOKEN to a token that may write there."
+            f"{repository}: the upload failed ({_first_line(error)}). Log in with `hf auth login`, or set "
+            "HF_TOKEN to a token with write access."
         ) from error
     return f"{api.endpoint}/{repository}"
 

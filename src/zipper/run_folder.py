@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what it may go on from, and where its results are copied to.
+"""Folder of a run: ownership, the checkpoint to resume from, and where results are copied to.
 
 build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,last-before,best}.ckpt
                   figures/*.png  {asr,tts,loss}.json  {asr,tts}.utterances.jsonl.xz  {asr,tts}.tsv
@@ -12,25 +12,25 @@ from typing import Any
 
 import yaml
 
-from zipper.checkpoint_files import BEFORE, BEST, LAST, flaw, read_checkpoint
+from zipper.checkpoint_files import BEST, LAST, PREVIOUS, find_damage, read_checkpoint
 from zipper.config import RunConfig, flat, save_config, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.statistics import saved_statistics
-from zipper.disk import held
+from zipper.disk import file_lock
 from zipper.distributed import first_process
 from zipper.errors import ConfigError
 
-# Settings that an unfinished run may be resumed with otherwise: no step's batch depends on them.
-FREE = {"resume", "train.devices", "train.nodes", "train.workers"}
+# Settings that may change on resume: no batch depends on them.
+RESUMABLE_KEYS = {"resume", "train.devices", "train.nodes", "train.workers"}
 
 
 def finished(cfg: RunConfig) -> Path:
-    """The file that ends a run."""
+    """Result file, which is written last and marks a run as finished."""
     return cfg.run_dir / "result.json"
 
 
 def result_files(cfg: RunConfig, tasks: list[str]) -> dict[str, list[Path]]:
-    """Where cfg.result wants each task's result: x.json, or x-TASK.json where there are several."""
+    """Copies of each task's result that cfg.result names: x.json, or x-TASK.json for several tasks."""
     if not cfg.result:
         return {task: [] for task in tasks}
     file = Path(cfg.result)
@@ -38,21 +38,23 @@ def result_files(cfg: RunConfig, tasks: list[str]) -> dict[str, list[Path]]:
 
 
 def hold_run_dir(cfg: RunConfig) -> AbstractContextManager[None]:
-    """For as long as the run lasts, before any work. Raises ConfigError where it is finished, or where
-    another process is at it."""
+    """Lock on the run folder, to hold for the whole run.
+
+    Raises ConfigError if the run is finished or another process holds the lock.
+    """
     if finished(cfg).exists():
         raise ConfigError(
-            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), "
-            "or move that folder away; it is not overwritten."
+            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), or move that folder away; "
+            "results are not overwritten."
         )
     if not first_process():
         return nullcontext()
     cfg.run_dir.parent.mkdir(parents=True, exist_ok=True)
-    return held(cfg.run_dir.with_name(f".{cfg.run_dir.name}.lock"), str(cfg.run_dir))
+    return file_lock(cfg.run_dir.with_name(f".{cfg.run_dir.name}.lock"), str(cfg.run_dir))
 
 
 def claim_run_dir(cfg: RunConfig) -> Path | None:
-    """Makes the run folder, saves the resolved config; returns the checkpoint to go on from, if any."""
+    """Creates the run folder and saves the resolved config; returns the checkpoint to resume from, if any."""
     saved = cfg.run_dir / "config.yaml"
     if saved.exists():
         old, new = (
@@ -61,50 +63,56 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
         )
         changed = [
             f"{key}: {old.get(key)} -> {new.get(key)}"
-            for key in sorted({*old, *new} - FREE)
+            for key in sorted({*old, *new} - RESUMABLE_KEYS)
             if old.get(key) != new.get(key)
         ]
         if changed:
             raise ConfigError(
                 f"{cfg.run_dir} holds an unfinished run of another config ({'; '.join(changed)}). Choose "
-                "another name (name=...), or give that run's settings to go on with it."
+                "another name (name=...), or use that run's settings to resume it."
             )
         if cfg.resume == "never":
             raise ConfigError(
                 f"{cfg.run_dir} holds an unfinished run, and resume=never. Choose another name (name=...), "
-                "move "
-                "that folder away, or leave resume out to go on with it."
+                "move that folder away, or leave resume out to resume it."
             )
     elif first_process() and any(one.suffix != ".part" for one in cfg.run_dir.glob("*")):
-        raise ConfigError(f"{cfg.run_dir} exists and is no run's folder. Choose another name (name=...).")
+        raise ConfigError(
+            f"{cfg.run_dir} exists and is not the folder of a run. Choose another name (name=...)."
+        )
     if first_process():
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(cfg, saved)
         for left in [*cfg.run_dir.glob("*.part"), *cfg.run_dir.glob("checkpoints/*.part")]:
-            left.unlink()  # of a process that was killed while it saved
+            left.unlink()  # from a process that was killed while saving
         metrics = cfg.run_dir / "metrics.csv"
-        if metrics.exists():  # the logger would begin it anew
+        if metrics.exists():  # the logger would overwrite it
             metrics.rename(cfg.run_dir / f"metrics-{len(list(cfg.run_dir.glob('metrics-*.csv'))) + 1}.csv")
     return newest(cfg.run_dir)
 
 
 def check_dataset(
-    checkpoint: Path, dataset: EncodedDataset, towers: dict[str, str] | None = None, anew: bool = False
+    checkpoint: Path,
+    dataset: EncodedDataset,
+    towers: dict[str, str] | None = None,
+    allow_other_audio: bool = False,
 ) -> None:
-    """Refuses to go on with weights that were learnt on other units; or, where `towers` are given
-    (`tower_hashes`), from other pre-trained ones than those that now lie there. anew: the synthetic corpus
-    may have been made again, on a CPU that rounds its audio otherwise; good enough for an evaluation."""
+    """Raises ConfigError if a checkpoint was trained on another encoded dataset or from other towers.
+
+    towers: `tower_hashes` of the current pre-trained towers; None skips that check. allow_other_audio: accept
+    a synthetic corpus that was made again on a CPU with other rounding, which is enough for an evaluation.
+    """
     statistics = saved_statistics(read_checkpoint(checkpoint)["hyper_parameters"])
     known = {statistics.fingerprint}
-    if anew and dataset.info["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
+    if allow_other_audio and dataset.info["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
         known.add(statistics.fingerprint_without_audio)
     if not known & {dataset.fingerprint, dataset.fingerprint_without_audio}:
         raise ConfigError(
-            f"{checkpoint} was trained on the store {statistics.fingerprint}, but its config now leads to "
-            f"{dataset.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "
-            "train again under another name."
+            f"{checkpoint} was trained on the encoded dataset {statistics.fingerprint}, but its config now "
+            f"gives {dataset.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore "
+            "them, or train again under another name."
         )
-    for name, digest in statistics.towers.items():  # none in checkpoints of before they were kept
+    for name, digest in statistics.towers.items():  # older checkpoints have none
         if towers is not None and towers.get(name) != digest:
             raise ConfigError(
                 f"{checkpoint} started from the {name} tower {digest}, but model.towers.{name}.init now "
@@ -114,18 +122,20 @@ def check_dataset(
 
 
 def newest(run: Path) -> Path | None:
-    """The checkpoint with the most steps that is whole, and whose best one is there as well; None: start
-    anew. What is damaged is set aside as *.damaged, and said."""
+    """Intact checkpoint with the most steps that is consistent with best.ckpt; None starts from scratch.
+
+    A damaged checkpoint is renamed to *.damaged, with a message.
+    """
     folder = run / "checkpoints"
-    found: dict[str, tuple[int, float | None]] = {}  # steps, and the best score known
-    for name in (LAST, BEFORE, BEST):
+    found: dict[str, tuple[int, float | None]] = {}  # (steps, best score so far)
+    for name in (LAST, PREVIOUS, BEST):
         file = folder / name
         if not file.exists():
             continue
-        if why := flaw(file):
+        if why := find_damage(file):
             if first_process():
                 file.replace(file.with_name(f"{name}.damaged"))
-                print(f"{file} is damaged ({why}): set aside as {name}.damaged")
+                print(f"{file} is damaged ({why}): renamed to {name}.damaged")
             continue
         saved = read_checkpoint(file)
         found[name] = (saved["global_step"], _best_score(saved))
@@ -134,12 +144,12 @@ def newest(run: Path) -> Path | None:
     chosen = next((name for name in newest_first if _fits(found[name], best)), None)
     if newest_first and chosen != newest_first[0]:
         where = f"step {found[chosen][0]}" if chosen else "the start"
-        print(f"{folder / BEST} is gone: going on from {where}, so that it is made again")
+        print(f"{folder / BEST} is missing: resuming from {where} to create it again")
     return folder / chosen if chosen else None
 
 
 def _fits(one: tuple[int, float | None], best: tuple[int, float | None] | None) -> bool:
-    """Whether the best checkpoint that this one knows of is the one there, or comes after it once more."""
+    """Whether `best` is the best checkpoint recorded in `one`, or is written again after it."""
     step, score = one
     return score is None or (best is not None and (best[1] == score or best[0] > step))
 

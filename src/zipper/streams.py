@@ -1,5 +1,4 @@
-"""Standard output and error as something that cannot fail: a terminal that was closed, or a `head` that has
-read enough, is no reason to lose a run."""
+"""Standard output and error that never raise: a closed terminal or pipe must not stop a run."""
 
 import os
 import select
@@ -8,13 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-TURNS = 5  # waits of a second, in the end, for a reader that is slow
+FLUSH_ATTEMPTS = 5  # at exit, each waits up to one second for a slow reader
 
 
-class Unbroken:
-    """A stream that falls silent where it would fail, whatever the error: from then on all goes to the null
-    device, what child processes write and what is left in buffers included. Where it would only have to wait
-    (a pipe that ssh, tee or node has made non-blocking), that text alone is dropped."""
+class SafeStream:
+    """Text stream that redirects to the null device after an I/O error.
+
+    Output of child processes and buffered text are redirected too. A write that would block (a non-blocking
+    pipe of ssh, tee or node) drops only its own text.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -44,8 +45,8 @@ class Unbroken:
             self._silence()
 
     def finish(self) -> None:
-        """Flushes what is left, and waits for a slow reader for a while: Python would fail in the end."""
-        for _ in range(TURNS):
+        """Flushes the buffer and waits for a slow reader, since Python would raise at exit."""
+        for _ in range(FLUSH_ATTEMPTS):
             try:
                 self.stream.flush()
                 return
@@ -61,24 +62,26 @@ class Unbroken:
             os.dup2(null.fileno(), self.stream.fileno())
 
 
-def protect() -> None:
-    """From now on, in this process and those that it forks. Letters that the terminal's encoding lacks are
-    written as escapes."""
+def protect_output() -> None:
+    """Wraps stdout and stderr of this process and its forks in `SafeStream`.
+
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
     for name in ("stdout", "stderr"):
-        # None where it was closed at the start; it is open for as long as the process is.
+        # None if it was closed at the start. The null device stays open until the process exits.
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if stream in (sys.__stdout__, sys.__stderr__):
             stream.reconfigure(errors="backslashreplace")
-        if not isinstance(stream, Unbroken):
-            setattr(sys, name, cast(TextIO, Unbroken(stream)))
+        if not isinstance(stream, SafeStream):
+            setattr(sys, name, cast(TextIO, SafeStream(stream)))
 
 
 @contextmanager
-def unbroken_output() -> Iterator[None]:
-    """`protect` for as long as a command runs; what it wrote is flushed in the end."""
+def safe_output() -> Iterator[None]:
+    """Context with protected stdout and stderr, which are flushed at its end."""
     before = sys.stdout, sys.stderr
-    protect()
-    ours = cast(Unbroken, sys.stdout), cast(Unbroken, sys.stderr)
+    protect_output()
+    ours = cast(SafeStream, sys.stdout), cast(SafeStream, sys.stderr)
     try:
         yield
     finally:

@@ -1,5 +1,4 @@
-"""`zipper bench-encoding`: what preparing a store costs beside the codec alone, and what a second process
-gains."""
+"""`zipper bench-encoding`: speed of `zipper prepare` against the codec alone, and of two processes."""
 
 import json
 import os
@@ -30,9 +29,10 @@ UTTERANCES = 320  # 20 shards
 
 
 def bench_encoding(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """encodec_24khz (its real architecture, random weights) on training utterances of the embedded corpus: a
-    bare loop over the model, `zipper prepare` with one process, and with two, one thread each, one after the
-    other."""
+    """Benchmarks encodec_24khz (random weights) on training utterances of the synthetic corpus.
+
+    Compares a bare loop over the model, `zipper prepare` with one process, and with two; one thread each.
+    """
     file = Path(cfg.build) / "bench-encoding.json"
     code = commit()
     chosen = [u for u in open_corpus(cfg) if u.split == "train"][:UTTERANCES]
@@ -74,7 +74,7 @@ def bench_encoding(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 def _config(folder: Path, chosen: list[Utterance], codec: CodecConfig) -> Path:
     lines = ["id\taudio\ttext\tsplit"]
-    for i, u in enumerate(chosen):  # a split without utterances is none
+    for i, u in enumerate(chosen):  # every split needs an utterance
         split = {0: "dev", 1: "test"}.get(i, "train")
         lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{split}")
     (folder / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -87,7 +87,7 @@ def _config(folder: Path, chosen: list[Utterance], codec: CodecConfig) -> Path:
 
 
 def _bare(chosen: list[Utterance], codec: CodecConfig) -> float:
-    """Hours an hour of the model alone, one utterance after the other, reading left out."""
+    """Hours of audio per hour of the model alone, one utterance at a time, without reading."""
     made = load_codec(codec)
     waves = [u.wave(made.sample_rate) for u in chosen]
     threads = torch.get_num_threads()
@@ -102,7 +102,7 @@ def _bare(chosen: list[Utterance], codec: CodecConfig) -> float:
 
 
 def _prepared(folder: Path, config: Path, processes: int) -> float:
-    """Hours an hour as `zipper prepare` says it: reading and writing included, starting left out."""
+    """Hours of audio per hour that `zipper prepare` prints, with reading and writing, without start-up."""
     out = subprocess.run(
         [sys.executable, "-m", "zipper", "prepare", str(config), f"build={folder}/{processes}",
          f"train.devices={processes}"],

@@ -1,5 +1,7 @@
-"""`zipper faults`: small real runs, killed at random moments in every way that we could think of, and taken
-up again; what they end with is compared with what the unbroken run ended with, bit for bit."""
+"""`zipper faults`: injects faults into small real runs at random moments and resumes them.
+
+The final files are compared bit for bit with those of an uninterrupted run.
+"""
 
 import random
 import shutil
@@ -14,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from reproduce.bench.processes import Process, contents
-from zipper.checkpoint_files import flaw, read_checkpoint
+from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.errors import ConfigError
@@ -22,24 +24,23 @@ from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 from zipper.stop import INTERRUPTED, UNFINISHED
 
-PATIENCE = 120.0  # seconds that a process may take to end
-CHAIN = 3  # faults in one run, before it is left alone
+TIMEOUT = 120.0  # seconds until a process must have exited
+CHAIN = 3  # maximum faults in one run
 COUNTED = ("times", "recovered", "identical", "lost")
 SMALL = 40_000  # bytes: more than a result file, less than a checkpoint
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a running command, and the exit codes that it may answer with where it does not die of
-    it."""
+    """Fault of a running command. codes: expected exit codes if the fault does not kill it."""
 
     name: str
     command: str = "train"  # train, prepare, or evaluate
     number: int = signal.SIGKILL
     twice: bool = False
-    then: str = ""  # done to a file afterwards: cut, or flip
-    of: str = ""  # which files: a pattern below the build folder
-    limit: str = ""  # instead of a signal: disk, or folder
+    then: str = ""  # damage to a file afterwards: cut, or flip (a bit)
+    of: str = ""  # files to damage: glob pattern in the build folder
+    limit: str = ""  # instead of a signal: disk (full), or folder (read-only)
     codes: tuple[int, ...] = ()
 
 
@@ -66,9 +67,11 @@ FAULTS = [
 
 @dataclass
 class Tally:
-    """Of one fault. times: how often; of them recovered (the same command, given again, ended well),
-    identical (all files as the unbroken run left them), lost (a checkpoint gone or broken that was there
-    before)."""
+    """Counts of one fault.
+
+    times: injections. recovered: the same command, run again, succeeded. identical: all files equal those of
+    the uninterrupted run. lost: an existing checkpoint disappeared or was damaged.
+    """
 
     fault: str
     command: str
@@ -77,12 +80,14 @@ class Tally:
     identical: int = 0
     lost: int = 0
     codes: dict[str, int] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)  # what went wrong, to be looked at
+    wrong: list[str] = field(default_factory=list)  # descriptions of failures
 
 
 def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) -> dict[str, Any]:
-    """`times` faults, `jobs` runs at a time. Prints the table, writes cfg.result. Leaves the folder of a run
-    that was not recovered where it is: build/faults/."""
+    """Injects `times` faults, with `jobs` parallel runs; prints the table and writes cfg.result.
+
+    Keeps the folder of a run that did not recover in build/faults/.
+    """
     if times < 1 or jobs < 1:
         raise ConfigError(f"--times {times} and --jobs {jobs} must be at least 1.")
     root, started, code = Path(cfg.build).resolve() / "faults", time.monotonic(), commit()
@@ -105,7 +110,7 @@ def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) ->
 
 
 class Campaign:
-    """The unbroken run of each command, and runs that are compared with it."""
+    """Uninterrupted run of each command, and runs with faults to compare with it."""
 
     def __init__(self, config: Path, root: Path, seed: int) -> None:
         self.config, self.root, self.seed = config.resolve(), root, seed
@@ -113,7 +118,7 @@ class Campaign:
         self.seconds: dict[str, float] = {}
 
     def make_unbroken(self) -> None:
-        """prepare, train, evaluate, each in a folder that others start from."""
+        """Runs prepare, train and evaluate without faults, in folders that later runs are copied from."""
         before: Path | None = None
         for command in ("prepare", "train", "evaluate"):
             folder = self.root / f"unbroken-{command}"
@@ -122,8 +127,8 @@ class Campaign:
             folder.mkdir(parents=True, exist_ok=True)
             started = time.monotonic()
             process = self.start(command, folder)
-            if process.end(10 * PATIENCE) != 0:
-                raise RuntimeError(f"The unbroken {command} failed:\n{process.said()}")
+            if process.end(10 * TIMEOUT) != 0:
+                raise RuntimeError(f"The unbroken {command} failed:\n{process.text()}")
             self.seconds[command] = time.monotonic() - started
             self.expected[command] = contents(folder, command)
             before = folder
@@ -132,7 +137,7 @@ class Campaign:
         return Process([command, str(self.config), f"build={folder}"])
 
     def run(self, times: int, jobs: int) -> list[Tally]:
-        """Chains of faults until there are `times`, all kinds alike."""
+        """Runs chains of faults until there are `times`, evenly over all kinds."""
         tallies = {fault: Tally(fault.name, fault.command) for fault in FAULTS}
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=times, desc="faults", mininterval=1.0) as bar:
             turn = 0
@@ -151,9 +156,9 @@ class Campaign:
         return [one for one in tallies.values() if one.times]
 
     def chain(self, fault: Fault, turn: int, length: int, tally: Tally) -> int:
-        """One run: up to `length` faults at random moments, then to its end. Returns how many there were."""
+        """Runs a command with up to `length` faults and resumes it. Returns the number of faults."""
         draw = random.Random(f"{self.seed} {turn}")
-        # A name as long as that of unbroken-prepare: stores hold paths, and are compared byte by byte.
+        # The name is as long as unbroken-prepare, since encoded datasets hold paths and are compared by byte.
         folder, before = self.root / f"run-{turn:012d}", {"train": "prepare", "evaluate": "train"}
         if fault.command in before:
             shutil.copytree(self.root / f"unbroken-{before[fault.command]}", folder)
@@ -163,26 +168,26 @@ class Campaign:
             step = newest_step(folder)
             process = self.start(fault.command, folder)
             time.sleep(draw.uniform(0.05, 0.9) * self.seconds[fault.command])
-            happened = process.alive() and inflict(fault, process, folder, draw)
-            code = process.end(PATIENCE)
+            happened = process.alive() and inject(fault, process, folder, draw)
+            code = process.end(TIMEOUT)
             process.lift()
-            ended = code == 0  # before it noticed: no fault
+            ended = code == 0  # it finished before the fault
             if ended or not happened:
                 break
             times += 1
             tally.codes[str(code)] = tally.codes.get(str(code), 0) + 1
             if code not in (fault.codes if fault.limit else (-int(fault.number), *fault.codes)):
-                problems.append(f"run {turn}: exit code {code}\n{process.said()[-1500:]}")
+                problems.append(f"run {turn}: exit code {code}\n{process.text()[-1500:]}")
             if fault.then:
-                harm(fault, folder, draw)
-            elif newest_step(folder) < step or broken(folder):
+                damage_file(fault, folder, draw)
+            elif newest_step(folder) < step or damaged_checkpoints(folder):
                 lost += 1
         if not ended:
             process = self.start(fault.command, folder)
-            ended = process.end(10 * PATIENCE) == 0 or "holds a finished run" in process.said()
+            ended = process.end(10 * TIMEOUT) == 0 or "holds a finished run" in process.text()
         differ = self.differences(folder, fault.command) if ended else []
         if not ended:
-            problems.append(f"run {turn}: {process.said()[-3000:]}")
+            problems.append(f"run {turn}: {process.text()[-3000:]}")
         elif differ:
             problems.append(f"run {turn}: differs in {', '.join(differ[:10])}")
         else:
@@ -194,15 +199,17 @@ class Campaign:
         return times
 
     def differences(self, folder: Path, command: str) -> list[str]:
-        """Names of what is not as the unbroken run left it. An evaluation may stand there twice: one that had
-        written its last file before it was killed is not taken up, but made again beside it."""
+        """Names of files and metrics that differ from the uninterrupted run.
+
+        An evaluation may exist twice: if it is killed after its last file, the next command repeats it.
+        """
         found, expected = contents(folder, command), self.expected[command]
         names = expected if command == "evaluate" else {**expected, **found}
         return sorted(name for name in names if found.get(name) != expected.get(name))
 
 
-def inflict(fault: Fault, process: Process, folder: Path, draw: random.Random) -> bool:
-    """Whether it was still running."""
+def inject(fault: Fault, process: Process, folder: Path, draw: random.Random) -> bool:
+    """Applies a fault to a process. Returns whether the process was still running."""
     if fault.limit == "disk":
         return process.fill_disk(draw.randrange(SMALL))
     if fault.limit == "folder":
@@ -216,8 +223,8 @@ def inflict(fault: Fault, process: Process, folder: Path, draw: random.Random) -
     return sent
 
 
-def harm(fault: Fault, folder: Path, draw: random.Random) -> None:
-    """Cuts a file off at a random length, or flips a bit of it."""
+def damage_file(fault: Fault, folder: Path, draw: random.Random) -> None:
+    """Truncates a random file at a random length, or flips a random bit of it."""
     files = sorted(folder.glob(fault.of))
     if not files:
         return
@@ -227,23 +234,23 @@ def harm(fault: Fault, folder: Path, draw: random.Random) -> None:
         content[draw.randrange(len(content) // 4, 3 * len(content) // 4)] ^= 1 << draw.randrange(8)
     else:
         del content[draw.randrange(max(len(content) - 8, 1)) :]
-    file.unlink()  # its other names stay as they are
+    file.unlink()  # keeps other hard links intact
     file.write_bytes(content)
 
 
 def newest_step(folder: Path) -> int:
-    """Of the whole checkpoints; -1 where there is none."""
-    whole = [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if not flaw(file)]
+    """Largest step of the intact checkpoints; -1 without one."""
+    whole = [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if not find_damage(file)]
     return max((read_checkpoint(file)["global_step"] for file in whole), default=-1)
 
 
-def broken(folder: Path) -> list[Path]:
-    """Checkpoints that stand under their own name and are not whole."""
-    return [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if flaw(file)]
+def damaged_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that are damaged."""
+    return [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if find_damage(file)]
 
 
 def table(tallies: Sequence[Tally]) -> str:
-    """To be read in a terminal."""
+    """Table for the terminal."""
     lines = [
         f"{'command':<10}{'fault':<40}{'times':>6}{'recovered':>11}{'identical':>11}{'lost':>6}  exit codes"
     ]

@@ -1,4 +1,4 @@
-"""Speed of writing speech: cached against uncached, against transformers, and from text to sound."""
+"""Speed of speech generation: with and without cache, against transformers, and from text to waveform."""
 
 import time
 from collections.abc import Callable
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 FRAMES = 300
-EVERY = 25  # the uncached loop is measured at each such length, and added up
-SPOKEN = 20  # sentences spoken from text to sound
+EVERY = 25  # the loop without cache is measured at multiples of this length
+SPOKEN = 20  # sentences synthesized from text to waveform
 
 
 class NeverEnds(TokenLayout):
-    """Forbids the end where it is not forced, so that an untrained model writes up to the cap."""
+    """Token layout without a free EOS, so that an untrained model generates up to the length limit."""
 
     def allowed(self) -> Tensor:
         allowed = super().allowed()
@@ -38,9 +38,9 @@ class NeverEnds(TokenLayout):
 def generation(
     model: MultimodalModel, dataset: EncodedDataset, llama: Callable[[TowerConfig], "LlamaForCausalLM"]
 ) -> dict[str, Any]:
-    """Frames a second of an untrained Zipper, by batch, and ratios; from text to sound by the shipped one."""
+    """Frames per second of an untrained Zipper, with ratios; real-time factor of the shipped model."""
     model.eval()
-    model.used = model.pairs  # whatever the config trains, speech asks text here
+    model.used = model.pairs  # text-to-speech needs this direction, whatever the config trains
     dev = dataset.splits["dev"]
     rows = [dev[i % len(dev)] for i in range(16)]
     documents = [document(dataset, row, "tts", 0.0) for row in rows]
@@ -48,8 +48,8 @@ def generation(
     found: dict[str, Any] = {}
     for batch in (1, 16):
         cached, theirs = fastest(
-            partial(speak_on, model, prompts[:batch]),
-            partial(llama_on, llama(model.cfg.towers["speech"]), batch),
+            partial(generate_speech, model, prompts[:batch]),
+            partial(generate_llama, llama(model.cfg.towers["speech"]), batch),
         )
         uncached = uncached_seconds(model, prompts[:batch])
         found[f"batch {batch}"] = {
@@ -64,7 +64,7 @@ def generation(
 
 
 def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
-    """Seconds of each run's fastest turn. They take turns, so that a machine that slows down slows all."""
+    """Minimum seconds of each run over several turns. Runs alternate, so that a slowdown affects all."""
     took: list[list[float]] = [[] for _ in runs]
     for _ in range(turns):
         for run, kept in zip(runs, took, strict=True):
@@ -75,18 +75,18 @@ def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
 
 
 @torch.no_grad()
-def speak_on(model: MultimodalModel, prompts: list[Document]) -> None:
-    """FRAMES frames for each prompt, cached, by the writer itself."""
-    writer = Generator(prefill(model, prompts, {"speech"}), "speech", [])
-    writer.layout = NeverEnds(*writer.layout)
+def generate_speech(model: MultimodalModel, prompts: list[Document]) -> None:
+    """Generates FRAMES frames for each prompt with the cache."""
+    generator = Generator(prefill(model, prompts, {"speech"}), "speech", [])
+    generator.layout = NeverEnds(*generator.layout)
     rows, ids = list(range(len(prompts))), [one.id for one in prompts]
-    (first, *_) = writer.generate(rows, [FRAMES] * len(rows), GREEDY, ids, 0, append_last=False)
+    (first, *_) = generator.generate(rows, [FRAMES] * len(rows), GREEDY, ids, 0, append_last=False)
     assert first.content.shape[1] == FRAMES
 
 
 @torch.no_grad()
 def uncached_seconds(model: MultimodalModel, prompts: list[Document]) -> float:
-    """The same, by a forward pass over whole documents for each new frame; logits of its column alone."""
+    """Seconds without cache: a forward pass over whole documents for each new frame."""
     tower, total = model.cfg.towers["speech"], 0.0
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for length in range(EVERY, FRAMES + 1, EVERY):
@@ -98,13 +98,13 @@ def uncached_seconds(model: MultimodalModel, prompts: list[Document]) -> float:
 
 
 def one_forward(model: MultimodalModel, batch: Batch) -> None:
-    """Logits of the last column."""
+    """Computes the logits of the last timestep."""
     model.tower("speech").logits(model(batch)["speech"][:, -1])
 
 
 @torch.no_grad()
-def llama_on(llama: "LlamaForCausalLM", batch: int) -> None:
-    """transformers' own generation with its static cache: FRAMES tokens of one codebook, after a begin."""
+def generate_llama(llama: "LlamaForCausalLM", batch: int) -> None:
+    """Generates FRAMES tokens of one codebook with transformers and its static cache."""
     out = llama.generate(
         torch.zeros(batch, 1, dtype=torch.int64), attention_mask=torch.ones(batch, 1, dtype=torch.int64),
         min_new_tokens=FRAMES, max_new_tokens=FRAMES, do_sample=False, cache_implementation="static",
@@ -114,7 +114,7 @@ def llama_on(llama: "LlamaForCausalLM", batch: int) -> None:
 
 
 def real_time_factor(dataset: EncodedDataset) -> float:
-    """Seconds of work a second of speech: text to units to sound, one sentence at a time."""
+    """Real-time factor of text to units to waveform, one sentence at a time."""
     model = Zipper.from_pretrained(ROOT / "assets/zipped")
     dev = dataset.splits["dev"]
     texts = [dev[i % len(dev)]["text"] for i in range(SPOKEN + 1)]
@@ -126,7 +126,7 @@ def real_time_factor(dataset: EncodedDataset) -> float:
             model.config.decode.by_modality(),
         )  # fmt: skip
         wave = model.codec.decode(speech.content)
-        if turn:  # the first one warms up
+        if turn:  # the first sentence is a warm-up
             work += time.perf_counter() - started
             sound += len(wave) / model.codec.sample_rate
     return work / sound

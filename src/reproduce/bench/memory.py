@@ -1,7 +1,7 @@
-"""Time and peak memory of any command: `python -m reproduce.bench.memory OUT.json NAME COMMAND ...`
+"""Time and peak memory of a command: `python -m reproduce.bench.memory OUT.json NAME COMMAND ...`
 
-Memory is the sum of PSS (proportional set size) over the whole tree of processes, which counts pages that
-processes share once. Linux only.
+Memory is the sum of PSS (proportional set size) over the process tree, which counts shared pages once.
+Linux only.
 """
 
 import os
@@ -17,7 +17,7 @@ EVERY = 0.5  # seconds
 
 
 def pss_of_tree(root: int | None = None) -> int:
-    """Bytes of a process (default: this one) and all below it."""
+    """PSS in bytes of a process (default: this one) and its descendants."""
     total, todo = 0, [root or os.getpid()]
     while todo:
         process = Path("/proc") / str(todo.pop())
@@ -31,12 +31,12 @@ def pss_of_tree(root: int | None = None) -> int:
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except OSError:  # the process ended while we looked
+    except OSError:  # the process has exited
         return ""
 
 
 def watch(command: list[str]) -> dict[str, float | int | str]:
-    """Runs a command to its end. Raises CalledProcessError where it fails."""
+    """Runs a command and measures it. Raises CalledProcessError if it fails."""
     started, peak = time.monotonic(), 0
     process = subprocess.Popen(command)
     while process.poll() is None:
@@ -48,7 +48,7 @@ def watch(command: list[str]) -> dict[str, float | int | str]:
 
 
 def main() -> None:
-    """Adds what was measured to OUT.json under NAME."""
+    """Runs a command and adds its measurements to OUT.json under NAME."""
     if len(sys.argv) < 4:
         sys.exit(__doc__)
     file, name, command = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:]

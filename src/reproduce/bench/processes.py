@@ -1,5 +1,4 @@
-"""Commands as processes of their own that can be killed, starved and locked out; and what they leave
-behind."""
+"""Commands as subprocesses into which faults are injected, and hashes of their output."""
 
 import ctypes
 import hashlib
@@ -19,55 +18,55 @@ import torch
 from zipper.evaluation.metrics import read_metrics
 from zipper.evaluation.result_file import read_result
 
-OVERRIDE = 0b110  # capabilities 1 and 2: to write and to read whatever the permissions say
-TIMES = ("seconds", "command", "versions", "units_per")  # what differs from run to run, in a result file
+OVERRIDE = 0b110  # capabilities 1 and 2: ignore file permissions
+TIMES = ("seconds", "command", "versions", "units_per")  # prefixes of result keys that differ between runs
 
 
 def _context() -> Any:
-    """Processes are forked from one that has imported everything, which takes longer than a small run."""
+    """Forks processes from one that has imported everything, since imports take longer than a small run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["zipper.training.run", "zipper.evaluation.run", "zipper.cli"])
     return context
 
 
 class Process:
-    """`zipper COMMAND ...`, one thread, what it says kept in memory."""
+    """`zipper COMMAND ...` in a subprocess with one thread; its output is kept in memory."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, arguments: list[str]) -> None:
         context = _context()
         receive, send = context.Pipe(duplex=False)
-        self.process = context.Process(target=_main, args=(words, send))
+        self.process = context.Process(target=_main, args=(arguments, send))
         self.process.start()
         send.close()
-        self.transcript = bytearray()
+        self.output = bytearray()
         self.locked: list[Path] = []
-        self.speech_scorer = threading.Thread(target=self._listen, args=(receive,), daemon=True)
-        self.speech_scorer.start()
+        self.reader = threading.Thread(target=self._read, args=(receive,), daemon=True)
+        self.reader.start()
 
-    def _listen(self, pipe: Connection) -> None:
+    def _read(self, pipe: Connection) -> None:
         while part := os.read(pipe.fileno(), 65536):
-            self.transcript += part
+            self.output += part
         pipe.close()
 
     def alive(self) -> bool:
         return self.process.is_alive()
 
-    def said(self) -> str:
-        """stdout and stderr together."""
-        return self.transcript.decode(errors="replace")
+    def text(self) -> str:
+        """Combined stdout and stderr."""
+        return self.output.decode(errors="replace")
 
     def end(self, seconds: float) -> int | None:
-        """The exit code, negative where a signal killed it; None: it had to be killed after `seconds`."""
+        """Exit code, negative after a fatal signal; None if the process was killed after `seconds`."""
         self.process.join(seconds)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
             return None
-        self.speech_scorer.join(5)
+        self.reader.join(5)
         return self.process.exitcode
 
     def signal(self, number: int) -> bool:
-        """False where the process is gone."""
+        """Sends a signal. Returns False if the process has exited."""
         try:
             os.kill(self.process.pid, number)
         except ProcessLookupError:
@@ -75,7 +74,7 @@ class Process:
         return True
 
     def fill_disk(self, size: int) -> bool:
-        """From now on no file can be written beyond `size` bytes."""
+        """Simulates a full disk: files cannot grow beyond `size` bytes. False if the process has exited."""
         try:
             resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
         except ProcessLookupError:
@@ -83,21 +82,21 @@ class Process:
         return True
 
     def forbid(self, folders: list[Path]) -> bool:
-        """From now on nothing can be made, renamed or removed in these folders."""
+        """Makes folders read-only. Returns False without folders."""
         for folder in folders:
             folder.chmod(0o555)
         self.locked += folders
         return bool(folders)
 
     def lift(self) -> None:
-        """Gives the folders back."""
+        """Makes the folders writable again."""
         for folder in self.locked:
             folder.chmod(0o755)
 
 
-def _main(words: list[str], pipe: Connection) -> None:
-    """In the new process."""
-    multiprocessing.set_start_method("fork", force=True)  # as it is in a command that a user starts
+def _main(arguments: list[str], pipe: Connection) -> None:
+    """Runs the command in the subprocess."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a command of a user
     for stream in (1, 2):
         os.dup2(pipe.fileno(), stream)
     pipe.close()
@@ -107,11 +106,11 @@ def _main(words: list[str], pipe: Connection) -> None:
     torch.set_num_threads(1)
     from zipper.cli import main
 
-    main(words)
+    main(arguments)
 
 
 def _obey_permissions() -> None:
-    """A superuser's process may write everywhere: gives that up."""
+    """Drops the capabilities by which root ignores file permissions."""
     if os.geteuid():
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -122,8 +121,11 @@ def _obey_permissions() -> None:
 
 
 def contents(folder: Path, command: str) -> dict[str, str]:
-    """Hashes of all that a command leaves: of stores and corpora every byte, of a run its weights, optimiser,
-    schedule, metrics and results."""
+    """Hashes of a command's output.
+
+    Covers every byte of encoded datasets and corpora; for a run, its weights, optimiser, schedule, metrics
+    and results.
+    """
     found = {}
     for file in sorted([*folder.glob("stores/*/*"), *folder.glob("corpora/**/*.*")]):
         if file.suffix not in (".part", ".listing") and file.is_file():
@@ -144,7 +146,7 @@ def contents(folder: Path, command: str) -> dict[str, str]:
     for file in sorted([*run.glob("*.json"), *run.glob("*.tsv"), *run.glob("*.xz")]):
         found[file.name] = _hash(file.read_bytes())
         if file.suffix == ".json" and file.name != "tokenizer.json":
-            whole = read_result(file, utterances=False)  # they are hashed by their own file
+            whole = read_result(file, utterances=False)  # utterances have their own file
             result = {k: v for k, v in whole.items() if not k.startswith(TIMES)}
             result.pop("wall_seconds", None), result.pop("stage_seconds", None)
             result.get("config", {}).pop("build", None)

@@ -1,4 +1,4 @@
-"""`zipper bench-saving`: what it costs that a run cannot be lost."""
+"""`zipper bench-saving`: overhead of fault tolerance in training."""
 
 import tempfile
 import time
@@ -15,7 +15,7 @@ from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
-from zipper.distributed import WholeFiles, check_trainer, encoding, one_device
+from zipper.distributed import AtomicCheckpointIO, check_trainer, encoding_settings, one_device
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 from zipper.models.resolve import resolve
@@ -24,11 +24,11 @@ from zipper.training.checkpoints import Save
 from zipper.training.data import ZipperData
 from zipper.training.module import ZipperModule
 
-BLOCK, BLOCKS = 100, 17  # steps of a block; the first block is not counted
+BLOCK, BLOCKS = 100, 17  # steps per block, and number of blocks; the first is a warm-up
 
 
 class Alternating(ZipperModule):
-    """Checks every step in one block, and clips as plain Lightning does in the next."""
+    """Alternates between blocks with checks of every step, and blocks with Lightning's plain clipping."""
 
     exact = True
 
@@ -41,8 +41,7 @@ class Alternating(ZipperModule):
 
 
 class Blocks(L.Callback):
-    """Seconds of each block, the checkpoint at its end included; then the other kind begins. No other
-    callback is called in a block that is bare."""
+    """Measures the seconds of each block, with its final checkpoint. Plain blocks call no other callback."""
 
     def __init__(self, inside: list[L.Callback]) -> None:
         self.inside, self.seconds = inside, list[float]()
@@ -72,11 +71,14 @@ class Blocks(L.Callback):
 
 
 def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Blocks of 100 steps of one training: with a checkpoint at the end, written aside and flushed, each step
-    checked to be finite, signals and spikes looked for; and without, in turns."""
+    """Compares alternating blocks of 100 training steps with and without fault tolerance.
+
+    With it, each step is checked for finite values, signals and loss spikes, and the block ends with a
+    checkpoint that is synced to disk.
+    """
     code = commit()
     check_trainer(one_device(cfg.train))
-    check_trainer(encoding(cfg.train))
+    check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
     L.seed_everything(cfg.seed, verbose=False)
@@ -92,14 +94,14 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
             log_every_n_steps=cfg.log.every,
             logger=CSVLogger(folder),
             callbacks=[GateMonitor(), Throughput(), TQDMProgressBar(refresh_rate=10), blocks],
-            plugins=[WholeFiles()],
+            plugins=[AtomicCheckpointIO()],
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
         trainer.fit(module, ZipperData.of(cfg, dataset))
         size = (Path(folder) / "last.ckpt").stat().st_size
-    exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # as many of each
+    exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # equally many of both
     steps = BLOCK * (BLOCKS - 1) // 2
     result = {
         "name": cfg.name, "task": "bench-saving", "seed": cfg.seed, "commit": code, "command": command,
@@ -110,7 +112,7 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
         "save_every": BLOCK, "data_fingerprint": dataset.fingerprint, "versions": versions(),
         "threads": torch.get_num_threads(), "config": to_dict(cfg),
     }  # fmt: skip
-    print(f"with against without: {bare / exact:.3f} x")
+    print(f"speed with fault tolerance: {bare / exact:.3f} x")
     if cfg.result:
         write_result(result, Path(cfg.result))
     return result

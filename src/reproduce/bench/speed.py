@@ -1,6 +1,6 @@
-"""`zipper bench`: speed of training and decoding, as ratios within one run, on the config's own batches.
+"""`zipper bench`: training and decoding speed, as ratios within one run, on batches of the config.
 
-Two things that are compared take turns, so that a machine that slows down slows both.
+Compared runs alternate, so that a slowdown of the machine affects both.
 """
 
 import resource
@@ -25,9 +25,9 @@ from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
-from zipper.distributed import check_trainer, encoding
+from zipper.distributed import check_trainer, encoding_settings
 from zipper.errors import ConfigError
-from zipper.evaluation.asr import recognise
+from zipper.evaluation.asr import transcribe_rows
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 from zipper.models.losses import stream_loss
@@ -38,20 +38,20 @@ from zipper.training.module import ZipperModule, parameter_groups
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
-WARM, TURNS = 3, 15  # steps that are not counted, and that are
+WARM, TURNS = 3, 15  # warm-up steps and measured steps
 DECODED = 100  # utterances
 
 
 def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Measures and writes build/bench.json (and cfg.result). Takes about half a minute on two cores."""
+    """Runs the benchmark and writes build/bench.json and cfg.result. Takes half a minute on two cores."""
     if find_spec("transformers") is None:
         raise ConfigError(
-            "bench compares with transformers, which is not installed here. "
-            "Run `make bench`, or pip install -e '.[bench]'."
+            "bench compares with transformers, which is not installed here. Run `make bench`, or pip install "
+            "-e '.[bench]'."
         )
     code = commit()
     torch.manual_seed(cfg.seed)
-    check_trainer(encoding(cfg.train))
+    check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
     train = cfg.train
@@ -92,7 +92,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 
 def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, Any]:
-    """Forward, backward and AdamW of the speech tower's shape with one codebook, on the same tokens."""
+    """Training speed of a tower and of Llama in the same shape, with one codebook, on the same tokens."""
     ours, theirs = Tower(one_codebook(shape)), llama(shape)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     a, b = take_turns(
@@ -109,9 +109,9 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
 
 
 def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[Batch]) -> dict[str, Any]:
-    """A step of the config (loss, backward, clip, AdamW), against the Llama of its speech tower's shape.
+    """Training speed of the config's model, against Llama in the shape of its speech tower.
 
-    Units a second, padding left out: the Zipper's are speech columns and subwords, the Llama's the columns.
+    Units per second without padding: speech timesteps and subwords of Zipper, timesteps of Llama.
     """
     module = ZipperModule.of(cfg, measure_statistics(dataset))
     model = module.model
@@ -149,7 +149,7 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
 
 
 def one_codebook(shape: TowerConfig) -> TowerConfig:
-    """The same tower, reading one token a column: what other libraries have."""
+    """Shape of a tower with one codebook, as in other libraries."""
     return TowerConfig(
         layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
         hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
@@ -157,7 +157,7 @@ def one_codebook(shape: TowerConfig) -> TowerConfig:
 
 
 def llama(shape: TowerConfig) -> "LlamaForCausalLM":
-    """transformers' own, of the tower's shape."""
+    """Llama of transformers in the shape of a tower."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -173,7 +173,7 @@ def llama(shape: TowerConfig) -> "LlamaForCausalLM":
 def language_model_step(
     model: nn.Module, logits: Callable[[Tensor], Tensor], batches: list[Batch]
 ) -> Callable[[int], None]:
-    """Next-token training on the first codebook: tokens [B, S, 1] -> logits [B, S, V]."""
+    """Training step of next-token prediction on the first codebook. logits: [B, S, 1] -> [B, S, V]."""
     optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def step(turn: int) -> None:
@@ -187,14 +187,14 @@ def language_model_step(
 
 
 def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
-    """Greedy recognition of dev utterances by an untrained Zipper, and the share cut at the cap."""
+    """Speed of greedy ASR with an untrained Zipper, and the share that hits the length limit."""
     module = ZipperModule.of(cfg, measure_statistics(dataset))
     rows = [dataset.splits["dev"][i] for i in range(min(DECODED, len(dataset.splits["dev"])))]
-    recognise(module.model, dataset, module.statistics, rows[:2], 2)
+    transcribe_rows(module.model, dataset, module.statistics, rows[:2], 2)
     found: dict[str, Any] = {}
     for batch, part in ((1, rows[:10]), (len(rows), rows)):
         started = time.monotonic()
-        written = recognise(module.model, dataset, module.statistics, part, batch)
+        written = transcribe_rows(module.model, dataset, module.statistics, part, batch)
         took = time.monotonic() - started
         found[f"batch {batch}"] = {
             "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),
@@ -204,7 +204,7 @@ def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
 
 
 def loader(steps: BatchSchedule, books: dict[str, int], seconds_a_step: float) -> dict[str, float]:
-    """Padding over an epoch, and how long a step waits for its batch when no worker makes it ahead."""
+    """Share of padding in an epoch, and share of a step spent on loading its batch without workers."""
     count = steps.epoch_length(0)
     started = time.monotonic()
     made = [steps.batch(step, 0, books) for step in range(count)]
@@ -217,7 +217,7 @@ def loader(steps: BatchSchedule, books: dict[str, int], seconds_a_step: float) -
 
 
 def take_turns(a: Callable[[int], None], b: Callable[[int], None]) -> tuple[float, float]:
-    """Median seconds of each, one turn after the other."""
+    """Median seconds of two functions, called alternately."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(WARM + TURNS):
         for one, kept in zip((a, b), times, strict=True):
@@ -229,18 +229,18 @@ def take_turns(a: Callable[[int], None], b: Callable[[int], None]) -> tuple[floa
 
 
 def table(figures: dict[str, Any]) -> str:
-    """To be read in a terminal."""
+    """Table for the terminal."""
     tower, zipper, wait = figures["tower"], figures["zipper"], figures["loader"]
     rows = [
         ("training, tower", f"{tower['units_per_second']} units/s", f"{tower['ratio']:.2f} x transformers"),
         ("training, Zipper", f"{zipper['units_per_second']} units/s", f"{zipper['ratio']:.2f} x that Llama"),
         *(
-            ("decoding", f"{one['times_real_time']} x real", f"{name}, {one['share_at_cap']:.0%} to the cap")
+            ("decoding", f"{one['times_real_time']} x real", f"{name}, {one['share_at_cap']:.0%} at limit")
             for name, one in figures["decoding"].items()
         ),
         *(
             (
-                f"speaking, {n}",
+                f"TTS, {n}",
                 f"{one['frames_per_second']:.0f} frames/s",
                 f"{one['times_uncached']:.1f} x uncached, {one['times_llama']:.2f} x Llama's generate",
             )

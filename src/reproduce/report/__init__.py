@@ -1,1 +1,1 @@
-"""What a run or a folder of results looks like: closing summary, figures, RESULTS.md."""
+"""RESULTS.md and its figures, made from result files."""

@@ -1,5 +1,6 @@
-"""The section of ablations, and a figure of each: from the grid files and results/ablations/NAME/*.json."""
+"""Ablation section of RESULTS.md and its figures, from sweep files and results/ablations/NAME/*.json."""
 
+import re
 import statistics
 from pathlib import Path
 
@@ -7,23 +8,37 @@ from matplotlib.axes import Axes
 
 from reproduce import ROOT
 from reproduce.report.markdown import percent, section, table
-from reproduce.report.runs import Result, beside, paired
+from reproduce.report.runs import Result, difference_text, paired
 from reproduce.sweep_file import Ablation, read_ablation
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.significance import Comparison
 
 Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point, task: results by seed
-TASKS = {"asr": "recognition", "tts": "speech, heard by the judge"}
+TASKS = {"asr": "ASR", "tts": "TTS, scored by ASR"}
+# Labels of sweep files are part of result file names, so they stay. Tables and figures show these terms.
+TERMS = {
+    "given speech too": "+ unlabelled speech pre-training",
+    "unlabelled speech": "+ unlabelled speech pre-training",
+    "spans hidden": "history masking",
+    "nothing hidden": "no history masking",
+    "prompt loss": "loss on the prompt",
+    "codebooks alike": "equal codebook weights",
+    "recognition alone": "ASR only",
+    "documents weigh alike": "mean over documents",
+    "gates at the rate of all": "gates with the common learning rate",
+    "no prior of time": "no time prior",
+    "as they ship": "as shipped",
+}
 
 
-def grids() -> list[Ablation]:
-    """All grid files, by name."""
+def sweeps() -> list[Ablation]:
+    """All sweep files, by name."""
     return [read_ablation(file) for file in sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))]
 
 
 def read_results(ablation: Ablation, folder: Path) -> Found:
-    """What has been run of a grid; points without a result are left out."""
+    """Results of a sweep; points without a result are left out."""
     found: Found = {}
     for point in ablation.runs():
         for task in TASKS:
@@ -36,15 +51,15 @@ def read_results(ablation: Ablation, folder: Path) -> Found:
 
 
 def ablations(folder: Path) -> str:
-    """What all grids took, and a table for each that has results. folder: results/ablations."""
-    found = {one.name: (one, results) for one in grids() if (results := read_results(one, folder))}
+    """Overview of all sweeps, and a table for each one with results. folder: results/ablations."""
+    found = {one.name: (one, results) for one in sweeps() if (results := read_results(one, folder))}
     if not found:
         return ""
     return "\n".join([_overview(found), *(_section(*one) for one in found.values())])
 
 
 def _overview(found: dict[str, tuple[Ablation, Found]]) -> str:
-    """A row for every grid: runs, and what they took."""
+    """A row for each sweep: number of runs and their duration."""
     rows, minutes = [], []
     for ablation, results in found.values():
         runs = [next(iter(one.values())) for one in results.values()]
@@ -58,10 +73,10 @@ def _overview(found: dict[str, tuple[Ablation, Found]]) -> str:
                for seeds in one.values() for run in seeds}  # fmt: skip
     text = (
         f"One command each (`make ablation-NAME`, or `make ablations` for all of them): {len(minutes)} runs, "
-        f"{sum(minutes) / 60:.1f} hours of {' or '.join(map(str, sorted(threads)))} thread(s), tests and "
-        "judge included."
+        f"{sum(minutes) / 60:.1f} hours of {' or '.join(map(str, sorted(threads)))} thread(s), including "
+        "evaluation and ASR scoring."
     )
-    head = ["grid", "paper", "runs", "minutes a run", "longest"]
+    head = ["sweep", "paper", "runs", "minutes per run", "longest"]
     return section("Ablations", text, table(head, rows), ["make ablations ARGS='--jobs 2'"])
 
 
@@ -69,13 +84,13 @@ def _section(ablation: Ablation, found: Found) -> str:
     tasks = [task for task in TASKS if any(task in results for results in found.values())]
     rows = []
     for labels, results in found.items():
-        row = list(labels)
+        row = [shown(label) for label in labels]
         for task in tasks:
             several = results.get(task, [])
             row.append(_spread([one["wer"] for one in several]) if several else "")
             first = found.get(_beside(ablation, found, labels), {})
-            told = several and first.get(task) and first is not results
-            row.append(beside(_apart(several, first[task])) if told else "")
+            comparable = several and first.get(task) and first is not results
+            row.append(difference_text(_compare_any_data(several, first[task])) if comparable else "")
         paper = ablation.points.get(labels[0], "")
         row.append(" / ".join(f"{value}" for value in paper) if isinstance(paper, list) else "")
         seeds = max(len(several) for several in results.values())
@@ -83,7 +98,7 @@ def _section(ablation: Ablation, found: Found) -> str:
         rows.append([*row, str(seeds), f"{one['parameters_trained'] / 1e6:.2f} M", f"`{one['commit']}`"])
     head = [*ablation.grid]
     for task in tasks:
-        first_one = f"to the first of its {shared}" if (shared := _shared(ablation)) else "to the first row"
+        first_one = f"vs first of the {shared}" if (shared := _shared(ablation)) else "vs first row"
         head += [f"{task.upper()} WER", first_one]
     head += ["paper, ASR / TTS", "seeds", "trained", "commit"]
     if not any(row[-4] for row in rows):
@@ -91,35 +106,35 @@ def _section(ablation: Ablation, found: Found) -> str:
         rows = [[*row[:-4], *row[-3:]] for row in rows]
     count = len(ablation.runs())
     done = sum(max(len(several) for several in results.values()) for results in found.values())
-    asked = f"{ablation.paper} of the paper. " if ablation.paper else ""
+    figure = f"{ablation.paper} of the paper. " if ablation.paper else ""
     text = (
-        f"{asked}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`"
-        f"{_with(ablation)}. {_split(found).capitalize()}, greedy{_spoken(found)}. "
-        "Differences in points with 95 % intervals, paired over utterances; p of Wilcoxon's test.\n\n"
-        f"![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
+        f"{figure}`{ablation.file}`: {done} of {count} runs of `{ablation.config}`{_with(ablation)}. "
+        f"{_split(found).capitalize()}, greedy{_spoken(found)}. Differences in points of WER with 95 % "
+        "intervals, paired over utterances; p of Wilcoxon's "
+        f"test.\n\n![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
     command = f"python -m zipper ablate {ablation.file}"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
 
 
 def _with(ablation: Ablation) -> str:
-    words = ", ".join(f"{key}={value}" for key, value in ablation.words.items())
-    return f" with {words}" if words else ""
+    overrides = ", ".join(f"{key}={value}" for key, value in ablation.words.items())
+    return f" with {overrides}" if overrides else ""
 
 
 def _split(found: Found) -> str:
-    """What all runs of a grid were heard or read on: test, or dev where settings are chosen by it."""
+    """Split that all runs of a sweep are evaluated on: test, or dev for model selection."""
     (split,) = {one["split"] for results in found.values() for several in results.values() for one in several}
     return split
 
 
 def _spoken(found: Found) -> str:
     counts = {one["utterances"] for results in found.values() for one in results.get("tts", [])}
-    return f", {max(counts)} sentences spoken" if counts else ""
+    return f", {max(counts)} sentences for TTS" if counts else ""
 
 
 def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The point that one is compared with: the first that has the same label on the shared axis."""
+    """Point to compare with: the first one with the same label on the shared axis."""
     if not (shared := _shared(ablation)):
         return next(iter(found))
     at = [*ablation.grid].index(shared)
@@ -127,16 +142,23 @@ def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[
 
 
 def _shared(ablation: Ablation) -> str:
-    """The axis within which points are compared: x, or of several axes the first; none where there is one."""
+    """Axis within which points are compared: x, or the first of several axes; "" for a single axis."""
     return ablation.x or (next(iter(ablation.grid)) if len(ablation.grid) > 1 else "")
 
 
-def _apart(a: list[Result], b: list[Result]) -> Comparison | None:
-    """What is asked may be the codec, and with it the store: the sentences must be the same, not codes."""
+def _compare_any_data(a: list[Result], b: list[Result]) -> Comparison | None:
+    """Compares results whose codec, and so whose encoded dataset, may differ; the sentences must not."""
     any_a, any_b = (
         [{**one, "data": None, "data_fingerprint": "", "codec": ""} for one in side] for side in (a, b)
     )
     return paired(any_a, any_b)
+
+
+def shown(label: str) -> str:
+    """Label of a sweep as tables and figures show it (`TERMS`)."""
+    for phrase, term in TERMS.items():
+        label = re.sub(rf"(?<![+] )\b{phrase}\b", term, label)
+    return label
 
 
 def _spread(rates: list[float]) -> str:
@@ -146,9 +168,9 @@ def _spread(rates: list[float]) -> str:
 
 @styled
 def draw_ablations(folder: Path, figures: Path) -> list[Path]:
-    """ablation-NAME of each grid that has results. folder: results/ablations."""
+    """Draws ablation-NAME of each sweep with results. folder: results/ablations."""
     files = []
-    for ablation in grids():
+    for ablation in sweeps():
         found = read_results(ablation, folder)
         if not found:
             continue
@@ -158,7 +180,7 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
         for panel, task in zip(axes, tasks, strict=True):
             (_lines if ablation.x else _bars)(panel, ablation, found, task)
             panel.set_title(TASKS[task])
-        if marked := [one for one in figure.axes if one not in axes]:  # the paper's scales
+        if marked := [one for one in figure.axes if one not in axes]:  # axes with the paper's scale
             figure.legend(*marked[0].get_legend_handles_labels(), loc="outside lower center")
         figure.suptitle(ablation.title)
         files.append(save(figure, figures / f"ablation-{ablation.name}"))
@@ -166,7 +188,7 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
 
 
 def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
-    """One line for every point of the other axes, the seeds as a band; the paper's points, if it has some."""
+    """Draws a line for each point of the other axes, seeds as a band, and the paper's points."""
     axes = list(ablation.grid)
     at = axes.index(ablation.x)
     groups: dict[str, list[tuple[float, list[float]]]] = {}
@@ -177,10 +199,10 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
             groups.setdefault(name, []).append((float(labels[at]), rates))
     for i, (name, points) in enumerate(groups.items()):
         xs, several = zip(*sorted(points), strict=True)
-        line(panel, i, xs, several, name)
+        line(panel, i, xs, several, shown(name))
         if isinstance(paper := ablation.points.get(name), dict):
             marks = {**PAPERS, "marker": MARKS[i], "markerfacecolor": "none"}
-            panel.plot([*paper], [*paper.values()], **marks, label=f"the paper's {name}")
+            panel.plot([*paper], [*paper.values()], **marks, label=f"paper: {shown(name)}")
     ticks = sorted({x for points in groups.values() for x, _ in points})
     scale = "log" if ticks[0] > 0 else "linear"
     panel.set(xlabel=ablation.x, xscale=scale, ylabel=f"WER on {_split(found)} (%)", ylim=(0, None))
@@ -191,22 +213,22 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
 
 
 def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
-    """A bar for every point, its seeds as dots; the paper's figures as crosses, on a scale of their own."""
+    """Draws a bar for every point, seeds as dots, and the paper's figures as crosses on their own scale."""
     rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
     points = [ablation.points.get(labels[0]) for labels in found]
     at = [*TASKS].index(task)
     paper = {place: point[at] for place, point in enumerate(points) if isinstance(point, list)}
     longest = max(max(seeds, default=0.0) for seeds in rates)
-    scale = longest / max(paper.values(), default=1.0)  # what is largest in the paper stands where ours does
+    scale = longest / max(paper.values(), default=1.0)  # aligns the largest values of both
     beyond = [0.0] * len(rates)
     for place, wer in paper.items():
         end, cross = max(rates[place], default=0.0), scale * wer
-        if end <= cross < end + 0.1 * longest:  # the bar's own figure would stand under it
+        if end <= cross < end + 0.1 * longest:  # the cross would cover the bar's label
             beyond[place] = cross
-    bars(panel, [", ".join(labels) for labels in found], rates, beyond)
+    bars(panel, [", ".join(map(shown, labels)) for labels in found], rates, beyond)
     panel.set_xlabel(f"WER on {_split(found)} (%)")
     if paper:
         above = panel.twiny()
-        above.plot([*paper.values()], [*paper], **PAPERS, label="the paper's (scale above)")
+        above.plot([*paper.values()], [*paper], **PAPERS, label="paper (scale above)")
         above.set_xlim(*(bound / scale for bound in panel.get_xlim()))
         above.grid(visible=False)

@@ -1,4 +1,4 @@
-"""Chains beside their pairs: what a further hop costs, from results/chains/NAME-TASK.json."""
+"""Section on chains: WER of chains and of single tasks, from results/chains/NAME-TASK.json."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ TASKS = {"tts": "text>speech", "speech-text-speech": "speech>text>speech", "asr"
 
 
 def chains(folder: Path) -> str:
-    """A row for each model; empty where none was evaluated. folder: results/chains."""
+    """A row for each model; empty without results. folder: results/chains."""
     ending = "-speech-text-speech.json"
     names = [file.name.removesuffix(ending) for file in sorted(folder.glob(f"*{ending}"))]
     found = {name: one for name in names if len(one := read_tasks(folder, name, TASKS)) == len(TASKS)}
@@ -27,12 +27,12 @@ def chains(folder: Path) -> str:
         ])  # fmt: skip
     first = next(iter(found.values()))["tts"]
     text = (
-        f"WER of the last segment on {first['utterances']} {first['split']} utterances, and in brackets the "
-        "share of chains in which the model ended every segment by itself. Each hop reads the segment before "
-        f"it alone. Speech is scored through {first['judge']}; *again*: the speech of text>speech>text as a "
-        "recording, decoded, encoded, and recognised by the same model."
+        f"WER of the last segment on {first['utterances']} {first['split']} utterances. In brackets: share "
+        "of chains in which every segment ends with EOS. Each segment is generated from the one before it. "
+        f"ASR scorer of speech: {first['judge']}. *From waveform*: the speech of text>speech>text is decoded "
+        "to a waveform, encoded again, and transcribed by the same model."
     )
     head = ["model", "seed", "steps", TASKS["tts"], TASKS["speech-text-speech"], TASKS["asr"],
-            TASKS["text-speech-text"], "again"]  # fmt: skip
+            TASKS["text-speech-text"], "from waveform"]  # fmt: skip
     commands = [tasks["tts"]["command"] for tasks in found.values()]
     return section("Chains", text, table(head, rows), commands)

@@ -1,24 +1,23 @@
-"""The paper's claims, each with a rule that the results of the comparison and the ablations decide."""
+"""Section on the paper's claims, each with a rule that decides it from our results."""
 
 import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from reproduce.report.ablations import Found, grids, read_results
+from reproduce.report.ablations import Found, read_results, sweeps
 from reproduce.report.markdown import section, table
-from reproduce.report.runs import NAMES, Runs, against, beside, paired, read_runs, read_tasks
+from reproduce.report.runs import NAMES, Runs, against, difference_text, paired, read_runs, read_tasks
 from zipper.evaluation.significance import Comparison
 
-PAR = 0.01  # a difference of WER within which two models are on par
+PAR = 0.01  # maximum difference in WER of two models on par
 Row = list[str]  # claim, verdict, evidence
 
 
-class GridClaim(NamedTuple):
-    """A claim about one point of a grid and the one it is compared with. expected: better, worse, or open,
-    which is on par."""
+class SweepClaim(NamedTuple):
+    """Claim about one point of a sweep against another. expected: better, worse, or open (on par)."""
 
     claim: str
-    grid: str
+    sweep: str
     task: str
     one: str
     other: str
@@ -26,50 +25,52 @@ class GridClaim(NamedTuple):
 
 
 FIGURE_4 = [
-    GridClaim("Speech needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
+    SweepClaim("TTS needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
           "all", "worse"),
-    GridClaim("Speech does without the speech tower's (Figure 4a)", "projections", "tts", "no speech", "all",
-          "open"),
-    GridClaim("Recognition does without both (Figure 4a)", "projections", "asr", "none", "all", "open"),
-    GridClaim("One zip recognises as well as four (Figure 4b)", "zips", "asr", "1", "4", "open"),
-    GridClaim("Eight zips speak better than four (Figure 4b)", "zips", "tts", "8", "4", "better"),
+    SweepClaim("TTS does not need the speech tower's input projection (Figure 4a)", "projections", "tts",
+          "no speech", "all", "open"),
+    SweepClaim("ASR needs neither input projection (Figure 4a)", "projections", "asr", "none", "all", "open"),
+    SweepClaim("ASR with one zip is on par with four (Figure 4b)", "zips", "asr", "1", "4", "open"),
+    SweepClaim("TTS with eight zips is better than with four (Figure 4b)", "zips", "tts", "8", "4", "better"),
 ]  # fmt: skip
 
 
 def claims(folder: Path) -> str:
-    """Held, not held or not decided, one line each, with our settings and with the paper's own; those whose
-    models have not run are left out. folder: results."""
-    grid = {one.name: read_results(one, folder / "ablations") for one in grids()}
+    """Verdict on each claim, with our settings and with the paper's; skips claims without results.
+
+    folder: results.
+    """
+    found = {one.name: read_results(one, folder / "ablations") for one in sweeps()}
     ours = of_runs(read_runs(folder / "compare"))
-    ours += little_data(grid.get("aligned-data", {}))
-    ours += [row for one in FIGURE_4 if (row := figure_4(one, grid.get(one.grid, {})))]
+    ours += little_data(found.get("aligned-data", {}))
+    ours += [row for one in FIGURE_4 if (row := figure_4(one, found.get(one.sweep, {})))]
     papers = {row[0]: row[1:] for row in of_runs(read_papers(folder / "longer"))}
     if not ours:
         return ""
     text = (
         "*Held* or *not held* where p < 0.05 in the paired test and the whole interval lies on one side, "
-        f"over all seeds; on par is also what lies within {100 * PAR:.0f} point with its whole interval. "
-        "*Our settings*: the runs above, which differ from the paper's in the zips' time prior, open gates, "
-        "whitening, codebook weights, and hidden spans or a loss on the prompt, after 2,000 steps. "
-        "*The paper's own* (`configs/paper.yaml`): one seed of 12,000 steps, and the Single Decoder that was "
-        "trained as long, with our codebook weights and without a loss on its prompt; empty where it was not "
-        "asked. On this corpus of one synthetic voice: nothing here speaks about LibriSpeech."
+        f"over all seeds. A claim of parity also holds if the interval lies within {100 * PAR:.0f} point. "
+        "*Our settings*: the runs above after 2,000 steps, which differ from the paper in the zips' time "
+        "prior, open gates, whitening, codebook weights, and history masking or a loss on the prompt. *The "
+        "paper's settings* (`configs/paper.yaml`): one seed of 12,000 steps, and a Single Decoder trained as "
+        "long, with our codebook weights and without a loss on the prompt; empty without such a run. The "
+        "corpus has one synthetic voice: nothing here transfers to LibriSpeech."
     )
     rows = [[*row, *papers.get(row[0], ["", ""])] for row in ours]
-    head = ["claim", "our settings", "evidence", "the paper's own settings", "evidence"]
+    head = ["claim", "our settings", "evidence", "the paper's settings", "evidence"]
     return section("The paper's claims", text, table(head, rows), [])
 
 
 def of_runs(runs: Runs) -> list[Row]:
-    """What the models of a comparison say."""
+    """Claims decided by the models of a comparison."""
     single = "single-decoder"
     rows = [
         *[
-            on_par(f"Recognition on par with a frozen text tower ({NAMES[model]})", runs, model)
+            on_par(f"ASR on par with a frozen text tower ({NAMES[model]})", runs, model)
             for model in ("zipper-frozen", "zipper")
         ],
-        better("Speech better than the Single Decoder's, speech tower unfrozen", runs, "zipper", single),
-        better("Speech better with the speech tower unfrozen than frozen", runs, "zipper", "zipper-frozen"),
+        better("TTS better than the Single Decoder, speech tower unfrozen", runs, "zipper", single),
+        better("TTS better with the speech tower unfrozen than frozen", runs, "zipper", "zipper-frozen"),
         long_and_short(runs),
         preserved(runs),
     ]
@@ -77,7 +78,7 @@ def of_runs(runs: Runs) -> list[Row]:
 
 
 def read_papers(folder: Path) -> Runs:
-    """Zipper with the paper's own settings, and the Single Decoder beside it. folder: results/longer."""
+    """Zipper with the paper's settings, and the Single Decoder. folder: results/longer."""
     runs: Runs = {}
     for model, name in (("single-decoder", "single-decoder"), ("zipper", "paper")):
         if found := read_tasks(folder, name, ("asr", "tts"), utterances=True):
@@ -86,25 +87,25 @@ def read_papers(folder: Path) -> Runs:
 
 
 def on_par(claim: str, runs: Runs, model: str) -> Row | None:
-    """Recognition not worse than the Single Decoder's."""
+    """Verdict: ASR on par with the Single Decoder, or better."""
     found = against(runs, "asr", model, "single-decoder")
     if found is None:
         return None
     near = max(-found.low, found.high) < PAR
     words = {"better": "held: better", "worse": "not held: worse", "open": "not decided"}
     word = "held" if near and found.verdict() != "better" else words[found.verdict()]
-    return [claim, word, beside(found)]
+    return [claim, word, difference_text(found)]
 
 
 def better(claim: str, runs: Runs, model: str, other: str) -> Row | None:
-    """Speech better than another model's."""
+    """Verdict: TTS better than another model."""
     found = against(runs, "tts", model, other)
     words = {"better": "held", "worse": "not held", "open": "not decided"}
-    return [claim, words[found.verdict()], beside(found)] if found else None
+    return [claim, words[found.verdict()], difference_text(found)] if found else None
 
 
 def long_and_short(runs: Runs) -> Row | None:
-    """Figure 2, told by the longest and the shortest third of the sentences."""
+    """Verdict on Figure 2, by the longest and the shortest third of the sentences."""
     ends = by_ends(runs)
     if ends is None:
         return None
@@ -113,14 +114,14 @@ def long_and_short(runs: Runs) -> Row | None:
         ("worse", "better"): "held",
         ("better", "better"): "not held: better on both",
         ("worse", "worse"): "not held: worse on both",
-        ("better", "worse"): "not held: the other way round",
+        ("better", "worse"): "not held: the reverse",
     }.get((short.verdict(), long.verdict()), "not decided")
-    evidence = f"shortest third: {beside(short)}; longest third: {beside(long)}"
-    return ["Speech better on long sentences, worse on short ones", word, evidence]
+    evidence = f"shortest third: {difference_text(short)}; longest third: {difference_text(long)}"
+    return ["TTS better on long sentences, worse on short ones", word, evidence]
 
 
 def by_ends(runs: Runs) -> tuple[Comparison, Comparison] | None:
-    """Zipper against the Single Decoder in speech, on the shortest and the longest third of the sentences."""
+    """TTS of Zipper against the Single Decoder, on the shortest and the longest third of the sentences."""
     ours, theirs = (runs.get(model, {}).get("tts", []) for model in ("zipper", "single-decoder"))
     if not ours or not theirs:
         return None
@@ -139,7 +140,7 @@ def by_ends(runs: Runs) -> tuple[Comparison, Comparison] | None:
 
 
 def preserved(runs: Runs) -> Row | None:
-    """Text alone: the same perplexity, to the last bit."""
+    """Verdict: the text perplexity is unchanged, bit for bit."""
     kept = [
         one["alone"]["text"]
         for model in ("zipper-frozen", "zipper")
@@ -156,12 +157,14 @@ def preserved(runs: Runs) -> Row | None:
 
 
 FEW, ALL = (100, 300, 1000), 12000  # utterances
-NEAR_ALL = 0.9  # WER of a Single Decoder that has learnt next to nothing
+NEAR_ALL = 0.9  # WER above which a Single Decoder counts as untrained
 
 
 def little_data(found: Found) -> list[Row]:
-    """Figure 3: Zipper against the Single Decoder at each amount of aligned data. Where the Single Decoder
-    learns next to nothing from all of it, nothing is decided by what it learns from less."""
+    """Verdicts on Figure 3: Zipper against the Single Decoder by amount of aligned data.
+
+    Undecided if the Single Decoder does not learn from all of the data.
+    """
     rows, apart, theirs = [], {}, {}
     for size in (30, *FEW, ALL):
         ours, theirs[size] = (
@@ -177,21 +180,25 @@ def little_data(found: Found) -> list[Row]:
     if all(size in told for size in FEW):
         verdicts = {told[size].verdict() for size in FEW}
         lost = all(rates[size] > NEAR_ALL for size in FEW)
-        better = {"better": "held" if lost else "not held: the Single Decoder learns, too"}
+        better = {"better": "held" if lost else "not held: the Single Decoder learns too"}
         word = better.get("".join(verdicts), "not held" if "worse" in verdicts else "not decided")
-        evidence = "; ".join([*(f"{size:,} utterances: {beside(told[size])}" for size in FEW), at_all])
-        claim = f"Little data suffices, where the Single Decoder stays above {NEAR_ALL:.0%} (Figure 3)"
+        evidence = "; ".join(
+            [*(f"{size:,} utterances: {difference_text(told[size])}" for size in FEW), at_all]
+        )
+        claim = (
+            f"Little aligned data suffices, while the Single Decoder stays above {NEAR_ALL:.0%} (Figure 3)"
+        )
         rows.append([claim, word if learns else "not decided", evidence])
     if 30 in told:
         words = {"worse": "held", "better": "not held: better", "open": "not decided"}
         word = words[told[30].verdict()] if learns else "not decided"
-        claim = "With next to none, Zipper is the worse one (Figure 3)"
-        rows.append([claim, word, f"30 utterances: {beside(told[30])}; {at_all}"])
+        claim = "With very little aligned data, Zipper is worse (Figure 3)"
+        rows.append([claim, word, f"30 utterances: {difference_text(told[30])}; {at_all}"])
     return [[claim.replace("%", " %"), word, evidence.replace("%", " %")] for claim, word, evidence in rows]
 
 
-def figure_4(point: GridClaim, found: Found) -> Row | None:
-    """A point of a grid against another one."""
+def figure_4(point: SweepClaim, found: Found) -> Row | None:
+    """Verdict on a claim of Figure 4."""
     one, other = (found.get((label,), {}).get(point.task, []) for label in (point.one, point.other))
     apart = paired(one, other)
     if apart is None:
@@ -203,4 +210,4 @@ def figure_4(point: GridClaim, found: Found) -> Row | None:
         word = "held" if on_a_par and verdict != "better" else words[verdict]
     else:
         word = "held" if verdict == point.expected else "not decided" if verdict == "open" else "not held"
-    return [point.claim, word, f"{point.one} against {point.other}: {beside(apart)}"]
+    return [point.claim, word, f"{point.one} against {point.other}: {difference_text(apart)}"]

@@ -1,5 +1,7 @@
-"""The paper's Tables 1 and 2 with ours beside them, from results/compare/MODEL-seedN-TASK.json: WER over
-seeds, paired tests against the Single Decoder, what each model costs and forgets, and which claims hold."""
+"""The paper's Tables 1 and 2 with our results, from results/compare/MODEL-seedN-TASK.json.
+
+Shows the WER over seeds, paired tests against the Single Decoder, FLOPs, and unimodal perplexity.
+"""
 
 import statistics
 from pathlib import Path
@@ -12,8 +14,8 @@ from reproduce.report.runs import (
     Result,
     Runs,
     against,
-    beside,
     check_equal_terms,
+    difference_text,
     read_runs,
 )
 from reproduce.report.tuning import tuning
@@ -21,7 +23,7 @@ from zipper.evaluation.significance import RESAMPLES, ZEROS
 
 
 def comparison(folder: Path) -> str:
-    """The whole part of RESULTS.md; empty where nothing was compared yet."""
+    """Sections on the comparison in RESULTS.md; empty without results."""
     runs = read_runs(folder / "compare")
     if not runs:
         return ""
@@ -36,7 +38,7 @@ def comparison(folder: Path) -> str:
 
 
 def in_short(folder: Path) -> str:
-    """Both tables in one, as `zipper report` prints it and README shows it; empty without runs."""
+    """Summary of both tables, for `zipper report` and README.md; empty without runs."""
     runs, rows = read_runs(folder / "compare", utterances=False), []
     for model, tasks in runs.items():
         asr, tts = tasks.get("asr", []), tasks.get("tts", [])
@@ -51,13 +53,13 @@ def in_short(folder: Path) -> str:
                 PAPER["tts"].get(model, ""),
             ]
         )
-    head = ["model", "ASR WER", "TTS WER, gold / target", "perplexity of text, before / after"]
-    head += ["paper, ASR clean / other", "paper, TTS gold / target"]
+    head = ["model", "ASR WER", "TTS WER vs reference / resynthesis", "text perplexity before / after"]
+    head += ["paper: ASR clean / other", "paper: TTS gold / target"]
     return table(head, rows) if rows else ""
 
 
 def recognition(runs: Runs) -> str:
-    """Table 1."""
+    """Section for the paper's Table 1 (ASR)."""
     if not any("asr" in tasks for tasks in runs.values()):
         return ""
     first = _first(runs, "asr")
@@ -77,41 +79,41 @@ def recognition(runs: Runs) -> str:
                 f"{flops['forward'] / 1e6:.2f} M / {flops['training'] / 1e6:.2f} M",
                 f"{one['config']['train']['lr']:g}",
                 *spread(several, "wer"),
-                *[beside(against(runs, "asr", model, b)) for b in BASELINES],
+                *[difference_text(against(runs, "asr", model, b)) for b in BASELINES],
                 PAPER["asr"].get(model, ""),
             ]
         )
     text = (
-        f"Recognition and speech in one model, mixed by count (1 : {train['tasks']['tts']:g}), "
-        f"{train['steps']:,} steps of {train['tokens']:,} padded tokens, the same examples in the same "
-        "order for every model of a seed; each seed's figure stands in its column, from seed 0 on; "
-        f"{first['checkpoint']} checkpoint, {first['decoding']}, {first['utterances']} test utterances. "
-        "Parameters in all, and trained. FLOPs a token, forward / forward and backward, counted from "
-        "shapes and lengths by the paper's formula, with our widths and the heads (`model/flops.py`). "
-        "Steps are equal, sizes are not. Each difference to a baseline: points of WER "
-        f"with the 95 % interval of a paired bootstrap ({RESAMPLES:,} resamples of the utterances), and p "
-        "of a two-sided Wilcoxon signed-rank test on the utterances' error rates, both on the mean over "
-        f"seeds; {ZEROS}. *Paper*: Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** "
-        "worse than its baseline, p < 0.05.\n\n![Both tasks at a glance](reports/figures/comparison.svg)"
+        f"ASR and TTS in one model, mixed by number of utterances (1 : {train['tasks']['tts']:g}), "
+        f"{train['steps']:,} steps of {train['tokens']:,} padded tokens. For a given seed, every model has "
+        f"the same examples in the same order; *each seed* lists the seeds from 0. {first['checkpoint']} "
+        f"checkpoint, {first['decoding']}, {first['utterances']} test utterances. *Parameters*: all "
+        "parameters, and *trained*. *FLOPs per token*: forward / forward and backward, computed from shapes "
+        "and lengths by the paper's formula, with our widths and heads (`models/flops.py`). Steps are equal, "
+        "sizes are not. Each difference to a baseline is in points of WER, with the 95 % interval of a "
+        f"paired bootstrap ({RESAMPLES:,} resamples of the utterances) and p of a two-sided Wilcoxon "
+        f"signed-rank test on the utterances' error rates, both on the mean over seeds; {ZEROS}. *Paper*: "
+        "Tiny and Tiny/128M on LibriSpeech test-clean / test-other; * better, ** worse than its baseline, p "
+        "< 0.05.\n\n![Both tasks at a glance](reports/figures/comparison.svg)"
     )
     head = [
         "model",
         "parameters",
         "trained",
-        "FLOPs a token",
+        "FLOPs per token",
         "lr",
         "WER, mean ± deviation",
-        "of each seed",
+        "each seed",
     ]
-    head += [f"to {name}" for name in BASELINES.values()]
+    head += [f"vs {name}" for name in BASELINES.values()]
     return section(
-        "Zipper against the Single Decoder: recognition (paper, Table 1)", text,
+        "Zipper against the Single Decoder: ASR (paper, Table 1)", text,
         table([*head, "paper, WER (%)"], rows), [one["command"] for one in _commands(runs)],
     )  # fmt: skip
 
 
 def speaking(runs: Runs) -> str:
-    """Table 2."""
+    """Section for the paper's Table 2 (TTS)."""
     if not any("tts" in tasks for tasks in runs.values()):
         return ""
     rows, left_out = [], 0
@@ -125,30 +127,31 @@ def speaking(runs: Runs) -> str:
         rows.append(
             [
                 NAMES[model], f"{gold[0]} / {target[0]}", gold[1],
-                percent(statistics.fmean(cut_off(one) for one in several)),
-                *[beside(against(runs, "tts", model, b)) for b in BASELINES],
-                beside(by_target),
+                percent(statistics.fmean(share_without_eos(one) for one in several)),
+                *[difference_text(against(runs, "tts", model, b)) for b in BASELINES],
+                difference_text(by_target),
                 PAPER["tts"].get(model, ""),
             ]
         )  # fmt: skip
     first = _first(runs, "tts")
-    rows.append(["codec round trip (oracle)", percent(first["oracle_wer"]), "", "", "", "", "", "6.00"])
+    rows.append(["codec resynthesis (topline)", percent(first["oracle_wer"]), "", "", "", "", "", "6.00"])
     rows.append(["recordings", percent(first["original_wer"]), "", "", "", "", "", ""])
     text = (
-        f"The same models speak {first['utterances']} test sentences. Judge: {first['judge']}; normaliser "
-        f"{first['normaliser']} on both sides. *Gold*: what the judge hears against the transcript; "
-        "*target*: against what it hears in the codec's round trip of the recording (paper 4.1.4). Tests "
-        f"as above, against gold unless said{_without(left_out)}. *Paper*: LibriTTS test-clean, * p < 0.01."
-        "\n\n![WER of speech by length: up to a length, and in bins](reports/figures/wer-by-length.svg)"
+        f"The same models synthesize {first['utterances']} test sentences. ASR scorer: {first['judge']}; "
+        f"normaliser {first['normaliser']} on both sides. *vs reference* (the paper's gold): WER of the ASR "
+        "transcript against the text; *vs resynthesis* (the paper's target): against the ASR transcript of "
+        "the codec's resynthesis of the recording (paper 4.1.4). Tests as above, vs reference unless "
+        f"stated{_without(left_out)}. *Paper*: LibriTTS test-clean, * p < 0.01.\n\n![TTS WER by length: "
+        "cumulative, and in bins](reports/figures/wer-by-length.svg)"
     )
-    head = ["model", "WER, gold / target", "gold, of each seed", "cut off"]
-    head += [f"to {name}" for name in BASELINES.values()]
-    head += ["to the Single Decoder, target", "paper, gold / target (%)"]
-    return section("Zipper against the Single Decoder: speech (paper, Table 2)", text, table(head, rows), [])
+    head = ["model", "WER vs reference / resynthesis", "each seed, vs reference", "without EOS"]
+    head += [f"vs {name}" for name in BASELINES.values()]
+    head += ["vs the Single Decoder, vs resynthesis", "paper, gold / target (%)"]
+    return section("Zipper against the Single Decoder: TTS (paper, Table 2)", text, table(head, rows), [])
 
 
 def forgetting(runs: Runs) -> str:
-    """Perplexity of each modality alone, before and after."""
+    """Unimodal perplexity of each modality, before and after training."""
     rows = []
     for model, tasks in runs.items():
         several = next(iter(tasks.values()))
@@ -158,30 +161,32 @@ def forgetting(runs: Runs) -> str:
             before, after = ends[0]["before"], [one["after"] for one in ends]
             row.append("" if before is None else f"{before:.2f}")
             same = all(one["before"] == one["after"] for one in ends)
-            row.append("the same, to the last bit" if same else f"{statistics.fmean(after):.2f}")
+            row.append("identical" if same else f"{statistics.fmean(after):.2f}")
         rows.append(row)
     text = (
-        "Perplexity a scored token of test documents that hold one modality alone, before the model was "
-        "trained on both and after, within that modality's own vocabulary; mean over seeds. A decoder "
-        "without a figure had learnt no speech before."
+        "Unimodal perplexity: per scored token of test documents with a single modality, within the "
+        "vocabulary of that modality, before and after training on both; mean over seeds. *Identical*: bit "
+        "for bit. A decoder without a figure has no speech pre-training."
     )
     head = ["model", "text, before", "text, after", "speech, before", "speech, after"]
-    return section("What fusing costs each modality alone", text, table(head, rows), [])
+    return section("Unimodal perplexity before and after training", text, table(head, rows), [])
 
 
-def cut_off(one: Result) -> float:
-    """Share of the sentences that the model did not end by itself: cap and loops."""
+def share_without_eos(one: Result) -> float:
+    """Share of sentences without EOS: at the length limit, or with repetition."""
     return 1 - one["stopped"].get("end", 0) / one["utterances"]
 
 
 def _without(left_out: int) -> str:
     if not left_out:
         return ""
-    return f"; against target without {left_out} sentences whose targets differ (judged on another machine)"
+    return (
+        f"; vs resynthesis without {left_out} sentences whose targets differ (scored on different machines)"
+    )
 
 
 def spread(several: list[Result], key: str) -> tuple[str, str]:
-    """Mean with the deviation over seeds, and each seed's."""
+    """Mean with standard deviation over seeds, and the value of each seed."""
     values = [one[key] for one in several]
     mean = percent(statistics.fmean(values))
     if len(values) > 1:

@@ -1,4 +1,4 @@
-"""Figures of the comparison, drawn from its result files."""
+"""Figures of the comparison."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from matplotlib.axes import Axes
 from reproduce.report.runs import NAMES, PAPER, Result, Runs, read_runs
 from zipper.evaluation.plot_style import PAPERS, bars, line, panels, save, styled
 
-# The paper's Figure 2, read off: (most characters, WER) where the lines turn, and where they end.
+# Read off the paper's Figure 2: (maximum characters, WER) at the minimum and at the end of each line.
 PAPERS_LENGTHS = {"Single Decoder": [(90, 9.4), (480, 33)], "Zipper": [(180, 9), (480, 20.7)]}
 
 
 def draw_comparison(folder: Path, figures: Path) -> list[Path]:
-    """comparison, learning-curves, wer-by-length and gates, where there are runs. folder: results."""
+    """Draws comparison, learning-curves, wer-by-length and gates, if there are runs. folder: results."""
     runs = read_runs(folder / "compare", utterances=False)
     if not runs:
         return []
@@ -26,21 +26,21 @@ def draw_comparison(folder: Path, figures: Path) -> list[Path]:
 
 @styled
 def at_a_glance(runs: Runs, figures: Path) -> Path:
-    """WER of both tasks: mean over seeds, the seeds as dots, the paper's figures as crosses."""
+    """WER of both tasks: mean over seeds, seeds as dots, the paper's figures as crosses."""
     tasks = [task for task in PAPER if any(task in one for one in runs.values())]
     figure, axes = panels(1, len(tasks), (5.5, 2.9))
-    titles = {"asr": "recognition", "tts": "speech, heard by the judge"}
+    titles = {"asr": "ASR", "tts": "TTS, scored by ASR"}
     for panel, task in zip(axes, tasks, strict=True):
         shown = {model: one[task] for model, one in runs.items() if task in one}
         names = [NAMES[model].replace(", ", ",\n") for model in shown]
         beyond = [_first(PAPER[task].get(model, "0")) for model in shown]
         bars(panel, names, [[100 * one["wer"] for one in several] for several in shown.values()], beyond)
         paper = [(_first(PAPER[task][m]), i) for i, m in enumerate(shown) if m in PAPER[task]]
-        panel.plot(*zip(*paper, strict=True), **PAPERS, label="the paper, its corpus and sizes")
+        panel.plot(*zip(*paper, strict=True), **PAPERS, label="paper (its corpus and sizes)")
         if task == "tts":
             oracle = 100 * next(iter(shown.values()))[0]["oracle_wer"]
-            panel.axvline(oracle, color="0.4", linestyle=":", label="codec round trip")
-        panel.set(title=titles[task], xlabel="WER on test (%), dots: seeds")
+            panel.axvline(oracle, color="0.4", linestyle=":", label="codec resynthesis")
+        panel.set(title=titles[task], xlabel="test WER (%), dots: seeds")
     handles = axes[-1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=2)
     return save(figure, figures / "comparison")
@@ -48,14 +48,14 @@ def at_a_glance(runs: Runs, figures: Path) -> Path:
 
 @styled
 def learning_curves(runs: Runs, figures: Path) -> Path:
-    """WER on dev and training loss of each task over the steps; the seeds as a band."""
+    """Dev WER and training loss of each task over the steps, seeds as a band."""
     watched = next(one for tasks in runs.values() for several in tasks.values() for one in several)["config"]
     counts = watched["evaluate"]
     shown = {
-        "dev/asr_wer": (f"recognition: WER on {counts['dev_utterances']} dev utterances", "WER (%)"),
-        "dev/tts_wer": (f"speech: WER heard on {counts['dev_spoken']} dev sentences", "WER (%)"),
-        "train/loss_text": ("training loss of text", "nats a token"),
-        "train/loss_speech": ("training loss of speech", "nats a code, weighted"),
+        "dev/asr_wer": (f"ASR: WER on {counts['dev_utterances']} dev utterances", "WER (%)"),
+        "dev/tts_wer": (f"TTS: WER on {counts['dev_spoken']} dev sentences", "WER (%)"),
+        "train/loss_text": ("training loss of text", "nats per token"),
+        "train/loss_speech": ("training loss of speech", "nats per code, weighted"),
     }
     figure, axes = panels(2, 2, (5.5, 3.2))
     for panel, (metric, (title, unit)) in zip(axes, shown.items(), strict=True):
@@ -71,8 +71,7 @@ def learning_curves(runs: Runs, figures: Path) -> Path:
 
 @styled
 def wer_by_length(runs: Runs, figures: Path) -> Path:
-    """WER of speech by the length of what was to be said (paper, figure 2): up to a length, and in bins; the
-    mean over seeds. Beside it the paper's, on its own scale."""
+    """TTS WER by length of the reference, cumulative and in bins; and the paper's Figure 2."""
     figure, (up_to, bins, paper) = panels(1, 3, (4.6, 4))
     spoken = {model: tasks["tts"] for model, tasks in runs.items() if "tts" in tasks}
     for index, (model, results) in enumerate(spoken.items()):
@@ -84,20 +83,20 @@ def wer_by_length(runs: Runs, figures: Path) -> Path:
     first = next(iter(spoken.values()))[0]
     for panel in (up_to, bins):
         oracle = 100 * first["oracle_wer"]
-        panel.axhline(oracle, color="0.4", linestyle=":", label="oracle: codec round trip")
+        panel.axhline(oracle, color="0.4", linestyle=":", label="codec resynthesis (topline)")
         panel.set(ylim=(0, None), ylabel="WER (%)")
     counted = ", ".join(f"{one['utterances']} to {one['characters']}" for one in first["by_length"])
-    up_to.set(title="here: all up to a length", xlabel="characters of the transcript, at most")
+    up_to.set(title="ours: cumulative", xlabel="maximum characters of the reference")
     bins.set(
-        title="here: in bins of 10", xlabel=f"characters of the transcript, at most\n(sentences: {counted})"
+        title="ours: in bins of 10", xlabel=f"maximum characters of the reference\n(sentences: {counted})"
     )
     for name, points in PAPERS_LENGTHS.items():
         xs, ys = zip(*points, strict=True)
         paper.plot(xs, ys, color=PAPERS["color"], linestyle="-" if name == "Zipper" else "--",
-                   marker="s" if name == "Zipper" else "o", label=f"the paper's {name}")  # fmt: skip
+                   marker="s" if name == "Zipper" else "o", label=f"paper: {name}")  # fmt: skip
     paper.set(
-        title="the paper's Figure 2: lowest points and ends, read off", ylim=(0, None), ylabel="WER (%)",
-        xlabel="characters of the transcript, at most",
+        title="paper, Figure 2: minima and ends, read off", ylim=(0, None), ylabel="WER (%)",
+        xlabel="maximum characters of the reference",
     )  # fmt: skip
     up_to.legend(fontsize=7)
     paper.legend()
@@ -106,12 +105,12 @@ def wer_by_length(runs: Runs, figures: Path) -> Path:
 
 @styled
 def gates(runs: Runs, figures: Path) -> Path:
-    """How far the gates of each stage have opened over the steps: tanh, its size, the seeds as a band."""
+    """Absolute tanh of the gates of each zip over the steps, seeds as a band."""
     groups = {
-        "text_from_speech.attention_gate": "text looks at speech: tanh(a)",
-        "text_from_speech.feed_forward_gate": "text looks at speech: tanh(b)",
-        "speech_from_text.attention_gate": "speech looks at text: tanh(a)",
-        "speech_from_text.feed_forward_gate": "speech looks at text: tanh(b)",
+        "text_from_speech.attention_gate": "text attends to speech: tanh(a)",
+        "text_from_speech.feed_forward_gate": "text attends to speech: tanh(b)",
+        "speech_from_text.attention_gate": "speech attends to text: tanh(a)",
+        "speech_from_text.feed_forward_gate": "speech attends to text: tanh(b)",
     }
     figure, axes = panels(len(runs), len(groups), (3.4, 2.8), sharey=True)
     for row, (model, tasks) in enumerate(runs.items()):
@@ -124,7 +123,7 @@ def gates(runs: Runs, figures: Path) -> Path:
             panel.set(title=title, xlabel="step", ylabel=f"{NAMES[model]}\nsize" if column == 0 else "")
             panel.set_ylim(0, 1)
     axes[0].legend()
-    figure.suptitle("Gates of the zips in training: 0 is closed")
+    figure.suptitle("Gates of the zips in training (0: closed)")
     return save(figure, figures / "gates")
 
 
@@ -140,7 +139,7 @@ def _gates(result: Result) -> list[str]:
 def _series(
     panel: Axes, index: int, several: list[Result], metric: str, scale: float, label: str, size: bool = False
 ) -> None:
-    """One metric of several seeds. size: without its sign, which differs from seed to seed."""
+    """Draws one metric over seeds. size: absolute value, since the sign differs between seeds."""
     curves = [dict(one["curves"].get(metric, [])) for one in several]
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[scale * (abs(c[step]) if size else c[step]) for c in curves] for step in steps]

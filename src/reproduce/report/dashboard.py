@@ -1,4 +1,4 @@
-"""`zipper dashboard`: a W&B workspace as code, for all runs of a project side by side."""
+"""`zipper dashboard`: creates a W&B workspace that compares all runs of a project."""
 
 import re
 from pathlib import Path
@@ -17,52 +17,52 @@ except ImportError as error:
 
 STEP = "trainer/global_step"
 GATES = {
-    "Text looks at speech: attention, tanh(a)": r"gate/zips\..*text_from_speech\.attention_gate",
-    "Text looks at speech: feed-forward, tanh(b)": r"gate/zips\..*text_from_speech\.feed_forward_gate",
-    "Speech looks at text: attention, tanh(a)": r"gate/zips\..*speech_from_text\.attention_gate",
-    "Speech looks at text: feed-forward, tanh(b)": r"gate/zips\..*speech_from_text\.feed_forward_gate",
+    "Text attends to speech: attention, tanh(a)": r"gate/zips\..*text_from_speech\.attention_gate",
+    "Text attends to speech: feed-forward, tanh(b)": r"gate/zips\..*text_from_speech\.feed_forward_gate",
+    "Speech attends to text: attention, tanh(a)": r"gate/zips\..*speech_from_text\.attention_gate",
+    "Speech attends to text: feed-forward, tanh(b)": r"gate/zips\..*speech_from_text\.feed_forward_gate",
     "Input projections": r"gate/projections\..*",
 }
 
 
 def workspace(entity: str, project: str) -> ws.Workspace:
-    """Sections for training, zips and gates, recognition, speech with its audio, throughput, comparison."""
+    """Workspace with sections for training, zips and gates, ASR, TTS, throughput and comparison."""
     by_model = wr.Config("model.kind")
     return ws.Workspace(
         entity=entity, project=project, name="Zipper", sections=[
             _section("Training", [
-                _lines("Loss (nats a scored token)", "train/loss", "dev/loss"),
+                _lines("Loss (nats per scored token)", "train/loss", "dev/loss"),
                 _lines("Loss of text", "train/loss_text", "dev/loss_text"),
                 _lines("Loss of speech", "train/loss_speech", "dev/loss_speech"),
-                _lines("Norm of the gradient, and its largest", "train/grad_norm", "train/grad_norm_max"),
+                _lines("Gradient norm, and its maximum", "train/grad_norm", "train/grad_norm_max"),
                 wr.LinePlot(title="Learning rates", x=STEP, metric_regex="lr-.*"),
             ]),
             _section("Zips and gates", [
                 *[wr.LinePlot(title=title, x=STEP, metric_regex=keys) for title, keys in GATES.items()],
-                _pictures("Where the zips look", "attention-text-speech", "attention-speech-text", "gates"),
+                _pictures("Cross-attention maps", "attention-text-speech", "attention-speech-text", "gates"),
             ]),
-            _section("Recognition", [
+            _section("ASR", [
                 _lines("WER on dev", "dev/asr_wer"),
                 wr.BarPlot(title="WER on test", metrics=["test/asr/wer"]),
-                wr.BarPlot(title="WER on test, another's audio", metrics=["test/asr/shuffled_wer"]),
+                wr.BarPlot(title="WER on test, mismatched-audio control", metrics=["test/asr/shuffled_wer"]),
                 wr.WeavePanelSummaryTable(table_name="test/recognised"),
             ]),
-            _section("Speech", [
-                _lines("WER heard by the judge on dev", "dev/tts_wer"),
-                wr.BarPlot(title="WER on test: against gold", metrics=["test/tts/wer"]),
-                wr.BarPlot(title="WER on test: against target", metrics=["test/tts/target_wer"]),
-                wr.BarPlot(title="Oracle: the codec's round trip", metrics=["test/tts/oracle_wer"]),
+            _section("TTS", [
+                _lines("WER on dev, scored by ASR", "dev/tts_wer"),
+                wr.BarPlot(title="WER on test vs reference", metrics=["test/tts/wer"]),
+                wr.BarPlot(title="WER on test vs resynthesis", metrics=["test/tts/target_wer"]),
+                wr.BarPlot(title="Topline: codec resynthesis", metrics=["test/tts/oracle_wer"]),
                 wr.WeavePanelSummaryTable(table_name="test/spoken"),
                 _pictures("WER by length", "wer-by-length"),
             ]),
             _section("Throughput", [
-                _lines("Units a second", "train/units_per_second"),
+                _lines("Units per second", "train/units_per_second"),
                 _lines("Share of padding", "train/padding"),
             ]),
             _section("Comparison", [
-                wr.BarPlot(title="Recognition, by model", metrics=["test/asr/wer"], groupby=by_model,
+                wr.BarPlot(title="ASR, by model", metrics=["test/asr/wer"], groupby=by_model,
                            groupby_aggfunc="mean", groupby_rangefunc="minmax"),
-                wr.BarPlot(title="Speech, by model", metrics=["test/tts/wer"], groupby=by_model,
+                wr.BarPlot(title="TTS, by model", metrics=["test/tts/wer"], groupby=by_model,
                            groupby_aggfunc="mean", groupby_rangefunc="minmax"),
                 wr.LinePlot(title="WER on dev, by model", x=STEP, y=["dev/wer"], groupby=by_model,
                             groupby_aggfunc="mean", groupby_rangefunc="minmax"),
@@ -85,7 +85,7 @@ def _pictures(title: str, *figures: str) -> wr.MediaBrowser:
 
 
 def metrics_of(board: ws.Workspace) -> list[str]:
-    """Every metric that a panel draws, as a regular expression."""
+    """Metrics of all panels, as regular expressions."""
     found = []
     for section in board.sections:
         for panel in section.panels:
@@ -97,25 +97,28 @@ def metrics_of(board: ws.Workspace) -> list[str]:
 
 
 def dashboard(entity: str, project: str, runs: Path) -> None:
-    """Saves the workspace into the user's project; without a key, says what it holds and how to go on.
+    """Saves the workspace to the user's project; without a W&B key, validates it and prints instructions.
 
-    runs: the folder of the local runs, whose metrics tell which panels will be empty.
+    runs: folder of local runs, used to report panels without data.
     """
     board = workspace(entity or "you", project)
-    board._to_model()  # what the service would be sent: refuses what it does not know
+    board._to_model()  # validates the workspace
     logged = {name for run in sorted(runs.glob("*")) if run.is_dir() for name in read_metrics(run)}
     empty = [one for one in metrics_of(board) if not any(re.fullmatch(one, name) for name in logged)]
     for section in board.sections:
         print(f"{section.name:<15} {len(section.panels)} panels")
     if logged and empty:
-        print(f"no run in {runs} has {', '.join(sorted({*empty})).replace(chr(92), '')}: those stay empty")
+        print(
+            f"no run in {runs} has {', '.join(sorted({*empty})).replace(chr(92), '')}: these panels stay "
+            "empty"
+        )
     if not wandb.login(prompt=False):
         print(
-            "\nThe dashboard is valid, but there is no W&B key here. Once: `wandb login`; send the runs: "
-            f"`wandb sync {runs}/NAME/wandb/offline-run-*`; then this command again, with --entity and "
+            "\nThe dashboard is valid, but there is no W&B key. Run `wandb login`, upload the runs with "
+            f"`wandb sync {runs}/NAME/wandb/offline-run-*`, and run this command again with --entity and "
             "--project."
         )
         return
     if not entity:
         board.entity = wandb.Api().default_entity
-    board.save()  # it prints where
+    board.save()  # prints the URL

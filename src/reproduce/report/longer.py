@@ -1,4 +1,4 @@
-"""What the comparison's models, and the paper's own settings, come to when they are trained longer."""
+"""Section on longer training of the comparison's models and of the paper's settings."""
 
 from pathlib import Path
 
@@ -17,40 +17,39 @@ LABELS = {
 
 
 def longer(folder: Path) -> str:
-    """A row for each run that has ended; empty with fewer than two. folder: results."""
+    """A row for each finished run; empty with fewer than two. folder: results."""
     found = _read(folder)
-    if len(found) < 2:  # the shipped model alone stands elsewhere
+    if len(found) < 2:  # the shipped model has its own section
         return ""
     rows = []
     for name, tasks in found.items():
         asr, tts = (tasks[task] for task in TASKS)
-        alone = asr["alone"]["text"]
+        unimodal = asr["alone"]["text"]
         rows.append([
             LABELS[name], f"{asr['config']['train']['lr']:g}", *_on_the_way(asr, (1999, 5999)),
-            percent(asr["wer"]), percent(tts["wer"]), f"{alone['before']:.2f} / {alone['after']:.2f}",
+            percent(asr["wer"]), percent(tts["wer"]), f"{unimodal['before']:.2f} / {unimodal['after']:.2f}",
             str(asr["seed"]), f"`{asr['commit']}`",
         ])  # fmt: skip
     steps = sorted({tasks["asr"]["steps"] for tasks in found.values()})
     text = (
-        f"Recognition and speech in one model, {' or '.join(f'{one:,}' for one in steps)} steps instead of "
-        "the comparison's 2,000, one seed, test. The first is of `configs/joint.yaml`: with a switch "
-        "between the tasks, dropout in the speech tower, and the checkpoint that was best on dev; the "
-        "others end with their last one. "
-        "**The terms are not equal, and favour the first**: the weights of its codebooks, hidden spans, "
-        "whitening and dropout were found in runs of 5,000 to 12,000 steps (LOG.md). The decoders have what "
-        "1,000 steps chose on dev (nothing hidden, or a loss on the prompt), another dropout, and their last "
-        "checkpoint.\n\n"
-        "![Word errors on dev over the steps](reports/figures/longer.svg)"
+        f"ASR and TTS in one model, {' or '.join(f'{one:,}' for one in steps)} steps instead of the "
+        "comparison's 2,000, one seed, test. The first run is `configs/joint.yaml`, with a next-modality "
+        "head, dropout in the speech tower, and the checkpoint with the best dev WER; the others use their "
+        "last checkpoint. **The conditions are not equal, and favour the first run**: its codebook weights, "
+        "history masking, whitening and dropout were tuned in runs of 5,000 to 12,000 steps (LOG.md). The "
+        "decoders use the training objective chosen on dev after 1,000 steps (no history masking, or a loss "
+        "on the prompt), other dropout, and their last checkpoint.\n\n![Dev WER over the "
+        "steps](reports/figures/longer.svg)"
     )
-    head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER, gold",
-            "perplexity of text, before / after", "seed", "commit"]  # fmt: skip
+    head = ["model", "lr", "ASR WER on dev, 2,000 steps", "6,000 steps", "ASR WER", "TTS WER vs reference",
+            "text perplexity before / after", "seed", "commit"]  # fmt: skip
     commands = [tasks["asr"]["command"] for tasks in found.values()]
-    return section("Six times as long", text, table(head, rows), commands)
+    return section("Longer training (12,000 steps)", text, table(head, rows), commands)
 
 
 @styled
 def draw_longer(folder: Path, figures: Path) -> list[Path]:
-    """longer: WER on dev of both tasks over the steps. folder: results."""
+    """Draws longer: dev WER of both tasks over the steps. folder: results."""
     found = _read(folder)
     if len(found) < 2:
         return []
@@ -60,13 +59,13 @@ def draw_longer(folder: Path, figures: Path) -> list[Path]:
             curve = tasks[task]["curves"][f"dev/{task}_wer"]
             steps, rates = [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve]
             line(panel, index, steps, rates, LABELS[name])
-        panel.set(title=title, xlabel="step", ylabel="WER on dev (%)", ylim=(0, None))
+        panel.set(title=title, xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return [save(figure, figures / "longer")]
 
 
 def _read(folder: Path) -> dict[str, dict[str, Result]]:
-    """By name and task, in the order of LABELS; a run without both tasks is left out."""
+    """Results by name and task, in the order of LABELS; skips a run without both tasks."""
     found: dict[str, dict[str, Result]] = {}
     for name in LABELS:
         inside = folder if name == "joint" else folder / "longer"
@@ -76,6 +75,6 @@ def _read(folder: Path) -> dict[str, dict[str, Result]]:
 
 
 def _on_the_way(result: Result, steps: tuple[int, ...]) -> list[str]:
-    """WER on dev after some steps (counted from 0)."""
+    """Dev WER at some steps (counted from 0)."""
     curve = dict(result["curves"]["dev/asr_wer"])
     return [percent(curve[step]) for step in steps]

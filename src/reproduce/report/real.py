@@ -1,4 +1,4 @@
-"""The section of real corpora and of towers from elsewhere, from results/real/*.json."""
+"""Section on real corpora and external text towers, from results/real/*.json."""
 
 from pathlib import Path
 
@@ -7,22 +7,21 @@ from reproduce.report.runs import Result, read_folder
 
 
 def real(folder: Path) -> str:
-    """Recognition on other data, or with another text tower, than the rest of RESULTS.md; and what encoding
-    costs."""
+    """ASR on other data or with other text towers, and the speed of encoding. folder: results/real."""
     found = read_folder(folder)
     runs = [one for one in found.values() if one.get("task") == "asr"]
-    transcript = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
-    parts = [recognition(runs, transcript)] if runs else []
+    codec_results = {one["name"]: one for one in found.values() if one.get("task") == "codec"}
+    parts = [recognition(runs, codec_results)] if runs else []
     if encoding := found.get("encoding"):
         parts.append(encoded(encoding))
     return "\n".join(parts)
 
 
-def recognition(runs: list[Result], transcript: dict[str, Result]) -> str:
-    """heard: by the name of a run, what the judge makes of its recordings and their round trips."""
+def recognition(runs: list[Result], codec_results: dict[str, Result]) -> str:
+    """A row for each run. codec_results: by run name, ASR scores of its recordings and their resynthesis."""
     rows = []
     for one in runs:
-        judge = transcript.get(one["name"])
+        scored = codec_results.get(one["name"])
         parts = ", ".join(f"{name} {percent(part['wer'])}" for name, part in one.get("by_subset", {}).items())
         rows.append([
             one["name"],
@@ -34,26 +33,22 @@ def recognition(runs: list[Result], transcript: dict[str, Result]) -> str:
             f"{one['utterances']} / {one['words']:,}",
             percent(one["wer"]) + (f" ({parts})" if parts else ""),
             percent(one["shuffled_wer"], 0) if "shuffled_wer" in one else "",
-            f"{percent(judge['rows'][0]['wer'])} / {percent(judge['rows'][1]['wer'])}" if judge else "",
+            f"{percent(scored['rows'][0]['wer'])} / {percent(scored['rows'][1]['wer'])}" if scored else "",
             f"`{one['commit']}`",
         ])  # fmt: skip
     text = (
-        "Recognition with a language model of elsewhere as the frozen text tower (SmolLM2-135M-Instruct, "
-        "from a 4-bit "
-        "GGUF file, zipped to the shipped speech tower), on the embedded corpus, and on a sample of real "
-        "LibriSpeech: 202 utterances of two speakers to train on, five speakers of test-other to test; the "
-        "codec "
-        "has heard one synthetic voice alone. The sample shows that the commands run on the corpus as "
-        "published; "
-        "an hour of speech teaches nobody to recognise. *Judge*: Whisper tiny.en on the recordings, and on "
-        "the "
-        "codec's round trips of them."
+        "ASR with an external language model as the frozen text tower (SmolLM2-135M-Instruct, from a 4-bit "
+        "GGUF file, zipped to the shipped speech tower), on the synthetic corpus and on a sample of real "
+        "LibriSpeech: 202 training utterances of two speakers, five speakers of test-other for testing. The "
+        "codec was trained on one synthetic voice. The sample shows that the commands run on the corpus as "
+        "published; an hour of speech is too little to learn ASR. *ASR scorer*: Whisper tiny.en on the "
+        "recordings, and on their codec resynthesis."
     )
     head = ["run", "corpus", "parameters", "trained", "steps", "training", "test utterances / words", "WER",
-            "shuffled", "judge, recordings / round trips", "commit"]  # fmt: skip
-    commands = [*runs, *transcript.values()]
+            "WER, mismatched audio", "ASR scorer on recordings / resynthesis", "commit"]  # fmt: skip
+    commands = [*runs, *codec_results.values()]
     return section(
-        "Real corpora, and a text tower of elsewhere",
+        "Real corpora, and an external text tower",
         text,
         table(head, rows),
         [c["command"] for c in commands],
@@ -61,10 +56,10 @@ def recognition(runs: list[Result], transcript: dict[str, Result]) -> str:
 
 
 def encoded(result: Result) -> str:
-    """Ratios within one run."""
+    """Speed of encoding, as ratios within one run."""
     figures = result["figures"]
     rows = [
-        ["the codec in a bare loop", f"{figures['bare']:g} hours an hour", ""],
+        ["the codec in a bare loop", f"{figures['bare']:g} hours per hour", ""],
         [
             "`zipper prepare`, one process",
             f"{figures['one']:g} hours an hour",
@@ -77,8 +72,7 @@ def encoded(result: Result) -> str:
         ],
     ]
     text = (
-        f"encodec_24khz at 1.5 kbps with random weights, {result['utterances']} utterances, one thread a "
-        "process, one "
-        "measurement after the other. Preparing reads, resamples, batches and writes besides."
+        f"encodec_24khz at 1.5 kbps with random weights, {result['utterances']} utterances, one thread per "
+        "process, measured one after the other. `zipper prepare` also reads, resamples, batches and writes."
     )
     return section("Encoding", text, table(["what", "speed", "ratio"], rows), [result["command"]])

@@ -1,4 +1,4 @@
-"""Results of a comparison, read back: by model, task and seed, and tested in pairs."""
+"""Results of the comparison by model, task and seed, with paired tests and model selection."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,13 +14,16 @@ Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
 
 NAMES = {
     "single-decoder": "Single Decoder",
-    "single-decoder-speech": "Single Decoder, given speech too",
+    "single-decoder-speech": "Single Decoder, + unlabelled speech pre-training",
     "zipper-frozen": "Zipper, speech tower frozen",
     "zipper": "Zipper",
 }
-BASELINES = {"single-decoder": "the Single Decoder", "single-decoder-speech": "the one given speech too"}
+BASELINES = {
+    "single-decoder": "the Single Decoder",
+    "single-decoder-speech": "the Single Decoder, + unlabelled speech pre-training",
+}
 
-# Tiny, and Tiny/128M: WER of ASR on test-clean / test-other, of TTS against gold / target (Tables 1 and 2).
+# Tables 1 and 2, Tiny and Tiny/128M: ASR WER on test-clean / test-other, TTS WER vs gold / target.
 PAPER = {
     "asr": {"single-decoder": "3.78 / 7.53", "zipper-frozen": "3.47* / 8.37**", "zipper": "3.54 / 8.34**"},
     "tts": {
@@ -32,18 +35,18 @@ PAPER = {
 
 
 def read_folder(folder: Path, utterances: bool = False) -> dict[str, Result]:
-    """All result files of a folder, by name."""
+    """Results of a folder, by file name."""
     return {file.stem: read_result(file, utterances) for file in sorted(folder.glob("*.json"))}
 
 
 def read_tasks(folder: Path, name: str, tasks: Iterable[str], utterances: bool = False) -> dict[str, Result]:
-    """NAME-TASK.json of each of the tasks that is there."""
+    """Results NAME-TASK.json by task, for the files that exist."""
     files = {task: folder / f"{name}-{task}.json" for task in tasks}
     return {task: read_result(file, utterances) for task, file in files.items() if file.is_file()}
 
 
 def read_runs(folder: Path, utterances: bool = True) -> Runs:
-    """By model and task, in the order of the seeds."""
+    """Results by model and task, in the order of seeds."""
     runs: Runs = {}
     for model in NAMES:
         for file in sorted(folder.glob(f"{model}-seed*-*.json")):
@@ -52,7 +55,7 @@ def read_runs(folder: Path, utterances: bool = True) -> Runs:
     return runs
 
 
-CHOICES = "choices"  # the grid: spans hidden, or a loss on the prompt, for each model
+CHOICES = "choices"  # sweep of the training objective for each model
 OWN = {
     "lr",
     "optimiser",
@@ -63,7 +66,7 @@ OWN = {
 
 
 def check_equal_terms(runs: Runs) -> None:
-    """Raises DataError where a run had other data, steps or evaluation than the others."""
+    """Raises DataError if runs differ in data, steps or evaluation."""
     results = [one for tasks in runs.values() for several in tasks.values() for one in several]
     first = results[0]
     for one in results[1:]:
@@ -80,7 +83,7 @@ def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
     for key in ("steps", "utterances", "decoding", "checkpoint"):
         yield key, first[key], one[key]
     for part in ("data", "train", "evaluate", "decode"):
-        usual = to_dict(RunConfig())[part]  # of settings that an older result does not know yet
+        usual = to_dict(RunConfig())[part]  # defaults of settings that an older result lacks
         ours, its = ({**usual, **side["config"][part]} for side in (first, one))
         for key in sorted({*ours, *its} - OWN):
             yield f"{part}.{key}", ours.get(key), its.get(key)
@@ -89,16 +92,20 @@ def _terms(first: Result, one: Result) -> Iterator[tuple[str, Any, Any]]:
 
 
 def capped(one: Result) -> Result:
-    """The same result with the errors of each sentence capped at its words. Whatever is chosen on dev is
-    chosen by it: a sentence on which a model, or the ASR scorer, repeats itself must not decide."""
+    """Copy of a result with the errors of each sentence capped at its number of words.
+
+    Used for model selection on dev, so that a sentence with repetition does not decide.
+    """
     kept = [{**u, "errors": min(u["errors"], u["words"])} for u in one["per_utterance"]]
     errors, words = (sum(u[key] for u in kept) for key in ("errors", "words"))
     return {**one, "per_utterance": kept, "errors": errors, "wer": errors / max(words, 1)}
 
 
 def best_rate(found: list[Result]) -> float:
-    """The learning rate that a search chooses: of the lowest WER on dev, errors `capped`; where others cannot
-    be told from it (`Comparison.verdict`), the one among them with the lowest dev loss of text."""
+    """Learning rate with the lowest dev WER (errors `capped`).
+
+    Among the rates that do not differ significantly from it, the one with the lowest dev loss of text.
+    """
     found = [capped(one) for one in found]
     lowest = min(found, key=lambda one: one["wer"])
     near = [one for one in found if compare([one], [lowest]).verdict() == "open"]
@@ -106,33 +113,35 @@ def best_rate(found: list[Result]) -> float:
 
 
 def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
-    """Of results by choice and task: the choice with the lowest mean of both word error rates, errors
-    `capped`; or the first, which is what all models share, where that one is better in neither task
-    (`Comparison.verdict`)."""
+    """Choice with the lowest mean WER of both tasks (errors `capped`).
+
+    The first choice, shared by all models, unless the other is significantly better in a task. found: results
+    by choice and task.
+    """
     found = {
         choice: {task: [capped(one) for one in several] for task, several in tasks.items()}
         for choice, tasks in found.items()
     }
     first = next(iter(found))
     lowest = min(found, key=lambda choice: sum(several[0]["wer"] for several in found[choice].values()))
-    told = [compare(found[lowest][task], found[first][task]).verdict() for task in found[first]]
-    return lowest if "better" in told else first
+    verdicts = [compare(found[lowest][task], found[first][task]).verdict() for task in found[first]]
+    return lowest if "better" in verdicts else first
 
 
 def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:
-    """Of a model with another one, over the seeds that both have; None where there are none."""
+    """Compares two models over their common seeds; None without one."""
     return paired(runs.get(model, {}).get(task, []), runs.get(baseline, {}).get(task, []), column)
 
 
 def paired(a: list[Result], b: list[Result], column: str = "errors") -> Comparison | None:
-    """`compare` over the seeds that both sides have run; None where there are none."""
+    """Compares results over their common seeds; None without one."""
     seeds = {one["seed"] for one in a} & {one["seed"] for one in b}
     ours, theirs = ([one for one in side if one["seed"] in seeds] for side in (a, b))
     return compare(ours, theirs, column) if seeds else None
 
 
-def beside(found: Comparison | None) -> str:
-    """-3.1 (-4.0 to -2.2), p < 0.0001"""
+def difference_text(found: Comparison | None) -> str:
+    """Formats a comparison: "-3.1 (-4.0 to -2.2), p < 0.0001"."""
     if found is None or found.different == 0:
         return ""
     a, low, high = (100 * value for value in (found.difference, found.low, found.high))

@@ -1,12 +1,11 @@
-"""The section of runs that cannot be lost, from results/{faults,bad-input,saving}.json."""
+"""Section on fault tolerance, from results/{faults,bad-input,saving}.json."""
 
 from reproduce.report.markdown import percent, section, table
 from reproduce.report.runs import Result
 
 
 def safety(found: dict[str, Result]) -> str:
-    """Faults, bad inputs, and what it costs. found: result files by name; empty where there is no
-    campaign."""
+    """Faults, bad input, and overhead. found: results by file name; empty without fault results."""
     campaign = found.get("faults")
     if campaign is None:
         return ""
@@ -22,36 +21,30 @@ def safety(found: dict[str, Result]) -> str:
     total = [f"**{campaign[key]}**" for key in ("times", "recovered", "identical", "lost")]
     rows.append(["**all**", "", *total, ""])
     text = (
-        f"Small real runs (mixture of both tasks, dropout, accumulation, a worker process; "
-        f"{campaign['config']['train']['steps']} steps) are hit at random moments, up to three times each, "
-        "and "
-        "the same command is given again. *Recovered*: it ended well. *Identical*: weights of the last and "
-        "the "
-        "best checkpoint, optimiser, schedule, every logged metric and the result files are those of the "
-        "unbroken run, and of a store every byte. *Lost*: a checkpoint that was there before is gone or "
-        "broken. "
-        f"{campaign['minutes']} minutes, {campaign['jobs']} runs at a time (`{campaign['commit']}`). "
-        "Negative exit codes: killed by that signal."
+        "Faults are injected at random moments into small real runs, up to three per run (both tasks, "
+        f"dropout, gradient accumulation, a worker process; {campaign['config']['train']['steps']} steps), "
+        "and the same command is run again. *Recovered*: it succeeds. *Identical*: weights of the last and "
+        "the best checkpoint, optimiser, schedule, all logged metrics and the result files equal those of "
+        "the uninterrupted run; for an encoded dataset, every byte does. *Lost*: an existing checkpoint "
+        f"disappears or is damaged. {campaign['minutes']} minutes, {campaign['jobs']} parallel runs "
+        f"(`{campaign['commit']}`). A negative exit code is the signal that killed the process."
     )
     commands = [campaign["command"]]
     if clear := found.get("bad-input"):
         entries = ", ".join(f"{name} {count}" for name, count in sorted(clear["by_command"].items()))
         text += (
-            f"\n\nBad input: {clear['clear']} of {clear['cases']} cases over every command ({entries}) end "
-            "in an "
-            "error of the expected type, which names the thing, its value and the fix, before work starts "
+            f"\n\nBad input: {clear['clear']} of {clear['cases']} cases over all commands ({entries}) raise "
+            "an error of the expected type, which names the key, its value and the fix, before any work "
             f"(`{clear['commit']}`)."
         )
         commands.append(clear["command"])
     if saving := found.get("saving"):
         text += (
-            f"\n\nWhat it costs: with a checkpoint every {saving['save_every']} steps, every step checked "
-            "and "
-            f"signals listened to, training runs at {percent(saving['figures']['ratio'])} of the speed that "
-            "it "
-            f"has without ({saving['figures']['exact']:.2f} against {saving['figures']['bare']:.2f} steps/s, "
-            f"blocks of one training that took turns, {saving['threads']} threads, `{saving['commit']}`)."
+            f"\n\nOverhead: with a checkpoint every {saving['save_every']} steps, a check of every step, and "
+            f"signal handling, training runs at {percent(saving['figures']['ratio'])} of its speed without "
+            f"them ({saving['figures']['exact']:.2f} against {saving['figures']['bare']:.2f} steps/s, "
+            f"alternating blocks of one training, {saving['threads']} threads, `{saving['commit']}`)."
         )
         commands.append(saving["command"])
     head = ["command", "fault", "times", "recovered", "identical", "lost", "exit codes"]
-    return section("Runs that cannot be lost", text, table(head, rows), commands)
+    return section("Fault tolerance", text, table(head, rows), commands)

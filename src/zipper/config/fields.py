@@ -1,4 +1,4 @@
-"""What all sections of the settings are made of."""
+"""Field helpers and checks shared by all config sections."""
 
 from dataclasses import field
 from typing import Any
@@ -8,28 +8,28 @@ from zipper.errors import ConfigError
 TASKS = {"asr": ("speech", "text"), "tts": ("text", "speech"), "speech": ("speech",), "text": ("text",)}
 
 
-def setting(default: Any, meaning: str) -> Any:
-    """A field with its meaning, which `--help` prints."""
+def setting(default: Any, help: str) -> Any:
+    """Dataclass field with a default and a help text."""
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"meaning": meaning})
-    return field(default=default, metadata={"meaning": meaning})
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
 
 
-def section(of: type) -> Any:
-    """A field that is a dataclass of settings itself."""
-    return field(default_factory=of)
+def section(cls: type) -> Any:
+    """Dataclass field that holds a config section."""
+    return field(default_factory=cls)
 
 
 def check_name(setting: str, value: str, forbidden: str, most: int) -> None:
-    """Raises ConfigError where a name cannot be one part of a path, or another service would refuse it.
+    """Raises ConfigError if a name is not a valid path component or service name.
 
-    forbidden: characters; most: bytes in UTF-8.
+    forbidden: characters that are not allowed; most: maximum length in bytes of UTF-8.
     """
     bad = [one for one in value if one in forbidden or ord(one) < 32 or "\ud800" <= one <= "\udfff"]
     if not value.strip():
         why = "is empty"
     elif bad:
-        why = f"has {bad[0]!r} in it"
+        why = f"contains {bad[0]!r}"
     elif value[0] in ".-" or value != value.strip():
         why = "begins with a dot or a dash, or begins or ends with a space"
     elif len(value.encode()) > most:
@@ -37,19 +37,20 @@ def check_name(setting: str, value: str, forbidden: str, most: int) -> None:
     else:
         return
     shown = value if len(value) < 60 else f"{value[:60]}..."
-    raise ConfigError(f"{setting}={shown!r} {why}. Give letters, digits, '-', '_' or '.', at most {most}.")
+    raise ConfigError(f"{setting}={shown!r} {why}. Use letters, digits, '-', '_' or '.', at most {most}.")
 
 
-def within(of: Any, section: str, low: float, high: float, *names: str) -> None:
-    """Every number of these settings, one or several."""
+def check_range(cfg: Any, section: str, low: float, high: float, *names: str) -> None:
+    """Raises ConfigError if a number of these settings, or of these lists, is outside [low, high]."""
     for name in names:
-        value = getattr(of, name)
+        value = getattr(cfg, name)
         if not all(low <= one <= high for one in (value if isinstance(value, list | tuple) else [value])):
             key = f"{section}.{name}".lstrip(".")
-            raise ConfigError(f"{key}={value} must lie within {low:g} and {high:g}.")
+            raise ConfigError(f"{key}={value} must lie between {low:g} and {high:g}.")
 
 
-def at_least_one(of: Any, section: str, *names: str) -> None:
+def check_positive(cfg: Any, section: str, *names: str) -> None:
+    """Raises ConfigError if one of these settings is below 1."""
     for name in names:
-        if getattr(of, name) < 1:
-            raise ConfigError(f"{section}.{name}={getattr(of, name)} must be at least 1.")
+        if getattr(cfg, name) < 1:
+            raise ConfigError(f"{section}.{name}={getattr(cfg, name)} must be at least 1.")

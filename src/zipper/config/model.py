@@ -4,52 +4,50 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from zipper.config.fields import at_least_one, section, setting, within
+from zipper.config.fields import check_positive, check_range, section, setting
 from zipper.errors import ConfigError
 
 
 @dataclass
 class TowerConfig:
     layers: int = setting(6, "transformer layers")
-    width: int = setting(128, "of the residual stream")
+    width: int = setting(128, "width of the residual stream")
     heads: int = setting(4, "query heads")
     kv_heads: int = setting(4, "key and value heads (GQA); divides heads")
-    hidden: int = setting(384, "of the SwiGLU feed-forward")
-    head_size: int = setting(0, "of a head; 0: width / heads")
-    rope_base: float = setting(10_000.0, "of the rotary positions")
+    hidden: int = setting(384, "hidden width of the SwiGLU feed-forward")
+    head_size: int = setting(0, "size of a head; 0: width / heads")
+    rope_base: float = setting(10_000.0, "base of the rotary position embedding")
     rope_scaling: list[float] = setting(
         [],
-        "Llama 3's: factor, low and high frequency factor, tokens pre-trained on; one number: linear; none",
+        "one number: linear; four: Llama 3 (factor, low and high frequency factor, context length); []: none",
     )
-    qkv_bias: bool = setting(False, "queries, keys and values have a bias (Qwen2)")
-    qk_norm: bool = setting(False, "queries and keys pass an RMSNorm (Qwen3)")
-    tied: bool = setting(True, "the embedding is the head as well")
-    norm_eps: float = setting(1e-6, "of RMSNorm")
-    vocabulary: int = setting(0, "tokens of one codebook; 0: from the store")
-    codebooks: int = setting(0, "tokens a column; 0: from the store (text has 1)")
-    pattern: Literal["delay", "parallel"] = setting("delay", "of its columns; from codec.pattern")
-    specials: list[int] = setting([0, 1], "ids that begin and end a text; from the store's tokenizer")
-    dropout: float = setting(0.0, "after attention and feed-forward, in training")
+    qkv_bias: bool = setting(False, "bias of queries, keys and values (Qwen2)")
+    qk_norm: bool = setting(False, "RMSNorm on queries and keys (Qwen3)")
+    tied: bool = setting(True, "share the weights of embedding and output head")
+    norm_eps: float = setting(1e-6, "epsilon of RMSNorm")
+    vocabulary: int = setting(0, "vocabulary size of one codebook; 0: from the encoded dataset")
+    codebooks: int = setting(0, "codebooks (tokens per timestep; text has 1); 0: from the encoded dataset")
+    pattern: Literal["delay", "parallel"] = setting("delay", "codebook pattern; set from codec.pattern")
+    specials: list[int] = setting([0, 1], "ids of BOS and EOS; set from the tokenizer")
+    dropout: float = setting(0.0, "dropout after attention and feed-forward")
     init: str | None = setting(
-        None, "folder of a pre-trained tower, which then gives the shape; none: random"
+        None, "folder of a pre-trained tower, which also sets its shape; none: random weights"
     )
-    frozen: bool = setting(False, "keep the tower's own weights as they are")
-    lora: int = setting(
-        0, "rank of LoRA, which then learns while the tower's own weights stay as they are; 0: none"
-    )
-    interval: int = setting(2, "layers from one zip to the next")
+    frozen: bool = setting(False, "do not train the weights of the tower")
+    lora: int = setting(0, "rank of LoRA, which is trained in place of the tower's weights; 0: no LoRA")
+    interval: int = setting(2, "layers between zips")
     input_projection: Literal["residual", "paper", "none"] = setting(
         "residual", "residual: x + gate * MLP(x); paper: ReLU(MLP(x)); none"
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "model.towers.NAME", "layers", "width", "hidden")
-        within(self, "model.towers.NAME", 0, 2**31, "head_size", "vocabulary", "codebooks", "specials")
-        within(self, "model.towers.NAME", 1, 1e30, "rope_base")
-        within(self, "model.towers.NAME", 1e-6, 1e9, "rope_scaling")
-        within(self, "model.towers.NAME", 0, 1, "norm_eps")
+        check_positive(self, "model.towers.NAME", "layers", "width", "hidden")
+        check_range(self, "model.towers.NAME", 0, 2**31, "head_size", "vocabulary", "codebooks", "specials")
+        check_range(self, "model.towers.NAME", 1, 1e30, "rope_base")
+        check_range(self, "model.towers.NAME", 1e-6, 1e9, "rope_scaling")
+        check_range(self, "model.towers.NAME", 0, 1, "norm_eps")
         if self.heads < 1 or (not self.head_size and self.width % self.heads):
-            raise ConfigError(f"heads={self.heads} does not divide width={self.width}. Pick a divisor.")
+            raise ConfigError(f"heads={self.heads} does not divide width={self.width}. Choose a divisor.")
         if self.size % 2:
             raise ConfigError(
                 f"width={self.width} / heads={self.heads} (or head_size={self.head_size}) is odd; rotary "
@@ -58,63 +56,63 @@ class TowerConfig:
         if len(self.rope_scaling) not in (0, 1, 4) or not all(value > 0 for value in self.rope_scaling):
             raise ConfigError(
                 f"rope_scaling={self.rope_scaling}: give a factor, or Llama 3's factor, low and high "
-                "frequency "
-                "factor and tokens, all more than 0; or nothing."
+                "frequency factor and tokens, all more than 0; or nothing."
             )
         if self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise ConfigError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Pick a divisor.")
+            raise ConfigError(
+                f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Choose a divisor."
+            )
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} is a share: give at least 0 and less than 1.")
+            raise ConfigError(f"dropout={self.dropout} must be at least 0 and less than 1.")
         if self.lora < 0 or (self.lora and self.frozen):
             raise ConfigError(
                 f"lora={self.lora} with frozen={self.frozen}: a tower is frozen, or LoRA learns beside it, "
-                "or all "
-                "of it learns. Give one of the two, and a rank of at least 0."
+                "or all of it learns. Give one of the two, and a rank of at least 0."
             )
-        if self.init is None or self.interval < 1:  # else the layers are those of the folder
+        if self.init is None or self.interval < 1:  # otherwise the folder sets the number of layers
             self.check_interval()
 
     def check_interval(self) -> None:
-        """Raises ConfigError where there would be no zip."""
+        """Raises ConfigError if the tower would have no zip."""
         if self.interval < 1 or self.interval > self.layers:
             raise ConfigError(
-                f"interval={self.interval} leaves no zip in a tower "
-                f"of layers={self.layers}. Pick 1 to {self.layers}."
+                f"interval={self.interval} leaves no zip in a tower of layers={self.layers}. Choose 1 to "
+                f"{self.layers}."
             )
 
     @property
     def size(self) -> int:
-        """Of a head."""
+        """Size of a head."""
         return self.head_size or self.width // self.heads
 
 
 @dataclass
 class ZipConfig:
-    heads: int = setting(4, "of the cross-attention; divides the width of each tower")
+    heads: int = setting(4, "heads of the cross-attention; a divisor of each tower's width")
     projection_depth: int = setting(
-        1, "layers of g, which bridges the widths (paper 3.1: linear; 4.1: an MLP of 3); 1 measured best"
+        1, "layers of the projection g (paper 3.1: linear; 4.1: 3-layer MLP); 1 measured best"
     )
     position: Literal["none", "sinusoidal", "rotary"] = setting(
-        "rotary", "what the cross-attention knows of positions"
+        "rotary", "position encoding of the cross-attention"
     )
     gate_init: float = setting(
-        0.5, "a and b in tanh(a), tanh(b) at the start; 0: closed, each tower starts as its own old self"
+        0.5, "initial a and b of the gates tanh(a), tanh(b); 0: closed, so each tower starts unchanged"
     )
-    feed_forward: int = setting(4, "hidden width of the block's feed-forward, in widths of the tower")
+    feed_forward: int = setting(
+        4, "hidden width of the zip's feed-forward, as a multiple of the tower's width"
+    )
     diagonal: float = setting(
-        1.0, "initial bias of rotary queries and keys: a zip starts by looking at its own time"
+        1.0, "initial bias of rotary queries and keys, which starts the attention on the time diagonal"
     )
 
-    whiten: bool = setting(
-        False, "start each g by whitening the states that it reads; for towers that have been pre-trained"
-    )
+    whiten: bool = setting(False, "initialise each g to whiten its input states; for pre-trained towers")
     rescale: bool = setting(
-        False, "start each zip at the scale of the states it adds to; large language models have large ones"
+        False, "initialise each zip to the scale of the states that it is added to; for large language models"
     )
 
     def __post_init__(self) -> None:
-        at_least_one(self, "model.zip", "heads", "projection_depth", "feed_forward")
-        within(self, "model.zip", -1000, 1000, "gate_init", "diagonal")
+        check_positive(self, "model.zip", "heads", "projection_depth", "feed_forward")
+        check_range(self, "model.zip", -1000, 1000, "gate_init", "diagonal")
 
 
 def _default_towers() -> dict[str, TowerConfig]:
@@ -125,13 +123,13 @@ def _default_towers() -> dict[str, TowerConfig]:
 class ModelConfig:
     kind: Literal["zipper", "single_decoder"] = setting(
         "zipper",
-        "zipper; or the paper's baseline: the first modality's tower, its vocabulary grown by all others",
+        "zipper, or the paper's baseline: the first modality's tower with the vocabulary of all modalities",
     )
-    modalities: list[str] = setting(["text", "speech"], "names of the towers, declared once")
+    modalities: list[str] = setting(["text", "speech"], "modalities, one tower each")
     towers: dict[str, TowerConfig] = field(default_factory=_default_towers)
     zip: ZipConfig = section(ZipConfig)
     switch: bool = setting(
-        False, "a small head that learns which modality follows a segment, or none (for `--then auto`)"
+        False, "next-modality head: predicts the modality after a segment, or the end (for `--then auto`)"
     )
 
     def __post_init__(self) -> None:
@@ -145,21 +143,21 @@ class ModelConfig:
                 )
         if missing := [name for name in self.modalities if name not in self.towers]:
             raise ConfigError(
-                f"model.modalities names {missing}, but model.towers has no such tower. Describe it there."
+                f"model.modalities names {missing}, but model.towers has no such tower. Add it there."
             )
         if self.kind == "single_decoder":
             self._check_single_decoder()
         if not any(self.towers[n].init and not self.towers[n].vocabulary for n in self.modalities):
-            self.check_widths()  # else a folder has yet to give one
+            self.check_widths()  # otherwise the folder sets the width later
 
     def check_widths(self) -> None:
-        """Raises ConfigError where the zips' heads do not divide a tower."""
+        """Raises ConfigError if zip.heads does not divide the width of a tower."""
         for name in self.modalities:
             width = self.towers[name].width
             if len(self.modalities) > 1 and width % (2 * self.zip.heads):
                 raise ConfigError(
                     f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "
-                    f"into even heads. Pick a divisor of {width // 2}."
+                    f"into heads of even size. Choose a divisor of {width // 2}."
                 )
 
     def _check_single_decoder(self) -> None:

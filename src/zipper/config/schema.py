@@ -1,4 +1,4 @@
-"""Every setting, its meaning and its default. Mistakes that can be seen here are refused here."""
+"""Config dataclasses of data, codec, logging and a whole run, with checks of their values."""
 
 import difflib
 import itertools
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from zipper.config.evaluation import DecodeConfig, EvaluateConfig, JudgeConfig, SamplingConfig
-from zipper.config.fields import TASKS, at_least_one, check_name, section, setting, within
+from zipper.config.fields import TASKS, check_name, check_positive, check_range, section, setting
 from zipper.config.model import ModelConfig, TowerConfig, ZipConfig
 from zipper.config.training import TasksConfig, TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
@@ -38,77 +38,73 @@ CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest"
 class DataConfig:
     corpus: str = setting(
         "spoken",
-        "spoken: the embedded corpus, read aloud by a small neural voice; librispeech, libritts, librilight "
-        "(speech "
-        "alone), text (alone), manifest (.tsv or .jsonl of your own); several: librispeech+libritts",
+        "spoken: the synthetic corpus, read by a small TTS voice; librispeech, libritts, librilight "
+        "(speech alone), text (alone), manifest (.tsv or .jsonl of your own); several: librispeech+libritts",
     )
-    folder: str | None = setting(
-        None, "where published corpora lie (the folder of LibriSpeech/, LibriTTS/); the file of a manifest"
-    )
+    folder: str | None = setting(None, "folder that holds LibriSpeech/, LibriTTS/; or the file of a manifest")
     splits: dict[str, list[str]] = setting(
-        {}, "subsets of train, dev and test, or parts of them (train-clean-100/26); none: all of the corpus"
+        {}, "subsets for train, dev and test, or parts of them (train-clean-100/26); none: the whole corpus"
     )
     tasks: dict[str, list[str]] = setting(
-        {}, "corpora that a task takes (paper: asr: [librispeech], tts: [libritts]); none: all that can"
+        {}, "corpora of each task (paper: asr: [librispeech], tts: [libritts]); none: all that fit"
     )
     text_folder: str | None = setting(
-        None, "folder of .txt files to read aloud; none: our grammar's sentences"
+        None, "folder of .txt files for the synthetic corpus; none: sentences of a grammar"
     )
-    train: int = setting(4000, "utterances to train on (spoken)")
-    dev: int = setting(
-        300, "utterances to choose by (spoken; of others, that are held out if they have no splits)"
-    )
-    test: int = setting(400, "utterances to report on (likewise)")
-    rates: tuple[float, float] = setting((1.05, 1.3), "slowest and fastest speaking rate, drawn evenly")
-    seed: int = setting(1, "of the sentences, rates and pitches")
+    train: int = setting(4000, "training utterances (spoken)")
+    dev: int = setting(300, "dev utterances (spoken; also held out from a corpus that has no splits)")
+    test: int = setting(400, "test utterances (likewise)")
+    rates: tuple[float, float] = setting((1.05, 1.3), "slowest and fastest speaking rate, sampled uniformly")
+    seed: int = setting(1, "seed of sentences, speaking rates and pitches")
     tokenizer: str | None = setting(
-        None, "tokenizer.json of the text tower; none: trained on the training text"
+        None, "tokenizer.json of the text tower; none: train one on the training text"
     )
-    subwords: int = setting(640, "most subwords of a tokenizer trained here, specials included")
-    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed")
+    subwords: int = setting(640, "maximum vocabulary of a new tokenizer, including special tokens")
+    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed (seconds)")
     only: int | None = setting(
-        None, "train on so many utterances only; a smaller share is nested in a larger one"
+        None, "number of training utterances to use; smaller subsets are nested in larger ones"
     )
 
     def __post_init__(self) -> None:
         if min(self.train, self.dev, self.test) < 1:
             raise ConfigError(
-                f"data.train={self.train}, data.dev={self.dev}, data.test={self.test}: "
-                "every split needs an utterance."
+                f"data.train={self.train}, data.dev={self.dev}, data.test={self.test}: every split needs an "
+                "utterance."
             )
         if not 0.5 <= self.rates[0] <= self.rates[1] <= 2.0:
             raise ConfigError(
-                f"data.rates={list(self.rates)}: give slowest and fastest within 0.5 and 2.0, in order."
+                f"data.rates={list(self.rates)}: give the slowest and the fastest, in order, between 0.5 and "
+                "2.0."
             )
-        at_least_one(self, "data", "subwords")
+        check_positive(self, "data", "subwords")
         if not self.max_seconds > 0:
             raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
             close = difflib.get_close_matches(unknown[0], CORPORA, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"data.corpus={self.corpus}: {unknown[0]!r} is none of {', '.join(CORPORA)}.{hint}"
+                f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {', '.join(CORPORA)}.{hint}"
             )
         if len(self.corpora) != len({*self.corpora}):
-            raise ConfigError(f"data.corpus={self.corpus} names one twice.")
+            raise ConfigError(f"data.corpus={self.corpus} names a corpus twice.")
         if unknown := sorted({*self.splits} - {"train", "dev", "test"}):
             raise ConfigError(f"data.splits.{unknown[0]}: a split is train, dev or test.")
         for task, names in self.tasks.items():
             if task not in TASKS or (strange := [name for name in names if name not in self.corpora]):
                 what = (
-                    f"{task!r} is none of {', '.join(TASKS)}"
+                    f"{task!r} is not one of {', '.join(TASKS)}"
                     if task not in TASKS
-                    else f"{strange[0]!r} is not in it. Name one that is"
+                    else f"{strange[0]!r} is not in it. Name one of its corpora"
                 )
                 raise ConfigError(f"data.tasks with data.corpus={self.corpus}: {what}.")
         if self.only is not None and not 1 <= self.only <= (
             self.train if self.corpora == ["spoken"] else self.only
         ):
-            raise ConfigError(f"data.only={self.only} must lie within 1 and data.train={self.train}.")
+            raise ConfigError(f"data.only={self.only} must lie between 1 and data.train={self.train}.")
 
     @property
     def corpora(self) -> list[str]:
-        """Their names."""
+        """Names of the corpora."""
         return self.corpus.split("+")
 
 
@@ -116,28 +112,28 @@ class DataConfig:
 class CodecConfig:
     name: Literal["embedded", "encodec_24khz", "mimi"] = setting(
         "embedded",
-        "embedded: the small EnCodec in assets/; the official one; or Mimi, whose first codebook is semantic",
+        "embedded: zipper-codec, the small EnCodec in assets/; encodec_24khz: the official one; or mimi",
     )
     weights: str | None = setting(
-        None, "folder (embedded, mimi) or file (encodec_24khz); none: assets/codec, or cache and download"
+        None, "folder (embedded, mimi) or file (encodec_24khz); none: assets/codec, or download to the cache"
     )
     bandwidth_kbps: float | None = setting(
         None,
-        "1.5, 3, 6, 12 or 24 for encodec_24khz; 0.1375 a codebook of mimi; none: all codebooks of embedded",
+        "encodec_24khz: 1.5, 3, 6, 12 or 24; mimi: 0.1375 per codebook; embedded: none (see codebooks)",
     )
-    codebooks: int | None = setting(None, "the first so many of the embedded codec; none: all")
+    codebooks: int | None = setting(None, "codebooks to use of codec.name=embedded; none: all")
     pattern: Literal["delay", "parallel"] = setting(
-        "delay", "delay: codebook q of a frame stands q columns late; parallel: all of them in one column"
+        "delay", "delay: codebook q is shifted by q timesteps; parallel: all codebooks in one timestep"
     )
     batch_seconds: float = setting(
-        8.0, "seconds of audio encoded at a time; more is slower on a CPU, whose memory it asks for anew"
+        8.0, "seconds of audio in a batch of encoding; larger batches are slower on a CPU"
     )
 
     def __post_init__(self) -> None:
         if self.codebooks is not None and self.name != "embedded":
             raise ConfigError(
-                f"codec.codebooks={self.codebooks} is of the embedded codec; {self.name} has so many as "
-                "codec.bandwidth_kbps gives. Leave it out."
+                f"codec.codebooks={self.codebooks} is for codec.name=embedded; the codebooks of {self.name} "
+                "follow from codec.bandwidth_kbps. Leave it out."
             )
         if not self.batch_seconds > 0 or (self.codebooks is not None and self.codebooks < 1):
             raise ConfigError(
@@ -150,8 +146,8 @@ class CodecConfig:
             )
         if self.name == "mimi" and self.bandwidth_kbps is None:
             raise ConfigError(
-                "codec.bandwidth_kbps is not set: Mimi has 0.1375 a codebook, 1.1 for 8 of them, 4.4 for "
-                "all 32."
+                "codec.bandwidth_kbps is not set: Mimi has 0.1375 kbps per codebook, 1.1 for 8, 4.4 for all "
+                "32."
             )
 
 
@@ -162,21 +158,19 @@ class LogConfig:
     every: int = setting(20, "steps between logged metrics")
 
     def __post_init__(self) -> None:
-        at_least_one(self, "log", "every")
-        check_name(
-            "log.project", self.project, "/\\#?%:", 128
-        )  # as W&B has it, which asks once the run has begun
+        check_positive(self, "log", "every")
+        check_name("log.project", self.project, "/\\#?%:", 128)  # W&B's limits, checked before the run starts
 
 
 @dataclass
 class RunConfig:
-    name: str = setting("run", "of the run, and of its folder under build/runs")
-    seed: int = setting(0, "of weights, dropout and data order")
-    build: str = setting("build", "folder of corpora, stores and runs")
-    result: str | None = setting(None, "file the result is copied to, beside the run folder's own")
-    export: str | None = setting(None, "folder that a pre-trained tower, or the zipped model, is written to")
+    name: str = setting("run", "name of the run, and of its folder in build/runs")
+    seed: int = setting(0, "seed of weights, dropout and data order")
+    build: str = setting("build", "folder of corpora, encoded datasets and runs")
+    result: str | None = setting(None, "file for a copy of the result")
+    export: str | None = setting(None, "folder to export the pre-trained tower or the model to")
     resume: Literal["auto", "never"] = setting(
-        "auto", "auto: an unfinished run of the same config goes on; never: its folder is refused"
+        "auto", "auto: resume an unfinished run of the same config; never: raise an error"
     )
     data: DataConfig = section(DataConfig)
     codec: CodecConfig = section(CodecConfig)
@@ -189,12 +183,12 @@ class RunConfig:
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
-        within(self, "", 0, 2**32 - 1, "seed")
-        check_name("name", self.name, "/\\", 200)  # a folder, and with more behind it a file
+        check_range(self, "", 0, 2**32 - 1, "seed")
+        check_name("name", self.name, "/\\", 200)  # the name is part of folder and file names
         if self.evaluate.samplings > 1 and self.decode.speech.temperature == 0:
             raise ConfigError(
                 f"evaluate.samplings={self.evaluate.samplings}, but decode.speech.temperature=0 is greedy: "
-                "all would be alike. Give a temperature."
+                "all samples would be equal. Give a temperature."
             )
 
         self._check_chains()
@@ -205,17 +199,17 @@ class RunConfig:
             order = tuple(chain.split(">"))
             if len(order) < 3 or not {*itertools.pairwise(order)} <= {*hops}:
                 raise ConfigError(
-                    f"evaluate.chains: {chain!r} is no chain of three or more modalities, each step of which "
-                    f"this run learns (train.tasks={self.train.tasks.shares()}). Write it as "
+                    f"evaluate.chains: {chain!r} must have three or more modalities, and this run must train "
+                    f"each of its tasks (train.tasks={self.train.tasks.shares()}). Write it as "
                     "speech>text>speech, or give its tasks a share."
                 )
 
     def evaluates(self, task: str) -> bool:
-        """Whether recognition (asr) or speaking (tts) is watched in training, and evaluated."""
-        learnt = task in self.train.tasks.shares()
-        return learnt and (not self.evaluate.tasks or task in self.evaluate.tasks)
+        """Whether a task (asr, tts) is validated in training and evaluated after it."""
+        trained = task in self.train.tasks.shares()
+        return trained and (not self.evaluate.tasks or task in self.evaluate.tasks)
 
     @property
     def run_dir(self) -> Path:
-        """Where this run keeps everything it makes."""
+        """Folder of this run."""
         return Path(self.build) / "runs" / self.name

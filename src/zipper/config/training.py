@@ -1,9 +1,9 @@
-"""Settings of trainings."""
+"""Settings of model and codec training."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from zipper.config.fields import at_least_one, section, setting, within
+from zipper.config.fields import check_positive, check_range, section, setting
 from zipper.errors import ConfigError
 
 LossMean = Literal["modality", "document"]
@@ -11,17 +11,19 @@ LossMean = Literal["modality", "document"]
 
 @dataclass
 class TasksConfig:
-    asr: float = setting(0.0, "share of speech-to-text in the mixture; 1: every utterance once an epoch")
-    tts: float = setting(0.0, "share of text-to-speech (paper: 1.26 to 1 of asr)")
-    speech: float = setting(0.0, "share of speech alone")
-    text: float = setting(0.0, "share of text alone")
+    asr: float = setting(
+        0.0, "share of ASR (speech to text) in the mixture; 1: every utterance once per epoch"
+    )
+    tts: float = setting(0.0, "share of TTS (text to speech; the paper has 1.26 : 1 of asr)")
+    speech: float = setting(0.0, "share of speech without text")
+    text: float = setting(0.0, "share of text without speech")
 
     def __post_init__(self) -> None:
         if min(self.asr, self.tts, self.speech, self.text) < 0:
             raise ConfigError(f"train.tasks={self}: a share must not be negative. Give 0 for none.")
 
     def shares(self) -> dict[str, float]:
-        """The tasks in use."""
+        """Shares of the tasks with a share above 0."""
         return {f.name: share for f in fields(self) if (share := getattr(self, f.name))}
 
 
@@ -30,51 +32,52 @@ class TrainConfig:
     tasks: TasksConfig = section(TasksConfig)
     steps: int = setting(2000, "optimiser steps")
     tokens: int = setting(
-        4096, "padded tokens of a step (the longest tower's), over all ranks and accumulation"
+        4096, "padded tokens of an optimiser step (of the longest tower), over all ranks and micro-batches"
     )
-    accumulate: int = setting(1, "micro-batches a step on each rank")
+    accumulate: int = setting(1, "micro-batches per step on each rank")
     optimiser: Literal["adamw", "adafactor"] = setting(
-        "adamw", "adafactor (arXiv 1804.04235): its lr is a share of each matrix's own scale"
+        "adamw", "adamw, or adafactor (arXiv 1804.04235), whose lr is relative to the scale of each matrix"
     )
     lr: float = setting(1e-3, "peak learning rate")
-    gate_lr: float = setting(10.0, "learning rate of the gates, in multiples of lr")
-    betas: tuple[float, float] = setting((0.9, 0.99), "of AdamW")
-    weight_decay: float = setting(0.01, "on matrices; gates, norms and idle parts get none")
-    clip: float = setting(1.0, "largest norm of the gradient; 0: any")
+    gate_lr: float = setting(10.0, "learning rate of the gates, as a multiple of lr")
+    betas: tuple[float, float] = setting((0.9, 0.99), "betas of AdamW")
+    weight_decay: float = setting(
+        0.01, "weight decay of matrices; gates, norms and unused parameters have none"
+    )
+    clip: float = setting(1.0, "maximum gradient norm; 0: no clipping")
     warmup: int = setting(100, "steps of linear warm-up")
-    schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: falls to 0 at the last step")
-    prompt_weight: float = setting(0.0, "loss weight of what is given (the speech of asr, the text of tts)")
+    schedule: Literal["cosine", "constant"] = setting("cosine", "cosine: decays to 0 at the last step")
+    prompt_weight: float = setting(0.0, "loss weight of the prompt (the speech of asr, the text of tts)")
     loss_mean: LossMean = setting(
         "modality",
-        "modality: each one's loss is the mean over its scored tokens of a step; document: every document "
-        "weighs as an average one of its task, so that the mixture weighs the tasks",
+        "modality: mean over the scored tokens of each modality in a step; document: every document has the "
+        "weight of an average one of its task, so that the mixture weights the tasks",
     )
-    codebook_weights: list[float] = setting(
-        [], "loss weight of each codebook of speech in training, the first decides the words; none: all alike"
-    )
+    codebook_weights: list[float] = setting([], "loss weight of each speech codebook; none: all equal")
     hide: float = setting(
-        0.0, "share of the columns of spoken answers that are hidden from their own tower in training"
+        0.0,
+        "history masking: share of the timesteps of target speech masked from the speech tower in training",
     )
-    hide_span: int = setting(8, "columns hidden in a row")
-    validate_every: int = setting(500, "steps between validations; a checkpoint follows each")
-    save_every: int = setting(100, "steps between checkpoints to go on from, besides those of validations")
+    hide_span: int = setting(8, "timesteps of a masked span")
+    validate_every: int = setting(500, "steps between validations; each saves a checkpoint")
+    save_every: int = setting(100, "steps between checkpoints for resuming, besides those of validations")
     patience: int | None = setting(
-        None, "validations without a better one (dev WER, or loss) after which training stops; none: never"
+        None, "early stopping: validations without a better dev WER (or loss); none: no early stopping"
     )
-    workers: int = setting(0, "processes that load batches")
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = setting("32-true", "as Lightning names them")
-    accelerator: str = setting("auto", "as Lightning names them")
-    devices: int = setting(1, "per node")
-    nodes: int = setting(1, "machines")
-    strategy: str = setting("auto", "fsdp2, or as Lightning names them: auto, ddp, ...")
-    compile: bool = setting(False, "torch.compile layers and zips: minutes at first, for long trainings")
+    workers: int = setting(0, "processes of the data loader")
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = setting("32-true", "precision of the Trainer")
+    accelerator: str = setting("auto", "accelerator of the Trainer")
+    devices: int = setting(1, "devices per node")
+    nodes: int = setting(1, "nodes")
+    strategy: str = setting("auto", "fsdp2, or a Lightning strategy: auto, ddp, ...")
+    compile: bool = setting(False, "torch.compile layers and zips: takes minutes once; for long trainings")
     recompute: bool = setting(
         False,
-        "forget activations of layers, compute them again backwards: less memory, a third more work",
+        "activation checkpointing of layers: less memory, about a third more compute",
     )
 
     def __post_init__(self) -> None:
-        at_least_one(
+        check_positive(
             self,
             "train",
             "hide_span",
@@ -86,13 +89,13 @@ class TrainConfig:
             "devices",
             "nodes",
         )
-        within(self, "train", 0, 1e6, "gate_lr", "weight_decay", "warmup")
+        check_range(self, "train", 0, 1e6, "gate_lr", "weight_decay", "warmup")
         if self.steps > self.validate_every and self.steps % self.validate_every:
             rest = self.steps % self.validate_every
             raise ConfigError(
                 f"train.steps={self.steps} is not a multiple of train.validate_every={self.validate_every}: "
-                f"the last {rest} steps would be neither validated nor saved. "
-                f"Use train.steps={self.steps - rest}, or another train.validate_every."
+                f"the last {rest} steps would be neither validated nor saved. Use "
+                f"train.steps={self.steps - rest}, or another train.validate_every."
             )
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"train.patience={self.patience} must be at least 1, or none.")
@@ -107,17 +110,17 @@ class TrainConfig:
         if self.codebook_weights and not (min(self.codebook_weights) >= 0 < self.codebook_weights[0]):
             raise ConfigError(
                 f"train.codebook_weights={self.codebook_weights}: none may be negative, the first not 0: "
-                "it holds the end of speech."
+                "it holds the EOS of speech."
             )
         if self.hide and self.prompt_weight:
             raise ConfigError(
-                f"train.hide={self.hide} with train.prompt_weight={self.prompt_weight} would hide given "
-                "speech as well. Set one of them to 0."
+                f"train.hide={self.hide} with train.prompt_weight={self.prompt_weight} would also mask the "
+                "speech of prompts. Set one of them to 0."
             )
         if not 0 <= self.hide < 1:
-            raise ConfigError(f"train.hide={self.hide} is a share: give at least 0 and less than 1.")
+            raise ConfigError(f"train.hide={self.hide} must be at least 0 and less than 1.")
         if self.clip < 0:
-            raise ConfigError(f"train.clip={self.clip} must not be negative; 0 clips nothing.")
+            raise ConfigError(f"train.clip={self.clip} must not be negative; 0 disables clipping.")
         if not self.prompt_weight >= 0:
             raise ConfigError(f"train.prompt_weight={self.prompt_weight} must not be negative.")
 
@@ -125,34 +128,35 @@ class TrainConfig:
 @dataclass
 class TrainCodecConfig:
     steps: int = setting(14_000, "optimiser steps")
-    autoencoder: float = setting(0.15, "share of the steps before the quantiser comes in")
-    batch: int = setting(8, "crops a step")
-    seconds: float = setting(0.8, "of a crop")
-    lr: float = setting(1e-3, "peak learning rate (AdamW), falls to 0")
-    filters: int = setting(16, "of EnCodec's first convolution")
-    dimension: int = setting(128, "of the latents")
+    autoencoder: float = setting(0.15, "share of the steps before the quantiser is trained")
+    batch: int = setting(8, "crops per step")
+    seconds: float = setting(0.8, "length of a crop")
+    lr: float = setting(1e-3, "peak learning rate of AdamW, decays to 0")
+    filters: int = setting(16, "filters of EnCodec's first convolution")
+    dimension: int = setting(128, "dimension of the latents")
     ratios: list[int] = setting([4, 4, 5, 8], "strides of the decoder; their product is the hop in samples")
     sample_rate: int = setting(16_000, "Hz")
-    codebooks: int = setting(4, "residual quantisers")
-    codes: int = setting(1024, "of a codebook, a power of 2")
+    codebooks: int = setting(4, "codebooks (residual quantisers)")
+    codes: int = setting(1024, "codes of a codebook, a power of 2")
     init: str | None = setting(
-        None, "folder of a codec to go on from, quantiser included; none: random, then k-means"
+        None, "folder of a codec to start from, with its quantiser; none: random weights, then k-means"
     )
-    out: str = setting("assets/codec", "folder that the codec is written to")
+    out: str = setting("assets/codec", "output folder of the codec")
 
     def __post_init__(self) -> None:
-        at_least_one(
+        check_positive(
             self, "train_codec", "steps", "batch", "filters", "dimension", "sample_rate", "codebooks"
         )
-        within(self, "train_codec", 1, 1e6, "ratios")
+        check_range(self, "train_codec", 1, 1e6, "ratios")
         if self.codes < 2 or self.codes & (self.codes - 1):
-            raise ConfigError(f"train_codec.codes={self.codes} is no power of 2. Give one, such as 1024.")
+            raise ConfigError(f"train_codec.codes={self.codes} is not a power of 2. Give one, such as 1024.")
         if not 0 <= self.autoencoder < 1:
             raise ConfigError(
-                f"train_codec.autoencoder={self.autoencoder} is a share of the steps, from 0 to less than 1; "
-                "the rest trains the quantiser."
+                f"train_codec.autoencoder={self.autoencoder} must be at least 0 and less than 1; the rest "
+                "trains the quantiser."
             )
         if self.seconds * self.sample_rate < 1 or self.lr <= 0:
             raise ConfigError(
-                f"train_codec.seconds={self.seconds} must hold a sample, and lr={self.lr} be more than 0."
+                f"train_codec.seconds={self.seconds} must hold at least one sample, and lr={self.lr} must be "
+                "more than 0."
             )

@@ -1,5 +1,8 @@
-"""YAML by the type of the setting: text takes the characters as they stand, so that 007 stays 007, and
-7541e27 a commit; all else is what YAML 1.1 makes of it."""
+"""YAML parsed by the type of each setting.
+
+Unquoted text for a string setting keeps its characters, so that 007 stays 007 and a commit such as 7541e27
+stays a string. All other values follow YAML 1.1.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -9,19 +12,19 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from omegaconf._yaml import get_yaml_loader
 
-NULL = ("", "null")  # words that leave an optional setting out
+NULL = ("", "null")  # values of an override that unset an optional string
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """What stands in YAML without quotes: its characters, and what YAML makes of them."""
+    """Unquoted YAML scalar: its characters and its YAML value."""
 
     text: str
     value: Any
 
 
-def keeping_text(base: Any) -> Any:
-    """A YAML loader that gives a Scalar where YAML makes anything but text of what stands without quotes."""
+def bare_scalar_loader(base: Any) -> Any:
+    """YAML loader that returns a Scalar for each unquoted value that YAML does not read as a string."""
 
     class Loader(base):
         def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -32,67 +35,72 @@ def keeping_text(base: Any) -> Any:
     return Loader
 
 
-def load_typed(content: str, of: Any) -> Any:
-    """YAML by the type `of` what it describes; None: of no known type."""
-    return typed(of, yaml.load(content, keeping_text(get_yaml_loader())))
+def load_typed(content: str, expected: Any) -> Any:
+    """YAML document as a value of the type `expected`; None: type unknown."""
+    return typed(expected, yaml.load(content, bare_scalar_loader(get_yaml_loader())))
 
 
-def typed(of: Any, value: Any) -> Any:
-    """Scalars within a value, however deep, by its type."""
+def typed(expected: Any, value: Any) -> Any:
+    """Replaces the Scalars in a nested value according to its type `expected`."""
     if isinstance(value, Scalar):
-        left_out = value.value is None and _optional(of)
-        return value.text if _is_text(of) and not left_out else value.value
+        unset = value.value is None and _optional(expected)
+        return value.text if _is_text(expected) and not unset else value.value
     if isinstance(value, dict):
-        known = is_dataclass(of) or get_origin(of) is dict
+        known = is_dataclass(expected) or get_origin(expected) is dict
         keys = [typed(str if known else None, key) for key in value]
-        return {key: typed(_within(of, key), one) for key, one in zip(keys, value.values(), strict=True)}
+        return {
+            key: typed(_element_type(expected, key), one)
+            for key, one in zip(keys, value.values(), strict=True)
+        }
     if isinstance(value, list):
-        return [typed(_within(of, str(index)), one) for index, one in enumerate(value)]
+        return [typed(_element_type(expected, str(index)), one) for index, one in enumerate(value)]
     return value
 
 
-def read_word(of: Any, word: str) -> Any:
-    """The value of a key=value word. Of text, quotes around all of it are taken off, and an optional one is
-    left out by null or nothing."""
-    if not _is_text(of):
-        return load_typed(word, of)
-    if word in NULL and _optional(of):
+def read_override(expected: Any, text: str) -> Any:
+    """Value of a `key=value` override.
+
+    Quotes around a string are removed. `null` or an empty value unsets an optional string.
+    """
+    if not _is_text(expected):
+        return load_typed(text, expected)
+    if text in NULL and _optional(expected):
         return None
-    if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"":
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         try:
-            unquoted = yaml.safe_load(word)
-        except yaml.YAMLError:  # 'a' and 'b'
-            return word
-        return unquoted if isinstance(unquoted, str) else word
-    return word
+            unquoted = yaml.safe_load(text)
+        except yaml.YAMLError:  # such as 'a' and 'b'
+            return text
+        return unquoted if isinstance(unquoted, str) else text
+    return text
 
 
-def type_at(of: Any, keys: Sequence[str]) -> Any:
-    """The type of what a dotted key names; None where there is no such setting."""
+def type_at(expected: Any, keys: Sequence[str]) -> Any:
+    """Type of a nested setting; None if it does not exist."""
     for key in keys:
-        of = _within(of, key)
-    return of
+        expected = _element_type(expected, key)
+    return expected
 
 
-def _within(of: Any, key: str) -> Any:
-    if is_dataclass(of):
-        return next((f.type for f in fields(of) if f.name == key), None)
-    args = get_args(of)
-    if get_origin(of) is tuple:
+def _element_type(expected: Any, key: str) -> Any:
+    if is_dataclass(expected):
+        return next((f.type for f in fields(expected) if f.name == key), None)
+    args = get_args(expected)
+    if get_origin(expected) is tuple:
         return args[int(key)] if key.isdecimal() and int(key) < len(args) else None
-    return args[-1] if get_origin(of) in (dict, list) else None
+    return args[-1] if get_origin(expected) in (dict, list) else None
 
 
-def _alternatives(of: Any) -> tuple[Any, ...]:
-    return get_args(of) if get_origin(of) in (Union, UnionType) else (of,)
+def _alternatives(expected: Any) -> tuple[Any, ...]:
+    return get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
 
 
-def _optional(of: Any) -> bool:
-    return NoneType in _alternatives(of)
+def _optional(expected: Any) -> bool:
+    return NoneType in _alternatives(expected)
 
 
-def _is_text(of: Any) -> bool:
+def _is_text(expected: Any) -> bool:
     return any(
         one is str or (get_origin(one) is Literal and isinstance(get_args(one)[0], str))
-        for one in _alternatives(of)
+        for one in _alternatives(expected)
     )

@@ -1,1 +1,1 @@
-"""Corpora: from a folder or a recipe to utterances (id, audio file, text, speaker, split)."""
+"""Corpora: turn a folder or a recipe into utterances (id, audio file, text, speaker, split)."""

@@ -1,5 +1,7 @@
-"""`zipper download`: LibriSpeech and LibriTTS through torchaudio's dataset classes, with their checksums,
-one archive after the other; a subset is there whole or not at all."""
+"""`zipper download`: fetches LibriSpeech and LibriTTS with torchaudio's dataset classes and checksums.
+
+Subsets are downloaded one by one, and each appears atomically.
+"""
 
 import os
 import shutil
@@ -11,10 +13,10 @@ from torchaudio.datasets import LIBRISPEECH, LIBRITTS
 
 from zipper.config import RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
-from zipper.disk import check_place, lost_disk
+from zipper.disk import check_writable, disk_failure
 from zipper.errors import ConfigError, DataError
 
-# Gigabytes of each archive, as openslr.org lists them. Unpacked they take about as much again.
+# Gigabytes of each archive, from openslr.org.
 GIGABYTES = {
     "librispeech": {
         "dev-clean": 0.34, "dev-other": 0.31, "test-clean": 0.35, "test-other": 0.33, "train-clean-100": 6.3,
@@ -25,22 +27,21 @@ GIGABYTES = {
         "train-clean-360": 27, "train-other-500": 44,
     },
 }  # fmt: skip
-UNPACKED = 1.1  # bytes of a subset for a byte of its archive
+UNPACKED = 1.1  # unpacked size, relative to the archive
 FETCH: dict[str, Callable[..., object]] = {"librispeech": LIBRISPEECH, "libritts": LIBRITTS}
 
 
 def download(cfg: RunConfig) -> None:
-    """Fetches every subset that data.splits names and data.folder lacks, after saying how much that is.
+    """Downloads every subset of data.splits that data.folder lacks, after printing the sizes.
 
-    An archive that was cut off is fetched again, those before it are not. Raises ConfigError where the
-    corpus is not one of these, DataError where the disk is too small, the network fails, or a checksum is
-    wrong.
+    A partial archive is downloaded again, complete subsets are not. Raises ConfigError for another corpus,
+    DataError if disk space, the network or a checksum fails.
     """
     corpora = [name for name in cfg.data.corpora if name in PUBLISHED]
     if not corpora or cfg.data.folder is None:
         raise ConfigError(
-            f"data.corpus={cfg.data.corpus}, data.folder={cfg.data.folder}: download fetches "
-            f"{' and '.join(PUBLISHED)} into data.folder. Libri-Light is fetched by its own scripts "
+            f"data.corpus={cfg.data.corpus}, data.folder={cfg.data.folder}: download supports "
+            f"{' and '.join(PUBLISHED)}, and needs data.folder. Libri-Light has its own download scripts "
             "(github.com/facebookresearch/libri-light)."
         )
     folder = Path(cfg.data.folder).expanduser()
@@ -54,47 +55,46 @@ def download(cfg: RunConfig) -> None:
     if not missing:
         return
     sizes = [GIGABYTES[corpus][subset] for corpus, subset in missing]
-    needed = UNPACKED * sum(sizes) + max(sizes)  # one archive lies beside what was unpacked
+    needed = UNPACKED * sum(sizes) + max(sizes)  # one archive at a time is stored next to its unpacked files
     print(f"to fetch: {sum(sizes):.1f} GB; disk needed: {needed:.1f} GB in {folder.resolve()}")
-    check_place(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
+    check_writable(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
     for corpus, subset in missing:
         _fetch(folder, corpus, subset)
 
 
 def subsets(splits: dict[str, list[str]]) -> list[str]:
-    """Archives that hold the parts of these splits; of all, where there are none."""
+    """Names of the archives that hold these splits; all archives if no splits are given."""
     parts = [part for several in (splits or SUBSETS).values() for part in several]
     return list(dict.fromkeys(part.strip("/").split("/")[0] for part in parts))
 
 
 def _fetch(folder: Path, corpus: str, subset: str) -> None:
-    """Downloads and unpacks aside, then moves the whole subset to its place."""
+    """Downloads and unpacks a subset in a temporary folder, then moves it to its place."""
     aside, name = folder / ".incoming" / corpus, PUBLISHED[corpus]
-    shutil.rmtree(aside / name, ignore_errors=True)  # what was being unpacked when it was cut off
+    shutil.rmtree(aside / name, ignore_errors=True)  # left by an interrupted extraction
     aside.mkdir(parents=True, exist_ok=True)
     print(f"{corpus} {subset}")
     archive = aside / f"{subset}.tar.gz"
-    # Nothing is unpacked outside its folder, as a link, a device or with another's permissions.
+    # The filter rejects members outside the folder, links to outside, devices and foreign permissions.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         FETCH[corpus](os.fspath(aside), url=subset, download=True)
-    except (RuntimeError, tarfile.TarError) as error:  # a wrong hash, a damaged archive that was put there
+    except (RuntimeError, tarfile.TarError) as error:  # wrong hash, or damaged archive
         archive.unlink(missing_ok=True)
         raise DataError(
-            f"{corpus} {subset}: {error}. What was fetched is deleted: give the same command again."
+            f"{corpus} {subset}: {error}. The archive is deleted: give the same command again."
         ) from error
     except (OSError, EOFError) as error:
-        if isinstance(error, OSError) and lost_disk(error):
-            raise  # it says so itself
+        if isinstance(error, OSError) and disk_failure(error):
+            raise  # reported by the command line
         raise DataError(
-            f"{corpus} {subset} could not be fetched ({error}). Subsets before it are kept: give the same "
-            "command "
-            f"again, or put the archive at {archive}."
+            f"{corpus} {subset} could not be downloaded ({error}). Complete subsets are kept: give the same "
+            f"command again, or put the archive at {archive}."
         ) from error
     if not (aside / name / subset).is_dir():
         archive.unlink(missing_ok=True)
         raise DataError(
-            f"{corpus} {subset}: the archive holds no {name}/{subset}. What was fetched is deleted: give the "
+            f"{corpus} {subset}: the archive holds no {name}/{subset}. The archive is deleted: give the "
             "same command again."
         )
     target = folder / name / subset

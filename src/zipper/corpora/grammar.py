@@ -1,7 +1,7 @@
-"""The sentences of the embedded corpus: a small grammar of our own, with numbers in words and names.
+"""Grammar for the sentences of the synthetic corpus, with spelled-out numbers and names.
 
-Every shape is a line of words and `{slots}`; a slot is drawn uniformly from its list, so the entropy of a
-shape is the sum of the logarithms of its slots' sizes (`bits`).
+A shape is a line of words and `{slots}`. A slot is sampled uniformly from its list, so the entropy of a shape
+is the sum of the logarithms of its slots' sizes (`bits`).
 """
 
 import math
@@ -196,12 +196,12 @@ SHAPES = [
 
 
 def bits(shape: str) -> float:
-    """Entropy of one shape, in bits: what a listener must get from the sound, the shape being known."""
+    """Entropy of one shape, in bits."""
     return sum(math.log2(len(SLOTS[slot])) for slot in re.findall(r"{(\w+)}", shape))
 
 
 def vocabulary() -> set[str]:
-    """Every word that the grammar can write."""
+    """All words of the grammar."""
     words = " ".join(
         [*(re.sub(r"{\w+}", " ", shape) for shape in SHAPES), *(w for ws in SLOTS.values() for w in ws)]
     )
@@ -209,7 +209,7 @@ def vocabulary() -> set[str]:
 
 
 def sentences(seed: int) -> Iterator[str]:
-    """An endless stream of sentences, no two of them alike, the same for the same seed on every machine."""
+    """Endless stream of distinct sentences, deterministic by seed on every machine."""
     draw = random.Random(seed)
     seen: set[str] = set()
     while True:

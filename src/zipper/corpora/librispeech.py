@@ -1,11 +1,11 @@
-"""LibriSpeech (openslr.org/12), LibriTTS (openslr.org/60) and Libri-Light, in the layouts as published.
+"""LibriSpeech (openslr.org/12), LibriTTS (openslr.org/60) and Libri-Light, in their published layouts.
 
     LibriSpeech/SUBSET/SPEAKER/CHAPTER/  SPEAKER-CHAPTER-0000.flac ...   SPEAKER-CHAPTER.trans.txt
     LibriTTS/SUBSET/SPEAKER/CHAPTER/     SPEAKER_CHAPTER_..._....wav     ... .normalized.txt
     {small,medium,large}/SPEAKER/BOOK/   CHAPTER.flac                    CHAPTER.json with `voice_activity`
 
-Indexed by names alone: no audio is opened. What has no partner (a transcript without audio, audio without
-transcript) is listed all the same, so that preparing counts it as skipped.
+Indexing reads file names and transcripts, but no audio. Audio without a transcript, or a transcript without
+audio, is listed too, so that preparation counts it as skipped.
 """
 
 import json
@@ -28,10 +28,11 @@ LIGHT = ("small", "medium", "large")
 
 
 def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -> list[Utterance]:
-    """corpus: librispeech or libritts. folder: holds LibriSpeech or LibriTTS, or is it. splits: by split,
-    subsets or parts of them (`train-clean-100/26`); the longest that fits an utterance decides.
+    """Utterances of LibriSpeech or LibriTTS.
 
-    Raises DataError where the folder or a subset is missing.
+    corpus: librispeech or libritts. folder: the corpus folder, or its parent. splits: subsets of each split,
+    or parts of them (`train-clean-100/26`); the longest match of an utterance decides its split.
+    Raises DataError if the folder or a subset is missing.
     """
     root = folder / PUBLISHED[corpus]
     root = root if root.is_dir() else folder
@@ -41,8 +42,8 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
         if not (root / subset).is_dir():
             there = ", ".join(sorted(path.name for path in root.glob("*-*/"))) or "none"
             raise DataError(
-                f"{root} has no subset {subset}; there are: {there}. Fetch it (`make data-{corpus}`), name "
-                "data.folder, or choose among data.splits."
+                f"{root} has no subset {subset}; available: {there}. Download it (`make data-{corpus}`), "
+                "name data.folder, or choose among data.splits."
             )
         for speaker, chapter, path in _folders(root / subset):
             split = _split(f"{subset}/{speaker}/{chapter}", wanted)
@@ -53,7 +54,7 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
 
 
 def _chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) -> Iterator[Utterance]:
-    """Of LibriSpeech."""
+    """Utterances of a LibriSpeech chapter."""
     texts: dict[str, str] = {}
     listed = path / f"{speaker}-{chapter}.trans.txt"
     if listed.is_file():
@@ -69,27 +70,27 @@ def _chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) ->
 
 
 def _tts_chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) -> Iterator[Utterance]:
-    """Of LibriTTS."""
+    """Utterances of a LibriTTS chapter."""
     names = os.listdir(path)
     recorded = {name[: -len(".wav")] for name in names if name.endswith(".wav")}
     texts = {name[: -len(".normalized.txt")] for name in names if name.endswith(".normalized.txt")}
     for name in sorted(recorded | texts):
         text = _text(path / f"{name}.normalized.txt") if name in texts else ""
-        # What stands in brackets was read: its makers left out what did not agree with the audio.
+        # Text in brackets is spoken: LibriTTS contains only text that agrees with the audio.
         yield Utterance(
             name, str(path / f"{name}.wav"), normal_text(text.translate(BRACKETS)), speaker, split, subset
         )
 
 
 def index_librilight(folder: Path, longest: float) -> list[Utterance]:
-    """Unlabelled speech: runs of `voice_activity` of at most `longest` seconds each, as the corpus' own
-    cut_by_vad.py joins them, without cutting a file. All of split train.
+    """Utterances of Libri-Light, without text, all in split train.
 
-    Raises DataError where the folder holds none of small, medium, large.
+    Joins neighbouring `voice_activity` intervals up to `longest` seconds, as the corpus' cut_by_vad.py does,
+    but without writing new files. Raises DataError if the folder holds none of small, medium, large.
     """
     parts = [folder / name for name in LIGHT if (folder / name).is_dir()]
     if not parts:
-        raise DataError(f"data.folder={folder} holds none of {', '.join(LIGHT)}: it is no Libri-Light.")
+        raise DataError(f"data.folder={folder} holds none of {', '.join(LIGHT)}: it is not Libri-Light.")
     out: list[Utterance] = []
     for part in parts:
         for speaker, book, path in _folders(part):
@@ -108,15 +109,15 @@ def index_librilight(folder: Path, longest: float) -> list[Utterance]:
 
 
 def _runs(info: Path, longest: float) -> Iterator[tuple[float, float]]:
-    """Neighbouring stretches of speech joined while they fit; one that is too long alone is cut."""
+    """Joins neighbouring intervals of speech while they fit; splits one that is too long."""
     try:
         voiced = json.loads(info.read_text(encoding="utf-8"))["voice_activity"]
         stretches = [(float(start), float(end)) for start, end in voiced]
         if wrong := [one for one in stretches if not 0 <= one[0] <= one[1] < math.inf]:
-            raise ValueError(f"{wrong[0]} is no stretch of time")
+            raise ValueError(f"{wrong[0]} is not an interval")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{info} is missing or damaged ({error}): it is to list the stretches of speech (voice_activity)."
+            f"{info} is missing or damaged ({error}): it must list the intervals of speech (voice_activity)."
         ) from error
     begun: tuple[float, float] | None = None
     for start, end in stretches:
@@ -137,11 +138,11 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as text in UTF-8 ({error}). Fetch it again.") from error
+        raise DataError(f"{file} cannot be read as UTF-8 text ({error}). Download it again.") from error
 
 
 def _folders(root: Path) -> Iterator[tuple[str, str, Path]]:
-    """SPEAKER/CHAPTER folders, two levels and no deeper: a link that leads back up is not followed on."""
+    """SPEAKER/CHAPTER folders, exactly two levels deep, so that cyclic links do no harm."""
     for speaker in _sorted(root):
         for chapter in _sorted(root / speaker):
             yield speaker, chapter, root / speaker / chapter
@@ -153,6 +154,6 @@ def _sorted(folder: Path) -> Iterable[str]:
 
 
 def _split(place: str, wanted: dict[str, str]) -> str | None:
-    """place: SUBSET/SPEAKER/CHAPTER"""
+    """Split of a SUBSET/SPEAKER/CHAPTER folder; None if no split wants it."""
     steps = place.split("/")
     return next((wanted[p] for n in (3, 2, 1) if (p := "/".join(steps[:n])) in wanted), None)

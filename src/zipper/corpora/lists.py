@@ -1,4 +1,4 @@
-"""Corpora that are lists: a manifest of one's own (.tsv or .jsonl), and plain text."""
+"""User corpora: a manifest (.tsv or .jsonl), or plain text."""
 
 import gzip
 import os
@@ -14,17 +14,17 @@ from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out, nor
 from zipper.errors import DataError
 from zipper.modalities.normalise import normalise, unreadable
 
-ASIDE = re.compile(r"(?<![^\W_])\(|\)(?![^\W_])")  # of words that are read as LibriTTS' are; not of `word(s)`
-MAX_WORDS = 40  # longer sentences of a text are left out, and counted
+ASIDE = re.compile(r"(?<![^\W_])\(|\)(?![^\W_])")  # brackets around words, but not those of `word(s)`
+MAX_WORDS = 40  # longer sentences are skipped and counted
 
 
 def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
-    """A manifest, read by `read_table`. Columns: audio (a path, absolute or beside the manifest) and text,
-    one of which may be empty where a corpus is of one modality; and if wanted id, speaker, split (train, dev
-    or test), subset, and a piece of the audio in seconds: start or offset, and end or duration. Without
-    splits, whole speakers are held out.
+    """Utterances of a manifest.
 
-    Raises DataError on a line that is not such, with its number.
+    Columns: audio (path, absolute or relative to the manifest) and text, of which one may be empty for a
+    corpus of one modality. Optional: id, speaker, split (train, dev or test), subset, and a segment of the
+    audio in seconds (start or offset, end or duration). Without splits, whole speakers are held out for dev
+    and test. Raises DataError with the number of an invalid line.
     """
     if not file.is_file():
         raise DataError(
@@ -38,7 +38,7 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
     for row in rows:
         split = row.name("split")
         if split and split not in SPLITS:
-            raise DataError(f"{row.where}: split={split!r} is none of {', '.join(SPLITS)}.")
+            raise DataError(f"{row.where}: split={split!r} is not one of {', '.join(SPLITS)}.")
         audio, (start, seconds) = row.path("audio"), row.piece()
         path = os.path.realpath(file.parent / audio) if audio else None
         recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
@@ -53,14 +53,19 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
     check_ids(out, str(file))
     if any(u.split for u in out):
         if lacking := next((u.id for u in out if not u.split), None):
-            raise DataError(f"{file}: {lacking} has no split, but others have. Give every line one, or none.")
+            raise DataError(
+                f"{file}: {lacking} has no split, but others have. Give every line a split, or none."
+            )
         return out
     return [replace(u, subset=f"manifest/{u.split}") for u in hold_out(out, dev, test, seed)]
 
 
 def read_text(folder: Path, dev: int, test: int, seed: int) -> list[Utterance]:
-    """Text alone: sentences of all .txt files (books are held out whole), or the lines of LibriSpeech's
-    language-model corpus (librispeech-lm-norm.txt.gz). Raises DataError where there is neither."""
+    """Text-only corpus: sentences of all .txt files, or lines of LibriSpeech's language-model corpus.
+
+    Whole files are held out for dev and test. Raises DataError if there is neither .txt nor
+    librispeech-lm-norm.txt.gz.
+    """
     found = [
         Utterance(f"{name}-{i:07d}", None, text, name, "train", "text/train")
         for name, texts in _texts(folder)
@@ -76,7 +81,7 @@ def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
                 with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
                     yield file.stem, [text for line in lines if (text := normal_text(line.strip()))]
             except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"{file} cannot be unpacked ({error}). Fetch it again.") from error
+                raise DataError(f"{file} cannot be unpacked ({error}). Download it again.") from error
         return
     files = sorted(folder.glob("**/*.txt"))
     if not files:
@@ -86,12 +91,14 @@ def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
         texts, skipped = sentences_of(file)
         left_out += skipped
         yield file.relative_to(folder).with_suffix("").as_posix(), texts
-    print(f"{folder}: {said(left_out)}")
+    print(f"{folder}: {skipped_text(left_out)}")
 
 
 def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
-    """Normalised sentences of a text file in its order; and how many were left out, by the reason: those that
-    have no one reading, and long ones."""
+    """Normalised sentences of a text file in order, and counts of skipped sentences by reason.
+
+    Skips sentences that `normalise` cannot read, and long ones.
+    """
     found: list[str] = []
     left_out = Counter[str]()
     text = file.read_text(encoding="utf-8-sig", errors="replace")
@@ -107,8 +114,8 @@ def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
     return found, left_out
 
 
-def said(left_out: Counter[str]) -> str:
-    """Counts of `sentences_of`, in words."""
+def skipped_text(left_out: Counter[str]) -> str:
+    """Counts of `sentences_of` as a message."""
     return "skipped " + (
         ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "no sentence"
     )

@@ -1,11 +1,11 @@
-"""MPEG audio by its frame headers: how many frames a file holds, and a header that says so to libsndfile.
+"""MPEG audio frames: counts the frames of a file and adds a Xing header with that count.
 
-Without a Xing or Info header libsndfile guesses the length from the first frame, and reads no further.
+Without a Xing or Info header, libsndfile guesses the length from the first frame and reads no further.
 """
 
 from typing import NamedTuple
 
-KBPS = {  # by MPEG-1 or not, and the layer: index 0 is free format, 15 is forbidden
+KBPS = {  # bit rates by (is MPEG-1, layer); index 0 is free format, 15 is invalid
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (True, 2): (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -17,18 +17,21 @@ RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 1
 
 
 class Frame(NamedTuple):
-    """A header. kind: what all frames of a stream share. size in bytes, samples of each channel."""
+    """Frame header. kind: fields that all frames of a stream share; size in bytes; samples per channel."""
 
     kind: tuple[int, int, int]
     layer: int
     size: int
     samples: int
-    xing: int  # where in the frame a Xing or Info header would stand
+    xing: int  # byte offset of a Xing or Info header in the frame
 
 
 class Mpeg(NamedTuple):
-    """first: where the first frame begins. frames: whole ones, a Xing header's not among them. declared:
-    frames by that header; None: the file has none."""
+    """Frame count of a file.
+
+    first: byte offset of the first frame. frames: complete frames without that of a Xing header. declared:
+    frames according to that header; None if there is none.
+    """
 
     first: int
     frame: Frame
@@ -36,8 +39,8 @@ class Mpeg(NamedTuple):
     declared: int | None
 
 
-def walk(data: bytes) -> Mpeg | None:
-    """Counts the frames from header to header; tags are passed over. None: free format, or no MPEG audio."""
+def count_frames(data: bytes) -> Mpeg | None:
+    """Counts the frames of a file, without tags. None: free format, or no MPEG audio."""
     first = at = _next(data, 0, None)
     frame = frame_at(data, at)
     if frame is None:
@@ -58,8 +61,8 @@ def walk(data: bytes) -> Mpeg | None:
     return Mpeg(first, frame, frames, None)
 
 
-def counted(data: bytes, found: Mpeg) -> bytes:
-    """The file with a Xing header that says how many frames of layer III follow it."""
+def with_xing_header(data: bytes, found: Mpeg) -> bytes:
+    """The file with a Xing header that holds its number of layer III frames."""
     head = bytes([data[found.first], data[found.first + 1] | 1])  # no checksum
     head += bytes([0x90 | data[found.first + 2] & 0x0C, data[found.first + 3]])
     made = frame_at(head, 0)
@@ -69,7 +72,7 @@ def counted(data: bytes, found: Mpeg) -> bytes:
 
 
 def frame_at(data: bytes, at: int) -> Frame | None:
-    """The header that stands there; None: none, or one of free format."""
+    """Frame header at a byte offset; None if there is none, or it has free format."""
     head = data[at : at + 4]
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
         return None
@@ -85,7 +88,7 @@ def frame_at(data: bytes, at: int) -> Frame | None:
 
 
 def _next(data: bytes, at: int, like: Frame | None) -> int:
-    """Where the next frame begins: a header of that kind which another one follows. The end, if none does."""
+    """Offset of the next frame that another frame of its kind follows; the end of the data if none does."""
     while data[at : at + 3] == b"ID3" and len(data) >= at + 10:
         high, middle, low, last = data[at + 6 : at + 10]
         at += 10 + (high << 21 | middle << 14 | low << 7 | last) + 10 * (data[at + 5] >> 4 & 1)

@@ -1,4 +1,4 @@
-"""The corpora that a config names, as utterances."""
+"""Opens the corpora of a config."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,9 @@ from zipper.errors import ConfigError, DataError
 
 
 def open_corpus(cfg: RunConfig) -> list[Utterance]:
-    """All utterances of all splits, of one corpus after the other; the embedded one is spoken first where it
-    is not there yet, on all cores.
+    """Utterances of all corpora and splits. Synthesizes the synthetic corpus first if it is missing.
 
-    Raises DataError where a corpus is not where data.folder says, an id stands twice, or a split is empty.
+    Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
     found: list[Utterance] = []
     for corpus in cfg.data.corpora:
@@ -24,8 +23,7 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
     if empty := [split for split in SPLITS if not any(u.split == split for u in found)]:
         raise DataError(
             f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
-            "subset, or "
-            "a piece of one as train-clean-100/26), or give it utterances."
+            "subset, or a piece of one as train-clean-100/26), or give it utterances."
         )
     return found
 
@@ -34,7 +32,7 @@ def _open(corpus: str, data: DataConfig, build: Path) -> list[Utterance]:
     if corpus == "spoken":
         return spoken_corpus(data, build / "corpora", os.cpu_count() or 1)
     if data.folder is None:
-        raise ConfigError(f"data.corpus={corpus} needs data.folder: where it lies.")
+        raise ConfigError(f"data.corpus={corpus} needs data.folder: the folder that holds it.")
     folder = Path(data.folder).expanduser()
     if not folder.exists():
         raise DataError(f"data.folder={data.folder} does not exist. Name the folder that holds {corpus}.")

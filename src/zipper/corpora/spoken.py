@@ -1,7 +1,7 @@
-"""The embedded corpus: sentences of the grammar, or of a folder of text, read aloud by a small neural voice.
+"""Synthetic corpus: sentences of the grammar, or of a text folder, read by a small neural TTS voice.
 
-Deterministic by seed and resumable: every file's rate, pitch and noise follow from (seed, id), a file that
-exists is not spoken again, and the manifest is written last.
+Deterministic and resumable: rate, pitch and noise of a file depend on (seed, id) only, existing files are
+kept, and the manifest is written last.
 """
 
 import hashlib
@@ -27,38 +27,38 @@ from tqdm import tqdm
 
 from zipper.config import DataConfig
 from zipper.corpora.grammar import sentences
-from zipper.corpora.lists import said, sentences_of
+from zipper.corpora.lists import sentences_of, skipped_text
 from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.modalities.normalise import normaliser_of
-from zipper.stop import leave_to_parent
+from zipper.stop import ignore_group_signals
 
 if TYPE_CHECKING:
     from hibari import Hibari
 
-VOICE_RATE = 24_000  # Hz, what the voice speaks in
-SILENCE = 0.01  # amplitude under which the edges of a recording count as silent
+VOICE_RATE = 24_000  # Hz, sample rate of the voice
+SILENCE = 0.01  # amplitude below which the edges of a recording are silent
 MARGIN = 0.1  # seconds of silence kept at each edge
 PITCHES = [
     round(0.88 + 0.02 * step, 2) for step in range(13)
-]  # ratios; 2 % apart, so that resampling stays cheap
+]  # ratios in steps of 2 %, which keep resampling cheap
 
 
 def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
-    """Speaks what is not spoken yet, `workers` files at a time, and returns all utterances, by split and id.
+    """Utterances of the synthetic corpus, by split and id; synthesizes missing files in `workers` processes.
 
-    root: folder of all spoken corpora; this one's own folder in it is named by the recipe's hash.
-    Raises DataError where the text folder is missing or too small.
+    root: folder of all synthetic corpora; this one has a subfolder named by the hash of its recipe.
+    Raises DataError if the text folder is missing or too small.
     """
     if find_spec("hibari") is None:
         raise DataError(
-            "data.corpus=spoken needs the voice hibari-tts, which is not installed here. "
-            "Run `make setup`, or `pip install hibari-tts` into this environment."
+            "data.corpus=spoken needs the voice hibari-tts, which is not installed here. Run `make setup`, "
+            "or `pip install hibari-tts` into this environment."
         )
     folder = root / f"spoken-{recipe_hash(cfg)}"
     manifest = folder / "manifest.jsonl"
     if manifest.exists():
-        found = read_manifest(manifest)  # whose paths are those of where it was made
+        found = read_manifest(manifest)  # its paths are those of the machine that made it
         here = [folder.joinpath(*Path(u.audio or "").parts[-2:]).resolve() for u in found]
         return [
             replace(u, subset=f"spoken/{u.split}", audio=str(file))
@@ -79,22 +79,22 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
     todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio or "").exists()]
-    pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=leave_to_parent)
+    pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=ignore_group_signals)
     try:
         spoken = pool.map(_speak, todo, chunksize=16)
         for _ in tqdm(spoken, total=len(todo), desc="speak", unit="utterance", mininterval=1.0):
             pass
     finally:
-        pool.shutdown(cancel_futures=True)  # those that wait, where it is stopped
+        pool.shutdown(cancel_futures=True)  # cancels pending work on a signal
     write_manifest(manifest, utterances)
     return utterances
 
 
 def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
-    """The normalised sentences of every split; no sentence stands in two of them.
+    """Normalised sentences of every split, all distinct.
 
-    Dev and test follow the FIRST training sentences, and those past them come last: dev, test and the start
-    of train stay the same however many more are trained on, so figures compare and towers fit.
+    The stream of sentences gives FIRST training sentences, then dev and test, then more training sentences.
+    Dev, test and the start of train are therefore the same for every data.train of at least FIRST.
     """
     counts = {"train": cfg.train, "dev": cfg.dev, "test": cfg.test}
     total = sum(counts.values())
@@ -105,7 +105,7 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
         if len(pool) < total:
             raise DataError(
                 f"data.text_folder={cfg.text_folder} holds {len(pool)} usable sentences, but data.train + "
-                f"data.dev + data.test ask for {total}. Ask for fewer, or add text."
+                f"data.dev + data.test need {total}. Reduce them, or add text."
             )
         random.Random(cfg.seed).shuffle(pool)
     first, stream = min(cfg.train, FIRST), iter(pool)
@@ -117,7 +117,7 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
 
 
 def recipe_hash(cfg: DataConfig) -> str:
-    """Names what a spoken corpus is made from: its sentences, rates and seed, and the voice."""
+    """Hash of what determines a synthetic corpus: sentences, rates, seed and voice."""
     voice = [version("hibari-tts"), VOICE_RATE, SILENCE, MARGIN, PITCHES]
     texts = spoken_texts(cfg)
     normaliser = normaliser_of(text for split in texts.values() for text in split)
@@ -126,7 +126,7 @@ def recipe_hash(cfg: DataConfig) -> str:
 
 
 def _sentences_of_folder(folder: Path) -> list[str]:
-    """Distinct normalised sentences of all .txt files, in order. Those without one reading are skipped."""
+    """Distinct normalised sentences of all .txt files, in order."""
     files = sorted(folder.glob("**/*.txt"))
     if not files:
         raise DataError(f"data.text_folder={folder} holds no .txt file. Name a folder of plain text (UTF-8).")
@@ -136,7 +136,7 @@ def _sentences_of_folder(folder: Path) -> list[str]:
         some, skipped = sentences_of(file)
         found.update(dict.fromkeys(some))
         left_out += skipped
-    print(f"{folder}: {len(found)} sentences; {said(left_out)}")
+    print(f"{folder}: {len(found)} sentences; {skipped_text(left_out)}")
     return list(found)
 
 
@@ -149,7 +149,7 @@ def _voice() -> "Hibari":
 
 
 def _speak(job: tuple[Utterance, int, tuple[float, float]]) -> None:
-    """Speaks one utterance into its file, through a temporary name."""
+    """Synthesizes one utterance and writes its file atomically."""
     utterance, seed, rates = job
     draw = random.Random(f"{seed} {utterance.id}")
     pitch = draw.choice(PITCHES)
@@ -157,15 +157,15 @@ def _speak(job: tuple[Utterance, int, tuple[float, float]]) -> None:
     assert utterance.audio is not None
     wave = _voice()(utterance.text + ".", speed=draw.uniform(*rates) / pitch, seed=draw.randrange(2**31))
     wave = _trim(wave)
-    # Played `pitch` times faster: higher voice, and the rate asked for above comes out.
+    # Playing it `pitch` times faster raises the voice and restores the sampled rate.
     resampled = AF.resample(torch.from_numpy(wave), round(VOICE_RATE * pitch), VOICE_RATE).numpy()
-    aside = Path(utterance.audio).with_suffix(f".{os.getpid()}.part")  # two commands may speak the same
+    aside = Path(utterance.audio).with_suffix(f".{os.getpid()}.part")  # two processes may write the same file
     sf.write(aside, resampled, VOICE_RATE, format="FLAC", subtype="PCM_16")
     aside.rename(utterance.audio)
 
 
 def _trim(wave: np.ndarray) -> np.ndarray:
-    """The voice leaves about 0.7 s of silence at the edges; MARGIN of it stays on each side."""
+    """Cuts the voice's silence at the edges (about 0.7 s) to MARGIN seconds."""
     loud = np.flatnonzero(np.abs(wave) > SILENCE)
     margin = int(MARGIN * VOICE_RATE)
     return wave[max(loud[0] - margin, 0) : loud[-1] + margin] if len(loud) else wave

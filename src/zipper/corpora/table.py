@@ -1,6 +1,6 @@
-"""The one reader of tables, .tsv with a header or .jsonl: manifests, and what `generate --batch` takes.
+"""Reader of tables (.tsv with a header, or .jsonl): manifests, and the prompts of `generate --batch`.
 
-A cell keeps its type: text is a string, an id a string or a whole number, a time a number of seconds.
+Cells keep their type: text is a string, an id a string or an integer, a time a number of seconds.
 """
 
 import difflib
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from zipper.errors import DataError
 
-Cell = object  # of JSON: any of its types; of a .tsv: a string
+Cell = object  # any JSON type; a string in a .tsv
 
 COLUMNS = ("id", "audio", "text", "speaker", "split", "subset", "offset", "duration", "start", "end")
-# What other tools call these columns, and what is read as such.
+# Names of these columns in other tools, used for hints in error messages.
 MEANT = {
     "audio": "audio_filepath audio_file_path audio_path audio_file audio_filename path wav wavs wav_path "
     "wav_file wav_filename file file_name filename file_path filepath clip recording sound",
@@ -38,8 +38,7 @@ TIMES = re.compile(
 
 @dataclass(frozen=True)
 class Line:
-    """A row, and where it stands. Its cells are checked when they are asked for; what is missing, null or NaN
-    is empty."""
+    """Row of a table and its position. Cells are checked on access; missing, null and NaN cells are empty."""
 
     file: Path
     number: int
@@ -50,40 +49,46 @@ class Line:
         return f"{self.file}, line {self.number}"
 
     def text(self, column: str) -> str:
-        """A string. Raises DataError on a cell of another type."""
+        """Cell as a string. Raises DataError for another type."""
         return self._string(column, str, "a string")
 
     def name(self, column: str) -> str:
-        """A string of one line, or a whole number as one. Raises DataError on a cell of another type."""
-        word = self._string(column, (str, int), "a string or a whole number")
-        if UNPRINTED.search(word):
-            raise DataError(f"{self.where}: {column}={word[:60]!r} holds what is not printed. Take it out.")
-        return word
+        """Cell as a single-line string, or an integer as a string. Raises DataError for another type."""
+        text = self._string(column, (str, int), "a string or an integer")
+        if UNPRINTED.search(text):
+            raise DataError(f"{self.where}: {column}={text[:60]!r} has control characters. Remove them.")
+        return text
 
     def path(self, column: str) -> str:
-        """A path to a file, in one line. Raises DataError on a cell of another type, and on a folder."""
+        """Cell as the path of a file. Raises DataError for another type, or a folder."""
         path = self.text(column)
         if path and (UNPRINTED.search(path) or Path(path).name in ("", "..")):
-            raise DataError(f"{self.where}: {column}={path[:60]!r} names no file. Name one, without tabs.")
+            raise DataError(
+                f"{self.where}: {column}={path[:60]!r} is not a file name. Name a file, without control "
+                "characters."
+            )
         return path
 
     def piece(self) -> tuple[float, float | None]:
-        """Start and length in seconds; None: to the end. Raises DataError on times that give no piece."""
+        """Start and length of the audio segment in seconds; length None: to the end.
+
+        Raises DataError if the times contradict each other or the segment is empty.
+        """
         given = {
             key: n for key in ("offset", "start", "duration", "end") if (n := self._seconds(key)) is not None
         }
         for one, other in (("offset", "start"), ("duration", "end")):
             if one in given and other in given:
                 raise DataError(
-                    f"{self.where}: {one}={given[one]:g} and {other}={given[other]:g} say the same in two "
-                    "ways. Give one of them."
+                    f"{self.where}: {one}={given[one]:g} and {other}={given[other]:g} define the same value. "
+                    "Give one of them."
                 )
         start = given.get("offset", given.get("start", 0.0))
         length = given["end"] - start if "end" in given else given.get("duration")
         if length is not None and length <= 0:
             raise DataError(
-                f"{self.where}: the piece from {start:g} s, with {'end' if 'end' in given else 'duration'}="
-                f"{given.get('end', length):g}, holds nothing. Mend its times, which are in seconds."
+                f"{self.where}: the segment from {start:g} s, with {'end' if 'end' in given else 'duration'}="
+                f"{given.get('end', length):g}, is empty. Correct its times, which are in seconds."
             )
         return start, length
 
@@ -93,14 +98,14 @@ class Line:
             return ""
         if not isinstance(cell, types) or isinstance(cell, bool):
             raise DataError(
-                f"{self.where}: {column}={json.dumps(cell)[:60]} is not {wanted}. Write it as one."
+                f"{self.where}: {column}={json.dumps(cell)[:60]} is not {wanted}. Write it as such."
             )
-        word = str(cell)
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in word):
+        text = str(cell)
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
             raise DataError(
-                f"{self.where}: {column}={word[:60]!r} holds what is no text. Save it as UTF-8 again."
+                f"{self.where}: {column}={text[:60]!r} is not valid text. Save it as UTF-8 again."
             )
-        return word
+        return text
 
     def _seconds(self, column: str) -> float | None:
         cell = self.cells.get(column)
@@ -115,32 +120,32 @@ class Line:
         if not 0 <= seconds <= LATEST:
             raise DataError(
                 f"{self.where}: {column}={json.dumps(cell)[:60]} is not a number of seconds from 0 to "
-                f"{LATEST:.0e}. Write it as one."
+                f"{LATEST:.0e}. Write it as such."
             )
         return seconds
 
 
 def read_table(file: Path) -> list[Line]:
-    """Every row of a .jsonl, or of a table with tabs and a header. Empty lines are passed over.
+    """Rows of a .jsonl file, or of a tab-separated table with a header. Empty lines are skipped.
 
-    Says which columns nobody reads. Raises DataError, with the line's number, on what is no row, and on a
-    column that seems to be one of COLUMNS by another name.
+    Prints the columns that are not used. Raises DataError with the line number for an invalid row, and for a
+    column whose name resembles one of COLUMNS.
     """
     try:
-        whole = file.read_text(encoding="utf-8-sig")  # a byte-order mark is no part of the first name
+        whole = file.read_text(encoding="utf-8-sig")  # drops a byte-order mark
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+        raise DataError(f"{file} is not UTF-8 text ({error}). Save it as UTF-8.") from error
     except OSError as error:
         raise DataError(
-            f"{file} cannot be read ({error.strerror}). Make it readable, or name another."
+            f"{file} cannot be read ({error.strerror}). Make it readable, or name another file."
         ) from error
-    # At \n alone: splitlines() knows more ends of lines, which may stand within a cell.
+    # splitlines() would also split at other separators, which may occur inside a cell.
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(whole.split("\n"), 1)]
     lines = [(n, line) for n, line in numbered if line]
     rows = list(_json_rows(file, lines) if file.suffix.lower() == ".jsonl" else _tab_rows(file, lines))
     unread = {column for row in rows for column in row.cells} - {*COLUMNS}
     if unread:
-        print(f"{file}: not read: {', '.join(sorted(unread))}")
+        print(f"{file}: columns not used: {', '.join(sorted(unread))}")
     return rows
 
 
@@ -158,7 +163,7 @@ def _json_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
 
 
 class _Pairs(list[tuple[str, Cell]]):
-    """An object of JSON as it stands there, a key that stands twice included."""
+    """JSON object as a list of pairs, which keeps duplicate keys."""
 
 
 def _tab_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
@@ -166,9 +171,9 @@ def _tab_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
     if not {"audio", "text"} & {*header}:
         hints = [f" Did you mean {meant} by {name!r}?" for name in header if (meant := _meant(name))]
         if lines and lines[0][1].startswith("{"):
-            hints = [" JSON lines are read from a file that ends in .jsonl: name it so."]
+            hints = [" For JSON lines, rename the file to end in .jsonl."]
         raise DataError(
-            f"{file}: its first line must name columns, tab-separated, audio and text among them; it is "
+            f"{file}: its first line must be a tab-separated header with audio or text; it is "
             f"{str(header)[:200]}.{''.join(hints)}"
         )
     _check_names(f"{file}, line {lines[0][0]}", header)
@@ -180,19 +185,19 @@ def _tab_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
 
 
 def _check_names(where: str, names: list[str]) -> None:
-    """Raises DataError where a column stands twice, or goes by another name while its own is not there."""
+    """Raises DataError for a duplicate column, or one that seems to be a missing column by another name."""
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-        raise DataError(f"{where}: the column {twice!r} stands twice. Take one of them out.")
+        raise DataError(f"{where}: the column {twice!r} occurs twice. Remove one of them.")
     for name in names:
         if (meant := _meant(name)) and not {*meant.split(" or ")} & {*names}:
             raise DataError(
-                f"{where}: the column {name!r} is unknown. Did you mean {meant}? Rename it, or take it out."
+                f"{where}: the column {name!r} is unknown. Did you mean {meant}? Rename it, or remove it."
             )
 
 
 @cache
 def _meant(name: str) -> str | None:
-    """The column that an unknown name seems to mean."""
+    """Column that an unknown name resembles; None if there is none."""
     plain = name.strip().lower()
     if name in COLUMNS:
         return None
@@ -202,10 +207,12 @@ def _meant(name: str) -> str | None:
         return MISNOMERS[plain]
     if TIMES.fullmatch(plain):
         return "start or offset" if re.search("start|begin|onset|offset|from", plain) else "end or duration"
-    near = difflib.get_close_matches(plain, COLUMNS, 1, 0.8) if len(plain) > 3 else []  # idx is no id
+    near = (
+        difflib.get_close_matches(plain, COLUMNS, 1, 0.8) if len(plain) > 3 else []
+    )  # idx must not match id
     return next(iter(near), None)
 
 
 def _is_missing(cell: Cell) -> bool:
-    """null, no such key, or NaN, which pandas writes for a missing cell."""
+    """Whether a cell is absent, null, or NaN (which pandas writes for a missing cell)."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell))

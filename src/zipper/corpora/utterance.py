@@ -1,4 +1,4 @@
-"""One sentence, recorded or written or both, and the manifest (JSON lines) that lists them."""
+"""Utterances (audio, text or both), their manifest (JSON lines), and held-out splits."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ from zipper.errors import DataError
 from zipper.modalities.normalise import NORMALISER, normalise, unreadable
 
 SPLITS = ("train", "dev", "test")
-FIRST = 4000  # training sentences that a corpus of sentences begins with; those of dev and test come next
+FIRST = 4000  # training sentences of the synthetic corpus that precede dev and test
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """`text` is normalised (one that is `unreadable` stays as it was, to be refused); `audio` is a file that
-    soundfile reads, absolute. None of the one: the corpus is speech, or text, alone.
+    """Sentence with its recording, its text, or both.
 
-    subset: CORPUS/PART by the corpus' own names. start, seconds: the piece of the file that is meant; all of
-    it.
+    audio: absolute path; None in a text-only corpus. text: normalised, or raw if it is `unreadable` and will
+    be rejected; None in a speech-only corpus. subset: CORPUS/PART in the corpus' own terms. start, seconds:
+    segment of the file in seconds; seconds=None: to the end.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Utterance:
     seconds: float | None = None
 
     def check_text(self) -> None:
-        """Raises DataError on a transcript that no model could be held to. None is no transcript's fault."""
+        """Raises DataError on an unusable transcript. text=None is valid."""
         if self.text is None:
             return
         if not self.text:
@@ -53,10 +53,10 @@ class Utterance:
             )
 
     def wave(self, sample_rate: int, longest: float = math.inf) -> Tensor:
-        """float32 [n] at `sample_rate` Hz, channels averaged. DataError where `read_wave` finds none."""
+        """Mono waveform float32 [n] at `sample_rate` Hz. Raises DataError as `read_wave`."""
         if not self.audio:
             raise DataError(
-                f"Utterance {self.id} has no audio. Name its file, or take it out of the manifest."
+                f"Utterance {self.id} has no audio. Name its file, or remove it from the manifest."
             )
         try:
             return read_wave(Path(self.audio), sample_rate, self.start, self.seconds, longest)
@@ -65,46 +65,45 @@ class Utterance:
 
 
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:
-    """One JSON object a line; written aside and renamed, so that it is whole or absent."""
+    """Writes one JSON object per line, atomically."""
     aside = path.with_suffix(f".{os.getpid()}.part")
     aside.write_text("".join(json.dumps(asdict(u)) + "\n" for u in utterances), encoding="utf-8")
     aside.rename(path)
 
 
 def read_manifest(path: Path) -> list[Utterance]:
-    """All utterances of a manifest, in its order."""
+    """Utterances of a manifest, in its order."""
     return [Utterance(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def sentences_hash(texts: Iterable[str]) -> str:
-    """What a tower or codec was trained on, as its JSON says it."""
+    """Hash of training sentences, stored with a tower or codec."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def normal_text(text: str) -> str:
-    """As an Utterance holds it: normalised, or as it was where it has no one reading."""
+    """Text of an Utterance: normalised, or unchanged if it is `unreadable`."""
     return text if unreadable(text) else normalise(text)
 
 
 def check_ids(utterances: list[Utterance], where: str) -> None:
-    """Raises DataError where two utterances share an id: one of them would be lost."""
+    """Raises DataError if two utterances share an id."""
     seen: dict[str, Utterance] = {}
     for u in utterances:
         if u.id in seen:
             raise DataError(
-                f"{where}: the id {u.id} stands twice, at {seen[u.id].audio or 'a text'} and at "
-                f"{u.audio or 'a text'}. "
-                "Ids must differ; rename one of them."
+                f"{where}: the id {u.id} is not unique: it is used for {seen[u.id].audio or 'a text'} and "
+                f"{u.audio or 'a text'}. Ids must differ; rename one of them."
             )
         seen[u.id] = u
 
 
 def hold_out(utterances: list[Utterance], dev: int, test: int, seed: int) -> list[Utterance]:
-    """Splits a corpus that has none of its own: whole speakers (books, of text) go to test until it has
-    `test` utterances, then to dev, the rest to train. With fewer than three speakers single utterances are
-    held out.
+    """Splits a corpus without splits of its own.
 
-    Raises DataError where nothing would be left to train on.
+    Whole speakers (files of a text corpus) go to test until it has `test` utterances, then to dev; the rest
+    is train. With fewer than three speakers, single utterances are held out.
+    Raises DataError if nothing would be left for training.
     """
     groups: dict[str, list[Utterance]] = {}
     for u in utterances:
@@ -120,7 +119,7 @@ def hold_out(utterances: list[Utterance], dev: int, test: int, seed: int) -> lis
     out = [replace(u, split=chosen[u.id]) for u in utterances]
     if not any(u.split == "train" for u in out):
         raise DataError(
-            f"{len(utterances)} utterances of {len(groups)} speakers are all taken by data.test={test} and "
-            f"data.dev={dev}. Ask for fewer, or add data."
+            f"{len(utterances)} utterances of {len(groups)} speakers all go to data.test={test} and "
+            f"data.dev={dev}. Reduce them, or add data."
         )
     return out

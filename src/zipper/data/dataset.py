@@ -24,7 +24,7 @@ from zipper.codecs.codec import Codec
 from zipper.config import DataConfig, read_json
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
-from zipper.hashes import KEPT, file_hashes, joint_hash, once
+from zipper.hashes import KEPT, check_once, file_hashes, joint_hash
 from zipper.modalities.delay import Pattern
 from zipper.modalities.normalise import normaliser_of
 from zipper.modalities.tokenizer import Tokenizer
@@ -222,7 +222,7 @@ def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> Encode
         for split, rows in splits.items():
             _check_range(folder, split, rows, "codes", info["codes"])
 
-    once(folder, sorted(folder.glob("*.arrow")), check, folder.parent.with_name(KEPT))
+    check_once(folder, sorted(folder.glob("*.arrow")), check, folder.parent.with_name(KEPT))
     return EncodedDataset(folder, info, splits, Tokenizer.load(folder / "tokenizer.json"))
 
 

@@ -31,8 +31,8 @@ from zipper.data.dataset import (
 )
 from zipper.data.shards import LoadedUtterance, Shard, ShardReader, Skipped, list_skipped, write_shard
 from zipper.data.statistics import letters_of, longest_repeats
-from zipper.disk import held
-from zipper.distributed import WholeFiles, encoding, refusals
+from zipper.disk import file_lock
+from zipper.distributed import AtomicCheckpointIO, encoding_settings, trainer_errors
 from zipper.errors import DataError
 from zipper.hashes import KEPT
 from zipper.modalities.tokenizer import Tokenizer
@@ -60,7 +60,9 @@ def prepare_dataset(
     train = train or TrainConfig(accelerator="cpu")
     # Lock against other commands. Processes of one command must not wait for each other.
     single_process = train.devices * train.nodes == 1
-    with held(root / f".{folder.name}.lock", str(folder), wait=True) if single_process else nullcontext():
+    with (
+        file_lock(root / f".{folder.name}.lock", str(folder), wait=True) if single_process else nullcontext()
+    ):
         return _open_or_repair(folder, parts) or _make_dataset(
             folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
         )
@@ -84,8 +86,8 @@ def _make_dataset(
     batch_seconds: float, max_seconds: float, train: TrainConfig,
 ) -> EncodedDataset:  # fmt: skip
     """Encode the missing shards."""
-    with refusals(encoding(train)):
-        trainer = _trainer(encoding(train), folder)
+    with trainer_errors(encoding_settings(train)):
+        trainer = _trainer(encoding_settings(train), folder)
     folder.mkdir(parents=True, exist_ok=True)
     usable, skipped = _with_usable_text(utterances)  # check all texts before encoding
     if trainer.is_global_zero:
@@ -123,7 +125,7 @@ def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
     )
 
 

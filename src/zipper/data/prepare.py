@@ -10,7 +10,7 @@ from zipper.config import RunConfig, asset
 from zipper.corpora.open import open_corpus
 from zipper.data.dataset import EncodedDataset
 from zipper.data.encode import prepare_dataset
-from zipper.disk import check_places
+from zipper.disk import check_output_paths
 from zipper.hub import model_folder
 from zipper.modalities.normalise import unreadable
 from zipper.modalities.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def configured_tokenizer(cfg: RunConfig) -> Tokenizer | None:
 
 def prepare(cfg: RunConfig, clock: Clock) -> EncodedDataset:
     """Open the dataset of a config, after making what is missing. Codec and tokenizer are checked first."""
-    check_places(cfg)
+    check_output_paths(cfg)
     return encode(cfg, clock, load_codec(cfg.codec), configured_tokenizer(cfg))
 
 

@@ -1,4 +1,4 @@
-"""Where the zips of a model look in one document."""
+"""Cross-attention weights of a model on one document."""
 
 import torch
 from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ from zipper.models.zipper import ZipperModel
 
 @torch.no_grad()
 def cross_attention(model: ZipperModel, document: Document, pair: Pair) -> list[Tensor]:
-    """Weights float [Tq, Tk] of each stage's zip of one direction, mean over heads; the document is given."""
+    """Attention weights of one direction with teacher forcing: float [Tq, Tk] per zip, mean over heads."""
     found: list[Tensor] = []
 
     def keep(block: ZipBlock, inputs: tuple[Tensor, TimePositions, KeyValue, Tensor], _: Tensor) -> None:
@@ -35,33 +35,39 @@ def cross_attention(model: ZipperModel, document: Document, pair: Pair) -> list[
 
 
 def diagonal(weights: Tensor) -> float:
-    """Spearman's rank correlation of the rows' order with the mean place each looks at: 1 where a zip walks
-    from begin to end. weights float [Tq, Tk], each row's sum 1. NaN where all rows look at one place."""
-    at = weights @ torch.arange(weights.shape[1], dtype=weights.dtype)
-    return float(spearmanr(range(len(at)), at.numpy()).statistic)
+    """Spearman's rank correlation between query position and mean attended position.
+
+    weights: float [Tq, Tk], each row sums to 1. Monotonic attention gives 1. NaN if all rows attend to the
+    same position.
+    """
+    centres = weights @ torch.arange(weights.shape[1], dtype=weights.dtype)
+    return float(spearmanr(range(len(centres)), centres.numpy()).statistic)
 
 
 @styled
 def attention_map(
     model: ZipperModel, document: Document, pair: Pair, subwords: Tokenizer, frame_rate: float, title: str
 ) -> Figure:
-    """Where each zip of one direction looks for the token that comes next, mean over heads: text downwards,
-    seconds of speech to the right, whichever of the two asks. frame_rate: frames a second."""
-    asks_text = pair[0] == "text"
+    """Attention map of each zip of one direction, mean over heads.
+
+    Text runs down and seconds of speech run right, whichever of them is the query. frame_rate: frames per
+    second.
+    """
+    text_queries = pair[0] == "text"
     found = cross_attention(model, document, pair)
     ids = next(s.tokens[:, 0].tolist() for s in document.segments if s.modality == "text")
-    # A row that asks is about the subword to come; one that is asked, about the subword that it is.
-    rows = [subwords.piece(i) for i in (ids[1:] if asks_text else ids)]
-    used = [weights[: len(rows)] if asks_text else weights for weights in found]
-    seconds = found[0].shape[1 if asks_text else 0] / frame_rate
+    # A query row predicts the next subword; a key row holds its own subword.
+    rows = [subwords.piece(i) for i in (ids[1:] if text_queries else ids)]
+    used = [weights[: len(rows)] if text_queries else weights for weights in found]
+    seconds = found[0].shape[1 if text_queries else 0] / frame_rate
     figure, axes = panels(1, len(found), (4.2, 1.3 + 0.22 * len(rows)))
     for stage, (panel, weights) in enumerate(zip(axes, used, strict=True)):
         panel.imshow(
-            weights if asks_text else weights.T[: len(rows)], aspect="auto", interpolation="nearest",
+            weights if text_queries else weights.T[: len(rows)], aspect="auto", interpolation="nearest",
             extent=(0, seconds, len(rows) - 0.5, -0.5),
         )  # fmt: skip
         panel.set(
-            title=f"zip {stage + 1}: {pair[0]} looks at {pair[1]} ($\\rho$ = {diagonal(weights):.2f})",
+            title=f"zip {stage + 1}: {pair[0]} attends to {pair[1]} ($\\rho$ = {diagonal(weights):.2f})",
             xlabel="seconds of speech",
         )
         panel.set_yticks(range(len(rows)), rows if stage == 0 else [""] * len(rows))

@@ -1,4 +1,4 @@
-"""Chains: a row's speech or text, then several segments, each written from the one before it."""
+"""Evaluation of chains: each segment is generated from the segment before it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from zipper.config import RunConfig
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import Document, speech_segment
 from zipper.data.statistics import DatasetStatistics
-from zipper.distributed import divided
+from zipper.distributed import map_over_ranks
 from zipper.evaluation import asr, tts
 from zipper.evaluation.journal import Journal
-from zipper.evaluation.result import Origin, chosen_rows, describe_run, stops
+from zipper.evaluation.result import Origin, chosen_rows, describe_run, finish_reasons
 from zipper.evaluation.tts import SpeechScorer
 from zipper.generation.generate import GenerationOutput, generate
 from zipper.generation.rows import generate_rows
@@ -28,15 +28,17 @@ def evaluate_chain(
     speech_scorer: SpeechScorer,
     kept: Journal | None = None,
 ) -> dict[str, Any]:
-    """Writes a chain (`speech>text>speech`) for a split and scores its last segment against the row's text: a
-    result file. Text that follows speech of the model's own is scored once more, as `reread_wer`, from that
-    speech as a recording: decoded to a wave, encoded again, and given as a prompt."""
-    order, how, batch = chain.split(">"), cfg.decode.by_modality(), cfg.evaluate.batch
+    """Evaluates a chain (`speech>text>speech`) on a split; returns the content of a result file.
+
+    The last segment is scored against the row's text. Text that follows generated speech is also scored as
+    `reread_wer`: the speech is decoded to a waveform, encoded again, and used as a prompt.
+    """
+    order, sampling, batch = chain.split(">"), cfg.decode.by_modality(), cfg.evaluate.batch
     rows = chosen_rows(dataset, cfg, "tts" if order[-1] == "speech" else "asr")[: cfg.evaluate.spoken]
-    written = divided(
+    written = map_over_ranks(
         rows,
         lambda some: generate_rows(
-            model, dataset, statistics, some, order, batch, how, cfg.seed, kept, chain
+            model, dataset, statistics, some, order, batch, sampling, cfg.seed, kept, chain
         ),
     )
     last = [segments[-1] for segments in written]
@@ -45,48 +47,52 @@ def evaluate_chain(
         "task": chain,
         "split": cfg.evaluate.split,
         "utterances": len(rows),
-        **stops([segment.finish_reason for segment in last]),
+        **finish_reasons([segment.finish_reason for segment in last]),
         "share_ended": sum(all(s.finish_reason == "end" for s in segments) for segments in written)
         / len(rows),
-        "decoding": {name: how[name].describe() for name in dict.fromkeys(order[1:])},
+        "decoding": {name: sampling[name].describe() for name in dict.fromkeys(order[1:])},
     }
     if order[-1] == "speech":
 
-        def score(pairs: list[tuple[Row, GenerationOutput]]) -> list[tts.Spoken]:
+        def score(pairs: list[tuple[Row, GenerationOutput]]) -> list[tts.TtsUtterance]:
             some, spoken = [row for row, _ in pairs], [segment for _, segment in pairs]
             return speech_scorer.score(some, spoken, speech_scorer.recordings(dataset, some), kept, chain)
 
-        found = divided(list(zip(rows, last, strict=True)), score)
-        entries, counts = [one.entry() for one in found], tts.total(found)
-        result |= {"judge": speech_scorer.judge.name, "normaliser": speech_scorer.judge.normaliser}
+        found = map_over_ranks(list(zip(rows, last, strict=True)), score)
+        entries, counts = [one.entry() for one in found], tts.total_errors(found)
+        result |= {"judge": speech_scorer.asr_scorer.name, "normaliser": speech_scorer.asr_scorer.normaliser}
     else:
-        transcript = asr.scored(dataset, rows, last)
-        entries, counts = [one.entry() for one in transcript], asr.total(transcript)
+        transcript = asr.score_transcripts(dataset, rows, last)
+        entries, counts = [one.entry() for one in transcript], asr.total_errors(transcript)
         result["normaliser"] = dataset.info["fingerprint"]["normaliser"]
         if order[-2] == "speech":
 
-            def again(pairs: list[tuple[Row, list[GenerationOutput]]]) -> list[GenerationOutput]:
+            def transcribe_again(pairs: list[tuple[Row, list[GenerationOutput]]]) -> list[GenerationOutput]:
                 parts = [pairs[start : start + batch] for start in range(0, len(pairs), batch)]
                 return [
-                    one for part in parts for one in reread(model, speech_scorer.codec, cfg, statistics, part)
+                    one
+                    for part in parts
+                    for one in transcribe_resynthesis(model, speech_scorer.codec, cfg, statistics, part)
                 ]
 
-            read = divided(list(zip(rows, written, strict=True)), again)
-            reread_counts = asr.total(asr.scored(dataset, rows, read))
+            read = map_over_ranks(list(zip(rows, written, strict=True)), transcribe_again)
+            reread_counts = asr.total_errors(asr.score_transcripts(dataset, rows, read))
             result["reread_wer"] = round(reread_counts.rate, 6)
     figures = {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
     return {**result, **figures, "per_utterance": entries}
 
 
-def reread(
+def transcribe_resynthesis(
     model: MultimodalModel,
     codec: Codec,
     cfg: RunConfig,
     statistics: DatasetStatistics,
     chains: list[tuple[Row, list[GenerationOutput]]],
 ) -> list[GenerationOutput]:
-    """The last but one segment of each chain, speech, read again as a recording of it would be. Where nothing
-    was spoken there is nothing to read: the chain's own text stands."""
+    """Transcribes the second to last segment of each chain from its decoded waveform.
+
+    A chain without generated speech keeps its own text.
+    """
     prompts, spoken = [], [i for i, (_, segments) in enumerate(chains) if segments[-2].content.numel()]
     for row, segments in (chains[i] for i in spoken):
         (codes,) = codec.encode([codec.decode(segments[-2].content)])
@@ -100,9 +106,9 @@ def reread(
     return found
 
 
-def last_line(result: dict[str, Any], file: Path | str) -> str:
-    """What a training ends with."""
-    again = f", {result['reread_wer']:.1%} read again from its wave" if "reread_wer" in result else ""
+def summary_line(result: dict[str, Any], file: Path | str) -> str:
+    """Summary line that a command prints."""
+    again = f", {result['reread_wer']:.1%} from the decoded waveform" if "reread_wer" in result else ""
     return (
         f"{result['task']}: WER {result['wer']:.1%}{again} ({result['errors']} errors, {result['words']} "
         f"words, {result['utterances']} utterances, {result['share_ended']:.1%} ended) -> {file}"

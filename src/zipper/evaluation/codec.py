@@ -1,4 +1,4 @@
-"""What a codec costs and loses: the judge's WER on round trips, by number of codebooks, and its speed."""
+"""Evaluation of a codec: WER of resynthesized speech by number of codebooks, and speed."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from zipper.config import RunConfig, to_dict
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import corpus_hash
-from zipper.disk import check_places, file_name
+from zipper.disk import check_output_paths, file_name
 from zipper.errors import ConfigError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import versions
@@ -25,21 +25,21 @@ from zipper.evaluation.result_file import write_result
 from zipper.evaluation.scorer import AsrScorer, load_asr_scorer
 from zipper.evaluation.wer import WordErrors
 
-LISTENED = 3  # utterances whose round trips are written to be listened to
+LISTENED = 3  # utterances whose resynthesis is written as samples
 
 
 def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Round trips of cfg.evaluate.split with every number of codebooks, heard by the judge.
+    """Measures the ASR scorer's WER on the resynthesis of cfg.evaluate.split, for every number of codebooks.
 
-    Leaves result.json, samples/*.flac and samples/*.png in build/codecs/NAME. The original audio is heard at
-    the codec's sample rate. Raises ConfigError where that folder is taken.
+    Writes result.json, samples/*.flac and samples/*.png to build/codecs/NAME. The original audio is scored at
+    the codec's sample rate. Raises ConfigError if that folder holds a result.
     """
-    check_places(cfg)
+    check_output_paths(cfg)
     folder = Path(cfg.build) / "codecs" / cfg.name
     file = folder / "result.json"
     if file.exists():
         raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
-    judge, codec = load_asr_scorer(cfg.judge), load_codec(cfg.codec)
+    asr_scorer, codec = load_asr_scorer(cfg.judge), load_codec(cfg.codec)
     code = commit()
     chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
     waves = [u.wave(codec.sample_rate) for u in chosen]
@@ -47,7 +47,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     started = time.monotonic()
     codes = [codec.encode([wave])[0] for wave in tqdm(waves, desc="encode", mininterval=1.0)]
     encode = seconds / (time.monotonic() - started)
-    rows = [{"codebooks": None, **transcript(judge, codec, chosen, waves, "original")}]
+    rows = [{"codebooks": None, **score_waves(asr_scorer, codec, chosen, waves, "original")}]
     for books in range(codec.codebooks, 0, -1):
         started = time.monotonic()
         back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
@@ -57,7 +57,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
                 "codebooks": books,
                 "bits_per_second": codec.frame_rate * books * math.log2(codec.codes),
                 "decode_times_real_time": round(decode, 1),
-                **transcript(judge, codec, chosen, back, f"{books} codebooks"),
+                **score_waves(asr_scorer, codec, chosen, back, f"{books} codebooks"),
             }
         )
     result = {
@@ -69,8 +69,8 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         "frame_rate": codec.frame_rate,
         "seconds": round(seconds, 1),
         "utterances": len(chosen),
-        "judge": judge.name,
-        "normaliser": judge.normaliser,
+        "judge": asr_scorer.name,
+        "normaliser": asr_scorer.normaliser,
         "encode_times_real_time": round(encode, 1),
         "threads": torch.get_num_threads(),
         "rows": rows,
@@ -84,26 +84,27 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     write_samples(folder / "samples", codec, chosen, waves, codes)
     write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
     print(table(result))
-    print(f"listen: {folder}/samples; figures -> {file}")
+    print(f"samples: {folder}/samples; result -> {file}")
     return result
 
 
-def transcript(
-    judge: AsrScorer, codec: Codec, said: list[Utterance], waves: list[Tensor], what: str
+def score_waves(
+    asr_scorer: AsrScorer, codec: Codec, utterances: list[Utterance], waves: list[Tensor], what: str
 ) -> dict[str, Any]:
-    """Word errors of the judge, counts added up."""
+    """Total word errors of the ASR scorer on waves."""
     counts = WordErrors()
-    for u, one in zip(said, judge.transcribe_waves(waves, codec.sample_rate, what), strict=True):
-        counts += judge.errors(u.text or "", one)
+    transcripts = asr_scorer.transcribe_waves(waves, codec.sample_rate, what)
+    for u, transcript in zip(utterances, transcripts, strict=True):
+        counts += asr_scorer.errors(u.text or "", transcript)
     return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
 
 
 def write_samples(
-    folder: Path, codec: Codec, said: list[Utterance], waves: list[Tensor], codes: list[Tensor]
+    folder: Path, codec: Codec, utterances: list[Utterance], waves: list[Tensor], codes: list[Tensor]
 ) -> None:
-    """The first utterances, original and with every number of codebooks; FLAC, and spectrograms."""
+    """Writes the first utterances, original and with every number of codebooks, as FLAC and spectrograms."""
     folder.mkdir(parents=True, exist_ok=True)
-    for u, wave, code in list(zip(said, waves, codes, strict=True))[:LISTENED]:
+    for u, wave, code in list(zip(utterances, waves, codes, strict=True))[:LISTENED]:
         waves_of = {"original": wave} | {
             f"{q}-codebooks": codec.decode(code[:q], len(wave)) for q in range(codec.codebooks, 0, -1)
         }
@@ -114,7 +115,7 @@ def write_samples(
 
 
 def table(result: dict[str, Any]) -> str:
-    """To be read in a terminal."""
+    """Table for the terminal."""
     lines = [f"{'':<12}{'bit/s':>8}{'WER':>9}{'decode':>12}   ({result['judge']})"]
     for row in result["rows"]:
         name = "original" if row["codebooks"] is None else f"{row['codebooks']} codebooks"

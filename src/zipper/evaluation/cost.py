@@ -1,4 +1,4 @@
-"""What a token of a training costs."""
+"""FLOPs per training token."""
 
 from collections import Counter
 
@@ -9,9 +9,10 @@ from zipper.models.multimodal import MultimodalModel
 
 
 def flops_per_token(model: MultimodalModel, steps: BatchSchedule) -> dict[str, int]:
-    """Forward, and forward with backward ("training"): means over all documents, each task by its share.
+    """Mean FLOPs per token: forward, and forward with backward ("training").
 
-    Tokens are columns of speech and subwords, begins and ends included; padding is left out.
+    The mean is over all documents, with each task weighted by its share. Tokens are timesteps of speech and
+    subwords, including BOS and EOS, without padding.
     """
     forward = training = tokens = 0.0
     sizes = Counter(zip(steps.subwords.tolist(), steps.speech.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG: learning curve, gates over steps, where the zips look in one test utterance."""
+"""Figures of a run as PNG: learning curve, gates, and cross-attention on one test utterance."""
 
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from zipper.models.zipper import ZipperModel
 def draw_run(
     run: Path, model: MultimodalModel, dataset: EncodedDataset, row: Row, results: dict[str, Any]
 ) -> list[Path]:
-    """All figures of a run into run/figures. row: whose attention is shown. results: by task."""
+    """Draws all figures of a run into run/figures. row: utterance of the attention maps. results: by task."""
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     metrics = read_metrics(run)
     train = next(iter(results.values()))["config"]["train"]
-    harder = bool(train["codebook_weights"] or train["hide"])
-    files = [learning_curve(metrics, folder / "learning-curve.png", harder)]
+    weighted = bool(train["codebook_weights"] or train["hide"])
+    files = [learning_curve(metrics, folder / "learning-curve.png", weighted)]
     if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
         files.append(gate_curves(gates, folder / "gates.png"))
     if isinstance(model, ZipperModel):
@@ -43,10 +43,12 @@ def draw_run(
 
 
 @styled
-def learning_curve(metrics: dict[str, Series], file: Path, harder: bool) -> Path:
-    """Loss of training and dev over the steps, the WER on dev of what the run learns, and the gradient's norm
-    with its spikes. harder: the training's loss weighs codebooks or hides spans, and dev's does not."""
-    tasks = {"recognition": "dev/asr_wer", "speech, heard by the judge": "dev/tts_wer"}
+def learning_curve(metrics: dict[str, Series], file: Path, weighted: bool) -> Path:
+    """Training and dev loss, dev WER of the trained tasks, and gradient norm over the steps.
+
+    weighted: the training loss uses codebook weights or history masking, which the dev loss does not.
+    """
+    tasks = {"ASR": "dev/asr_wer", "TTS, scored by ASR": "dev/tts_wer"}
     shown = {label: metrics[name] for label, name in tasks.items() if name in metrics}
     norms = {name: metrics.get(f"train/grad_norm{name}", []) for name in ("", "_max")}
     count = 1 + bool(shown) + bool(norms[""])
@@ -57,27 +59,29 @@ def learning_curve(metrics: dict[str, Series], file: Path, harder: bool) -> Path
     )
     axes[0].plot(*_columns(train), color="0.8", linewidth=0.8)
     axes[0].plot(*_columns(smooth(train)), color=COLOURS[0], label="train (mean of 10 points)")
-    on_dev = "dev, codebooks alike, nothing hidden" if harder else "dev"
+    on_dev = "dev, equal codebook weights, no history masking" if weighted else "dev"
     axes[0].plot(*_columns(metrics.get("dev/loss", [])), "o--", color=COLOURS[1], label=on_dev)
-    axes[0].set(xlabel="step", ylabel="loss (nats a scored token)", ylim=(0, None))
+    axes[0].set(xlabel="step", ylabel="loss (nats per scored token)", ylim=(0, None))
     axes[0].legend()
     for index, (label, series) in enumerate(shown.items()):
         steps, rates = _columns(series)
         line(axes[1], index, steps, [[100 * rate] for rate in rates], label)
-    if shown:  # limits last: once set, they do not grow with the next series
+    if shown:  # set limits last, since they do not grow with further series
         axes[1].set(xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
         axes[1].legend()
     if norms[""]:
-        axes[-1].plot(*_columns(norms["_max"]), ".", color="0.6", markersize=3, label="largest in between")
+        axes[-1].plot(
+            *_columns(norms["_max"]), ".", color="0.6", markersize=3, label="maximum between points"
+        )
         axes[-1].plot(*_columns(smooth(norms[""])), color=COLOURS[0], label="mean of 10 points")
-        axes[-1].set(xlabel="step", ylabel="norm of the gradient", yscale="log")
+        axes[-1].set(xlabel="step", ylabel="gradient norm", yscale="log")
         axes[-1].legend()
     return _save(figure, file)
 
 
 @styled
 def gate_curves(gates: dict[str, Series], file: Path) -> Path:
-    """tanh of every trained gate over the steps: those of attention, feed-forward and input projections."""
+    """tanh of every trained gate over the steps: attention, feed-forward and input projections."""
     kinds = {"attention_gate": "zips, attention: tanh(a)", "feed_forward_gate": "zips, feed-forward: tanh(b)"}
     groups: dict[str, dict[str, Series]] = {}
     for name, series in gates.items():
@@ -101,24 +105,26 @@ def gate_curves(gates: dict[str, Series], file: Path) -> Path:
 
 @styled
 def wer_by_length(result: dict[str, Any], file: Path) -> Path:
-    """WER of speech by the length of what was to be said (paper, figure 2): up to a length, and in bins."""
+    """TTS WER by length of the reference (paper, Figure 2): cumulative, and in bins."""
     figure, (up_to, bins) = panels(1, 2, (5, 4), sharey=True)
     lengths = [one["characters"] for one in result["by_length"]]
-    line(up_to, 0, lengths, [[100 * one["wer_up_to"]] for one in result["by_length"]], "heard")
-    up_to.axhline(100 * result["oracle_wer"], color="0.5", linestyle="--", label="oracle: codec round trip")
-    up_to.set(xlabel="characters of the transcript, at most", ylabel="WER (%)", ylim=(0, None))
+    line(up_to, 0, lengths, [[100 * one["wer_up_to"]] for one in result["by_length"]], "model")
+    up_to.axhline(
+        100 * result["oracle_wer"], color="0.5", linestyle="--", label="codec resynthesis (topline)"
+    )
+    up_to.set(xlabel="maximum characters of the reference", ylabel="WER (%)", ylim=(0, None))
     up_to.legend()
     wers = [100 * one["wer"] for one in result["by_length"]]
     drawn = bins.bar(range(len(lengths)), wers, color="0.8", edgecolor="0.25")
     bins.bar_label(drawn, [str(one["utterances"]) for one in result["by_length"]], fontsize="small")
     bins.set_xticks(range(len(lengths)), [f"to {length}" for length in lengths], rotation=45)
-    bins.set(xlabel="characters of the transcript (above each bar: sentences)")
+    bins.set(xlabel="characters of the reference (above each bar: number of sentences)")
     return _save(figure, file)
 
 
 @styled
 def spectrograms(waves: dict[str, Tensor], sample_rate: int, title: str, file: Path) -> Path:
-    """Log-mel spectrograms of waves float32 [n] below each other, on one scale."""
+    """Log-mel spectrograms of waves float32 [n], stacked on one scale."""
     mel = torchaudio.transforms.MelSpectrogram(sample_rate, n_fft=512, hop_length=128, n_mels=64)
     figure, axes = panels(len(waves), 1, (9, 1.6), sharex=True)
     for panel, (name, wave) in zip(axes, waves.items(), strict=True):
@@ -131,8 +137,8 @@ def spectrograms(waves: dict[str, Tensor], sample_rate: int, title: str, file: P
         panel.set_yticks([])
         panel.grid(visible=False)
     axes[-1].set(xlabel="seconds")
-    figure.suptitle(title, fontsize="medium", parse_math=False)  # a judge may write two dollars
-    return _save(figure, file, dpi=80)  # at 120, noise makes a file twice as large
+    figure.suptitle(title, fontsize="medium", parse_math=False)  # a transcript may contain two dollar signs
+    return _save(figure, file, dpi=80)  # at 120, noise doubles the file size
 
 
 def _columns(series: Series) -> tuple[list[int], list[float]]:

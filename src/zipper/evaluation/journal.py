@@ -1,5 +1,4 @@
-"""What a long evaluation has finished, a JSON line a piece: cut off anywhere, it goes on behind the last
-whole line."""
+"""Journal of a long evaluation: one JSON line per finished item, from which it resumes."""
 
 import fcntl
 import hashlib
@@ -19,30 +18,32 @@ from zipper.evaluation.result import versions
 
 
 class Journal:
-    """Pieces by key."""
+    """Finished items of an evaluation by key, stored in a file."""
 
     def __init__(self, file: Path, work: dict[str, Any]) -> None:
-        """work: all that the pieces follow from; a file of other work is begun anew. Raises ConfigError where
-        another process is at it."""
+        """Opens or creates a journal. work: identity of the evaluation; a file with another one is cleared.
+
+        Raises ConfigError if another process uses the file.
+        """
         self.file, self.pieces = file, dict[str, Any]()
         self.lines = file.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self.lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{file}: another process is at the same evaluation. Wait for it.") from None
+            raise ConfigError(f"{file}: another process runs the same evaluation. Wait for it.") from None
         except OSError:  # a file system without locks
             pass
         found, length = read_pieces(file)
         if not found or found[0] != work:
             found, length = [], 0
-        self.lines.truncate(length)  # what was being written when it was cut off
+        self.lines.truncate(length)  # drops an incomplete line
         if not found:
             self._write(work)
         for key, value in found[1:]:
             self.pieces[key] = value
 
     def add(self, key: str, value: Any) -> None:
-        """On the disk when this returns."""
+        """Adds an item and writes it to the file."""
         self.pieces[key] = value
         self._write([key, value])
 
@@ -51,19 +52,18 @@ class Journal:
         self.lines.flush()
 
     def done(self) -> None:
-        """The results stand elsewhere by now."""
+        """Removes the file, once the results are written."""
         self.file.unlink(missing_ok=True)
         self.lines.close()
 
 
 def read_pieces(file: Path) -> tuple[list[Any], int]:
-    """Whole lines up to the first that is none, and how many bytes they take. Nothing where there is no
-    file."""
+    """Complete JSON lines up to the first invalid one, and their size in bytes. A missing file gives none."""
     found, length = [], 0
     for line in file.read_bytes().splitlines(keepends=True) if file.exists() else []:
         try:
             piece = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:  # a UnicodeDecodeError is one too
+        except ValueError:  # includes UnicodeDecodeError
             piece = None
         if piece is None:
             break
@@ -73,8 +73,8 @@ def read_pieces(file: Path) -> tuple[list[Any], int]:
 
 
 @contextmanager
-def journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
-    """A journal that is removed when all is done, and stays when it is not."""
+def open_journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
+    """Journal that is removed at the end of the context, and kept on an exception."""
     kept = Journal(file, json.loads(json.dumps(work)))
     try:
         yield kept
@@ -84,17 +84,17 @@ def journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
     kept.done()
 
 
-def work_of(checkpoint: Path, cfg: RunConfig, judge: str | None) -> dict[str, Any]:
-    """All that an evaluation follows from. judge: its name, where there is one."""
+def evaluation_identity(checkpoint: Path, cfg: RunConfig, asr_scorer: str | None) -> dict[str, Any]:
+    """Everything that determines the output of an evaluation. asr_scorer: its name, if one is used."""
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made_by = {"commit": commit(), "versions": versions(), "judge": judge, "device": device}
+    made_by = {"commit": commit(), "versions": versions(), "judge": asr_scorer, "device": device}
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return {"checkpoint": digest, **made_by, "ranks": ranks, "config": config}
 
 
 def journal_name(suffix: str = "", rank: int = 0) -> str:
-    """Hidden in the run folder, and gone when the evaluation is done; each process of a group has its own."""
+    """File name of the journal in the run folder; one for each rank."""
     return f".evaluating{suffix}{f'-rank{rank}' if rank else ''}.jsonl"

@@ -1,4 +1,4 @@
-"""Mean cross-entropy of a split."""
+"""Mean cross-entropy loss of a split."""
 
 import torch
 
@@ -11,7 +11,7 @@ from zipper.models.multimodal import MultimodalModel
 
 @torch.no_grad()
 def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) -> float:
-    """Over all scored (token, codebook) pairs of cfg.evaluate.split, in nats. The model is left in eval."""
+    """Mean loss in nats over all scored (token, codebook) pairs of the split. Sets the model to eval."""
     model.eval()
     device = next(model.parameters()).device
     tasks = dict.fromkeys(cfg.train.tasks.shares(), 1.0)

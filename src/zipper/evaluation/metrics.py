@@ -1,17 +1,17 @@
-"""metrics.csv of a run, read back: one series a metric."""
+"""Reader of the metrics.csv files of a run."""
 
 import csv
 from pathlib import Path
 
-Series = list[tuple[int, float]]  # (step, value), in the order of steps
+Series = list[tuple[int, float]]  # (step, value), by step
 
 
 def read_metrics(run: Path) -> dict[str, Series]:
-    """All metrics of a run folder; those of a run that was resumed stand in several files."""
+    """All metrics of a run folder. A resumed run has several files."""
     parts = sorted(run.glob("metrics-*.csv"), key=lambda file: int(file.stem.split("-")[1]))
     found: dict[str, dict[int, float]] = {}
-    last = run / "metrics.csv"  # absent where a run was taken up again with nothing left to train
-    for file in [*parts, *([last] if last.exists() else [])]:  # what was done again after a resume wins
+    last = run / "metrics.csv"  # absent if a run was resumed after its last step
+    for file in [*parts, *([last] if last.exists() else [])]:  # later files override repeated steps
         with file.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
                 for name, value in row.items():
@@ -21,8 +21,7 @@ def read_metrics(run: Path) -> dict[str, Series]:
 
 
 def curves(run: Path) -> dict[str, Series]:
-    """What a comparison draws or chooses by: WER and loss on dev, the mean loss of training over every 10
-    points logged, and every fifth point of the gates."""
+    """Series for a comparison: dev WER and loss, training loss (means of 10), every fifth gate value."""
     metrics = read_metrics(run)
     found: dict[str, Series] = {}
     for name in ("dev/asr_wer", "dev/tts_wer", "dev/loss_text", "dev/loss_speech"):
@@ -35,7 +34,7 @@ def curves(run: Path) -> dict[str, Series]:
 
 
 def smooth(series: Series, window: int = 10) -> Series:
-    """Mean of the last `window` points, of fewer at the beginning."""
+    """Moving average over the last `window` points, or fewer at the start."""
     out = []
     for i in range(1, len(series) + 1):
         part = series[max(i - window, 0) : i]

@@ -1,45 +1,47 @@
-"""Which run a config.yaml belongs to: that of the folder it lies in, wherever that was moved, whatever name
-it has by now."""
+"""Finds the run of a config.yaml by its folder, also if the folder was moved or renamed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.config import RunConfig, changed, given, load_config
+from zipper.config import RunConfig, load_config, overridden_keys, with_overrides
 from zipper.errors import ConfigError
 
-MADE = ("result", "export")  # settings of what is written
-FOUND = ("data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "judge.model")
+OUTPUT_KEYS = ("result", "export")  # settings of output paths
+INPUT_KEYS = ("data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "judge.model")
 
 
-def asked_config(config: Path, words: Sequence[str]) -> RunConfig:
-    """A run's config with the caller's words. Where its own results went is not written over: only a word
-    names such a place."""
-    unnamed = [f"{key}=null" for key in MADE if key not in given(words)]
-    return changed(load_config(config, words), unnamed)
+def evaluation_config(config: Path, overrides: Sequence[str]) -> RunConfig:
+    """Config of a run with overrides.
+
+    Output paths of the run itself are unset, so that only an override names one.
+    """
+    unset = [f"{key}=null" for key in OUTPUT_KEYS if key not in overridden_keys(overrides)]
+    return with_overrides(load_config(config, overrides), unset)
 
 
-def run_folder(config: Path, words: Sequence[str]) -> Path | None:
-    """The folder of the run whose config.yaml is given; None where it is another config, or a word names
-    another run (name=...)."""
+def run_folder(config: Path, overrides: Sequence[str]) -> Path | None:
+    """Run folder of a config.yaml; None for another config, or if an override sets another name."""
     folder = config.resolve().parent
-    named = any(word.startswith("name=") for word in words)
+    named = any(override.startswith("name=") for override in overrides)
     ours = config.name == "config.yaml" and (folder / "checkpoints").is_dir()
     return folder if ours and not named else None
 
 
 @contextmanager
-def where_trained(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterator[RunConfig]:
-    """In the working directory that the run's relative paths were written for, where folder tells which; its
-    config, with its folder's name. Paths among words are found from where the caller is."""
-    with suppress(ConfigError):  # a folder whose name is no run's keeps the old one
+def training_directory(cfg: RunConfig, folder: Path, overrides: Sequence[str]) -> Iterator[RunConfig]:
+    """Context in the working directory that the run's relative paths refer to, derived from its folder.
+
+    Yields the config, named after the folder. Paths in overrides stay relative to the caller's directory.
+    """
+    with suppress(ConfigError):  # an invalid folder name keeps the old run name
         cfg = replace(cfg, name=folder.name)
-    if any(word.startswith("build=") for word in words):
+    if any(override.startswith("build=") for override in overrides):
         yield cfg
         return
     if base := _base(cfg, folder):
-        cfg = _from_here(cfg, words)
+        cfg = _with_absolute_paths(cfg, overrides)
         with chdir(base):
             yield cfg
         return
@@ -49,19 +51,19 @@ def where_trained(cfg: RunConfig, folder: Path, words: Sequence[str]) -> Iterato
     yield cfg
 
 
-def _from_here(cfg: RunConfig, words: Sequence[str]) -> RunConfig:
-    """The paths among words as absolute ones. A judge or a codec may have a name that is no path."""
+def _with_absolute_paths(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Makes paths in overrides absolute. The value of judge.model or codec.weights may also be a name."""
     absolute = []
-    for key in given(words) & {*MADE, *FOUND}:
+    for key in overridden_keys(overrides) & {*OUTPUT_KEYS, *INPUT_KEYS}:
         section, _, setting = key.rpartition(".")
         value = getattr(getattr(cfg, section) if section else cfg, setting)
-        if value and (key in (*MADE, "data.folder") or Path(value).exists()):
+        if value and (key in (*OUTPUT_KEYS, "data.folder") or Path(value).exists()):
             absolute.append(f"{key}={Path(value).expanduser().absolute()}")
-    return changed(cfg, absolute)
+    return with_overrides(cfg, absolute)
 
 
 def _base(cfg: RunConfig, folder: Path) -> Path | None:
-    """That in which build/runs/NAME is folder; None where this is no such place, or the working directory."""
+    """Directory in which folder is build/runs/NAME; None if there is none, or it is the working directory."""
     below = Path(cfg.build, "runs").parts
     if Path(cfg.build).is_absolute() or ".." in below or folder.parent.parts[-len(below) :] != below:
         return None

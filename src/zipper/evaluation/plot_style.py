@@ -1,5 +1,8 @@
-"""One look for all figures: readable in grey (a series differs from the next by mark and line, not by colour
-alone), units on the axes, seeds as spread, and what others measured marked as theirs."""
+"""Plot style of all figures.
+
+Series differ in marker and line style as well as in colour, seeds are shown as a band, and figures from the
+paper have their own marker.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's, which the colour-blind can tell apart, ordered so that neighbours differ in lightness, too.
+# Okabe-Ito palette (safe for colour blindness), ordered so that neighbours differ in lightness.
 COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 2)))
@@ -22,13 +25,13 @@ LOOK: Any = {
     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
     "axes.axisbelow": True, "svg.hashsalt": "zipper", "image.cmap": "magma",
 }  # fmt: skip
-styled = rc_context(LOOK)  # decorates what draws
+styled = rc_context(LOOK)  # decorator of drawing functions
 
 
 def panels(
     rows: int, columns: int, size: tuple[float, float], sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of rows x columns panels, row by row. size: of one of them, in inches."""
+    """Figure with rows x columns panels, in row-major order. size: width and height of a panel in inches."""
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     return figure, list(np.ravel(grid))
@@ -36,15 +39,17 @@ def panels(
 
 @styled
 def save(figure: Figure, file: Path) -> Path:
-    """As FILE.svg: the same figure, the same bytes."""
+    """Writes FILE.svg, byte-identical for the same figure."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
     return file.with_suffix(".svg")
 
 
 def line(panel: Axes, index: int, x: Sequence[float], several: Sequence[Sequence[float]], label: str) -> None:
-    """The mean of several measurements at each x, and from the least to the largest of them as a band. index:
-    of the series in its panel, which gives colour, mark and line."""
+    """Plots the mean of several measurements at each x, with their range as a band.
+
+    index: number of the series in its panel, which selects colour, marker and line style.
+    """
     means = [sum(values) / len(values) for values in several]
     panel.plot(
         x, means, label=label, color=COLOURS[index % len(COLOURS)], linestyle=LINES[index % len(LINES)],
@@ -58,9 +63,11 @@ def line(panel: Axes, index: int, x: Sequence[float], several: Sequence[Sequence
 def bars(
     panel: Axes, names: Sequence[str], several: Sequence[Sequence[float]], beyond: Sequence[float] = ()
 ) -> None:
-    """A bar for the mean of each, its measurements as dots, its figure beside it; from the top downwards. One
-    without measurements keeps its place. beyond: for each, up to where something else will be drawn that the
-    figure must not cover."""
+    """Horizontal bars of means, from top to bottom, with measurements as dots and the mean as a label.
+
+    An entry without measurements keeps its row. beyond: for each row, an x value that the label must not
+    cover.
+    """
     most = [max([*values, *beyond[place : place + 1]], default=0.0) for place, values in enumerate(several)]
     for place, values in enumerate(several):
         if not values:

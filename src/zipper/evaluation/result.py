@@ -1,4 +1,4 @@
-"""The result file of a run: every figure, and what it takes to make it again."""
+"""Content of a result file: figures, and what is needed to reproduce them."""
 
 import platform
 from collections import Counter
@@ -20,7 +20,7 @@ from zipper.models.multimodal import MultimodalModel
 
 @dataclass(frozen=True)
 class Origin:
-    """How a result came to be: command, commit, steps and seconds of training."""
+    """Provenance of a result: command, commit, training steps and seconds."""
 
     command: str
     commit: str
@@ -35,7 +35,7 @@ def describe_run(
     cfg: RunConfig,
     origin: Origin,
 ) -> dict[str, Any]:
-    """Everything about a run but its figures."""
+    """Metadata of a run for a result file."""
     parameters = list(model.parameters())
     return {
         "name": cfg.name,
@@ -58,7 +58,7 @@ def describe_run(
 
 
 def versions() -> dict[str, str]:
-    """Of what a figure depends on most."""
+    """Versions of Python, PyTorch and Lightning."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -67,16 +67,17 @@ def versions() -> dict[str, str]:
 
 
 def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
-    """Rows of a split (none: cfg.evaluate.split) that the task can be asked of, and whose corpus it takes.
-    Of the training split, only what the run has trained on: a check of the wiring, never a result."""
+    """Rows of a split (None: cfg.evaluate.split) that a task can use and whose corpus it takes.
+
+    The training split is limited to data.only, as in training.
+    """
     split = split or cfg.evaluate.split
     rows = limit_rows(dataset.splits[split], cfg.data.only if split == "train" else None)
     return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
 
 
 def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, float]]:
-    """Word errors of each part of the corpora that a split is made of, as LibriSpeech's clean and other;
-    nothing where there is one part alone."""
+    """Word errors of each corpus subset, such as LibriSpeech clean and other; empty for a single subset."""
     found: dict[str, list[WordErrors]] = {}
     for row, errors in counts:
         found.setdefault(row["subset"], []).append(errors)
@@ -94,8 +95,8 @@ def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, f
     return out
 
 
-def stops(reasons: list[str]) -> dict[str, Any]:
-    """Why the writing stopped, counted; and the shares that did not end by themselves."""
+def finish_reasons(reasons: list[str]) -> dict[str, Any]:
+    """Counts of finish reasons, and the shares that hit the length limit or ended in repetition."""
     counts, total = Counter(reasons), max(len(reasons), 1)
     return {
         "stopped": dict(counts),
@@ -104,15 +105,15 @@ def stops(reasons: list[str]) -> dict[str, Any]:
     }
 
 
-def cut_off(result: dict[str, Any]) -> str:
-    """Segments that did not end by themselves, for a line of text. Of any result file, old ones too."""
+def truncation_text(result: dict[str, Any]) -> str:
+    """Shares of segments without EOS, as text. Accepts older result files."""
     total = max(sum(result["stopped"].values()), 1)
     cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("cap", "loop"))
-    return f"{cap:.1%} at the length cap, {loop:.1%} repeating"
+    return f"{cap:.1%} at the length limit, {loop:.1%} repetition"
 
 
 def write_predictions(result: dict[str, Any], file: Path) -> None:
-    """One utterance a line, tab-separated: its entries in the result file, where it has any."""
+    """Writes `per_utterance` of a result as a .tsv file, if it has any."""
     if "per_utterance" not in result:
         return
     keys = list(result["per_utterance"][0])

@@ -1,4 +1,4 @@
-"""A result file, NAME.json, and the utterances of it beside it, one a line: NAME.utterances.jsonl.xz."""
+"""Result files: NAME.json, and its utterances as JSON lines in NAME.utterances.jsonl.xz."""
 
 import json
 import lzma
@@ -8,17 +8,19 @@ from typing import Any
 
 from zipper.errors import DataError
 
-NEEDED = ("id", "errors", "words", "reference")  # of every utterance
+NEEDED = ("id", "errors", "words", "reference")  # keys of every utterance
 
 
 def utterances_file(file: Path) -> Path:
-    """The file of utterances that belongs to a result file."""
+    """Utterances file of a result file."""
     return file.with_name(f"{file.name.removesuffix('.json')}.utterances.jsonl.xz")
 
 
 def write_result(result: dict[str, Any], *files: Path) -> None:
-    """Writes each result file, a top-level key a line, and its per_utterance, where it has one, to the file
-    beside it. Each file is whole or absent; the result file comes last."""
+    """Writes result files, one top-level key per line, and `per_utterance` to their utterances files.
+
+    Each file is written atomically, the result file last.
+    """
     rows = [f" {json.dumps(key)}: {json.dumps(result[key])}" for key in result if key != "per_utterance"]
     text = "{\n" + ",\n".join(rows) + "\n}\n"
     utterances = "".join(json.dumps(one) + "\n" for one in result.get("per_utterance", []))
@@ -28,27 +30,27 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
             _write(utterances_file(file), lzma.compress(utterances.encode()))
         _write(file, text.encode())
         if not utterances:
-            utterances_file(file).unlink(missing_ok=True)  # of an older result
+            utterances_file(file).unlink(missing_ok=True)  # from an older result
 
 
 def _write(file: Path, content: bytes) -> None:
-    aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write it too
+    aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write the same file
     aside.write_bytes(content)
     aside.rename(file)
 
 
 def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
-    """What `write_result` wrote, or an older file, whose utterances are inside the JSON. utterances: with
-    per_utterance; else without it, and its file is not read.
+    """Result written by `write_result`, or an older one with its utterances inside the JSON.
 
-    Raises DataError where either file is missing or damaged.
+    utterances=False leaves `per_utterance` out and does not read its file. Raises DataError if a file is
+    missing or damaged.
     """
     if not file.is_file():
         raise DataError(f"{file} does not exist: give a result file, such as build/runs/NAME/asr.json.")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{file} is no JSON ({error}). Give a result file of `zipper train`.") from error
+        raise DataError(f"{file} is not JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict):
         raise DataError(f"{file} holds no JSON object. Give a result file of `zipper train`.")
     inside = result.pop("per_utterance", None)
@@ -56,12 +58,12 @@ def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
         return result
     rows = inside or _read_utterances(file, result.get("utterances"))
     if lacking := [key for key in NEEDED if any(key not in row for row in rows)]:
-        raise DataError(f"{file}: an utterance of it has no {lacking[0]}. Evaluate the run again.")
+        raise DataError(f"{file}: an utterance has no {lacking[0]}. Evaluate the run again.")
     return {**result, "per_utterance": rows}
 
 
 def _read_utterances(file: Path, count: int | None) -> list[dict[str, Any]]:
-    """count: how many there are to be, where the result file says it."""
+    """Utterances of a result file. count: expected number, if known."""
     beside = utterances_file(file)
     if not beside.is_file():
         raise DataError(
@@ -76,7 +78,7 @@ def _read_utterances(file: Path, count: int | None) -> list[dict[str, Any]]:
         ) from error
     if count not in (None, len(rows)):
         raise DataError(
-            f"{beside} holds {len(rows)} utterances, but {file} is of {count}: they do not belong together. "
+            f"{beside} holds {len(rows)} utterances, but {file} has {count}: they do not belong together. "
             "Restore both, or evaluate the run again."
         )
     return rows

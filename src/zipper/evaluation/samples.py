@@ -1,4 +1,4 @@
-"""Samples to look at and to listen to: files in the run folder, tables in W&B."""
+"""Samples of an evaluation: audio and image files in the run folder, tables in W&B."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +19,12 @@ from zipper.evaluation.transcripts import piece
 from zipper.evaluation.tts import SpeechScorer
 from zipper.generation.generate import GenerationOutput
 
-TABLE = 20  # utterances in a table of W&B, about 40 kB of audio each
+TABLE = 20  # utterances in a W&B table, about 40 kB of audio each
 Entry = dict[str, str | int | float]
 
 
-class Shown(NamedTuple):
-    """Files of one spoken sentence."""
+class SampleFiles(NamedTuple):
+    """Files of one synthesized sentence."""
 
     wav: Path
     png: Path
@@ -37,9 +37,11 @@ def write_samples(
     dataset: EncodedDataset,
     entries: list[Entry],
     segments: list[GenerationOutput],
-) -> list[Shown]:
-    """FOLDER/ID.wav and ID.png of the first spoken sentences, beside the round trip of the recording. An ID
-    that is no safe name is escaped (`file_name`)."""
+) -> list[SampleFiles]:
+    """Writes ID.wav, ID-target.wav (codec resynthesis of the recording) and ID.png of the first sentences.
+
+    An unsafe ID is escaped (`file_name`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rate, out = speech_scorer.codec.sample_rate, []
     rows = chosen_rows(dataset, cfg, "tts")
@@ -47,22 +49,22 @@ def write_samples(
         entry, row = entries[index], rows[index]
         made, target = speech_scorer.wave(segments[index]), speech_scorer.codec.decode(dataset.row_codes(row))
         name = file_name(str(entry["id"]))
-        files = Shown(folder / f"{name}.wav", folder / f"{name}.png")
+        files = SampleFiles(folder / f"{name}.wav", folder / f"{name}.png")
         sf.write(files.wav, made.clamp(-1, 1).numpy(), rate)
         sf.write(folder / f"{name}-target.wav", target.clamp(-1, 1).numpy(), rate)
         waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
-        title = f"to say: {entry['reference']}\nheard: {entry['hypothesis'] or '(nothing)'}"
+        title = f"reference: {entry['reference']}\nASR transcript: {entry['hypothesis'] or '(empty)'}"
         spectrograms(waves, rate, title, files.png)
         out.append(files)
     return out
 
 
-def log_recognised(
+def log_transcripts(
     loggers: list[Logger], split: str, entries: list[Entry], rows: Iterable[Row], step: int
 ) -> None:
-    """A table of the first recognised utterances of a split, with their audio where it still is, for W&B.
+    """Logs a W&B table of the first transcribed utterances, with their audio if it still exists.
 
-    rows: those of the store, in the order of entries.
+    rows: rows of the encoded dataset, in the order of entries.
     """
     columns = ["id", "reference", "hypothesis", "errors", "stopped"]
     for logger in _wandb(loggers):
@@ -73,10 +75,10 @@ def log_recognised(
         logger.log_table(f"{split}/recognised", columns=[*columns, "audio"], data=data, step=step)
 
 
-def log_spoken(
-    loggers: list[Logger], split: str, entries: list[Entry], shown: list[Shown], step: int
+def log_speech(
+    loggers: list[Logger], split: str, entries: list[Entry], shown: list[SampleFiles], step: int
 ) -> None:
-    """A table of spoken sentences, with their audio and its picture, for W&B."""
+    """Logs a W&B table of synthesized sentences with audio and spectrogram."""
     columns = ["id", "reference", "hypothesis", "target", "errors", "stopped"]
     for logger in _wandb(loggers):
         data = [
@@ -88,7 +90,7 @@ def log_spoken(
 
 
 def log_figures(loggers: list[Logger], files: list[Path], step: int) -> None:
-    """The run's figures, for W&B."""
+    """Logs figures to W&B."""
     for logger in _wandb(loggers):
         for file in files:
             logger.log_image(f"figures/{file.stem}", [str(file)], step=step)
@@ -101,5 +103,5 @@ def _wandb(loggers: list[Logger]) -> list[WandbLogger]:
 def _audio(row: Row) -> wandb.Audio | None:
     try:
         return wandb.Audio(piece(row).wave(SCORER_RATE).numpy(), sample_rate=SCORER_RATE)
-    except DataError:  # gone, or changed, since it was encoded
+    except DataError:  # removed or changed since it was encoded
         return None

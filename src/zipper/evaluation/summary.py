@@ -1,13 +1,13 @@
-"""What a training ends with: samples, times, where everything lies."""
+"""Closing summary of a training: samples, times and output files."""
 
 from pathlib import Path
 from typing import Any
 
-SHOWN = 5  # utterances of each task
+SHOWN = 5  # utterances per task
 
 
 def summary_text(results: dict[str, dict[str, Any]], run: Path) -> str:
-    """Several lines to print: the first utterances of each task, seconds of each stage, files of the run."""
+    """Summary text: first utterances of each task, seconds of each stage, files of the run."""
     lines: list[str] = []
     for task, result in results.items():
         if "per_utterance" not in result:
@@ -24,19 +24,19 @@ def summary_text(results: dict[str, dict[str, Any]], run: Path) -> str:
     lines += ["time"]
     lines += [f"  {stage:<10} {seconds:7.1f} s" for stage, seconds in times.items()]
     lines += [f"  {'total':<10} {sum(times.values()):7.1f} s", "", "files"]
-    meaning = {
-        "asr.json": "recognition: every figure; asr.utterances.jsonl.xz: every utterance",
-        "tts.json": "speech: every figure; tts.utterances.jsonl.xz: every utterance",
-        "loss.json": "every figure",
-        "speech-text-speech.json": "recognised, then spoken again: every figure; beside it every utterance",
-        "text-speech-text.json": "spoken, then recognised: every figure; beside it every utterance",
-        "samples": "speech to listen to, and its pictures",
-        "figures": "learning curve, gates, where the zips look",
-        "metrics.csv": "what was logged",
-        "checkpoints/best.ckpt": "the model: python -m zipper generate takes the run folder",
-        "config.yaml": "all settings: python -m zipper evaluate takes it",
+    contents = {
+        "asr.json": "ASR result; utterances in asr.utterances.jsonl.xz",
+        "tts.json": "TTS result; utterances in tts.utterances.jsonl.xz",
+        "loss.json": "loss and perplexity",
+        "speech-text-speech.json": "result of the chain speech>text>speech",
+        "text-speech-text.json": "result of the chain text>speech>text",
+        "samples": "generated speech and spectrograms",
+        "figures": "learning curve, gates, attention maps",
+        "metrics.csv": "logged metrics",
+        "checkpoints/best.ckpt": "best checkpoint; use it with python -m zipper generate RUN_FOLDER",
+        "config.yaml": "all settings; use it with python -m zipper evaluate",
     }
-    lines += [f"  {run / name}  {text}" for name, text in meaning.items() if (run / name).exists()]
+    lines += [f"  {run / name}  {text}" for name, text in contents.items() if (run / name).exists()]
     if (run / "wandb").is_dir():
-        lines += [f"  W&B, once logged in: wandb sync {run}/wandb/offline-run-*"]
+        lines += [f"  upload to W&B: wandb sync {run}/wandb/offline-run-*"]
     return "\n".join(lines) + "\n"

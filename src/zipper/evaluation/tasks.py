@@ -1,4 +1,4 @@
-"""Every task of a run, evaluated: recognition, speaking, or plain perplexity."""
+"""Evaluation of all tasks of a run: ASR, TTS, chains, or perplexity."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from zipper.evaluation import asr, chains, tts
 from zipper.evaluation.journal import Journal
 from zipper.evaluation.loss import split_loss
 from zipper.evaluation.result import Origin, chosen_rows, describe_run
-from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluation.samples import log_speech, log_transcripts, write_samples
 from zipper.evaluation.scorer import load_asr_scorer
 from zipper.evaluation.tts import SpeechScorer
 from zipper.models.building import TrainedModel
@@ -27,7 +27,7 @@ Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-s
 
 
 def load_speech_scorer(cfg: RunConfig) -> SpeechScorer | None:
-    """Codec and judge, where the run learns to speak: what is missing is missed before any work."""
+    """Codec and ASR scorer if the run needs them, loaded first so that missing parts raise at once."""
     if not cfg.evaluates("tts") and not cfg.evaluate.chains:
         return None
     return SpeechScorer(load_codec(cfg.codec), load_asr_scorer(cfg.judge), cfg.build)
@@ -44,14 +44,16 @@ def evaluate_tasks(
     suffix: str = "",
     folder: Path | None = None,
 ) -> Results:
-    """Results by task, in every process of a group, each of which does its share; samples are written into
-    the run folder (samplesSUFFIX) and shown to the loggers.
-    kept: where pieces are noted, so that an evaluation goes on where it was cut off."""
+    """Results by task, on every rank; the ranks share the work.
+
+    Writes samples to the run folder (samplesSUFFIX) and logs them. kept: journal from which an interrupted
+    evaluation resumes.
+    """
     model, statistics, split = trained.network, trained.statistics, cfg.evaluate.split
     results: Results = {}
     if cfg.evaluates("asr"):
         results["asr"] = asr.evaluate_asr(model, dataset, statistics, cfg, origin, kept)
-        log_recognised(
+        log_transcripts(
             loggers, split, results["asr"]["per_utterance"], chosen_rows(dataset, cfg, "asr"), origin.steps
         )
     if speech_scorer and cfg.evaluates("tts"):
@@ -62,7 +64,7 @@ def evaluate_tasks(
             spoken = results["tts"]["per_utterance"]
             samples = (folder or cfg.run_dir) / f"samples{suffix}"
             shown = write_samples(samples, cfg, speech_scorer, dataset, spoken, segments)
-            log_spoken(loggers, split, spoken, shown, origin.steps)
+            log_speech(loggers, split, spoken, shown, origin.steps)
     for chain in cfg.evaluate.chains:
         assert speech_scorer is not None
         results[chain.replace(">", "-")] = chains.evaluate_chain(
@@ -81,7 +83,7 @@ def evaluate_tasks(
 
 
 def headlines(results: Results) -> dict[str, float]:
-    """The figures of each task: test/asr/wer, ..."""
+    """Main figures of each task, by metric name (test/asr/wer, ...)."""
     return {
         f"{result['split']}/{task}/{key}": result[key]
         for task, result in results.items()
@@ -90,15 +92,15 @@ def headlines(results: Results) -> dict[str, float]:
     }
 
 
-def last_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
-    """A line for each task, and its file in the run folder."""
+def summary_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
+    """Summary line of each task, with its file in the run folder."""
     lines = []
     for task, result in results.items():
         file = folder / f"{task}{suffix}.json"
         if task == "loss":
             lines.append(
-                f"perplexity {result['perplexity']:.2f} a scored token on {result['split']} -> {file}"
+                f"perplexity {result['perplexity']:.2f} per scored token on {result['split']} -> {file}"
             )
         else:
-            lines.append({"asr": asr, "tts": tts}.get(task, chains).last_line(result, file))
+            lines.append({"asr": asr, "tts": tts}.get(task, chains).summary_line(result, file))
     return lines

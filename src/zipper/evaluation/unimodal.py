@@ -1,5 +1,4 @@
-"""What fusing costs the towers: perplexity of each modality alone, before and after (what the paper leaves at
-"preserved")."""
+"""Unimodal perplexity of each modality before and after training, to measure forgetting."""
 
 import math
 from typing import TypedDict
@@ -16,17 +15,19 @@ from zipper.models.tower import cross_entropy
 
 
 class UnimodalPerplexity(TypedDict):
-    """Perplexity a scored token, within the modality's own vocabulary; before: of the pre-trained weights,
-    none where there were none."""
+    """Perplexity per scored token, within the modality's own vocabulary.
+
+    before: of the pre-trained weights; None without pre-training. after: of the trained model.
+    """
 
     before: float | None
     after: float
 
 
-def alone(
+def unimodal_perplexities(
     model: MultimodalModel, dataset: EncodedDataset, statistics: DatasetStatistics, cfg: RunConfig
 ) -> dict[str, UnimodalPerplexity]:
-    """Of every modality, on the documents of cfg.evaluate.split that hold nothing else."""
+    """Unimodal perplexity of every modality, on single-modality documents of cfg.evaluate.split."""
     fresh = build_model(cfg.model, statistics.rates, statistics.seconds)
     load_pretrained(fresh)
     fresh.to(next(model.parameters()).device)
@@ -42,7 +43,7 @@ def alone(
 
 @torch.no_grad()
 def unimodal_perplexity(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig, name: str) -> float:
-    """Of one modality's documents. The model is left in eval."""
+    """Perplexity of one modality's documents. Sets the model to eval."""
     model.eval()
     device = next(model.parameters()).device
     split = cfg.evaluate.split

@@ -1,4 +1,4 @@
-"""Word errors as counts, so that batches and ranks add up to the corpus figure."""
+"""Word errors as counts, which add up over batches and ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jiwer
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Substitutions, deletions and insertions together, and the words of the reference."""
+    """Number of errors (substitutions, deletions, insertions) and of words in the reference."""
 
     errors: int = 0
     words: int = 0
@@ -21,12 +21,12 @@ class WordErrors:
 
     @property
     def rate(self) -> float:
-        """Errors a word of the reference, over everything that was added up."""
+        """Word error rate."""
         return self.errors / max(self.words, 1)
 
 
 class Counted(Protocol):
-    """Word errors of one sentence."""
+    """Object with word errors of one sentence."""
 
     @property
     def errors(self) -> int: ...
@@ -35,14 +35,16 @@ class Counted(Protocol):
 
 
 def capped_rate(found: Sequence[Counted]) -> float:
-    """Word error rate with the errors of each sentence capped at its words, by which runs are chosen: one
-    sentence on which a model, or its ASR scorer, repeats itself must not decide."""
+    """Word error rate with the errors of each sentence capped at its number of words.
+
+    Used for model selection, so that one sentence with repetition does not decide.
+    """
     errors = sum(min(one.errors, one.words) for one in found)
     return errors / max(sum(one.words for one in found), 1)
 
 
 def word_errors(reference: str, hypothesis: str) -> WordErrors:
-    """Of one utterance, both sides normalised. An empty reference counts its insertions."""
+    """Word errors of one utterance with normalised texts. An empty reference counts insertions."""
     if not reference or not hypothesis:
         return WordErrors(len(reference.split()) + len(hypothesis.split()), len(reference.split()))
     out = jiwer.process_words(reference, hypothesis)

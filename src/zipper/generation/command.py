@@ -12,10 +12,10 @@ from typing import Any, Literal
 import soundfile as sf
 from tqdm import tqdm
 
-from zipper.config import changed
+from zipper.config import with_overrides
 from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
-from zipper.disk import check_place, file_name
+from zipper.disk import check_writable, file_name
 from zipper.errors import ConfigError, DataError
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
 from zipper.generation.generate import generate as generate_segments
@@ -54,14 +54,14 @@ def generate(args: argparse.Namespace) -> None:
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     model = Zipper.from_pretrained(args.model)
-    decode = changed(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
+    decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
     groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
     for prompt in requests:  # read all prompts before generating any
         groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segments_of(model, prompt)))
     for name, group in groups.items():
         check_prompts(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
     target = out if args.batch else out.parent
-    check_place(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
+    check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from zipper.checkpoint_files import read_checkpoint
 from zipper.codecs.codec import Codec, sha256
 from zipper.codecs.load import load_codec
-from zipper.config import RunConfig, changed, from_dict, read_json, to_dict
+from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
 from zipper.corpora.audio import read_wave
 from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
 from zipper.data.statistics import LENGTH_MARGIN, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
-from zipper.errors import ConfigError, DataError, refusal
+from zipper.errors import ConfigError, DataError, torch_message
 from zipper.generation.generate import FinishReason, GenerationOutput, check_prompts, generate
 from zipper.hub import model_folder, push
 from zipper.modalities.normalise import normalise, unreadable
@@ -95,7 +95,7 @@ class Zipper(nn.Module):
         for name, init in towers.items():
             settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]
             settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
-        config = changed(RunConfig(), [*settings, *overrides])
+        config = with_overrides(RunConfig(), [*settings, *overrides])
         if "text" not in towers:
             raise ConfigError("text=... is missing: the folder of the text tower holds the tokenizer.")
         tokenizer = Tokenizer.load(model_folder(str(towers["text"])) / TOKENIZER)
@@ -217,7 +217,7 @@ class Zipper(nn.Module):
         'every wednesday at five daniel slept with the clever tiger'
         """
         documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
-        decode = changed(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()
+        decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()
         was_training = self.training
         self.eval()
         found = generate(self.network, documents, order, self.statistics, decode, seed)
@@ -391,6 +391,6 @@ def _load_state(
     try:
         trained.network.load_state_dict(weights)
     except RuntimeError as error:
-        raise DataError(f"{why} ({refusal(error)}).") from error
+        raise DataError(f"{why} ({torch_message(error)}).") from error
     trained.network.eval()
     return trained

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from zipper.disk import check_place
+from zipper.disk import check_writable
 from zipper.errors import ConfigError, DataError
 from zipper.models.hf import CONFIG, FAMILIES, ONE_FILE
 
@@ -31,7 +31,7 @@ def import_gguf(file: Path, folder: Path) -> None:
         raise ConfigError(f"{file} does not exist. Give a .gguf file.")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder.")
-    check_place(folder, 10 * file.stat().st_size, f"folder {folder}", "another folder")
+    check_writable(folder, 10 * file.stat().st_size, f"folder {folder}", "another folder")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from zipper.config import TowerConfig, read_json
-from zipper.errors import ConfigError, DataError, refusal
+from zipper.errors import ConfigError, DataError, torch_message
 from zipper.hashes import file_hashes, joint_hash
 from zipper.hub import model_folder
 from zipper.modalities.tokenizer import Tokenizer
@@ -105,6 +105,6 @@ def load_weights(tower: Tower, folder: Path) -> None:
         tower.load_state_dict({**own, **weights})
     except RuntimeError as error:
         raise DataError(
-            f"{folder}: its weights do not fit this version's towers ({refusal(error)}). "
+            f"{folder}: its weights do not fit this version's towers ({torch_message(error)}). "
             "Pre-train it again, or use the version that wrote it."
         ) from error

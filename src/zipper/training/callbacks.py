@@ -13,10 +13,10 @@ from torch.distributed.tensor import DTensor
 
 from zipper.config import RunConfig
 from zipper.data.dataset import EncodedDataset
-from zipper.distributed import divided
+from zipper.distributed import map_over_ranks
 from zipper.evaluation import asr, tts
 from zipper.evaluation.result import chosen_rows
-from zipper.evaluation.samples import log_recognised, log_spoken, write_samples
+from zipper.evaluation.samples import log_speech, log_transcripts, write_samples
 from zipper.evaluation.tts import SpeechScorer
 from zipper.evaluation.wer import capped_rate
 from zipper.models.zip_block import is_gate
@@ -35,11 +35,11 @@ class RecognitionMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.text
-        found = divided(
+        found = map_over_ranks(
             self.rows,
-            lambda rows: asr.recognise(module.model, self.dataset, module.statistics, rows, batch, how),
+            lambda rows: asr.transcribe_rows(module.model, self.dataset, module.statistics, rows, batch, how),
         )
-        wer = asr.total(found).rate
+        wer = asr.total_errors(found).rate
         module.log("dev/asr_wer", wer, prog_bar=True)
         module.dev_wer["asr"] = capped_rate(found)
         lines = [f"step {trainer.global_step}: dev ASR WER {wer:.1%} on {len(found)} utterances"]
@@ -50,7 +50,7 @@ class RecognitionMonitor(L.Callback):
             ]
         _print("\n".join(lines))
         entries = [one.entry() for one in found]
-        log_recognised(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
+        log_transcripts(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
 
 
 class SpeechMonitor(L.Callback):
@@ -64,9 +64,9 @@ class SpeechMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
-        spoken = divided(
+        spoken = map_over_ranks(
             self.rows,
-            lambda rows: tts.speak(
+            lambda rows: tts.synthesize_rows(
                 module.model,
                 self.dataset,
                 module.statistics,
@@ -78,7 +78,7 @@ class SpeechMonitor(L.Callback):
             ),
         )
         written, found = [one for one, _ in spoken], [one for _, one in spoken]
-        wer = tts.total(found).rate
+        wer = tts.total_errors(found).rate
         module.log("dev/tts_wer", wer, prog_bar=True)
         module.dev_wer["tts"] = capped_rate(found)
         cut = sum(one.stopped != "end" for one in found)
@@ -96,7 +96,7 @@ class SpeechMonitor(L.Callback):
             shown = write_samples(
                 self.cfg.run_dir / "samples", self.cfg, self.speech_scorer, self.dataset, entries, written
             )
-            log_spoken(trainer.loggers, "dev", entries, shown, trainer.global_step)
+            log_speech(trainer.loggers, "dev", entries, shown, trainer.global_step)
 
 
 class MeanWer(L.Callback):

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from zipper.checkpoint_files import keep
+from zipper.checkpoint_files import link_checkpoint
 from zipper.stop import SignalFlag, Stopped
 
 LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
@@ -71,7 +71,7 @@ class Save(Checkpoint):
             logger.save()  # metrics up to this step belong to the checkpoint
         last = self.folder / LAST
         if trainer.is_global_zero and last.exists():
-            keep(last, self.folder / PREVIOUS)
+            link_checkpoint(last, self.folder / PREVIOUS)
         trainer.save_checkpoint(last)
 
     def _stop(self, signal: int) -> None:

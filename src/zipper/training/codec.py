@@ -25,8 +25,8 @@ from zipper.codecs.codec import SETTINGS, WEIGHTS, build_zipper_codec, load_zipp
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset
 from zipper.corpora.utterance import Utterance, sentences_hash
-from zipper.disk import check_place
-from zipper.distributed import WholeFiles, check_trainer, one_device
+from zipper.disk import check_writable
+from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, nearest
 
@@ -147,7 +147,7 @@ def check_codec_training(cfg: RunConfig) -> None:
     `init` cannot be loaded, ConfigError if `init` has another shape."""
     mine = cfg.train_codec
     check_trainer(one_device(cfg.train))
-    check_place(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
+    check_writable(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
     if not mine.init:
         return
     first = load_zipper_codec(asset(mine.init)).model.state_dict()
@@ -177,7 +177,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         accelerator=cfg.train.accelerator,
         devices=1,
         gradient_clip_val=1.0,
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
     )
     last = cfg.run_dir / "last.ckpt"  # an interrupted training resumes from it
     if last.exists():

@@ -8,21 +8,21 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from zipper.clock import Clock
-from zipper.config import ROOT, TASKS, RunConfig, changed
+from zipper.config import ROOT, TASKS, RunConfig, with_overrides
 from zipper.corpora.utterance import SPLITS
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import encode
 from zipper.data.schedule import BatchSchedule, MicroBatches, ResumableSampler
 from zipper.data.statistics import measure_statistics
-from zipper.disk import check_places
+from zipper.disk import check_output_paths
 from zipper.errors import ConfigError
 from zipper.generation.zipper import Zipper
 from zipper.hashes import KEPT
 from zipper.models.pretrained import tower_hashes
 from zipper.models.resolve import resolve
 from zipper.models.whiten import start_zips
-from zipper.stop import leave_to_parent
+from zipper.stop import ignore_group_signals
 
 
 class ZipperData(L.LightningDataModule):
@@ -62,8 +62,8 @@ class ZipperData(L.LightningDataModule):
             {task: float((tasks or {}).get(task, 0)) for task in (*TASKS, *(tasks or {}))} if tasks else {}
         )
         settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
-        cfg = changed(model.config, [f"{section}={corpus}", *settings, *overrides])
-        check_places(cfg)
+        cfg = with_overrides(model.config, [f"{section}={corpus}", *settings, *overrides])
+        check_output_paths(cfg)
         dataset = encode(cfg, Clock(), model.codec, model.tokenizer)
         cfg = resolve(cfg, dataset)
         if cfg.model.towers != model.config.model.towers:
@@ -117,7 +117,7 @@ class ZipperData(L.LightningDataModule):
             sampler=ResumableSampler(trainer.global_step * accumulate, steps * accumulate),
             num_workers=train.workers,
             persistent_workers=train.workers > 0,
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=ignore_group_signals,
             pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )
 

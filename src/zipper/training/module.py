@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig, changed, to_dict
+from zipper.config import RunConfig, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import TrainingError
@@ -47,7 +47,7 @@ class ZipperModule(L.LightningModule):
         """
         super().__init__()
         overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
-        self.cfg = changed(model.config, overrides) if settings else model.config
+        self.cfg = with_overrides(model.config, overrides) if settings else model.config
         self.statistics, self.model = model.statistics, model.network
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
         set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`

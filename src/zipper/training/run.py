@@ -16,21 +16,21 @@ from zipper.config import RunConfig, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.statistics import joint_units_id, measure_statistics, units_id
-from zipper.disk import check_places
-from zipper.distributed import WholeFiles, check_trainer, first_process, strategy
+from zipper.disk import check_output_paths
+from zipper.distributed import AtomicCheckpointIO, check_trainer, first_process, strategy
 from zipper.errors import ConfigError
 from zipper.evaluation.cost import flops_per_token
 from zipper.evaluation.figures import draw_run
-from zipper.evaluation.journal import Journal, journal, journal_name, work_of
+from zipper.evaluation.journal import Journal, evaluation_identity, journal_name, open_journal
 from zipper.evaluation.metrics import curves
 from zipper.evaluation.result import Origin, chosen_rows, write_predictions
 from zipper.evaluation.result_file import write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
-from zipper.evaluation.tasks import evaluate_tasks, headlines, last_lines, load_speech_scorer
+from zipper.evaluation.tasks import evaluate_tasks, headlines, load_speech_scorer, summary_lines
 from zipper.evaluation.transcripts import check_recordings
 from zipper.evaluation.tts import SpeechScorer
-from zipper.evaluation.unimodal import alone
+from zipper.evaluation.unimodal import unimodal_perplexities
 from zipper.generation.zipper import load_trained, save_exported
 from zipper.hashes import KEPT
 from zipper.models.building import TrainedModel, load_pretrained
@@ -67,7 +67,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
     An unfinished run of the same config is resumed. Any other existing run folder raises ConfigError.
     """
     check_trainer(cfg.train)
-    check_places(cfg)
+    check_output_paths(cfg)
     check_towers(cfg)
     with hold_run_dir(cfg):
         return _train(cfg, command)
@@ -94,9 +94,9 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
     trainer.strategy.barrier("the last checkpoint is written")
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
-    with journal(
+    with open_journal(
         cfg.run_dir / journal_name(rank=trainer.global_rank),
-        work_of(checkpoint, cfg, speech_scorer.judge.name if speech_scorer else None),
+        evaluation_identity(checkpoint, cfg, speech_scorer.asr_scorer.name if speech_scorer else None),
     ) as kept:
         trained = load_trained(checkpoint)
         trained.network.to(trainer.strategy.root_device)
@@ -115,7 +115,7 @@ def _finish(
         if len(trained.network.names) > 1:
             more = {
                 "flops_per_token": flops_per_token(trained.network, data.steps),
-                "alone": alone(trained.network, dataset, trained.statistics, cfg),
+                "alone": unimodal_perplexities(trained.network, dataset, trained.statistics, cfg),
                 "curves": curves(cfg.run_dir),
             }
             for result in results.values():
@@ -146,7 +146,7 @@ def _finish(
         {"name": cfg.name, "command": origin.command, **headlines(results), **seconds}, finished(cfg)
     )
     print("\n" + summary_text(results, cfg.run_dir))
-    print("\n".join(last_lines(results, cfg.run_dir)))
+    print("\n".join(summary_lines(results, cfg.run_dir)))
     return results
 
 
@@ -190,7 +190,7 @@ def fit(
         log_every_n_steps=cfg.log.every,
         logger=loggers(cfg),
         callbacks=callbacks(cfg, dataset, speech_scorer),
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
         enable_model_summary=False,
     )
     if cfg.train.precision == "64-true":
