@@ -10,7 +10,7 @@ from zipper.evaluation.journal import Journal, read_pieces
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.evaluation.scorer import AsrScorer
-from zipper.generation.rows import answers as answers_module
+from zipper.generation import rows as answers_module
 from zipper.training import run as run_module
 
 
@@ -53,7 +53,7 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
         assert batches == [3 + 3 + 2 * 3]
     for turn, (owner, name, times) in enumerate(
         [(answers_module, "write", 1), (answers_module, "write", 5), (answers_module, "write", 12),
-         (AsrScorer, "hear", 3), (AsrScorer, "hear", 10)],
+         (AsrScorer, "transcribe_wave", 3), (AsrScorer, "transcribe_wave", 10)],
         start=2,
     ):  # fmt: skip
         with monkeypatch.context() as killing:
@@ -77,7 +77,9 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
 
 def test_a_training_cut_off_in_its_evaluation_does_not_decode_again(listening, monkeypatch):
     with monkeypatch.context() as killing:
-        dies_at(killing, AsrScorer, "hear", 18)  # of the first sampling, after 3 of dev and 12 recordings
+        dies_at(
+            killing, AsrScorer, "transcribe_wave", 18
+        )  # of the first sampling, after 3 of dev and 12 recordings
         with pytest.raises(Killed):
             run_module.train(config(*WORDS), "x")
     with monkeypatch.context() as watch:
@@ -119,7 +121,7 @@ def test_a_journal_cut_at_any_byte_holds_the_pieces_before(tmp_path):
         assert file.read_bytes() == content
     journal = Journal(file, {**work, "seed": 1})
     assert journal.pieces == {}
-    with pytest.raises(ConfigError, match=r"cut: another process is at the same evaluation"):
+    with pytest.raises(ConfigError, match=r"cut: another process runs the same evaluation"):
         Journal(file, work)
     journal.done()
     assert read_pieces(file) == ([], 0)
