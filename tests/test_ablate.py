@@ -37,7 +37,7 @@ def write(**changes: object) -> Path:
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_every_grid_names_runs_whose_configs_load(file):
-    points = grid.checked(file).runs()
+    points = grid.read_checked_ablation(file).runs()
     assert len(points) > 2
     assert len({point.name for point in points}) == len(points)
 
@@ -107,7 +107,9 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     assert all(
         re.match(r"finished   (zipper|single).* zipper train .*configs/faults.yaml ", line) for line in listed
     )
-    with pytest.raises(ConfigError, match=r"is finished with train\.steps=24, not 36, which the grid.*Move"):
+    with pytest.raises(
+        ConfigError, match=r"is finished with train\.steps=24, not 36, unlike the sweep file.*Move"
+    ):
         run(["ablate", str(write(words={"train.steps": 36})), "--dry-run"])
     run(["ablate", str(write()), "--jobs", "2", "train.steps=36"])  # a trial has a place of its own
     assert len(Ended.commands) == 16
@@ -150,12 +152,12 @@ def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"grid": {"train.lr": []}}, "is to hold axes"),
+        ({"grid": {"train.lr": []}}, "must hold axes"),
         (
             {"grid": {"a": {"one": {}, "two": {"train.lr": 0.1}}}, "x": "a"},
-            "x=a holds 'one', which is no number",
+            "x=a holds 'one', which is not a number",
         ),
-        ({"x": "data.train"}, r"x=data\.train is no axis.*model, data\.only"),
+        ({"x": "data.train"}, r"x=data\.train is not an axis.*model, data\.only"),
         ({"grid": {"train.lr": [1, 1]}, "x": ""}, "two points are named 1-seed0"),
         ({"grid": {"train.lrr": [1]}, "x": ""}, r"mine\.yaml, 1-seed0: Key 'lrr'"),
         ({"axes": {}}, "it needs title, config and grid, and may have"),
@@ -211,7 +213,7 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
     run(["ablate", str(write(grid={"model": {"a": {}, "b": {"train.lr": 0.5}}, "choice": choice}, x=""))])
     monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
     text = report.ablations(Path("results/ablations"))
-    assert "| to the first of its model |" in text
+    assert "| vs first of the model |" in text
     assert "| b | as it is | 50.0 % ± 0.0 |  |" in text
     assert "| b | kind | 91.7 % ± 0.0 | +41.7 (" in text
     assert "Test, greedy." in text

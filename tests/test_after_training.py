@@ -114,7 +114,7 @@ def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):
     run_module.train(config("name=one"), "x")
     last = Path("build/runs/one/checkpoints/last.ckpt")
     run_module.check_dataset(last, prepared)
-    with pytest.raises(ConfigError, match="was trained on the store"):
+    with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
         run_module.check_dataset(last, other_store(prepared))
 
 
@@ -128,7 +128,7 @@ def other_store(dataset):
 def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
     run_module.train(config("name=one"), "x")
     monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock: other_store(prepared))
-    with pytest.raises(ConfigError, match="was trained on the store"):
+    with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
         evaluate_run(config("name=one"), "y")
 
 
@@ -140,7 +140,7 @@ def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, mon
     saved = {"hyper_parameters": {"facts": {**now, "store": fingerprint_hash(parts)}}}
     monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
     run_module.check_dataset(Path("x"), prepared)
-    with pytest.raises(ConfigError, match="was trained on the store"):
+    with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
         run_module.check_dataset(Path("x"), other_store(prepared))
 
 
@@ -162,7 +162,7 @@ def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared
         (recorded, with_parts(corpus_folder="librispeech", audio="another"), True),
     ):
         saved["hyper_parameters"]["statistics"] = statistics
-        with pytest.raises(ConfigError, match="was trained on the store"):
+        with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
             run_module.check_dataset(Path("x"), dataset, anew=anew)
 
 

@@ -136,7 +136,7 @@ def test_results_of_other_utterances_are_refused():
     a, words = some(20, 1, 0.2)
     other = result(a, words)
     other["per_utterance"][3]["id"] = "somebody"
-    with pytest.raises(DataError, match="other utterances"):
+    with pytest.raises(DataError, match="utterances or references differ"):
         compare([result(a, words)], [other])
 
 

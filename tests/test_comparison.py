@@ -69,7 +69,7 @@ def test_both_tables_name_every_model_with_its_seeds_tests_and_the_papers_figure
     assert "20.14* / 19.45*" in text
     assert "| 10.0 % ± 0.0 | 10.0, 10.0 |" in text
     assert "p < 0.0001" in text
-    assert "the same, to the last bit" in text
+    assert "identical" in text
 
 
 def test_claims_follow_from_the_results(folder):
@@ -78,10 +78,10 @@ def test_claims_follow_from_the_results(folder):
         for row in claims(folder).splitlines()
         if row.startswith("| ")
     }
-    assert told["Recognition on par with a frozen text tower (Zipper)"] == "held: better"
-    assert told["Speech better than the Single Decoder's, speech tower unfrozen"] == "held"
-    assert told["Speech better with the speech tower unfrozen than frozen"] == "held"
-    assert told["Speech better on long sentences, worse on short ones"] == "not held: better on both"
+    assert told["ASR on par with a frozen text tower (Zipper)"] == "held: better"
+    assert told["TTS better than the Single Decoder, speech tower unfrozen"] == "held"
+    assert told["TTS better with the speech tower unfrozen than frozen"] == "held"
+    assert told["TTS better on long sentences, worse on short ones"] == "not held: better on both"
     assert told["Text is preserved"] == "held"
 
 
@@ -96,10 +96,10 @@ def test_the_papers_own_settings_are_judged_beside_ours(folder):
             file = folder / "longer" / f"{name}-{task}.json"
             write_result(run(model, task, 0, rate), file)
     told = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in claims(folder).splitlines()}
-    speech = told["Speech better than the Single Decoder's, speech tower unfrozen"]
+    speech = told["TTS better than the Single Decoder, speech tower unfrozen"]
     assert (speech[1], speech[3]) == ("held", "not held")
     assert told["Text is preserved"][3] == "held"
-    assert told["Speech better with the speech tower unfrozen than frozen"][3].strip() == ""
+    assert told["TTS better with the speech tower unfrozen than frozen"][3].strip() == ""
 
 
 def test_chains_stand_beside_their_pairs(tmp_path):
@@ -124,7 +124,7 @@ def test_claims_may_fail(folder):
     text = claims(folder)
     assert "| not held: worse |" in text
     assert "| Text is preserved | not held |" in text
-    assert "| Speech better with the speech tower unfrozen than frozen | not held |" in text
+    assert "| TTS better with the speech tower unfrozen than frozen | not held |" in text
 
 
 def test_a_model_with_fewer_seeds_shows_those_it_has(folder):
@@ -227,7 +227,7 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
     unfinished = tmp_path / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
     write_result(run("zipper", "asr", 0, 0.0), unfinished)
     text = choices(tmp_path)
-    assert "| model | spans hidden | nothing hidden |" in text
+    assert "| model | history masking | no history masking |" in text
     cells = {name: " / ".join(rates) for name, rates in shown.items()}
     for model, first, other in (
         ("Single Decoder", "{}", "**{}**"),
@@ -292,9 +292,9 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
         write("aligned-data", f"{model}-300", model, "asr", rate)
     text = claims(tmp_path)
     assert "above 90 % (Figure 3) | held | 100 utterances: -" in text
-    assert "Zipper is the worse one (Figure 3) | held | 30 utterances: +" in text
+    assert "Zipper is worse (Figure 3) | held | 30 utterances: +" in text
     assert "text tower's input projection (Figure 4a) | held | no text against all: +" in text
-    assert "without the speech tower's (Figure 4a) | held" in text
+    assert "need the speech tower's input projection (Figure 4a) | held" in text
     assert "without both (Figure 4a) | held" in text
     assert "Figure 4b" not in text
     write("aligned-data", "zipper-100", "zipper", "asr", 0.95)
@@ -305,9 +305,9 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     write("aligned-data", "single-decoder-12000", "single-decoder", "asr", 0.95)  # it never learns
     assert claims(tmp_path).count("(Figure 3) | not decided | ") == 2
     write("projections", "no-speech", "zipper", "tts", 0.1)
-    assert "without the speech tower's (Figure 4a) | held: better" in claims(tmp_path)
+    assert "need the speech tower's input projection (Figure 4a) | held: better" in claims(tmp_path)
 
 
 def test_what_the_section_of_settings_compares_is_in_its_grid():
-    (grid,) = [one for one in ablations.sweeps() if one.name == settings.GRID]
+    (grid,) = [one for one in ablations.sweeps() if one.name == settings.SWEEP]
     assert {*settings.NAMES} <= {*grid.grid["g"]}

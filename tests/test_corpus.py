@@ -81,7 +81,7 @@ def test_a_folder_of_text_is_spoken_too(tmp_path):
     texts = spoken_texts(DataConfig(train=2, dev=1, test=1, text_folder=str(folder)))
     flat = sorted(text for split in texts.values() for text in split)
     assert flat == ["a third", "and more", "it's well two", "one is enough"]
-    with pytest.raises(DataError, match=r"holds 4 usable sentences, but .* ask for 5"):
+    with pytest.raises(DataError, match=r"holds 4 usable sentences, but .* need 5"):
         spoken_texts(DataConfig(train=3, dev=1, test=1, text_folder=str(folder)))
     with pytest.raises(DataError, match=r"no \.txt file"):
         spoken_texts(DataConfig(text_folder=str(tmp_path / "nowhere")))

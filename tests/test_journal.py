@@ -121,7 +121,7 @@ def test_a_journal_cut_at_any_byte_holds_the_pieces_before(tmp_path):
         assert file.read_bytes() == content
     journal = Journal(file, {**work, "seed": 1})
     assert journal.pieces == {}
-    with pytest.raises(ConfigError, match=r"cut: another process is at the same evaluation"):
+    with pytest.raises(ConfigError, match=r"cut: another process runs the same evaluation"):
         Journal(file, work)
     journal.done()
     assert read_pieces(file) == ([], 0)

@@ -92,14 +92,14 @@ def test_a_part_of_a_subset_may_be_another_split(tmp_path):
 def test_a_subset_that_is_missing_is_named_with_those_that_are_there(tmp_path):
     librispeech(tmp_path)
     with pytest.raises(
-        DataError, match=r"no subset train-clean-360; there are: dev-clean, test-clean, test-other"
+        DataError, match=r"no subset train-clean-360; available: dev-clean, test-clean, test-other"
     ):
         opened("data.corpus=librispeech", f"data.folder={tmp_path}")
     with pytest.raises(DataError, match="does not exist"):
         opened("data.corpus=librispeech", f"data.folder={tmp_path}/nowhere")
     with pytest.raises(ConfigError, match=r"needs data\.folder"):
         opened("data.corpus=librispeech")
-    with pytest.raises(ConfigError, match=r"'librispeach' is none of .* Did you mean 'librispeech'"):
+    with pytest.raises(ConfigError, match=r"'librispeach' is not one of .* Did you mean 'librispeech'"):
         opened("data.corpus=librispeach")
     with pytest.raises(DataError, match="split dev is empty"):
         opened("data.corpus=librispeech", f"data.folder={tmp_path}", "data.splits={train: [train-clean-100]}")
@@ -211,7 +211,7 @@ def test_librilight_speech_may_end_a_rounding_after_its_recording(tmp_path, code
     assert dataset.info["skipped"] == 0
     for wrong in ([[0.1, float("nan")]], [[2, 1]], [[-1, 1]]):
         statistics.write_text(json.dumps({"voice_activity": wrong}), encoding="utf-8")
-        with pytest.raises(DataError, match="no stretch of time"):
+        with pytest.raises(DataError, match="not an interval"):
             opened(*where)
 
 
@@ -299,7 +299,7 @@ def test_a_line_of_json_that_is_none_says_where(tmp_path):
 def test_a_piece_beyond_the_end_and_a_wrong_header_are_refused(tmp_path):
     noise(tmp_path / "a.flac", 1.0)
     beyond = Utterance("a", str(tmp_path / "a.flac"), "x", "x", "train", start=0.5, seconds=0.8)
-    with pytest.raises(DataError, match=r"ends 0\.3 s before the piece"):
+    with pytest.raises(DataError, match=r"ends 0\.3 s before the segment"):
         beyond.wave(16000)
     data = bytearray((tmp_path / "a.flac").read_bytes())
     truncated = tmp_path / "b.flac"
@@ -334,5 +334,5 @@ def test_holding_out_takes_whole_speakers_and_leaves_something_to_train_on():
     speakers = {s: {split[f"{s}-{i}"] for i in range(5)} for s in "abcdefgh"}
     assert all(len(of) == 1 for of in speakers.values())
     assert sorted(next(iter(of)) for of in speakers.values()) == ["dev", "test", "test", *["train"] * 5]
-    with pytest.raises(DataError, match="all taken"):
+    with pytest.raises(DataError, match="all go to"):
         hold_out(found[:10], 5, 20, seed=1)

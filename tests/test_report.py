@@ -119,7 +119,7 @@ def test_the_dashboard_says_which_panels_no_run_fills(in_tmp, capsys, monkeypatc
     )
     dashboard("", "zipper", Path("build/runs"))
     told = capsys.readouterr().out
-    empty = re.search(r"no run in build/runs has (.*): those stay empty", told).group(1).split(", ")
+    empty = re.search(r"no run in build/runs has (.*): these panels stay empty", told).group(1).split(", ")
     assert {"train/units_per_second", "dev/asr_wer", "test/tts/wer"} < {*empty}
     assert not {"train/loss", "gate/zips..*text_from_speech.attention_gate"} & {*empty}
     saved = []

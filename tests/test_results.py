@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from reproduce import ROOT
-from reproduce.report.ablations import read_results, sweeps
+from reproduce.report.ablations import read_results, shown, sweeps
 from reproduce.report.comparison import in_short
 from reproduce.report.runs import CHOICES, NAMES, best_choice, best_rate
 from reproduce.sweep_file import differences
@@ -160,7 +160,7 @@ def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
     found = {
         choice: tasks
         for (of, choice), tasks in read_results(grid, ROOT / "results" / "ablations").items()
-        if of == NAMES[model]
+        if shown(of) == NAMES[model]
     }
     assert {*found} == {*grid.grid["choice"]}
     train = load_config(ROOT / "configs" / f"compare-{model}.yaml").train

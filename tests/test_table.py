@@ -75,9 +75,9 @@ def test_a_column_by_another_name_is_refused_and_its_own_is_named(tmp_path, name
 
 @pytest.mark.parametrize("audio", [".", "..", "/", "./", "a/..", "a\tb.wav", "a\nb.wav"])
 def test_an_audio_path_that_can_name_no_file_or_no_line_is_refused(tmp_path, audio):
-    with pytest.raises(DataError, match=r"m\.jsonl, line 2: audio=.* names no file\. Name one"):
+    with pytest.raises(DataError, match=r"m\.jsonl, line 2: audio=.* is not a file name\. Name a file"):
         listed(tmp_path / "m.jsonl", audio=audio)
-    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: audio=.* names no file\. Name one"):
+    with pytest.raises(ConfigError, match=r"b\.jsonl, line 1: audio=.* is not a file name\. Name a file"):
         read_batch(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": audio}))
 
 
@@ -92,11 +92,11 @@ def test_a_column_that_is_merely_like_another_is_passed_over(tmp_path, name):
 def test_other_columns_are_said_to_be_unread(tmp_path, capsys):
     file = jsonl(tmp_path / "m.jsonl", {"audio": "a.wav", "text": "so", "gender": "f", "path": "b.wav"})
     assert len(read_table(file)) == 1
-    assert capsys.readouterr().out == f"{file}: not read: gender, path\n"
+    assert capsys.readouterr().out == f"{file}: columns not used: gender, path\n"
     (tmp_path / "n.tsv").write_text("audio\ttext\ttext\na\tb\tc\n", encoding="utf-8")
     (tmp_path / "n.jsonl").write_text('{"audio": "a", "text": "b", "text": "c"}\n', encoding="utf-8")
     for name in ("n.tsv", "n.jsonl"):
-        with pytest.raises(DataError, match="the column 'text' stands twice"):
+        with pytest.raises(DataError, match="the column 'text' occurs twice"):
             read_table(tmp_path / name)
 
 
@@ -126,11 +126,11 @@ def test_pieces_of_recordings_are_taken_in_corpora_and_batches(tmp_path, times, 
 @pytest.mark.parametrize(
     ("times", "reason"),
     [
-        ({"start": 1, "offset": 1}, "offset=1 and start=1 say the same in two ways"),
-        ({"end": 1, "duration": 1}, "duration=1 and end=1 say the same in two ways"),
-        ({"start": 1, "end": 1}, "holds nothing"),
-        ({"start": 2, "end": 1}, "holds nothing"),
-        ({"duration": 0}, "holds nothing"),
+        ({"start": 1, "offset": 1}, "offset=1 and start=1 define the same value"),
+        ({"end": 1, "duration": 1}, "duration=1 and end=1 define the same value"),
+        ({"start": 1, "end": 1}, "is empty"),
+        ({"start": 2, "end": 1}, "is empty"),
+        ({"duration": 0}, "is empty"),
         ({"start": -1}, "start=-1 is not a number of seconds"),
         ({"start": "one"}, "start=.one. is not a number of seconds"),
         ({"duration": True}, "duration=true is not a number of seconds"),

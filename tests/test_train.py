@@ -106,7 +106,7 @@ def test_a_strange_folder_and_another_config_are_refused(prepared):
     folder = Path("build/runs/mine")
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("years of work", encoding="utf-8")
-    with pytest.raises(ConfigError, match="no run's folder"):
+    with pytest.raises(ConfigError, match="not the folder of a run"):
         run_module.train(config("name=mine"), "x")
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
     run_module.claim_run_dir(config("name=half"))

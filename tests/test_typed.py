@@ -82,7 +82,7 @@ def test_what_is_no_text_is_read_as_before():
 def test_nothing_is_put_in_the_place_of_a_dollar_sign(tmp_path):
     (tmp_path / "a.yaml").write_text("name: ${oc.env:HOME}", encoding="utf-8")
     for file, words in ((None, ["name=${seed}"]), (tmp_path / "a.yaml", [])):
-        with pytest.raises(ConfigError, match=r"name=\$\{.*is not filled in"):
+        with pytest.raises(ConfigError, match=r"name=\$\{.*is not supported"):
             load_config(file, words)
 
 

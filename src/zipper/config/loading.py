@@ -174,7 +174,7 @@ def _check_values(cfg: RunConfig) -> None:
                 )
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not abs(number) <= LARGEST:
-                raise ConfigError(f"{key}={value} is not a finite float32 number. Give one.")
+                raise ConfigError(f"{key}={value} is not a finite number in float32. Give one.")
 
 
 def _section_file(key: str, value: str) -> Path:
