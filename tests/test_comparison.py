@@ -295,7 +295,7 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     assert "Zipper is worse (Figure 3) | held | 30 utterances: +" in text
     assert "text tower's input projection (Figure 4a) | held | no text against all: +" in text
     assert "need the speech tower's input projection (Figure 4a) | held" in text
-    assert "without both (Figure 4a) | held" in text
+    assert "needs neither input projection (Figure 4a) | held" in text
     assert "Figure 4b" not in text
     write("aligned-data", "zipper-100", "zipper", "asr", 0.95)
     assert "above 90 % (Figure 3) | not decided | 100 utterances" in claims(tmp_path)
