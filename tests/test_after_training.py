@@ -154,7 +154,7 @@ def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared
     here, there = with_parts(corpus_folder="spoken-1"), with_parts(corpus_folder="spoken-1", audio="another")
     saved = {"hyper_parameters": {"statistics": measure_statistics(here).to_dict()}}
     monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
-    run_module.check_dataset(Path("x"), there, anew=True)
+    run_module.check_dataset(Path("x"), there, allow_other_audio=True)
     recorded = measure_statistics(with_parts(corpus_folder="librispeech")).to_dict()
     for statistics, dataset, anew in (
         (measure_statistics(here).to_dict(), there, False),
@@ -163,7 +163,7 @@ def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared
     ):
         saved["hyper_parameters"]["statistics"] = statistics
         with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
-            run_module.check_dataset(Path("x"), dataset, anew=anew)
+            run_module.check_dataset(Path("x"), dataset, allow_other_audio=anew)
 
 
 def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):

@@ -155,7 +155,7 @@ def test_the_command_compares_files_and_patterns(tmp_path, capsys):
     ("text", "words"),
     [
         (None, "does not exist"),
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ('{"task": "bench"}', "holds no utterances"),
         ("[1]", "no JSON object"),
     ],

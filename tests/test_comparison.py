@@ -295,13 +295,13 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     assert "Zipper is worse (Figure 3) | held | 30 utterances: +" in text
     assert "text tower's input projection (Figure 4a) | held | no text against all: +" in text
     assert "need the speech tower's input projection (Figure 4a) | held" in text
-    assert "without both (Figure 4a) | held" in text
+    assert "needs neither input projection (Figure 4a) | held" in text
     assert "Figure 4b" not in text
     write("aligned-data", "zipper-100", "zipper", "asr", 0.95)
     assert "above 90 % (Figure 3) | not decided | 100 utterances" in claims(tmp_path)
     write("aligned-data", "zipper-100", "zipper", "asr", 0.3)
     write("aligned-data", "single-decoder-100", "single-decoder", "asr", 0.6)
-    assert "(Figure 3) | not held: the Single Decoder learns, too | 100 utterances" in claims(tmp_path)
+    assert "(Figure 3) | not held: the Single Decoder learns too | 100 utterances" in claims(tmp_path)
     write("aligned-data", "single-decoder-12000", "single-decoder", "asr", 0.95)  # it never learns
     assert claims(tmp_path).count("(Figure 3) | not decided | ") == 2
     write("projections", "no-speech", "zipper", "tts", 0.1)

@@ -276,12 +276,12 @@ def test_a_manifest_of_ones_own_in_both_formats(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ([], "lists nothing|must name columns"),
-        (["path\twords"], r"must name columns.*audio and text"),
+        ([], "lists nothing|tab-separated header"),
+        (["path\twords"], r"tab-separated header with audio or text"),
         (["audio\ttext", "a.wav"], r"line 2: 1 columns, but the header has 2"),
-        (["audio\ttext\tsplit", "a.wav\tx\tvalid"], r"line 2: split='valid' is none of train, dev, test"),
+        (["audio\ttext\tsplit", "a.wav\tx\tvalid"], r"line 2: split='valid' is not one of train, dev, test"),
         (["audio\ttext\tsplit", "a.wav\tx\ttrain", "b.wav\ty\t"], "b has no split, but others have"),
-        (["id\taudio\ttext", "a\ta.wav\tx", "a\tb.wav\ty"], r"id a stands twice, at .*a\.wav and"),
+        (["id\taudio\ttext", "a\ta.wav\tx", "a\tb.wav\ty"], r"id a is not unique: .*a\.wav and"),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_wrong_says_where(tmp_path, lines, words):

@@ -63,7 +63,7 @@ class AsrScorer:
                 known = kept.pieces.get(f"{what} {i}") if kept else None
                 jobs.append(pool.submit(self.transcribe_wave, wave, sample_rate) if known is None else known)
             transcript: list[str] = []
-            bar = tqdm(jobs, desc=f"judge {what}", unit="utterance", mininterval=1.0, leave=False)
+            bar = tqdm(jobs, desc=f"ASR {what}", unit="utterance", mininterval=1.0, leave=False)
             for i, job in enumerate(bar):
                 transcript.append(job if isinstance(job, str) else job.result())
                 if kept and not isinstance(job, str):
