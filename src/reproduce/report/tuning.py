@@ -85,8 +85,7 @@ def choices(folder: Path) -> str:
         "those of a sentence capped at its words, "
         f"recognition / speech, after {one['steps']:,} steps, seed {one['seed']}; in bold what the "
         "rule chooses: the lowest mean of both, or spans hidden, where that is better in neither (paired "
-        "tests). The runs above were trained with it, but for Zipper with a frozen speech tower, which had "
-        "its spans hidden, as chosen before errors were capped.\n\n"
+        "tests). The runs above were trained with it.\n\n"
     )
     return text + table(["model", *labels], rows)
 
