@@ -18,7 +18,7 @@ from zipper.data.encode import _trainer
 from zipper.disk import lost_disk
 from zipper.distributed import WholeFiles
 from zipper.errors import DataError
-from zipper.generation.zipper import load_trained
+from zipper.generation.exported import load_trained
 from zipper.run_folder import newest
 from zipper.training import run as run_module
 

@@ -36,6 +36,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def plain_values(file: Path, mmap: bool) -> dict[str, Any]:
+    """As `read_checkpoint`, of a file that is known to be undamaged. mmap: leave its tensors on the disk."""
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:

@@ -109,7 +109,7 @@ def import_gguf(args: argparse.Namespace) -> None:
 
 def certify(args: argparse.Namespace) -> None:
     """check that the frozen towers of an exported model are, bit for bit, what they were pre-trained as"""
-    from zipper.generation.zipper import certify as run
+    from zipper.generation.exported import certify as run
 
     found = run(args.folder)
     print(f"{args.folder}: " + (f"{', '.join(found)} as pre-trained" if found else "no tower is frozen"))
@@ -126,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """decode a split with a trained run (its config.yaml) or with an exported model (its folder)"""
     from zipper.evaluation.place import asked_config, run_folder, where_trained
     from zipper.evaluation.run import evaluate_exported, evaluate_run
-    from zipper.generation.zipper import is_exported
+    from zipper.generation.exported import is_exported
 
     if is_exported(args.config):
         evaluate_exported(args.config, args.settings, args.line)

@@ -18,7 +18,7 @@ def utterances_file(file: Path) -> Path:
 
 def write_result(result: dict[str, Any], *files: Path) -> None:
     """Writes each result file, a top-level key a line, and its per_utterance, where it has one, to the file
-    beside it. Each file is whole or absent; the result file comes last."""
+    beside it. Each file is written atomically; the result file comes last."""
     rows = [f" {json.dumps(key)}: {json.dumps(result[key])}" for key in result if key != "per_utterance"]
     text = "{\n" + ",\n".join(rows) + "\n}\n"
     utterances = "".join(json.dumps(one) + "\n" for one in result.get("per_utterance", []))

@@ -1,37 +1,39 @@
-"""`zipper.Zipper`: pre-trained towers joined by zips, with the tokenizer and the codec of their tokens.
-
-An exported model:  zipper.safetensors   zipper.json: config, statistics, hash, figures   tokenizer.json
-"""
+"""`zipper.Zipper`: pre-trained towers joined by zips, with the tokenizer and the codec of their tokens."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any, Literal, NamedTuple
 
 import soundfile as sf
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import Codec, sha256
+from zipper.codecs.codec import Codec
 from zipper.codecs.load import load_codec
-from zipper.config import RunConfig, changed, from_dict, read_json, to_dict
+from zipper.config import RunConfig, changed
 from zipper.corpora.audio import read_wave
 from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
-from zipper.data.statistics import BEYOND, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
-from zipper.errors import ConfigError, DataError, refusal
-from zipper.generation.generate import GenerationOutput, Stop, check, write
+from zipper.data.statistics import BEYOND, SUBWORDS_PER_SECOND, DatasetStatistics
+from zipper.errors import ConfigError, DataError
+from zipper.generation.exported import (
+    INFO,
+    TOKENIZER,
+    is_exported,
+    load_exported,
+    load_trained,
+    save_exported,
+)
+from zipper.generation.generate import GenerationOutput, Stop, write
 from zipper.hub import model_folder, push
 from zipper.modalities.normalise import normalise, unreadable
 from zipper.modalities.tokenizer import Tokenizer
-from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable, untrained
-from zipper.models.certify import certificate, check_certificate
+from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import Units, resolve_units
 
-WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
@@ -258,15 +260,12 @@ class Zipper(nn.Module):
             return self.tokenizer.decode(output.content[0].tolist())
         return self.codec.decode(output.content)
 
-    def check(self, documents: Sequence[Document], order: Sequence[str] | Literal["auto"]) -> None:
-        """Raises ConfigError where `generate` would."""
-        check(self.network, documents, order)
-
-    def push_to_hub(self, repository: str, folder: str | Path, private: bool = False) -> str:
-        """Saves the model into a folder and uploads it to user/name with the user's own token (HF_TOKEN);
-        returns its address. Raises DataError where the hub refuses or cannot be reached."""
-        self.save_pretrained(folder)
-        return push(Path(folder), repository, private)
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Uploads the model, with a model card, to user/name with the user's own token (HF_TOKEN); returns
+        its address. Raises DataError where the hub refuses or cannot be reached."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), repository, private)
 
     def _encode_text(self, text: str) -> Segment:
         if reason := unreadable(text):
@@ -300,79 +299,3 @@ class Zipper(nn.Module):
 def prompt_of(name: str, *segments: Segment) -> Document:
     """What is given, before anything is written."""
     return Document(name, list(segments), multimodal=True)
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a folder is one that `save_exported` wrote."""
-    return (folder / INFO).is_file()
-
-
-def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
-    """Weights in half precision, and all that it takes to use them. figures: how it was made, how good."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = trained.network.state_dict()
-    save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
-    tokenizer.save(folder / TOKENIZER)
-    info = {
-        **figures,
-        "sha256": sha256(folder / WEIGHTS),
-        "certificate": certificate(trained.network),
-        "statistics": trained.statistics.to_dict(),
-        "config": to_dict(trained.config),
-    }
-    (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-
-
-def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
-    """The model of a folder that `save_exported` wrote, in eval, and what its JSON says. Raises DataError
-    where a part is damaged or does not fit."""
-    saved = read_json(folder / INFO)
-    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
-        raise DataError(
-            f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
-        )
-    weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
-    config, statistics = from_dict(saved["config"]), saved_statistics(saved)
-    return _filled(
-        config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
-    ), saved
-
-
-def certify(folder: Path) -> list[str]:
-    """Checks that the frozen towers of an export are what they were pre-trained as; returns their modalities.
-
-    Raises DataError where one is not, where a file is damaged, or where the export has no certificate.
-    """
-    if not is_exported(folder):
-        raise ConfigError(
-            f"{folder} is no exported model: it holds no {INFO}. Name assets/zipped, for example."
-        )
-    trained, saved = load_exported(folder)
-    if "certificate" not in saved:
-        raise DataError(f"{folder / INFO} holds no certificate: an older version wrote it. Export it again.")
-    check_certificate(trained.network, saved["certificate"])
-    return [*saved["certificate"]]
-
-
-def load_trained(checkpoint: Path) -> TrainedModel:
-    """The model of a training's checkpoint, in eval. Raises DataError as `read_checkpoint`, and where other
-    code wrote it."""
-    saved = read_checkpoint(checkpoint)
-    kept = saved.get("hyper_parameters", {})
-    if "cfg" not in kept:
-        raise DataError(f"{checkpoint} is of no run of zipper: it has no hyper_parameters. Train it again.")
-    weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
-    why = f"{checkpoint} cannot be loaded into this version's model: use the version that wrote it"
-    return _filled(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
-
-
-def _filled(
-    config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
-) -> TrainedModel:
-    trained = untrained(config, statistics)
-    try:
-        trained.network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{why} ({refusal(error)}).") from error
-    trained.network.eval()
-    return trained

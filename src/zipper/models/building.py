@@ -63,7 +63,8 @@ def untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedModel:
 
 
 def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
-    """Frozen towers and zips of idle directions do not learn, and of towers with LoRA nothing else does."""
+    """All learns but frozen towers, zips of idle directions, and what else towers with LoRA have."""
+    model.requires_grad_(True)  # an earlier training may have had other directions
     for name in model.names:
         if cfg.towers[name].frozen:
             model.tower(name).requires_grad_(False)
