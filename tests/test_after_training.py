@@ -20,7 +20,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.evaluation.place import evaluation_config, training_directory
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
-from zipper.generation.zipper import load_trained
+from zipper.generation.exported import load_trained
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.pretrained import load_weights, tower_info, with_shape_of
 from zipper.models.resolve import resolve

@@ -1,13 +1,16 @@
 """`import zipper`: towers joined in Python, trained by a Trainer of one's own, saved, loaded, used."""
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import pytest
 import soundfile as sf
 import torch
+from huggingface_hub import HfApi
 
 import zipper
 from reproduce import ROOT
@@ -47,12 +50,12 @@ def joined(towers) -> zipper.Zipper:
     )
 
 
-def fitted(towers, manifest, **settings) -> zipper.Zipper:
-    model = joined(towers)
+def fitted(towers, manifest, model=None, tasks=None, **settings) -> zipper.Zipper:
+    model = model or joined(towers)
     data = zipper.ZipperData(
         "manifest",
         model,
-        tasks={"asr": 1, "tts": 1.26},
+        tasks=tasks or {"asr": 1, "tts": 1.26},
         overrides=[f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200"],
     )
     trainer = L.Trainer(
@@ -88,6 +91,40 @@ def test_a_language_model_is_zipped_trained_saved_and_its_text_stays_as_it_was(t
     for name, weight in again.network.state_dict().items():
         assert torch.equal(weight, model.network.state_dict()[name].half().float()), name
     assert torch.equal(again.synthesize(SENTENCE), third.synthesize(SENTENCE))
+
+
+def test_a_model_that_learnt_one_task_learns_another_one_afterwards(towers, manifest):
+    """The zips of a direction that was idle before learn now."""
+    model = fitted(towers, manifest, tasks={"asr": 1})
+    before = {name: w.clone() for name, w in model.network.state_dict().items()}
+    trained = fitted(towers, manifest, model=model, tasks={"tts": 1})
+    moved = {n for n, w in trained.network.state_dict().items() if not torch.equal(w, before[n])}
+    assert any("speech_from_text" in name for name in moved)
+    assert not any("text_from_speech" in name or name.startswith("towers.text.") for name in moved)
+
+
+def test_another_number_of_processes_than_the_settings_say_is_refused(towers, manifest):
+    model = joined(towers)
+    settings = [f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200"]
+    data = zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=settings)
+    data.cfg = replace(data.cfg, train=replace(data.cfg.train, devices=2))
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(zipper.ConfigError, match=r"train\.devices=2 x train\.nodes=1, but Lightning runs 1"):
+        trainer.fit(zipper.ZipperModule(model), data)
+
+
+def test_a_model_is_pushed_with_its_card(towers, manifest, monkeypatch):
+    sent = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: None)
+    monkeypatch.setattr(
+        HfApi, "upload_folder", lambda self, folder_path, **_: sent.update(files=os.listdir(folder_path))
+    )
+    monkeypatch.setattr(
+        HfApi, "upload_file", lambda self, path_or_fileobj, **_: sent.update(card=path_or_fileobj.decode())
+    )
+    assert joined(towers).push_to_hub("me/mine").endswith("/me/mine")
+    assert {*sent["files"]} == {"zipper.safetensors", "zipper.json", "tokenizer.json"}
+    assert 'from_pretrained("me/mine")' in sent["card"]
 
 
 def test_what_is_written_together_is_what_is_written_alone(towers, manifest):

@@ -15,7 +15,7 @@ from zipper.cli import main
 from zipper.codecs.codec import sha256
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import DataError
-from zipper.generation.zipper import certify
+from zipper.generation.exported import certify
 
 
 @pytest.fixture

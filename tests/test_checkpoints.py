@@ -18,7 +18,7 @@ from zipper.data.encode import _trainer
 from zipper.disk import disk_failure
 from zipper.distributed import AtomicCheckpointIO
 from zipper.errors import DataError
-from zipper.generation.zipper import load_trained
+from zipper.generation.exported import load_trained
 from zipper.run_folder import newest
 from zipper.training import run as run_module
 

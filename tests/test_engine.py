@@ -12,7 +12,7 @@ from zipper.cli import run
 from zipper.config import TrainConfig
 from zipper.distributed import check_trainer
 from zipper.errors import ConfigError
-from zipper.generation.zipper import load_trained
+from zipper.generation.exported import load_trained
 from zipper.models.losses import stream_loss
 from zipper.training import engine
 from zipper.training import run as run_module

@@ -8,7 +8,7 @@ import torch
 from conftest import config
 from zipper.config import TowerConfig
 from zipper.errors import ConfigError
-from zipper.generation.zipper import load_trained
+from zipper.generation.exported import load_trained
 from zipper.models.lora import add_lora, merged_state
 from zipper.models.pretrained import load_weights, read_tower, save_tower
 from zipper.models.tower import Tower

@@ -298,10 +298,12 @@ def test_push_uploads_what_was_exported_and_nothing_else(monkeypatch, tmp_path):
     sent = {}
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: sent.update(name=name, **how))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **what: sent.update(what))
+    monkeypatch.setattr(HfApi, "upload_file", lambda self, **what: sent.update(card=what["path_in_repo"]))
     with pytest.raises(ConfigError, match="holds no exported model"):
         push(tmp_path, "me/mine", private=True)
     assert push(Path("assets/text-tower").resolve(), "me/mine", private=True).endswith("/me/mine")
     assert (sent["name"], sent["private"], sent["repo_id"]) == ("me/mine", True, "me/mine")
+    assert sent["card"] == "README.md"
 
     def refuse(self, name, **_):
         raise RuntimeError("401")  # the client has errors of its own

@@ -16,9 +16,9 @@ from zipper.errors import ConfigError
 from zipper.evaluation.chains import evaluate_chain, transcribe_resynthesis
 from zipper.evaluation.result import Origin
 from zipper.evaluation.tts import evaluate_tts
+from zipper.generation.exported import load_trained
 from zipper.generation.generate import generate
 from zipper.generation.rows import generate_rows
-from zipper.generation.zipper import load_trained
 from zipper.modalities.delay import to_timesteps
 from zipper.models.losses import mask_history, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower

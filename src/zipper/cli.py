@@ -109,7 +109,7 @@ def import_gguf(args: argparse.Namespace) -> None:
 
 def certify(args: argparse.Namespace) -> None:
     """check that the frozen towers of an exported model equal their pre-trained weights bit for bit"""
-    from zipper.generation.zipper import certify as run
+    from zipper.generation.exported import certify as run
 
     found = run(args.folder)
     print(f"{args.folder}: " + (f"{', '.join(found)} as pre-trained" if found else "no tower is frozen"))
@@ -126,7 +126,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """evaluate a trained run (its config.yaml) or an exported model (its folder) on a split"""
     from zipper.evaluation.place import evaluation_config, run_folder, training_directory
     from zipper.evaluation.run import evaluate_exported, evaluate_run
-    from zipper.generation.zipper import is_exported
+    from zipper.generation.exported import is_exported
 
     if is_exported(args.config):
         evaluate_exported(args.config, args.overrides, args.line)

@@ -84,8 +84,7 @@ def choices(folder: Path) -> str:
         "used in the learning-rate search), no history masking, or a loss on the prompt. Dev WER of ASR / "
         f"TTS, with the errors of a sentence capped at its number of words, after {one['steps']:,} steps, "
         f"seed {one['seed']}. Bold: chosen objective, which has the lowest mean of both, or history masking "
-        "if that is significantly better in neither task (paired tests). The runs above use it, except for "
-        "Zipper with a frozen speech tower, whose history masking was chosen before errors were capped.\n\n"
+        "if that is significantly better in neither task (paired tests). The runs above use it.\n\n"
     )
     return text + table(["model", *map(shown, labels)], rows)
 

@@ -22,7 +22,7 @@ from zipper.evaluation.result import Origin, write_predictions
 from zipper.evaluation.result_file import read_result, write_result
 from zipper.evaluation.tasks import evaluate_tasks, load_speech_scorer, summary_lines
 from zipper.evaluation.tts import SpeechScorer
-from zipper.generation.zipper import WEIGHTS, load_exported, load_trained
+from zipper.generation.exported import WEIGHTS, load_exported, load_trained
 from zipper.models.building import TrainedModel
 from zipper.run_folder import check_dataset, finished, result_files
 

@@ -1,38 +1,39 @@
-"""`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec.
-
-Files of an exported model: zipper.safetensors, zipper.json (config, statistics, hash, figures) and
-tokenizer.json.
-"""
+"""`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any, Literal, NamedTuple
 
 import soundfile as sf
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import Codec, sha256
+from zipper.codecs.codec import Codec
 from zipper.codecs.load import load_codec
-from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
+from zipper.config import RunConfig, with_overrides
 from zipper.corpora.audio import read_wave
 from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
-from zipper.data.statistics import LENGTH_MARGIN, SUBWORDS_PER_SECOND, DatasetStatistics, saved_statistics
-from zipper.errors import ConfigError, DataError, torch_message
-from zipper.generation.generate import FinishReason, GenerationOutput, check_prompts, generate
+from zipper.data.statistics import LENGTH_MARGIN, SUBWORDS_PER_SECOND, DatasetStatistics
+from zipper.errors import ConfigError, DataError
+from zipper.generation.exported import (
+    INFO,
+    TOKENIZER,
+    is_exported,
+    load_exported,
+    load_trained,
+    save_exported,
+)
+from zipper.generation.generate import FinishReason, GenerationOutput, generate
 from zipper.hub import model_folder, push
 from zipper.modalities.normalise import normalise, unreadable
 from zipper.modalities.tokenizer import Tokenizer
-from zipper.models.building import TrainedModel, build_model, build_untrained, load_pretrained, set_trainable
-from zipper.models.certify import certificate, check_certificate
+from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import Units, resolve_units
 
-WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
@@ -267,18 +268,14 @@ class Zipper(nn.Module):
             return self.tokenizer.decode(output.content[0].tolist())
         return self.codec.decode(output.content)
 
-    def check(self, documents: Sequence[Document], order: Sequence[str] | Literal["auto"]) -> None:
-        """Raise ConfigError if `generate` would."""
-        check_prompts(self.network, documents, order)
-
-    def push_to_hub(self, repository: str, folder: str | Path, private: bool = False) -> str:
-        """Save the model into a folder and upload it to user/name with the user's token (HF_TOKEN). Returns
-        the URL.
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload the model, with a model card, to user/name with the token of HF_TOKEN. Returns the URL.
 
         Raises DataError if the Hub refuses or is unreachable.
         """
-        self.save_pretrained(folder)
-        return push(Path(folder), repository, private)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), repository, private)
 
     def _encode_text(self, text: str) -> Segment:
         if reason := unreadable(text):
@@ -312,85 +309,3 @@ class Zipper(nn.Module):
 def prompt_of(name: str, *segments: Segment) -> Document:
     """Multimodal document of prompt segments."""
     return Document(name, list(segments), multimodal=True)
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a folder was written by `save_exported`."""
-    return (folder / INFO).is_file()
-
-
-def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
-    """Write weights in half precision, tokenizer and zipper.json. figures: further entries of zipper.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = trained.network.state_dict()
-    save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
-    tokenizer.save(folder / TOKENIZER)
-    info = {
-        **figures,
-        "sha256": sha256(folder / WEIGHTS),
-        "certificate": certificate(trained.network),
-        "statistics": trained.statistics.to_dict(),
-        "config": to_dict(trained.config),
-    }
-    (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-
-
-def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
-    """Model in eval mode and zipper.json of a folder written by `save_exported`.
-
-    Raises DataError if a file is damaged or does not match.
-    """
-    saved = read_json(folder / INFO)
-    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
-        raise DataError(
-            f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
-        )
-    weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
-    config, statistics = from_dict(saved["config"]), saved_statistics(saved)
-    return _load_state(
-        config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
-    ), saved
-
-
-def certify(folder: Path) -> list[str]:
-    """Check that the frozen towers of an export equal their pre-trained weights. Returns their modalities.
-
-    Raises DataError if a tower differs, a file is damaged, or the export has no certificate.
-    """
-    if not is_exported(folder):
-        raise ConfigError(
-            f"{folder} is no exported model: it holds no {INFO}. Name assets/zipped, for example."
-        )
-    trained, saved = load_exported(folder)
-    if "certificate" not in saved:
-        raise DataError(
-            f"{folder / INFO} holds no certificate: it was written by an older version. Export it again."
-        )
-    check_certificate(trained.network, saved["certificate"])
-    return [*saved["certificate"]]
-
-
-def load_trained(checkpoint: Path) -> TrainedModel:
-    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the
-    weights do not fit this version."""
-    saved = read_checkpoint(checkpoint)
-    kept = saved.get("hyper_parameters", {})
-    if "cfg" not in kept:
-        raise DataError(
-            f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
-        )
-    weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
-    why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
-    return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
-
-
-def _load_state(
-    config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
-) -> TrainedModel:
-    trained = build_untrained(config, statistics)
-    try:
-        trained.network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{why} ({torch_message(error)}).") from error
-    trained.network.eval()
-    return trained

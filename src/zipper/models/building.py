@@ -65,6 +65,7 @@ def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedMod
 
 def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
     """Freeze frozen towers, unused zips, and all but LoRA in towers with LoRA."""
+    model.requires_grad_(True)  # an earlier training may have had other directions
     for name in model.names:
         if cfg.towers[name].frozen:
             model.tower(name).requires_grad_(False)

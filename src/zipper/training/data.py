@@ -58,9 +58,7 @@ class ZipperData(L.LightningDataModule):
         3
         """
         section = "data" if (ROOT / "configs" / "data" / f"{corpus}.yaml").is_file() else "data.corpus"
-        shares = (
-            {task: float((tasks or {}).get(task, 0)) for task in (*TASKS, *(tasks or {}))} if tasks else {}
-        )
+        shares = {**dict.fromkeys(TASKS, 0.0), **tasks} if tasks else {}
         settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
         cfg = with_overrides(model.config, [f"{section}={corpus}", *settings, *overrides])
         check_output_paths(cfg)
@@ -98,7 +96,7 @@ class ZipperData(L.LightningDataModule):
         trainer, train = self.trainer, self.cfg.train
         assert trainer is not None
         accumulate = trainer.accumulate_grad_batches
-        if trainer.world_size > 1 and trainer.world_size != train.devices * train.nodes:
+        if trainer.world_size != train.devices * train.nodes:
             raise ConfigError(
                 f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
                 f"{trainer.world_size} processes. Correct both settings."

@@ -31,7 +31,7 @@ from zipper.evaluation.tasks import evaluate_tasks, headlines, load_speech_score
 from zipper.evaluation.transcripts import check_recordings
 from zipper.evaluation.tts import SpeechScorer
 from zipper.evaluation.unimodal import unimodal_perplexities
-from zipper.generation.zipper import load_trained, save_exported
+from zipper.generation.exported import load_trained, save_exported
 from zipper.hashes import KEPT
 from zipper.models.building import TrainedModel, load_pretrained
 from zipper.models.pretrained import save_tower, tower_hashes

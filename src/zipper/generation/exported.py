@@ -1,0 +1,105 @@
+"""Trained models in folders: checkpoints of runs, and exported models.
+
+Files of an exported model: zipper.safetensors, zipper.json (config, statistics, hash, figures) and
+tokenizer.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zipper.checkpoint_files import read_checkpoint
+from zipper.codecs.codec import sha256
+from zipper.config import RunConfig, from_dict, read_json, to_dict
+from zipper.data.statistics import DatasetStatistics, saved_statistics
+from zipper.errors import ConfigError, DataError, torch_message
+from zipper.modalities.tokenizer import Tokenizer
+from zipper.models.building import TrainedModel, build_untrained
+from zipper.models.certify import certificate, check_certificate
+
+WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder was written by `save_exported`."""
+    return (folder / INFO).is_file()
+
+
+def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
+    """Write weights in half precision, tokenizer and zipper.json. figures: further entries of zipper.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = trained.network.state_dict()
+    save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
+    tokenizer.save(folder / TOKENIZER)
+    info = {
+        **figures,
+        "sha256": sha256(folder / WEIGHTS),
+        "certificate": certificate(trained.network),
+        "statistics": trained.statistics.to_dict(),
+        "config": to_dict(trained.config),
+    }
+    (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+
+def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
+    """Model in eval mode and zipper.json of a folder written by `save_exported`.
+
+    Raises DataError if a file is damaged or does not match.
+    """
+    saved = read_json(folder / INFO)
+    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
+        raise DataError(
+            f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
+        )
+    weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
+    config, statistics = from_dict(saved["config"]), saved_statistics(saved)
+    return _load_state(
+        config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
+    ), saved
+
+
+def certify(folder: Path) -> list[str]:
+    """Check that the frozen towers of an export equal their pre-trained weights. Returns their modalities.
+
+    Raises DataError if a tower differs, a file is damaged, or the export has no certificate.
+    """
+    if not is_exported(folder):
+        raise ConfigError(
+            f"{folder} is no exported model: it holds no {INFO}. Name assets/zipped, for example."
+        )
+    trained, saved = load_exported(folder)
+    if "certificate" not in saved:
+        raise DataError(
+            f"{folder / INFO} holds no certificate: it was written by an older version. Export it again."
+        )
+    check_certificate(trained.network, saved["certificate"])
+    return [*saved["certificate"]]
+
+
+def load_trained(checkpoint: Path) -> TrainedModel:
+    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the
+    weights do not fit this version."""
+    saved = read_checkpoint(checkpoint)
+    kept = saved.get("hyper_parameters", {})
+    if "cfg" not in kept:
+        raise DataError(
+            f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
+        )
+    weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
+    why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
+    return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+
+
+def _load_state(
+    config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
+) -> TrainedModel:
+    trained = build_untrained(config, statistics)
+    try:
+        trained.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(f"{why} ({torch_message(error)}).") from error
+    trained.network.eval()
+    return trained
