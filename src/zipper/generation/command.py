@@ -39,17 +39,17 @@ class Prompt:
 def generate(args: argparse.Namespace) -> None:
     """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before
     any model runs."""
-    if bool(args.given) == bool(args.batch):
+    if bool(args.prompts) == bool(args.batch):
         raise ConfigError("Give a prompt: one --text or --audio, or --batch for several prompts.")
-    if len(args.given or []) > 1:
-        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.given)
+    if len(args.prompts or []) > 1:
+        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.prompts)
         raise ConfigError(
-            f"{given}: {len(args.given)} are given, but a prompt is one segment. Give one --text or --audio, "
+            f"{given}: {len(args.prompts)} are given, but a prompt is one segment. Give one --text or --audio, "
             "or --batch for several prompts."
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
-    requests = read_batch(args.batch) if args.batch else [Prompt("out", args.given)]
+    requests = read_batch(args.batch) if args.batch else [Prompt("out", args.prompts)]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
