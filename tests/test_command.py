@@ -92,7 +92,7 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "2 cats"], "has digits"),
         (["--text", "the old cat " * 90], "Cut it into sentences"),
         (["--audio", "nowhere.wav"], "does not exist"),
-        (["--audio", "long.wav"], "Cut it, or allow more"),
+        (["--audio", "long.wav"], "Shorten it, or raise the limit"),
         (["--text", "the cat", "-o", "cat.flac"], "saved as .wav"),
         (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
         (

@@ -146,7 +146,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["data.corpus=spoken"], "download fetches librispeech and libritts"),
+        (["data.corpus=spoken"], "download supports librispeech and libritts"),
         (["data.corpus=librispeech"], r"data\.folder=None"),
         ([*WORDS[:2], "data.splits={train: [train-clean-10]}"], "names train-clean-10; known are dev-clean"),
     ],

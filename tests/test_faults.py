@@ -38,6 +38,6 @@ def test_three_faults_are_recovered_from_without_a_difference(in_tmp, monkeypatc
     )
     (folder / "runs" / "faults" / "checkpoints" / "best.ckpt").unlink()
     assert ends(campaign, folder, "train") == ["asr.json", "best.ckpt"]
-    assert faults_module.broken(folder) == []
+    assert faults_module.damaged_checkpoints(folder) == []
     damage_file(chosen[1], folder, random.Random(0))
-    assert faults_module.broken(folder)
+    assert faults_module.damaged_checkpoints(folder)

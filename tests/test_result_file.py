@@ -92,7 +92,7 @@ def shorter(file: Path) -> None:
     ("harm", "says"),
     [
         (missing, "does not exist"), (cut, "is damaged"), (changed, "is damaged"), (empty, "is damaged"),
-        (no_json, "is damaged"), (shorter, "holds 2 utterances, but .* is of 3"),
+        (no_json, "is damaged"), (shorter, "holds 2 utterances, but .* has 3"),
     ],
 )  # fmt: skip
 def test_utterances_that_are_missing_or_damaged_are_told_with_both_files(written, harm, says):

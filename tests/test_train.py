@@ -116,7 +116,7 @@ def test_a_strange_folder_and_another_config_are_refused(prepared):
 
 def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatch):
     """Through Lightning, on the same steps: also what two ranks would do, with a step cut between them."""
-    cut = BatchSchedule._cut_epoch
+    cut = BatchSchedule._make_epoch
 
     def cut_for_two(self, epoch):
         slices, self.slices = self.slices, 2
@@ -124,7 +124,7 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
         self.slices = slices
         return plans
 
-    monkeypatch.setattr(BatchSchedule, "_cut_epoch", cut_for_two)
+    monkeypatch.setattr(BatchSchedule, "_make_epoch", cut_for_two)
     monkeypatch.setattr(
         ZipperModule, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), lr=0.3)
     )

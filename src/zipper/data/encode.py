@@ -196,7 +196,7 @@ class Encoder(L.LightningModule):
         hours = float(self.trainer.strategy.reduce(own, reduce_op="sum"))
         took = (time.monotonic() - self.started) / 3600
         if hours and self.trainer.is_global_zero:
-            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours per hour,  "
+            print(f"encoded {hours:.2f} hours of audio, {hours / took:.4g} hours per hour, "
                   f"by {self.trainer.world_size} process(es)")  # fmt: skip
 
     def close(self) -> None:
