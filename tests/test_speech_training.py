@@ -67,11 +67,11 @@ def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
     assert weighted == pytest.approx(2 * alone[0] + 0.5 * alone[1] + 0.25 * alone[2], rel=1e-5)
     with pytest.raises(ConfigError, match="the encoded dataset has 3 codebooks"):
         resolve(config("train.codebook_weights=[1.0,1.0]"), prepared)
-    with pytest.raises(ConfigError, match="would hide given speech"):
+    with pytest.raises(ConfigError, match="would also mask the speech of prompts"):
         config("train.hide=0.2", "train.prompt_weight=0.5")
-    with pytest.raises(ConfigError, match="all would be alike"):
+    with pytest.raises(ConfigError, match="all samples would be equal"):
         config("evaluate.samplings=3")
-    with pytest.raises(ConfigError, match="holds the end of speech"):
+    with pytest.raises(ConfigError, match="holds the EOS of speech"):
         config("train.codebook_weights=[0.0,1.0]")
 
 
@@ -159,7 +159,7 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     for chain in ("speech>text", "text>text>speech", "speech>text>music"):
         with pytest.raises(ConfigError, match=f"evaluate.chains: '{chain}' must have three or more"):
             config(*JOINT, f"evaluate.chains=['{chain}']")
-    with pytest.raises(ConfigError, match="each step of which this run learns"):
+    with pytest.raises(ConfigError, match="this run must train each of its tasks"):
         config("train.tasks={asr: 1}", "evaluate.chains=['speech>text>speech']")
 
 

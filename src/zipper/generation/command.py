@@ -44,8 +44,8 @@ def generate(args: argparse.Namespace) -> None:
     if len(args.prompts or []) > 1:
         given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.prompts)
         raise ConfigError(
-            f"{given}: {len(args.prompts)} are given, but a prompt is one segment. Give one --text or --audio, "
-            "or --batch for several prompts."
+            f"{given}: {len(args.prompts)} are given, but a prompt is one segment. Give one --text or "
+            "--audio, or --batch for several prompts."
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
