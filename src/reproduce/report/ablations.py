@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from reproduce import ROOT
 from reproduce.report.markdown import percent, section, table
 from reproduce.report.runs import Result, difference_text, paired
-from reproduce.sweep_file import Ablation, read_ablation
+from reproduce.sweep_file import Sweep, read_sweep
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.significance import Comparison
@@ -32,12 +32,12 @@ TERMS = {
 }
 
 
-def sweeps() -> list[Ablation]:
+def sweeps() -> list[Sweep]:
     """All sweep files, by name."""
-    return [read_ablation(file) for file in sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))]
+    return [read_sweep(file) for file in sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))]
 
 
-def read_results(ablation: Ablation, folder: Path) -> Found:
+def read_results(ablation: Sweep, folder: Path) -> Found:
     """Results of a sweep; points without a result are left out."""
     found: Found = {}
     for point in ablation.runs():
@@ -58,7 +58,7 @@ def ablations(folder: Path) -> str:
     return "\n".join([_overview(found), *(_section(*one) for one in found.values())])
 
 
-def _overview(found: dict[str, tuple[Ablation, Found]]) -> str:
+def _overview(found: dict[str, tuple[Sweep, Found]]) -> str:
     """A row for each sweep: number of runs and their duration."""
     rows, minutes = [], []
     for ablation, results in found.values():
@@ -80,7 +80,7 @@ def _overview(found: dict[str, tuple[Ablation, Found]]) -> str:
     return section("Ablations", text, table(head, rows), ["make ablations ARGS='--jobs 2'"])
 
 
-def _section(ablation: Ablation, found: Found) -> str:
+def _section(ablation: Sweep, found: Found) -> str:
     tasks = [task for task in TASKS if any(task in results for results in found.values())]
     rows = []
     for labels, results in found.items():
@@ -113,11 +113,11 @@ def _section(ablation: Ablation, found: Found) -> str:
         "intervals, paired over utterances; p of Wilcoxon's "
         f"test.\n\n![{ablation.title}](reports/figures/ablation-{ablation.name}.svg)"
     )
-    command = f"python -m zipper ablate {ablation.file}"
+    command = f"python -m zipper sweep {ablation.file}"
     return section(f"Ablation: {ablation.title}", text, table(head, rows), [command])
 
 
-def _with(ablation: Ablation) -> str:
+def _with(ablation: Sweep) -> str:
     overrides = ", ".join(f"{key}={value}" for key, value in ablation.words.items())
     return f" with {overrides}" if overrides else ""
 
@@ -133,7 +133,7 @@ def _spoken(found: Found) -> str:
     return f", {max(counts)} sentences for TTS" if counts else ""
 
 
-def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
+def _beside(ablation: Sweep, found: Found, labels: tuple[str, ...]) -> tuple[str, ...]:
     """Point to compare with: the first one with the same label on the shared axis."""
     if not (shared := _shared(ablation)):
         return next(iter(found))
@@ -141,7 +141,7 @@ def _beside(ablation: Ablation, found: Found, labels: tuple[str, ...]) -> tuple[
     return next(one for one in found if one[at] == labels[at])
 
 
-def _shared(ablation: Ablation) -> str:
+def _shared(ablation: Sweep) -> str:
     """Axis within which points are compared: x, or the first of several axes; "" for a single axis."""
     return ablation.x or (next(iter(ablation.grid)) if len(ablation.grid) > 1 else "")
 
@@ -187,7 +187,7 @@ def draw_ablations(folder: Path, figures: Path) -> list[Path]:
     return files
 
 
-def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
+def _lines(panel: Axes, ablation: Sweep, found: Found, task: str) -> None:
     """Draws a line for each point of the other axes, seeds as a band, and the paper's points."""
     axes = list(ablation.grid)
     at = axes.index(ablation.x)
@@ -212,7 +212,7 @@ def _lines(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
     panel.legend()
 
 
-def _bars(panel: Axes, ablation: Ablation, found: Found, task: str) -> None:
+def _bars(panel: Axes, ablation: Sweep, found: Found, task: str) -> None:
     """Draws a bar for every point, seeds as dots, and the paper's figures as crosses on their own scale."""
     rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
     points = [ablation.points.get(labels[0]) for labels in found]
