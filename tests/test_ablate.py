@@ -13,7 +13,9 @@ import yaml
 from reproduce import ROOT
 from reproduce import sweep as running
 from reproduce import sweep_file as grid
-from reproduce.report import ablations as report
+from reproduce.report.plots import draw_ablations
+from reproduce.report.records import Results
+from reproduce.report.results import section
 from zipper.cli import run
 from zipper.config import load_config, save_config, to_dict
 from zipper.errors import ConfigError, TrainingError
@@ -33,6 +35,11 @@ MINE = {
 def write(**changes: object) -> Path:
     Path("mine.yaml").write_text(yaml.safe_dump({**MINE, **changes}, sort_keys=False), encoding="utf-8")
     return Path("mine.yaml")
+
+
+def mine() -> Results:
+    """Results of the sweep mine.yaml."""
+    return Results(Path("results"), [grid.read_sweep(Path("mine.yaml"))])
 
 
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
@@ -248,34 +255,34 @@ def test_results_become_a_table_and_figures(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
-    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_sweep(Path("mine.yaml"))])
-    text = report.ablations(Path("results/ablations"))
+    text = section("ablations", mine())
     assert "8 of 8 runs" in text
     assert "8 runs, 0.2 hours of 1 thread(s)" in text
     assert "| 8 of 8 | 1.5 | 1.5 |" in text
     assert "| Zipper | 10 | 50.0 % ± 0.0 |" in text
     assert "| Single Decoder | 10 | 91.7 % ± 0.0 | +41.7 (" in text
-    files = report.draw_ablations(Path("results/ablations"), Path("figures"))
+    files = draw_ablations(mine(), Path("figures"))
     assert [file.name for file in files] == ["ablation-mine.svg"]
     before = files[0].read_bytes()
-    assert report.draw_ablations(Path("results/ablations"), Path("figures"))[0].read_bytes() == before
+    assert draw_ablations(mine(), Path("figures"))[0].read_bytes() == before
 
 
 def test_a_row_is_compared_over_the_seeds_that_both_have(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
-    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_sweep(Path("mine.yaml"))])
     folder = Path("results/ablations")
-    whole = report.ablations(folder)
+    whole = section("ablations", mine())
     spoilt = folder / "mine" / "zipper-10-seed1.json"
     result = read_result(spoilt)
     for one in result["per_utterance"]:
         one["errors"] = 4
     write_result(result, spoilt)
-    assert report.ablations(folder) != whole
+    assert section("ablations", mine()) != whole
     (folder / "mine" / "single-decoder-10-seed1.json").unlink()
-    row = next(line for line in report.ablations(folder).splitlines() if "| Single Decoder | 10 |" in line)
+    row = next(
+        line for line in section("ablations", mine()).splitlines() if "| Single Decoder | 10 |" in line
+    )
     before = next(line for line in whole.splitlines() if "| Single Decoder | 10 |" in line)
     assert row.split("|")[4] == before.split("|")[4]  # seed 0 against seed 0
 
@@ -285,8 +292,7 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     choice = {"as it is": {}, "kind": {"model.kind": "single_decoder"}}
     run(["ablate", str(write(grid={"model": {"a": {}, "b": {"train.lr": 0.5}}, "choice": choice}, x=""))])
-    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_sweep(Path("mine.yaml"))])
-    text = report.ablations(Path("results/ablations"))
+    text = section("ablations", mine())
     assert "| vs first of the model |" in text
     assert "| b | as it is | 50.0 % ± 0.0 |  |" in text
     assert "| b | kind | 91.7 % ± 0.0 | +41.7 (" in text
@@ -295,7 +301,7 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
         file.write_text(
             file.read_text(encoding="utf-8").replace('"split": "test"', '"split": "dev"'), encoding="utf-8"
         )
-    assert "Dev, greedy." in report.ablations(Path("results/ablations"))
+    assert "Dev, greedy." in section("ablations", mine())
 
 
 @pytest.mark.parametrize(

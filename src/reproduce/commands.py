@@ -31,12 +31,10 @@ def bench_saving(cfg: RunConfig, command: str) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """write RESULTS.md from results/*.json"""
-    from reproduce import ROOT
-    from reproduce.report.comparison import in_short
     from reproduce.report.results import report as run
 
-    file = run()
-    print(in_short(ROOT / "results"))
+    file, short = run()
+    print(short)
     print(file)
 
 

@@ -1,12 +1,10 @@
-"""Section on the paper's claims, each with a rule that decides it from our results."""
+"""The paper's claims, each with a rule that decides it from our results."""
 
 import statistics
-from pathlib import Path
 from typing import NamedTuple
 
-from reproduce.report.ablations import Found, read_results, sweeps
-from reproduce.report.markdown import section, table
-from reproduce.report.runs import NAMES, Runs, against, difference_text, paired, read_runs, read_tasks
+from reproduce.report.choosing import against, difference_text, paired
+from reproduce.report.records import NAMES, Found, Results, Runs
 from zipper.evaluation.significance import Comparison
 
 PAR = 0.01  # maximum difference in WER of two models on par
@@ -35,30 +33,13 @@ FIGURE_4 = [
 ]  # fmt: skip
 
 
-def claims(folder: Path) -> str:
-    """Verdict on each claim, with our settings and with the paper's; skips claims without results.
-
-    folder: results.
-    """
-    found = {one.name: read_results(one, folder / "ablations") for one in sweeps()}
-    ours = of_runs(read_runs(folder / "compare"))
-    ours += little_data(found.get("aligned-data", {}))
-    ours += [row for one in FIGURE_4 if (row := figure_4(one, found.get(one.sweep, {})))]
-    papers = {row[0]: row[1:] for row in of_runs(read_papers(folder / "longer"))}
-    if not ours:
-        return ""
-    text = (
-        "*Held* or *not held* where p < 0.05 in the paired test and the whole interval lies on one side, "
-        f"over all seeds. A claim of parity also holds if the interval lies within {100 * PAR:.0f} point. "
-        "*Our settings*: the runs above after 2,000 steps, which differ from the paper in the zips' time "
-        "prior, open gates, whitening, codebook weights, and history masking or a loss on the prompt. *The "
-        "paper's settings* (`configs/paper.yaml`): one seed of 12,000 steps, and a Single Decoder trained as "
-        "long, with our codebook weights and without a loss on the prompt; empty without such a run. The "
-        "corpus has one synthetic voice: nothing here transfers to LibriSpeech."
-    )
-    rows = [[*row, *papers.get(row[0], ["", ""])] for row in ours]
-    head = ["claim", "our settings", "evidence", "the paper's settings", "evidence"]
-    return section("The paper's claims", text, table(head, rows), [])
+def claims(results: Results) -> list[Row]:
+    """Claim, then verdict and evidence with our settings and the paper's; skips claims without results."""
+    ours = of_runs(results.compared())
+    ours += little_data(results.sweep_named("aligned-data"))
+    ours += [row for one in FIGURE_4 if (row := figure_4(one, results.sweep_named(one.sweep)))]
+    papers = {row[0]: row[1:] for row in of_runs(results.papers())}
+    return [[*row, *papers.get(row[0], ["", ""])] for row in ours]
 
 
 def of_runs(runs: Runs) -> list[Row]:
@@ -77,24 +58,19 @@ def of_runs(runs: Runs) -> list[Row]:
     return [row for row in rows if row]
 
 
-def read_papers(folder: Path) -> Runs:
-    """Zipper with the paper's settings, and the Single Decoder. folder: results/longer."""
-    runs: Runs = {}
-    for model, name in (("single-decoder", "single-decoder"), ("zipper", "paper")):
-        if found := read_tasks(folder, name, ("asr", "tts"), utterances=True):
-            runs[model] = {task: [result] for task, result in found.items()}
-    return runs
-
-
 def on_par(claim: str, runs: Runs, model: str) -> Row | None:
     """Verdict: ASR on par with the Single Decoder, or better."""
     found = against(runs, "asr", model, "single-decoder")
     if found is None:
         return None
-    near = max(-found.low, found.high) < PAR
-    words = {"better": "held: better", "worse": "not held: worse", "open": "not decided"}
-    word = "held" if near and found.verdict() != "better" else words[found.verdict()]
-    return [claim, word, difference_text(found)]
+    return [claim, parity(found), difference_text(found)]
+
+
+def parity(found: Comparison) -> str:
+    """Verdict on a claim of parity."""
+    if max(-found.low, found.high) < PAR and found.verdict() != "better":
+        return "held"
+    return {"better": "held: better", "worse": "not held: worse"}.get(found.verdict(), "not decided")
 
 
 def better(claim: str, runs: Runs, model: str, other: str) -> Row | None:
@@ -203,11 +179,9 @@ def figure_4(point: SweepClaim, found: Found) -> Row | None:
     apart = paired(one, other)
     if apart is None:
         return None
-    verdict = apart.verdict()
     if point.expected == "open":
-        on_a_par = max(-apart.low, apart.high) < PAR
-        words = {"better": "held: better", "worse": "not held: worse", "open": "not decided"}
-        word = "held" if on_a_par and verdict != "better" else words[verdict]
+        word = parity(apart)
     else:
-        word = "held" if verdict == point.expected else "not decided" if verdict == "open" else "not held"
+        words = {point.expected: "held", "open": "not decided"}
+        word = words.get(apart.verdict(), "not held")
     return [point.claim, word, f"{point.one} against {point.other}: {difference_text(apart)}"]

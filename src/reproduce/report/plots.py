@@ -1,19 +1,31 @@
-"""Figures of the comparison."""
+"""All figures of RESULTS.md."""
 
 from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from reproduce.report.runs import NAMES, PAPER, Result, Runs, read_runs
-from zipper.evaluation.plot_style import PAPERS, bars, line, panels, save, styled
+from reproduce import ROOT
+from reproduce.report.records import AUDIO, LONGER, NAMES, PAPER, TASKS, Result, Results, Runs, shown
+from reproduce.report.tables import Ablation, ablations
+from zipper.evaluation.attention import attention_map
+from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
+from zipper.generation.zipper import Zipper, prompt_of
+from zipper.models.zipper import ZipperModel
 
 # Read off the paper's Figure 2: (maximum characters, WER) at the minimum and at the end of each line.
 PAPERS_LENGTHS = {"Single Decoder": [(90, 9.4), (480, 33)], "Zipper": [(180, 9), (480, 20.7)]}
+PAIRS = (("text", "speech"), ("speech", "text"))  # (query, source) modality of a cross-attention map
 
 
-def draw_comparison(folder: Path, figures: Path) -> list[Path]:
-    """Draws comparison, learning-curves, wer-by-length and gates, if there are runs. folder: results."""
-    runs = read_runs(folder / "compare", utterances=False)
+def draw(results: Results, figures: Path) -> list[Path]:
+    """Draws all figures that have results."""
+    drawn = (draw_comparison, draw_longer, draw_ablations, draw_shipped)
+    return [file for of in drawn for file in of(results, figures)]
+
+
+def draw_comparison(results: Results, figures: Path) -> list[Path]:
+    """Draws comparison, learning-curves, wer-by-length and gates, if there are runs."""
+    runs = results.compared()
     if not runs:
         return []
     files = [at_a_glance(runs, figures), learning_curves(runs, figures)]
@@ -125,6 +137,108 @@ def gates(runs: Runs, figures: Path) -> Path:
     axes[0].legend()
     figure.suptitle("Gates of the zips in training (0: closed)")
     return save(figure, figures / "gates")
+
+
+@styled
+def draw_longer(results: Results, figures: Path) -> list[Path]:
+    """Draws longer: dev WER of both tasks over the steps."""
+    found = results.longer()
+    if not found:
+        return []
+    figure, axes = panels(1, len(TASKS), (5.5, 3.6))
+    for panel, (task, title) in zip(axes, TASKS.items(), strict=True):
+        for index, (name, tasks) in enumerate(found.items()):
+            curve = tasks[task]["curves"][f"dev/{task}_wer"]
+            steps, rates = [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve]
+            line(panel, index, steps, rates, LONGER[name])
+        panel.set(title=title, xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return [save(figure, figures / "longer")]
+
+
+def draw_shipped(results: Results, figures: Path) -> list[Path]:
+    """Draws attention-QUERY-SOURCE of the shipped model on its first test utterance."""
+    given = results.shipped()
+    if not given:
+        return []
+    zipped = Zipper.from_pretrained(ROOT / "assets" / "zipped")
+    assert isinstance(zipped.network, ZipperModel)
+    wave = zipped.read(results.folder / AUDIO)
+    segments = {"text": zipped.encode("text", given["reference"]), "speech": zipped.encode("speech", wave)}
+    files = []
+    for pair in PAIRS:  # the source comes first, as in ASR and TTS
+        document = prompt_of(given["id"], segments[pair[1]], segments[pair[0]])
+        title = f"{given['id']}: {given['reference']}"
+        rate = zipped.codec.frame_rate
+        figure = attention_map(zipped.network, document, pair, zipped.tokenizer, rate, title)
+        files.append(save(figure, figures / f"attention-{'-'.join(pair)}"))
+    return files
+
+
+@styled
+def draw_ablations(results: Results, figures: Path) -> list[Path]:
+    """Draws ablation-NAME of each sweep with results."""
+    files = []
+    for ablation in ablations(results):
+        sweep, tasks = ablation.sweep, ablation.tasks
+        height = 4 if sweep.x else 1.2 + 0.33 * len(ablation.found)
+        figure, axes = panels(1, len(tasks), (6, height), sharey=not sweep.x)
+        for panel, task in zip(axes, tasks, strict=True):
+            (_lines if sweep.x else _bars)(panel, ablation, task)
+            panel.set_title(TASKS[task])
+        if marked := [one for one in figure.axes if one not in axes]:  # axes with the paper's scale
+            figure.legend(*marked[0].get_legend_handles_labels(), loc="outside lower center")
+        figure.suptitle(sweep.title)
+        files.append(save(figure, figures / f"ablation-{sweep.name}"))
+    return files
+
+
+def _lines(panel: Axes, ablation: Ablation, task: str) -> None:
+    """Draws a line for each point of the other axes, seeds as a band, and the paper's points."""
+    sweep, found = ablation
+    at = [*sweep.grid].index(sweep.x)
+    groups: dict[str, list[tuple[float, list[float]]]] = {}
+    for labels, results in found.items():
+        if task in results:
+            name = ", ".join(label for i, label in enumerate(labels) if i != at) or sweep.title
+            rates = [100 * one["wer"] for one in results[task]]
+            groups.setdefault(name, []).append((float(labels[at]), rates))
+    for i, (name, points) in enumerate(groups.items()):
+        xs, several = zip(*sorted(points), strict=True)
+        line(panel, i, xs, several, shown(name))
+        if isinstance(paper := sweep.points.get(name), dict):
+            marks = {**PAPERS, "marker": MARKS[i], "markerfacecolor": "none"}
+            panel.plot([*paper], [*paper.values()], **marks, label=f"paper: {shown(name)}")
+    ticks = sorted({x for points in groups.values() for x, _ in points})
+    scale = "log" if ticks[0] > 0 else "linear"
+    panel.set(xlabel=sweep.x, xscale=scale, ylabel=f"WER on {ablation.split} (%)", ylim=(0, None))
+    panel.set_xticks(ticks)
+    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
+    panel.minorticks_off()
+    panel.legend()
+
+
+def _bars(panel: Axes, ablation: Ablation, task: str) -> None:
+    """Draws a bar for every point, seeds as dots, and the paper's figures as crosses on their own scale."""
+    sweep, found = ablation
+    rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
+    points = [sweep.points.get(labels[0]) for labels in found]
+    at = [*TASKS].index(task)
+    paper = {place: point[at] for place, point in enumerate(points) if isinstance(point, list)}
+    longest = max(max(seeds, default=0.0) for seeds in rates)
+    scale = longest / max(paper.values(), default=1.0)  # aligns the largest values of both
+    beyond = [0.0] * len(rates)
+    for place, wer in paper.items():
+        end, cross = max(rates[place], default=0.0), scale * wer
+        if end <= cross < end + 0.1 * longest:  # the cross would cover the bar's label
+            beyond[place] = cross
+    bars(panel, [", ".join(map(shown, labels)) for labels in found], rates, beyond)
+    panel.set_xlabel(f"WER on {ablation.split} (%)")
+    if paper:
+        above = panel.twiny()
+        above.plot([*paper.values()], [*paper], **PAPERS, label="paper (scale above)")
+        above.set_xlim(*(bound / scale for bound in panel.get_xlim()))
+        above.grid(visible=False)
 
 
 def _first(figures: str) -> float:

@@ -1,0 +1,301 @@
+"""Rows of the tables of RESULTS.md that need more than a result's own figures."""
+
+import statistics
+from typing import NamedTuple
+
+from reproduce.report.choosing import (
+    against,
+    best_choice,
+    best_rate,
+    capped,
+    dev_loss,
+    difference_text,
+    paired,
+    rate,
+)
+from reproduce.report.records import (
+    BASELINES,
+    CHOICES,
+    LONGER,
+    NAMES,
+    PAPER,
+    TASKS,
+    Found,
+    Result,
+    Results,
+    Runs,
+    percent,
+    shown,
+)
+from reproduce.sweep_file import Sweep
+from zipper.evaluation.significance import Comparison
+
+Row = list[str]
+PAPER_RATES = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
+
+
+class Ablation(NamedTuple):
+    """A sweep with its results."""
+
+    sweep: Sweep
+    found: Found
+
+    @property
+    def tasks(self) -> list[str]:
+        """Evaluated tasks."""
+        return [task for task in TASKS if any(task in results for results in self.found.values())]
+
+    @property
+    def split(self) -> str:
+        """Split that all runs are evaluated on: test, or dev for model selection."""
+        (split,) = {one["split"] for one in self._results}
+        return split
+
+    @property
+    def sentences(self) -> int:
+        """Number of sentences for TTS; 0 without TTS."""
+        return max((one["utterances"] for one in self._results if one["task"] == "tts"), default=0)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Duration of each run."""
+        runs = [next(iter(results.values())) for results in self.found.values()]
+        return [sum(run["stage_seconds"].values()) for seeds in runs for run in seeds]
+
+    @property
+    def threads(self) -> list[int]:
+        """Number of threads of each result."""
+        return [one["threads"] for one in self._results]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Number of seeds of each point."""
+        return [max(map(len, results.values())) for results in self.found.values()]
+
+    @property
+    def _results(self) -> list[Result]:
+        return [one for tasks in self.found.values() for several in tasks.values() for one in several]
+
+    def table(self) -> tuple[Row, list[Row]]:
+        """Head and rows: WER by point and task, with the difference to another point."""
+        sweep, rows = self.sweep, []
+        for labels, results in self.found.items():
+            row = [*map(shown, labels)]
+            first = self.found.get(self._beside(labels), {})
+            for task in self.tasks:
+                several = results.get(task, [])
+                row.append(spread(several, "wer")[0] if several else "")
+                comparable = several and first.get(task) and first is not results
+                row.append(difference_text(_compare_any_data(several, first[task])) if comparable else "")
+            paper = sweep.points.get(labels[0], "")
+            row.append(" / ".join(map(str, paper)) if isinstance(paper, list) else "")
+            seeds, one = max(map(len, results.values())), next(iter(results.values()))[0]
+            rows.append([*row, str(seeds), f"{one['parameters_trained'] / 1e6:.2f} M", f"`{one['commit']}`"])
+        beside = f"vs first of the {self._shared}" if self._shared else "vs first row"
+        head = [*sweep.grid, *(name for task in self.tasks for name in (f"{task.upper()} WER", beside))]
+        head += ["paper, ASR / TTS", "seeds", "trained", "commit"]
+        if not any(row[-4] for row in rows):
+            for row in (head, *rows):
+                row.pop(-4)
+        return head, rows
+
+    @property
+    def _shared(self) -> str:
+        """Axis within which points are compared: x, or the first of several axes; "" for a single axis."""
+        return self.sweep.x or (next(iter(self.sweep.grid)) if len(self.sweep.grid) > 1 else "")
+
+    def _beside(self, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Point to compare with: the first one with the same label on the shared axis."""
+        if not self._shared:
+            return next(iter(self.found))
+        at = [*self.sweep.grid].index(self._shared)
+        return next(one for one in self.found if one[at] == labels[at])
+
+
+def ablations(results: Results) -> list[Ablation]:
+    """All sweeps with results."""
+    return [Ablation(one, found) for one in results.sweeps if (found := results.sweep(one))]
+
+
+def _compare_any_data(a: list[Result], b: list[Result]) -> Comparison | None:
+    """Compares results whose codec, and so whose encoded dataset, may differ; the sentences must not."""
+    unknown = {"data": None, "data_fingerprint": "", "codec": ""}
+    return paired([{**one, **unknown} for one in a], [{**one, **unknown} for one in b])
+
+
+def spread(several: list[Result], key: str) -> tuple[str, str]:
+    """Mean with standard deviation over seeds, and the value of each seed."""
+    values = [one[key] for one in several]
+    mean = percent(statistics.fmean(values))
+    if len(values) > 1:
+        mean += f" ± {100 * statistics.stdev(values):.1f}"
+    return mean, ", ".join(f"{100 * value:.1f}" for value in values)
+
+
+def in_short(runs: Runs) -> list[Row]:
+    """Summary of the paper's Tables 1 and 2 with our results."""
+    rows = []
+    for model, tasks in runs.items():
+        asr, tts = tasks.get("asr", []), tasks.get("tts", [])
+        text = [one["alone"]["text"] for one in asr or tts]
+        rows.append([
+            NAMES[model],
+            spread(asr, "wer")[0] if asr else "",
+            f"{spread(tts, 'wer')[0]} / {spread(tts, 'target_wer')[0]}" if tts else "",
+            f"{text[0]['before']:.2f} / {statistics.fmean(one['after'] for one in text):.2f}",
+            PAPER["asr"].get(model, ""),
+            PAPER["tts"].get(model, ""),
+        ])  # fmt: skip
+    return rows
+
+
+def compared_asr(runs: Runs) -> list[Row]:
+    """The paper's Table 1: a row for each model."""
+    rows = []
+    for model, several in _of_task(runs, "asr").items():
+        one = several[0]
+        flops = one["flops_per_token"]
+        rows.append([
+            NAMES[model], millions(one["parameters_total"]), millions(one["parameters_trained"]),
+            f"{millions(flops['forward'])} / {millions(flops['training'])}", f"{rate(one):g}",
+            *spread(several, "wer"), *(difference_text(against(runs, "asr", model, b)) for b in BASELINES),
+            PAPER["asr"].get(model, ""),
+        ])  # fmt: skip
+    return rows
+
+
+def compared_tts(runs: Runs) -> list[Row]:
+    """The paper's Table 2: a row for each model, for the topline and for recordings."""
+    rows, first = [], None
+    for model, several in _of_task(runs, "tts").items():
+        first = first or several[0]
+        reference, resynthesis = spread(several, "wer"), spread(several, "target_wer")
+        rows.append([
+            NAMES[model], f"{reference[0]} / {resynthesis[0]}", reference[1],
+            percent(statistics.fmean(share_without_eos(one) for one in several)),
+            *(difference_text(against(runs, "tts", model, b)) for b in BASELINES),
+            difference_text(against(runs, "tts", model, "single-decoder", "target_errors")),
+            PAPER["tts"].get(model, ""),
+        ])  # fmt: skip
+    if first:
+        blank = [""] * (len(rows[0]) - 3)
+        rows.append(["codec resynthesis (topline)", percent(first["oracle_wer"]), *blank, "6.00"])
+        rows.append(["recordings", percent(first["original_wer"]), *blank, ""])
+    return rows
+
+
+def left_out_targets(runs: Runs) -> int:
+    """Largest number of sentences without a common target in the comparisons vs resynthesis."""
+    found = [against(runs, "tts", model, "single-decoder", "target_errors") for model in runs]
+    return max((one.left_out for one in found if one), default=0)
+
+
+def share_without_eos(one: Result) -> float:
+    """Share of sentences without EOS: at the length limit, or with repetition."""
+    return 1 - one["stopped"].get("end", 0) / one["utterances"]
+
+
+def perplexities(runs: Runs) -> list[Row]:
+    """Unimodal perplexity of each model, before and after training."""
+    rows = []
+    for model, tasks in runs.items():
+        row = [NAMES[model]]
+        for name in ("text", "speech"):
+            ends = [one["alone"][name] for one in next(iter(tasks.values()))]
+            before, same = ends[0]["before"], all(one["before"] == one["after"] for one in ends)
+            row.append("" if before is None else f"{before:.2f}")
+            row.append("identical" if same else f"{statistics.fmean(one['after'] for one in ends):.2f}")
+        rows.append(row)
+    return rows
+
+
+def searched(results: Results) -> tuple[list[float], list[Row]]:
+    """Learning rates of the search, and a row for each model; the chosen rate is bold."""
+    found = results.select(folder="search")
+    found = found[found.run.str.contains("-lr")]
+    rates = sorted({rate(one) for one in found.result})
+    rows = []
+    for model in NAMES:
+        own = found[found.run.str.startswith(f"{model}-lr")].result
+        if len(own):
+            best, cells = best_rate([*own]), dict.fromkeys(rates, "")
+            cells |= {rate(one): score_text(one, bold=rate(one) == best) for one in own}
+            rows.append([NAMES[model], *cells.values()])
+    return rates, rows
+
+
+def rate_heads(rates: list[float]) -> list[str]:
+    """Column heads of learning rates, which tell the paper's from ours."""
+    return [f"{one:g}{'' if one in PAPER_RATES else ' (ours)'}" for one in rates]
+
+
+def trials(results: Results) -> list[Row]:
+    """Further trials of the search."""
+    found = results.select(folder="search")
+    return [[one.run, score_text(one.result)] for one in found.itertuples() if "-lr" not in one.run]
+
+
+def score_text(one: Result, bold: bool = False) -> str:
+    """Formats WER and dev loss: "**61.3 %** (1.41)"."""
+    wer = percent(capped(one)["wer"])
+    return f"{f'**{wer}**' if bold else wer} ({dev_loss(one):.3f})"
+
+
+def choices(results: Results) -> tuple[list[str], list[Row], Result]:
+    """Training objectives, a row for each model with the chosen one in bold, and one of the results."""
+    found = results.sweep_named(CHOICES)
+    found = {labels: tasks for labels, tasks in found.items() if tasks.keys() == TASKS.keys()}
+    labels, rows = [*dict.fromkeys(choice for _, choice in found)], []
+    for model in dict.fromkeys(model for model, _ in found):
+        own = {choice: tasks for (of, choice), tasks in found.items() if of == model}
+        best, cells = best_choice(own), dict.fromkeys(labels, "")
+        for choice, tasks in own.items():
+            rates = " / ".join(percent(capped(tasks[task][0])["wer"]) for task in TASKS)
+            cells[choice] = f"**{rates}**" if choice == best else rates
+        rows.append([shown(model), *cells.values()])
+    return [*map(shown, labels)], rows, next(iter(found.values()))["asr"][0] if found else {}
+
+
+def longer(results: Results) -> list[Row]:
+    """A row for each longer run."""
+    rows = []
+    for name, tasks in results.longer().items():
+        asr, text = tasks["asr"], tasks["asr"]["alone"]["text"]
+        on_the_way = dict(asr["curves"]["dev/asr_wer"])  # by step, from 0
+        rows.append([
+            LONGER[name], f"{rate(asr):g}", percent(on_the_way[1999]), percent(on_the_way[5999]),
+            percent(asr["wer"]), percent(tasks["tts"]["wer"]), f"{text['before']:.2f} / {text['after']:.2f}",
+            str(asr["seed"]), f"`{asr['commit']}`",
+        ])  # fmt: skip
+    return rows
+
+
+SETTINGS = "bridge"  # sweep that compares our settings with earlier ones and with the paper's
+OURS = "1 layer, gates open at 0.5"
+SETTINGS_NAMES = {
+    OURS: "the default",
+    "3 layers": "ours, but 3-layer g and closed gates (the earlier default)",
+    "the paper's settings": "the paper's settings (`configs/paper.yaml`)",
+}
+
+
+def settings(results: Results) -> tuple[list[Row], Result]:
+    """WER of each setting and the gain of the default over it, and one of the results."""
+    found = results.sweep_named(SETTINGS)
+    if any((label,) not in found for label in SETTINGS_NAMES):
+        return [], {}
+    ours, rows = found[OURS,], []
+    for label, name in SETTINGS_NAMES.items():
+        theirs = found[label,]
+        cells = [(percent(theirs[t][0]["wer"]), difference_text(paired(ours[t], theirs[t]))) for t in TASKS]
+        rows.append([name, *(cell for pair in cells for cell in pair)])
+    return rows, ours["asr"][0]
+
+
+def millions(count: float, digits: int = 2) -> str:
+    """Formats a count: "4.55 M"."""
+    return f"{count / 1e6:.{digits}f} M"
+
+
+def _of_task(runs: Runs, task: str) -> dict[str, list[Result]]:
+    return {model: tasks[task] for model, tasks in runs.items() if task in tasks}
