@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reproduce import ROOT
 from reproduce.report import tables
-from reproduce.report.choosing import check_equal_terms
+from reproduce.report.choosing import against, check_equal_terms, difference_text, rate
 from reproduce.report.claims import PAR, claims
 from reproduce.report.plots import draw
-from reproduce.report.records import BASELINES, Result, Results, Runs, percent
+from reproduce.report.records import BASELINES, LONGER, NAMES, PAPER, Result, Results, Runs, percent
 from zipper.config import read_json
 from zipper.evaluation.significance import RESAMPLES, ZEROS
 
@@ -21,7 +21,15 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
 )  # fmt: skip
 ENVIRONMENT.filters |= {"percent": percent, "millions": tables.millions, "f": format}
+ENVIRONMENT.filters["difference"] = difference_text
 ENVIRONMENT.tests["recipe"] = lambda name: name == "asr" or name.startswith("asr-seed")
+ENVIRONMENT.tests["has_rate"] = lambda name: "-lr" in name
+ENVIRONMENT.globals |= {
+    "mean": statistics.fmean, "spread": tables.spread, "score_text": tables.score_text, "rate": rate,
+    "against": against, "claims": claims, "tables": tables, "BASELINES": BASELINES, "LONGER": LONGER,
+    "NAMES": NAMES, "PAPER": PAPER, "PAPER_RATES": (5e-5, 1e-4, 5e-4, 1e-3), "PAR": PAR,
+    "RESAMPLES": RESAMPLES, "ZEROS": ZEROS,
+}  # fmt: skip
 
 
 def report(
@@ -73,8 +81,4 @@ def _values(results: Results) -> dict[str, Any]:
         return runs
 
     towers = {file.parent.name: read_json(file) for file in sorted((ROOT / "assets").glob("*/tower.json"))}
-    return {
-        "results": results, "compared": compared, "claims": claims, "tables": tables, "towers": towers,
-        "table": table, "commands": commands,
-        "mean": statistics.fmean, "BASELINES": BASELINES, "PAR": PAR, "RESAMPLES": RESAMPLES, "ZEROS": ZEROS,
-    }  # fmt: skip
+    return {"results": results, "compared": compared, "towers": towers, "table": table, "commands": commands}

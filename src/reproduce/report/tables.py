@@ -16,7 +16,6 @@ from reproduce.report.choosing import (
 from reproduce.report.records import (
     BASELINES,
     CHOICES,
-    LONGER,
     NAMES,
     PAPER,
     TASKS,
@@ -31,7 +30,6 @@ from reproduce.sweep_file import Sweep
 from zipper.evaluation.significance import Comparison
 
 Row = list[str]
-PAPER_RATES = [5e-5, 1e-4, 5e-4, 1e-3]  # the paper's learning rates
 
 
 class Ablation(NamedTuple):
@@ -149,30 +147,16 @@ def in_short(runs: Runs) -> list[Row]:
     return rows
 
 
-def compared_asr(runs: Runs) -> list[Row]:
-    """The paper's Table 1: a row for each model."""
-    rows = []
-    for model, several in _of_task(runs, "asr").items():
-        one = several[0]
-        flops = one["flops_per_token"]
-        rows.append([
-            NAMES[model], millions(one["parameters_total"]), millions(one["parameters_trained"]),
-            f"{millions(flops['forward'])} / {millions(flops['training'])}", f"{rate(one):g}",
-            *spread(several, "wer"), *(difference_text(against(runs, "asr", model, b)) for b in BASELINES),
-            PAPER["asr"].get(model, ""),
-        ])  # fmt: skip
-    return rows
-
-
 def compared_tts(runs: Runs) -> list[Row]:
     """The paper's Table 2: a row for each model, for the topline and for recordings."""
     rows, first = [], None
     for model, several in _of_task(runs, "tts").items():
         first = first or several[0]
         reference, resynthesis = spread(several, "wer"), spread(several, "target_wer")
+        without_eos = (1 - one["stopped"].get("end", 0) / one["utterances"] for one in several)
         rows.append([
             NAMES[model], f"{reference[0]} / {resynthesis[0]}", reference[1],
-            percent(statistics.fmean(share_without_eos(one) for one in several)),
+            percent(statistics.fmean(without_eos)),
             *(difference_text(against(runs, "tts", model, b)) for b in BASELINES),
             difference_text(against(runs, "tts", model, "single-decoder", "target_errors")),
             PAPER["tts"].get(model, ""),
@@ -188,11 +172,6 @@ def left_out_targets(runs: Runs) -> int:
     """Largest number of sentences without a common target in the comparisons vs resynthesis."""
     found = [against(runs, "tts", model, "single-decoder", "target_errors") for model in runs]
     return max((one.left_out for one in found if one), default=0)
-
-
-def share_without_eos(one: Result) -> float:
-    """Share of sentences without EOS: at the length limit, or with repetition."""
-    return 1 - one["stopped"].get("end", 0) / one["utterances"]
 
 
 def perplexities(runs: Runs) -> list[Row]:
@@ -224,17 +203,6 @@ def searched(results: Results) -> tuple[list[float], list[Row]]:
     return rates, rows
 
 
-def rate_heads(rates: list[float]) -> list[str]:
-    """Column heads of learning rates, which tell the paper's from ours."""
-    return [f"{one:g}{'' if one in PAPER_RATES else ' (ours)'}" for one in rates]
-
-
-def trials(results: Results) -> list[Row]:
-    """Further trials of the search."""
-    found = results.select(folder="search")
-    return [[one.run, score_text(one.result)] for one in found.itertuples() if "-lr" not in one.run]
-
-
 def score_text(one: Result, bold: bool = False) -> str:
     """Formats WER and dev loss: "**61.3 %** (1.41)"."""
     wer = percent(capped(one)["wer"])
@@ -254,20 +222,6 @@ def choices(results: Results) -> tuple[list[str], list[Row], Result]:
             cells[choice] = f"**{rates}**" if choice == best else rates
         rows.append([shown(model), *cells.values()])
     return [*map(shown, labels)], rows, next(iter(found.values()))["asr"][0] if found else {}
-
-
-def longer(results: Results) -> list[Row]:
-    """A row for each longer run."""
-    rows = []
-    for name, tasks in results.longer().items():
-        asr, text = tasks["asr"], tasks["asr"]["alone"]["text"]
-        on_the_way = dict(asr["curves"]["dev/asr_wer"])  # by step, from 0
-        rows.append([
-            LONGER[name], f"{rate(asr):g}", percent(on_the_way[1999]), percent(on_the_way[5999]),
-            percent(asr["wer"]), percent(tasks["tts"]["wer"]), f"{text['before']:.2f} / {text['after']:.2f}",
-            str(asr["seed"]), f"`{asr['commit']}`",
-        ])  # fmt: skip
-    return rows
 
 
 SETTINGS = "bridge"  # sweep that compares our settings with earlier ones and with the paper's
