@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from reproduce.report import tables
 from reproduce.report.choosing import best_choice, best_rate, capped
 from reproduce.report.plots import draw_comparison, draw_longer
-from reproduce.report.records import CHOICES, NAMES, Results, percent
+from reproduce.report.records import CHOICES, NAMES, SAID, Results, percent
 from reproduce.report.results import section
 from test_compare import ROOT, result, some
 from zipper.config import load_config, to_dict
@@ -318,5 +317,5 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
 
 
 def test_what_the_section_of_settings_compares_is_in_its_grid(tmp_path):
-    (grid,) = [one for one in Results(tmp_path).sweeps if one.name == tables.SETTINGS]
-    assert {*tables.SETTINGS_NAMES} <= {*grid.grid["g"]}
+    (grid,) = [one for one in Results(tmp_path).sweeps if one.name == "bridge"]
+    assert {*SAID["settings"]} <= {*grid.grid["g"]}

@@ -192,26 +192,26 @@ def _run_all(todo: list[tuple[Point, list[str]]], sweep: Sweep, jobs: int) -> No
 def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME.sbatch, a SLURM array with one task per run."""
     sweep = read_checked_sweep(file)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     runs, script = [point.name for point in sweep.runs()], FOLDER / f"{sweep.name}.sbatch"
-    script.write_text(SLURM.format(
+    return _write(script, SLURM.format(
         count=len(runs), file=shlex.quote(str(file)), script=shlex.quote(str(script)),
         job=shlex.quote(f"zipper-{sweep.name}"), last=len(runs) - 1, folder=FOLDER, runs=shlex.join(runs),
         python=shlex.quote(sys.executable), settings=shlex.join(settings),
-    ), encoding="utf-8")  # fmt: skip
-    return script
+    ))  # fmt: skip
 
 
 def write_wandb_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME-sweep.yaml, a W&B sweep over the runs."""
     sweep = read_checked_sweep(file)
-    FOLDER.mkdir(parents=True, exist_ok=True)
     content = {
-        "name": sweep.title,
-        "method": "grid",
+        "name": sweep.title, "method": "grid",
         "parameters": {"only": {"values": [point.name for point in sweep.runs()]}},
         "command": [sys.executable, "-m", "zipper", "sweep", str(file), *settings, "${args}"],
-    }
-    out = FOLDER / f"{sweep.name}-sweep.yaml"
-    out.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return out
+    }  # fmt: skip
+    return _write(FOLDER / f"{sweep.name}-sweep.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def _write(file: Path, content: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8")
+    return file

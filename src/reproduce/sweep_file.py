@@ -229,22 +229,18 @@ def differences(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
 
 def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
     """Settings of a recipe by dotted key, without derived ones. cfg: tells which towers have init."""
-    out = {"seed": config["seed"]}
+    out: dict[str, Any] = {"seed": config["seed"]}
     for section in SECTIONS:
-        for key, value in config.get(section, {}).items():
-            if section == "model" and key == "zip":
-                if cfg.model.kind == "zipper":  # a single decoder has no zips
-                    out |= {f"model.zip.{name}": one for name, one in value.items()}
-            elif section == "model" and key == "towers":
-                for name in cfg.model.modalities:
-                    out |= _tower(f"model.towers.{name}", value.get(name, {}), cfg, name)
-            elif (section, key) != ("data", "tokenizer"):
-                out[f"{section}.{key}"] = value
+        out |= {f"{section}.{key}": value for key, value in config.get(section, {}).items()}
+    out.pop("data.tokenizer", None)
+    zips, towers = out.pop("model.zip", {}), out.pop("model.towers", {})
+    names = cfg.model.modalities
+    if cfg.model.kind == "zipper":
+        out |= {f"model.zip.{key}": value for key, value in zips.items()}
+    else:  # a single decoder has no zips, and uses the layers of the first tower
+        names = names[:1]
+    for name in names:
+        tower = towers.get(name, {})
+        own = WITH_INIT if cfg.model.towers[name].init else {*tower} - DERIVED
+        out |= {f"model.towers.{name}.{key}": value for key, value in tower.items() if key in own}
     return out
-
-
-def _tower(prefix: str, tower: dict[str, Any], cfg: RunConfig, name: str) -> dict[str, Any]:
-    if cfg.model.kind == "single_decoder" and name != cfg.model.modalities[0]:
-        return {}  # it uses the layers of the first
-    own = WITH_INIT if cfg.model.towers[name].init else {*tower} - DERIVED
-    return {f"{prefix}.{key}": value for key, value in tower.items() if key in own}

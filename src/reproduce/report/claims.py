@@ -3,51 +3,25 @@
 import statistics
 
 from reproduce.report.choosing import against, difference_text, paired
-from reproduce.report.records import NAMES, Found, Result, Results, Runs
+from reproduce.report.records import SAID, Found, Result, Results, Runs
 from zipper.evaluation.significance import Comparison
 
 PAR = 0.01  # maximum difference in WER of two models on par
 FEW, ALL = (100, 300, 1000), 12000  # utterances
 NEAR_ALL = 0.9  # WER above which a Single Decoder counts as untrained
-PARITY = "open"  # expected verdict of a claim of parity
+PARITY = "on par"  # expected verdict of a claim of parity
 Row = list[str]  # claim, verdict, evidence
-
-# Claim, task, model, other model, expected verdict.
-COMPARED = [
-    *(
-        (f"ASR on par with a frozen text tower ({NAMES[model]})", "asr", model, "single-decoder", PARITY)
-        for model in ("zipper-frozen", "zipper")
-    ),
-    (
-        "TTS better than the Single Decoder, speech tower unfrozen",
-        "tts",
-        "zipper",
-        "single-decoder",
-        "better",
-    ),
-    ("TTS better with the speech tower unfrozen than frozen", "tts", "zipper", "zipper-frozen", "better"),
-]
-# Claim, sweep, task, point, other point, expected verdict.
-FIGURE_4 = [
-    ("TTS needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text", "all",
-     "worse"),
-    ("TTS does not need the speech tower's input projection (Figure 4a)", "projections", "tts", "no speech",
-     "all", PARITY),
-    ("ASR needs neither input projection (Figure 4a)", "projections", "asr", "none", "all", PARITY),
-    ("ASR with one zip is on par with four (Figure 4b)", "zips", "asr", "1", "4", PARITY),
-    ("TTS with eight zips is better than with four (Figure 4b)", "zips", "tts", "8", "4", "better"),
-]  # fmt: skip
 
 
 def claims(results: Results) -> list[Row]:
     """Claim, then verdict and evidence with our settings and the paper's; skips claims without results."""
     ours = of_runs(results.compared()) + little_data(results.sweep_named("aligned-data"))
-    for claim, sweep, task, one, other, expected in FIGURE_4:
-        found = results.sweep_named(sweep)
-        a, b = (found.get((label,), {}).get(task, []) for label in (one, other))
+    for said in SAID["figure_4"]:
+        found = results.sweep_named(said["sweep"])
+        a, b = (found.get((said[side],), {}).get(said["task"], []) for side in ("one", "other"))
         if apart := paired(a, b):
-            evidence = f"{one} against {other}: {difference_text(apart)}"
-            ours.append([claim, verdict(apart, expected), evidence])
+            evidence = f"{said['one']} against {said['other']}: {difference_text(apart)}"
+            ours.append([said["claim"], verdict(apart, said["expected"]), evidence])
     papers = {row[0]: row[1:] for row in of_runs(results.papers())}
     return [[*row, *papers.get(row[0], ["", ""])] for row in ours]
 
@@ -63,9 +37,9 @@ def verdict(found: Comparison, expected: str) -> str:
 def of_runs(runs: Runs) -> list[Row]:
     """Claims decided by the models of a comparison."""
     rows = [
-        [claim, verdict(found, expected), difference_text(found)]
-        for claim, task, model, other, expected in COMPARED
-        if (found := against(runs, task, model, other))
+        [said["claim"], verdict(found, said["expected"]), difference_text(found)]
+        for said in SAID["claims"]
+        if (found := against(runs, said["task"], said["one"], said["other"]))
     ]
     ours, theirs = (runs.get(model, {}).get("tts", []) for model in ("zipper", "single-decoder"))
     if paired(ours, theirs):

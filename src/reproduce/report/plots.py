@@ -5,15 +5,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from reproduce import ROOT
-from reproduce.report.records import AUDIO, LONGER, NAMES, PAPER, TASKS, Result, Results, Runs, shown
+from reproduce.report.records import AUDIO, NAMES, SAID, TASKS, Result, Results, Runs, shown
 from reproduce.report.tables import Ablation, ablations
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
 from zipper.generation.zipper import Zipper, prompt_of
 from zipper.models.zipper import ZipperModel
 
-# Read off the paper's Figure 2: (maximum characters, WER) at the minimum and at the end of each line.
-PAPERS_LENGTHS = {"Single Decoder": [(90, 9.4), (480, 33)], "Zipper": [(180, 9), (480, 20.7)]}
 PAIRS = (("text", "speech"), ("speech", "text"))  # (query, source) modality of a cross-attention map
 
 
@@ -39,15 +37,17 @@ def draw_comparison(results: Results, figures: Path) -> list[Path]:
 @styled
 def at_a_glance(runs: Runs, figures: Path) -> Path:
     """WER of both tasks: mean over seeds, seeds as dots, the paper's figures as crosses."""
-    tasks = [task for task in PAPER if any(task in one for one in runs.values())]
+    tasks = [task for task in TASKS if any(task in one for one in runs.values())]
     figure, axes = panels(1, len(tasks), (5.5, 2.9))
     titles = {"asr": "ASR", "tts": "TTS, scored by ASR"}
     for panel, task in zip(axes, tasks, strict=True):
-        shown = {model: one[task] for model, one in runs.items() if task in one}
+        shown, said = {model: one[task] for model, one in runs.items() if task in one}, SAID["tables"][task]
         names = [NAMES[model].replace(", ", ",\n") for model in shown]
-        beyond = [_first(PAPER[task].get(model, "0")) for model in shown]
+        beyond = [_first(said.get(model, "0")) for model in shown]
         bars(panel, names, [[100 * one["wer"] for one in several] for several in shown.values()], beyond)
-        paper = [(_first(PAPER[task][m]), i) for i, m in enumerate(shown) if m in PAPER[task]]
+        paper = [
+            (_first(SAID["tables"][task][m]), i) for i, m in enumerate(shown) if m in SAID["tables"][task]
+        ]
         panel.plot(*zip(*paper, strict=True), **PAPERS, label="paper (its corpus and sizes)")
         if task == "tts":
             oracle = 100 * next(iter(shown.values()))[0]["oracle_wer"]
@@ -102,7 +102,7 @@ def wer_by_length(runs: Runs, figures: Path) -> Path:
     bins.set(
         title="ours: in bins of 10", xlabel=f"maximum characters of the reference\n(sentences: {counted})"
     )
-    for name, points in PAPERS_LENGTHS.items():
+    for name, points in SAID["figure_2"].items():
         xs, ys = zip(*points, strict=True)
         paper.plot(xs, ys, color=PAPERS["color"], linestyle="-" if name == "Zipper" else "--",
                    marker="s" if name == "Zipper" else "o", label=f"paper: {name}")  # fmt: skip
@@ -150,7 +150,7 @@ def draw_longer(results: Results, figures: Path) -> list[Path]:
         for index, (name, tasks) in enumerate(found.items()):
             curve = tasks[task]["curves"][f"dev/{task}_wer"]
             steps, rates = [step + 1 for step, _ in curve], [[100 * rate] for _, rate in curve]
-            line(panel, index, steps, rates, LONGER[name])
+            line(panel, index, steps, rates, SAID["longer"][name])
         panel.set(title=title, xlabel="step", ylabel="dev WER (%)", ylim=(0, None))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return [save(figure, figures / "longer")]

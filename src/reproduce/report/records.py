@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from reproduce import ROOT
 from reproduce.sweep_file import Sweep, read_sweep
@@ -21,46 +22,8 @@ TASKS = {"asr": "ASR", "tts": "TTS, scored by ASR"}
 CHAINS = ("tts", "speech-text-speech", "asr", "text-speech-text")
 AUDIO = Path("samples") / "test-00000-original.flac"
 CHOICES = "choices"  # sweep of the training objective for each model
-NAMES = {
-    "single-decoder": "Single Decoder",
-    "single-decoder-speech": "Single Decoder, + unlabelled speech pre-training",
-    "zipper-frozen": "Zipper, speech tower frozen",
-    "zipper": "Zipper",
-}
-BASELINES = {
-    "single-decoder": "the Single Decoder",
-    "single-decoder-speech": "the Single Decoder, + unlabelled speech pre-training",
-}
-LONGER = {
-    "joint": "Zipper",
-    "paper": "Zipper, the paper's settings",
-    "paper-2e-3": "Zipper, the paper's settings at our learning rate",
-    "single-decoder": NAMES["single-decoder"],
-    "single-decoder-speech": NAMES["single-decoder-speech"],
-}
-# Tables 1 and 2, Tiny and Tiny/128M: ASR WER on test-clean / test-other, TTS WER vs gold / target.
-PAPER = {
-    "asr": {"single-decoder": "3.78 / 7.53", "zipper-frozen": "3.47* / 8.37**", "zipper": "3.54 / 8.34**"},
-    "tts": {
-        "single-decoder": "33.38 / 33.11",
-        "zipper-frozen": "27.87 / 27.33*",
-        "zipper": "20.14* / 19.45*",
-    },
-}
-# Labels of sweep files are part of result file names, so they stay. Tables and figures show these terms.
-TERMS = {
-    "given speech too": "+ unlabelled speech pre-training",
-    "unlabelled speech": "+ unlabelled speech pre-training",
-    "spans hidden": "history masking",
-    "nothing hidden": "no history masking",
-    "prompt loss": "loss on the prompt",
-    "codebooks alike": "equal codebook weights",
-    "recognition alone": "ASR only",
-    "documents weigh alike": "mean over documents",
-    "gates at the rate of all": "gates with the common learning rate",
-    "no prior of time": "no time prior",
-    "as they ship": "as shipped",
-}
+SAID: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
+NAMES: dict[str, str] = SAID["names"]  # models of the comparison
 
 
 @dataclass(frozen=True)
@@ -132,7 +95,7 @@ class Results:
 
     def longer(self) -> dict[str, dict[str, Result]]:
         """Longer runs with both tasks by name; empty with fewer than two, as `joint` has its own section."""
-        runs = {name: self.tasks("." if name == "joint" else "longer", name) for name in LONGER}
+        runs = {name: self.tasks("." if name == "joint" else "longer", name) for name in SAID["longer"]}
         found = {name: tasks for name, tasks in runs.items() if tasks.keys() >= TASKS.keys()}
         return found if len(found) > 1 else {}
 
@@ -164,8 +127,8 @@ class Results:
 
 
 def shown(label: str) -> str:
-    """Label of a sweep as tables and figures show it (`TERMS`)."""
-    for phrase, term in TERMS.items():
+    """Label of a sweep as tables and figures show it."""
+    for phrase, term in SAID["terms"].items():
         label = re.sub(rf"(?<![+] )\b{phrase}\b", term, label)
     return label
 

@@ -9,10 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reproduce import ROOT
 from reproduce.report import tables
-from reproduce.report.choosing import against, check_equal_terms, difference_text, rate
+from reproduce.report.choosing import against, check_equal_terms, difference_text, paired, rate
 from reproduce.report.claims import PAR, claims
 from reproduce.report.plots import draw
-from reproduce.report.records import BASELINES, LONGER, NAMES, PAPER, Result, Results, Runs, percent
+from reproduce.report.records import SAID, Result, Results, Runs, percent
 from zipper.config import read_json
 from zipper.evaluation.significance import RESAMPLES, ZEROS
 
@@ -22,12 +22,14 @@ ENVIRONMENT = Environment(
 )  # fmt: skip
 ENVIRONMENT.filters |= {"percent": percent, "millions": tables.millions, "f": format}
 ENVIRONMENT.filters["difference"] = difference_text
+ENVIRONMENT.filters["without_eos"] = lambda one: 1 - one["stopped"].get("end", 0) / one["utterances"]
+ENVIRONMENT.tests["point_of"] = lambda label, found: (label,) in found
 ENVIRONMENT.tests["recipe"] = lambda name: name == "asr" or name.startswith("asr-seed")
 ENVIRONMENT.tests["has_rate"] = lambda name: "-lr" in name
+ENVIRONMENT.tests["unchanged"] = lambda ends: all(one["before"] == one["after"] for one in ends)
 ENVIRONMENT.globals |= {
     "mean": statistics.fmean, "spread": tables.spread, "score_text": tables.score_text, "rate": rate,
-    "against": against, "claims": claims, "tables": tables, "BASELINES": BASELINES, "LONGER": LONGER,
-    "NAMES": NAMES, "PAPER": PAPER, "PAPER_RATES": (5e-5, 1e-4, 5e-4, 1e-3), "PAR": PAR,
+    "against": against, "paired": paired, "claims": claims, "tables": tables, "said": SAID, "PAR": PAR,
     "RESAMPLES": RESAMPLES, "ZEROS": ZEROS,
 }  # fmt: skip
 
@@ -57,10 +59,7 @@ def section(name: str, results: Results) -> str:
 
 def in_short(results: Results) -> str:
     """Summary of the paper's Tables 1 and 2, for `zipper report` and README.md; empty without runs."""
-    head = ["model", "ASR WER", "TTS WER vs reference / resynthesis", "text perplexity before / after"]
-    head += ["paper: ASR clean / other", "paper: TTS gold / target"]
-    rows = tables.in_short(results.compared())
-    return table(head, rows) if rows else ""
+    return ENVIRONMENT.get_template("in_short.md.j2").render(_values(results))
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

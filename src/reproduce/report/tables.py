@@ -14,10 +14,8 @@ from reproduce.report.choosing import (
     rate,
 )
 from reproduce.report.records import (
-    BASELINES,
     CHOICES,
     NAMES,
-    PAPER,
     TASKS,
     Found,
     Result,
@@ -46,13 +44,8 @@ class Ablation(NamedTuple):
     @property
     def split(self) -> str:
         """Split that all runs are evaluated on: test, or dev for model selection."""
-        (split,) = {one["split"] for one in self._results}
+        (split,) = {one["split"] for one in self.results}
         return split
-
-    @property
-    def sentences(self) -> int:
-        """Number of sentences for TTS; 0 without TTS."""
-        return max((one["utterances"] for one in self._results if one["task"] == "tts"), default=0)
 
     @property
     def seconds(self) -> list[float]:
@@ -61,17 +54,13 @@ class Ablation(NamedTuple):
         return [sum(run["stage_seconds"].values()) for seeds in runs for run in seeds]
 
     @property
-    def threads(self) -> list[int]:
-        """Number of threads of each result."""
-        return [one["threads"] for one in self._results]
-
-    @property
     def seeds(self) -> list[int]:
         """Number of seeds of each point."""
         return [max(map(len, results.values())) for results in self.found.values()]
 
     @property
-    def _results(self) -> list[Result]:
+    def results(self) -> list[Result]:
+        """All results."""
         return [one for tasks in self.found.values() for several in tasks.values() for one in several]
 
     def table(self) -> tuple[Row, list[Row]]:
@@ -130,62 +119,10 @@ def spread(several: list[Result], key: str) -> tuple[str, str]:
     return mean, ", ".join(f"{100 * value:.1f}" for value in values)
 
 
-def in_short(runs: Runs) -> list[Row]:
-    """Summary of the paper's Tables 1 and 2 with our results."""
-    rows = []
-    for model, tasks in runs.items():
-        asr, tts = tasks.get("asr", []), tasks.get("tts", [])
-        text = [one["alone"]["text"] for one in asr or tts]
-        rows.append([
-            NAMES[model],
-            spread(asr, "wer")[0] if asr else "",
-            f"{spread(tts, 'wer')[0]} / {spread(tts, 'target_wer')[0]}" if tts else "",
-            f"{text[0]['before']:.2f} / {statistics.fmean(one['after'] for one in text):.2f}",
-            PAPER["asr"].get(model, ""),
-            PAPER["tts"].get(model, ""),
-        ])  # fmt: skip
-    return rows
-
-
-def compared_tts(runs: Runs) -> list[Row]:
-    """The paper's Table 2: a row for each model, for the topline and for recordings."""
-    rows, first = [], None
-    for model, several in _of_task(runs, "tts").items():
-        first = first or several[0]
-        reference, resynthesis = spread(several, "wer"), spread(several, "target_wer")
-        without_eos = (1 - one["stopped"].get("end", 0) / one["utterances"] for one in several)
-        rows.append([
-            NAMES[model], f"{reference[0]} / {resynthesis[0]}", reference[1],
-            percent(statistics.fmean(without_eos)),
-            *(difference_text(against(runs, "tts", model, b)) for b in BASELINES),
-            difference_text(against(runs, "tts", model, "single-decoder", "target_errors")),
-            PAPER["tts"].get(model, ""),
-        ])  # fmt: skip
-    if first:
-        blank = [""] * (len(rows[0]) - 3)
-        rows.append(["codec resynthesis (topline)", percent(first["oracle_wer"]), *blank, "6.00"])
-        rows.append(["recordings", percent(first["original_wer"]), *blank, ""])
-    return rows
-
-
 def left_out_targets(runs: Runs) -> int:
     """Largest number of sentences without a common target in the comparisons vs resynthesis."""
     found = [against(runs, "tts", model, "single-decoder", "target_errors") for model in runs]
     return max((one.left_out for one in found if one), default=0)
-
-
-def perplexities(runs: Runs) -> list[Row]:
-    """Unimodal perplexity of each model, before and after training."""
-    rows = []
-    for model, tasks in runs.items():
-        row = [NAMES[model]]
-        for name in ("text", "speech"):
-            ends = [one["alone"][name] for one in next(iter(tasks.values()))]
-            before, same = ends[0]["before"], all(one["before"] == one["after"] for one in ends)
-            row.append("" if before is None else f"{before:.2f}")
-            row.append("identical" if same else f"{statistics.fmean(one['after'] for one in ends):.2f}")
-        rows.append(row)
-    return rows
 
 
 def searched(results: Results) -> tuple[list[float], list[Row]]:
@@ -224,32 +161,6 @@ def choices(results: Results) -> tuple[list[str], list[Row], Result]:
     return [*map(shown, labels)], rows, next(iter(found.values()))["asr"][0] if found else {}
 
 
-SETTINGS = "bridge"  # sweep that compares our settings with earlier ones and with the paper's
-OURS = "1 layer, gates open at 0.5"
-SETTINGS_NAMES = {
-    OURS: "the default",
-    "3 layers": "ours, but 3-layer g and closed gates (the earlier default)",
-    "the paper's settings": "the paper's settings (`configs/paper.yaml`)",
-}
-
-
-def settings(results: Results) -> tuple[list[Row], Result]:
-    """WER of each setting and the gain of the default over it, and one of the results."""
-    found = results.sweep_named(SETTINGS)
-    if any((label,) not in found for label in SETTINGS_NAMES):
-        return [], {}
-    ours, rows = found[OURS,], []
-    for label, name in SETTINGS_NAMES.items():
-        theirs = found[label,]
-        cells = [(percent(theirs[t][0]["wer"]), difference_text(paired(ours[t], theirs[t]))) for t in TASKS]
-        rows.append([name, *(cell for pair in cells for cell in pair)])
-    return rows, ours["asr"][0]
-
-
 def millions(count: float, digits: int = 2) -> str:
     """Formats a count: "4.55 M"."""
     return f"{count / 1e6:.{digits}f} M"
-
-
-def _of_task(runs: Runs, task: str) -> dict[str, list[Result]]:
-    return {model: tasks[task] for model, tasks in runs.items() if task in tasks}
