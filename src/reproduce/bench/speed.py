@@ -53,20 +53,18 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
-    train = cfg.train
-    steps = BatchSchedule(
-        dataset, "train", train.tasks.shares(), train.tokens, 1, cfg.seed, train.prompt_weight
-    )
+    shares, tokens, prompt = cfg.train.tasks.shares(), cfg.train.tokens, cfg.train.prompt_weight
+    steps = BatchSchedule(dataset, "train", shares, tokens, 1, cfg.seed, prompt)
     books = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
     batches = [steps.batch(step, 0, books) for step in range(TURNS)]
-    figures: dict[str, Any] = {}
     print("training, decoding, speaking ...", flush=True)
-    figures["tower"] = tower_against_llama(cfg.model.towers["speech"], batches)
-    figures["zipper"] = zipper_against_llama(cfg, dataset, batches)
-    figures["decoding"] = decoding(cfg, dataset)
-    module = ZipperModule.of(cfg, measure_statistics(dataset))
-    figures["generation"] = generation(module.model, dataset, llama)
-    figures["loader"] = loader(steps, books, figures["zipper"]["seconds_a_step"])
+    zipper = zipper_against_llama(cfg, dataset, batches)
+    model = ZipperModule.of(cfg, measure_statistics(dataset)).model
+    figures = {
+        "tower": tower_against_llama(cfg.model.towers["speech"], batches), "zipper": zipper,
+        "decoding": decoding(cfg, dataset), "generation": generation(model, dataset, llama),
+        "loader": loader(steps, books, zipper["seconds_a_step"]),
+    }  # fmt: skip
     result = record(cfg, "bench", command, code, {
         "figures": figures,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
@@ -79,7 +77,11 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, Any]:
     """Training speed of a tower and of Llama in the same shape, with one codebook, on the same tokens."""
-    ours, theirs = Tower(one_codebook(shape)), llama(shape)
+    one_codebook = TowerConfig(
+        layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
+        hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
+    )  # fmt: skip
+    ours, theirs = Tower(one_codebook), llama(shape)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     a, b = take_turns(
         language_model_step(ours, lambda x: ours.logits(ours(x))[:, :, 0], batches),
@@ -129,14 +131,6 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
         "seconds_a_step": round(a, 4),
         "units_a_step": round(units, 1),
     }
-
-
-def one_codebook(shape: TowerConfig) -> TowerConfig:
-    """Shape of a tower with one codebook, as in other libraries."""
-    return TowerConfig(
-        layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
-        hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
-    )  # fmt: skip
 
 
 def llama(shape: TowerConfig) -> "LlamaForCausalLM":

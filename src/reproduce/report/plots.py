@@ -39,22 +39,18 @@ def at_a_glance(runs: Runs, figures: Path) -> Path:
     """WER of both tasks: mean over seeds, seeds as dots, the paper's figures as crosses."""
     tasks = [task for task in TASKS if any(task in one for one in runs.values())]
     figure, axes = panels(1, len(tasks), (5.5, 2.9))
-    titles = {"asr": "ASR", "tts": "TTS, scored by ASR"}
     for panel, task in zip(axes, tasks, strict=True):
         shown, said = {model: one[task] for model, one in runs.items() if task in one}, SAID["tables"][task]
         names = [NAMES[model].replace(", ", ",\n") for model in shown]
         beyond = [_first(said.get(model, "0")) for model in shown]
         bars(panel, names, [[100 * one["wer"] for one in several] for several in shown.values()], beyond)
-        paper = [
-            (_first(SAID["tables"][task][m]), i) for i, m in enumerate(shown) if m in SAID["tables"][task]
-        ]
+        paper = [(_first(said[m]), i) for i, m in enumerate(shown) if m in said]
         panel.plot(*zip(*paper, strict=True), **PAPERS, label="paper (its corpus and sizes)")
         if task == "tts":
             oracle = 100 * next(iter(shown.values()))[0]["oracle_wer"]
             panel.axvline(oracle, color="0.4", linestyle=":", label="codec resynthesis")
-        panel.set(title=titles[task], xlabel="test WER (%), dots: seeds")
-    handles = axes[-1].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2)
+        panel.set(title=TASKS[task], xlabel="test WER (%), dots: seeds")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return save(figure, figures / "comparison")
 
 
@@ -94,14 +90,13 @@ def wer_by_length(runs: Runs, figures: Path) -> Path:
             line(panel, index, lengths, values, NAMES[model])
     first = next(iter(spoken.values()))[0]
     for panel in (up_to, bins):
-        oracle = 100 * first["oracle_wer"]
-        panel.axhline(oracle, color="0.4", linestyle=":", label="codec resynthesis (topline)")
+        panel.axhline(
+            100 * first["oracle_wer"], color="0.4", linestyle=":", label="codec resynthesis (topline)"
+        )
         panel.set(ylim=(0, None), ylabel="WER (%)")
     counted = ", ".join(f"{one['utterances']} to {one['characters']}" for one in first["by_length"])
     up_to.set(title="ours: cumulative", xlabel="maximum characters of the reference")
-    bins.set(
-        title="ours: in bins of 10", xlabel=f"maximum characters of the reference\n(sentences: {counted})"
-    )
+    bins.set(title="ours: in bins of 10", xlabel=f"{up_to.get_xlabel()}\n(sentences: {counted})")
     for name, points in SAID["figure_2"].items():
         xs, ys = zip(*points, strict=True)
         paper.plot(xs, ys, color=PAPERS["color"], linestyle="-" if name == "Zipper" else "--",
@@ -168,8 +163,7 @@ def draw_shipped(results: Results, figures: Path) -> list[Path]:
     files = []
     for pair in PAIRS:  # the source comes first, as in ASR and TTS
         document = prompt_of(given["id"], segments[pair[1]], segments[pair[0]])
-        title = f"{given['id']}: {given['reference']}"
-        rate = zipped.codec.frame_rate
+        title, rate = f"{given['id']}: {given['reference']}", zipped.codec.frame_rate
         figure = attention_map(zipped.network, document, pair, zipped.tokenizer, rate, title)
         files.append(save(figure, figures / f"attention-{'-'.join(pair)}"))
     return files

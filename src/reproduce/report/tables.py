@@ -66,9 +66,12 @@ class Ablation(NamedTuple):
     def table(self) -> tuple[Row, list[Row]]:
         """Head and rows: WER by point and task, with the difference to another point."""
         sweep, rows = self.sweep, []
+        # Axis within which points are compared: x, or the first of several axes; "" for a single axis.
+        shared = sweep.x or (next(iter(sweep.grid)) if len(sweep.grid) > 1 else "")
+        at = [*sweep.grid].index(shared) if shared else 0
         for labels, results in self.found.items():
             row = [*map(shown, labels)]
-            first = self.found.get(self._beside(labels), {})
+            first = next(self.found[one] for one in self.found if not shared or one[at] == labels[at])
             for task in self.tasks:
                 several = results.get(task, [])
                 row.append(spread(several, "wer")[0] if several else "")
@@ -77,26 +80,14 @@ class Ablation(NamedTuple):
             paper = sweep.points.get(labels[0], "")
             row.append(" / ".join(map(str, paper)) if isinstance(paper, list) else "")
             seeds, one = max(map(len, results.values())), next(iter(results.values()))[0]
-            rows.append([*row, str(seeds), f"{one['parameters_trained'] / 1e6:.2f} M", f"`{one['commit']}`"])
-        beside = f"vs first of the {self._shared}" if self._shared else "vs first row"
-        head = [*sweep.grid, *(name for task in self.tasks for name in (f"{task.upper()} WER", beside))]
+            rows.append([*row, str(seeds), millions(one["parameters_trained"]), f"`{one['commit']}`"])
+        other = f"vs first of the {shared}" if shared else "vs first row"
+        head = [*sweep.grid, *(name for task in self.tasks for name in (f"{task.upper()} WER", other))]
         head += ["paper, ASR / TTS", "seeds", "trained", "commit"]
         if not any(row[-4] for row in rows):
             for row in (head, *rows):
                 row.pop(-4)
         return head, rows
-
-    @property
-    def _shared(self) -> str:
-        """Axis within which points are compared: x, or the first of several axes; "" for a single axis."""
-        return self.sweep.x or (next(iter(self.sweep.grid)) if len(self.sweep.grid) > 1 else "")
-
-    def _beside(self, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """Point to compare with: the first one with the same label on the shared axis."""
-        if not self._shared:
-            return next(iter(self.found))
-        at = [*self.sweep.grid].index(self._shared)
-        return next(one for one in self.found if one[at] == labels[at])
 
 
 def ablations(results: Results) -> list[Ablation]:
