@@ -34,14 +34,10 @@ ENVIRONMENT.globals |= {
 }  # fmt: skip
 
 
-def report(
-    folder: Path = ROOT / "results",
-    file: Path = ROOT / "RESULTS.md",
-    figures: Path = ROOT / "reports" / "figures",
-) -> tuple[Path, str]:
+def report() -> tuple[Path, str]:
     """Writes RESULTS.md and its figures. Returns its path, and the summary for README.md."""
-    results = Results(folder)
-    draw(results, figures)
+    results, file = Results(ROOT / "results"), ROOT / "RESULTS.md"
+    draw(results, ROOT / "reports" / "figures")
     file.write_text(render(results), encoding="utf-8")
     return file, in_short(results)
 
