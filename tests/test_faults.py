@@ -5,7 +5,7 @@ from pathlib import Path
 
 from reproduce import ROOT
 from reproduce.bench import faults as faults_module
-from reproduce.bench.faults import FAULTS, Campaign, damage_file, faults, table
+from reproduce.bench.faults import FAULTS, Campaign, damage_file, faults
 from zipper.config import load_config
 
 SHORT = ("full disk", "SIGKILL, a checkpoint cut off", "SIGKILL, a shard cut off")
@@ -20,11 +20,11 @@ def test_three_faults_are_recovered_from_without_a_difference(in_tmp, monkeypatc
     seen: list[list[str]] = []
     config = ROOT / "configs" / "faults.yaml"
     result = faults(load_config(config, ["result=faults.json"]), config, len(SHORT), 2, "x")
-    assert result["faults"] == [one | {"wrong": []} for one in result["faults"]], table
+    assert result["faults"] == [one | {"wrong": []} for one in result["faults"]]
     assert (result["times"], result["recovered"], result["identical"], result["lost"]) == (3, 3, 3, 0)
     assert len(seen) >= 3
     assert Path("faults.json").is_file()
-    assert "SIGKILL, a shard cut off" in capsys.readouterr().out
+    assert "| SIGKILL, a shard cut off | 1 | 1 | 1 | 0 |" in capsys.readouterr().out
     # The comparison is one: what has been harmed differs.
     campaign, folder = (
         Campaign(config, Path("build/faults").resolve(), 0),

@@ -11,7 +11,8 @@ import torch
 from conftest import config
 from reproduce.bench import speed as speed_module
 from reproduce.bench.speed import WARM, bench, take_turns
-from reproduce.report import results as results_module
+from reproduce.report.records import Results
+from reproduce.report.results import section
 from zipper.clock import Clock
 from zipper.config import JudgeConfig, RunConfig
 from zipper.data.prepare import prepare
@@ -99,20 +100,21 @@ def test_turns_are_taken_and_the_median_counts(monkeypatch):
     assert order[:4] == ["a", "b", "a", "b"]
 
 
-def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch):
+def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch, capsys):
     pytest.importorskip("transformers", reason="extra `bench` is not installed")
     monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: dataset)
     monkeypatch.setattr(speed_module, "TURNS", 2)
     monkeypatch.setattr("reproduce.bench.generation.SPOKEN", 1)
     monkeypatch.setattr("reproduce.bench.generation.FRAMES", 50)
-    result = bench(config("name=bench", "result=out.json"), "x")
+    result = bench(config("name=bench", "result=made/bench.json"), "x")
     figures = result["figures"]
     assert figures["tower"]["ratio"] > 0
     assert 0 < figures["zipper"]["parameters_trained"] < figures["zipper"]["parameters"]
     assert 0 <= figures["loader"]["padding_share"] < 1
     assert set(figures["decoding"]) == {"batch 1", "batch 6"}
-    assert "x transformers" in speed_module.table(figures)
-    assert "Units of Zipper" in results_module.bench(json.loads(Path("out.json").read_text(encoding="utf-8")))
+    text = section("bench", Results(Path("made")))
+    assert "Units of Zipper" in text
+    assert text in capsys.readouterr().out
 
 
 def test_a_bench_without_transformers_says_so_before_anything_is_made(monkeypatch):

@@ -15,8 +15,9 @@ from reproduce import ROOT
 from reproduce.bench.memory import pss_of_tree, watch
 from reproduce.report import dashboard as board
 from reproduce.report.dashboard import dashboard
+from reproduce.report.plots import PAIRS, draw_shipped
+from reproduce.report.records import Results
 from reproduce.report.results import render
-from reproduce.report.shipped import PAIRS, draw_shipped
 from zipper.clock import Clock
 from zipper.evaluation.attention import diagonal
 from zipper.evaluation.figures import spectrograms
@@ -25,7 +26,7 @@ from zipper.training import run as run_module
 
 
 def test_results_md_is_what_the_result_files_say():
-    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == render(ROOT / "results", ROOT / "assets"), (
+    assert (ROOT / "RESULTS.md").read_text(encoding="utf-8") == render(Results(ROOT / "results")), (
         "run `make report`"
     )
 
@@ -80,9 +81,9 @@ def test_the_diagonal_is_walked_by_who_looks_ever_further():
 
 
 def test_the_shipped_model_shows_where_it_looks_both_ways(tmp_path):
-    files = draw_shipped(ROOT / "assets" / "zipped", ROOT / "results", tmp_path)
+    files = draw_shipped(Results(ROOT / "results"), tmp_path)
     assert [file.name for file in files] == [f"attention-{a}-{b}.svg" for a, b in PAIRS]
-    assert draw_shipped(ROOT / "assets" / "zipped", tmp_path, tmp_path) == []
+    assert draw_shipped(Results(tmp_path), tmp_path) == []
 
 
 def test_the_clock_adds_up_and_counts_a_stage_that_fails(monkeypatch):

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from reproduce import ROOT
-from reproduce.report.ablations import read_results, shown, sweeps
-from reproduce.report.comparison import in_short
-from reproduce.report.runs import CHOICES, NAMES, best_choice, best_rate
+from reproduce.report.choosing import best_choice, best_rate
+from reproduce.report.records import CHOICES, NAMES, Results, shown
+from reproduce.report.results import in_short
 from reproduce.sweep_file import differences
 from zipper import commit as commit_module
 from zipper.config import flat, load_config, to_dict
@@ -19,6 +19,7 @@ from zipper.evaluation.tts import summary_line as tts_line
 from zipper.evaluation.wer import WordErrors, word_errors
 from zipper.modalities.tokenizer import Tokenizer
 
+RESULTS = Results(ROOT / "results")
 FILES = sorted((ROOT / "results").rglob("*.json"))
 QUICKSTART, BAD_INPUT = (
     ROOT / "results" / "quickstart.json",
@@ -154,11 +155,9 @@ def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(mode
 
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
-    (grid,) = [one for one in sweeps() if one.name == CHOICES]
+    grid = next(one for one in RESULTS.sweeps if one.name == CHOICES)
     found = {
-        choice: tasks
-        for (of, choice), tasks in read_results(grid, ROOT / "results" / "ablations").items()
-        if shown(of) == NAMES[model]
+        choice: tasks for (of, choice), tasks in RESULTS.sweep(grid).items() if shown(of) == NAMES[model]
     }
     assert {*found} == {*grid.grid["choice"]}
     train = load_config(ROOT / "configs" / f"compare-{model}.yaml").train
@@ -182,7 +181,7 @@ def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, t
         assert differences(one["config"], cfg) == []
 
 
-@pytest.mark.parametrize("grid", sweeps(), ids=lambda grid: grid.name)
+@pytest.mark.parametrize("grid", RESULTS.sweeps, ids=lambda grid: grid.name)
 def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
     folder = ROOT / "results" / "ablations" / grid.name
     known = set()
@@ -195,7 +194,7 @@ def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
 
 
 def test_the_readme_shows_the_comparison_of_the_files():
-    assert in_short(ROOT / "results") in page("README.md")
+    assert in_short(RESULTS) in page("README.md")
 
 
 def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypatch):

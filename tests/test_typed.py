@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from reproduce import ROOT
-from reproduce.sweep_file import read_ablation
+from reproduce.sweep_file import read_sweep
 from zipper.config import DataConfig, RunConfig, describe, load_config, save_config, with_overrides
 from zipper.config.yaml_types import read_override, type_at
 from zipper.errors import ConfigError
@@ -92,7 +92,7 @@ def test_a_sweep_takes_text_as_it_stands(text, tmp_path):
     lines.append(f"  what: {{{text}: {{model.towers.text.init: {text}}}, b: {{data.only: 3}}}}")
     lines.append(f"words: {{log.project: {text}, train.lr: 1.0e-3}}")
     (tmp_path / "mine.yaml").write_text("\n".join(lines), encoding="utf-8")
-    found = read_ablation(tmp_path / "mine.yaml")
+    found = read_sweep(tmp_path / "mine.yaml")
     assert found.title == text
     point = found.runs()[0]
     assert point.labels == {"data.folder": text, "what": text}

@@ -31,28 +31,27 @@ def bench_saving(cfg: RunConfig, command: str) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """write RESULTS.md from results/*.json"""
-    from reproduce import ROOT
-    from reproduce.report.comparison import in_short
     from reproduce.report.results import report as run
 
-    file = run()
-    print(in_short(ROOT / "results"))
+    file, short = run()
+    print(short)
     print(file)
 
 
-def ablate(args: argparse.Namespace) -> None:
-    """run the unfinished runs of a sweep over settings, one by one or in parallel"""
+def sweep(args: argparse.Namespace) -> None:
+    """run the unfinished runs of a sweep over settings, one by one or in parallel (also named `ablate`)"""
     from reproduce import sweep as sweeps
 
+    first = f"zipper sweep {shlex.quote(str(args.file))} --prepare"
     if args.dry_run:
         sweeps.list_runs(args.file, args.overrides)
     elif args.slurm:
-        print(f"sbatch {shlex.quote(str(sweeps.write_slurm(args.file, args.overrides)))}")
+        print(f"{first} && sbatch {shlex.quote(str(sweeps.write_slurm(args.file, args.overrides)))}")
     elif args.wandb_sweep:
-        sweep = sweeps.write_wandb_sweep(args.file, args.overrides)
-        print(f"run `wandb sweep {sweep}`, then `wandb agent` with the printed id")
+        written = sweeps.write_wandb_sweep(args.file, args.overrides)
+        print(f"run `{first}`, `wandb sweep {written}`, then `wandb agent` with the printed id")
     else:
-        sweeps.ablate(args.file, args.only, args.jobs, args.overrides)
+        sweeps.run_sweep(args.file, args.only, args.jobs, args.overrides, args.prepare)
 
 
 def faults(args: argparse.Namespace) -> None:
@@ -70,12 +69,13 @@ def dashboard(args: argparse.Namespace) -> None:
     run(args.entity, args.project, Path("build") / "runs")
 
 
-def _add_ablate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="configs/ablations/NAME.yaml")
+def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="configs/sweeps/NAME.yaml or configs/ablations/NAME.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all runs")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs, sharing the cores (default: 1)")
     parser.add_argument("--only", metavar="RUN", help="only this run, or those of a pattern: '*-seed0'")
+    parser.add_argument("--prepare", action="store_true", help="only pre-train towers and prepare datasets")
     parser.add_argument("--slurm", action="store_true", help="write a SLURM array for the sweep")
     parser.add_argument("--wandb-sweep", action="store_true", help="write a W&B sweep file")
 
@@ -97,7 +97,8 @@ COMMANDS: dict[str, Command] = {
     "bench-encoding": config_command(bench_encoding),
     "bench-saving": config_command(bench_saving),
     "report": Command(report, lambda parser: None),
-    "ablate": Command(ablate, _add_ablate_arguments),
+    "sweep": Command(sweep, _add_sweep_arguments),
+    "ablate": Command(sweep, _add_sweep_arguments),  # its former name
     "faults": Command(faults, _add_faults_arguments),
     "dashboard": Command(dashboard, _add_dashboard_arguments),
 }

@@ -1,4 +1,4 @@
-"""`zipper ablate`: runs a sweep file, or converts it to a W&B sweep or a SLURM array."""
+"""`zipper sweep`: runs a sweep file, or converts it to a W&B sweep or a SLURM array."""
 
 import hashlib
 import os
@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from reproduce.sweep_file import Ablation, Point, differences, read_checked_ablation
+from reproduce.sweep_file import Point, Sweep, differences, read_checked_sweep
 from zipper.config import RunConfig, asset, load_config
 from zipper.errors import ConfigError, TrainingError
 
+FOLDER = Path("build") / "ablations"  # logs, scripts, and results of trials
 SLURM = """#!/bin/bash
 # {count} runs of {file}: sbatch {script}
 #SBATCH --job-name={job}
@@ -28,61 +29,93 @@ SLURM = """#!/bin/bash
 #SBATCH --output={folder}/%x-%a.log
 set -euo pipefail
 RUNS=({runs})
-srun {python} -m zipper ablate {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}" {settings}
+srun {python} -m zipper sweep {file} --only "${{RUNS[$SLURM_ARRAY_TASK_ID]}}" {settings}
 """
 
 
-def ablate(file: Path, only: str | None, jobs: int, settings: Sequence[str]) -> None:
+def run_sweep(
+    file: Path, only: str | None, jobs: int, settings: Sequence[str], prepare_only: bool = False
+) -> None:
     """Runs the unfinished runs of a sweep, `jobs` in parallel, which share the cores.
 
-    only: name of one run, or a pattern ("*-seed0"). settings: overrides for all runs. The log of each run is
-    in build/ablations/. A failed run does not stop the others; raises TrainingError at the end if a run
-    failed.
+    Pre-trains missing towers and prepares the datasets first. only: name of one run, or a pattern
+    ("*-seed0"). settings: overrides for all runs. prepare_only: no runs. The log of each run is in FOLDER. A
+    failed run does not stop the others; raises TrainingError at the end if a run failed.
     """
-    ablation = read_checked_ablation(file)
-    points = ablation.runs()
+    sweep = read_checked_sweep(file)
+    points = sweep.runs()
     if jobs < 1:
         raise ConfigError(f"--jobs {jobs} must be at least 1.")
     chosen = [one for one in points if only is None or fnmatchcase(one.name, only)]
     if not chosen:
         known = ", ".join(point.name for point in points)
         raise ConfigError(f"--only {only}: {file} has no such run. Available: {known}.")
-    todo = [one for one in chosen if not is_finished(ablation, one, settings)]
-    print(f"{ablation.title}: {len(chosen)} runs, {len(todo)} to do")
+    todo = [one for one in chosen if not is_finished(sweep, one, settings)]
+    print(f"{sweep.title}: {len(chosen)} runs, {len(todo)} to do")
+    towers = missing_towers(sweep, todo, settings)
+    _prepare(towers, [])
+    _run_all([(one, pretrain_command(one)) for one in towers], sweep, jobs)
     _prepare(todo, settings)
-    failed = _run_all([(one, command(ablation, one, settings)) for one in todo], ablation, jobs)
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; "
-            "correct the cause and run the same command to resume."
-        )
+    if not prepare_only:
+        _run_all([(one, command(sweep, one, settings)) for one in todo], sweep, jobs)
 
 
 def list_runs(file: Path, settings: Sequence[str]) -> None:
-    """Prints state (finished, unfinished, to do), name and command of every run."""
-    ablation = read_checked_ablation(file)
-    points = ablation.runs()
-    wide = max(len(point.name) for point in points)
-    for point in points:
-        run = config_of(ablation, point, settings).run_dir
-        done = is_finished(ablation, point, settings)
-        state = "finished" if done else "unfinished" if run.exists() else "to do"
-        arguments = shlex.join(command(ablation, point, settings)[3:])
-        print(f"{state:<11}{point.name:<{wide}}  zipper {arguments}")
+    """Prints state (finished, unfinished, to do), name and command of every run, and of missing towers."""
+    sweep = read_checked_sweep(file)
+    towers, points = sweep.pretrainings(), sweep.runs()
+    wide = max(len(point.name) for point in (*towers, *points))
+    rows = [(one, _tower_config(one), has_tower(one), pretrain_command(one)) for one in towers]
+    rows += [
+        (
+            one,
+            config_of(sweep, one, settings),
+            is_finished(sweep, one, settings),
+            command(sweep, one, settings),
+        )
+        for one in points
+    ]
+    for point, cfg, done, arguments in rows:
+        state = "finished" if done else "unfinished" if cfg.run_dir.exists() else "to do"
+        print(f"{state:<11}{point.name:<{wide}}  zipper {shlex.join(arguments[3:])}")
 
 
-def command(ablation: Ablation, point: Point, settings: Sequence[str]) -> list[str]:
+def command(sweep: Sweep, point: Point, settings: Sequence[str]) -> list[str]:
     """Command that trains a point. With `settings`, its name and result paths get a hash of them."""
-    trial = f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}" if settings else ""
-    results = Path("build" if trial else "results") / "ablations" / f"{ablation.name}{trial}"
-    overrides = [*point.overrides, *settings, f"name={ablation.name}{trial}-{point.name}"]
-    overrides.append(f"result={results / point.name}.json")
+    name, result = sweep.name, sweep.result_file(point)
+    if settings:
+        name += f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}"
+        result = FOLDER / name / f"{point.name}.json"
+    overrides = [*point.overrides, *settings, f"name={name}-{point.name}", f"result={result}"]
     return [sys.executable, "-m", "zipper", "train", point.config, *overrides]
 
 
-def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bool:
+def pretrain_command(point: Point) -> list[str]:
+    """Command that pre-trains a tower."""
+    return [sys.executable, "-m", "zipper", "pretrain", point.config, *point.overrides]
+
+
+def missing_towers(sweep: Sweep, points: list[Point], settings: Sequence[str]) -> list[Point]:
+    """Pre-trainings of towers that points start from and that do not exist."""
+    configs = [config_of(sweep, point, settings) for point in points]
+    used = {tower.init for cfg in configs for tower in cfg.model.towers.values()}
+    return [one for one in sweep.pretrainings() if _tower_config(one).export in used and not has_tower(one)]
+
+
+def has_tower(point: Point) -> bool:
+    """Whether a pre-trained tower exists; its run folder may have been deleted."""
+    cfg = _tower_config(point)
+    unfinished = cfg.run_dir.exists() and not (cfg.run_dir / "result.json").exists()
+    return (Path(cfg.export or "") / "tower.json").exists() and not unfinished
+
+
+def _tower_config(point: Point) -> RunConfig:
+    return load_config(asset(point.config), point.overrides)
+
+
+def is_finished(sweep: Sweep, point: Point, settings: Sequence[str]) -> bool:
     """Whether the run of a point is finished. Raises ConfigError if it has other settings."""
-    cfg = config_of(ablation, point, settings)
+    cfg = config_of(sweep, point, settings)
     if not (cfg.run_dir / "result.json").exists():
         return False
     changed = differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text(encoding="utf-8")), cfg)
@@ -94,9 +127,9 @@ def is_finished(ablation: Ablation, point: Point, settings: Sequence[str]) -> bo
     return True
 
 
-def config_of(ablation: Ablation, point: Point, settings: Sequence[str]) -> RunConfig:
+def config_of(sweep: Sweep, point: Point, settings: Sequence[str]) -> RunConfig:
     """Config of a point, as `zipper train` loads it."""
-    return load_config(asset(point.config), command(ablation, point, settings)[5:])
+    return load_config(asset(point.config), command(sweep, point, settings)[5:])
 
 
 def _prepare(points: list[Point], settings: Sequence[str]) -> None:
@@ -117,20 +150,19 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
             prepare(cfg, Clock())
 
 
-def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int) -> list[str]:
-    """Runs all commands; returns the log file and last line of each failed run."""
-    folder = Path("build") / "ablations"
-    folder.mkdir(parents=True, exist_ok=True)
+def _run_all(todo: list[tuple[Point, list[str]]], sweep: Sweep, jobs: int) -> None:
+    """Runs all commands. Raises TrainingError with the log file and last line of each failed one."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     failed: list[str] = []
     running: list[tuple[subprocess.Popen[bytes], Path]] = []
     waiting = list(reversed(todo))
-    bar = tqdm(total=len(todo), desc=ablation.name, unit="run", mininterval=1.0)
+    bar = tqdm(total=len(todo), desc=sweep.name, unit="run", mininterval=1.0, disable=not todo)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 point, arguments = waiting.pop()
-                log = folder / f"{ablation.name}-{point.name}.log"
+                log = FOLDER / f"{sweep.name}-{point.name}.log"
                 with log.open("ab") as out:
                     environment = {**os.environ, "OMP_NUM_THREADS": threads}
                     process = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment)
@@ -150,34 +182,36 @@ def _run_all(todo: list[tuple[Point, list[str]]], ablation: Ablation, jobs: int)
         raise
     finally:
         bar.close()
-    return failed
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; "
+            "correct the cause and run the same command to resume."
+        )
 
 
 def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME.sbatch, a SLURM array with one task per run."""
-    ablation = read_checked_ablation(file)
-    folder = Path("build") / "ablations"
-    folder.mkdir(parents=True, exist_ok=True)
-    runs, script = [point.name for point in ablation.runs()], folder / f"{ablation.name}.sbatch"
-    script.write_text(SLURM.format(
+    sweep = read_checked_sweep(file)
+    runs, script = [point.name for point in sweep.runs()], FOLDER / f"{sweep.name}.sbatch"
+    return _write(script, SLURM.format(
         count=len(runs), file=shlex.quote(str(file)), script=shlex.quote(str(script)),
-        job=shlex.quote(f"zipper-{ablation.name}"), last=len(runs) - 1, folder=folder, runs=shlex.join(runs),
+        job=shlex.quote(f"zipper-{sweep.name}"), last=len(runs) - 1, folder=FOLDER, runs=shlex.join(runs),
         python=shlex.quote(sys.executable), settings=shlex.join(settings),
-    ), encoding="utf-8")  # fmt: skip
-    return script
+    ))  # fmt: skip
 
 
 def write_wandb_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME-sweep.yaml, a W&B sweep over the runs."""
-    ablation = read_checked_ablation(file)
-    folder = Path("build") / "ablations"
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep = {
-        "name": ablation.title,
-        "method": "grid",
-        "parameters": {"only": {"values": [point.name for point in ablation.runs()]}},
-        "command": [sys.executable, "-m", "zipper", "ablate", str(file), *settings, "${args}"],
-    }
-    out = folder / f"{ablation.name}-sweep.yaml"
-    out.write_text(yaml.safe_dump(sweep, sort_keys=False), encoding="utf-8")
-    return out
+    sweep = read_checked_sweep(file)
+    content = {
+        "name": sweep.title, "method": "grid",
+        "parameters": {"only": {"values": [point.name for point in sweep.runs()]}},
+        "command": [sys.executable, "-m", "zipper", "sweep", str(file), *settings, "${args}"],
+    }  # fmt: skip
+    return _write(FOLDER / f"{sweep.name}-sweep.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def _write(file: Path, content: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(content, encoding="utf-8")
+    return file

@@ -1,11 +1,14 @@
 """Sweep files: runs at the points of a grid of settings, with several seeds.
 
-A sweep file (configs/ablations/NAME.yaml) has these keys:
+A sweep file (configs/sweeps/NAME.yaml, configs/ablations/NAME.yaml) has these keys:
 
 title, paper   title of the sweep, and the figure of the paper that it reproduces
 config, words  base config of all runs, and overrides of all runs
 grid           axes: a setting with its values, or a name with labelled overrides (also of `config`)
-seeds          seeds of every point
+extra          further points outside the grid: labelled overrides (also of `config`)
+seeds          seeds of every point; []: one run a point, with the seed of its config
+needs          pre-trainings of towers: LABEL with `config` and overrides makes build/towers/LABEL
+result         result file of a point (default: results/ablations/NAME/{point}.json)
 x              axis of the plot's abscissa, other axes are lines; without it, every point is a bar
 points         WER of the paper in %: label: [ASR, TTS], or with x line: {x: ASR}
 """
@@ -13,7 +16,7 @@ points         WER of the paper in %: label: [ASR, TTS], or with x line: {x: ASR
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import GenericAlias
@@ -40,11 +43,10 @@ class Point:
     labels: dict[str, str]
     config: str
     overrides: list[str]
-    seed: int
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Sweep:
     """Content of a sweep file."""
 
     name: str
@@ -54,25 +56,50 @@ class Ablation:
     grid: dict[str, Any]
     paper: str = ""
     words: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
+    needs: dict[str, Any] = field(default_factory=dict)
+    result: str = ""
     x: str = ""
     points: dict[str, Any] = field(default_factory=dict)
 
     def runs(self) -> list[Point]:
         """All points with all seeds, ordered by seed, so that an interrupted sweep has comparable points."""
+        axes = [[*_values(axis, of)] for axis, of in self.grid.items()]
+        places = [dict(zip(self.grid, chosen, strict=True)) for chosen in itertools.product(*axes)]
+        places += [{"extra": one} for one in _values("extra", self.extra)]
+        seeds: list[int | None] = [*self.seeds] or [None]
         out = []
-        for seed, chosen in itertools.product(
-            self.seeds, [*itertools.product(*(_values(axis, of) for axis, of in self.grid.items()))]
-        ):
-            labels = {axis: label for axis, (label, _) in zip(self.grid, chosen, strict=True)}
-            config, merged = self.config, dict(self.words)
-            for _, settings in chosen:
-                merged.update({key: value for key, value in settings.items() if key != "config"})
-                config = settings.get("config", config)
-            slug = "-".join(_slug(label) for label in labels.values())
-            overrides = [f"{key}={_yaml(value)}" for key, value in merged.items()]
-            out.append(Point(f"{slug}-seed{seed}", labels, config, [*overrides, f"seed={seed}"], seed))
+        for seed, place in itertools.product(seeds, places):
+            labels = {axis: label for axis, (label, _) in place.items()}
+            config, overrides = self._settings(settings for _, settings in place.values())
+            slug = [*map(_slug, labels.values()), *([] if seed is None else [f"seed{seed}"])]
+            overrides += [] if seed is None else [f"seed={seed}"]
+            out.append(Point("-".join(slug), labels, config, overrides))
         return out
+
+    def pretrainings(self) -> list[Point]:
+        """Pre-trainings of `needs`."""
+        out = []
+        for label, settings in self.needs.items():
+            overrides = [f"{key}={_yaml(value)}" for key, value in settings.items() if key != "config"]
+            name = f"pretrain-{label}"
+            places = [f"name={name}", f"export=build/towers/{label}"]
+            out.append(Point(name, {}, settings["config"], [*places, *overrides]))
+        return out
+
+    def result_file(self, point: Point) -> Path:
+        """Result file of a point, before `zipper train` adds the task."""
+        template = self.result or f"results/ablations/{self.name}/{{point}}.json"
+        return Path(template.replace("{point}", point.name))
+
+    def _settings(self, chosen: Iterable[dict[str, Any]]) -> tuple[str, list[str]]:
+        """Config and overrides of a point; later settings replace earlier ones."""
+        merged: dict[str, Any] = {"config": self.config, **self.words}
+        for settings in chosen:
+            merged |= settings
+        config = merged.pop("config")
+        return config, [f"{key}={_yaml(value)}" for key, value in merged.items()]
 
 
 def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,47 +127,59 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
-def read_ablation(file: Path) -> Ablation:
+def read_sweep(file: Path) -> Sweep:
     """Reads a sweep file. Raises ConfigError if it is invalid, or if two points have the same name."""
     if not file.is_file():
-        there = ", ".join(sorted(one.stem for one in (ROOT / "configs" / "ablations").rglob("*.yaml")))
-        raise ConfigError(f"{file}: no such sweep. Available: {there}.")
+        folders = (ROOT / "configs" / "sweeps", ROOT / "configs" / "ablations")
+        known = ", ".join(sorted(one.stem for folder in folders for one in folder.rglob("*.yaml")))
+        raise ConfigError(f"{file}: no such sweep. Available: {known}.")
     try:
         values = _by_type(yaml.load(file.read_text(encoding="utf-8"), bare_scalar_loader(yaml.SafeLoader)))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML ({str(error).splitlines()[0]}). Correct it.") from error
-    known = {f.name for f in fields(Ablation)} - {"name", "file"}
-    if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - known:
+    keys = {f.name for f in fields(Sweep)} - {"name", "file"}
+    if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - keys:
         raise ConfigError(
             f"{file} is not a sweep file: it needs title, config and grid, and may have "
-            f"{', '.join(sorted(known - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
+            f"{', '.join(sorted(keys - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
         )
     inside = file.resolve().is_relative_to(ROOT)
     where = str(file.resolve().relative_to(ROOT) if inside else file)
-    ablation = Ablation(file.stem, where, **values)
-    grid = ablation.grid
+    sweep = Sweep(file.stem, where, **values)
+    _check(file, sweep)
+    return sweep
+
+
+def _check(file: Path, sweep: Sweep) -> None:
+    grid = sweep.grid
     if not isinstance(grid, dict) or not all(isinstance(of, dict | list) and of for of in grid.values()):
         raise ConfigError(
             f"{file}: grid={grid} must hold axes, each with a list of values or labelled overrides."
         )
-    if ablation.x and ablation.x not in grid:
-        raise ConfigError(f"{file}: x={ablation.x} is not an axis of grid. Name one of {', '.join(grid)}.")
-    for label, _ in _values(ablation.x, grid[ablation.x]) if ablation.x else ():
+    for key, labelled in (("needs", sweep.needs), ("extra", sweep.extra)):
+        if not isinstance(labelled, dict) or not all(isinstance(one, dict) for one in labelled.values()):
+            raise ConfigError(f"{file}: {key}={labelled} must hold labels, each with overrides.")
+    for label, settings in sweep.needs.items():
+        if "config" not in settings:
+            raise ConfigError(f"{file}: needs.{label} has no config. Name that of its pre-training.")
+    if "{point}" not in (sweep.result or "{point}"):
+        raise ConfigError(f"{file}: result={sweep.result} lacks {{point}}, so all runs would write one file.")
+    if sweep.x and sweep.x not in grid:
+        raise ConfigError(f"{file}: x={sweep.x} is not an axis of grid. Name one of {', '.join(grid)}.")
+    for label, _ in _values(sweep.x, grid[sweep.x]) if sweep.x else ():
         if not _number(label):
-            raise ConfigError(f"{file}: x={ablation.x} holds {label!r}, which is not a number. Leave x out.")
-    names: set[str] = set()
-    for point in ablation.runs():
-        if point.name in names:
-            raise ConfigError(f"{file}: two points are named {point.name}. Give them different labels.")
-        names.add(point.name)
-    return ablation
+            raise ConfigError(f"{file}: x={sweep.x} holds {label!r}, which is not a number. Leave x out.")
+    names = [point.name for point in sweep.runs()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{file}: two points are named {twice[0]}. Give them different labels.")
 
 
 def _by_type(read: Any) -> Any:
     """Parses overrides and axes by the types of their settings; labels stay strings."""
-    values = typed(Ablation, read)
+    values = typed(Sweep, read)
     if isinstance(values, dict):
-        values |= {key: of(read[key]) for key, of in (("words", _settings), ("grid", _axes)) if key in values}
+        parsers = {"words": _settings, "grid": _axes, "needs": _labelled, "extra": _labelled}
+        values |= {key: of(read[key]) for key, of in parsers.items() if key in values}
     return values
 
 
@@ -151,29 +190,32 @@ def _settings(read: Any) -> Any:
     return {key: typed(setting_type(key), value) for key, value in zip(keys, read.values(), strict=True)}
 
 
+def _labelled(read: Any) -> Any:
+    if not isinstance(read, dict):
+        return typed(None, read)
+    labels = typed(dict[str, Any], read)
+    return {label: _settings(one) for label, one in zip(labels, read.values(), strict=True)}
+
+
 def _axes(read: Any) -> Any:
     if not isinstance(read, dict):
         return typed(None, read)
     axes = zip(typed(dict[str, Any], read), read.values(), strict=True)
     return {
-        axis: {
-            label: _settings(one) for label, one in zip(typed(dict[str, Any], of), of.values(), strict=True)
-        }
-        if isinstance(of, dict)
-        else typed(GenericAlias(list, setting_type(axis)), of)
+        axis: _labelled(of) if isinstance(of, dict) else typed(GenericAlias(list, setting_type(axis)), of)
         for axis, of in axes
     }
 
 
-def read_checked_ablation(file: Path) -> Ablation:
+def read_checked_sweep(file: Path) -> Sweep:
     """Reads a sweep file and loads the config of every run. Raises ConfigError if one is invalid."""
-    ablation = read_ablation(file)
-    for point in ablation.runs():
+    sweep = read_sweep(file)
+    for point in (*sweep.pretrainings(), *sweep.runs()):
         try:
             load_config(asset(point.config), point.overrides)
         except ConfigError as error:
             raise ConfigError(f"{file}, {point.name}: {error}") from error
-    return ablation
+    return sweep
 
 
 def differences(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
@@ -187,22 +229,18 @@ def differences(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
 
 def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
     """Settings of a recipe by dotted key, without derived ones. cfg: tells which towers have init."""
-    out = {"seed": config["seed"]}
+    out: dict[str, Any] = {"seed": config["seed"]}
     for section in SECTIONS:
-        for key, value in config.get(section, {}).items():
-            if section == "model" and key == "zip":
-                if cfg.model.kind == "zipper":  # a single decoder has no zips
-                    out |= {f"model.zip.{name}": one for name, one in value.items()}
-            elif section == "model" and key == "towers":
-                for name in cfg.model.modalities:
-                    out |= _tower(f"model.towers.{name}", value.get(name, {}), cfg, name)
-            elif (section, key) != ("data", "tokenizer"):
-                out[f"{section}.{key}"] = value
+        out |= {f"{section}.{key}": value for key, value in config.get(section, {}).items()}
+    out.pop("data.tokenizer", None)
+    zips, towers = out.pop("model.zip", {}), out.pop("model.towers", {})
+    names = cfg.model.modalities
+    if cfg.model.kind == "zipper":
+        out |= {f"model.zip.{key}": value for key, value in zips.items()}
+    else:  # a single decoder has no zips, and uses the layers of the first tower
+        names = names[:1]
+    for name in names:
+        tower = towers.get(name, {})
+        own = WITH_INIT if cfg.model.towers[name].init else {*tower} - DERIVED
+        out |= {f"model.towers.{name}.{key}": value for key, value in tower.items() if key in own}
     return out
-
-
-def _tower(prefix: str, tower: dict[str, Any], cfg: RunConfig, name: str) -> dict[str, Any]:
-    if cfg.model.kind == "single_decoder" and name != cfg.model.modalities[0]:
-        return {}  # it uses the layers of the first
-    own = WITH_INIT if cfg.model.towers[name].init else {*tower} - DERIVED
-    return {f"{prefix}.{key}": value for key, value in tower.items() if key in own}

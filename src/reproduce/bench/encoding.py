@@ -15,15 +15,14 @@ import yaml
 from encodec import EncodecModel
 
 from reproduce import ROOT
+from reproduce.bench.record import record
 from zipper.codecs.load import load_codec
 from zipper.commit import commit
-from zipper.config import CodecConfig, RunConfig, to_dict
+from zipper.config import CodecConfig, RunConfig
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import corpus_hash
 from zipper.errors import ConfigError
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 
 UTTERANCES = 320  # 20 shards
 
@@ -33,7 +32,6 @@ def bench_encoding(cfg: RunConfig, command: str) -> dict[str, Any]:
 
     Compares a bare loop over the model, `zipper prepare` with one process, and with two; one thread each.
     """
-    file = Path(cfg.build) / "bench-encoding.json"
     code = commit()
     chosen = [u for u in open_corpus(cfg) if u.split == "train"][:UTTERANCES]
     if len(chosen) < UTTERANCES:
@@ -51,25 +49,14 @@ def bench_encoding(cfg: RunConfig, command: str) -> dict[str, Any]:
         for processes in (1, 2):
             print(f"zipper prepare, {processes} process(es) ...", flush=True)
             rates[processes] = _prepared(folder, config, processes)
-    result = {
-        "name": cfg.name,
-        "task": "bench-encoding",
-        "figures": {
-            "bare": round(bare, 2), "one": round(rates[1], 2), "two": round(rates[2], 2),
-            "one_to_bare": round(rates[1] / bare, 3), "two_to_one": round(rates[2] / rates[1], 3),
-        },
-        "utterances": len(chosen),
-        "threads": 1,
-        "seed": cfg.seed,
-        "commit": code,
-        "command": command,
-        "data_fingerprint": corpus_hash(chosen, cfg.build),
-        "versions": versions(),
-        "config": to_dict(cfg),
+    figures = {
+        "bare": round(bare, 2), "one": round(rates[1], 2), "two": round(rates[2], 2),
+        "one_to_bare": round(rates[1] / bare, 3), "two_to_one": round(rates[2] / rates[1], 3),
     }  # fmt: skip
-    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
-    print(json.dumps(result["figures"], indent=1))
-    return result
+    print(json.dumps(figures, indent=1))
+    fingerprint = corpus_hash(chosen, cfg.build)
+    content = {"figures": figures, "utterances": len(chosen), "threads": 1, "data_fingerprint": fingerprint}
+    return record(cfg, "bench-encoding", command, code, content)
 
 
 def _config(folder: Path, chosen: list[Utterance], codec: CodecConfig) -> Path:
@@ -81,8 +68,8 @@ def _config(folder: Path, chosen: list[Utterance], codec: CodecConfig) -> Path:
     file = folder / "config.yaml"
     settings = {"name": codec.name, "weights": codec.weights, "bandwidth_kbps": codec.bandwidth_kbps}
     data = {"corpus": "manifest", "folder": str(folder / "list.tsv")}
-    train = {"accelerator": "cpu"}
-    file.write_text(yaml.safe_dump({"data": data, "codec": settings, "train": train}), encoding="utf-8")
+    content = {"data": data, "codec": settings, "train": {"accelerator": "cpu"}}
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
     return file
 
 

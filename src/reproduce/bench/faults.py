@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +15,11 @@ from typing import Any
 from tqdm import tqdm
 
 from reproduce.bench.processes import Process, contents
+from reproduce.bench.record import record, show
 from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.commit import commit
-from zipper.config import RunConfig, to_dict
+from zipper.config import RunConfig
 from zipper.errors import ConfigError
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.stop import INTERRUPTED, UNFINISHED
 
 TIMEOUT = 120.0  # seconds until a process must have exited
@@ -96,16 +94,14 @@ def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) ->
     campaign.make_unbroken()
     tallies = campaign.run(times, jobs)
     total = {key: sum(getattr(one, key) for one in tallies) for key in COUNTED}
-    result = {
-        "name": cfg.name, "task": "faults", **total, "faults": [asdict(one) for one in tallies],
-        "minutes": round((time.monotonic() - started) / 60, 1), "jobs": jobs, "seed": cfg.seed,
-        "commit": code, "command": command, "versions": versions(), "config": to_dict(cfg),
+    result = record(cfg, "faults", command, code, {
+        **total, "faults": [asdict(one) for one in tallies],
+        "minutes": round((time.monotonic() - started) / 60, 1), "jobs": jobs,
         "data_fingerprint": next((root / "unbroken-prepare" / "stores").iterdir()).name,
         "unbroken_seconds": {name: round(seconds, 1) for name, seconds in campaign.seconds.items()},
-    }  # fmt: skip
-    print(table(tallies))
-    if cfg.result:
-        write_result(result, Path(cfg.result))
+    })  # fmt: skip
+    show(cfg, "safety")
+    print("\n".join(problem for one in tallies for problem in one.wrong))
     return result
 
 
@@ -247,17 +243,3 @@ def newest_step(folder: Path) -> int:
 def damaged_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that are damaged."""
     return [file for file in folder.glob("runs/*/checkpoints/*.ckpt") if find_damage(file)]
-
-
-def table(tallies: Sequence[Tally]) -> str:
-    """Table for the terminal."""
-    lines = [
-        f"{'command':<10}{'fault':<40}{'times':>6}{'recovered':>11}{'identical':>11}{'lost':>6}  exit codes"
-    ]
-    for one in tallies:
-        codes = ", ".join(f"{code} x {count}" for code, count in sorted(one.codes.items()))
-        lines.append(f"{one.command:<10}{one.fault:<40}{one.times:>6}{one.recovered:>11}{one.identical:>11}"
-                     f"{one.lost:>6}  {codes}")  # fmt: skip
-    total = [sum(getattr(one, key) for one in tallies) for key in COUNTED]
-    lines.append(f"{'all':<50}{total[0]:>6}{total[1]:>11}{total[2]:>11}{total[3]:>6}")
-    return "\n".join([*lines, *(problem for one in tallies for problem in one.wrong)])

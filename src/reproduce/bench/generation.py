@@ -64,14 +64,19 @@ def generation(
 
 
 def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
-    """Minimum seconds of each run over several turns. Runs alternate, so that a slowdown affects all."""
+    """Minimum seconds of each run."""
+    return [min(times) for times in alternate(*(lambda _, run=run: run() for run in runs), turns=turns)]
+
+
+def alternate(*runs: Callable[[int], None], turns: int) -> list[list[float]]:
+    """Seconds of each run by turn. Runs alternate, so that a slowdown of the machine affects all."""
     took: list[list[float]] = [[] for _ in runs]
-    for _ in range(turns):
+    for turn in range(turns):
         for run, kept in zip(runs, took, strict=True):
             started = time.perf_counter()
-            run()
+            run(turn)
             kept.append(time.perf_counter() - started)
-    return [min(kept) for kept in took]
+    return took
 
 
 @torch.no_grad()

@@ -19,7 +19,14 @@ from zipper.evaluation.metrics import read_metrics
 from zipper.evaluation.result_file import read_result
 
 OVERRIDE = 0b110  # capabilities 1 and 2: ignore file permissions
-TIMES = ("seconds", "command", "versions", "units_per")  # prefixes of result keys that differ between runs
+TIMES = (
+    "seconds",
+    "wall_seconds",
+    "stage_seconds",
+    "command",
+    "versions",
+    "units_per",
+)  # prefixes of result keys that differ between runs
 
 
 def _context() -> Any:
@@ -126,13 +133,12 @@ def contents(folder: Path, command: str) -> dict[str, str]:
     Covers every byte of encoded datasets and corpora; for a run, its weights, optimiser, schedule, metrics
     and results.
     """
-    found = {}
-    for file in sorted([*folder.glob("stores/*/*"), *folder.glob("corpora/**/*.*")]):
-        if file.suffix not in (".part", ".listing") and file.is_file():
-            found[str(file.relative_to(folder))] = _hash(file.read_bytes().replace(os.fsencode(folder), b""))
     if command == "prepare":
-        return found
-    found.clear()
+        files = sorted([*folder.glob("stores/*/*"), *folder.glob("corpora/**/*.*")])
+        kept = [file for file in files if file.suffix not in (".part", ".listing") and file.is_file()]
+        content = {file: file.read_bytes().replace(os.fsencode(folder), b"") for file in kept}
+        return {str(file.relative_to(folder)): _hash(one) for file, one in content.items()}
+    found: dict[str, str] = {}
     run = folder / "runs" / "faults"
     for which in ("last", "best"):
         with suppress(FileNotFoundError):
@@ -148,7 +154,6 @@ def contents(folder: Path, command: str) -> dict[str, str]:
         if file.suffix == ".json" and file.name != "tokenizer.json":
             whole = read_result(file, utterances=False)  # utterances have their own file
             result = {k: v for k, v in whole.items() if not k.startswith(TIMES)}
-            result.pop("wall_seconds", None), result.pop("stage_seconds", None)
             result.get("config", {}).pop("build", None)
             found[file.name] = _hash(json.dumps(result).encode())
     return found

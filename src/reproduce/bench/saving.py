@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 
+from reproduce.bench.record import record
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import RunConfig, to_dict
+from zipper.config import RunConfig
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
 from zipper.distributed import AtomicCheckpointIO, check_trainer, encoding_settings, one_device
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.models.resolve import resolve
 from zipper.training.callbacks import GateMonitor, Spikes, Throughput
 from zipper.training.checkpoints import Save
@@ -86,33 +84,21 @@ def bench_saving(cfg: RunConfig, command: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         blocks = Blocks([Spikes(), Save(Path(folder), BLOCK, BLOCK * BLOCKS + 1, cfg.log.every)])
         trainer = L.Trainer(
-            max_steps=BLOCK * BLOCKS + 1,
-            gradient_clip_val=cfg.train.clip,
-            accelerator=cfg.train.accelerator,
-            devices=1,
-            limit_val_batches=0,
-            log_every_n_steps=cfg.log.every,
-            logger=CSVLogger(folder),
+            max_steps=BLOCK * BLOCKS + 1, gradient_clip_val=cfg.train.clip, limit_val_batches=0,
+            accelerator=cfg.train.accelerator, devices=1, plugins=[AtomicCheckpointIO()],
+            log_every_n_steps=cfg.log.every, logger=CSVLogger(folder), enable_checkpointing=False,
             callbacks=[GateMonitor(), Throughput(), TQDMProgressBar(refresh_rate=10), blocks],
-            plugins=[AtomicCheckpointIO()],
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-        )
+            enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
         trainer.fit(module, ZipperData.of(cfg, dataset))
         size = (Path(folder) / "last.ckpt").stat().st_size
     exact, bare = (sum(blocks.seconds[start::2]) for start in (2, 1))  # equally many of both
     steps = BLOCK * (BLOCKS - 1) // 2
-    result = {
-        "name": cfg.name, "task": "bench-saving", "seed": cfg.seed, "commit": code, "command": command,
+    print(f"speed with fault tolerance: {bare / exact:.3f} x")
+    return record(cfg, "bench-saving", command, code, {
         "figures": {
             "exact": round(steps / exact, 3), "bare": round(steps / bare, 3), "ratio": round(bare / exact, 3),
         },
         "block_seconds": [round(one, 2) for one in blocks.seconds], "checkpoint_mb": round(size / 1e6, 1),
-        "save_every": BLOCK, "data_fingerprint": dataset.fingerprint, "versions": versions(),
-        "threads": torch.get_num_threads(), "config": to_dict(cfg),
-    }  # fmt: skip
-    print(f"speed with fault tolerance: {bare / exact:.3f} x")
-    if cfg.result:
-        write_result(result, Path(cfg.result))
-    return result
+        "save_every": BLOCK, "data_fingerprint": dataset.fingerprint,
+    })  # fmt: skip

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reproduce.bench.generation import generation
+from reproduce.bench.generation import alternate, generation
+from reproduce.bench.record import record, show
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import RunConfig, TowerConfig, to_dict
+from zipper.config import RunConfig, TowerConfig
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
@@ -29,7 +29,6 @@ from zipper.distributed import check_trainer, encoding_settings
 from zipper.errors import ConfigError
 from zipper.evaluation.asr import transcribe_rows
 from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.models.losses import stream_loss
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
@@ -43,7 +42,7 @@ DECODED = 100  # utterances
 
 
 def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Runs the benchmark and writes build/bench.json and cfg.result. Takes half a minute on two cores."""
+    """Runs the benchmark and writes its result. Takes half a minute on two cores."""
     if find_spec("transformers") is None:
         raise ConfigError(
             "bench compares with transformers, which is not installed here. Run `make bench`, or pip install "
@@ -54,50 +53,39 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
-    train = cfg.train
-    steps = BatchSchedule(
-        dataset, "train", train.tasks.shares(), train.tokens, 1, cfg.seed, train.prompt_weight
-    )
+    shares, tokens, prompt = cfg.train.tasks.shares(), cfg.train.tokens, cfg.train.prompt_weight
+    steps = BatchSchedule(dataset, "train", shares, tokens, 1, cfg.seed, prompt)
     books = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
     batches = [steps.batch(step, 0, books) for step in range(TURNS)]
-    figures: dict[str, Any] = {}
-    print("a tower against transformers' Llama of the same shape ...", flush=True)
-    figures["tower"] = tower_against_llama(cfg.model.towers["speech"], batches)
-    print("Zipper against the same Llama ...", flush=True)
-    figures["zipper"] = zipper_against_llama(cfg, dataset, batches)
-    print("decoding ...", flush=True)
-    figures["decoding"] = decoding(cfg, dataset)
-    print("speaking ...", flush=True)
-    module = ZipperModule.of(cfg, measure_statistics(dataset))
-    figures["generation"] = generation(module.model, dataset, llama)
-    figures["loader"] = loader(steps, books, figures["zipper"]["seconds_a_step"])
-    result = {
-        "name": cfg.name,
-        "task": "bench",
+    print("training, decoding, speaking ...", flush=True)
+    zipper = zipper_against_llama(cfg, dataset, batches)
+    model = ZipperModule.of(cfg, measure_statistics(dataset)).model
+    figures = {
+        "tower": tower_against_llama(cfg.model.towers["speech"], batches), "zipper": zipper,
+        "decoding": decoding(cfg, dataset), "generation": generation(model, dataset, llama),
+        "loader": loader(steps, books, zipper["seconds_a_step"]),
+    }  # fmt: skip
+    result = record(cfg, "bench", command, code, {
         "figures": figures,
-        "threads": torch.get_num_threads(),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
-        "seed": cfg.seed,
-        "commit": code,
-        "command": command,
         "data_fingerprint": dataset.fingerprint,
         "versions": {**versions(), "transformers": version("transformers")},
-        "config": to_dict(cfg),
-    }
-    file = Path(cfg.build) / "bench.json"
-    write_result(result, file, *([Path(cfg.result)] if cfg.result else []))
-    print(table(figures))
-    print(f"-> {file}")
+    })  # fmt: skip
+    show(cfg, "bench")
     return result
 
 
 def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, Any]:
     """Training speed of a tower and of Llama in the same shape, with one codebook, on the same tokens."""
-    ours, theirs = Tower(one_codebook(shape)), llama(shape)
+    one_codebook = TowerConfig(
+        layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
+        hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
+    )  # fmt: skip
+    ours, theirs = Tower(one_codebook), llama(shape)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     a, b = take_turns(
         language_model_step(ours, lambda x: ours.logits(ours(x))[:, :, 0], batches),
-        language_model_step(theirs, lambda x: theirs(input_ids=x[..., 0]).logits, batches),
+        llama_step(theirs, batches),
     )
     units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     return {
@@ -131,10 +119,7 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
         optimiser.step()
         optimiser.zero_grad()
 
-    theirs = llama(cfg.model.towers["speech"])
-    a, b = take_turns(
-        step, language_model_step(theirs, lambda x: theirs(input_ids=x[..., 0]).logits, batches)
-    )
+    a, b = take_turns(step, llama_step(llama(cfg.model.towers["speech"]), batches))
     columns = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     units = sum(int(s.valid.sum()) for batch in batches for s in batch.streams.values()) / len(batches)
     return {
@@ -146,14 +131,6 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
         "seconds_a_step": round(a, 4),
         "units_a_step": round(units, 1),
     }
-
-
-def one_codebook(shape: TowerConfig) -> TowerConfig:
-    """Shape of a tower with one codebook, as in other libraries."""
-    return TowerConfig(
-        layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
-        hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
-    )  # fmt: skip
 
 
 def llama(shape: TowerConfig) -> "LlamaForCausalLM":
@@ -168,6 +145,11 @@ def llama(shape: TowerConfig) -> "LlamaForCausalLM":
             use_cache=False,
         )
     )  # fmt: skip
+
+
+def llama_step(model: "LlamaForCausalLM", batches: list[Batch]) -> Callable[[int], None]:
+    """Training step of a Llama."""
+    return language_model_step(model, lambda x: model(input_ids=x[..., 0]).logits, batches)
 
 
 def language_model_step(
@@ -218,36 +200,5 @@ def loader(steps: BatchSchedule, books: dict[str, int], seconds_a_step: float) -
 
 def take_turns(a: Callable[[int], None], b: Callable[[int], None]) -> tuple[float, float]:
     """Median seconds of two functions, called alternately."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(WARM + TURNS):
-        for one, kept in zip((a, b), times, strict=True):
-            started = time.perf_counter()
-            one(turn)
-            if turn >= WARM:
-                kept.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
-def table(figures: dict[str, Any]) -> str:
-    """Table for the terminal."""
-    tower, zipper, wait = figures["tower"], figures["zipper"], figures["loader"]
-    rows = [
-        ("training, tower", f"{tower['units_per_second']} units/s", f"{tower['ratio']:.2f} x transformers"),
-        ("training, Zipper", f"{zipper['units_per_second']} units/s", f"{zipper['ratio']:.2f} x that Llama"),
-        *(
-            ("decoding", f"{one['times_real_time']} x real", f"{name}, {one['share_at_cap']:.0%} at limit")
-            for name, one in figures["decoding"].items()
-        ),
-        *(
-            (
-                f"TTS, {n}",
-                f"{one['frames_per_second']:.0f} frames/s",
-                f"{one['times_uncached']:.1f} x uncached, {one['times_llama']:.2f} x Llama's generate",
-            )
-            for n, one in figures["generation"].items()
-            if isinstance(one, dict)
-        ),
-        ("padding", f"{wait['padding_share']:.1%}", "of a step's tokens"),
-        ("data wait", f"{wait['data_wait_share']:.1%}", "of a step's time"),
-    ]
-    return "\n".join(f"{a:<18} {b:>16}   {c}" for a, b, c in rows)
+    first, second = (statistics.median(times[WARM:]) for times in alternate(a, b, turns=WARM + TURNS))
+    return first, second

@@ -1,163 +1,81 @@
-"""Section on the paper's claims, each with a rule that decides it from our results."""
+"""The paper's claims, each with a rule that decides it from our results."""
 
 import statistics
-from pathlib import Path
-from typing import NamedTuple
 
-from reproduce.report.ablations import Found, read_results, sweeps
-from reproduce.report.markdown import section, table
-from reproduce.report.runs import NAMES, Runs, against, difference_text, paired, read_runs, read_tasks
+from reproduce.report.choosing import against, difference_text, paired
+from reproduce.report.records import SAID, Found, Result, Results, Runs
 from zipper.evaluation.significance import Comparison
 
 PAR = 0.01  # maximum difference in WER of two models on par
+FEW, ALL = (100, 300, 1000), 12000  # utterances
+NEAR_ALL = 0.9  # WER above which a Single Decoder counts as untrained
+PARITY = "on par"  # expected verdict of a claim of parity
 Row = list[str]  # claim, verdict, evidence
 
 
-class SweepClaim(NamedTuple):
-    """Claim about one point of a sweep against another. expected: better, worse, or open (on par)."""
-
-    claim: str
-    sweep: str
-    task: str
-    one: str
-    other: str
-    expected: str
-
-
-FIGURE_4 = [
-    SweepClaim("TTS needs the text tower's input projection (Figure 4a)", "projections", "tts", "no text",
-          "all", "worse"),
-    SweepClaim("TTS does not need the speech tower's input projection (Figure 4a)", "projections", "tts",
-          "no speech", "all", "open"),
-    SweepClaim("ASR needs neither input projection (Figure 4a)", "projections", "asr", "none", "all", "open"),
-    SweepClaim("ASR with one zip is on par with four (Figure 4b)", "zips", "asr", "1", "4", "open"),
-    SweepClaim("TTS with eight zips is better than with four (Figure 4b)", "zips", "tts", "8", "4", "better"),
-]  # fmt: skip
+def claims(results: Results) -> list[Row]:
+    """Claim, then verdict and evidence with our settings and the paper's; skips claims without results."""
+    ours = of_runs(results.compared()) + little_data(results.sweep_named("aligned-data"))
+    for said in SAID["figure_4"]:
+        found = results.sweep_named(said["sweep"])
+        a, b = (found.get((said[side],), {}).get(said["task"], []) for side in ("one", "other"))
+        if apart := paired(a, b):
+            evidence = f"{said['one']} against {said['other']}: {difference_text(apart)}"
+            ours.append([said["claim"], verdict(apart, said["expected"]), evidence])
+    papers = {row[0]: row[1:] for row in of_runs(results.papers())}
+    return [[*row, *papers.get(row[0], ["", ""])] for row in ours]
 
 
-def claims(folder: Path) -> str:
-    """Verdict on each claim, with our settings and with the paper's; skips claims without results.
-
-    folder: results.
-    """
-    found = {one.name: read_results(one, folder / "ablations") for one in sweeps()}
-    ours = of_runs(read_runs(folder / "compare"))
-    ours += little_data(found.get("aligned-data", {}))
-    ours += [row for one in FIGURE_4 if (row := figure_4(one, found.get(one.sweep, {})))]
-    papers = {row[0]: row[1:] for row in of_runs(read_papers(folder / "longer"))}
-    if not ours:
-        return ""
-    text = (
-        "*Held* or *not held* where p < 0.05 in the paired test and the whole interval lies on one side, "
-        f"over all seeds. A claim of parity also holds if the interval lies within {100 * PAR:.0f} point. "
-        "*Our settings*: the runs above after 2,000 steps, which differ from the paper in the zips' time "
-        "prior, open gates, whitening, codebook weights, and history masking or a loss on the prompt. *The "
-        "paper's settings* (`configs/paper.yaml`): one seed of 12,000 steps, and a Single Decoder trained as "
-        "long, with our codebook weights and without a loss on the prompt; empty without such a run. The "
-        "corpus has one synthetic voice: nothing here transfers to LibriSpeech."
-    )
-    rows = [[*row, *papers.get(row[0], ["", ""])] for row in ours]
-    head = ["claim", "our settings", "evidence", "the paper's settings", "evidence"]
-    return section("The paper's claims", text, table(head, rows), [])
+def verdict(found: Comparison, expected: str) -> str:
+    """Verdict on the claim that a comparison is better, worse, or on par (PARITY)."""
+    is_so = found.verdict()
+    if expected == PARITY and (is_so == "better" or max(-found.low, found.high) >= PAR):
+        return {"better": "held: better", "worse": "not held: worse"}.get(is_so, "not decided")
+    return "held" if expected in (is_so, PARITY) else "not decided" if is_so == "open" else "not held"
 
 
 def of_runs(runs: Runs) -> list[Row]:
     """Claims decided by the models of a comparison."""
-    single = "single-decoder"
     rows = [
-        *[
-            on_par(f"ASR on par with a frozen text tower ({NAMES[model]})", runs, model)
-            for model in ("zipper-frozen", "zipper")
-        ],
-        better("TTS better than the Single Decoder, speech tower unfrozen", runs, "zipper", single),
-        better("TTS better with the speech tower unfrozen than frozen", runs, "zipper", "zipper-frozen"),
-        long_and_short(runs),
-        preserved(runs),
+        [said["claim"], verdict(found, said["expected"]), difference_text(found)]
+        for said in SAID["claims"]
+        if (found := against(runs, said["task"], said["one"], said["other"]))
     ]
-    return [row for row in rows if row]
-
-
-def read_papers(folder: Path) -> Runs:
-    """Zipper with the paper's settings, and the Single Decoder. folder: results/longer."""
-    runs: Runs = {}
-    for model, name in (("single-decoder", "single-decoder"), ("zipper", "paper")):
-        if found := read_tasks(folder, name, ("asr", "tts"), utterances=True):
-            runs[model] = {task: [result] for task, result in found.items()}
-    return runs
-
-
-def on_par(claim: str, runs: Runs, model: str) -> Row | None:
-    """Verdict: ASR on par with the Single Decoder, or better."""
-    found = against(runs, "asr", model, "single-decoder")
-    if found is None:
-        return None
-    near = max(-found.low, found.high) < PAR
-    words = {"better": "held: better", "worse": "not held: worse", "open": "not decided"}
-    word = "held" if near and found.verdict() != "better" else words[found.verdict()]
-    return [claim, word, difference_text(found)]
-
-
-def better(claim: str, runs: Runs, model: str, other: str) -> Row | None:
-    """Verdict: TTS better than another model."""
-    found = against(runs, "tts", model, other)
-    words = {"better": "held", "worse": "not held", "open": "not decided"}
-    return [claim, words[found.verdict()], difference_text(found)] if found else None
-
-
-def long_and_short(runs: Runs) -> Row | None:
-    """Verdict on Figure 2, by the longest and the shortest third of the sentences."""
-    ends = by_ends(runs)
-    if ends is None:
-        return None
-    short, long = ends
-    word = {
-        ("worse", "better"): "held",
-        ("better", "better"): "not held: better on both",
-        ("worse", "worse"): "not held: worse on both",
-        ("better", "worse"): "not held: the reverse",
-    }.get((short.verdict(), long.verdict()), "not decided")
-    evidence = f"shortest third: {difference_text(short)}; longest third: {difference_text(long)}"
-    return ["TTS better on long sentences, worse on short ones", word, evidence]
-
-
-def by_ends(runs: Runs) -> tuple[Comparison, Comparison] | None:
-    """TTS of Zipper against the Single Decoder, on the shortest and the longest third of the sentences."""
     ours, theirs = (runs.get(model, {}).get("tts", []) for model in ("zipper", "single-decoder"))
-    if not ours or not theirs:
-        return None
-    lengths = sorted((len(one["reference"]), one["id"]) for one in ours[0]["per_utterance"])
-    third = len(lengths) // 3
-    found = []
-    for part in (lengths[:third], lengths[-third:]):
-        ids = {one for _, one in part}
-        cut = [
-            [{**r, "per_utterance": [u for u in r["per_utterance"] if u["id"] in ids]} for r in side]
-            for side in (ours, theirs)
-        ]
-        found.append(paired(cut[0], cut[1]))
-    short, long = found
-    return (short, long) if short and long else None
-
-
-def preserved(runs: Runs) -> Row | None:
-    """Verdict: the text perplexity is unchanged, bit for bit."""
+    if paired(ours, theirs):
+        rows.append(long_and_short(ours, theirs))
     kept = [
         one["alone"]["text"]
         for model in ("zipper-frozen", "zipper")
         for one in next(iter(runs.get(model, {}).values()), [])
     ]
-    if not kept:
-        return None
-    same = all(one["before"] == one["after"] for one in kept)
-    return [
-        "Text is preserved",
-        "held" if same else "not held",
-        f"all {len(kept)} runs of Zipper, table above",
-    ]
+    if kept:
+        same = all(one["before"] == one["after"] for one in kept)
+        evidence = f"all {len(kept)} runs of Zipper, table above"
+        rows.append(["Text is preserved", "held" if same else "not held", evidence])
+    return rows
 
 
-FEW, ALL = (100, 300, 1000), 12000  # utterances
-NEAR_ALL = 0.9  # WER above which a Single Decoder counts as untrained
+def long_and_short(ours: list[Result], theirs: list[Result]) -> Row:
+    """Verdict on Figure 2: TTS on the shortest and on the longest third of the sentences."""
+    lengths = sorted((len(one["reference"]), one["id"]) for one in ours[0]["per_utterance"])
+    third, found = len(lengths) // 3, []
+    for part in (lengths[:third], lengths[-third:]):
+        ids = {one for _, one in part}
+        cut = [
+            [{**one, "per_utterance": [u for u in one["per_utterance"] if u["id"] in ids]} for one in side]
+            for side in (ours, theirs)
+        ]
+        found.append(paired(cut[0], cut[1]))
+    word = {
+        "worse, better": "held",
+        "better, better": "not held: better on both",
+        "worse, worse": "not held: worse on both",
+        "better, worse": "not held: the reverse",
+    }.get(", ".join(one.verdict() for one in found if one), "not decided")
+    short, long = map(difference_text, found)
+    evidence = f"shortest third: {short}; longest third: {long}"
+    return ["TTS better on long sentences, worse on short ones", word, evidence]
 
 
 def little_data(found: Found) -> list[Row]:
@@ -165,19 +83,18 @@ def little_data(found: Found) -> list[Row]:
 
     Undecided if the Single Decoder does not learn from all of the data.
     """
-    rows, apart, theirs = [], {}, {}
+    rows, told, rates = [], {}, {}
     for size in (30, *FEW, ALL):
-        ours, theirs[size] = (
-            found.get((model, str(size)), {}).get("asr", []) for model in ("Zipper", "Single Decoder")
+        ours, theirs = (
+            found.get((name, str(size)), {}).get("asr", []) for name in ("Zipper", "Single Decoder")
         )
-        apart[size] = paired(ours, theirs[size])
-    told = {size: one for size, one in apart.items() if one is not None}
-    rates = {
-        size: statistics.fmean(one["wer"] for one in several) for size, several in theirs.items() if several
-    }
+        if theirs:
+            rates[size] = statistics.fmean(one["wer"] for one in theirs)
+        if apart := paired(ours, theirs):
+            told[size] = apart
     learns = rates.get(ALL, 1.0) < NEAR_ALL
     at_all = f"the Single Decoder's WER with all {ALL:,}: {rates[ALL]:.1%}" if ALL in rates else ""
-    if all(size in told for size in FEW):
+    if {*FEW} <= {*told}:
         verdicts = {told[size].verdict() for size in FEW}
         lost = all(rates[size] > NEAR_ALL for size in FEW)
         better = {"better": "held" if lost else "not held: the Single Decoder learns too"}
@@ -190,24 +107,8 @@ def little_data(found: Found) -> list[Row]:
         )
         rows.append([claim, word if learns else "not decided", evidence])
     if 30 in told:
-        words = {"worse": "held", "better": "not held: better", "open": "not decided"}
-        word = words[told[30].verdict()] if learns else "not decided"
+        words = {"worse": "held", "better": "not held: better"}
+        word = words.get(told[30].verdict(), "not decided") if learns else "not decided"
         claim = "With very little aligned data, Zipper is worse (Figure 3)"
         rows.append([claim, word, f"30 utterances: {difference_text(told[30])}; {at_all}"])
-    return [[claim.replace("%", " %"), word, evidence.replace("%", " %")] for claim, word, evidence in rows]
-
-
-def figure_4(point: SweepClaim, found: Found) -> Row | None:
-    """Verdict on a claim of Figure 4."""
-    one, other = (found.get((label,), {}).get(point.task, []) for label in (point.one, point.other))
-    apart = paired(one, other)
-    if apart is None:
-        return None
-    verdict = apart.verdict()
-    if point.expected == "open":
-        on_a_par = max(-apart.low, apart.high) < PAR
-        words = {"better": "held: better", "worse": "not held: worse", "open": "not decided"}
-        word = "held" if on_a_par and verdict != "better" else words[verdict]
-    else:
-        word = "held" if verdict == point.expected else "not decided" if verdict == "open" else "not held"
-    return [point.claim, word, f"{point.one} against {point.other}: {difference_text(apart)}"]
+    return [[cell.replace("%", " %") for cell in row] for row in rows]

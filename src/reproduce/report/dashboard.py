@@ -27,7 +27,9 @@ GATES = {
 
 def workspace(entity: str, project: str) -> ws.Workspace:
     """Workspace with sections for training, zips and gates, ASR, TTS, throughput and comparison."""
-    by_model = wr.Config("model.kind")
+    by_model: Any = {
+        "groupby": wr.Config("model.kind"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax",
+    }  # fmt: skip
     return ws.Workspace(
         entity=entity, project=project, name="Zipper", sections=[
             _section("Training", [
@@ -60,12 +62,9 @@ def workspace(entity: str, project: str) -> ws.Workspace:
                 _lines("Share of padding", "train/padding"),
             ]),
             _section("Comparison", [
-                wr.BarPlot(title="ASR, by model", metrics=["test/asr/wer"], groupby=by_model,
-                           groupby_aggfunc="mean", groupby_rangefunc="minmax"),
-                wr.BarPlot(title="TTS, by model", metrics=["test/tts/wer"], groupby=by_model,
-                           groupby_aggfunc="mean", groupby_rangefunc="minmax"),
-                wr.LinePlot(title="WER on dev, by model", x=STEP, y=["dev/wer"], groupby=by_model,
-                            groupby_aggfunc="mean", groupby_rangefunc="minmax"),
+                wr.BarPlot(title="ASR, by model", metrics=["test/asr/wer"], **by_model),
+                wr.BarPlot(title="TTS, by model", metrics=["test/tts/wer"], **by_model),
+                wr.LinePlot(title="WER on dev, by model", x=STEP, y=["dev/wer"], **by_model),
                 wr.RunComparer(diff_only=True),
             ]),
         ],
@@ -108,10 +107,8 @@ def dashboard(entity: str, project: str, runs: Path) -> None:
     for section in board.sections:
         print(f"{section.name:<15} {len(section.panels)} panels")
     if logged and empty:
-        print(
-            f"no run in {runs} has {', '.join(sorted({*empty})).replace(chr(92), '')}: these panels stay "
-            "empty"
-        )
+        lacking = ", ".join(sorted({*empty})).replace("\\", "")
+        print(f"no run in {runs} has {lacking}: these panels stay empty")
     if not wandb.login(prompt=False):
         print(
             "\nThe dashboard is valid, but there is no W&B key. Run `wandb login`, upload the runs with "

@@ -1,75 +1,21 @@
-"""Results of the comparison by model, task and seed, with paired tests and model selection."""
+"""Paired comparison and model selection over results."""
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
+from reproduce.report.records import Result, Runs
 from zipper.config import RunConfig, to_dict
 from zipper.errors import DataError
-from zipper.evaluation.result_file import read_result
 from zipper.evaluation.significance import Comparison, compare, different_data, p_value
 
-Result = dict[str, Any]
-Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
-
-NAMES = {
-    "single-decoder": "Single Decoder",
-    "single-decoder-speech": "Single Decoder, + unlabelled speech pre-training",
-    "zipper-frozen": "Zipper, speech tower frozen",
-    "zipper": "Zipper",
-}
-BASELINES = {
-    "single-decoder": "the Single Decoder",
-    "single-decoder-speech": "the Single Decoder, + unlabelled speech pre-training",
-}
-
-# Tables 1 and 2, Tiny and Tiny/128M: ASR WER on test-clean / test-other, TTS WER vs gold / target.
-PAPER = {
-    "asr": {"single-decoder": "3.78 / 7.53", "zipper-frozen": "3.47* / 8.37**", "zipper": "3.54 / 8.34**"},
-    "tts": {
-        "single-decoder": "33.38 / 33.11",
-        "zipper-frozen": "27.87 / 27.33*",
-        "zipper": "20.14* / 19.45*",
-    },
-}
-
-
-def read_folder(folder: Path, utterances: bool = False) -> dict[str, Result]:
-    """Results of a folder, by file name."""
-    return {file.stem: read_result(file, utterances) for file in sorted(folder.glob("*.json"))}
-
-
-def read_tasks(folder: Path, name: str, tasks: Iterable[str], utterances: bool = False) -> dict[str, Result]:
-    """Results NAME-TASK.json by task, for the files that exist."""
-    files = {task: folder / f"{name}-{task}.json" for task in tasks}
-    return {task: read_result(file, utterances) for task, file in files.items() if file.is_file()}
-
-
-def read_runs(folder: Path, utterances: bool = True) -> Runs:
-    """Results by model and task, in the order of seeds."""
-    runs: Runs = {}
-    for model in NAMES:
-        for file in sorted(folder.glob(f"{model}-seed*-*.json")):
-            result = read_result(file, utterances)
-            runs.setdefault(model, {}).setdefault(result["task"], []).append(result)
-    return runs
-
-
-CHOICES = "choices"  # sweep of the training objective for each model
-OWN = {
-    "lr",
-    "optimiser",
-    "hide",
-    "prompt_weight",
-    "codebook_weights",
-}  # of train: what each model may have tuned for itself
+# Keys of train that each model may have tuned for itself.
+OWN = {"lr", "optimiser", "hide", "prompt_weight", "codebook_weights"}
 
 
 def check_equal_terms(runs: Runs) -> None:
     """Raises DataError if runs differ in data, steps or evaluation."""
-    results = [one for tasks in runs.values() for several in tasks.values() for one in several]
-    first = results[0]
-    for one in results[1:]:
+    first, *others = [one for tasks in runs.values() for several in tasks.values() for one in several]
+    for one in others:
         for key, value, other in _terms(first, one):
             if value != other:
                 raise DataError(
@@ -109,7 +55,17 @@ def best_rate(found: list[Result]) -> float:
     found = [capped(one) for one in found]
     lowest = min(found, key=lambda one: one["wer"])
     near = [one for one in found if compare([one], [lowest]).verdict() == "open"]
-    return min(near, key=lambda one: one["curves"]["dev/loss_text"][-1][1])["config"]["train"]["lr"]
+    return rate(min(near, key=dev_loss))
+
+
+def rate(one: Result) -> float:
+    """Learning rate of a run."""
+    return one["config"]["train"]["lr"]
+
+
+def dev_loss(one: Result) -> float:
+    """Last dev loss of text."""
+    return one["curves"]["dev/loss_text"][-1][1]
 
 
 def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:

@@ -1,0 +1,138 @@
+"""Result files of a folder in one data frame, and the selections that tables, claims and figures share."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from reproduce import ROOT
+from reproduce.sweep_file import Sweep, read_sweep
+from zipper.evaluation.result_file import read_result
+
+Result = dict[str, Any]
+Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
+Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point of a sweep, task: results by seed
+
+SWEEPS = ROOT / "configs" / "ablations"
+TASKS = {"asr": "ASR", "tts": "TTS, scored by ASR"}
+CHAINS = ("tts", "speech-text-speech", "asr", "text-speech-text")
+AUDIO = Path("samples") / "test-00000-original.flac"
+CHOICES = "choices"  # sweep of the training objective for each model
+SAID: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("paper.yaml").read_text(encoding="utf-8"))
+NAMES: dict[str, str] = SAID["names"]  # models of the comparison
+
+
+@dataclass(frozen=True)
+class Record:
+    """Row of the data frame: one result file. result: its content, with utterances if it has a WER."""
+
+    folder: str  # relative to results/; "." for results/ itself
+    file: str  # name without .json
+    run: str  # name without the task
+    task: str  # as in file names: speech-text-speech
+    split: str
+    result: Result
+
+
+def _read(folder: Path, file: Path) -> Record:
+    result = read_result(file, utterances=False)
+    if "wer" in result:
+        result = read_result(file)
+    task, split = result.get("task", "").replace(">", "-"), result.get("split", "")
+    where = file.parent.relative_to(folder).as_posix()
+    return Record(where, file.stem, file.stem.removesuffix(f"-{task}"), task, split, result)
+
+
+class Results:
+    """Result files of a folder (results/), read once, and the sweeps that the report shows."""
+
+    def __init__(self, folder: Path, sweeps: Sequence[Sweep] | None = None) -> None:
+        self.folder = folder
+        self.sweeps = sweeps or [read_sweep(one) for one in sorted(SWEEPS.rglob("*.yaml"))]
+        rows = [_read(folder, file) for file in sorted(folder.rglob("*.json"))]
+        self.frame = pd.DataFrame(rows, columns=[one.name for one in fields(Record)])
+
+    def select(self, **equal: str) -> pd.DataFrame:
+        """Rows with the given values, in the order of file names."""
+        frame = self.frame
+        for column, value in equal.items():
+            frame = frame[frame[column] == value]
+        return frame
+
+    def get(self, file: str, folder: str = ".") -> Result:
+        """Content of one file; empty without it."""
+        found = self.select(folder=folder, file=file)
+        return found.result.iloc[0] if len(found) else {}
+
+    def tasks(self, folder: str, run: str) -> dict[str, Result]:
+        """Results of a run by task."""
+        found = self.select(folder=folder, run=run)
+        return dict(zip(found.task, found.result, strict=True))
+
+    def compared(self) -> Runs:
+        """Results of the comparison by model and task, in the order of seeds."""
+        runs: Runs = {}
+        for model in NAMES:
+            found = self.select(folder="compare")
+            found = found[found.run.str.fullmatch(rf"{model}-seed\d+")]
+            if len(found):
+                runs[model] = {task: [*part.result] for task, part in found.groupby("task")}
+        return runs
+
+    def papers(self) -> Runs:
+        """Longer runs of Zipper with the paper's settings, and of the Single Decoder."""
+        longer = {
+            model: self.tasks("longer", name)
+            for model, name in (("single-decoder",) * 2, ("zipper", "paper"))
+        }
+        return {
+            model: {task: [one] for task, one in found.items()} for model, found in longer.items() if found
+        }
+
+    def longer(self) -> dict[str, dict[str, Result]]:
+        """Longer runs with both tasks by name; empty with fewer than two, as `joint` has its own section."""
+        runs = {name: self.tasks("." if name == "joint" else "longer", name) for name in SAID["longer"]}
+        found = {name: tasks for name, tasks in runs.items() if tasks.keys() >= TASKS.keys()}
+        return found if len(found) > 1 else {}
+
+    def chains(self) -> dict[str, dict[str, Result]]:
+        """Results of models with all chains, by task."""
+        runs = {run: self.tasks("chains", run) for run in self.select(folder="chains", task="tts").run}
+        return {run: tasks for run, tasks in runs.items() if tasks.keys() >= {*CHAINS}}
+
+    def shipped(self) -> Result:
+        """First test utterance of the shipped model (id, reference); empty if its files are missing."""
+        found = self.get("joint-asr").get("per_utterance", [])
+        return found[0] if found and (self.folder / AUDIO).is_file() else {}
+
+    def sweep(self, sweep: Sweep) -> Found:
+        """Results of a sweep; points without a result are left out."""
+        rows = self.select(folder=f"ablations/{sweep.name}")
+        own = dict(zip(zip(rows.run, rows.task, strict=True), rows.result, strict=True))
+        found: Found = {}
+        for point in sweep.runs():
+            for task in TASKS:
+                if (point.name, task) in own:
+                    of_point = found.setdefault(tuple(point.labels.values()), {})
+                    of_point.setdefault(task, []).append(own[point.name, task])
+        return found
+
+    def sweep_named(self, name: str) -> Found:
+        """Results of the sweep with a name."""
+        return next((self.sweep(one) for one in self.sweeps if one.name == name), {})
+
+
+def shown(label: str) -> str:
+    """Label of a sweep as tables and figures show it."""
+    for phrase, term in SAID["terms"].items():
+        label = re.sub(rf"(?<![+] )\b{phrase}\b", term, label)
+    return label
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Formats a share as percent: 0.0423 -> 4.2 %."""
+    return f"{100 * share:.{digits}f} %"
