@@ -105,7 +105,7 @@ faults: $(READY)  ## inject 120 faults into small runs and compare with an unint
 	$(RUN) faults configs/faults.yaml --result results/faults.json $(ARGS)
 
 bad-input: $(VENV)/.dev  ## check the error messages of all commands on invalid input
-	$(VENV)/bin/python -m pytest -n 2 tests/test_clear_errors.py --result results/bad-input.json $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 tests/zipper/test_clear_errors.py --result results/bad-input.json $(ARGS)
 
 audit: $(VENV)/.maintenance  ## check constraints.txt for known vulnerabilities; fails if one has a fix
 	$(VENV)/bin/python .ci/audit.py
@@ -128,7 +128,10 @@ notebooks: $(VENV)/.notebooks  ## run the notebooks and write them as HTML to bu
 report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report
 
-test: $(VENV)/.dev  ## run the tests
+test: $(VENV)/.dev  ## run the tests, without the slow ones
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev  ## run all tests
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff (lint, format) and mypy

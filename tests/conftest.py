@@ -25,12 +25,18 @@ from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment
 from zipper.data.encode import prepare_dataset
 from zipper.data.statistics import measure_statistics
-from zipper.evaluation import tasks as tasks_module
+from zipper.evaluation import run as evaluation_module
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
-from zipper.evaluation.scorer import AsrScorer
-from zipper.evaluation.tts import SpeechScorer
-from zipper.generation import zipper as zipped_module
+from zipper.evaluation.task import answer_rows
+from zipper.modalities import speech as speech_module
+from zipper.modalities.asr_scorer import AsrScorer
+from zipper.modalities.base import Modality
+from zipper.modalities.delay import Pattern
+from zipper.modalities.scoring import Score
+from zipper.modalities.speech import Speech
+from zipper.modalities.speech_scorer import SpeechScorer
+from zipper.modalities.text import Text, TextScorer
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.resolve import resolve
 from zipper.models.zipper import ZipperModel
@@ -101,7 +107,12 @@ def subwords(utterances: list[Utterance]) -> Tokenizer:
 def dataset(
     tmp_path_factory: pytest.TempPathFactory, utterances: list[Utterance], codec: Codec, subwords: Tokenizer
 ) -> EncodedDataset:
-    return prepare_dataset(tmp_path_factory.mktemp("stores"), utterances, codec, subwords, 5.0, 30.0)
+    return prepare_dataset(tmp_path_factory.mktemp("stores"), utterances, units(codec, subwords), 30.0)
+
+
+def units(codec: Codec, subwords: Tokenizer, pattern: Pattern = "delay") -> dict[str, Modality]:
+    """Text and speech."""
+    return {"text": Text(subwords), "speech": Speech(codec, pattern, 5.0)}
 
 
 def tiny_model(
@@ -123,10 +134,24 @@ def tiny_model(
             layers=layers, width=16, heads=2, kv_heads=1, hidden=24, vocabulary=11, codebooks=1
         ),
         "speech": TowerConfig(
-            layers=layers, width=24, heads=4, kv_heads=2, hidden=32, vocabulary=9, codebooks=3
+            layers=layers,
+            width=24,
+            heads=4,
+            kv_heads=2,
+            hidden=32,
+            vocabulary=9,
+            codebooks=3,
+            specials=[6, 7, 8],
         ),
         "music": TowerConfig(
-            layers=layers - 1, width=8, heads=2, kv_heads=2, hidden=8, vocabulary=7, codebooks=2
+            layers=layers - 1,
+            width=8,
+            heads=2,
+            kv_heads=2,
+            hidden=8,
+            vocabulary=7,
+            codebooks=2,
+            specials=[4, 5, 6],
         ),
     }
     if elsewhere:
@@ -197,12 +222,20 @@ def config(*words: str) -> RunConfig:
 @pytest.fixture
 def prepared(dataset, monkeypatch, in_tmp):
     """`train` finds the tiny store, and works in an empty folder."""
-    monkeypatch.setattr(run_module, "prepare", lambda cfg, clock: dataset)
-    monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock: dataset)
+    for module in (run_module, evaluation_module):
+        monkeypatch.setattr(module, "prepare", lambda cfg, clock, modalities: dataset)
+        monkeypatch.setattr(module, "load_modalities", lambda cfg: dataset.modalities)
     return dataset
 
 
 JOINT = ["name=joint", "model.switch=true", "train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
+
+
+def transcribe(model, dataset, statistics, rows, batch=8, prompts=None) -> list[Score]:
+    """Scores of the transcripts of rows."""
+    scorer, order = TextScorer(dataset.modalities["text"]), ("speech", "text")
+    answers = answer_rows(model, dataset, statistics, scorer, rows, order, batch, prompts=prompts)
+    return [score for _, score in answers]
 
 
 def perfect(dataset, codec) -> AsrScorer:
@@ -211,7 +244,7 @@ def perfect(dataset, codec) -> AsrScorer:
     known = {}
     for split in ("train", "dev", "test"):
         for row in dataset.splits[split]:
-            known[_key(codec.decode(dataset.row_codes(row)))] = row["text"]
+            known[_key(codec.decode(dataset.modalities["speech"].content(row)))] = row["text"]
             known[_key(torch.from_numpy(sf.read(row["audio"], dtype="float32")[0]))] = row["text"]
     return AsrScorer(lambda wave: known.get(_key(wave), ""), str, "perfect", "none")
 
@@ -223,10 +256,9 @@ def _key(wave: torch.Tensor) -> str:
 @pytest.fixture
 def listening(prepared, codec, monkeypatch):
     """`train` finds the tiny codec and a perfect judge."""
-    monkeypatch.setattr(tasks_module, "load_codec", lambda cfg: codec)
-    monkeypatch.setattr(zipped_module, "load_codec", lambda cfg: codec)
+    monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
     judge = perfect(prepared, codec)
-    monkeypatch.setattr(tasks_module, "load_asr_scorer", lambda cfg: judge)
+    monkeypatch.setattr("zipper.modalities.asr_scorer.load_asr_scorer", lambda cfg: judge)
     return SpeechScorer(codec, judge, "build")
 
 
@@ -240,7 +272,7 @@ def trained(listening, prepared):
     state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     torch.save({**state, "pytorch-lightning_version": "2.6.0"}, folder / "best.ckpt")
     (cfg.run_dir / "config.yaml").write_text("name: joint\n", encoding="utf-8")
-    prepared.tokenizer.save(cfg.run_dir / "tokenizer.json")
+    prepared.modalities["text"].save(cfg.run_dir)
     return cfg
 
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zipper.errors import ConfigError, DataError, TrainingError, ZipperError
     from zipper.generation.zipper import GeneratedSegment, Zipper
+    from zipper.modalities.base import Modality
+    from zipper.modalities.layout import TokenLayout
     from zipper.training.data import ZipperData
     from zipper.training.module import ZipperModule
 
@@ -28,6 +30,8 @@ __all__ = [
     "ConfigError",
     "DataError",
     "GeneratedSegment",
+    "Modality",
+    "TokenLayout",
     "TrainingError",
     "Zipper",
     "ZipperData",
@@ -37,6 +41,8 @@ __all__ = [
 _MODULES = {
     "Zipper": "zipper.generation.zipper",
     "GeneratedSegment": "zipper.generation.zipper",
+    "Modality": "zipper.modalities.base",
+    "TokenLayout": "zipper.modalities.layout",
     "ZipperData": "zipper.training.data",
     "ZipperModule": "zipper.training.module",
 }

@@ -65,6 +65,13 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         "--audio", action=_AppendPrompt, dest="prompts", metavar="FILE", help="speech prompt (audio file)"
     )
     parser.add_argument(
+        "--given",
+        action=_AppendPrompt,
+        dest="prompts",
+        metavar="MODALITY=INPUT",
+        help="prompt of another modality",
+    )
+    parser.add_argument(
         "--batch", type=Path, metavar="FILE",
         help="table of prompts, .tsv or .jsonl with id, and text or audio (a path relative to FILE)",
     )  # fmt: skip
@@ -113,5 +120,9 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 class _AppendPrompt(argparse.Action):
     def __call__(self, parser: Any, space: argparse.Namespace, value: Any, option: str | None = None) -> None:
-        kind = "text" if option == "--text" else "speech"
+        kind = {"--text": "text", "--audio": "speech"}.get(option or "")
+        if kind is None:
+            kind, equals, value = value.partition("=")
+            if not equals:
+                parser.error(f"--given {kind}: write MODALITY=INPUT, such as --given text=hello")
         setattr(space, self.dest, [*(getattr(space, self.dest) or []), (kind, value)])

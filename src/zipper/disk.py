@@ -59,6 +59,16 @@ def check_writable(folder: Path, needed: int, setting: str, other: str) -> None:
         )
 
 
+def write_atomic(file: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it, so that it is complete or absent."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write the same file
+    try:
+        aside.write_bytes(content)
+        aside.rename(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 @contextmanager
 def file_lock(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Holds a lock file; the lock of a process that dies is released.

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from zipper.checkpoint_files import BEST, LAST, PREVIOUS, find_damage, read_checkpoint
-from zipper.config import RunConfig, flat, save_config, to_dict
+from zipper.config import RunConfig, flat, from_dict, save_config, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.statistics import saved_statistics
 from zipper.disk import file_lock
@@ -58,7 +58,9 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     saved = cfg.run_dir / "config.yaml"
     if saved.exists():
         old, new = (
-            flat(yaml.safe_load(saved.read_text(encoding="utf-8"))),
+            flat(
+                json.loads(json.dumps(to_dict(from_dict(yaml.safe_load(saved.read_text(encoding="utf-8"))))))
+            ),
             flat(json.loads(json.dumps(to_dict(cfg)))),
         )
         changed = [

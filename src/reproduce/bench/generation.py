@@ -128,10 +128,10 @@ def real_time_factor(dataset: EncodedDataset) -> float:
         started = time.perf_counter()
         ((speech,),) = generate(
             model.network, [model.document(f"{turn}", {"text": text})], ["speech"], model.statistics,
-            model.config.decode.by_modality(),
+            model.config.decode,
         )  # fmt: skip
-        wave = model.codec.decode(speech.content)
+        wave = model.modalities["speech"].decode(speech.content)
         if turn:  # the first sentence is a warm-up
             work += time.perf_counter() - started
-            sound += len(wave) / model.codec.sample_rate
+            sound += len(wave) / model.sample_rate
     return work / sound

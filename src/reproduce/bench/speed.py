@@ -7,6 +7,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from reproduce.bench.generation import alternate, generation
 from reproduce.bench.record import record, show
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import RunConfig, TowerConfig
+from zipper.config import RunConfig, TowerConfig, modalities_of
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
@@ -27,8 +28,8 @@ from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
 from zipper.distributed import check_trainer, encoding_settings
 from zipper.errors import ConfigError
-from zipper.evaluation.asr import transcribe_rows
 from zipper.evaluation.result import versions
+from zipper.generation.rows import generate_rows
 from zipper.models.losses import stream_loss
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
@@ -53,7 +54,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     check_trainer(encoding_settings(cfg.train))
     dataset = prepare(cfg, Clock())
     cfg = resolve(cfg, dataset)
-    shares, tokens, prompt = cfg.train.tasks.shares(), cfg.train.tokens, cfg.train.prompt_weight
+    shares, tokens, prompt = cfg.train.tasks, cfg.train.tokens, cfg.train.prompt_weight
     steps = BatchSchedule(dataset, "train", shares, tokens, 1, cfg.seed, prompt)
     books = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
     batches = [steps.batch(step, 0, books) for step in range(TURNS)]
@@ -172,15 +173,16 @@ def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
     """Speed of greedy ASR with an untrained Zipper, and the share that hits the length limit."""
     module = ZipperModule.of(cfg, measure_statistics(dataset))
     rows = [dataset.splits["dev"][i] for i in range(min(DECODED, len(dataset.splits["dev"])))]
-    transcribe_rows(module.model, dataset, module.statistics, rows[:2], 2)
+    transcribe = partial(generate_rows, module.model, dataset, module.statistics, order=modalities_of("asr"))
+    transcribe(rows[:2], batch=2)
     found: dict[str, Any] = {}
     for batch, part in ((1, rows[:10]), (len(rows), rows)):
         started = time.monotonic()
-        written = transcribe_rows(module.model, dataset, module.statistics, part, batch)
+        written = [text for (text,) in transcribe(part, batch=batch)]
         took = time.monotonic() - started
         found[f"batch {batch}"] = {
             "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),
-            "share_at_cap": sum(one.stopped == "cap" for one in written) / len(written),
+            "share_at_cap": sum(one.finish_reason == "cap" for one in written) / len(written),
         }
     return found
 

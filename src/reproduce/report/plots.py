@@ -158,13 +158,13 @@ def draw_shipped(results: Results, figures: Path) -> list[Path]:
         return []
     zipped = Zipper.from_pretrained(ROOT / "assets" / "zipped")
     assert isinstance(zipped.network, ZipperModel)
-    wave = zipped.read(results.folder / AUDIO)
-    segments = {"text": zipped.encode("text", given["reference"]), "speech": zipped.encode("speech", wave)}
+    given_as = {"text": given["reference"], "speech": results.folder / AUDIO}
+    segments = {name: zipped.encode(name, raw) for name, raw in given_as.items()}
     files = []
     for pair in PAIRS:  # the source comes first, as in ASR and TTS
         document = prompt_of(given["id"], segments[pair[1]], segments[pair[0]])
-        title, rate = f"{given['id']}: {given['reference']}", zipped.codec.frame_rate
-        figure = attention_map(zipped.network, document, pair, zipped.tokenizer, rate, title)
+        title = f"{given['id']}: {given['reference']}"
+        figure = attention_map(zipped.network, document, pair, zipped.modalities, title)
         files.append(save(figure, figures / f"attention-{'-'.join(pair)}"))
     return files
 

@@ -1,9 +1,10 @@
 """Settings: dataclasses hold the defaults; YAML files and command-line overrides change them."""
 
-from zipper.config.evaluation import DecodeConfig as DecodeConfig
 from zipper.config.evaluation import EvaluateConfig as EvaluateConfig
 from zipper.config.evaluation import JudgeConfig as JudgeConfig
 from zipper.config.evaluation import SamplingConfig as SamplingConfig
+from zipper.config.fields import modalities_of as modalities_of
+from zipper.config.fields import task_name as task_name
 from zipper.config.loading import (
     ROOT as ROOT,
 )
@@ -38,14 +39,14 @@ from zipper.config.loading import (
     to_dict as to_dict,
 )
 from zipper.config.loading import (
+    upgraded as upgraded,
+)
+from zipper.config.loading import (
     with_overrides as with_overrides,
 )
 from zipper.config.model import ModelConfig as ModelConfig
 from zipper.config.model import TowerConfig as TowerConfig
 from zipper.config.model import ZipConfig as ZipConfig
-from zipper.config.schema import (
-    TASKS as TASKS,
-)
 from zipper.config.schema import (
     CodecConfig as CodecConfig,
 )
@@ -58,6 +59,5 @@ from zipper.config.schema import (
 from zipper.config.schema import (
     RunConfig as RunConfig,
 )
-from zipper.config.training import TasksConfig as TasksConfig
 from zipper.config.training import TrainCodecConfig as TrainCodecConfig
 from zipper.config.training import TrainConfig as TrainConfig

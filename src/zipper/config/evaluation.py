@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from zipper.config.fields import check_positive, section, setting
+from zipper.config.fields import check_positive, setting, task_name
 from zipper.errors import ConfigError
 
 
@@ -12,16 +12,16 @@ class SamplingConfig:
     temperature: float = setting(0.0, "sampling temperature; 0: greedy decoding")
     top_k: int | None = setting(None, "sample from the k most likely tokens; none: all")
     top_p: float = setting(1.0, "sample from the most likely tokens with this total probability")
-    beams: int = setting(1, "beams of beam search, for text only; 1: no beam search")
+    beams: int = setting(1, "beams of beam search, for modalities of one codebook; 1: no beam search")
     compile: bool = setting(
         False, "torch.compile the decoding step: takes a minute or more once; for GPUs and many sentences"
     )
 
     def __post_init__(self) -> None:
-        check_positive(self, "decode.text or decode.speech", "beams")
+        check_positive(self, "decode.NAME", "beams")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
             raise ConfigError(
-                f"decode.text or decode.speech: temperature={self.temperature} must be 0 or more, "
+                f"decode.NAME: temperature={self.temperature} must be 0 or more, "
                 f"top_k={self.top_k} at least 1, top_p={self.top_p} more than 0 and at most 1."
             )
         if self.beams > 1 and self.temperature > 0:
@@ -40,26 +40,11 @@ class SamplingConfig:
 
 
 @dataclass
-class DecodeConfig:
-    text: SamplingConfig = section(SamplingConfig)
-    speech: SamplingConfig = section(SamplingConfig)
-
-    def __post_init__(self) -> None:
-        if self.speech.beams > 1:
-            raise ConfigError(
-                f"decode.speech.beams={self.speech.beams}: beam search works for text only. Set "
-                "decode.text.beams."
-            )
-
-    def by_modality(self) -> dict[str, SamplingConfig]:
-        """Sampling settings by modality."""
-        return {"text": self.text, "speech": self.speech}
-
-
-@dataclass
 class EvaluateConfig:
     split: Literal["train", "dev", "test"] = setting("test", "split to evaluate on")
-    tasks: list[str] = setting([], "asr, tts: validated and evaluated; none: all trained tasks")
+    tasks: list[str] = setting(
+        [], "tasks that are validated and evaluated, such as asr or tts; none: all trained tasks"
+    )
     chains: list[str] = setting(
         [], "chains to evaluate, such as speech>text>speech: the first modality is the prompt, the others "
         "are generated in order, and the last is scored"
@@ -78,10 +63,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        if unknown := sorted({*self.tasks} - {"asr", "tts"}):
-            raise ConfigError(
-                f"evaluate.tasks={self.tasks}: {unknown} is not asr or tts. Name those, or none."
-            )
+        self.tasks = [task_name(task) for task in self.tasks]
         check_positive(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
         if self.spoken is not None and self.spoken < 1:
             raise ConfigError(f"evaluate.spoken={self.spoken} must be at least 1, or none.")

@@ -1,11 +1,36 @@
 """Field helpers and checks shared by all config sections."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
 from zipper.errors import ConfigError
 
-TASKS = {"asr": ("speech", "text"), "tts": ("text", "speech"), "speech": ("speech",), "text": ("text",)}
+ALIASES = {"asr": "speech>text", "tts": "text>speech"}
+CHAINS = {chain: alias for alias, chain in ALIASES.items()}
+
+
+def task_name(task: str) -> str:
+    """Name of a task: its alias if it has one."""
+    return CHAINS.get(task, task)
+
+
+def modalities_of(task: str) -> tuple[str, ...]:
+    """Modalities of a task in document order, the last one is the answer. One alone is pre-training."""
+    return tuple(ALIASES.get(task, task).split(">"))
+
+
+def check_modalities(setting: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ConfigError if a setting names a modality without a tower."""
+    known = sorted({*known})
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(
+                f"{setting}: no such modality {name!r}; model.towers has {', '.join(known)}.{hint}"
+            )
 
 
 def setting(default: Any, help: str) -> Any:

@@ -4,19 +4,19 @@ An override that names a whole section, such as `data=NAME`, loads configs/data/
 file and below the other overrides. No DictConfig leaves this module.
 """
 
+import copy
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from zipper.config.model import TowerConfig
 from zipper.config.schema import RunConfig
 from zipper.config.yaml_types import load_typed, read_override, type_at
 from zipper.errors import ConfigError, DataError
@@ -107,8 +107,20 @@ def _known() -> str:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Config from a dict; inverse of `to_dict`."""
+    """Config from a dict; inverse of `to_dict`. Accepts those of older checkpoints and exports."""
+    values = upgraded(values)
     return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values)))
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Copy of a config dict with the settings that older versions stored in another form."""
+    values = copy.deepcopy(values)
+    for name, tower in values.get("model", {}).get("towers", {}).items():
+        if name == "speech" and len(tower.get("specials", [])) == 2 and tower.get("vocabulary"):
+            tower["specials"] = [tower["vocabulary"] - back for back in (3, 2, 1)]  # were not stored
+    if tasks := values.get("train", {}).get("tasks"):
+        values["train"]["tasks"] = {task: share for task, share in tasks.items() if share}
+    return values
 
 
 def with_overrides(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -152,8 +164,8 @@ def describe(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str,
         default = f.default_factory() if callable(f.default_factory) else f.default
         if is_dataclass(default):
             yield from describe(default, f"{prefix}{f.name}.")
-        elif f.name == "towers":
-            yield from describe(TowerConfig, f"{prefix}towers.NAME.")
+        elif f.name in ("towers", "decode"):
+            yield from describe(get_args(f.type)[-1], f"{prefix}{f.name}.NAME.")
         else:
             shown = list(default) if isinstance(default, tuple) else default
             yield f"{prefix}{f.name}", "none" if shown is None else str(shown), f.metadata["help"]

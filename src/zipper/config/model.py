@@ -27,8 +27,10 @@ class TowerConfig:
     norm_eps: float = setting(1e-6, "epsilon of RMSNorm")
     vocabulary: int = setting(0, "vocabulary size of one codebook; 0: from the encoded dataset")
     codebooks: int = setting(0, "codebooks (tokens per timestep; text has 1); 0: from the encoded dataset")
-    pattern: Literal["delay", "parallel"] = setting("delay", "codebook pattern; set from codec.pattern")
-    specials: list[int] = setting([0, 1], "ids of BOS and EOS; set from the tokenizer")
+    pattern: Literal["delay", "parallel"] = setting("delay", "codebook pattern; set from the modality")
+    specials: list[int] = setting(
+        [0, 1], "ids of BOS, EOS and, with codebooks, filler; set from the modality"
+    )
     dropout: float = setting(0.0, "dropout after attention and feed-forward")
     init: str | None = setting(
         None, "folder of a pre-trained tower, which also sets its shape; none: random weights"
@@ -115,8 +117,11 @@ class ZipConfig:
         check_range(self, "model.zip", -1000, 1000, "gate_init", "diagonal")
 
 
+DEFAULT_MODALITIES = ("text", "speech")
+
+
 def _default_towers() -> dict[str, TowerConfig]:
-    return {"text": TowerConfig(), "speech": TowerConfig()}
+    return {name: TowerConfig() for name in DEFAULT_MODALITIES}
 
 
 @dataclass
@@ -125,7 +130,7 @@ class ModelConfig:
         "zipper",
         "zipper, or the paper's baseline: the first modality's tower with the vocabulary of all modalities",
     )
-    modalities: list[str] = setting(["text", "speech"], "modalities, one tower each")
+    modalities: list[str] = setting([*DEFAULT_MODALITIES], "modalities, one tower each")
     towers: dict[str, TowerConfig] = field(default_factory=_default_towers)
     zip: ZipConfig = section(ZipConfig)
     switch: bool = setting(
@@ -133,7 +138,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        declared = {*self.modalities, *_default_towers()}
+        declared = {*self.modalities, *DEFAULT_MODALITIES}
         for name in self.towers:
             if name not in declared:
                 close = difflib.get_close_matches(name, sorted(declared), 1)

@@ -2,28 +2,34 @@
 
 import difflib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from zipper.config.evaluation import DecodeConfig, EvaluateConfig, JudgeConfig, SamplingConfig
-from zipper.config.fields import TASKS, check_name, check_positive, check_range, section, setting
-from zipper.config.model import ModelConfig, TowerConfig, ZipConfig
-from zipper.config.training import TasksConfig, TrainCodecConfig, TrainConfig
+from zipper.config.evaluation import EvaluateConfig, JudgeConfig, SamplingConfig
+from zipper.config.fields import (
+    check_modalities,
+    check_name,
+    check_positive,
+    check_range,
+    modalities_of,
+    section,
+    setting,
+    task_name,
+)
+from zipper.config.model import DEFAULT_MODALITIES, ModelConfig, TowerConfig, ZipConfig
+from zipper.config.training import TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
 
 __all__ = [
-    "TASKS",
     "CodecConfig",
     "DataConfig",
-    "DecodeConfig",
     "EvaluateConfig",
     "JudgeConfig",
     "LogConfig",
     "ModelConfig",
     "RunConfig",
     "SamplingConfig",
-    "TasksConfig",
     "TowerConfig",
     "TrainCodecConfig",
     "TrainConfig",
@@ -89,14 +95,11 @@ class DataConfig:
             raise ConfigError(f"data.corpus={self.corpus} names a corpus twice.")
         if unknown := sorted({*self.splits} - {"train", "dev", "test"}):
             raise ConfigError(f"data.splits.{unknown[0]}: a split is train, dev or test.")
-        for task, names in self.tasks.items():
-            if task not in TASKS or (strange := [name for name in names if name not in self.corpora]):
-                what = (
-                    f"{task!r} is not one of {', '.join(TASKS)}"
-                    if task not in TASKS
-                    else f"{strange[0]!r} is not in it. Name one of its corpora"
-                )
-                raise ConfigError(f"data.tasks with data.corpus={self.corpus}: {what}.")
+        self.tasks = {task_name(task): names for task, names in self.tasks.items()}
+        if strange := [name for names in self.tasks.values() for name in names if name not in self.corpora]:
+            raise ConfigError(
+                f"data.tasks with data.corpus={self.corpus}: {strange[0]!r} is not in it. Name one of those."
+            )
         if self.only is not None and not 1 <= self.only <= (
             self.train if self.corpora == ["spoken"] else self.only
         ):
@@ -177,7 +180,7 @@ class RunConfig:
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
     train_codec: TrainCodecConfig = section(TrainCodecConfig)
-    decode: DecodeConfig = section(DecodeConfig)
+    decode: dict[str, SamplingConfig] = field(default_factory=dict)
     evaluate: EvaluateConfig = section(EvaluateConfig)
     judge: JudgeConfig = section(JudgeConfig)
     log: LogConfig = section(LogConfig)
@@ -185,29 +188,50 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_range(self, "", 0, 2**32 - 1, "seed")
         check_name("name", self.name, "/\\", 200)  # the name is part of folder and file names
-        if self.evaluate.samplings > 1 and self.decode.speech.temperature == 0:
+        for name in self.model.modalities:
+            self.decode.setdefault(name, SamplingConfig())
+        if self.evaluate.samplings > 1 and all(how.temperature == 0 for how in self.decode.values()):
             raise ConfigError(
-                f"evaluate.samplings={self.evaluate.samplings}, but decode.speech.temperature=0 is greedy: "
-                "all samples would be equal. Give a temperature."
+                f"evaluate.samplings={self.evaluate.samplings}, but every decode.NAME.temperature=0 is "
+                "greedy: all samples would be equal. Give a temperature."
             )
-
+        towers = [*self.model.towers, *DEFAULT_MODALITIES]
+        check_modalities("decode", self.decode, towers)
+        for key, tasks in (("train.tasks", self.train.tasks), ("data.tasks", self.data.tasks)):
+            for task in tasks:
+                check_modalities(f"{key}.{task}", modalities_of(task), towers)
+        if twice := [task for task in self.train.tasks if len({*modalities_of(task)}) < task.count(">") + 1]:
+            raise ConfigError(
+                f"train.tasks.{twice[0]} names a modality twice. Train its pairs, such as speech>text and "
+                "text>speech, and evaluate it with evaluate.chains."
+            )
+        if unknown := [task for task in self.evaluate.tasks if task not in self.train.tasks]:
+            raise ConfigError(
+                f"evaluate.tasks={self.evaluate.tasks}, but {unknown} is not trained: "
+                f"train.tasks={self.train.tasks}. Give it a share there, or leave it out."
+            )
         self._check_chains()
 
     def _check_chains(self) -> None:
-        hops = [TASKS[task] for task in self.train.tasks.shares()]
+        hops = [modalities_of(task) for task in self.train.tasks]
         for chain in self.evaluate.chains:
             order = tuple(chain.split(">"))
             if len(order) < 3 or not {*itertools.pairwise(order)} <= {*hops}:
                 raise ConfigError(
                     f"evaluate.chains: {chain!r} must have three or more modalities, and this run must train "
-                    f"each of its tasks (train.tasks={self.train.tasks.shares()}). Write it as "
+                    f"each of its tasks (train.tasks={self.train.tasks}). Write it as "
                     "speech>text>speech, or give its tasks a share."
                 )
 
     def evaluates(self, task: str) -> bool:
-        """Whether a task (asr, tts) is validated in training and evaluated after it."""
-        trained = task in self.train.tasks.shares()
-        return trained and (not self.evaluate.tasks or task in self.evaluate.tasks)
+        """Whether a task is validated in training and evaluated after it."""
+        return task in self.evaluated_tasks
+
+    @property
+    def evaluated_tasks(self) -> list[str]:
+        """Trained tasks from one modality to another, as far as `evaluate.tasks` asks for them."""
+        trained = [task for task in self.train.tasks if len(modalities_of(task)) > 1]
+        return [task for task in trained if not self.evaluate.tasks or task in self.evaluate.tasks]
 
     @property
     def run_dir(self) -> Path:

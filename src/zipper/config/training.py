@@ -1,35 +1,22 @@
 """Settings of model and codec training."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from zipper.config.fields import check_positive, check_range, section, setting
+from zipper.config.fields import check_positive, check_range, setting, task_name
 from zipper.errors import ConfigError
 
 LossMean = Literal["modality", "document"]
 
 
 @dataclass
-class TasksConfig:
-    asr: float = setting(
-        0.0, "share of ASR (speech to text) in the mixture; 1: every utterance once per epoch"
-    )
-    tts: float = setting(0.0, "share of TTS (text to speech; the paper has 1.26 : 1 of asr)")
-    speech: float = setting(0.0, "share of speech without text")
-    text: float = setting(0.0, "share of text without speech")
-
-    def __post_init__(self) -> None:
-        if min(self.asr, self.tts, self.speech, self.text) < 0:
-            raise ConfigError(f"train.tasks={self}: a share must not be negative. Give 0 for none.")
-
-    def shares(self) -> dict[str, float]:
-        """Shares of the tasks with a share above 0."""
-        return {f.name: share for f in fields(self) if (share := getattr(self, f.name))}
-
-
-@dataclass
 class TrainConfig:
-    tasks: TasksConfig = section(TasksConfig)
+    tasks: dict[str, float] = setting(
+        {},
+        "share of each task in the mixture, by number of examples; 1: every utterance once per epoch. A task "
+        "is a chain of modalities, such as speech>text (asr) or text>speech (tts; paper: 1.26 : 1), or one "
+        "modality alone",
+    )
     steps: int = setting(2000, "optimiser steps")
     tokens: int = setting(
         4096, "padded tokens of an optimiser step (of the longest tower), over all ranks and micro-batches"
@@ -77,6 +64,9 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        if any(not share >= 0 for share in self.tasks.values()):
+            raise ConfigError(f"train.tasks={self.tasks}: a share must not be negative. Give 0 for none.")
+        self.tasks = {task_name(task): share for task, share in sorted(self.tasks.items()) if share}
         check_positive(
             self,
             "train",

@@ -5,7 +5,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,22 +18,27 @@ ASIDE = re.compile(r"(?<![^\W_])\(|\)(?![^\W_])")  # brackets around words, but 
 MAX_WORDS = 40  # longer sentences are skipped and counted
 
 
-def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
+def read_list(
+    file: Path, dev: int, test: int, seed: int, other: Mapping[str, bool] | None = None
+) -> list[Utterance]:
     """Utterances of a manifest.
 
     Columns: audio (path, absolute or relative to the manifest) and text, of which one may be empty for a
     corpus of one modality. Optional: id, speaker, split (train, dev or test), subset, and a segment of the
     audio in seconds (start or offset, end or duration). Without splits, whole speakers are held out for dev
-    and test. Raises DataError with the number of an invalid line.
+    and test. other: further columns of raw inputs, and whether they name files. Raises DataError with the
+    number of an invalid line.
     """
     if not file.is_file():
         raise DataError(
             f"data.folder={file} does not exist: data.corpus=manifest needs a .tsv or .jsonl file."
         )
-    rows = read_table(file)
+    other = other or {}
+    rows = read_table(file, ["audio", "text", *other])
     silent, mute = (not any(row.text(key) for row in rows) for key in ("audio", "text"))
-    if silent and mute:
-        raise DataError(f"{file} lists nothing: no line has audio or text.")
+    further = [key for key in other if any(row.text(key) for row in rows)]
+    if silent and mute and not further:
+        raise DataError(f"{file} lists nothing: no line has {' or '.join(['audio', 'text', *other])}.")
     out = []
     for row in rows:
         split = row.name("split")
@@ -49,7 +54,12 @@ def read_list(file: Path, dev: int, test: int, seed: int) -> list[Utterance]:
         id = row.name("id") or recording + later
         speaker = row.name("speaker") or (recording if start or seconds else id)
         subset = f"manifest/{row.name('subset') or split}"
-        out.append(Utterance(id, path, text, speaker, split, subset, start, seconds))
+        raw = {key: (row.path if other[key] else row.text)(key) for key in further}
+        raw = {
+            key: os.path.realpath(file.parent / one) if one and other[key] else one
+            for key, one in raw.items()
+        }
+        out.append(Utterance(id, path, text, speaker, split, subset, start, seconds, raw))
     check_ids(out, str(file))
     if any(u.split for u in out):
         if lacking := next((u.id for u in out if not u.split), None):

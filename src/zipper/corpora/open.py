@@ -9,6 +9,7 @@ from zipper.corpora.lists import read_list, read_text
 from zipper.corpora.spoken import spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
 from zipper.errors import ConfigError, DataError
+from zipper.modalities.base import modality_class
 
 
 def open_corpus(cfg: RunConfig) -> list[Utterance]:
@@ -18,7 +19,7 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
     """
     found: list[Utterance] = []
     for corpus in cfg.data.corpora:
-        found += _open(corpus, cfg.data, Path(cfg.build))
+        found += _open(corpus, cfg.data, Path(cfg.build), _other_columns(cfg))
     check_ids(found, f"data.corpus={cfg.data.corpus}")
     if empty := [split for split in SPLITS if not any(u.split == split for u in found)]:
         raise DataError(
@@ -28,7 +29,13 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
     return found
 
 
-def _open(corpus: str, data: DataConfig, build: Path) -> list[Utterance]:
+def _other_columns(cfg: RunConfig) -> dict[str, bool]:
+    """Columns of modalities that only manifests have, and whether they name files."""
+    classes = [modality_class(name) for name in cfg.model.towers]
+    return {one.column: one.names_file for one in classes if one.column not in ("audio", "text")}
+
+
+def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) -> list[Utterance]:
     if corpus == "spoken":
         return spoken_corpus(data, build / "corpora", os.cpu_count() or 1)
     if data.folder is None:
@@ -43,4 +50,4 @@ def _open(corpus: str, data: DataConfig, build: Path) -> list[Utterance]:
         return hold_out(index_librilight(folder, data.max_seconds), data.dev, data.test, data.seed)
     if corpus == "text":
         return read_text(folder, data.dev, data.test, data.seed)
-    return read_list(folder, data.dev, data.test, data.seed)
+    return read_list(folder, data.dev, data.test, data.seed, other)

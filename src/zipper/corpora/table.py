@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -125,11 +125,11 @@ class Line:
         return seconds
 
 
-def read_table(file: Path) -> list[Line]:
+def read_table(file: Path, inputs: Collection[str] = ("audio", "text")) -> list[Line]:
     """Rows of a .jsonl file, or of a tab-separated table with a header. Empty lines are skipped.
 
-    Prints the columns that are not used. Raises DataError with the line number for an invalid row, and for a
-    column whose name resembles one of COLUMNS.
+    inputs: columns of raw inputs, of which a header needs one. Prints the columns that are not used. Raises
+    DataError with the line number for an invalid row, and for a column whose name resembles one of COLUMNS.
     """
     try:
         whole = file.read_text(encoding="utf-8-sig")  # drops a byte-order mark
@@ -142,8 +142,10 @@ def read_table(file: Path) -> list[Line]:
     # splitlines() would also split at other separators, which may occur inside a cell.
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(whole.split("\n"), 1)]
     lines = [(n, line) for n, line in numbered if line]
-    rows = list(_json_rows(file, lines) if file.suffix.lower() == ".jsonl" else _tab_rows(file, lines))
-    unread = {column for row in rows for column in row.cells} - {*COLUMNS}
+    rows = list(
+        _json_rows(file, lines) if file.suffix.lower() == ".jsonl" else _tab_rows(file, lines, inputs)
+    )
+    unread = {column for row in rows for column in row.cells} - {*COLUMNS, *inputs}
     if unread:
         print(f"{file}: columns not used: {', '.join(sorted(unread))}")
     return rows
@@ -166,14 +168,14 @@ class _Pairs(list[tuple[str, Cell]]):
     """JSON object as a list of pairs, which keeps duplicate keys."""
 
 
-def _tab_rows(file: Path, lines: list[tuple[int, str]]) -> Iterator[Line]:
+def _tab_rows(file: Path, lines: list[tuple[int, str]], inputs: Collection[str]) -> Iterator[Line]:
     header = lines[0][1].split("\t") if lines else []
-    if not {"audio", "text"} & {*header}:
+    if not {*inputs} & {*header}:
         hints = [f" Did you mean {meant} by {name!r}?" for name in header if (meant := _meant(name))]
         if lines and lines[0][1].startswith("{"):
             hints = [" For JSON lines, rename the file to end in .jsonl."]
         raise DataError(
-            f"{file}: its first line must be a tab-separated header with audio or text; it is "
+            f"{file}: its first line must be a tab-separated header with {' or '.join(inputs)}; it is "
             f"{str(header)[:200]}.{''.join(hints)}"
         )
     _check_names(f"{file}, line {lines[0][0]}", header)

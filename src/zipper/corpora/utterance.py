@@ -5,14 +5,14 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from zipper.corpora.audio import read_wave
 from zipper.errors import DataError
-from zipper.modalities.normalise import NORMALISER, normalise, unreadable
+from zipper.modalities.audio import read_wave
+from zipper.modalities.normalise import normalise, unreadable
 
 SPLITS = ("train", "dev", "test")
 FIRST = 4000  # training sentences of the synthetic corpus that precede dev and test
@@ -24,7 +24,8 @@ class Utterance:
 
     audio: absolute path; None in a text-only corpus. text: normalised, or raw if it is `unreadable` and will
     be rejected; None in a speech-only corpus. subset: CORPUS/PART in the corpus' own terms. start, seconds:
-    segment of the file in seconds; seconds=None: to the end.
+    segment of the file in seconds; seconds=None: to the end. other: raw inputs of further modalities, by
+    column.
     """
 
     id: str
@@ -35,22 +36,12 @@ class Utterance:
     subset: str = ""
     start: float = 0.0
     seconds: float | None = None
+    other: dict[str, str] = field(default_factory=dict, hash=False)
 
-    def check_text(self) -> None:
-        """Raises DataError on an unusable transcript. text=None is valid."""
-        if self.text is None:
-            return
-        if not self.text:
-            raise DataError(f"Utterance {self.id}: {self.audio} has no transcript.")
-        if reason := unreadable(self.text):
-            raise DataError(f"Utterance {self.id}: its text {reason}")
-        if not normalise(self.text):
-            raise DataError(f"Utterance {self.id}: its text {self.text!r} normalises to nothing.")
-        if normalise(self.text) != self.text:
-            raise DataError(
-                f"Utterance {self.id}: its text {self.text!r} is not normalised ({NORMALISER}: "
-                f"{normalise(self.text)!r})."
-            )
+    def raw(self, column: str) -> str | None:
+        """Raw input of the modality with this column; None if the corpus has none, "" if only this utterance
+        lacks it."""
+        return {"text": self.text, "audio": self.audio, **self.other}.get(column)
 
     def wave(self, sample_rate: int, longest: float = math.inf) -> Tensor:
         """Mono waveform float32 [n] at `sample_rate` Hz. Raises DataError as `read_wave`."""

@@ -8,85 +8,48 @@ interrupted preparation resumes at the next shard.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
 
-from zipper.codecs.codec import Codec
 from zipper.config import DataConfig, read_json
 from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.errors import DataError
 from zipper.hashes import KEPT, check_once, file_hashes, joint_hash
-from zipper.modalities.delay import Pattern
+from zipper.modalities.base import Modality
 from zipper.modalities.normalise import normaliser_of
-from zipper.modalities.tokenizer import Tokenizer
 
-PERIODS = 8  # longest period of repetitions, in frames
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "text": datasets.Value("string"),
-        "speaker": datasets.Value("string"),
-        "audio": datasets.Value("string"),
-        "subset": datasets.Value("string"),  # CORPUS/PART
-        "start": datasets.Value("float32"),  # seconds into the file
-        "seconds": datasets.Value("float32"),
-        "ids": datasets.Sequence(datasets.Value("int32")),
-        "codes": datasets.Sequence(datasets.Value("int16")),  # codebook by codebook, [Q * F]
-        # Statistics of the row, so that a training starts without reading all codes:
-        "subwords": datasets.Value("int32"),  # number of ids
-        "frames": datasets.Value("int32"),  # F
-        "letters": datasets.Value("int32"),  # of all tokens, with the spaces before words
-        "repeats": datasets.Sequence(datasets.Value("int32"), length=PERIODS),  # `longest_repeats`
-    }
-)
+Row = dict[str, Any]  # encoded utterance; a modality that it lacks has no tokens
 
 
-class Row(TypedDict):
-    """Utterance of an encoded dataset. Text-only rows have no codes, speech-only rows have no ids."""
-
-    id: str
-    text: str
-    speaker: str
-    audio: str
-    subset: str
-    start: float
-    seconds: float
-    ids: list[int]
-    codes: list[int]
-    subwords: int
-    frames: int
-    letters: int
-    repeats: list[int]
+def features(modalities: Mapping[str, Modality]) -> datasets.Features:
+    """Columns of an encoded dataset. Beside the content are statistics of each row, so that a training starts
+    without reading all of it."""
+    columns: dict[str, Any] = {"id": datasets.Value("string")}
+    columns |= {m.column: datasets.Value("string") for m in modalities.values()}
+    columns |= {name: datasets.Value("string") for name in ("speaker", "subset")}  # subset: CORPUS/PART
+    columns |= {name: datasets.Value("float32") for name in ("start", "seconds")}  # of the recording
+    for modality in modalities.values():
+        columns |= modality.features()
+    return datasets.Features(columns)
 
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Opened dataset. info: store.json (fingerprint, counts, frame rate). pattern: delay or parallel,
-    applied when rows are read."""
+    """Opened dataset. info: store.json (fingerprint, counts). modalities: by name, with the tokenizer and the
+    codec that encoded it."""
 
     folder: Path
     info: dict[str, Any]
     splits: dict[str, datasets.Dataset]
-    tokenizer: Tokenizer
-    pattern: Pattern = "delay"
-
-    @property
-    def codebooks(self) -> int:
-        return self.info["codebooks"]
-
-    @property
-    def codes(self) -> int:
-        """Number of codes per codebook."""
-        return self.info["codes"]
+    modalities: dict[str, Modality]
 
     @property
     def fingerprint(self) -> str:
@@ -97,10 +60,6 @@ class EncodedDataset:
     def fingerprint_without_audio(self) -> str:
         """Hash without the content of the recordings, as stored in older checkpoints."""
         return fingerprint_hash({k: v for k, v in self.info["fingerprint"].items() if k != "audio"})
-
-    def row_codes(self, row: Row) -> Tensor:
-        """Codes int64 [Q, F] of a row."""
-        return torch.tensor(row["codes"], dtype=torch.int64).view(self.codebooks, -1)
 
 
 def column(rows: datasets.Dataset, name: str) -> np.ndarray:
@@ -133,7 +92,7 @@ def limit_rows(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
 
 
 def fingerprint(
-    utterances: list[Utterance], codec: Codec, subwords: Tokenizer, max_seconds: float, kept: Path
+    utterances: list[Utterance], modalities: Mapping[str, Modality], max_seconds: float, kept: Path
 ) -> dict[str, str]:
     """Inputs of an encoded dataset: names, texts, content of recordings, codec, tokenizer, versions. kept:
     cache of `file_hashes`."""
@@ -142,9 +101,14 @@ def fingerprint(
         **({} if max_seconds == default else {"max_seconds": f"{max_seconds:g}"}),
         "corpus": listing_hash(utterances),
         "audio": audio_hash(utterances, kept),
+        **{
+            f"{one.column}_files": joint_hash(file_hashes(sorted(files), kept))
+            for one in modalities.values()
+            if one.names_file
+            and (files := {u.other[one.column] for u in utterances if u.other.get(one.column)})
+        },
         "corpus_folder": _corpora(utterances),
-        "codec": codec.fingerprint,
-        "tokenizer": subwords.fingerprint,
+        **{one.units_key: one.fingerprint for one in modalities.values()},
         "normaliser": normaliser_of(u.text or "" for u in utterances),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("encodec", "torch", "torchaudio")),
     }
@@ -171,7 +135,7 @@ def listing_hash(utterances: list[Utterance]) -> str:
         if u.subset.partition("/")[0] not in ("", "spoken"):
             folders = "/".join(Path(u.audio or "").parts[-4:-1])
             line += f"\t{folders}\t{u.speaker}\t{u.subset}\t{u.start}\t{u.seconds}"
-        lines.append(line)
+        lines.append(line + "".join(f"\t{column}={raw}" for column, raw in sorted(u.other.items())))
     listing = "\n".join(lines)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 
@@ -195,7 +159,9 @@ class DamagedDataset(DataError):
     """A finished dataset with damaged shards. `zipper prepare` repairs it."""
 
 
-def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> EncodedDataset:
+def open_dataset(
+    folder: Path, modalities: dict[str, Modality], expected: dict[str, str] | None = None
+) -> EncodedDataset:
     """Memory-map a finished dataset. Raises DataError if it is unfinished, damaged, or differs from
     `expected`."""
     if not (folder / "store.json").is_file():
@@ -209,7 +175,7 @@ def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> Encode
             )
     splits = {split: open_split(folder, split) for split in SPLITS}
     for split, rows in splits.items():
-        if {*rows.column_names} != {*FEATURES}:
+        if {*rows.column_names} != {*features(modalities)}:
             raise DataError(
                 f"{folder} was written by another version. Delete the folder, and prepare it again."
             )
@@ -220,10 +186,11 @@ def open_dataset(folder: Path, expected: dict[str, str] | None = None) -> Encode
 
     def check() -> None:
         for split, rows in splits.items():
-            _check_range(folder, split, rows, "codes", info["codes"])
+            for one in modalities.values():
+                _check_range(folder, split, rows, one.tokens_column, one.layout.codes)
 
     check_once(folder, sorted(folder.glob("*.arrow")), check, folder.parent.with_name(KEPT))
-    return EncodedDataset(folder, info, splits, Tokenizer.load(folder / "tokenizer.json"))
+    return EncodedDataset(folder, info, splits, modalities)
 
 
 def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, size: int) -> None:

@@ -3,10 +3,9 @@ its own shards. Resumable; unusable utterances are listed."""
 
 import json
 import logging
-import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,28 +13,27 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from zipper.codecs.codec import Codec
 from zipper.config import TrainConfig
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
 from zipper.data.dataset import (
     DamagedDataset,
     EncodedDataset,
     Row,
+    features,
     fingerprint,
     fingerprint_hash,
     open_dataset,
     open_split,
 )
 from zipper.data.shards import LoadedUtterance, Shard, ShardReader, Skipped, list_skipped, write_shard
-from zipper.data.statistics import letters_of, longest_repeats
-from zipper.disk import file_lock
+from zipper.disk import file_lock, write_atomic
 from zipper.distributed import AtomicCheckpointIO, encoding_settings, trainer_errors
 from zipper.errors import DataError
 from zipper.hashes import KEPT
-from zipper.modalities.tokenizer import Tokenizer
+from zipper.modalities.base import Modality
 
 SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
 SHARDS = 64  # number of shards of a small corpus, so that every process gets some
@@ -43,18 +41,21 @@ SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 
 
 def prepare_dataset(
-    root: Path, utterances: list[Utterance], codec: Codec, subwords: Tokenizer, batch_seconds: float,
-    max_seconds: float, train: TrainConfig | None = None,
-) -> EncodedDataset:  # fmt: skip
+    root: Path,
+    utterances: list[Utterance],
+    modalities: dict[str, Modality],
+    max_seconds: float,
+    train: TrainConfig | None = None,
+) -> EncodedDataset:
     """Open the dataset of these utterances under `root`, after encoding what is missing. A damaged dataset is
     repaired, with a message. train: devices and nodes.
 
     Raises DataError as soon as the unusable utterances exceed SKIP_BUDGET. *.skipped beside the shards, and
     finally skipped.jsonl, list them.
     """
-    parts = fingerprint(utterances, codec, subwords, max_seconds, root.with_name(KEPT))
+    parts = fingerprint(utterances, modalities, max_seconds, root.with_name(KEPT))
     folder = root / fingerprint_hash(parts)
-    if dataset := _open_or_repair(folder, parts):
+    if dataset := _open_or_repair(folder, modalities, parts):
         return dataset
     root.mkdir(parents=True, exist_ok=True)
     train = train or TrainConfig(accelerator="cpu")
@@ -63,18 +64,20 @@ def prepare_dataset(
     with (
         file_lock(root / f".{folder.name}.lock", str(folder), wait=True) if single_process else nullcontext()
     ):
-        return _open_or_repair(folder, parts) or _make_dataset(
-            folder, parts, utterances, codec, subwords, batch_seconds, max_seconds, train
+        return _open_or_repair(folder, modalities, parts) or _make_dataset(
+            folder, parts, utterances, modalities, max_seconds, train
         )
 
 
-def _open_or_repair(folder: Path, parts: dict[str, str]) -> EncodedDataset | None:
+def _open_or_repair(
+    folder: Path, modalities: dict[str, Modality], parts: dict[str, str]
+) -> EncodedDataset | None:
     """Open a dataset; None if it is missing, or damaged, in which case it is marked as unfinished."""
     index_file = folder / "store.json"
     if not index_file.exists():
         return None
     try:
-        return open_dataset(folder, parts)
+        return open_dataset(folder, modalities, parts)
     except DamagedDataset as error:
         print(f"{error} Damaged shards are encoded again.")
         index_file.unlink(missing_ok=True)  # another process may have removed it
@@ -82,16 +85,21 @@ def _open_or_repair(folder: Path, parts: dict[str, str]) -> EncodedDataset | Non
 
 
 def _make_dataset(
-    folder: Path, parts: dict[str, str], utterances: list[Utterance], codec: Codec, subwords: Tokenizer,
-    batch_seconds: float, max_seconds: float, train: TrainConfig,
-) -> EncodedDataset:  # fmt: skip
+    folder: Path,
+    parts: dict[str, str],
+    utterances: list[Utterance],
+    modalities: dict[str, Modality],
+    max_seconds: float,
+    train: TrainConfig,
+) -> EncodedDataset:
     """Encode the missing shards."""
     with trainer_errors(encoding_settings(train)):
         trainer = _trainer(encoding_settings(train), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    usable, skipped = _with_usable_text(utterances)  # check all texts before encoding
+    usable, skipped = _checked(utterances, modalities)  # before encoding any
     if trainer.is_global_zero:
-        subwords.save(folder / "tokenizer.json")
+        for one in modalities.values():
+            one.save(folder)
         if skipped:
             list_skipped(folder / "texts.skipped", skipped)
     _check_budget(folder, skipped, len(utterances))
@@ -100,15 +108,15 @@ def _make_dataset(
         chosen = [u for u in usable if u.split == split]
         for number, start in enumerate(range(0, len(chosen), size)):
             shards.append(Shard(folder / f"{split}-{number:05d}.arrow", chosen[start : start + size]))
-    encoder = Encoder(codec, subwords, batch_seconds, folder, skipped, len(utterances))
+    encoder = Encoder(modalities, folder, skipped, len(utterances))
     try:
-        trainer.predict(encoder, ShardReader(shards, codec.sample_rate, max_seconds))
+        trainer.predict(encoder, ShardReader(shards, modalities, max_seconds))
     finally:
         encoder.close()
     if trainer.is_global_zero:
-        _finish(folder, parts, codec, len(utterances))
+        _finish(folder, parts, modalities, len(utterances))
     trainer.strategy.barrier("the dataset is complete")
-    return open_dataset(folder, parts)
+    return open_dataset(folder, modalities, parts)
 
 
 def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
@@ -130,20 +138,19 @@ def _trainer(train: TrainConfig, folder: Path) -> L.Trainer:
 
 
 class Encoder(L.LightningModule):
-    """Encodes the waveforms of a shard and writes the shard."""
+    """Encodes the values of a shard and writes the shard."""
 
     def __init__(
-        self, codec: Codec, subwords: Tokenizer, batch_seconds: float, folder: Path, skipped: list[Skipped],
-        utterances: int,
-    ) -> None:  # fmt: skip
+        self, modalities: dict[str, Modality], folder: Path, skipped: list[Skipped], utterances: int
+    ) -> None:
         """skipped: utterances rejected before reading. utterances: size of the corpus."""
         super().__init__()
-        self.model = codec.model  # so that Lightning moves it
-        self.codec, self.tokenizer, self.folder = codec, subwords, folder
-        self.letters = letters_of(subwords)
-        self.samples = batch_seconds * codec.sample_rate
+        self.networks = nn.ModuleList(  # so that Lightning moves them
+            one.network for one in modalities.values() if one.network is not None
+        )
+        self.modalities, self.folder, self.features = modalities, folder, features(modalities)
         self.skipped, self.utterances = [*skipped], utterances
-        self.seconds = 0.0  # of audio, encoded by this rank
+        self.seconds = 0.0  # of recordings, encoded by this rank
         self.pool: ThreadPoolExecutor | None = None
 
     def on_predict_start(self) -> None:
@@ -155,7 +162,7 @@ class Encoder(L.LightningModule):
         # One single-threaded worker per core is a fifth faster than all cores on one operator at a time, and
         # codes do not depend on the number of cores. An accelerator needs one worker.
         self.threads = torch.get_num_threads()
-        workers = self.threads if self.codec.device.type == "cpu" else 1
+        workers = self.threads if self.device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def predict_step(self, batch: tuple[Shard, list[LoadedUtterance]], index: int) -> str:
@@ -163,32 +170,47 @@ class Encoder(L.LightningModule):
         shard, read = batch
         if shard.file is None:
             return "none"
-        skipped = [Skipped(id=u.id, reason=str(wave)) for u, wave in read if isinstance(wave, DataError)]
-        found = [(u, wave) for u, wave in read if isinstance(wave, Tensor)]
-        codes: dict[str, Tensor] = {}
-        groups = list(_groups(found, self.samples))
-        assert self.pool is not None
-        encoded = self.pool.map(lambda group: self.codec.encode([wave for _, wave in group]), groups)
-        for group, several in zip(groups, encoded, strict=True):
-            codes.update({u.id: one for (u, _), one in zip(group, several, strict=True)})
-            self.bar.update(len(group))
-        rows = [self._row(u, wave, codes.get(u.id)) for u, wave in read if not isinstance(wave, DataError)]
-        write_shard(shard.file, rows, skipped)
+        skipped = [Skipped(id=u.id, reason=str(given)) for u, given in read if isinstance(given, DataError)]
+        found = {u.id: (u, given) for u, given in read if not isinstance(given, DataError)}
+        contents: dict[str, dict[str, Tensor]] = {}
+        for name, modality in self.modalities.items():
+            values = {id: given[name] for id, (_, given) in found.items() if name in given}
+            contents[name] = self._encode(modality, values)
+        rows = [self._row(*found[u.id], contents) for u, _ in read if u.id in found]
+        write_shard(shard.file, self.features, rows, skipped)
+        self.bar.update(len(read))
         self.skipped += skipped
         _check_budget(self.folder, self.skipped, self.utterances)
         return shard.file.name
 
-    def _row(self, u: Utterance, wave: Tensor | None, codes: Tensor | None) -> Row:
-        seconds = 0.0 if wave is None else len(wave) / self.codec.sample_rate
+    def _encode(self, modality: Modality, values: dict[str, Any]) -> dict[str, Tensor]:
+        """Content of the values by utterance, encoded in batches of similar cost."""
+        groups = list(_groups(values, modality))
+        assert self.pool is not None
+        encoded = self.pool.map(lambda ids: modality.encode([values[id] for id in ids]), groups)
+        return {
+            id: one
+            for ids, several in zip(groups, encoded, strict=True)
+            for id, one in zip(ids, several, strict=True)
+        }
+
+    def _row(self, u: Utterance, given: dict[str, Any], contents: dict[str, dict[str, Tensor]]) -> Row:
+        seconds = max((self.modalities[name].seconds(value) for name, value in given.items()), default=0.0)
         self.seconds += seconds
-        ids = self.tokenizer.encode(u.text) if u.text else []
-        found = torch.zeros(self.codec.codebooks, 0, dtype=torch.int64) if codes is None else codes
-        return Row(
-            id=u.id, text=u.text or "", speaker=u.speaker, audio=u.audio or "", subset=u.subset,
-            start=u.start, seconds=seconds, ids=ids, codes=found.flatten().tolist(),
-            subwords=len(ids), frames=found.shape[1], letters=int(self.letters[ids].sum()),
-            repeats=longest_repeats(found[0].numpy()),
-        )  # fmt: skip
+        row: Row = {
+            "id": u.id,
+            "speaker": u.speaker,
+            "subset": u.subset,
+            "start": u.start,
+            "seconds": seconds,
+        }
+        for name, modality in self.modalities.items():
+            none = torch.zeros(modality.codebooks, 0, dtype=torch.int64)
+            row |= {
+                modality.column: u.raw(modality.column) or "",
+                **modality.row(contents[name].get(u.id, none)),
+            }
+        return row
 
     def on_predict_end(self) -> None:
         self.bar.close()
@@ -206,16 +228,32 @@ class Encoder(L.LightningModule):
             torch.set_num_threads(self.threads)
 
 
-def _with_usable_text(utterances: list[Utterance]) -> tuple[list[Utterance], list[Skipped]]:
+def _checked(
+    utterances: list[Utterance], modalities: Mapping[str, Modality]
+) -> tuple[list[Utterance], list[Skipped]]:
+    """Usable utterances, and those whose raw input is missing or refused."""
     usable: list[Utterance] = []
     skipped: list[Skipped] = []
     for u in utterances:
         try:
-            u.check_text()
+            for one in modalities.values():
+                check_raw(u, one)
             usable.append(u)
         except DataError as error:
             skipped.append(Skipped(id=u.id, reason=str(error)))
     return usable, skipped
+
+
+def check_raw(u: Utterance, modality: Modality) -> None:
+    """Raises DataError if an utterance lacks an input that its corpus has, or if it cannot be used."""
+    raw = u.raw(modality.column)
+    if raw == "":
+        raise DataError(f"Utterance {u.id} has no {modality.column}. Add it, or remove the utterance.")
+    try:
+        if raw is not None:
+            modality.check(raw)
+    except DataError as error:
+        raise DataError(f"Utterance {u.id}: {error}") from error
 
 
 def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None:
@@ -226,52 +264,51 @@ def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None
         )
 
 
-def _groups(
-    found: list[tuple[Utterance, Tensor]], samples: float
-) -> Iterator[list[tuple[Utterance, Tensor]]]:
-    """Groups of similar length, at most `samples` samples each, padding included."""
-    group: list[tuple[Utterance, Tensor]] = []
-    for item in sorted(found, key=lambda item: len(item[1])):
-        if group and (len(group) + 1) * len(item[1]) > samples:
+def _groups(values: dict[str, Any], modality: Modality) -> Iterator[list[str]]:
+    """Ids of values of similar cost, in groups of at most `batch_cost`, padding included."""
+    group: list[str] = []
+    for id in sorted(values, key=lambda id: modality.cost(values[id])):
+        if group and (len(group) + 1) * modality.cost(values[id]) > modality.batch_cost:
             yield group
             group = []
-        group.append(item)
+        group.append(id)
     if group:
         yield group
 
 
-def _finish(folder: Path, parts: dict[str, str], codec: Codec, utterances: int) -> None:
+def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modality], utterances: int) -> None:
     """Write skipped.jsonl, then store.json, which marks the dataset as complete."""
     lists = sorted(folder.glob("*.skipped"))
     skipped = [json.loads(line) for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
     _check_budget(folder, skipped, utterances)
     if skipped:
         list_skipped(folder / "skipped.jsonl", skipped)
-    info = _info(folder, parts, codec, len(skipped))
+    info = _info(folder, parts, modalities, len(skipped))
     if sum(info["rows"].values()) != utterances - len(skipped):
         raise DataError(
             f"{folder} holds {sum(info['rows'].values())} rows, but {utterances - len(skipped)} are "
             "usable: another version has started it. Delete the folder, and prepare it again."
         )
-    temporary = folder / f"store.{os.getpid()}.part"
-    temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    temporary.rename(folder / "store.json")
+    write_atomic(folder / "store.json", (json.dumps(info, indent=2) + "\n").encode())
     for file in lists:
         file.unlink()
 
 
-def _info(folder: Path, parts: dict[str, str], codec: Codec, skipped: int) -> dict[str, Any]:
+def _info(
+    folder: Path, parts: dict[str, str], modalities: Mapping[str, Modality], skipped: int
+) -> dict[str, Any]:
     """Contents of store.json: counts of all splits, and the hash of the training sentences."""
     splits = {split: open_split(folder, split) for split in SPLITS}
     train = splits["train"]
+    entries: dict[str, Any] = {}
+    for one in modalities.values():
+        entries |= one.info()
+    read = next((one.column for one in modalities.values() if not one.names_file), "id")
     return {
         "fingerprint": parts,
-        "codebooks": codec.codebooks,
-        "codes": codec.codes,
-        "frame_rate": codec.frame_rate,
-        "kbps": codec.kbps,
+        **entries,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
         "skipped": skipped,
-        "trained_on": sentences_hash(train["text"]),
+        "trained_on": sentences_hash(train[read]),
     }

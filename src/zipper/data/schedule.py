@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from zipper.config import TASKS
+from zipper.config import modalities_of
 from zipper.config.training import LossMean
 from zipper.data.batches import Batch, collate
 from zipper.data.dataset import EncodedDataset, column, limit_rows
 from zipper.data.documents import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
-from zipper.modalities.delay import extra_timesteps
 
 JITTER = 0.1  # random share added to lengths before sorting, so that batches differ between epochs
 Example = tuple[int, str]  # (row, task)
@@ -42,18 +41,24 @@ class BatchSchedule:
         example.
         """
         self.dataset, self.tasks, self.tokens, self.slices, self.seed = dataset, tasks, tokens, slices, seed
-        self.prompt_weight, self.codebook_weights = prompt_weight, codebook_weights
+        self.prompt_weight = prompt_weight
         self.rows = limit_rows(dataset.splits[split], only)
-        self.subwords, self.frames = column(self.rows, "subwords"), column(self.rows, "frames")
-        self.speech = self.frames + extra_timesteps(dataset.codebooks, dataset.pattern)
+        self.contents, self.lengths, self.books = {}, {}, {}  # by modality; lengths in timesteps
+        for name, one in dataset.modalities.items():
+            self.contents[name] = column(self.rows, one.length_column)
+            self.lengths[name] = self.contents[name] + one.layout.extra_timesteps
+            several = len(codebook_weights) == one.codebooks
+            self.books[name] = list(codebook_weights) if several else [1.0] * one.codebooks
         self.eligible = {
-            task: np.array(eligible(self.rows, task, (corpora or {}).get(task, ()))) for task in tasks
+            task: np.array(eligible(dataset, self.rows, task, (corpora or {}).get(task, ())))
+            for task in tasks
         }
         for task, found in self.eligible.items():
             if not len(found):
                 raise ConfigError(
-                    f"train.tasks.{task}: no utterance of split {split} has {' and '.join(TASKS[task])}. "
-                    "Choose another data.corpus (or data.tasks), or leave the task out."
+                    f"train.tasks.{task}: no utterance of split {split} has "
+                    f"{' and '.join(modalities_of(task))}. Choose another data.corpus (or data.tasks), or "
+                    "leave the task out."
                 )
         longest = max(int(self._lengths(found, task).max()) for task, found in self.eligible.items())
         if longest * slices > tokens:
@@ -84,10 +89,8 @@ class BatchSchedule:
         examples = self.examples(step)
         total: dict[str, float] = dict.fromkeys(codebooks, 0.0)
         for row, task in examples:
-            weights = scored_weight(
-                self.dataset, int(self.subwords[row]), int(self.frames[row]), task,
-                self.prompt_weight, self.codebook_weights,
-            )  # fmt: skip
+            counts = {name: int(count[row]) for name, count in self.contents.items()}
+            weights = scored_weight(counts, self.books, task, self.prompt_weight)
             for name, weight in weights.items():
                 total[name] += weight
         for name, weight in self.average.items():
@@ -97,7 +100,7 @@ class BatchSchedule:
             document(self.dataset, self.rows[row], task, self.prompt_weight)
             for row, task in mine or examples[:1]
         ]
-        segment_ends = sum(len(TASKS[task]) for _, task in examples if len(TASKS[task]) > 1)
+        segment_ends = sum(len(order) for _, task in examples if len(order := modalities_of(task)) > 1)
         batch = collate(documents, codebooks, total, segment_ends)
         return batch if mine else without_loss(batch)
 
@@ -115,9 +118,9 @@ class BatchSchedule:
         """Mean loss weight of an answer by modality, over the rows of all tasks that end in it."""
         answers: dict[str, list[float]] = {}
         for task, rows in self.eligible.items():
-            counts = float(self.subwords[rows].mean()), float(self.frames[rows].mean())
-            weights = scored_weight(self.dataset, *counts, task, self.prompt_weight, self.codebook_weights)
-            answers.setdefault(TASKS[task][-1], []).append(weights[TASKS[task][-1]])
+            counts = {name: float(count[rows].mean()) for name, count in self.contents.items()}
+            weights = scored_weight(counts, self.books, task, self.prompt_weight)
+            answers.setdefault(modalities_of(task)[-1], []).append(weights[modalities_of(task)[-1]])
         return {name: sum(several) / len(several) for name, several in answers.items()}
 
     def _epoch(self, epoch: int) -> list[list[Example]]:
@@ -155,8 +158,9 @@ class BatchSchedule:
 
     def _lengths(self, rows: np.ndarray, task: str) -> np.ndarray:
         """Length of each row in its longest tower: int64 [N]"""
-        lengths = {"text": self.subwords[rows] + 2, "speech": self.speech[rows]}
-        return np.max([lengths[name] for name in TASKS[task]], axis=0).astype(np.int64)
+        order = modalities_of(task)
+        lengths = [order.count(name) * self.lengths[name][rows] for name in dict.fromkeys(order)]
+        return np.max(lengths, axis=0).astype(np.int64)
 
 
 def without_loss(batch: Batch) -> Batch:

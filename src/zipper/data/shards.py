@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ import datasets
 import lightning as L
 import torch
 from datasets.arrow_writer import ArrowWriter
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from zipper.corpora.utterance import Utterance
-from zipper.data.dataset import FEATURES, Row
+from zipper.data.dataset import Row
+from zipper.disk import write_atomic
 from zipper.errors import DataError
+from zipper.modalities.base import Modality
 
-# Utterance with its waveform, the reason why it cannot be read, or None (text only).
-LoadedUtterance = tuple[Utterance, "Tensor | DataError | None"]
+# Utterance with its value of each modality that it has, or the reason why one cannot be read.
+LoadedUtterance = tuple[Utterance, dict[str, Any] | DataError]
 
 
 class Skipped(TypedDict):
@@ -41,15 +43,16 @@ class ShardReader(L.LightningDataModule):
     """Incomplete shards of each rank. Shard n belongs to rank n modulo the number of ranks, independent of
     which shards are complete."""
 
-    def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
+    def __init__(self, shards: list[Shard], modalities: Mapping[str, Modality], longest: float) -> None:
+        """longest: limit of recordings in seconds."""
         super().__init__()
-        self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
+        self.shards, self.modalities, self.longest = shards, modalities, longest
 
     def predict_dataloader(self) -> DataLoader[tuple[Shard, list[LoadedUtterance]]]:
         assert self.trainer is not None
         todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
-        waves = Waves(todo, self.sample_rate, self.longest)
-        return DataLoader(waves, batch_size=None, collate_fn=_identity)  # Waves reads with threads
+        values = Values(todo, self.modalities, self.longest)
+        return DataLoader(values, batch_size=None, collate_fn=_identity)  # Values reads with threads
 
     def shards_of(self, rank: int, ranks: int) -> list[Shard]:
         """Incomplete shards of a rank. A rank without any gets one empty shard without a file, because
@@ -61,11 +64,11 @@ class ShardReader(L.LightningDataModule):
         return batch  # the encoder moves one group at a time
 
 
-class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
-    """Shards with the waveforms of their utterances."""
+class Values(Dataset[tuple[Shard, list[LoadedUtterance]]]):
+    """Shards with the values of their utterances."""
 
-    def __init__(self, shards: list[Shard], sample_rate: int, longest: float) -> None:
-        self.shards, self.sample_rate, self.longest = shards, sample_rate, longest
+    def __init__(self, shards: list[Shard], modalities: Mapping[str, Modality], longest: float) -> None:
+        self.shards, self.modalities, self.longest = shards, modalities, longest
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -73,16 +76,19 @@ class Waves(Dataset[tuple[Shard, list[LoadedUtterance]]]):
     def __getitem__(self, index: int) -> tuple[Shard, list[LoadedUtterance]]:
         shard = self.shards[index]
         with ThreadPoolExecutor(4) as pool:  # I/O-bound
-            waves = list(pool.map(self._read, shard.utterances))
-        return shard, list(zip(shard.utterances, waves, strict=True))
+            values = list(pool.map(self._read, shard.utterances))
+        return shard, list(zip(shard.utterances, values, strict=True))
 
-    def _read(self, u: Utterance) -> Tensor | DataError | None:
-        if u.audio is None:
-            return None
+    def _read(self, u: Utterance) -> dict[str, Any] | DataError:
         try:
-            return u.wave(self.sample_rate, self.longest)
+            given = {name: u.raw(one.column) for name, one in self.modalities.items()}
+            return {
+                name: self.modalities[name].read(raw, u.start, u.seconds, self.longest)
+                for name, raw in given.items()
+                if raw is not None
+            }
         except DataError as error:
-            return error
+            return DataError(f"Utterance {u.id}: {error}")
 
 
 def _identity(batch: Any) -> Any:
@@ -104,15 +110,13 @@ def is_complete(shard: Shard) -> bool:
 
 def list_skipped(file: Path, skipped: list[Skipped]) -> None:
     """Write JSON lines atomically."""
-    temporary = file.with_suffix(f".{os.getpid()}.listing")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in skipped), encoding="utf-8")
-    temporary.rename(file)
+    write_atomic(file, "".join(json.dumps(entry) + "\n" for entry in skipped).encode())
 
 
-def write_shard(file: Path, rows: list[Row], skipped: list[Skipped]) -> None:
+def write_shard(file: Path, columns: datasets.Features, rows: list[Row], skipped: list[Skipped]) -> None:
     """Write a shard in corpus order, atomically, with the list of its skipped utterances."""
     temporary = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same dataset
-    writer = ArrowWriter(features=FEATURES, path=str(temporary))
+    writer = ArrowWriter(features=columns, path=str(temporary))
     for row in rows:
         writer.write(row)
     writer.finalize()

@@ -1,28 +1,27 @@
 """Statistics of the training data that a trained model keeps: units, rates, lengths."""
 
+import itertools
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
-from zipper.data.dataset import PERIODS, EncodedDataset, column, limit_rows
-from zipper.modalities.tokenizer import Tokenizer
+from zipper.data.dataset import EncodedDataset, column, limit_rows
+from zipper.modalities.base import Column, Modality
 
 LENGTH_MARGIN = 1.5  # generation limits, relative to the largest value of the training split
 OLD_NAMES = {"store": "fingerprint", "store_without_audio": "fingerprint_without_audio"}
-SUBWORDS_PER_SECOND = 4.0  # default without speech
 
 
 @dataclass(frozen=True)
 class DatasetStatistics:
     """Statistics of the training data by modality. Plain numbers, stored in checkpoints.
 
-    fingerprint: of the encoded dataset. reads: id of the codec or tokenizer. rates: mean tokens per second.
-    seconds: expected duration of each text token, from its letters. longest: text tokens or frames of a
-    segment. ratio[a][b]: largest ratio of the length in a to the length in b. repeats: for periods 1, 2, ...
-    the largest number of consecutive frames whose first code equals that one period before. towers: hashes of
+    fingerprint: of the encoded dataset. reads: fingerprint of each modality. rates: mean tokens per second.
+    seconds: expected duration of each token; none: 1 / rate. longest: content of a segment. ratio[a][b]:
+    largest ratio of the length in a to the length in b. repeats: see `Modality.repeats`. towers: hashes of
     the pre-trained towers (`tower_hashes`). fingerprint_without_audio: fingerprint without the content of the
     recordings.
     """
@@ -38,14 +37,14 @@ class DatasetStatistics:
     fingerprint_without_audio: str = ""
 
     def cap(self, name: str, to: str | None, length: int) -> int:
-        """Maximum length of generated content of modality `name`, after `length` text tokens or frames of
+        """Maximum length of generated content of modality `name`, after content of `length` of
         modality `to`."""
         if to is None or to not in self.ratio.get(name, {}):
             return math.ceil(LENGTH_MARGIN * self.longest[name])
         return math.ceil(LENGTH_MARGIN * self.ratio[name][to] * length) + 1
 
     def max_repeats(self, name: str) -> list[int]:
-        """Repeated frames that are allowed for periods 1, 2, ...; empty without loop detection (text)."""
+        """Repeated frames that are allowed for periods 1, 2, ...; empty without loop detection."""
         return [math.ceil(LENGTH_MARGIN * run) + 1 for run in self.repeats.get(name, [])]
 
     @classmethod
@@ -69,71 +68,36 @@ def measure_statistics(
     """Statistics of `only` utterances of the training split, or of all. Unimodal data has no ratio.
     towers: `tower_hashes`."""
     rows = limit_rows(dataset.splits["train"], only)
-    subwords, frames = column(rows, "subwords"), column(rows, "frames")
-    both = (subwords > 0) & (frames > 0)
-    a, b = subwords[both], frames[both]
-    seconds = sum(column(rows, "seconds")[both].tolist())
-    rate = int(a.sum()) / seconds if seconds else SUBWORDS_PER_SECOND
+    values = partial(column, rows)
+    lengths = {name: values(one.length_column) for name, one in dataset.modalities.items()}
+    expected = {name: one.token_seconds(values) for name, one in dataset.modalities.items()}
+    repeats = {name: one.repeats(values) for name, one in dataset.modalities.items()}
     return DatasetStatistics(
         fingerprint=dataset.fingerprint,
-        reads={name: units_id(dataset, name) for name in ("text", "speech")},
-        rates={"text": rate, "speech": dataset.info["frame_rate"]},
-        seconds={"text": seconds_of_subwords(dataset, rows)},
-        longest={"text": int(subwords.max()), "speech": int(frames.max())},
-        ratio={"text": {"speech": float((a / b).max())}, "speech": {"text": float((b / a).max())}}
-        if both.any()
-        else {},
-        repeats={"speech": column(rows, "repeats").max(axis=0).tolist()},
+        reads={name: one.fingerprint for name, one in dataset.modalities.items()},
+        rates={name: _rate(one, lengths[name], values) for name, one in dataset.modalities.items()},
+        seconds={name: each for name, each in expected.items() if each},
+        longest={name: int(length.max()) for name, length in lengths.items()},
+        ratio=_ratios(lengths),
+        repeats={name: runs for name, runs in repeats.items() if runs},
         towers=towers or {},
         fingerprint_without_audio=dataset.fingerprint_without_audio,
     )
 
 
-def seconds_of_subwords(dataset: EncodedDataset, rows: Dataset) -> list[float]:
-    """Expected duration of each text token in seconds, [V], from a linear fit of duration against letters.
-
-    The slope is the duration of a letter, or of the space before a word. The intercept is the silence around
-    a sentence; BOS and EOS get half of it each.
-    """
-    letters = letters_of(dataset.tokenizer)
-    letter_count, duration = column(rows, "letters"), column(rows, "seconds")
-    both = (letter_count > 0) & (duration > 0)
-    if not both.any():
-        return [1 / SUBWORDS_PER_SECOND] * len(letters)
-    letter_count, duration = letter_count[both], duration[both]
-    slope, constant = (
-        np.polyfit(letter_count, duration, 1) if len(set(letter_count.tolist())) > 1 else (0.0, 0.0)
-    )
-    if slope <= 0 or constant < 0:  # too few sentences, or all of one length
-        slope, constant = duration.sum() / letter_count.sum(), 0.0
-    seconds = slope * letters
-    seconds[[dataset.tokenizer.bos, dataset.tokenizer.eos]] = constant / 2
-    return [round(float(one), 5) for one in seconds]
+def _rate(modality: Modality, lengths: np.ndarray, values: Column) -> float:
+    """Tokens per second: that of the modality, or the mean over rows with a duration."""
+    seconds = values("seconds")
+    timed = (lengths > 0) & (seconds > 0)
+    total = sum(seconds[timed].tolist())
+    return modality.rate if modality.fixed_rate or not total else int(lengths[timed].sum()) / total
 
 
-def units_id(dataset: EncodedDataset, modality: str) -> str:
-    """Id of the units of a modality: the fingerprint of its codec or tokenizer."""
-    return dataset.info["fingerprint"]["codec" if modality == "speech" else "tokenizer"]
-
-
-def joint_units_id(dataset: EncodedDataset) -> str:
-    """Id of the units of a single decoder that is trained on text and speech."""
-    return f"{units_id(dataset, 'text')} + {units_id(dataset, 'speech')}"
-
-
-def letters_of(subwords: Tokenizer) -> np.ndarray:
-    """Letters of each token, with the space before a word: int64 [V]; 0 for BOS and EOS."""
-    letters = np.array([len(subwords.piece(i)) for i in range(subwords.vocabulary)])
-    letters[[subwords.bos, subwords.eos]] = 0
-    return letters
-
-
-def longest_repeats(row: np.ndarray) -> list[int]:
-    """For each period up to PERIODS frames, the longest run of elements of a row [F] that equal the one a
-    period before."""
-    found = []
-    for period in range(1, PERIODS + 1):
-        same = row[period:] == row[:-period]
-        different = np.flatnonzero(np.concatenate([[False], same, [False]]) == 0)
-        found.append(int(np.diff(different).max()) - 1)
+def _ratios(lengths: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """ratio[a][b]: see `DatasetStatistics`."""
+    found: dict[str, dict[str, float]] = {}
+    for a, b in itertools.permutations(lengths, 2):
+        both = (lengths[a] > 0) & (lengths[b] > 0)
+        if both.any():
+            found.setdefault(a, {})[b] = float((lengths[a][both] / lengths[b][both]).max())
     return found

@@ -1,5 +1,7 @@
 """Cross-attention weights of a model on one document."""
 
+from collections.abc import Mapping
+
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
@@ -8,7 +10,7 @@ from torch import Tensor
 from zipper.data.batches import collate
 from zipper.data.documents import Document
 from zipper.evaluation.plot_style import panels, styled
-from zipper.modalities.tokenizer import Tokenizer
+from zipper.modalities.base import Modality
 from zipper.models.multimodal import Pair
 from zipper.models.tower import KeyValue
 from zipper.models.zip_block import TimePositions, ZipBlock
@@ -46,29 +48,32 @@ def diagonal(weights: Tensor) -> float:
 
 @styled
 def attention_map(
-    model: ZipperModel, document: Document, pair: Pair, subwords: Tokenizer, frame_rate: float, title: str
+    model: ZipperModel, document: Document, pair: Pair, modalities: Mapping[str, Modality], title: str
 ) -> Figure:
     """Attention map of each zip of one direction, mean over heads.
 
-    Text runs down and seconds of speech run right, whichever of them is the query. frame_rate: frames per
-    second.
+    The modality with token labels (text) runs down and the other one right, whichever of them is the query.
     """
-    text_queries = pair[0] == "text"
     found = cross_attention(model, document, pair)
-    ids = next(s.tokens[:, 0].tolist() for s in document.segments if s.modality == "text")
-    # A query row predicts the next subword; a key row holds its own subword.
-    rows = [subwords.piece(i) for i in (ids[1:] if text_queries else ids)]
-    used = [weights[: len(rows)] if text_queries else weights for weights in found]
-    seconds = found[0].shape[1 if text_queries else 0] / frame_rate
+    ids = {s.modality: s.tokens[:, 0].tolist() for s in document.segments}
+    labels = {name: modalities[name].labels(ids[name]) for name in pair}
+    down = next((name for name in pair if labels[name]), pair[0])
+    across = next(name for name in pair if name != down)
+    is_query = down == pair[0]
+    named = labels[down] or [str(i) for i in ids[down]]
+    # A query row predicts the next token; a key row holds its own token.
+    rows = named[1:] if is_query else named
+    used = [weights[: len(rows)] if is_query else weights for weights in found]
+    seconds = found[0].shape[1 if is_query else 0] / model.rates[across]
     figure, axes = panels(1, len(found), (4.2, 1.3 + 0.22 * len(rows)))
     for stage, (panel, weights) in enumerate(zip(axes, used, strict=True)):
         panel.imshow(
-            weights if text_queries else weights.T[: len(rows)], aspect="auto", interpolation="nearest",
+            weights if is_query else weights.T[: len(rows)], aspect="auto", interpolation="nearest",
             extent=(0, seconds, len(rows) - 0.5, -0.5),
         )  # fmt: skip
         panel.set(
             title=f"zip {stage + 1}: {pair[0]} attends to {pair[1]} ($\\rho$ = {diagonal(weights):.2f})",
-            xlabel="seconds of speech",
+            xlabel=f"seconds of {across}",
         )
         panel.set_yticks(range(len(rows)), rows if stage == 0 else [""] * len(rows))
         panel.grid(visible=False)

@@ -22,8 +22,8 @@ from zipper.errors import ConfigError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
-from zipper.evaluation.scorer import AsrScorer, load_asr_scorer
-from zipper.evaluation.wer import WordErrors
+from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer
+from zipper.modalities.scoring import WordErrors
 
 LISTENED = 3  # utterances whose resynthesis is written as samples
 

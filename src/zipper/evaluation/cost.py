@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from zipper.config import TASKS
+from zipper.config import modalities_of
 from zipper.data.schedule import BatchSchedule
 from zipper.models.flops import document_flops
 from zipper.models.multimodal import MultimodalModel
@@ -15,12 +15,13 @@ def flops_per_token(model: MultimodalModel, steps: BatchSchedule) -> dict[str, i
     subwords, including BOS and EOS, without padding.
     """
     forward = training = tokens = 0.0
-    sizes = Counter(zip(steps.subwords.tolist(), steps.speech.tolist(), strict=True))
+    names = list(steps.lengths)
+    sizes = Counter(zip(*(steps.lengths[name].tolist() for name in names), strict=True))
     for task, share in steps.tasks.items():
-        order = TASKS[task]
+        order = modalities_of(task)
         answers = order if steps.prompt_weight or len(order) == 1 else order[-1:]
-        for (subwords, columns), times in sizes.items():
-            length = {"text": subwords + 2, "speech": columns}
+        for sizes_of_row, times in sizes.items():
+            length = dict(zip(names, sizes_of_row, strict=True))
             given = {name: length[name] for name in order}
             one = document_flops(model, given, {name: length[name] - 1 for name in answers})
             forward += share * times * one.forward

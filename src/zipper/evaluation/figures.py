@@ -1,5 +1,6 @@
 """Figures of a run as PNG: learning curve, gates, and cross-attention on one test utterance."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,13 @@ def draw_run(
         files.append(gate_curves(gates, folder / "gates.png"))
     if isinstance(model, ZipperModel):
         for pair in model.directions_used:
-            if set(pair) == {"text", "speech"}:
-                given = document(dataset, row, "asr" if pair[0] == "text" else "tts", 0.0)
-                title = f"{row['id']}: {row['text']}"
-                drawn = attention_map(
-                    model, given, pair, dataset.tokenizer, dataset.info["frame_rate"], title
-                )
+            if all(row[dataset.modalities[name].length_column] for name in pair):
+                given = document(dataset, row, ">".join(reversed(pair)), 0.0)
+                title = f"{row['id']}: {row.get('text', '')}"
+                drawn = attention_map(model, given, pair, dataset.modalities, title)
                 files.append(_save(drawn, folder / f"attention-{'-'.join(pair)}.png"))
-    if "tts" in results:
-        files.append(wer_by_length(results["tts"], folder / "wer-by-length.png"))
+    if spoken := [result for result in results.values() if "by_length" in result]:
+        files.append(wer_by_length(spoken[0], folder / "wer-by-length.png"))
     return files
 
 
@@ -48,8 +47,8 @@ def learning_curve(metrics: dict[str, Series], file: Path, weighted: bool) -> Pa
 
     weighted: the training loss uses codebook weights or history masking, which the dev loss does not.
     """
-    tasks = {"ASR": "dev/asr_wer", "TTS, scored by ASR": "dev/tts_wer"}
-    shown = {label: metrics[name] for label, name in tasks.items() if name in metrics}
+    tasks = [(name, found[1]) for name in metrics if (found := re.fullmatch("dev/(.+)_wer", name))]
+    shown = {task.upper(): metrics[name] for name, task in tasks}
     norms = {name: metrics.get(f"train/grad_norm{name}", []) for name in ("", "_max")}
     count = 1 + bool(shown) + bool(norms[""])
     figure, axes = panels(1, count, (5, 4))

@@ -14,7 +14,7 @@ def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) 
     """Mean loss in nats over all scored (token, codebook) pairs of the split. Sets the model to eval."""
     model.eval()
     device = next(model.parameters()).device
-    tasks = dict.fromkeys(cfg.train.tasks.shares(), 1.0)
+    tasks = dict.fromkeys(cfg.train.tasks, 1.0)
     steps = BatchSchedule(dataset, cfg.evaluate.split, tasks, cfg.train.tokens, 1, 0, cfg.train.prompt_weight)
     codebooks = {name: cfg.model.towers[name].codebooks for name in model.names}
     loss = weight = 0.0

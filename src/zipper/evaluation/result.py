@@ -10,11 +10,11 @@ from typing import Any
 import lightning
 import torch
 
-from zipper.config import RunConfig, to_dict
+from zipper.config import RunConfig, modalities_of, task_name, to_dict
 from zipper.data.dataset import EncodedDataset, Row, limit_rows
 from zipper.data.documents import eligible
 from zipper.data.statistics import DatasetStatistics
-from zipper.evaluation.wer import WordErrors
+from zipper.modalities.scoring import WordErrors
 from zipper.models.multimodal import MultimodalModel
 
 
@@ -67,13 +67,14 @@ def versions() -> dict[str, str]:
 
 
 def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
-    """Rows of a split (None: cfg.evaluate.split) that a task can use and whose corpus it takes.
+    """Rows of a split (None: cfg.evaluate.split) that a task or chain can use and whose corpus it takes.
 
     The training split is limited to data.only, as in training.
     """
     split = split or cfg.evaluate.split
     rows = limit_rows(dataset.splits[split], cfg.data.only if split == "train" else None)
-    return [rows[i] for i in eligible(rows, task, cfg.data.tasks.get(task, ()))]
+    last_hop = task_name(">".join(modalities_of(task)[-2:]))
+    return [rows[i] for i in eligible(dataset, rows, task, cfg.data.tasks.get(last_hop, ()))]
 
 
 def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, float]]:

@@ -2,10 +2,11 @@
 
 import json
 import lzma
-import os
 from pathlib import Path
 from typing import Any
 
+from zipper.config import upgraded
+from zipper.disk import write_atomic
 from zipper.errors import DataError
 
 NEEDED = ("id", "errors", "words", "reference")  # keys of every utterance
@@ -27,16 +28,10 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         if utterances:
-            _write(utterances_file(file), lzma.compress(utterances.encode()))
-        _write(file, text.encode())
+            write_atomic(utterances_file(file), lzma.compress(utterances.encode()))
+        write_atomic(file, text.encode())
         if not utterances:
             utterances_file(file).unlink(missing_ok=True)  # from an older result
-
-
-def _write(file: Path, content: bytes) -> None:
-    aside = file.with_name(f"{file.name}.{os.getpid()}.part")  # other processes may write the same file
-    aside.write_bytes(content)
-    aside.rename(file)
 
 
 def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
@@ -53,6 +48,8 @@ def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
         raise DataError(f"{file} is not JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict):
         raise DataError(f"{file} holds no JSON object. Give a result file of `zipper train`.")
+    if "config" in result:
+        result["config"] = upgraded(result["config"])
     inside = result.pop("per_utterance", None)
     if not utterances:
         return result

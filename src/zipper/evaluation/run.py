@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from zipper.commit import commit
 from zipper.config import RunConfig, TrainConfig, with_overrides
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
-from zipper.data.statistics import units_id
 from zipper.distributed import MACHINE, first_process, leave_group
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.journal import evaluation_identity, journal_name, open_journal, read_pieces
 from zipper.evaluation.result import Origin, write_predictions
 from zipper.evaluation.result_file import read_result, write_result
-from zipper.evaluation.tasks import evaluate_tasks, load_speech_scorer, summary_lines
-from zipper.evaluation.tts import SpeechScorer
+from zipper.evaluation.tasks import evaluate_tasks, load_scorers, scorer_name, summary_lines
 from zipper.generation.exported import WEIGHTS, load_exported, load_trained
+from zipper.modalities.base import load_modalities
+from zipper.modalities.scoring import Scorer
 from zipper.models.building import TrainedModel
 from zipper.run_folder import check_dataset, finished, result_files
 
@@ -49,13 +49,14 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in places}
     data = replace(trained.config.data, **moved)
     cfg = replace(trained.config, **requested, data=data, train=replace(trained.config.train, **machine))
-    speech_scorer, clock = load_speech_scorer(cfg), Clock()
-    dataset = prepare(cfg, clock)
+    clock, modalities = Clock(), load_modalities(cfg)
+    scorers = load_scorers(cfg, modalities)
+    dataset = prepare(cfg, clock, modalities)
     check_dataset(checkpoint, dataset, allow_other_audio=True)
     ended = folder / finished(cfg).name
     training = read_result(ended, utterances=False) if ended.exists() else {}
     origin = Origin(command, commit(), training.get("steps", 0), training.get("wall_seconds", 0.0))
-    _evaluate(cfg, trained, dataset, checkpoint, origin, speech_scorer, clock, folder)
+    _evaluate(cfg, trained, dataset, checkpoint, origin, scorers, clock, folder)
 
 
 def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) -> None:
@@ -74,32 +75,34 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
                 f"{cfg.run_dir} holds {part} of a training run, so results of {exported} cannot go there. "
                 "Choose another name (name=...)."
             )
-    speech_scorer, clock = load_speech_scorer(cfg), Clock()
-    dataset = prepare(cfg, clock)
+    clock, modalities = Clock(), load_modalities(cfg)
+    scorers = load_scorers(cfg, modalities)
+    dataset = prepare(cfg, clock, modalities)
     for name in trained.network.names:
-        if trained.statistics.reads[name] != units_id(dataset, name):
+        own = dataset.modalities[name].fingerprint
+        if trained.statistics.reads[name] != own:
             raise DataError(
                 f"{exported} reads {name} units of {trained.statistics.reads[name]!r}, but the dataset holds "
-                f"{units_id(dataset, name)!r}. Name the codec and the tokenizer that it was trained with."
+                f"{own!r}. Name the codec and the tokenizer that it was trained with."
             )
     origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
-    _evaluate(cfg, trained, dataset, exported / WEIGHTS, origin, speech_scorer, clock, cfg.run_dir)
+    _evaluate(cfg, trained, dataset, exported / WEIGHTS, origin, scorers, clock, cfg.run_dir)
 
 
 def _evaluate(
     cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, weights: Path, origin: Origin,
-    speech_scorer: SpeechScorer | None, clock: Clock, folder: Path,
+    scorers: Mapping[str, Scorer], clock: Clock, folder: Path,
 ) -> None:  # fmt: skip
     leave_group()  # `prepare` made it: rank 0 evaluates alone and must not wait for the others
     if not first_process():
         return
     trained.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    work = evaluation_identity(weights, cfg, speech_scorer.asr_scorer.name if speech_scorer else None)
+    work = evaluation_identity(weights, cfg, scorer_name(scorers))
     suffix = _suffix(folder, cfg.evaluate.split, work)
     with open_journal(folder / journal_name(suffix), work) as kept:
         with clock.stage("evaluate"):
-            results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, [], kept, suffix, folder)
+            results = evaluate_tasks(trained, dataset, cfg, origin, scorers, [], kept, suffix, folder)
         copies = result_files(cfg, list(results))
         for task, result in results.items():
             result["stage_seconds"] = clock.rounded()

@@ -1,22 +1,21 @@
-"""Evaluation of all tasks of a run: ASR, TTS, chains, or perplexity."""
+"""Evaluation of all tasks of a run: tasks between modalities, chains, or perplexity."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from zipper.codecs.load import load_codec
-from zipper.config import RunConfig
+from zipper.config import RunConfig, modalities_of
 from zipper.data.dataset import EncodedDataset
 from zipper.distributed import first_process
-from zipper.evaluation import asr, chains, tts
-from zipper.evaluation.journal import Journal
 from zipper.evaluation.loss import split_loss
-from zipper.evaluation.result import Origin, chosen_rows, describe_run
-from zipper.evaluation.samples import log_speech, log_transcripts, write_samples
-from zipper.evaluation.scorer import load_asr_scorer
-from zipper.evaluation.tts import SpeechScorer
+from zipper.evaluation.result import Origin, describe_run
+from zipper.evaluation.samples import show_samples
+from zipper.evaluation.task import evaluate_chain, evaluate_task, summary_line
+from zipper.modalities.base import Modality
+from zipper.modalities.scoring import Journal, Scorer
 from zipper.models.building import TrainedModel
 
 HEADLINES = (
@@ -26,11 +25,16 @@ HEADLINES = (
 Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-speech), or loss
 
 
-def load_speech_scorer(cfg: RunConfig) -> SpeechScorer | None:
-    """Codec and ASR scorer if the run needs them, loaded first so that missing parts raise at once."""
-    if not cfg.evaluates("tts") and not cfg.evaluate.chains:
-        return None
-    return SpeechScorer(load_codec(cfg.codec), load_asr_scorer(cfg.judge), cfg.build)
+def load_scorers(cfg: RunConfig, modalities: Mapping[str, Modality]) -> dict[str, Scorer]:
+    """Scorers of the modalities that a run generates, by modality, loaded first so that missing parts raise
+    at once."""
+    answers = {modalities_of(task)[-1] for task in [*cfg.evaluated_tasks, *cfg.evaluate.chains]}
+    return {name: modalities[name].scorer(cfg) for name in sorted(answers)}
+
+
+def scorer_name(scorers: Mapping[str, Scorer]) -> str | None:
+    """Name of the models that score; None if there is none."""
+    return ", ".join(one.name for one in scorers.values() if one.name) or None
 
 
 def evaluate_tasks(
@@ -38,7 +42,7 @@ def evaluate_tasks(
     dataset: EncodedDataset,
     cfg: RunConfig,
     origin: Origin,
-    speech_scorer: SpeechScorer | None,
+    scorers: Mapping[str, Scorer],
     loggers: list[Logger],
     kept: Journal,
     suffix: str = "",
@@ -51,30 +55,32 @@ def evaluate_tasks(
     """
     model, statistics, split = trained.network, trained.statistics, cfg.evaluate.split
     results: Results = {}
-    if cfg.evaluates("asr"):
-        results["asr"] = asr.evaluate_asr(model, dataset, statistics, cfg, origin, kept)
-        log_transcripts(
-            loggers, split, results["asr"]["per_utterance"], chosen_rows(dataset, cfg, "asr"), origin.steps
-        )
-    if speech_scorer and cfg.evaluates("tts"):
-        results["tts"], segments = tts.evaluate_tts(
-            model, dataset, statistics, cfg, origin, speech_scorer, kept
-        )
+    for task in cfg.evaluated_tasks:
+        scorer = scorers[modalities_of(task)[-1]]
+        results[task], segments = evaluate_task(task, model, dataset, statistics, cfg, origin, scorer, kept)
         if first_process():
-            spoken = results["tts"]["per_utterance"]
             samples = (folder or cfg.run_dir) / f"samples{suffix}"
-            shown = write_samples(samples, cfg, speech_scorer, dataset, spoken, segments)
-            log_speech(loggers, split, spoken, shown, origin.steps)
+            show_samples(
+                loggers,
+                samples,
+                cfg,
+                task,
+                split,
+                dataset,
+                results[task]["per_utterance"],
+                segments,
+                origin.steps,
+            )
     for chain in cfg.evaluate.chains:
-        assert speech_scorer is not None
-        results[chain.replace(">", "-")] = chains.evaluate_chain(
-            chain, model, dataset, statistics, cfg, origin, speech_scorer, kept
+        scorer = scorers[modalities_of(chain)[-1]]
+        results[chain.replace(">", "-")] = evaluate_chain(
+            chain, model, dataset, statistics, cfg, origin, scorer, kept
         )
     if not results:
         loss = split_loss(model, dataset, cfg)
         results["loss"] = {
             **describe_run(model, dataset, statistics, cfg, origin),
-            "task": "+".join(cfg.train.tasks.shares()),
+            "task": "+".join(cfg.train.tasks),
             "split": split,
             "loss": loss,
             "perplexity": math.exp(loss),
@@ -102,5 +108,5 @@ def summary_lines(results: Results, folder: Path, suffix: str = "") -> list[str]
                 f"perplexity {result['perplexity']:.2f} per scored token on {result['split']} -> {file}"
             )
         else:
-            lines.append({"asr": asr, "tts": tts}.get(task, chains).summary_line(result, file))
+            lines.append(summary_line(result, file))
     return lines

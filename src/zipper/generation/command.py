@@ -9,7 +9,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-import soundfile as sf
 from tqdm import tqdm
 
 from zipper.config import with_overrides
@@ -20,19 +19,22 @@ from zipper.errors import ConfigError, DataError
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
 from zipper.generation.generate import generate as generate_segments
 from zipper.generation.zipper import Zipper, prompt_of
+from zipper.modalities.base import modality_class
 
 Order = list[str] | Literal["auto"]
+OTHER = {"text": "speech", "speech": "text"}  # default output modality
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Input of one request: id, and ("text", TEXT) or ("speech", AUDIO FILE).
+    """Input of one request: id, modality, and its raw input (a text, or the path of a file).
 
-    piece: start and length of the audio in seconds; by default the whole file.
+    piece: start and length of a recording in seconds; by default the whole file.
     """
 
     id: str
-    given: list[tuple[str, str]]
+    modality: str
+    raw: str
     piece: tuple[float, float | None] = (0.0, None)
 
 
@@ -40,26 +42,25 @@ def generate(args: argparse.Namespace) -> None:
     """Generate the requested segments, save and print them. Raises ConfigError on invalid requests before
     any model runs."""
     if bool(args.prompts) == bool(args.batch):
-        raise ConfigError("Give a prompt: one --text or --audio, or --batch for several prompts.")
+        raise ConfigError("Give a prompt: one --text, --audio or --given, or --batch for several prompts.")
     if len(args.prompts or []) > 1:
-        given = " ".join(f"--{'text' if kind == 'text' else 'audio'}" for kind, _ in args.prompts)
         raise ConfigError(
-            f"{given}: {len(args.prompts)} are given, but a prompt is one segment. Give one --text or "
-            "--audio, or --batch for several prompts."
+            f"{len(args.prompts)} prompts are given ({', '.join(kind for kind, _ in args.prompts)}), but a "
+            "prompt is one segment. Give one, or --batch for several prompts."
         )
     if args.at_a_time < 1 or args.seed < 0:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
-    requests = read_batch(args.batch) if args.batch else [Prompt("out", args.prompts)]
+    requests = read_batch(args.batch) if args.batch else [Prompt("out", *args.prompts[0])]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
     out: Path = args.out or Path("generated" if args.batch else "out.wav")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     model = Zipper.from_pretrained(args.model)
-    decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode.by_modality()
-    groups: dict[str, list[tuple[Prompt, list[Segment]]]] = {}
+    decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode
+    groups: dict[str, list[tuple[Prompt, Segment]]] = {}
     for prompt in requests:  # read all prompts before generating any
-        groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segments_of(model, prompt)))
+        groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segment_of(model, prompt)))
     for name, group in groups.items():
-        check_prompts(model.network, [prompt_of(one.id, *segments) for one, segments in group], _order(name))
+        check_prompts(model.network, [prompt_of(one.id, segment) for one, segment in group], _order(name))
     target = out if args.batch else out.parent
     check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
     log = target / "generated.jsonl"
@@ -70,7 +71,7 @@ def generate(args: argparse.Namespace) -> None:
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
-                prompts = [prompt_of(prompt.id, *segments) for prompt, segments in part]
+                prompts = [prompt_of(prompt.id, segment) for prompt, segment in part]
                 outputs = generate_segments(
                     model.network, prompts, _order(name), model.statistics, decode, args.seed
                 )
@@ -95,17 +96,20 @@ def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool)
     else:
         if out.suffix != ".wav" or out.is_dir():
             raise ConfigError(f"-o {out}: speech is saved as .wav. Give a file name that ends in .wav.")
-        spoken = MAX_SEGMENTS if orders == [["auto"]] else orders[0].count("speech")
-        taken = [file for file in wav_files(out.with_suffix(""), spoken) if file.exists() and not overwrite]
+        auto = orders == [["auto"]]
+        count = MAX_SEGMENTS if auto else sum(modality_class(name).names_file for name in orders[0])
+        stems = [numbered(out.with_suffix(""), n) for n in range(1, count + 1)]
+        files = [stem.with_name(f"{stem.name}.wav") for stem in stems]
+        taken = [file for file in files if file.exists() and not overwrite]
     if taken:
         raise ConfigError(
             f"{taken[0]} exists and is not overwritten. Choose another -o, or give --overwrite."
         )
 
 
-def wav_files(stem: Path, count: int) -> list[Path]:
-    """Speech files of one prompt: STEM.wav, STEM.2.wav, ..."""
-    return [stem.with_name(f"{stem.name}{f'.{n}' if n > 1 else ''}.wav") for n in range(1, count + 1)]
+def numbered(stem: Path, number: int) -> Path:
+    """Stem of the files of one prompt: STEM, STEM.2, ..."""
+    return stem.with_name(f"{stem.name}.{number}") if number > 1 else stem
 
 
 def _order(name: str) -> Order:
@@ -115,7 +119,9 @@ def _order(name: str) -> Order:
 def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
     """Order of output modalities: `--then`, or by default the other modality than the prompt's."""
     if then is None:
-        return ["speech" if prompt.given[-1][0] == "text" else "text"]
+        if prompt.modality not in OTHER:
+            raise ConfigError(f"--given {prompt.modality}=...: name the output modalities with --then.")
+        return [OTHER[prompt.modality]]
     if "auto" in then and len(then) > 1:
         raise ConfigError(
             f"--then {' '.join(then)}: auto cannot be combined, because the model chooses every segment."
@@ -123,41 +129,41 @@ def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
     return then
 
 
-def segments_of(model: Zipper, prompt: Prompt) -> list[Segment]:
+def segment_of(model: Zipper, prompt: Prompt) -> Segment:
     """Tokens of a prompt. Raises ConfigError or DataError with the id of the prompt."""
     try:
-        return [
-            model.encode(kind, value if kind == "text" else model.read(Path(value), *prompt.piece))
-            for kind, value in prompt.given
-        ]
+        return model.encode(prompt.modality, prompt.raw, *prompt.piece)
     except (ConfigError, DataError) as error:
         raise type(error)(f"{prompt.id}: {error}") from error
 
 
 def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
-    """Save the speech segments to `wav_files`. Returns the entry of generated.jsonl."""
+    """Save the segments that need a file. Returns the entry of generated.jsonl."""
     entries: list[dict[str, Any]] = []
     for segment in segments:
-        if segment.modality == "text":
-            words = model.tokenizer.decode(segment.content[0].tolist())
-            entries.append({"text": words, "stopped": segment.finish_reason})
-            continue
-        file = wav_files(stem, 1 + sum("wav" in entry for entry in entries))[-1]
-        wave = model.codec.decode(segment.content)
-        sf.write(file, wave.clamp(-1, 1).numpy(), model.codec.sample_rate)
-        seconds = round(len(wave) / model.codec.sample_rate, 3)
-        entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.finish_reason})
-    return {"id": prompt.id, "given": [list(one) for one in prompt.given], "written": entries}
+        modality = model.modalities[segment.modality]
+        value = modality.decode(segment.content)
+        files = sum("wav" in entry or "file" in entry for entry in entries)
+        file = modality.write(value, numbered(stem, 1 + files))
+        if file is None:
+            entries.append({segment.modality: value, "stopped": segment.finish_reason})
+        elif modality.sample_rate:
+            seconds = round(modality.seconds(value), 3)
+            entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.finish_reason})
+        else:
+            entries.append({"file": str(file), "stopped": segment.finish_reason})
+    return {"id": prompt.id, "given": [[prompt.modality, prompt.raw]], "written": entries}
 
 
 def show(entry: dict[str, Any], took: float) -> None:
     """Print one line per segment."""
     for one in entry["written"]:
         why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
-        if "text" in one:
-            print(f"text    {one['text'] or '(empty)'}{why}")
-        else:
+        if "wav" in one:
             print(f"speech  {one['wav']}, {one['seconds']:.2f} s{why}")
+        else:
+            [(kind, value)] = [(kind, value) for kind, value in one.items() if kind != "stopped"]
+            print(f"{kind:<7} {value or '(empty)'}{why}")
     seconds = sum(one.get("seconds", 0.0) for one in entry["written"])
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
 
@@ -184,7 +190,7 @@ def read_batch(file: Path) -> list[Prompt]:
                     f"{line.where}: needs a unique id that can name a file, without slashes or dots, and "
                     f"either text or audio; it has {shorten(str(line.cells), 200)}."
                 )
-            out[name] = Prompt(name, given, line.piece())
+            out[name] = Prompt(name, *given[0], line.piece())
     except DataError as error:
         raise ConfigError(f"--batch {error}") from error
     if not out:

@@ -5,6 +5,7 @@ tokenizer.json.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from zipper.codecs.codec import sha256
 from zipper.config import RunConfig, from_dict, read_json, to_dict
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, torch_message
-from zipper.modalities.tokenizer import Tokenizer
+from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel, build_untrained
 from zipper.models.certify import certificate, check_certificate
 
-WEIGHTS, INFO, TOKENIZER = "zipper.safetensors", "zipper.json", "tokenizer.json"
+WEIGHTS, INFO = "zipper.safetensors", "zipper.json"
 
 
 def is_exported(folder: Path) -> bool:
@@ -28,12 +29,15 @@ def is_exported(folder: Path) -> bool:
     return (folder / INFO).is_file()
 
 
-def save_exported(folder: Path, trained: TrainedModel, tokenizer: Tokenizer, figures: dict[str, Any]) -> None:
+def save_exported(
+    folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
+) -> None:
     """Write weights in half precision, tokenizer and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
     save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
-    tokenizer.save(folder / TOKENIZER)
+    for name in trained.network.names:
+        modalities[name].save(folder)
     info = {
         **figures,
         "sha256": sha256(folder / WEIGHTS),

@@ -155,7 +155,7 @@ class Generator:
     def __init__(self, cache: KVCache, name: str, max_repeats: list[int]) -> None:
         self.cache, self.name = cache, name
         self.tower = cache.model.tower(name)
-        self.layout = TokenLayout.of(name, self.tower.cfg)
+        self.layout = TokenLayout.of(self.tower.cfg)
         self.device = cache.multimodal.device
         self.max_repeats = max_repeats
 

@@ -1,7 +1,7 @@
 """Generation for rows of an encoded dataset."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -11,15 +11,8 @@ from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import Document, segment
 from zipper.data.statistics import DatasetStatistics
 from zipper.generation.generate import GenerationOutput, generate
+from zipper.modalities.scoring import Journal
 from zipper.models.multimodal import MultimodalModel
-
-
-class Journal(Protocol):
-    """Interface of `evaluation.journal.Journal`."""
-
-    pieces: dict[str, Any]
-
-    def add(self, key: str, value: Any) -> None: ...
 
 
 def generate_rows(
@@ -40,7 +33,8 @@ def generate_rows(
     Rows of similar length form a batch of `batch`. The model's training mode is restored. journal: records
     finished batches under `name`, so that an interrupted evaluation resumes.
     """
-    prompts = [Document(row["id"], [segment(dataset, row, order[0], 0.0)], multimodal=True) for row in rows]
+    source = dataset.modalities[order[0]]
+    prompts = [Document(row["id"], [segment(source, source.content(row))], multimodal=True) for row in rows]
     by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
     found: dict[int, list[GenerationOutput]] = {}
     was_training = model.training

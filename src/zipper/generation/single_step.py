@@ -2,7 +2,7 @@
 
 At the size of these towers the overhead of operator calls dominates. Gates are therefore plain numbers, masks
 are additive biases, and constant tensors are computed once. The result equals that of the tower and its zips
-(tests/test_step.py).
+(tests/zipper/generation/test_step.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -11,45 +11,35 @@ import soundfile as sf
 import torch
 from torch import Tensor, nn
 
-from zipper.codecs.codec import Codec
-from zipper.codecs.load import load_codec
 from zipper.config import RunConfig, with_overrides
-from zipper.corpora.audio import read_wave
-from zipper.data.documents import Document, Segment, directions, speech_segment, text_segment
-from zipper.data.statistics import LENGTH_MARGIN, SUBWORDS_PER_SECOND, DatasetStatistics
+from zipper.data.documents import Document, Segment, directions, segment
+from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import (
-    INFO,
-    TOKENIZER,
-    is_exported,
-    load_exported,
-    load_trained,
-    save_exported,
-)
-from zipper.generation.generate import FinishReason, GenerationOutput, generate
+from zipper.generation.exported import INFO, is_exported, load_exported, load_trained, save_exported
+from zipper.generation.generate import FinishReason, generate
 from zipper.hub import model_folder, push
-from zipper.modalities.normalise import normalise, unreadable
-from zipper.modalities.tokenizer import Tokenizer
+from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.resolve import Units, resolve_units
+from zipper.models.resolve import resolve_layouts
 
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
 class GeneratedSegment(NamedTuple):
-    """Generated segment. value: text, or a waveform float32 [n] at `Zipper.sample_rate`."""
+    """Generated segment. value: as its modality decodes it: text, or a waveform float32 [n] at
+    `Zipper.sample_rate`."""
 
     modality: str
-    value: str | Tensor
+    value: Any
     finish_reason: FinishReason
 
 
 class Zipper(nn.Module):
-    """Speech recognition and text-to-speech with pre-trained towers.
+    """Pre-trained towers joined by zips: speech recognition, text-to-speech, and any other modalities.
 
-    network: towers and zips. tokenizer, codec: of text and speech. statistics: lengths and rates of the
-    training data. config: model and training settings.
+    network: towers and zips. modalities: by name, with tokenizer and codec. statistics: lengths and rates of
+    the training data. config: model and training settings.
     """
 
     def __init__(
@@ -57,12 +47,11 @@ class Zipper(nn.Module):
         network: MultimodalModel,
         statistics: DatasetStatistics,
         config: RunConfig,
-        tokenizer: Tokenizer,
-        codec: Codec,
+        modalities: dict[str, Modality],
     ) -> None:
         super().__init__()
         self.network, self.statistics, self.config = network, statistics, config
-        self.tokenizer, self.codec = tokenizer, codec
+        self.modalities = modalities
 
     @classmethod
     def from_towers(
@@ -76,8 +65,8 @@ class Zipper(nn.Module):
     ) -> "Zipper":
         """Join pre-trained decoders by untrained zips (paper 3.1).
 
-        towers: by modality (text, speech), a folder or a Hub id user/name of a tower pre-trained with this
-        package, or of a language model of the Llama family. interval: layers between zips, by modality;
+        towers: by modality (text, speech, ...), a folder or a Hub id user/name of a tower pre-trained with
+        this package, or of a language model of the Llama family. interval: layers between zips, by modality;
         default 2. frozen: modalities whose tower is frozen. seed: of the zips' initial weights. overrides:
         `key=value` settings, as on the command line (model.zip.whiten=true).
 
@@ -97,20 +86,17 @@ class Zipper(nn.Module):
             settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]
             settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
         config = with_overrides(RunConfig(), [*settings, *overrides])
-        if "text" not in towers:
-            raise ConfigError("text=... is missing: the folder of the text tower holds the tokenizer.")
-        tokenizer = Tokenizer.load(model_folder(str(towers["text"])) / TOKENIZER)
-        codec = load_codec(config.codec)
-        units = Units.of(tokenizer, codec, config.codec.pattern)
-        config = resolve_units(config, units)
-        rates = {"text": SUBWORDS_PER_SECOND, "speech": codec.frame_rate}
-        statistics = DatasetStatistics("", units.ids, rates, {}, {}, {}, {})
+        modalities = load_modalities(config)
+        config = resolve_layouts(config, modalities)
+        rates = {name: modalities[name].rate for name in towers}
+        reads = {name: modalities[name].fingerprint for name in towers}
+        statistics = DatasetStatistics("", reads, rates, {}, {}, {}, {})
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = build_model(config.model, rates)
         load_pretrained(network)
         set_trainable(network, config.model)
-        return cls(network, statistics, config, tokenizer, codec)
+        return cls(network, statistics, config, modalities)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Zipper":
@@ -136,33 +122,36 @@ class Zipper(nn.Module):
                 "Run `make train`, or name assets/zipped."
             )
         network, statistics, config = trained
-        codec, tokenizer = load_codec(config.codec), Tokenizer.load(folder / TOKENIZER)
-        for modality, own in (("speech", codec.fingerprint), ("text", tokenizer.fingerprint)):
-            if modality in network.names and statistics.reads[modality] != own:
+        modalities = load_modalities(config, folder)
+        for name in network.names:
+            if statistics.reads[name] != modalities[name].fingerprint:
                 raise DataError(
-                    f"{folder} was trained on {modality} units {statistics.reads[modality]!r}, but its codec "
-                    f"or tokenizer has {own!r}."
+                    f"{folder} was trained on {name} units {statistics.reads[name]!r}, but its codec or "
+                    f"tokenizer has {modalities[name].fingerprint!r}."
                 )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(network.eval().to(device), statistics, config, tokenizer, codec)
+        return cls(network.eval().to(device), statistics, config, modalities)
 
     def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
         """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries
         of zipper.json, for example how the model was trained and its WER."""
         trained = TrainedModel(self.network, self.statistics, self.config)
-        save_exported(Path(folder), trained, self.tokenizer, figures)
+        save_exported(Path(folder), trained, self.modalities, figures)
 
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
         """Set the config and the statistics of a training. `ZipperData` calls it. The model settings of
         `config` must be this model's."""
         self.config, self.statistics = config, statistics
         self.network.set_times(statistics.rates, statistics.seconds)
-        self.network.used = directions(config.train.tasks.shares())
+        self.network.used = directions(config.train.tasks)
 
     @property
     def sample_rate(self) -> int:
-        """Sample rate of input and output waveforms in Hz."""
-        return self.codec.sample_rate
+        """Sample rate of input and output waveforms in Hz. Raises ConfigError if no modality has any."""
+        rates = [one.sample_rate for one in self.modalities.values() if one.sample_rate]
+        if not rates:
+            raise ConfigError("This model has no modality of waveforms.")
+        return rates[0]
 
     def transcribe(self, audio: str | Path | Tensor) -> str:
         """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
@@ -218,13 +207,16 @@ class Zipper(nn.Module):
         'every wednesday at five daniel slept with the clever tiger'
         """
         documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
-        decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode.by_modality()
+        decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
         was_training = self.training
         self.eval()
         found = generate(self.network, documents, order, self.statistics, decode, seed)
         self.train(was_training)
         return [
-            [GeneratedSegment(o.modality, self.decode(o), o.finish_reason) for o in outputs]
+            [
+                GeneratedSegment(o.modality, self.modalities[o.modality].decode(o.content), o.finish_reason)
+                for o in outputs
+            ]
             for outputs in found
         ]
 
@@ -233,40 +225,28 @@ class Zipper(nn.Module):
         if len(prompt) != 1:
             raise ConfigError(f"A prompt is one segment, as {{'text': 'hello'}}; this one has {len(prompt)}.")
         [(modality, value)] = prompt.items()
-        if modality == "speech" and isinstance(value, str | Path):
-            value = self.read(Path(value))
         return prompt_of(name, self.encode(modality, value))
 
-    def read(self, file: Path, start: float = 0.0, seconds: float | None = None) -> Tensor:
-        """Read a recording, or `seconds` of it from `start`: float32 [n] at `sample_rate`.
+    def encode(self, name: str, raw: Any, start: float = 0.0, seconds: float | None = None) -> Segment:
+        """Encode a raw input or a value of modality `name` as a prompt segment: a text, the path of a
+        recording (`seconds` of it from `start`), or a waveform float32 [n] at `sample_rate`.
 
-        Raises DataError if it cannot be read or is longer than the model accepts.
+        Raises ConfigError if a text is empty or has no unique reading, or if the input is too long; DataError
+        if a file cannot be read.
         """
-        longest = LENGTH_MARGIN * self.statistics.longest.get("speech", 0) / self.codec.frame_rate
-        return read_wave(
-            file, self.sample_rate, start, seconds, longest, "the {:g} s that this model accepts"
-        )
-
-    def encode(self, modality: str, value: str | Tensor) -> Segment:
-        """Encode a text, or a waveform float32 [n] at `sample_rate`, as a prompt segment.
-
-        Raises ConfigError if the text is empty or has no unique reading, or if the input is too long.
-        """
-        self._check_trained(modality)
-        if isinstance(value, str):
-            return self._encode_text(value)
-        (codes,) = self.codec.encode([value])
-        frames = codes.shape[1]
-        self._check_length(
-            "speech", frames, f"the audio has {frames / self.codec.frame_rate:.1f} s, {frames} frames"
-        )
-        return speech_segment(codes, self.codec.codes, 0.0, self.config.codec.pattern)
-
-    def decode(self, output: GenerationOutput) -> str | Tensor:
-        """Text of a generated segment, or its waveform float32 [n]."""
-        if output.modality == "text":
-            return self.tokenizer.decode(output.content[0].tolist())
-        return self.codec.decode(output.content)
+        self._check_trained(name)
+        modality, trained_on = self.modalities[name], self.statistics.longest[name]
+        most = int(LENGTH_MARGIN * trained_on)
+        limit = "the {:g} s that this model accepts"
+        value = modality.read(raw, start, seconds, most / modality.rate, limit)
+        (content,) = modality.encode([value])
+        if content.shape[1] > most:
+            shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {name}"
+            raise ConfigError(
+                f"{shown} has {modality.length_text(content.shape[1])}; this model was trained on at most "
+                f"{trained_on}, and accepts at most {most}. Cut it into sentences."
+            )
+        return segment(modality, content)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload the model, with a model card, to user/name with the token of HF_TOKEN. Returns the URL.
@@ -277,16 +257,6 @@ class Zipper(nn.Module):
             self.save_pretrained(folder)
             return push(Path(folder), repository, private)
 
-    def _encode_text(self, text: str) -> Segment:
-        if reason := unreadable(text):
-            raise ConfigError(f"{shorten(text, 60)!r} {reason}")
-        normal = normalise(text)
-        if not normal:
-            raise ConfigError(f"{text!r} holds no letter of a to z. Give text to synthesize.")
-        ids = self.tokenizer.encode(normal)
-        self._check_length("text", len(ids), f"{shorten(normal, 60)!r} has {len(ids)} subwords")
-        return text_segment(ids, self.tokenizer, 0.0)
-
     def _check_trained(self, modality: str) -> None:
         if modality not in self.network.names:
             known = ", ".join(self.network.names)
@@ -295,14 +265,6 @@ class Zipper(nn.Module):
             raise ConfigError(
                 "This model has not been trained: its zips are random. Train it with ZipperModule, or load a "
                 "trained one (Zipper.from_pretrained)."
-            )
-
-    def _check_length(self, name: str, length: int, what: str) -> None:
-        most = int(LENGTH_MARGIN * self.statistics.longest[name])
-        if length > most:
-            raise ConfigError(
-                f"{what}; this model was trained on at most {self.statistics.longest[name]}, and accepts at "
-                f"most {most}. Cut it into sentences."
             )
 
 

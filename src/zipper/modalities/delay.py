@@ -52,7 +52,7 @@ def to_timesteps(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor
     Raises DataError on a code out of range or on an empty utterance.
     """
     if codes.numel() == 0:
-        raise DataError("An utterance without frames has no tokens.")
+        raise DataError("Content without frames has no tokens.")
     if codes.min() < 0 or codes.max() >= size:
         raise DataError(f"Codes {int(codes.min())} to {int(codes.max())} are not all within 0 to {size - 1}.")
     books, frames = codes.shape
@@ -73,7 +73,7 @@ def from_timesteps(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor
     """
     special, lag = Specials.after(size), LAGS[pattern]
     if len(out) == 0 or not bool((out[0] == special.bos).all()):
-        raise DataError("Speech tokens must start with BOS in every codebook.")
+        raise DataError("Tokens must start with BOS in every codebook.")
     books = out.shape[1]
     ends = (out[:, 0] == special.eos).nonzero()
     complete = len(out) - 1 - lag * (books - 1)  # complete frames, without EOS

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from zipper.config import TowerConfig
-from zipper.modalities.delay import LAGS, Pattern, Specials, extra_timesteps, from_timesteps
+from zipper.modalities.delay import (
+    LAGS,
+    Pattern,
+    Specials,
+    extra_timesteps,
+    from_timesteps,
+    scored,
+    to_timesteps,
+)
 
 NOT_ENDED = 2**30  # EOS timestep of a segment without EOS
 FREE, CONTENT, END, FILLER = range(4)  # content or EOS, content, EOS, filler
@@ -16,8 +24,8 @@ FREE, CONTENT, END, FILLER = range(4)  # content or EOS, content, EOS, filler
 class TokenLayout(NamedTuple):
     """Vocabulary, special tokens and pattern of one modality.
 
-    Text has one codebook and the special tokens of its tokenizer. Other modalities follow a pattern of
-    `modalities.delay`, and their special tokens come after the codes.
+    A modality with a filler follows a pattern of `modalities.delay`, and its special tokens come after the
+    codes. One without (text) has one codebook, and its BOS and EOS may be any tokens.
     """
 
     vocabulary: int
@@ -28,14 +36,44 @@ class TokenLayout(NamedTuple):
     pattern: Pattern = "delay"
 
     @classmethod
-    def of(cls, name: str, tower: TowerConfig) -> "TokenLayout":
-        """Token layout of the tower of modality `name`."""
-        if name == "text":
-            begin, end = tower.specials
-            return cls(tower.vocabulary, 1, begin, end, None)
-        special = Specials.after(tower.vocabulary - len(Specials._fields))
-        ids = special.bos, special.eos, special.filler
-        return cls(tower.vocabulary, tower.codebooks, *ids, tower.pattern)
+    def after(cls, codes: int, codebooks: int, pattern: Pattern = "delay") -> "TokenLayout":
+        """Layout of `codes` codes in each codebook, followed by BOS, EOS and filler."""
+        return cls(codes + len(Specials._fields), codebooks, *Specials.after(codes), pattern)
+
+    @classmethod
+    def of(cls, tower: TowerConfig) -> "TokenLayout":
+        """Layout of a tower with a resolved config."""
+        bos, eos, *filler = tower.specials
+        return cls(tower.vocabulary, tower.codebooks, bos, eos, filler[0] if filler else None, tower.pattern)
+
+    @property
+    def specials(self) -> list[int]:
+        """Ids of BOS, EOS and filler, as in a tower's config."""
+        return [self.bos, self.eos, *([] if self.filler is None else [self.filler])]
+
+    @property
+    def codes(self) -> int:
+        """Number of ids that content may have: ids are below it."""
+        return self.vocabulary if self.filler is None else self.bos
+
+    @property
+    def extra_timesteps(self) -> int:
+        """Timesteps of a segment beyond its content."""
+        return extra_timesteps(self.codebooks, self.pattern)
+
+    def tokens(self, content: Tensor) -> Tensor:
+        """Tokens int64 [S, Q] of content int64 [Q, F]. Inverse of `content`."""
+        if self.filler is not None:
+            return to_timesteps(content, self.codes, self.pattern)
+        return torch.cat([content.new_tensor([self.bos]), content[0], content.new_tensor([self.eos])])[
+            :, None
+        ]
+
+    def scored(self, tokens: Tensor) -> Tensor:
+        """Mask bool [S, Q] of the tokens of a segment that a loss counts: content, and EOS."""
+        if self.filler is not None:
+            return scored(tokens, self.codes)
+        return torch.arange(len(tokens))[:, None] > 0
 
     def allowed(self) -> Tensor:
         """Allowed ids of each kind of position (FREE, CONTENT, END, FILLER): bool [4, V]."""
@@ -74,4 +112,4 @@ class TokenLayout(NamedTuple):
         """Content [Q, F] of a complete segment. tokens int64 [S, Q], with BOS and EOS."""
         if self.filler is None:
             return tokens[1:-1].T
-        return from_timesteps(tokens, self.vocabulary - len(Specials._fields), self.pattern)
+        return from_timesteps(tokens, self.codes, self.pattern)

@@ -58,7 +58,7 @@ def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedMod
     """Model with random weights, from a resolved config and the statistics of its data. Towers are frozen
     and zip directions are in use as the config says."""
     model = build_model(cfg.model, statistics.rates, statistics.seconds)
-    model.used = directions(cfg.train.tasks.shares())
+    model.used = directions(cfg.train.tasks)
     set_trainable(model, cfg.model)
     return TrainedModel(model, statistics, cfg)
 

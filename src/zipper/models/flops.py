@@ -3,8 +3,8 @@
 The terms are those of the paper's cost: towers take 24 d^2 L per token and 2 N^2 d L for causal attention;
 zips take 20 d_q^2, 2 d_s d_q + 8 d_q^2 and 4 n_q n_s d_q for each direction in use, with the actual widths of
 heads and feed-forwards. Norms, activations, softmaxes and look-ups are not counted. The result equals torch's
-own counter (tests/test_flops.py), except for a frozen tower without input projection, whose first layers have
-no backward pass.
+own counter (tests/zipper/models/test_flops.py), except for a frozen tower without input projection, whose
+first layers have no backward pass.
 """
 
 from collections.abc import Iterator, Mapping

@@ -55,7 +55,7 @@ def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) 
     """
     streams = dict(batch.streams)
     for name, stream in streams.items():
-        layout = TokenLayout.of(name, model.tower(name).cfg)
+        layout = TokenLayout.of(model.tower(name).cfg)
         if layout.filler is None:
             continue
         begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)

@@ -1,26 +1,19 @@
 """Resolve a config: vocabularies, codebooks and shapes that follow from the data and the pre-trained
 towers."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import NamedTuple
 
-from zipper.codecs.codec import Codec
-from zipper.config import TASKS, RunConfig, TowerConfig
+from zipper.config import RunConfig, TowerConfig, modalities_of
+from zipper.config.fields import check_modalities
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.data.dataset import EncodedDataset
-from zipper.data.statistics import units_id
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
-from zipper.modalities.delay import Pattern, vocabulary
-from zipper.modalities.tokenizer import Tokenizer
+from zipper.modalities.base import Modality
 from zipper.models.pretrained import tower_info, with_shape_of
 
-PER_MODALITY = (
-    "vocabulary",
-    "codebooks",
-    "pattern",
-    "init",
-)  # not shared by a single decoder
+PER_MODALITY = ("vocabulary", "codebooks", "pattern", "specials", "init")  # not shared by a single decoder
 
 
 def check_towers(cfg: RunConfig) -> None:
@@ -39,42 +32,6 @@ def check_towers(cfg: RunConfig) -> None:
         replace(cfg.model, towers=towers).check_widths()
 
 
-class Units(NamedTuple):
-    """Units of the towers. ids: id of the codec or tokenizer by modality. sizes: vocabulary and number of
-    codebooks by modality. specials: BOS and EOS ids of text."""
-
-    ids: dict[str, str]
-    sizes: dict[str, tuple[int, int]]
-    specials: list[int]
-    pattern: Pattern
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, codec: Codec, pattern: Pattern) -> "Units":
-        """Units of a tokenizer and a codec, before any data is encoded."""
-        return cls(
-            {"text": tokenizer.fingerprint, "speech": codec.fingerprint},
-            {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(codec.codes), codec.codebooks)},
-            [tokenizer.bos, tokenizer.eos],
-            pattern,
-        )
-
-    @classmethod
-    def of_dataset(cls, dataset: EncodedDataset) -> "Units":
-        """Units of an encoded dataset."""
-        tokenizer = dataset.tokenizer
-        return cls(
-            {name: units_id(dataset, name) for name in ("text", "speech")},
-            {"text": (tokenizer.vocabulary, 1), "speech": (vocabulary(dataset.codes), dataset.codebooks)},
-            [tokenizer.bos, tokenizer.eos],
-            dataset.pattern,
-        )
-
-    @property
-    def joint_id(self) -> str:
-        """Id of the units of a single decoder that is trained on all modalities."""
-        return " + ".join(self.ids.values())
-
-
 def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
     """Config with the shape of every tower.
 
@@ -82,20 +39,23 @@ def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
     trained on sentences that the data holds out.
     """
     _check_tasks(cfg)
-    cfg = resolve_units(cfg, Units.of_dataset(dataset))
+    cfg = resolve_layouts(cfg, dataset.modalities)
     if cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None:
         for name in cfg.model.modalities:
             _check_sentences(name, cfg.model.towers[name].init, dataset)
     return cfg
 
 
-def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
+def resolve_layouts(cfg: RunConfig, modalities: Mapping[str, Modality]) -> RunConfig:
     """Resolve a config before there is data."""
-    _, books = units.sizes["speech"]
-    if cfg.train.codebook_weights and len(cfg.train.codebook_weights) != books:
+    check_modalities("model.modalities", cfg.model.modalities, modalities)
+    weights = cfg.train.codebook_weights
+    several = {n: modalities[n].codebooks for n in cfg.model.modalities if modalities[n].codebooks > 1}
+    if wrong := [
+        f"{name} has {books}" for name, books in several.items() if weights and books != len(weights)
+    ]:
         raise ConfigError(
-            f"train.codebook_weights={cfg.train.codebook_weights}: the encoded dataset has {books} "
-            "codebooks. Give one weight per codebook, or none."
+            f"train.codebook_weights={weights}: {wrong[0]} codebooks. Give one weight per codebook, or none."
         )
     single = cfg.model.kind == "single_decoder"
     towers: dict[str, TowerConfig] = {}
@@ -103,22 +63,17 @@ def resolve_units(cfg: RunConfig, units: Units) -> RunConfig:
         tower = cfg.model.towers[name]
         if single and towers:
             tower = _with_decoder_shape(next(iter(towers.values())), name, tower)
-        towers[name] = _resolve_tower(name, tower, units, single)
+        towers[name] = _resolve_tower(name, tower, modalities, cfg.model.modalities if single else [name])
     return replace(cfg, model=replace(cfg.model, towers=towers))
 
 
 def _check_tasks(cfg: RunConfig) -> None:
-    shares = cfg.train.tasks.shares()
+    shares = cfg.train.tasks
     if not shares:
         raise ConfigError(
-            f"train.tasks: every share is 0, nothing would be trained. Give one of {sorted(TASKS)} a share."
+            "train.tasks: every share is 0, nothing would be trained. Give one a share, such as asr or tts."
         )
-    if unknown := [task for task in cfg.evaluate.tasks if task not in shares]:
-        raise ConfigError(
-            f"evaluate.tasks={cfg.evaluate.tasks}, but {unknown} is not trained: train.tasks={shares}. "
-            "Give it a share there, or leave it out."
-        )
-    needed = {name for task in shares for name in TASKS[task]}
+    needed = {name for task in shares for name in modalities_of(task)}
     if missing := sorted(needed - set(cfg.model.modalities)):
         raise ConfigError(
             f"train.tasks={shares} needs towers for {missing}; model.modalities={cfg.model.modalities}. Name "
@@ -138,53 +93,58 @@ def _with_decoder_shape(decoder: TowerConfig, name: str, tower: TowerConfig) -> 
     return replace(decoder, vocabulary=tower.vocabulary, codebooks=tower.codebooks, init=None)
 
 
-def _resolve_tower(name: str, tower: TowerConfig, units: Units, single: bool) -> TowerConfig:
-    if name not in units.sizes:
-        raise ConfigError(
-            f"model.modalities names {name!r}, but the encoded dataset holds only {sorted(units.sizes)}."
-        )
-    count, books = units.sizes[name]
+def _resolve_tower(
+    name: str, tower: TowerConfig, modalities: Mapping[str, Modality], shared: Sequence[str]
+) -> TowerConfig:
+    """shared: modalities of the decoder that the tower belongs to."""
+    modality = modalities[name]
+    layout = modality.layout
+    count = layout.vocabulary
     if tower.init:
         folder = model_folder(tower.init)
         info = tower_info(folder)
-        known = {units.ids[name], *([units.joint_id] if single else [])}
-        if info["reads"] not in known:
+        joint = joint_fingerprint([modalities[one] for one in shared])
+        if info["reads"] not in (modality.fingerprint, joint):
             raise DataError(
                 f"model.towers.{name}.init={tower.init} was trained on {info['reads']!r}, but the "
-                f"encoded dataset holds {units.ids[name]!r}. Use the codec or tokenizer of that tower, or "
-                "pre-train a tower on these units."
+                f"encoded dataset holds {modality.fingerprint!r}. Use the codec or tokenizer of that tower, "
+                "or pre-train a tower on these units."
             )
-        trained_on = info.get("pattern", "delay")
-        if (
-            info["reads"] != units.ids["text"]
-            and trained_on != units.pattern
-            and units.sizes["speech"][1] > 1
-        ):
-            raise ConfigError(
-                f"codec.pattern={units.pattern}, but model.towers.{name}.init={tower.init} was trained on "
-                f"{trained_on}. Use that pattern, or pre-train a tower with this one."
-            )
-        if info["reads"] == units.joint_id:  # a single decoder, with the vocabulary of all modalities
+        grown = (
+            info["reads"] != modality.fingerprint
+        )  # a single decoder, with the vocabulary of all modalities
+        known = info.get("pattern", "delay")
+        for one in (modalities[other] for other in (shared if grown else [name])):
+            if one.codebooks > 1 and one.layout.pattern != known:
+                raise ConfigError(
+                    f"codec.pattern={one.layout.pattern}, but model.towers.{name}.init={tower.init} was "
+                    f"trained on {known}. Use that pattern, or pre-train a tower with this one."
+                )
+        if grown:
             shape = with_shape_of(replace(tower, vocabulary=0, codebooks=0), folder)
             tower = replace(shape, vocabulary=tower.vocabulary, codebooks=tower.codebooks)
         else:
             tower = with_shape_of(tower, folder)
+            # Embeddings of pre-trained models are often padded beyond their tokenizer.
+            count = max(count, tower.vocabulary)
         tower.check_interval()
-    if name == "text":
-        # Embeddings of pre-trained models are often padded beyond their tokenizer.
-        tower = replace(tower, specials=units.specials)
-        count = max(count, tower.vocabulary if tower.init else 0)
-    if tower.vocabulary not in (0, count) or tower.codebooks not in (0, books):
+    if tower.vocabulary not in (0, count) or tower.codebooks not in (0, layout.codebooks):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "
-            f"dataset has {count} and {books}. Leave both out."
+            f"dataset has {count} and {layout.codebooks}. Leave both out."
         )
-    if tower.pattern not in ("delay", units.pattern):
+    if tower.pattern not in ("delay", layout.pattern):
         raise ConfigError(
-            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={units.pattern}. Leave it out."
+            f"model.towers.{name}.pattern={tower.pattern}, but codec.pattern={layout.pattern}. Leave it out."
         )
-    pattern = "delay" if name == "text" else units.pattern
-    return replace(tower, vocabulary=count, codebooks=books, pattern=pattern)
+    return replace(
+        tower, vocabulary=count, codebooks=layout.codebooks, pattern=layout.pattern, specials=layout.specials
+    )
+
+
+def joint_fingerprint(modalities: Sequence[Modality]) -> str:
+    """Fingerprint of the tokens of a single decoder of these modalities."""
+    return " + ".join(one.fingerprint for one in modalities)
 
 
 def _check_sentences(name: str, init: str | None, dataset: EncodedDataset) -> None:

@@ -1,7 +1,7 @@
-"""Callbacks of a training: WER of recognition and speech on dev, gates, loss peaks, throughput."""
+"""Callbacks of a training: WER of its tasks on dev, gates, loss peaks, throughput."""
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -11,92 +11,69 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig
+from zipper.config import RunConfig, modalities_of
 from zipper.data.dataset import EncodedDataset
 from zipper.distributed import map_over_ranks
-from zipper.evaluation import asr, tts
 from zipper.evaluation.result import chosen_rows
-from zipper.evaluation.samples import log_speech, log_transcripts, write_samples
-from zipper.evaluation.tts import SpeechScorer
-from zipper.evaluation.wer import capped_rate
+from zipper.evaluation.samples import show_samples
+from zipper.evaluation.task import answer_rows
+from zipper.modalities.scoring import Scorer, capped_rate, total_errors
 from zipper.models.zip_block import is_gate
 from zipper.training.module import ZipperModule
 
 SHOWN = 5  # utterances printed at a validation
 
 
-class RecognitionMonitor(L.Callback):
-    """ASR WER on the first dev utterances at every validation, with a table of samples."""
+class TaskMonitor(L.Callback):
+    """WER of a task on the first dev utterances at every validation, with a table of samples."""
 
-    def __init__(self, dataset: EncodedDataset, cfg: RunConfig) -> None:
-        self.dataset, self.cfg = dataset, cfg
-        self.rows = chosen_rows(dataset, cfg, "asr", "dev")[: cfg.evaluate.dev_utterances]
+    def __init__(
+        self, task: str, dataset: EncodedDataset, cfg: RunConfig, scorers: Mapping[str, Scorer]
+    ) -> None:
+        self.task, self.dataset, self.cfg = task, dataset, cfg
+        self.scorer = scorers[modalities_of(task)[-1]]
+        count = cfg.evaluate.dev_spoken if self.scorer.costly else cfg.evaluate.dev_utterances
+        self.rows = chosen_rows(dataset, cfg, task, "dev")[:count]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
-        batch, how = self.cfg.evaluate.batch, self.cfg.decode.text
-        found = map_over_ranks(
+        cfg = self.cfg
+        answers = map_over_ranks(
             self.rows,
-            lambda rows: asr.transcribe_rows(module.model, self.dataset, module.statistics, rows, batch, how),
-        )
-        wer = asr.total_errors(found).rate
-        module.log("dev/asr_wer", wer, prog_bar=True)
-        module.dev_wer["asr"] = capped_rate(found)
-        lines = [f"step {trainer.global_step}: dev ASR WER {wer:.1%} on {len(found)} utterances"]
+            lambda rows: answer_rows(
+                module.model, self.dataset, module.statistics, self.scorer, rows, modalities_of(self.task),
+                cfg.evaluate.batch, cfg.decode, cfg.seed,
+            ),
+        )  # fmt: skip
+        found = [score for _, score in answers]
+        wer = total_errors(found).rate
+        module.log(f"dev/{self.task}_wer", wer, prog_bar=True)
+        module.dev_wer[self.task] = capped_rate(found)
+        cut = sum(one.stopped != "end" for one in found)
+        lines = [
+            f"step {trainer.global_step}: dev {self.task.upper()} WER {wer:.1%} on {len(found)} utterances, "
+            f"{cut} without EOS"
+        ]
         for one in found[:SHOWN]:
             lines += [
                 f"    reference  {one.reference}",
                 f"    hypothesis {one.hypothesis or '(empty)'} [{one.stopped}]",
             ]
         _print("\n".join(lines))
-        entries = [one.entry() for one in found]
-        log_transcripts(trainer.loggers, "dev", entries, self.rows, trainer.global_step)
-
-
-class SpeechMonitor(L.Callback):
-    """TTS WER on the first dev sentences at every validation, by the ASR scorer."""
-
-    def __init__(self, dataset: EncodedDataset, cfg: RunConfig, speech_scorer: SpeechScorer) -> None:
-        self.dataset, self.speech_scorer = dataset, speech_scorer
-        self.rows = chosen_rows(dataset, cfg, "tts", "dev")[: cfg.evaluate.dev_spoken]
-        self.cfg = replace(cfg, evaluate=replace(cfg.evaluate, split="dev"))
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, ZipperModule)
-        batch, how = self.cfg.evaluate.batch, self.cfg.decode.speech
-        spoken = map_over_ranks(
-            self.rows,
-            lambda rows: tts.synthesize_rows(
-                module.model,
-                self.dataset,
-                module.statistics,
-                rows,
-                self.speech_scorer,
-                batch,
-                how,
-                self.cfg.seed,
-            ),
-        )
-        written, found = [one for one, _ in spoken], [one for _, one in spoken]
-        wer = tts.total_errors(found).rate
-        module.log("dev/tts_wer", wer, prog_bar=True)
-        module.dev_wer["tts"] = capped_rate(found)
-        cut = sum(one.stopped != "end" for one in found)
-        lines = [
-            f"step {trainer.global_step}: dev TTS WER {wer:.1%} on {len(found)} sentences, {cut} without EOS"
-        ]
-        for one in found[:SHOWN]:
-            lines += [
-                f"    reference  {one.reference}",
-                f"    transcript {one.hypothesis or '(empty)'} [{one.stopped}]",
-            ]
-        _print("\n".join(lines))
         if trainer.is_global_zero:
-            entries = [one.entry() for one in found]
-            shown = write_samples(
-                self.cfg.run_dir / "samples", self.cfg, self.speech_scorer, self.dataset, entries, written
+            entries, last = [one.entry() for one in found], [segments[-1] for segments, _ in answers]
+            samples = cfg.run_dir / "samples"
+            show_samples(
+                trainer.loggers,
+                samples,
+                cfg,
+                self.task,
+                "dev",
+                self.dataset,
+                entries,
+                last,
+                trainer.global_step,
             )
-            log_speech(trainer.loggers, "dev", entries, shown, trainer.global_step)
 
 
 class MeanWer(L.Callback):

@@ -8,14 +8,13 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from zipper.clock import Clock
-from zipper.config import ROOT, TASKS, RunConfig, with_overrides
+from zipper.config import ROOT, RunConfig, with_overrides
 from zipper.corpora.utterance import SPLITS
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
-from zipper.data.prepare import encode
+from zipper.data.prepare import prepare
 from zipper.data.schedule import BatchSchedule, MicroBatches, ResumableSampler
 from zipper.data.statistics import measure_statistics
-from zipper.disk import check_output_paths
 from zipper.errors import ConfigError
 from zipper.generation.zipper import Zipper
 from zipper.hashes import KEPT
@@ -58,11 +57,10 @@ class ZipperData(L.LightningDataModule):
         3
         """
         section = "data" if (ROOT / "configs" / "data" / f"{corpus}.yaml").is_file() else "data.corpus"
-        shares = {**dict.fromkeys(TASKS, 0.0), **tasks} if tasks else {}
+        shares = {**dict.fromkeys(model.config.train.tasks, 0.0), **tasks} if tasks else {}
         settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
         cfg = with_overrides(model.config, [f"{section}={corpus}", *settings, *overrides])
-        check_output_paths(cfg)
-        dataset = encode(cfg, Clock(), model.codec, model.tokenizer)
+        dataset = prepare(cfg, Clock(), model.modalities)
         cfg = resolve(cfg, dataset)
         if cfg.model.towers != model.config.model.towers:
             raise ConfigError("overrides change a tower: give them to Zipper.from_towers.")
@@ -87,9 +85,9 @@ class ZipperData(L.LightningDataModule):
         self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
         # Check the sizes of all splits before a Trainer exists.
         for split in SPLITS[1:]:
-            self._steps(split, cfg.train.tasks.shares(), 1)
+            self._steps(split, cfg.train.tasks, 1)
         self.steps = self._steps(
-            "train", cfg.train.tasks.shares(), cfg.train.devices * cfg.train.nodes * cfg.train.accumulate
+            "train", cfg.train.tasks, cfg.train.devices * cfg.train.nodes * cfg.train.accumulate
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -103,7 +101,7 @@ class ZipperData(L.LightningDataModule):
             )
         slices = trainer.world_size * accumulate
         if slices != self.steps.slices:
-            self.steps = self._steps("train", train.tasks.shares(), slices)
+            self.steps = self._steps("train", train.tasks, slices)
         batches = MicroBatches(
             self.steps, self.codebooks, trainer.global_rank, trainer.world_size, accumulate
         )
@@ -121,7 +119,7 @@ class ZipperData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         assert self.trainer is not None
-        tasks = dict.fromkeys(self.cfg.train.tasks.shares(), 1.0)
+        tasks = dict.fromkeys(self.cfg.train.tasks, 1.0)
         steps = self._steps("dev", tasks, self.trainer.world_size)
         batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
         return DataLoader(

@@ -103,7 +103,8 @@ class ZipperModule(L.LightningModule):
         states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
-            books = self.cfg.train.codebook_weights if name == "speech" else []
+            books = self.cfg.train.codebook_weights
+            books = books if len(books) == stream.tokens.shape[-1] else []
             part = stream_loss(self.model.tower(name), states[name], stream, books)
             part = part * slices / max(batch.total[name], 1.0)
             if batch.total[name]:

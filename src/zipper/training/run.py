@@ -3,6 +3,7 @@
 import os
 import uuid
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import RunConfig, to_dict
+from zipper.config import RunConfig, modalities_of, to_dict
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
-from zipper.data.statistics import joint_units_id, measure_statistics, units_id
+from zipper.data.statistics import measure_statistics
 from zipper.disk import check_output_paths
 from zipper.distributed import AtomicCheckpointIO, check_trainer, first_process, strategy
 from zipper.errors import ConfigError
@@ -27,15 +28,15 @@ from zipper.evaluation.result import Origin, chosen_rows, write_predictions
 from zipper.evaluation.result_file import write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
-from zipper.evaluation.tasks import evaluate_tasks, headlines, load_speech_scorer, summary_lines
-from zipper.evaluation.transcripts import check_recordings
-from zipper.evaluation.tts import SpeechScorer
+from zipper.evaluation.tasks import evaluate_tasks, headlines, load_scorers, scorer_name, summary_lines
 from zipper.evaluation.unimodal import unimodal_perplexities
 from zipper.generation.exported import load_trained, save_exported
 from zipper.hashes import KEPT
+from zipper.modalities.base import load_modalities
+from zipper.modalities.scoring import Scorer
 from zipper.models.building import TrainedModel, load_pretrained
 from zipper.models.pretrained import save_tower, tower_hashes
-from zipper.models.resolve import check_towers, resolve
+from zipper.models.resolve import check_towers, joint_fingerprint, resolve
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.whiten import start_zips
 from zipper.run_folder import (
@@ -49,9 +50,8 @@ from zipper.training.callbacks import (
     GateMonitor,
     MeanWer,
     Patience,
-    RecognitionMonitor,
-    SpeechMonitor,
     Spikes,
+    TaskMonitor,
     Throughput,
 )
 from zipper.training.checkpoints import Best, Save
@@ -75,41 +75,43 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
     code = commit()  # at the start; the checkout may change during the run
-    speech_scorer = load_speech_scorer(cfg)
+    modalities = load_modalities(cfg)
+    scorers = load_scorers(cfg, modalities)
     clock = Clock()
-    dataset = prepare(cfg, clock)
+    dataset = prepare(cfg, clock, modalities)
     cfg = resolve(cfg, dataset)
     data = ZipperData.of(cfg, dataset)
-    if speech_scorer:
-        check_recordings(chosen_rows(dataset, cfg, "tts"))
+    for task in [*cfg.evaluated_tasks, *cfg.evaluate.chains]:
+        scorers[modalities_of(task)[-1]].check(chosen_rows(dataset, cfg, task))
     checkpoint = claim_run_dir(cfg)
     chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
     towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
     if checkpoint:
         check_dataset(checkpoint, dataset, towers)
     if first_process():
-        dataset.tokenizer.save(cfg.run_dir / "tokenizer.json")  # for `zipper generate`
+        for one in modalities.values():  # for `zipper generate`
+            one.save(cfg.run_dir)
     with clock.stage("train"):
-        module, trainer = fit(cfg, dataset, data, checkpoint, speech_scorer, towers)
+        module, trainer = fit(cfg, dataset, data, checkpoint, scorers, towers)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
     trainer.strategy.barrier("the last checkpoint is written")
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
     with open_journal(
         cfg.run_dir / journal_name(rank=trainer.global_rank),
-        evaluation_identity(checkpoint, cfg, speech_scorer.asr_scorer.name if speech_scorer else None),
+        evaluation_identity(checkpoint, cfg, scorer_name(scorers)),
     ) as kept:
         trained = load_trained(checkpoint)
         trained.network.to(trainer.strategy.root_device)
-        return _finish(cfg, trained, dataset, data, origin, speech_scorer, trainer, clock, kept)
+        return _finish(cfg, trained, dataset, data, origin, scorers, trainer, clock, kept)
 
 
 def _finish(
     cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, data: ZipperData, origin: Origin,
-    speech_scorer: SpeechScorer | None, trainer: L.Trainer, clock: Clock, kept: Journal,
+    scorers: Mapping[str, Scorer], trainer: L.Trainer, clock: Clock, kept: Journal,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate, draw figures, and write the results and the file that marks the run as finished."""
     with clock.stage("evaluate"):
-        results = evaluate_tasks(trained, dataset, cfg, origin, speech_scorer, trainer.loggers, kept)
+        results = evaluate_tasks(trained, dataset, cfg, origin, scorers, trainer.loggers, kept)
         if not trainer.is_global_zero:  # rank 0 writes
             return {}
         if len(trained.network.names) > 1:
@@ -155,7 +157,7 @@ def fit(
     dataset: EncodedDataset,
     data: ZipperData,
     checkpoint: Path | None,
-    speech_scorer: SpeechScorer | None,
+    scorers: Mapping[str, Scorer],
     towers: dict[str, str] | None = None,
 ) -> tuple[ZipperModule, L.Trainer]:
     """Build module and Trainer, and train to the last step. towers: `tower_hashes`, stored in the
@@ -189,7 +191,7 @@ def fit(
         use_distributed_sampler=False,
         log_every_n_steps=cfg.log.every,
         logger=loggers(cfg),
-        callbacks=callbacks(cfg, dataset, speech_scorer),
+        callbacks=callbacks(cfg, dataset, scorers),
         plugins=[AtomicCheckpointIO()],
         enable_model_summary=False,
     )
@@ -199,17 +201,13 @@ def fit(
     return module, trainer
 
 
-def callbacks(
-    cfg: RunConfig, dataset: EncodedDataset, speech_scorer: SpeechScorer | None
-) -> list[L.Callback]:
+def callbacks(cfg: RunConfig, dataset: EncodedDataset, scorers: Mapping[str, Scorer]) -> list[L.Callback]:
     """Callbacks of a training. The WER monitors come first, because the checkpoint depends on their
     metrics."""
     watch: list[L.Callback] = []
     sharded = cfg.train.strategy == "fsdp2"  # no generation with sharded weights
-    if cfg.evaluates("asr") and not sharded:
-        watch.append(RecognitionMonitor(dataset, cfg))
-    if speech_scorer and cfg.evaluates("tts") and not sharded:
-        watch.append(SpeechMonitor(dataset, cfg, speech_scorer))
+    if not sharded:
+        watch += [TaskMonitor(task, dataset, cfg, scorers) for task in cfg.evaluated_tasks]
     folder = cfg.run_dir / "checkpoints"
     monitor = "dev/wer" if watch else "dev/loss"
     best = Best(folder, monitor)
@@ -264,28 +262,29 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
     }
     model = trained.network
     if len(model.names) > 1 and model.used:
-        save_exported(folder, trained, dataset.tokenizer, {**made, **headlines(results)})
+        save_exported(folder, trained, dataset.modalities, {**made, **headlines(results)})
         return
-    single = isinstance(model, SingleDecoderModel)
+    learnt = [dataset.modalities[name] for name in model.names]
+    pattern = next((one.layout.pattern for one in learnt if one.layout.filler is not None), None)
     tower = model.decoder if isinstance(model, SingleDecoderModel) else model.tower(model.names[0])
     statistics = {
         "modality": "+".join(model.names),
-        "reads": joint_units_id(dataset) if single else units_id(dataset, model.names[0]),
+        "reads": joint_fingerprint(learnt),
         "trained_on": dataset.info["trained_on"],
-        **({"pattern": dataset.pattern} if "speech" in model.names else {}),
+        **({"pattern": pattern} if pattern else {}),
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
         **made,
     }
     save_tower(folder, tower, statistics)
-    if "text" in model.names:
-        dataset.tokenizer.save(folder / "tokenizer.json")
+    for one in learnt:
+        one.save(folder)
 
 
 def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
     """Pre-train one tower on one modality (or a single decoder on several, each separately), and export it
     if `cfg.export` is set."""
     several = cfg.model.kind == "single_decoder"
-    trained, known = list(cfg.train.tasks.shares()), cfg.model.modalities
+    trained, known = list(cfg.train.tasks), cfg.model.modalities
     if (len(known) != 1 and not several) or not trained or not {*trained} <= {*known}:
         raise ConfigError(
             f"pretrain trains one tower: model.modalities={known} and train.tasks={trained} must "

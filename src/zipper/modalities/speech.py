@@ -1,0 +1,115 @@
+"""Speech: waveforms in codec codes, scored by the word errors of an external ASR model."""
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import datasets
+import numpy as np
+import soundfile as sf
+from torch import Tensor
+
+from zipper.codecs.codec import Codec
+from zipper.codecs.load import load_codec
+from zipper.config import RunConfig
+from zipper.modalities.audio import read_wave
+from zipper.modalities.base import LIMIT, Column, Modality
+from zipper.modalities.delay import Pattern
+from zipper.modalities.layout import TokenLayout
+from zipper.modalities.scoring import Scorer
+
+PERIODS = 8  # longest period of repetitions, in frames
+
+
+class Speech(Modality):
+    """Values are waveforms float32 [n] at `sample_rate`; content is the codes int64 [Q, F] of a codec."""
+
+    name = "speech"
+    column, tokens_column, length_column, units_key = "audio", "codes", "frames", "codec"
+    names_file, fixed_rate = True, True
+
+    def __init__(self, codec: Codec, pattern: Pattern = "delay", batch_seconds: float = 8.0) -> None:
+        """batch_seconds: of audio in a batch of `encode`."""
+        self.codec, self.network = codec, codec.model
+        self.layout = TokenLayout.after(codec.codes, codec.codebooks, pattern)
+        self.fingerprint, self.rate = codec.fingerprint, codec.frame_rate
+        self.sample_rate: int = codec.sample_rate
+        self.batch_cost = batch_seconds * codec.sample_rate
+
+    @classmethod
+    def load(cls, cfg: RunConfig, folder: Path | None = None) -> Self:
+        """The codec of the config."""
+        return cls(load_codec(cfg.codec), cfg.codec.pattern, cfg.codec.batch_seconds)
+
+    def read(
+        self,
+        raw: str | Path | Tensor,
+        start: float = 0.0,
+        seconds: float | None = None,
+        longest: float = math.inf,
+        limit: str = LIMIT,
+    ) -> Tensor:
+        """Waveform of a file, or of `seconds` of it from `start`. Raises DataError if it cannot be read, or
+        is longer than `longest` seconds."""
+        if isinstance(raw, Tensor):
+            return raw
+        return read_wave(Path(raw), self.sample_rate, start, seconds, longest, limit)
+
+    def encode(self, values: list[Tensor]) -> list[Tensor]:
+        return self.codec.encode(values)
+
+    def decode(self, content: Tensor) -> Tensor:
+        return self.codec.decode(content)
+
+    def write(self, value: Tensor, stem: Path) -> Path:
+        """STEM.wav"""
+        file = stem.with_name(f"{stem.name}.wav")
+        sf.write(file, value.clamp(-1, 1).numpy(), self.sample_rate)
+        return file
+
+    def cost(self, value: Tensor) -> float:
+        return len(value)
+
+    def seconds(self, value: Tensor) -> float:
+        return len(value) / self.sample_rate
+
+    def length_text(self, length: int) -> str:
+        return f"{length / self.rate:.1f} s, {length} frames"
+
+    def features(self) -> dict[str, Any]:
+        repeats = datasets.Sequence(datasets.Value("int32"), length=PERIODS)  # `longest_repeats`
+        return {**super().features(), "repeats": repeats}
+
+    def row(self, content: Tensor) -> dict[str, Any]:
+        return {**super().row(content), "repeats": longest_repeats(content[0].numpy())}
+
+    def info(self) -> dict[str, Any]:
+        """Codebooks, codes of a codebook, frames per second, and kbps."""
+        codec = self.codec
+        return {
+            "codebooks": codec.codebooks,
+            "codes": codec.codes,
+            "frame_rate": codec.frame_rate,
+            "kbps": codec.kbps,
+        }
+
+    def repeats(self, column: Column) -> list[int]:
+        return column("repeats").max(axis=0).tolist()
+
+    def scorer(self, cfg: RunConfig) -> Scorer:
+        # Imported here, because generation without scores needs neither an ASR model nor Lightning.
+        from zipper.modalities.asr_scorer import load_asr_scorer
+        from zipper.modalities.speech_scorer import SpeechScorer
+
+        return SpeechScorer(self.codec, load_asr_scorer(cfg.judge), cfg.build)
+
+
+def longest_repeats(row: np.ndarray) -> list[int]:
+    """For each period up to PERIODS frames, the longest run of elements of a row [F] that equal the one a
+    period before."""
+    found = []
+    for period in range(1, PERIODS + 1):
+        same = row[period:] == row[:-period]
+        different = np.flatnonzero(np.concatenate([[False], same, [False]]) == 0)
+        found.append(int(np.diff(different).max()) - 1)
+    return found

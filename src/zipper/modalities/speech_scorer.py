@@ -1,0 +1,167 @@
+"""Scores of generated speech: the word errors of an ASR model against the text, and against the codec
+resynthesis of the recording (paper 4.1.4)."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zipper.codecs.codec import Codec
+from zipper.config import read_json
+from zipper.disk import file_lock, write_atomic
+from zipper.distributed import map_over_ranks
+from zipper.errors import DataError
+from zipper.modalities.asr_scorer import SCORER_RATE, AsrScorer
+from zipper.modalities.audio import read_wave
+from zipper.modalities.scoring import Generated, Journal, Score, Scorer, WordErrors, total_errors
+
+BINS = 12  # maximum number of length bins
+PART = 100  # recordings between two writes of the cache
+
+
+@dataclass(frozen=True)
+class Transcripts:
+    """ASR transcripts of a recording, and of its codec resynthesis (the paper's "target")."""
+
+    original: str
+    target: str
+
+
+@dataclass(frozen=True)
+class SpeechScore(Score):
+    """reference: text to synthesize (the paper's "gold"). hypothesis: ASR transcript of the generated speech.
+    target: ASR transcript of the codec resynthesis of the recording, with the errors against it."""
+
+    target_errors: int
+    target_words: int
+    target: str
+
+
+class SpeechScorer(Scorer):
+    """Codec and ASR model. build: folder of cached transcripts (build/heard/HASH.json)."""
+
+    costly = True
+
+    def __init__(self, codec: Codec, asr_scorer: AsrScorer, build: str) -> None:
+        self.codec, self.asr_scorer, self.build = codec, asr_scorer, build
+        self.name = asr_scorer.name
+
+    def score(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        outputs: Sequence[Generated],
+        dataset: str,
+        kept: Journal | None = None,
+        name: str = "speech",
+    ) -> list[Score]:
+        """See Scorer."""
+        recorded, rate = self.recordings(rows, dataset), self.codec.sample_rate
+        waves = [self.codec.decode(segment.content) for segment in outputs]
+        transcripts = self.asr_scorer.transcribe_waves(waves, rate, name, kept)
+        out: list[Score] = []
+        for row, segment, record, wave, transcript in zip(
+            rows, outputs, recorded, waves, transcripts, strict=True
+        ):
+            errors = self.asr_scorer.errors(row["text"], transcript)
+            target = self.asr_scorer.errors(record.target, transcript)
+            out.append(
+                SpeechScore(
+                    row["id"], errors.errors, errors.words, round(len(wave) / rate, 3), row["text"],
+                    transcript, segment.finish_reason, target.errors, target.words, record.target,
+                )
+            )  # fmt: skip
+        return out
+
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if gone := [row["audio"] for row in rows if not Path(row["audio"]).is_file()]:
+            raise DataError(
+                f"{len(gone)} recordings for the ASR scorer do not exist, the first is {gone[0]}. Create the "
+                "corpus again, or restore them."
+            )
+
+    def describe(
+        self, rows: Sequence[Mapping[str, Any]], found: Sequence[Score], dataset: str
+    ) -> dict[str, Any]:
+        """WER vs resynthesis (`target_wer`), and for context the WER of the recordings (`original_wer`) and
+        of their codec resynthesis (`oracle_wer`)."""
+        recorded = map_over_ranks(list(rows), lambda some: self.recordings(some, dataset))
+        spoken = [one for one in found if isinstance(one, SpeechScore)]
+        target = sum((WordErrors(one.target_errors, one.target_words) for one in spoken), WordErrors())
+        pairs = list(zip(rows, recorded, strict=True))
+        original, resynthesis = (
+            sum((self.asr_scorer.errors(row["text"], text(one)) for row, one in pairs), WordErrors())
+            for text in (lambda one: one.original, lambda one: one.target)
+        )
+        return {
+            "target_wer": round(target.rate, 6),
+            "oracle_wer": round(resynthesis.rate, 6),
+            "original_wer": round(original.rate, 6),
+            "judge": self.asr_scorer.name,
+            "normaliser": self.asr_scorer.normaliser,
+            "codec": self.codec.fingerprint,
+            "by_length": by_length(found),
+        }
+
+    def recordings(self, rows: Sequence[Mapping[str, Any]], dataset: str) -> list[Transcripts]:
+        """Transcripts of every row, in order, cached. Raises DataError if a recording is missing."""
+        identity = f"{dataset} {self.codec.fingerprint} {self.asr_scorer.name}"
+        file = Path(self.build) / "heard" / f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+        known = read_json(file)["heard"] if file.exists() else {}
+        missing = [row for row in rows if row["id"] not in known]
+        for start in range(0, len(missing), PART):
+            part = missing[start : start + PART]
+            originals = self.asr_scorer.transcribe_waves(
+                (recording(row) for row in part), SCORER_RATE, "recordings"
+            )
+            trips = (self.codec.decode(codes_of(row, self.codec)) for row in part)
+            targets = self.asr_scorer.transcribe_waves(trips, self.codec.sample_rate, "round trips")
+            for row, original, target in zip(part, originals, targets, strict=True):
+                known[row["id"]] = {"original": original, "target": target}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(file.with_name(f".{file.name}.lock"), str(file), wait=True):
+                if file.exists():  # another process may have added some
+                    known = {**read_json(file)["heard"], **known}
+                content = {"judge": self.asr_scorer.name, "store": dataset, "heard": known}
+                write_atomic(file, json.dumps(content, indent=0).encode())
+        return [Transcripts(**known[row["id"]]) for row in rows]
+
+
+def recording(row: Mapping[str, Any]) -> Tensor:
+    """Recording of a row, float32 [n] at SCORER_RATE. Raises DataError if it cannot be read."""
+    try:
+        return read_wave(Path(row["audio"]), SCORER_RATE, row["start"], row["seconds"])
+    except DataError as error:
+        raise DataError(f"Utterance {row['id']}: {error}") from error
+
+
+def codes_of(row: Mapping[str, Any], codec: Codec) -> Tensor:
+    """Codes int64 [Q, F] of a row."""
+    return torch.tensor(row["codes"], dtype=torch.int64).view(codec.codebooks, -1)
+
+
+def by_length(found: Sequence[Score]) -> list[dict[str, float]]:
+    """WER by length of the reference in characters (paper, Figure 2).
+
+    Each entry is a bin: maximum characters, utterances, wer of the bin, wer_up_to of all shorter sentences.
+    """
+    longest = max(len(one.reference) for one in found)
+    width = max(10, 10 * -(-longest // (10 * BINS)))
+    out, upto = [], WordErrors()
+    for top in range(width, longest + width, width):
+        inside = [one for one in found if top - width < len(one.reference) <= top]
+        if inside:
+            upto += total_errors(inside)
+            out.append(
+                {
+                    "characters": top,
+                    "utterances": len(inside),
+                    "wer": round(total_errors(inside).rate, 6),
+                    "wer_up_to": round(upto.rate, 6),
+                }
+            )
+    return out

@@ -1,0 +1,188 @@
+"""Everything bad that can come in: an error before work starts, or a counted and listed skip."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile as sf
+import torch
+
+from broken_runs import room_for
+from conftest import units
+from reproduce import ROOT
+from zipper import cli
+from zipper.arguments import config_command
+from zipper.codecs.codec import load_zipper_codec
+from zipper.config import DataConfig, RunConfig
+from zipper.corpora import spoken
+from zipper.corpora.utterance import Utterance
+from zipper.data.dataset import open_dataset
+from zipper.data.encode import prepare_dataset
+from zipper.disk import check_output_paths, check_writable, disk_failure
+from zipper.errors import DataError
+from zipper.models.pretrained import tower_info
+
+RATE = 16_000
+
+
+def said(folder: Path, samples: np.ndarray, rate: int = RATE, text: str = "so it is") -> Utterance:
+    file = folder / "said.wav"
+    sf.write(file, samples, rate, subtype="FLOAT")
+    return Utterance("said", str(file), text, "x", "train")
+
+
+def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, (int(seconds * rate), channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (np.array([0.1, np.nan], np.float32), "NaN or infinite"),
+        (np.array([0.1, np.inf], np.float32), "NaN or infinite"),
+        (np.zeros(0, np.float32), "no samples"),
+        (np.zeros(RATE, np.float32), "is silent"),
+        (np.full(RATE, 5e-5, np.float32), "is silent"),
+        (noise(2.1), r"has 2\.1 s, more than data\.max_seconds=2"),
+    ],
+    ids=["nan", "infinite", "empty", "silent", "nearly silent", "too long"],
+)
+def test_audio_that_cannot_be_used_is_named_with_its_reason(tmp_path, samples, reason):
+    with pytest.raises(DataError, match=f"said.*{reason}"):
+        said(tmp_path, samples).wave(RATE, longest=2.0)
+
+
+def test_stereo_is_averaged_and_another_rate_resampled(tmp_path):
+    stereo = noise(0.5, channels=2)
+    assert torch.equal(said(tmp_path, stereo).wave(RATE), torch.from_numpy(stereo).mean(1))
+    t = np.arange(44_100) / 44_100
+    wave = said(tmp_path, 0.5 * np.sin(2 * np.pi * 440 * t).astype(np.float32), 44_100).wave(RATE)
+    assert len(wave) == RATE
+    expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(RATE) / RATE)
+    assert (wave - expected)[200:-200].abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has no text"),
+        ("?! ...", "normalises to nothing"),
+        ("in 1984 it was", "has digits .'1984'"),
+        ("So it is.", "is not normalised"),
+    ],
+)
+def test_text_that_cannot_be_used_is_listed_before_anything_is_encoded(
+    tmp_path, utterances, codec, subwords, monkeypatch, text, reason
+):
+    bad = Utterance("bad", utterances[0].audio, text, "x", "train")
+    monkeypatch.setattr(type(codec), "encode", lambda *_: pytest.fail("encoded before the texts were read"))
+    with pytest.raises(DataError, match=rf"1 of 37 utterances.*{reason}"):
+        prepare_dataset(tmp_path, [*utterances, bad], units(codec, subwords), 30.0)
+    (listing,) = tmp_path.glob("*/texts.skipped")
+    assert json.loads(listing.read_text(encoding="utf-8"))["id"] == "bad"
+
+
+def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
+    tmp_path, utterances, codec, subwords, monkeypatch
+):
+    monkeypatch.setattr("zipper.data.encode.SKIP_BUDGET", 0.06)
+    quiet = said(tmp_path, np.zeros(RATE, np.float32))
+    digits = Utterance("digits", utterances[0].audio, "room 101", "x", "dev")
+    dataset = prepare_dataset(tmp_path / "s", [*utterances, quiet, digits], units(codec, subwords), 30.0)
+    assert dataset.info["skipped"] == 2
+    assert dataset.info["rows"] == {"train": 24, "dev": 6, "test": 6}
+    reasons = "".join(f.read_text(encoding="utf-8") for f in dataset.folder.glob("skipped.jsonl"))
+    assert "is silent" in reasons
+    assert "has digits" in reasons
+
+
+def test_a_code_out_of_range_is_found_when_the_store_is_opened(tmp_path, utterances, codec, subwords):
+    dataset = prepare_dataset(tmp_path, utterances, units(codec, subwords), 30.0)
+    shard = next(dataset.folder.glob("dev-*.arrow"))
+    with pa.ipc.open_stream(pa.memory_map(str(shard))) as reader:
+        table = reader.read_all()
+    codes = table.column("codes").to_pylist()
+    codes[2][5] = 16
+    column = pa.array(codes, type=table.schema.field("codes").type)
+    table = table.set_column(table.schema.get_field_index("codes"), table.schema.field("codes"), column)
+    damaged = shard.with_suffix(".damaged")
+    with pa.OSFile(str(damaged), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    damaged.rename(shard)
+    with pytest.raises(DataError, match="dev holds codes from 0 to 16, outside 0 to 15"):
+        open_dataset(dataset.folder, dataset.modalities)
+
+
+def test_a_disk_that_fills_up_leaves_no_store_and_the_same_command_goes_on(
+    tmp_path, utterances, codec, subwords
+):
+    with room_for(6000), pytest.raises(OSError) as caught:
+        prepare_dataset(tmp_path, utterances, units(codec, subwords), 30.0)
+    assert "no space left" in (disk_failure(caught.value) or "")
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(DataError, match="no finished dataset"):
+        open_dataset(folder, units(codec, subwords))
+    assert prepare_dataset(tmp_path, utterances, units(codec, subwords), 30.0).info["rows"]["train"] == 24
+
+
+def test_a_full_disk_ends_the_command_with_one_line(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "build/x")
+
+    monkeypatch.setitem(cli.COMMANDS, "prepare", config_command(full))
+    with pytest.raises(SystemExit) as end:
+        cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
+    assert end.value.code == 2
+    assert "error: no space left while writing build/x" in capsys.readouterr().err
+    monkeypatch.setitem(
+        cli.COMMANDS, "prepare", config_command(lambda *_: Path("/nowhere").read_text(encoding="utf-8"))
+    )
+    with pytest.raises(FileNotFoundError):  # any other one is a bug, and shows as one
+        cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
+
+
+def test_too_little_room_and_no_permission_are_said_before_work_starts(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"build=.*MB are free, but this needs about 10+ MB"):
+        check_writable(tmp_path, 10**24, "build=x", "build=FOLDER")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"build=.*cannot be written.*build=FOLDER"):
+        check_writable(tmp_path / "file" / "below", 0, "build=x", "build=FOLDER")
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(DataError, match=r"result=.* is a folder.*result=.*/run\.json"):
+        check_output_paths(RunConfig(build=str(tmp_path), result=str(tmp_path)))
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(DataError, match=r"result=.*Permission denied"):
+        check_writable(tmp_path, 0, "result=x", "result=FILE")
+
+
+def test_a_missing_voice_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(spoken, "find_spec", lambda _: None)
+    with pytest.raises(DataError, match=r"hibari-tts.*make setup"):
+        spoken.spoken_corpus(DataConfig(), tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["codec.safetensors", "codec.json"])
+def test_a_corrupted_codec_is_refused(tmp_path, name):
+    for file in (ROOT / "assets" / "codec").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 0x55
+    (tmp_path / name).write_bytes(content[:-3])
+    with pytest.raises(DataError, match=r"codec\.(safetensors|json)"):
+        load_zipper_codec(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tower.safetensors", "tower.json"])
+def test_a_corrupted_tower_is_refused(tmp_path, name):
+    for file in (ROOT / "assets" / "text-tower").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"tower\.(safetensors|json)"):
+        tower_info(tmp_path)

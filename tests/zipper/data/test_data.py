@@ -1,0 +1,208 @@
+"""Templates, collation, and the order of training."""
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+
+from conftest import as_batch, interleaving, tiny_model
+from zipper.data.batches import collate
+from zipper.data.dataset import limit_rows
+from zipper.data.documents import directions, document, scored_weight
+from zipper.data.schedule import BatchSchedule, ResumableSampler
+from zipper.errors import ConfigError
+from zipper.models.losses import stream_loss
+
+BOOKS = {"text": 1, "speech": 3}
+
+
+@pytest.mark.parametrize("task", ["asr", "tts", "speech", "text"])
+def test_end_is_scored_exactly_once_a_segment_and_begin_never(dataset, task):
+    ends = {
+        "text": dataset.modalities["text"].tokenizer.eos,
+        "speech": dataset.modalities["speech"].layout.codes + 1,
+    }
+    begins = {
+        "text": dataset.modalities["text"].tokenizer.bos,
+        "speech": dataset.modalities["speech"].layout.codes,
+    }
+    for row in dataset.splits["train"]:
+        batch = collate([document(dataset, row, task, 1.0)], BOOKS)
+        for name, stream in batch.streams.items():
+            used = bool(stream.valid.any())
+            assert (stream.target == ends[name]).sum() == int(used)
+            assert (stream.target == begins[name]).sum() == 0
+        lengths = {"text": len(row["ids"]), "speech": len(row["codes"]) // 3}
+        weights = scored_weight(lengths, {"text": [1.0], "speech": [1.0] * 3}, task, 1.0)
+        assert {n: w for n, w in batch.total.items() if w} == pytest.approx(weights)
+
+
+def test_the_prompt_comes_first_and_is_scored_only_with_a_weight(dataset):
+    row = dataset.splits["train"][0]
+    silent = collate([document(dataset, row, "asr", 0.0)], BOOKS)
+    assert (silent.streams["speech"].target == -100).all()
+    assert silent.streams["speech"].order.max() < silent.streams["text"].order.min()
+    spoken = collate([document(dataset, row, "asr", 0.5)], BOOKS)
+    assert spoken.total["speech"] == pytest.approx(0.5 * (len(row["codes"]) + 1))
+    assert silent.multimodal.all()
+    assert not collate([document(dataset, row, "text", 0.0)], BOOKS).multimodal.any()
+
+
+def test_places_are_the_one_linear_order():
+    model = tiny_model(("text", "speech", "music"))
+    doc = interleaving(model, random.Random(3), 9)
+    batch = as_batch(model, [doc])
+    places = torch.cat([s.order[s.valid] for s in batch.streams.values()])
+    assert sorted(places.tolist()) == list(range(sum(len(s.tokens) for s in doc.segments)))
+
+
+def test_directions_in_use():
+    assert directions(["asr"]) == [("text", "speech")]
+    assert directions(["tts", "text"]) == [("speech", "text")]
+    assert directions(["asr", "tts"]) == [("speech", "text"), ("text", "speech")]
+
+
+def test_loss_is_exact_under_padding_and_slicing():
+    """The sum of the slices' losses over the step's total is the mean over all scored pairs, one by one."""
+    draw, model = random.Random(1), tiny_model()
+    documents = [interleaving(model, draw, parts) for parts in (5, 2, 7, 3)]
+    whole = as_batch(model, documents)
+    for name in ("text", "speech"):
+        tower = model.tower(name)
+        slow, pairs = 0.0, 0
+        for doc in documents:
+            alone = as_batch(model, [doc])
+            logits = tower.logits(model(alone)[name])[0]
+            for t, row in enumerate(alone.streams[name].target[0]):
+                for q, target in enumerate(row):
+                    if target >= 0:
+                        slow += float(F.cross_entropy(logits[t, q][None], target[None]))
+                        pairs += 1
+        assert whole.total[name] == pairs
+        for cut in ([0, 4], [0, 1, 4], [0, 2, 3, 4]):
+            parts = [as_batch(model, documents[a:b]) for a, b in pairwise(cut)]
+            loss = sum(stream_loss(tower, model(p)[name], p.streams[name]) for p in parts)
+            assert float(loss) / whole.total[name] == pytest.approx(slow / pairs, abs=1e-10)
+
+
+def steps(dataset, slices=1, tokens=200, seed=0, tasks=None, only=None):
+    return BatchSchedule(dataset, "train", tasks or {"asr": 1.0}, tokens, slices, seed, 0.0, only)
+
+
+def test_batches_are_a_pure_function_of_seed_and_step(dataset):
+    one, other = steps(dataset), steps(dataset)
+    forwards = [one.examples(i) for i in range(40)]
+    assert [other.examples(i) for i in reversed(range(40))] == forwards[::-1]
+    assert [steps(dataset, seed=1).examples(i) for i in range(40)] != forwards
+    a, b = one.batch(17, 0, BOOKS), other.batch(17, 0, BOOKS)
+    assert a.ids == b.ids
+    assert all(torch.equal(x, y) for n in BOOKS for x, y in zip(a.streams[n], b.streams[n], strict=True))
+
+
+def test_every_epoch_holds_every_example_once_within_the_cap(dataset):
+    one = steps(dataset, tasks={"asr": 1.0, "tts": 1.25})
+    for epoch in range(3):
+        batches = one._epoch(epoch)
+        examples = [e for batch in batches for e in batch]
+        assert sorted(r for r, task in examples if task == "asr") == list(range(24))
+        spoken = [r for r, task in examples if task == "tts"]
+        assert len(spoken) == 30
+        assert set(spoken) == set(range(24))
+        for batch in batches:
+            longest = max(one._lengths(np.array([row]), task)[0] for row, task in batch)
+            assert longest * len(batch) <= 200
+    assert one._epoch(0) != one._epoch(1)
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_of_a_step_are_the_step(dataset, slices):
+    """Two ranks, or two accumulated micro-batches, train on what one process does, with the same totals."""
+    one, cut = steps(dataset, tokens=400), steps(dataset, slices=slices, tokens=400)
+    for step in range(6):
+        parts = [cut.batch(step, part, BOOKS) for part in range(slices)]
+        assert sorted(i for part in parts for i in part.ids) == sorted(
+            dataset.splits["train"][row]["id"] for row, _ in cut.examples(step)
+        )
+        assert all(part.total == parts[0].total for part in parts)
+        own = {n: sum(float((p.streams[n].target != -100).sum()) for p in parts) for n in BOOKS}
+        assert own == pytest.approx(parts[0].total)
+        assert all(part.ids for part in parts)
+        assert cut.examples(step) == one.examples(step)  # whatever the number of slices
+    assert one.batch(0, 0, BOOKS).total == pytest.approx(
+        {n: float((s.target != -100).sum()) for n, s in one.batch(0, 0, BOOKS).streams.items()}
+    )
+
+
+def test_shares_are_nested(dataset):
+    few = {row for i in range(20) for row, _ in steps(dataset, only=5).examples(i)}
+    assert few == set(range(5))
+
+
+def test_a_cap_below_the_longest_utterance_is_refused(dataset):
+    with pytest.raises(ConfigError, match=r"train\.tokens=20 is less.*Give at least"):
+        steps(dataset, tokens=20)
+
+
+def test_a_resumed_order_goes_on_where_it_stopped():
+    assert list(ResumableSampler(3, 6)) == [3, 4, 5]
+    assert len(ResumableSampler(3, 6)) == 6
+
+
+def test_a_slice_without_examples_learns_nothing_and_takes_part(dataset):
+    """An epoch's last group can be smaller than the ranks."""
+    one, cut = steps(dataset, tokens=132), steps(dataset, slices=3, tokens=132)
+    assert one.epoch_length(0) == cut.epoch_length(0)
+    small = next(i for i in range(cut.epoch_length(0)) if len(cut.examples(i)) < 3)
+    count = len(cut.examples(small))
+    parts = [cut.batch(small, part, BOOKS) for part in range(3)]
+    assert all((p.streams["text"].target == -100).all() for p in parts[count:])
+    assert all((p.streams[n].next_modality == -100).all() for p in parts[count:] for n in BOOKS)
+    assert sum(len(p.ids) for p in parts[:count]) == count
+    model = tiny_model().float()
+    part = parts[-1]
+    states = model(
+        part._replace(streams={n: s._replace(tokens=s.tokens % 7) for n, s in part.streams.items()})
+    )
+    loss = sum(stream_loss(model.tower(n), states[n], s) for n, s in part.streams.items())
+    loss.backward()
+    assert float(loss) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.tower("text").parameters())
+
+
+def test_documents_that_weigh_alike_let_the_mixture_weigh_their_tasks(dataset):
+    """The sum over a step counts documents, not the share of a task's tokens in the step."""
+    tasks = {"asr": 1.0, "tts": 1.26}
+    steps = BatchSchedule(dataset, "train", tasks, 400, 1, 0, 0.0, loss_mean="document")
+    shares: dict[str, float] = {"text": 0.0, "speech": 0.0}
+    documents = dict.fromkeys(tasks, 0)
+    for step in range(steps.epoch_length(0)):
+        batch = steps.batch(step, 0, BOOKS)
+        examples = steps.examples(step)
+        for task in tasks:
+            documents[task] += sum(of == task for _, of in examples)
+        for name, stream in batch.streams.items():
+            scored = float((stream.weight[..., None] * (stream.target != -100)).sum())
+            shares[name] += scored / batch.total[name] * len(examples) / 2
+    assert shares["speech"] / shares["text"] == pytest.approx(1.26, rel=0.1)
+    assert shares["text"] == pytest.approx(documents["asr"], rel=0.1)
+
+
+def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
+    rows = Dataset.from_list([
+        {"id": f"{speaker}-{take:02d}", "speaker": str(speaker), "subset": "librispeech/train-clean-100"}
+        for speaker in range(10) for take in range(20)
+    ])  # fmt: skip
+    few, more = limit_rows(rows, 20), limit_rows(rows, 60)
+    assert (len(few), len(more)) == (20, 60)
+    assert {*few["id"]} < {*more["id"]}
+    assert len({*more["speaker"]}) == 10
+    assert more["id"] == sorted(more["id"])  # in the order of the store
+    assert limit_rows(rows, 1000)["id"] == limit_rows(rows, None)["id"] == rows["id"]
+    mixed = rows.map(lambda row: {"subset": "spoken/train"} if row["speaker"] < "5" else row)
+    assert 5 < sum(subset == "spoken/train" for subset in limit_rows(mixed, 30)["subset"]) < 25
+    spoken = rows.map(lambda row: {"subset": "spoken/train"})
+    assert limit_rows(spoken, 20)["id"] == rows["id"][:20]

@@ -1,0 +1,105 @@
+"""A result is written as two files, and read back from them, or from one of before."""
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_compare import result
+
+from zipper.errors import DataError
+from zipper.evaluation.result_file import read_result, utterances_file, write_result
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+UTTERANCES = st.fixed_dictionaries(
+    {"id": st.text(), "errors": st.integers(), "words": st.integers(), "reference": st.text()},
+    optional={"hypothesis": st.text(), "seconds": st.floats(allow_nan=False)},
+)
+RESULTS = st.builds(
+    lambda rest, rows: {**rest, "utterances": len(rows), "per_utterance": rows},
+    st.dictionaries(st.text(), VALUES, max_size=5),
+    st.lists(UTTERANCES, min_size=1, max_size=5),
+)
+
+
+@given(RESULTS)
+def test_what_is_written_is_read_again_as_it_is_from_a_file_of_before(tmp_path_factory, one):
+    folder = tmp_path_factory.mktemp("results")
+    new, copy, old = (folder / name for name in ("new.json", "copy/x.y", "old.json"))
+    write_result(one, new, copy)
+    old.write_text(json.dumps(one, indent=1) + "\n", encoding="utf-8")
+    rest = {key: value for key, value in one.items() if key != "per_utterance"}
+    for file in (new, copy, old):
+        assert read_result(file) == one
+        assert read_result(file, utterances=False) == rest
+    assert {file.name for file in folder.iterdir()} == {
+        "new.json",
+        "new.utterances.jsonl.xz",
+        "copy",
+        "old.json",
+    }
+    assert new.read_text(encoding="utf-8").count("\n") == len(rest) + 2  # a key a line
+
+
+def test_a_result_without_utterances_removes_those_of_another(tmp_path):
+    file = tmp_path / "a.json"
+    write_result(result([1], [4]), file)
+    write_result({"task": "bench"}, file)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+    assert read_result(file, utterances=False) == {"task": "bench"}
+
+
+@pytest.fixture
+def written(tmp_path) -> Path:
+    write_result(result([1, 0, 2], [4, 3, 5]), tmp_path / "a.json")
+    return tmp_path / "a.json"
+
+
+def missing(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def changed(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def no_json(file: Path) -> None:
+    file.write_bytes(lzma.compress(b'{"id": \n'))
+
+
+def shorter(file: Path) -> None:
+    lines = lzma.decompress(file.read_bytes()).splitlines(keepends=True)
+    file.write_bytes(lzma.compress(b"".join(lines[:-1])))
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (missing, "does not exist"), (cut, "is damaged"), (changed, "is damaged"), (empty, "is damaged"),
+        (no_json, "is damaged"), (shorter, "holds 2 utterances, but .* has 3"),
+    ],
+)  # fmt: skip
+def test_utterances_that_are_missing_or_damaged_are_told_with_both_files(written, harm, says):
+    beside = utterances_file(written)
+    harm(beside)
+    with pytest.raises(DataError, match=says) as told:
+        read_result(written)
+    assert str(written) in str(told.value)
+    assert str(beside) in str(told.value)
+    assert read_result(written, utterances=False)["task"] == "asr"

@@ -1,0 +1,153 @@
+"""`zipper generate` and exported models."""
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+import torch
+
+from conftest import JOINT, config, transcribe
+from reproduce import ROOT
+from zipper.cli import main
+from zipper.errors import ConfigError, DataError
+from zipper.evaluation.result_file import read_result
+from zipper.generation.zipper import Zipper
+from zipper.modalities.scoring import word_errors
+from zipper.training import run as run_module
+
+
+def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys):
+    cfg = config(*JOINT, "export=shipped")
+    run_module.train(cfg, "x")
+    run, shipped = Zipper.from_pretrained(cfg.run_dir), Zipper.from_pretrained(Path("shipped"))
+    for name, tensor in run.network.state_dict().items():
+        torch.testing.assert_close(shipped.network.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    assert shipped.statistics == run.statistics
+    statistics = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
+    statistics["config"]["train"] |= {"devices": 8, "nodes": 2, "accelerator": "gpu", "strategy": "fsdp2"}
+    Path("shipped/zipper.json").write_text(json.dumps(statistics), encoding="utf-8")
+    words = ["evaluate.tasks=[asr]", "result=shipped.json", "data=librispeech", "train.accelerator=cpu"]
+    main(["evaluate", "shipped", *words])
+    again = read_result(Path("shipped.json"))
+    machine = [again["config"]["train"][key] for key in ("devices", "nodes", "accelerator", "strategy")]
+    assert machine == [1, 1, "cpu", "auto"]  # not that which it was trained on
+    assert again["config"]["data"]["corpus"] == "librispeech"
+    before = sorted(cfg.run_dir.rglob("*"))
+    with pytest.raises(SystemExit):
+        main(["evaluate", "shipped", "name=joint"])
+    assert "build/runs/joint holds checkpoints of a training run" in capsys.readouterr().err
+    assert sorted(cfg.run_dir.rglob("*")) == before
+    rows = [prepared.splits["test"][i] for i in range(6)]
+    expected = transcribe(shipped.network, prepared, shipped.statistics, rows, 6)
+    assert again["per_utterance"] == [one.entry() for one in expected]
+    assert (again["name"], again["towers"]) == ("shipped", run.statistics.towers)
+    Path("wide").mkdir()
+    for path in Path("shipped").iterdir():
+        Path("wide", path.name).write_bytes(path.read_bytes())
+    Path("wide", "zipper.safetensors").write_bytes(b"x")
+    with pytest.raises(DataError, match="not the file that"):
+        Zipper.from_pretrained(Path("wide"))
+    statistics = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
+    statistics["config"]["model"]["towers"]["speech"]["hidden"] = 48
+    Path("shipped/zipper.json").write_text(json.dumps(statistics), encoding="utf-8")
+    with pytest.raises(DataError, match=r"another shape than zipper\.json says"):
+        Zipper.from_pretrained(Path("shipped"))
+
+
+def command(*words: str) -> None:
+    main(["generate", "build/runs/joint", *words])
+
+
+def test_generate_speaks_and_recognises_from_the_command_line(listening, prepared, capsys):
+    run_module.train(config(*JOINT), "x")
+    text = prepared.splits["test"][0]["text"]
+    command("--text", text.upper() + "!", "-o", "spoken.wav")
+    assert sf.info("spoken.wav").samplerate == 16000
+    audio = prepared.splits["test"][1]["audio"]
+    capsys.readouterr()
+    command("--audio", audio, "--then", "text", "speech", "-o", "both.wav")
+    out = capsys.readouterr().out
+    assert out.startswith("text    ")
+    assert "both.wav" in out
+    Path("in.tsv").write_text(f"id\ttext\taudio\na\t{text}\t\nb\t\t{audio}\n", encoding="utf-8")
+    command("--batch", "in.tsv", "-o", "many", "--decode", "text.beams=2", "speech.temperature=0.7")
+    entries = [
+        json.loads(line) for line in Path("many/generated.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [entry["id"] for entry in entries] == ["a", "b"]
+    assert Path(entries[0]["written"][0]["wav"]).is_file()
+    assert "text" in entries[1]["written"][0]
+    command("--text", text, "--then", "auto", "-o", "chosen.wav")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Give a prompt"),
+        (["--text", ""], "Give text to synthesize"),
+        (["--text", "日本語"], "has the letter"),
+        (["--text", "2 cats"], "has digits"),
+        (["--text", "the old cat " * 90], "Cut it into sentences"),
+        (["--audio", "nowhere.wav"], "does not exist"),
+        (["--audio", "long.wav"], "Shorten it, or raise the limit"),
+        (["--text", "the cat", "-o", "cat.flac"], "saved as .wav"),
+        (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
+        (
+            ["--audio", "long.wav", "--text", "the cat"],
+            "2 prompts are given (speech, text), but a prompt is one",
+        ),
+        (["--text", "2 cats", "-o", "new/dir/x.wav"], "has digits"),
+        (["--text", "the cat", "--at-a-time", "0"], "must be at least 1"),
+        (["--text", "the cat", "--seed", "-1"], "at least 0"),
+        (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),
+        (["--batch", "number.jsonl"], "line 1: not a JSON object"),
+        (["--batch", "latin.tsv"], "not UTF-8 text"),
+        (["--text", "the cat", "--then", "music"], "no modality 'music'"),
+        (["--text", "the cat", "--then", "auto", "text"], "auto cannot be combined"),
+        (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
+        (["--text", "the cat", "--decode", "speech.temprature=1"], "temprature"),
+        (["--batch", "nowhere.tsv"], "no such file"),
+        (["--batch", "bad.tsv"], "line 3: needs a unique id"),
+        (["--batch", "bad.jsonl"], "line 1: not a JSON object"),
+    ],
+)
+def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, words, message, capsys):
+    sf.write("long.wav", torch.randn(16000 * 20).numpy() * 0.1, 16000)
+    Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n", encoding="utf-8")
+    Path("bad.jsonl").write_text("{\n", encoding="utf-8")
+    Path("number.jsonl").write_text("3\n", encoding="utf-8")
+    Path("latin.tsv").write_bytes(b"id\ttext\na\t\xe9\n")
+    Path("x.2.wav").write_bytes(b"mine")
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        command(*words)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.splitlines()[-1].startswith("error: ")
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_folder_that_is_no_model_and_units_of_another_codec_are_refused(
+    trained, listening, monkeypatch, in_tmp
+):
+    with pytest.raises(ConfigError, match=r"holds neither zipper\.json .* nor config\.yaml"):
+        Zipper.from_pretrained(in_tmp)
+    monkeypatch.setattr(listening.codec, "fingerprint", "another codec")
+    with pytest.raises(DataError, match="was trained on speech units"):
+        Zipper.from_pretrained(trained.run_dir)
+
+
+def test_the_shipped_model_speaks_and_recognises(in_tmp, capsys):
+    """What `make demo` shows."""
+    text = "every wednesday at five daniel slept with the clever tiger"
+    recorded = ROOT / "results/samples/test-00000-original.flac"
+    main(["generate", "assets/zipped", "--audio", str(recorded)])
+    assert capsys.readouterr().out.splitlines()[0] == f"text    {text}"
+    main(["generate", "assets/zipped", "--text", text, "--then", "auto", "-o", "spoken.wav"])
+    assert "stopped" not in capsys.readouterr().out
+    assert 0.5 < sf.info("spoken.wav").duration / sf.info(recorded).duration < 2
+    main(["generate", "assets/zipped", "--audio", "spoken.wav"])
+    transcript = capsys.readouterr().out.splitlines()[0].removeprefix("text    ")
+    assert word_errors(text, transcript).errors <= 3

@@ -1,0 +1,262 @@
+"""Cached equals uncached, batched equals single."""
+
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import as_batch, interleaving, tiny_model, transcribe
+from slow import STATISTICS, prompts, slow_greedy
+from zipper.config import SamplingConfig, TowerConfig
+from zipper.data.documents import Document, Segment
+from zipper.data.statistics import DatasetStatistics, measure_statistics
+from zipper.errors import ConfigError
+from zipper.evaluation.task import mismatched_rows
+from zipper.generation.cache import KVCache
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, generate, prefill
+from zipper.generation.rows import generate_rows
+from zipper.modalities.delay import to_timesteps
+from zipper.modalities.layout import NOT_ENDED, TokenLayout
+
+
+@given(
+    names=st.sampled_from([("text", "speech"), ("speech", "text"), ("text", "speech", "music")]),
+    position=st.sampled_from(["none", "sinusoidal", "rotary"]),
+    layers=st.integers(4, 6),
+    parts=st.integers(1, 8),
+    multimodal=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+@settings(max_examples=25)
+def test_cached_states_equal_uncached_ones_for_any_interleaving(
+    names, position, layers, parts, multimodal, seed
+):
+    model = tiny_model(names, layers=layers, position=position)
+    doc = interleaving(model, random.Random(seed), parts, multimodal)
+    batch = as_batch(model, [doc])
+    whole = model(batch)
+    cache = KVCache(model, batch.multimodal)
+    done = dict.fromkeys(names, 0)
+    for part in doc.segments:
+        # Once token by token, once the segment at a time.
+        pieces = part.tokens.split(1) if len(part.tokens) % 2 else [part.tokens]
+        for piece in pieces:
+            valid = torch.ones(1, len(piece), dtype=torch.bool)
+            states = cache.extend(part.modality, piece[None], valid)
+            start = done[part.modality]
+            expected = whole[part.modality][:, start : start + len(piece)]
+            torch.testing.assert_close(states, expected, rtol=0, atol=1e-10)
+            done[part.modality] += len(piece)
+
+
+def test_directions_that_are_not_in_use_stay_out_of_the_cache_too():
+    model = tiny_model()
+    model.used = [("text", "speech")]
+    doc = interleaving(model, random.Random(7), 7)
+    batch = as_batch(model, [doc])
+    cache, whole, done = KVCache(model, batch.multimodal), model(batch), dict.fromkeys(model.names, 0)
+    for part in doc.segments:
+        valid = torch.ones(1, len(part.tokens), dtype=torch.bool)
+        start, done[part.modality] = done[part.modality], done[part.modality] + len(part.tokens)
+        states = cache.extend(part.modality, part.tokens[None], valid)
+        torch.testing.assert_close(
+            states, whole[part.modality][:, start : done[part.modality]], rtol=0, atol=1e-10
+        )
+
+
+ORDERS = [["text"], ["speech"], ["text", "speech"], ["speech", "text", "speech"]]
+
+
+@pytest.mark.parametrize("order", ORDERS, ids="-".join)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts):
+    model = tiny_model()
+    given = alternating(model, 3, "text" if order[0] == "speech" else "speech", parts)
+    assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
+    together = generate(model, given, order, STATISTICS)
+    for doc, segments in zip(given, together, strict=True):
+        (alone,) = generate(model, [doc], order, STATISTICS)
+        assert [s.modality for s in segments] == order
+        hop = doc.segments[-1]
+        for one, other in zip(segments, alone, strict=True):
+            assert torch.equal(one.tokens, other.tokens)
+            assert one.finish_reason == other.finish_reason
+            cap = STATISTICS.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
+            read = Document(doc.id, [hop], doc.multimodal)
+            assert torch.equal(one.tokens, slow_greedy(model, read, one.modality, cap))
+            hop = Segment(one.modality, one.tokens, one.tokens >= 0, 1.0)
+
+
+def test_every_hop_of_a_chain_is_what_its_pair_alone_gives():
+    """A chain is as good as its pairs: what a segment leads to does not depend on what came before it."""
+    model = tiny_model()
+    (doc,) = alternating(model, 1, "speech", 1)
+    (chain,) = generate(model, [doc], ["text", "speech", "text"], STATISTICS)
+    for before, after in itertools.pairwise([None, *chain]):
+        source = doc if before is None else Document(doc.id, [before.as_prompt()], True)
+        ((pair,),) = generate(model, [source], [after.modality], STATISTICS)
+        assert torch.equal(pair.tokens, after.tokens)
+
+
+def alternating(model, count, last, parts):
+    """Prompts of so many segments, text and speech by turns, whose last one is of that modality."""
+    other = {"text": "speech", "speech": "text"}
+    expected = [last if (parts - 1 - i) % 2 == 0 else other[last] for i in range(parts)]
+    made, seed = [], 0
+    while len(made) < count:
+        doc, seed = interleaving(model, random.Random(seed), parts), seed + 1
+        if [s.modality for s in doc.segments] == expected:
+            made.append(doc)
+    return made
+
+
+def test_the_reason_of_every_stop_is_told():
+    model = tiny_model(layers=3)
+    towers = {name: TokenLayout.of(model.cfg.towers[name]) for name in model.names}
+    speech = towers["speech"]
+    with torch.no_grad():
+        weight = model.tower("speech").embedding.weight
+        model.tower("speech").norm.weight.zero_()
+        model.tower("speech").norm.weight[0] = 1.0
+        weight[:, 0] = 0.0
+    (doc,) = prompts(model, 1, "text")
+
+    def stop(statistics: DatasetStatistics) -> GenerationOutput:
+        return generate(model, [doc], ["speech"], statistics)[0][0]
+
+    # All logits are alike but that of one token of codebook 0: it is written for ever, or at once.
+    state = prefill(model, [doc]).extend("speech", torch.full((1, 1, 3), speech.bos), torch.ones(1, 1) > 0)
+    sign = float(state[0, -1, 0].sign())
+    weight.data[speech.eos, 0] = 5.0 * sign
+    ended = stop(STATISTICS)
+    assert (ended.finish_reason, ended.content.shape[1]) == ("end", 0)
+    weight.data[speech.eos, 0] = -5.0 * sign
+    model.tower("speech").norm.weight.data.zero_()
+    weight.data[0] = 0.0
+    capped = stop(STATISTICS)
+    assert (capped.finish_reason, capped.content.shape[1]) == (
+        "cap",
+        STATISTICS.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
+    )
+    looped = stop(
+        replace(
+            STATISTICS, longest={**STATISTICS.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]}
+        )
+    )
+    assert looped.finish_reason == "loop"
+    assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
+
+
+def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_trained():
+    model = tiny_model(("text", "speech", "music"), switch=True)
+    model.used = [pair for pair in model.pairs if pair != ("music", "text")]
+    given = prompts(model, 12)
+    together = generate(model, given, "auto", STATISTICS)
+    shapes = {tuple(s.modality for s in segments) for segments in together}
+    assert len(shapes) > 3
+    for doc, segments in zip(given, together, strict=True):
+        (alone,) = generate(model, [doc], "auto", STATISTICS)
+        assert [s.tokens.tolist() for s in segments] == [s.tokens.tolist() for s in alone]
+        read = [doc.segments[-1]]  # the latest hop: what was read, then what was written
+        for turn in range(min(len(segments) + 1, MAX_SEGMENTS)):
+            batch = as_batch(model, [Document(doc.id, read, True)])
+            name = read[-1].modality
+            row = int(batch.streams[name].valid.sum()) - 1
+            logits = model.next_modality_heads[name](model(batch)[name][0, row])
+            trained = [i for i, other in enumerate(model.names) if (other, name) in model.used]
+            choice = max([*trained, 3], key=lambda i, logits=logits: float(logits[i]))
+            expected = segments[turn].modality if turn < len(segments) else None
+            assert (model.names[choice] if choice < 3 else None) == expected
+            if expected:
+                read = [read[-1], segments[turn].as_prompt()]
+
+
+def test_what_cannot_be_written_is_refused():
+    model = tiny_model()
+    (doc,) = prompts(model, 1)
+    with pytest.raises(ConfigError, match="no tower for 'music', only for text, speech"):
+        generate(model, [doc], ["music"], STATISTICS)
+    with pytest.raises(ConfigError, match=r"without model\.switch=true"):
+        generate(model, [doc], "auto", STATISTICS)
+    model.used = [("text", "speech")]  # as after recognition alone
+    (given,) = prompts(model, 1, "text")
+    with pytest.raises(ConfigError, match="not trained to generate speech after text, but text after speech"):
+        generate(model, [given], ["speech"], STATISTICS)
+    with pytest.raises(ConfigError, match="not trained to generate speech after text"):  # within a chain, too
+        generate(model, prompts(model, 1, "speech"), ["text", "speech"], STATISTICS)
+    with pytest.raises(ConfigError, match="not trained to generate text after text"):
+        generate(model, [given], ["text"], STATISTICS)
+    with pytest.raises(ConfigError, match="holds no segment"):
+        generate(model, [Document("x", [], True)], ["text"], STATISTICS)
+
+
+@pytest.mark.parametrize("pattern", ["delay", "parallel"])
+def test_the_alphabet_makes_what_a_pattern_undoes(pattern):
+    tower = TowerConfig(vocabulary=9, codebooks=3, specials=[6, 7, 8], pattern=pattern)
+    layout = TokenLayout.of(tower)
+    draw = torch.Generator().manual_seed(0)
+    for frames in range(5):
+        ended, timesteps = np.array([NOT_ENDED]), [torch.full((3,), layout.bos)]
+        while len(timesteps) <= layout.last_timestep(ended)[0]:
+            (kinds,) = layout.kinds(len(timesteps), ended, np.array([len(timesteps) == frames + 1]))
+            legal = layout.allowed()[kinds]
+            if len(timesteps) <= frames:
+                legal[0, layout.eos] = False
+            drawn = torch.multinomial(legal.double(), 1, generator=draw)[:, 0]
+            timesteps.append(layout.with_fillers(drawn[None])[0])
+            if timesteps[-1][0] == layout.eos:
+                ended = np.array([len(timesteps) - 1])
+        content = layout.content(torch.stack(timesteps))
+        assert content.shape == (3, frames)
+        if frames:
+            assert torch.equal(to_timesteps(content, 6, pattern), torch.stack(timesteps))
+
+
+def test_recognition_does_not_depend_on_the_batch(dataset):
+    model = tiny_model_for(dataset)
+    rows = [dataset.splits["test"][i] for i in range(6)]
+    statistics = measure_statistics(dataset)
+    one, some, all_of_them = (transcribe(model, dataset, statistics, rows, batch) for batch in (1, 4, 6))
+    assert one == some == all_of_them
+
+
+def test_speaking_does_not_depend_on_the_batch(dataset):
+    model = tiny_model_for(dataset)
+    rows, how = [dataset.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
+    statistics = measure_statistics(dataset)
+    one, some = (
+        generate_rows(model, dataset, statistics, rows, ("text", "speech"), batch, how, seed=2)
+        for batch in (1, 4)
+    )
+    assert [w.tokens.tolist() for (w,) in one] == [w.tokens.tolist() for (w,) in some]
+
+
+def tiny_model_for(dataset):
+    from zipper.config import RunConfig, TowerConfig
+    from zipper.models.resolve import resolve
+    from zipper.training.module import ZipperModule
+
+    cfg = RunConfig()
+    cfg.train.tasks = {"asr": 1.0, "tts": 1.0}
+    cfg.model.towers = {
+        n: TowerConfig(layers=2, width=16, heads=2, kv_heads=2, hidden=16) for n in ("text", "speech")
+    }
+    cfg.model.zip.heads = 2
+    torch.manual_seed(0)
+    model = ZipperModule.of(resolve(cfg, dataset), measure_statistics(dataset)).model.double().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def test_shuffling_gives_every_sentence_another_ones_audio(dataset):
+    rows = [dataset.splits["test"][i] for i in range(6)]
+    audio_rows = mismatched_rows(rows)
+    assert sorted(r["id"] for r in audio_rows) == sorted(r["id"] for r in rows)
+    assert all(a["id"] != b["id"] for a, b in zip(rows, audio_rows, strict=True))

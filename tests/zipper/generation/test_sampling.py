@@ -1,0 +1,145 @@
+"""Drawing and searching: what is chosen among what may stand."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+
+from conftest import as_batch, tiny_model
+from slow import STATISTICS, prompts, slow_greedy
+from zipper.config import SamplingConfig
+from zipper.data.documents import Document, Segment
+from zipper.generation.beam import beam_search
+from zipper.generation.cache import KVCache
+from zipper.generation.generate import _length, generate, prefill
+from zipper.generation.sampling import sample
+from zipper.modalities.layout import TokenLayout
+
+
+@pytest.mark.parametrize(
+    "how", [SamplingConfig(1.5), SamplingConfig(1.0, top_k=3), SamplingConfig(2.0, top_p=0.6)]
+)
+def test_sampling_follows_from_the_seed_and_never_leaves_its_modality(how):
+    model = tiny_model(layers=3)
+    given, decode = prompts(model, 12, "text"), {"speech": how, "text": how}
+    together = generate(model, given, ["speech", "text"], STATISTICS, decode, seed=3)
+    again = [generate(model, [one], ["speech", "text"], STATISTICS, decode, seed=3)[0] for one in given]
+    other = generate(model, given, ["speech", "text"], STATISTICS, decode, seed=4)
+    tokens = [[s.tokens.tolist() for s in segments] for segments in together]
+    assert tokens == [[s.tokens.tolist() for s in segments] for segments in again]
+    assert tokens != [[s.tokens.tolist() for s in segments] for segments in other]
+    for speech, text in together:
+        assert speech.content.shape[0] == 3
+        assert not speech.content.numel() or 0 <= speech.content.min() <= speech.content.max() < 6
+        assert not ({0, 1} & set(text.content[0].tolist()))
+    assert {s.finish_reason for segments in together for s in segments} >= {"end", "cap"}
+
+
+@given(
+    logits=st.lists(st.floats(-5, 5), min_size=2, max_size=9),
+    hidden=st.integers(0, 8),
+    temperature=st.floats(0.1, 3),
+    top_k=st.one_of(st.none(), st.integers(1, 9)),
+    top_p=st.floats(0.01, 1),
+    uniform=st.sampled_from([0.0, 0.3, 0.999999, 1 - 2**-24]),
+)
+def test_a_token_that_may_not_stand_is_never_chosen(logits, hidden, temperature, top_k, top_p, uniform):
+    row = torch.tensor(logits)
+    row[hidden % len(logits)] = float("-inf")
+    how = SamplingConfig(temperature, top_k, top_p)
+    assert int(sample(row, how, torch.tensor(uniform))) != hidden % len(logits)
+
+
+@pytest.mark.parametrize("tiny", [1e-5, 1e-30, 1e-38, 1e-45, 1e-60, 5e-324])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_tiny_temperature_or_share_is_greedy(tiny, dtype):
+    row = torch.tensor([1.0, 30.0, 29.0, float("-inf"), -30.0], dtype=dtype)
+    for uniform in (0.0, 0.5, 1 - 2**-24):
+        for how in (SamplingConfig(tiny), SamplingConfig(1.0, top_p=tiny)):
+            assert int(sample(row, how, torch.tensor(uniform))) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e9, 1e38, 1e308])
+def test_a_huge_temperature_draws_among_what_may_stand(temperature):
+    row = torch.tensor([1.0, 30.0, float("-inf"), -30.0]).expand(300, -1)
+    drawn = sample(row, SamplingConfig(temperature), torch.arange(300) / 300)
+    assert {*drawn.tolist()} == {0, 1, 3}
+
+
+def test_drawn_shares_are_those_of_the_softmax():
+    row = torch.tensor([0.0, 1.0, 2.0, float("-inf")]).expand(20_000, -1)
+    uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    drawn = sample(row, SamplingConfig(0.7), uniform)
+    shares = torch.bincount(drawn, minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, (row[0] / 0.7).softmax(-1), atol=0.01, rtol=0)
+    kept = sample(row, SamplingConfig(0.7, top_p=0.5), uniform)
+    assert set(kept.tolist()) == {2}
+    assert set(sample(row, SamplingConfig(0.7, top_k=2), uniform).tolist()) == {1, 2}
+
+
+def test_a_beam_of_one_is_greedy():
+    model = tiny_model()
+    given = prompts(model, 6, "speech")
+    greedy = [s.tokens.tolist() for (s,) in generate(model, given, ["text"], STATISTICS)]
+    caps = [STATISTICS.cap("text", "speech", _length(model, "speech", p.segments[-1].tokens)) for p in given]
+    assert greedy == [found.tolist() for found in searched(model, given, caps, 1)]
+
+
+def test_a_wide_beam_finds_the_likeliest_of_all_texts():
+    model = tiny_model()
+    given = prompts(model, 3, "speech")
+    every = [list(ids) for n in range(3) for ids in itertools.product(range(2, 11), repeat=n)]
+    for doc, found in zip(given, searched(model, given, [2, 2, 2], len(every)), strict=True):
+        best = max(every, key=lambda ids: mean_likelihood(model, doc, ids, cap=2))
+        assert found[1:-1, 0].tolist() == best
+
+
+@torch.no_grad()
+def searched(model, given: list[Document], caps: list[int], beams: int) -> list[torch.Tensor]:
+    layout = TokenLayout.of(model.cfg.towers["text"])
+    rows = list(range(len(given)))
+    tokens, ended = beam_search(prefill(model, given), "text", layout, rows, caps, beams, append_last=False)
+    return [row[: end + 1] for row, end in zip(tokens, ended.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
+    """Log probability a token, of the text and its end; an end that the cap forces costs nothing."""
+    tokens = torch.tensor([0, *ids, 1])[:, None]
+    batch = as_batch(
+        model, [Document(doc.id, [*doc.segments, Segment("text", tokens, tokens > 0, 1.0)], True)]
+    )
+    count = int(batch.streams["text"].valid.sum())
+    logits = model.tower("text").logits(model(batch)["text"][0, count - len(tokens) : count - 1])[:, 0]
+    logits[:, 0] = float("-inf")
+    likely = logits.log_softmax(-1).gather(1, tokens[1:])[:, 0]
+    return float(likely[: len(ids) if len(ids) == cap else None].sum() / len(likely))
+
+
+def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
+    """By dynamo alone: no C++ compiler is needed."""
+    counter = CompileCounter()
+    step = torch.compile(KVCache._run, backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr("zipper.generation.cache.compiled", lambda: step)
+    model = tiny_model()
+    given = prompts(model, 3, "text")
+    plain = generate(model, given, ["speech", "text"], STATISTICS)
+    how = {"speech": SamplingConfig(compile=True), "text": SamplingConfig(compile=True)}
+    fast = generate(model, given, ["speech", "text"], STATISTICS, how)
+    assert [[s.tokens.tolist() for s in one] for one in fast] == [
+        [s.tokens.tolist() for s in one] for one in plain
+    ]
+    assert 0 < counter.frame_count <= 4  # text and speech, and not every column anew
+
+
+def test_text_may_be_searched_in_the_middle_of_a_chain():
+    model = tiny_model()
+    given = prompts(model, 3, "speech")
+    out = generate(model, given, ["text", "speech"], STATISTICS, {"text": SamplingConfig(beams=4)})
+    for doc, (text, speech) in zip(given, out, strict=True):
+        hop = Document(doc.id, [text.as_prompt()], True)
+        cap = STATISTICS.cap("speech", "text", text.content.shape[1])
+        assert torch.equal(speech.tokens, slow_greedy(model, hop, "speech", cap))

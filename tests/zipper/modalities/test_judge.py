@@ -1,0 +1,136 @@
+"""The judge and the codec's table, with a stand-in for Whisper; and speed measurements that add up."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import config
+from reproduce.bench import speed as speed_module
+from reproduce.bench.speed import WARM, bench, take_turns
+from reproduce.report.records import Results
+from reproduce.report.results import section
+from zipper.clock import Clock
+from zipper.config import JudgeConfig, RunConfig
+from zipper.data.prepare import prepare
+from zipper.errors import ConfigError
+from zipper.evaluation import codec as codec_module
+from zipper.evaluation.codec import evaluate_codec, table
+from zipper.modalities import asr_scorer as judge_module
+from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer, whisper
+
+
+def deaf_judge(texts: list[str], calls: list[int]) -> AsrScorer:
+    """Hears the first utterance right, and nothing of the others."""
+
+    def transcribe(wave):
+        calls.append(len(wave))
+        return texts[0] if len(calls) % len(texts) == 1 else ""
+
+    return AsrScorer(transcribe, str, "deaf")
+
+
+def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, monkeypatch):
+    test = [u for u in utterances if u.split == "test"]
+    calls: list[int] = []
+    judge = deaf_judge([u.text for u in test], calls)
+    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg: judge)
+    monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
+    monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
+    cfg = RunConfig(name="table", result="out.json")
+    result = evaluate_codec(cfg, "x")
+    assert json.loads((in_tmp / "out.json").read_text(encoding="utf-8"))["rows"] == result["rows"]
+    assert [row["codebooks"] for row in result["rows"]] == [None, 3, 2, 1]
+    words = sum(len(u.text.split()) for u in test)
+    for row in result["rows"]:
+        assert row["words"] == words
+        assert row["errors"] == words - len(test[0].text.split())
+    assert [row["bits_per_second"] for row in result["rows"][1:]] == [300.0, 200.0, 100.0]
+    assert calls[: len(test)] == calls[len(test) : 2 * len(test)]  # a round trip keeps the length
+    samples = {file.name for file in Path("build/codecs/table/samples").iterdir()}
+    assert {f"{test[0].id}.png", f"{test[0].id}-original.flac", f"{test[0].id}-1-codebooks.flac"} <= samples
+    assert "3 codebooks" in table(result)
+    with pytest.raises(ConfigError, match="finished evaluation"):
+        evaluate_codec(cfg, "x")
+
+
+def test_a_judge_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(judge_module, "find_spec", lambda module: None if "whisper" in module else object())
+    with pytest.raises(ConfigError, match=r"faster-whisper, whisper-normalizer.*make setup-judge"):
+        load_asr_scorer(JudgeConfig())
+
+
+def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
+    """Its engine sets the threads of the whole process: a training went on with one."""
+
+    class Model:
+        def __init__(self, *_: object, **__: object) -> None:
+            torch.set_num_threads(1)
+
+    module = types.ModuleType("faster_whisper")
+    module.WhisperModel = Model
+    monkeypatch.setitem(sys.modules, "faster_whisper", module)
+    monkeypatch.setattr("zipper.modalities.asr_scorer.version", lambda _: "0")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        whisper("anything")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_turns_are_taken_and_the_median_counts(monkeypatch):
+    now, order = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def takes(seconds: float, name: str):
+        def step(turn: int) -> None:
+            order.append(name)
+            now[0] += (
+                100.0 if turn in (0, WARM) else seconds
+            )  # one that is not counted, one that is an outlier
+
+        return step
+
+    assert take_turns(takes(1.0, "a"), takes(2.5, "b")) == (1.0, 2.5)
+    assert order[:4] == ["a", "b", "a", "b"]
+
+
+def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch, capsys):
+    pytest.importorskip("transformers", reason="extra `bench` is not installed")
+    monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: dataset)
+    monkeypatch.setattr(speed_module, "TURNS", 2)
+    monkeypatch.setattr("reproduce.bench.generation.SPOKEN", 1)
+    monkeypatch.setattr("reproduce.bench.generation.FRAMES", 50)
+    result = bench(config("name=bench", "result=made/bench.json"), "x")
+    figures = result["figures"]
+    assert figures["tower"]["ratio"] > 0
+    assert 0 < figures["zipper"]["parameters_trained"] < figures["zipper"]["parameters"]
+    assert 0 <= figures["loader"]["padding_share"] < 1
+    assert set(figures["decoding"]) == {"batch 1", "batch 6"}
+    text = section("bench", Results(Path("made")))
+    assert "Units of Zipper" in text
+    assert text in capsys.readouterr().out
+
+
+def test_a_bench_without_transformers_says_so_before_anything_is_made(monkeypatch):
+    monkeypatch.setattr(speed_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: pytest.fail("prepared first"))
+    with pytest.raises(ConfigError, match=r"transformers.*make bench"):
+        bench(config("name=bench"), "x")
+
+
+def test_the_limit_of_the_settings_reaches_the_store(utterances, codec, in_tmp, monkeypatch):
+    monkeypatch.setattr("zipper.modalities.speech.load_codec", lambda cfg: codec)
+    monkeypatch.setattr("zipper.data.prepare.open_corpus", lambda cfg: utterances)
+    monkeypatch.setattr("zipper.data.encode.SKIP_BUDGET", 1.0)
+    whole = prepare(config("data.subwords=64"), Clock())
+    short = prepare(config("data.subwords=64", "data.max_seconds=0.7"), Clock())
+    longer = sum(s > 0.7 for rows in whole.splits.values() for s in rows["seconds"])
+    assert 0 < longer == short.info["skipped"]
+    assert whole.info["skipped"] == 0
+    assert whole.fingerprint != short.fingerprint

@@ -1,0 +1,110 @@
+"""A modality that the library does not know, through the public API: one class and a tower."""
+
+from typing import Self
+
+import lightning as L
+import pytest
+import torch
+from test_api import manifest, towers  # noqa: F401  # fixtures
+from torch import Tensor
+
+import zipper
+from zipper.config import TowerConfig
+from zipper.errors import DataError
+from zipper.evaluation.result_file import read_result
+from zipper.models.pretrained import save_tower
+from zipper.models.tower import Tower
+
+NOTES, TASKS = 8, {"melody>text": 1, "text>melody": 1, "asr": 1}
+
+
+class Melody(zipper.Modality):
+    """Notes 0 to 7, as in "3 1 4"; the second codebook holds whether a note is higher than the one before."""
+
+    name = "melody"
+    rate = 5.0
+    layout = zipper.TokenLayout.after(NOTES, 2)
+    fingerprint = "melody 8"
+
+    @classmethod
+    def load(cls, cfg, folder=None) -> Self:
+        return cls()
+
+    def check(self, raw: str) -> None:
+        if not all(one.isdigit() and int(one) < NOTES for one in raw.split()):
+            raise DataError(f"its melody {raw!r} has other notes than 0 to {NOTES - 1}. Correct it.")
+
+    def encode(self, values: list[str]) -> list[Tensor]:
+        notes = [torch.tensor([int(one) for one in value.split()]) for value in values]
+        return [torch.stack([one, (one.diff(prepend=one[:1]) > 0).long()]) for one in notes]
+
+    def decode(self, content: Tensor) -> str:
+        return " ".join(str(note) for note in content[0].tolist())
+
+
+@pytest.fixture
+def three(towers):  # noqa: F811
+    shape = TowerConfig(
+        layers=2, width=16, heads=2, kv_heads=2, hidden=16, vocabulary=Melody.layout.vocabulary, codebooks=2
+    )
+    save_tower(towers["speech"].parent / "melody", Tower(shape), {"reads": "melody 8", "trained_on": None})
+    return {**towers, "melody": towers["speech"].parent / "melody"}
+
+
+@pytest.fixture
+def listed(manifest):  # noqa: F811
+    """The manifest with a column for melodies; some rows have none."""
+    head, *rows = manifest.read_text(encoding="utf-8").splitlines()
+    rows = [f"{row}\t{i % NOTES} {i // 2 % NOTES} 7" for i, row in enumerate(rows)]
+    manifest.write_text("\n".join([f"{head}\tmelody", *rows]) + "\n", encoding="utf-8")
+    return manifest
+
+
+def test_three_towers_train_generate_and_are_evaluated(three, listed, in_tmp):
+    every_zip = dict.fromkeys(three, 1)
+    model = zipper.Zipper.from_towers(**three, interval=every_zip, overrides=["model.zip.heads=2"])
+    settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
+    data = zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
+    row = data.dataset.splits["train"][0]
+    melody = model.modalities["melody"]
+    assert melody.decode(melody.content(row)) == row["melody"]
+    assert {*data.dataset.info["fingerprint"]} > {"codec", "tokenizer", "melody"}
+    before = [parameter.clone() for parameter in model.network.tower("melody").parameters()]
+    trainer = L.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(zipper.ZipperModule(model, lr=1e-2, warmup=1), data)
+    after = model.network.tower("melody").parameters()
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    [[text]] = model.generate([{"melody": "3 1 4"}], ["text"])
+    assert isinstance(text.value, str)
+    [[made]] = model.generate([{"text": "the cat"}], ["melody"])
+    assert all(int(note) < NOTES for note in made.value.split())
+    with pytest.raises(zipper.ConfigError, match="not trained to generate speech after melody"):
+        model.generate([{"melody": "3 1 4"}], ["speech"])
+    with pytest.raises(zipper.ConfigError, match=r"has 60 tokens; .* was trained on at most 3"):
+        model.generate([{"melody": "1 " * 60}], ["text"])
+    model.save_pretrained("mine")
+    again = zipper.Zipper.from_pretrained("mine")
+    assert again.generate([{"text": "the cat"}], ["melody"])[0][0].value == made.value
+
+
+def test_it_is_evaluated_from_the_command_line(three, listed, in_tmp, capsys):
+    model = zipper.Zipper.from_towers(**three, overrides=["model.zip.heads=2"])
+    settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
+    zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
+    model.save_pretrained("mine")
+    from zipper.cli import main
+
+    main(["evaluate", "mine", "evaluate.split=test"])
+    names = {"melody>text", "text>melody", "asr"}
+    found = {one: read_result(in_tmp / f"build/runs/mine/{one}-test.json") for one in names}
+    assert found["text>melody"]["words"] == 3 * found["text>melody"]["utterances"] == 12
+    assert "TEXT>MELODY WER" in capsys.readouterr().out
+
+
+def test_bad_input_of_it_is_refused_by_its_own_words(three, listed, in_tmp):
+    text = listed.read_text(encoding="utf-8").replace("\t0 0 7\n", "\t0 0 9\n")
+    listed.write_text(text, encoding="utf-8")
+    model = zipper.Zipper.from_towers(**three, overrides=["model.zip.heads=2"])
+    settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
+    with pytest.raises(zipper.DataError, match=r"its melody '0 0 9' has other notes than 0 to 7"):
+        zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)

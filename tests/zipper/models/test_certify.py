@@ -1,0 +1,92 @@
+"""`zipper certify`: frozen towers are what they were pre-trained as, or it is said which weight is not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_api import joined, towers  # noqa: F401  # a fixture
+
+import zipper
+from reproduce import ROOT
+from zipper.cli import main
+from zipper.codecs.codec import sha256
+from zipper.data.statistics import DatasetStatistics
+from zipper.errors import DataError
+from zipper.generation.exported import certify
+
+
+@pytest.fixture
+def exported(towers) -> Path:  # noqa: F811
+    model = joined(towers)
+    model.save_pretrained("mine")
+    return Path("mine")
+
+
+def rewritten(folder: Path, change) -> None:
+    """The export with changed weights, and the hash that fits them: what a hash of the file cannot see."""
+    weights = load_file(folder / "zipper.safetensors")
+    change(weights)
+    save_file(weights, folder / "zipper.safetensors")
+    info = json.loads((folder / "zipper.json").read_text(encoding="utf-8"))
+    info["sha256"] = sha256(folder / "zipper.safetensors")
+    (folder / "zipper.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def test_an_export_is_certified_and_the_shipped_model_too(exported, capsys):
+    assert certify(exported) == ["text"]
+    main(["certify", str(ROOT / "assets" / "zipped")])
+    assert "text as pre-trained" in capsys.readouterr().out
+
+
+def test_one_flipped_bit_of_a_frozen_tower_is_found(exported):
+    def flip(weights):
+        values = weights["towers.text.layers.1.attention.to_out.weight"].view(torch.int16)
+        values[0, 0] ^= 1
+
+    rewritten(exported, flip)
+    with pytest.raises(DataError, match=r"Tower text: layers\.1\.attention\.to_out\.weight is not that of"):
+        certify(exported)
+
+
+def test_a_bit_of_a_tower_that_learns_is_no_matter(exported):
+    def flip(weights):
+        values = weights["towers.speech.layers.1.attention.to_out.weight"].view(torch.int16)
+        values[0, 0] ^= 1
+
+    rewritten(exported, flip)
+    assert certify(exported) == ["text"]
+
+
+def test_a_layer_that_learnt_though_it_is_said_to_be_frozen_is_found(towers):  # noqa: F811
+    model = joined(towers)
+    with torch.no_grad():
+        model.network.tower("text").layers[2].feed_forward.down.weight.mul_(1.01)
+    model.save_pretrained("mine")
+    with pytest.raises(DataError, match=r"Tower text: layers\.2\.feed_forward\.down\.weight is not that of"):
+        certify(Path("mine"))
+
+
+def test_a_file_that_was_cut_off_and_an_export_without_certificate_are_refused(exported):
+    shutil.copytree(exported, "old")
+    info = json.loads(Path("old/zipper.json").read_text(encoding="utf-8"))
+    del info["certificate"]
+    Path("old/zipper.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(DataError, match="holds no certificate"):
+        certify(Path("old"))
+    weights = exported / "zipper.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"not the file that zipper\.json describes"):
+        certify(exported)
+    with pytest.raises(zipper.ConfigError, match="is no exported model"):
+        certify(Path("nowhere"))
+
+
+def test_other_logits_of_the_same_weights_are_found(exported, monkeypatch):
+    turned = "zipper.models.tower.rotate"
+    monkeypatch.setattr(turned, lambda x, rotation: x)
+    with pytest.raises(DataError, match=r"has the weights of .*, but other logits"):
+        certify(exported)
+    assert DatasetStatistics.__doc__

@@ -1,0 +1,95 @@
+"""The codec's training: codebooks that follow their vectors and do not die, and an asset that loads as it was
+written.
+"""
+
+import json
+
+import pytest
+import torch
+from encodec.quantization import ResidualVectorQuantizer
+
+from zipper.codecs.load import load_codec
+from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
+from zipper.errors import DataError
+from zipper.training.codebooks import CodebookLearner, k_means, nearest
+from zipper.training.codec import SpectralLoss, train_codec
+
+pytestmark = pytest.mark.slow
+
+TINY = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=8, batch=2, seconds=0.2)
+
+
+def learner(decay: float = 0.9) -> CodebookLearner:
+    torch.manual_seed(0)
+    return CodebookLearner(ResidualVectorQuantizer(dimension=4, n_q=2, bins=8), decay)
+
+
+def test_nearest_equals_a_slow_search():
+    x, centres = torch.randn(50, 4), torch.randn(8, 4)
+    slow = [min(range(8), key=lambda c: float((row - centres[c]).square().sum())) for row in x]
+    assert nearest(x, centres).tolist() == slow
+
+
+def test_k_means_finds_clusters_that_are_there():
+    torch.manual_seed(0)
+    truth = torch.randn(8, 4) * 10
+    x = truth.repeat(50, 1) + 0.01 * torch.randn(400, 4)
+    found = k_means(x, 8, 30)
+    assert (x - found[nearest(x, found)]).norm(dim=1).median() < 0.05
+
+
+def test_quantised_is_the_sum_of_the_nearest_codes_and_the_gradient_passes_straight_through():
+    one = learner().eval()
+    one.initialise(torch.randn(64, 4))
+    latents = torch.randn(2, 4, 5, requires_grad=True)
+    out, commitment = one(latents, 2)
+    flat = latents.detach().transpose(1, 2).flatten(0, 1)
+    first = one.books[0].embed[nearest(flat, one.books[0].embed)]
+    second = one.books[1].embed[nearest(flat - first, one.books[1].embed)]
+    expected = (first + second).unflatten(0, (2, 5)).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    expected_cost = (flat - first).square().mean() + (flat - first - second).square().mean()
+    torch.testing.assert_close(commitment, expected_cost)
+    (grad,) = torch.autograd.grad(out.sum(), latents)
+    assert torch.equal(grad, torch.ones_like(grad))
+
+
+def test_dead_codes_come_back_to_life():
+    """All codes far away from every vector but one: the package's own update leaves them there for ever."""
+    one = learner().train()
+    one.initialise(torch.randn(64, 4))
+    with torch.no_grad():
+        one.books[0].embed[1:] += 100
+        one.books[0].embed_avg[1:] += 100 * one.books[0].cluster_size[1:, None]
+    for _ in range(120):
+        one(torch.randn(4, 4, 10), 2)
+    x = torch.randn(400, 4)
+    assert nearest(x, one.books[0].embed).unique().numel() == 8
+
+
+def test_spectral_loss_is_zero_for_the_same_wave_and_learns_from_silence():
+    loss = SpectralLoss(16_000)
+    wave = 0.1 * torch.randn(2, 4000)
+    assert float(loss(wave, wave)) == 0
+    silence = torch.full((2, 4000), 1e-4, requires_grad=True)
+    loss(silence, wave).backward()
+    assert silence.grad.abs().max() > 1e-4
+
+
+def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utterances, in_tmp):
+    cfg = RunConfig(name="codec")
+    cfg.train_codec = TINY
+    cfg.train_codec.out = "codec"
+    cfg.train.accelerator = "cpu"
+    folder = train_codec(cfg, utterances, "python -m zipper train-codec x.yaml")
+    statistics = json.loads((folder / "codec.json").read_text(encoding="utf-8"))
+    assert statistics["command"] == "python -m zipper train-codec x.yaml"
+    assert [book["used"] > 0 for book in statistics["codebooks"]] == [True, True]
+    codec = load_codec(CodecConfig(weights="codec"))
+    assert (codec.codebooks, codec.codes, codec.hop) == (2, 16, 640)
+    again = load_codec(CodecConfig(weights="codec"))
+    assert again.fingerprint == codec.fingerprint
+    weights = folder / "codec.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(DataError, match="hash differs"):
+        load_codec(CodecConfig(weights="codec"))

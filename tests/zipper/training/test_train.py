@@ -1,0 +1,261 @@
+"""Training through Lightning, on a store of noise: frozen stays frozen, resumed equals unbroken, small sets
+are learnt.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from conftest import as_batch, config, transcribe
+from reproduce import ROOT
+from zipper.config import TrainCodecConfig, load_config
+from zipper.data.documents import Document, Segment
+from zipper.data.schedule import BatchSchedule
+from zipper.data.statistics import measure_statistics
+from zipper.errors import ConfigError
+from zipper.evaluation.result_file import read_result
+from zipper.evaluation.tasks import load_scorers
+from zipper.modalities.scoring import total_errors
+from zipper.models.losses import stream_loss
+from zipper.models.pretrained import save_tower
+from zipper.models.resolve import resolve
+from zipper.models.tower import Tower
+from zipper.training import run as run_module
+from zipper.training.codec import CodecModule, Crops
+from zipper.training.data import ZipperData
+from zipper.training.module import ZipperModule, parameter_groups
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_leaves_everything_that_a_reader_needs(prepared):
+    cfg = config("name=one", "result=elsewhere/one.json")
+    result = run_module.train(cfg, "python -m zipper train x.yaml")["asr"]
+    files = {p.relative_to(cfg.run_dir).as_posix() for p in cfg.run_dir.rglob("*") if p.is_file()}
+    assert {"config.yaml", "metrics.csv", "result.json", "asr.json", "asr.tsv", "tokenizer.json"} <= files
+    assert {"checkpoints/best.ckpt", "checkpoints/last.ckpt"} <= files
+    assert "asr.utterances.jsonl.xz" in files
+    assert read_result(cfg.run_dir / "asr.json") == read_result(Path("elsewhere/one.json"))
+    assert read_result(cfg.run_dir / "result.json", utterances=False)["test/asr/wer"] == result["wer"]
+    assert result["model"] == "zipper"
+    assert result["task"] == "asr"
+    assert result["utterances"] == len(result["per_utterance"]) == 6
+    assert result["words"] == sum(one["words"] for one in result["per_utterance"])
+    assert result["wer"] == pytest.approx(result["errors"] / result["words"], abs=1e-6)
+    assert result["data_fingerprint"] == prepared.fingerprint
+    assert set(result["per_utterance"][0]) == {
+        "id", "errors", "words", "seconds", "reference", "hypothesis", "stopped"
+    }  # fmt: skip
+    assert (
+        0 < result["parameters_trained"] < result["parameters_total"]
+    )  # the speech-to-text zips alone are used
+    assert load_config(cfg.run_dir / "config.yaml").model == resolve(cfg, prepared).model
+    header = (cfg.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
+    for metric in ("train/loss_text", "train/padding", "dev/wer", "dev/loss", "gate/"):
+        assert metric in header
+
+
+def test_wandb_mirrors_a_run_offline_without_an_account(prepared, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    cfg = config("name=mirrored", "log.wandb=offline")
+    run_module.train(cfg, "x")
+    (folder,) = (cfg.run_dir / "wandb").glob("offline-run-*")
+    assert list(folder.glob("*.wandb"))
+    tables = {path.parent.name for path in folder.glob("files/media/table/*/*.json")}
+    assert tables == {"dev", "test"}
+    staged = [path for path in (cfg.run_dir / "wandb" / "artifacts").rglob("*") if path.is_file()]
+    assert any(path.read_bytes()[:4] == b"RIFF" for path in staged)  # to be played in the tables
+    pictures = {path.parent.name for path in folder.glob("files/media/images/**/*.png")}
+    assert pictures == {"figures"}
+
+
+def test_online_a_run_taken_up_again_is_one_run_and_offline_another(in_tmp, monkeypatch):
+    made = []
+    monkeypatch.setattr(run_module, "WandbLogger", lambda **words: made.append(words))
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    for mode in ("online", "online", "offline"):
+        run_module.loggers(config("name=followed", f"log.wandb={mode}"))
+    run_module.loggers(config("name=another", "log.wandb=online"))
+    assert made[0]["id"] == made[1]["id"] != made[3]["id"]
+    assert made[0]["resume"] == "allow"
+    assert "id" not in made[2]
+
+
+def test_any_split_can_be_reported_on_and_audio_may_be_gone(prepared, monkeypatch):
+    gone = SimpleNamespace(is_file=lambda: False)
+    monkeypatch.setattr("zipper.evaluation.samples.Path", lambda _: gone)
+    result = run_module.train(config("name=own", "log.wandb=offline", "evaluate.split=train"), "x")["asr"]
+    assert result["split"] == "train"
+    tables = {path.parent.name for path in Path("build/runs/own").glob("wandb/*/files/media/table/*/*.json")}
+    assert tables == {"dev", "train"}
+
+
+def test_a_finished_run_is_not_overwritten(prepared):
+    run_module.train(config("name=one"), "x")
+    before = (Path("build/runs/one") / "result.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds a finished run"):
+        run_module.train(config("name=one", "train.lr=0.1"), "x")
+    assert (Path("build/runs/one") / "result.json").read_bytes() == before
+
+
+def test_a_strange_folder_and_another_config_are_refused(prepared):
+    folder = Path("build/runs/mine")
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not the folder of a run"):
+        run_module.train(config("name=mine"), "x")
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
+    run_module.claim_run_dir(config("name=half"))
+    with pytest.raises(ConfigError, match=r"train\.lr: 0\.001 -> 0\.1"):
+        run_module.claim_run_dir(config("name=half", "train.lr=0.1"))
+
+
+def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatch):
+    """Through Lightning, on the same steps: also what two ranks would do, with a step cut between them."""
+    cut = BatchSchedule._make_epoch
+
+    def cut_for_two(self, epoch):
+        slices, self.slices = self.slices, 2
+        plans = cut(self, epoch)
+        self.slices = slices
+        return plans
+
+    monkeypatch.setattr(BatchSchedule, "_make_epoch", cut_for_two)
+    monkeypatch.setattr(
+        ZipperModule, "configure_optimizers", lambda self: torch.optim.SGD(self.parameters(), lr=0.3)
+    )
+    for accumulate in (1, 2):
+        words = [f"name=a{accumulate}", f"train.accumulate={accumulate}", "train.prompt_weight=0.3"]
+        run_module.train(
+            config(*words, "train.precision=64-true", "train.clip=1000", "train.tokens=600"), "x"
+        )
+    one, two = state(Path("build/runs/a1")), state(Path("build/runs/a2"))
+    fresh = ZipperModule.of(resolve(config(), prepared), measure_statistics(prepared)).state_dict()
+    assert (one["model.towers.text.embedding.weight"] != fresh["model.towers.text.embedding.weight"]).any()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-9, atol=1e-12)
+
+
+def test_frozen_text_tower_gives_bit_identical_text_logits_after_training(prepared):
+    cfg = config("name=frozen", "model.towers.text.frozen=true", "model.towers.text.dropout=0.2")
+    resolved = resolve(cfg, prepared)
+    dataset, data = prepared, ZipperData.of(resolved, prepared)
+    torch.manual_seed(5)
+    tower = Tower(resolved.model.towers["text"])
+    save_tower(
+        Path("text"),
+        tower,
+        {"reads": dataset.modalities["text"].fingerprint, "trained_on": dataset.info["trained_on"]},
+    )
+    cfg = config(
+        "name=frozen", "model.towers.text.frozen=true", "model.towers.text.init=text", "train.lr=0.05"
+    )
+    resolved = resolve(cfg, dataset)
+    resolved.run_dir.mkdir(parents=True)
+    module, _ = run_module.fit(resolved, dataset, data, None, load_scorers(resolved, dataset.modalities))
+    module.eval()
+    row = dataset.splits["dev"][0]
+    tokens = torch.tensor([[0, *row["ids"], 1]])[..., None]
+    segment = Segment("text", tokens[0], tokens[0] >= 0, 1.0)
+    batch = as_batch(module.model, [Document("text alone", [segment], multimodal=False)])
+    after = module.model.tower("text").logits(module.model(batch)["text"])
+    assert torch.equal(after, tower.eval().logits(tower(tokens)))
+    module.on_train_start()
+    assert module.training
+    assert not any(part.training for part in module.model.tower("text").modules())
+    multimodal = as_batch(module.model, [Document("text alone", [segment], multimodal=True)])
+    assert not torch.equal(
+        module.model(multimodal)["text"], module.model(batch)["text"]
+    )  # the projection has learnt
+
+
+def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
+    cfg = config("name=idle", "train.weight_decay=0.5")
+    run_module.train(cfg, "x")
+    out = capsys.readouterr().out
+    assert "zips.0.speech_from_text" in out
+    torch.manual_seed(cfg.seed)
+    fresh = ZipperModule.of(resolve(cfg, prepared), measure_statistics(prepared))
+    after = state(cfg.run_dir)
+    moved = {name for name, tensor in fresh.state_dict().items() if not torch.equal(tensor, after[name])}
+    assert not any("speech_from_text" in name for name in moved)
+    assert any("text_from_speech" in name for name in moved)
+    trained = {id(p) for group in parameter_groups(fresh.model, 1, 1, 1) for p in group["params"]}
+    for stage in range(2):
+        assert not any(id(p) in trained for p in fresh.model.zip(stage, "speech", "text").parameters())
+        assert all(id(p) in trained for p in fresh.model.zip(stage, "text", "speech").parameters())
+
+
+def test_gates_learn_faster_and_nothing_small_decays(prepared):
+    module = ZipperModule.of(resolve(config(), prepared), measure_statistics(prepared))
+    groups = parameter_groups(module.model, lr=1e-3, gate_lr=10.0, weight_decay=0.1)
+    gates = {id(p) for name, p in module.model.named_parameters() if name.endswith("gate")}
+    for group in groups:
+        for parameter in group["params"]:
+            assert (group["weight_decay"] == 0) or parameter.ndim == 2
+            assert (group.get("lr") == 1e-2) == (id(parameter) in gates)
+
+
+def test_a_handful_of_utterances_is_learnt_by_heart(prepared):
+    """Noise in, sentences out: only who listens can tell which."""
+    cfg = config(
+        *("name=overfit", "data.only=8", "data.train=24", "train.tokens=300", "evaluate.dev_utterances=1"),
+        *("train.steps=400", "train.validate_every=400", "train.lr=0.01"),
+    )
+    resolved = resolve(cfg, prepared)
+    resolved.run_dir.mkdir(parents=True)
+    module, _ = run_module.fit(
+        resolved,
+        prepared,
+        ZipperData.of(resolved, prepared),
+        None,
+        load_scorers(resolved, prepared.modalities),
+    )
+    rows = [prepared.splits["train"][i] for i in range(8)]
+    assert total_errors(transcribe(module.model, prepared, module.statistics, rows, 8)).errors == 0
+    swapped = rows[1:] + rows[:1]
+    assert total_errors(transcribe(module.model, prepared, module.statistics, rows, 8, swapped)).rate > 0.5
+
+
+def test_tasks_need_towers_and_a_share(prepared):
+    with pytest.raises(ConfigError, match=r"needs towers for \['speech'\]"):
+        resolve(config("model.modalities=[text]"), prepared)
+    with pytest.raises(ConfigError, match="every share is 0"):
+        resolve(config("train.tasks.asr=0"), prepared)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_config_loads_and_takes_a_step(file, dataset, utterances):
+    cfg = load_config(file)
+    if not cfg.train.tasks:
+        small = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=2, batch=2, seconds=0.2)
+        crops = Crops([u for u in utterances if u.split == "train"], small, 0)
+        module = CodecModule(small, crops)
+        wave = next(iter(crops))
+        loss = module.loss(
+            module.model.decoder(module.model.encoder(wave[:, None]))[:, 0, : wave.shape[-1]], wave
+        )
+        loss.backward()
+        assert torch.isfinite(loss)
+        return
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for tower in cfg.model.towers.values():
+        tower.init, tower.layers = None, max(tower.layers, tower.interval)
+    cfg.data.tasks.clear()  # of corpora that this store does not hold
+    del cfg.train.codebook_weights[dataset.modalities["speech"].codebooks :]
+    cfg = resolve(cfg, dataset)
+    module = ZipperModule.of(cfg, measure_statistics(dataset))
+    data = ZipperData.of(cfg, dataset)
+    batch = data.steps.batch(0, 0, data.codebooks)
+    states = module.model(batch)
+    optimiser = torch.optim.AdamW(parameter_groups(module.model, 1e-3, 10.0, 0.01))
+    loss = sum(stream_loss(module.model.tower(n), states[n], s) for n, s in batch.streams.items())
+    loss.backward()
+    optimiser.step()
+    assert torch.isfinite(loss)
+    assert values["name"] == cfg.name
