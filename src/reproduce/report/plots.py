@@ -175,13 +175,15 @@ def draw_ablations(results: Results, figures: Path) -> list[Path]:
     files = []
     for ablation in ablations(results):
         sweep, tasks = ablation.sweep, ablation.tasks
-        height = 4 if sweep.x else 1.2 + 0.33 * len(ablation.found)
+        height = 4.5 if sweep.x else 1.2 + 0.33 * len(ablation.found)
         figure, axes = panels(1, len(tasks), (6, height), sharey=not sweep.x)
         for panel, task in zip(axes, tasks, strict=True):
             (_lines if sweep.x else _bars)(panel, ablation, task)
             panel.set_title(TASKS[task])
         if marked := [one for one in figure.axes if one not in axes]:  # axes with the paper's scale
             figure.legend(*marked[0].get_legend_handles_labels(), loc="outside lower center")
+        elif sweep.x:
+            figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         figure.suptitle(sweep.title)
         files.append(save(figure, figures / f"ablation-{sweep.name}"))
     return files
@@ -209,7 +211,6 @@ def _lines(panel: Axes, ablation: Ablation, task: str) -> None:
     panel.set_xticks(ticks)
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
     panel.minorticks_off()
-    panel.legend()
 
 
 def _bars(panel: Axes, ablation: Ablation, task: str) -> None:
