@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from zipper.config import TowerConfig
+from zipper.errors import ConfigError
 from zipper.modalities.delay import (
     LAGS,
     Pattern,
@@ -42,7 +43,13 @@ class TokenLayout(NamedTuple):
 
     @classmethod
     def of(cls, tower: TowerConfig) -> "TokenLayout":
-        """Layout of a tower with a resolved config."""
+        """Layout of a tower with a resolved config. Raises ConfigError if a special token is missing: without
+        a filler, generation in several codebooks would never end."""
+        if len(tower.specials) < 2 + (tower.codebooks > 1):
+            raise ConfigError(
+                f"specials={tower.specials} with codebooks={tower.codebooks}: give the ids of BOS, EOS and, "
+                "with several codebooks, filler; or leave both out."
+            )
         bos, eos, *filler = tower.specials
         return cls(tower.vocabulary, tower.codebooks, bos, eos, filler[0] if filler else None, tower.pattern)
 

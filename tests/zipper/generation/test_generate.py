@@ -218,6 +218,11 @@ def test_the_alphabet_makes_what_a_pattern_undoes(pattern):
             assert torch.equal(to_timesteps(content, 6, pattern), torch.stack(timesteps))
 
 
+def test_a_layout_without_the_tokens_that_end_it_is_refused():
+    with pytest.raises(ConfigError, match=r"specials=\[0, 1\] with codebooks=3: give the ids of BOS"):
+        TokenLayout.of(TowerConfig(vocabulary=9, codebooks=3))
+
+
 def test_recognition_does_not_depend_on_the_batch(dataset):
     model = tiny_model_for(dataset)
     rows = [dataset.splits["test"][i] for i in range(6)]
