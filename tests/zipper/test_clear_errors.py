@@ -249,7 +249,7 @@ CASES = [
      "60.0 s", "Shorten it"),
     ([*SAY, "-o", "said.txt"], None, C, "-o said.txt", "as .wav", "Give a file"),
     ([*SAY, "-o", "x.wav"], write("x.wav", ""), C, "x.wav exists", "another -o, or give --overwrite"),
-    ([*SAY, "--then", "music"], None, C, "'music'", "only speech, text"),
+    ([*SAY, "--then", "music"], None, C, "'music'", "There is no modality"),
     ([*SAY, "--then", "auto", "text"], None, C, "--then auto text", "auto cannot be combined"),
     ([*SAY, "--decode", "speech.heat=1"], None, C, "'heat'", "SamplingConfig", "decode.speech.heat=1"),
     ([*SAY, "--decode", "speech.temperature=-1"], None, C, "temperature=-1.0", "must be 0 or more"),

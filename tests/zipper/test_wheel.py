@@ -10,10 +10,10 @@ import pytest
 
 from reproduce import ROOT
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = """
 import lightning as L, zipper
-
-pytestmark = pytest.mark.slow
 
 model = zipper.Zipper.from_towers(text="assets/text-tower", speech="assets/speech-tower", frozen=["text"])
 settings = ["data.folder=all.tsv", "data.dev=1", "data.test=1", "train.tokens=1024"]

@@ -22,6 +22,14 @@ from zipper.training.callbacks import TaskMonitor
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
 
+@pytest.fixture(autouse=True)
+def hang_up_ends_a_command():
+    """Also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "step"),  # step 4 of those counted from 1 is validated, 3 is not
     [("SIGTERM", 75, 2), ("SIGTERM", 75, 3), ("SIGUSR1", 75, 2), ("SIGHUP", 75, 2), ("SIGINT", 130, 3)],
