@@ -57,7 +57,8 @@ def evaluate_tasks(
     results: Results = {}
     for task in cfg.evaluated_tasks:
         scorer = scorers[modalities_of(task)[-1]]
-        results[task], segments = evaluate_task(task, model, dataset, statistics, cfg, origin, scorer, kept)
+        result, segments = evaluate_task(task, model, dataset, statistics, cfg, origin, scorer, kept)
+        results[task.replace(">", "-")] = result  # part of file names
         if first_process():
             samples = (folder or cfg.run_dir) / f"samples{suffix}"
             show_samples(
@@ -67,7 +68,7 @@ def evaluate_tasks(
                 task,
                 split,
                 dataset,
-                results[task]["per_utterance"],
+                result["per_utterance"],
                 segments,
                 origin.steps,
             )

@@ -66,7 +66,13 @@ class Modality(ABC):
         }.items():
             if not hasattr(cls, key):
                 setattr(cls, key, default)
-        _CLASSES[cls.name] = cls
+        known = _CLASSES.get(cls.name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"{cls.__qualname__}: {cls.name!r} is already the modality {known.__module__}."
+                f"{known.__qualname__}. Give it another name."
+            )
+        _CLASSES[cls.name] = cls  # also if a notebook runs its cell again
 
     @classmethod
     @abstractmethod

@@ -123,9 +123,9 @@ def _finish(
             for result in results.values():
                 result.update(more)
     with clock.stage("draw"):
-        task = next(iter(results))
+        task = next(iter(results.values()))["task"]
         drawn = (
-            dataset.splits[cfg.evaluate.split][0] if task == "loss" else chosen_rows(dataset, cfg, task)[0]
+            dataset.splits[cfg.evaluate.split][0] if "loss" in results else chosen_rows(dataset, cfg, task)[0]
         )
         pictures = draw_run(cfg.run_dir, trained.network, dataset, drawn, results)
         log_figures(trainer.loggers, pictures, origin.steps)

@@ -9,22 +9,23 @@ from test_api import manifest, towers  # noqa: F401  # fixtures
 from torch import Tensor
 
 import zipper
-from zipper.config import TowerConfig
+from zipper.config import TowerConfig, load_config
 from zipper.errors import DataError
 from zipper.evaluation.result_file import read_result
 from zipper.models.pretrained import save_tower
 from zipper.models.tower import Tower
+from zipper.training import run as run_module
 
-NOTES, TASKS = 8, {"melody>text": 1, "text>melody": 1, "asr": 1}
+NOTES, TASKS = 8, {"tune>text": 1, "text>tune": 1, "asr": 1}
 
 
-class Melody(zipper.Modality):
+class Tune(zipper.Modality):
     """Notes 0 to 7, as in "3 1 4"; the second codebook holds whether a note is higher than the one before."""
 
-    name = "melody"
+    name = "tune"
     rate = 5.0
     layout = zipper.TokenLayout.after(NOTES, 2)
-    fingerprint = "melody 8"
+    fingerprint = "tune 8"
 
     @classmethod
     def load(cls, cfg, folder=None) -> Self:
@@ -32,7 +33,7 @@ class Melody(zipper.Modality):
 
     def check(self, raw: str) -> None:
         if not all(one.isdigit() and int(one) < NOTES for one in raw.split()):
-            raise DataError(f"its melody {raw!r} has other notes than 0 to {NOTES - 1}. Correct it.")
+            raise DataError(f"its tune {raw!r} has other notes than 0 to {NOTES - 1}. Correct it.")
 
     def encode(self, values: list[str]) -> list[Tensor]:
         notes = [torch.tensor([int(one) for one in value.split()]) for value in values]
@@ -45,18 +46,18 @@ class Melody(zipper.Modality):
 @pytest.fixture
 def three(towers):  # noqa: F811
     shape = TowerConfig(
-        layers=2, width=16, heads=2, kv_heads=2, hidden=16, vocabulary=Melody.layout.vocabulary, codebooks=2
+        layers=2, width=16, heads=2, kv_heads=2, hidden=16, vocabulary=Tune.layout.vocabulary, codebooks=2
     )
-    save_tower(towers["speech"].parent / "melody", Tower(shape), {"reads": "melody 8", "trained_on": None})
-    return {**towers, "melody": towers["speech"].parent / "melody"}
+    save_tower(towers["speech"].parent / "tune", Tower(shape), {"reads": "tune 8", "trained_on": None})
+    return {**towers, "tune": towers["speech"].parent / "tune"}
 
 
 @pytest.fixture
 def listed(manifest):  # noqa: F811
-    """The manifest with a column for melodies; some rows have none."""
+    """The manifest with a column for tunes; some rows have none."""
     head, *rows = manifest.read_text(encoding="utf-8").splitlines()
     rows = [f"{row}\t{i % NOTES} {i // 2 % NOTES} 7" for i, row in enumerate(rows)]
-    manifest.write_text("\n".join([f"{head}\tmelody", *rows]) + "\n", encoding="utf-8")
+    manifest.write_text("\n".join([f"{head}\ttune", *rows]) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -66,25 +67,25 @@ def test_three_towers_train_generate_and_are_evaluated(three, listed, in_tmp):
     settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
     data = zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
     row = data.dataset.splits["train"][0]
-    melody = model.modalities["melody"]
-    assert melody.decode(melody.content(row)) == row["melody"]
-    assert {*data.dataset.info["fingerprint"]} > {"codec", "tokenizer", "melody"}
-    before = [parameter.clone() for parameter in model.network.tower("melody").parameters()]
+    tune = model.modalities["tune"]
+    assert tune.decode(tune.content(row)) == row["tune"]
+    assert {*data.dataset.info["fingerprint"]} > {"codec", "tokenizer", "tune"}
+    before = [parameter.clone() for parameter in model.network.tower("tune").parameters()]
     trainer = L.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(zipper.ZipperModule(model, lr=1e-2, warmup=1), data)
-    after = model.network.tower("melody").parameters()
+    after = model.network.tower("tune").parameters()
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    [[text]] = model.generate([{"melody": "3 1 4"}], ["text"])
+    [[text]] = model.generate([{"tune": "3 1 4"}], ["text"])
     assert isinstance(text.value, str)
-    [[made]] = model.generate([{"text": "the cat"}], ["melody"])
+    [[made]] = model.generate([{"text": "the cat"}], ["tune"])
     assert all(int(note) < NOTES for note in made.value.split())
-    with pytest.raises(zipper.ConfigError, match="not trained to generate speech after melody"):
-        model.generate([{"melody": "3 1 4"}], ["speech"])
+    with pytest.raises(zipper.ConfigError, match="not trained to generate speech after tune"):
+        model.generate([{"tune": "3 1 4"}], ["speech"])
     with pytest.raises(zipper.ConfigError, match=r"has 60 tokens; .* was trained on at most 3"):
-        model.generate([{"melody": "1 " * 60}], ["text"])
+        model.generate([{"tune": "1 " * 60}], ["text"])
     model.save_pretrained("mine")
     again = zipper.Zipper.from_pretrained("mine")
-    assert again.generate([{"text": "the cat"}], ["melody"])[0][0].value == made.value
+    assert again.generate([{"text": "the cat"}], ["tune"])[0][0].value == made.value
 
 
 def test_it_is_evaluated_from_the_command_line(three, listed, in_tmp, capsys):
@@ -95,10 +96,33 @@ def test_it_is_evaluated_from_the_command_line(three, listed, in_tmp, capsys):
     from zipper.cli import main
 
     main(["evaluate", "mine", "evaluate.split=test"])
-    names = {"melody>text", "text>melody", "asr"}
+    names = {"tune-text", "text-tune", "asr"}
     found = {one: read_result(in_tmp / f"build/runs/mine/{one}-test.json") for one in names}
-    assert found["text>melody"]["words"] == 3 * found["text>melody"]["utterances"] == 12
-    assert "TEXT>MELODY WER" in capsys.readouterr().out
+    assert found["text-tune"]["words"] == 3 * found["text-tune"]["utterances"] == 12
+    assert "TEXT>TUNE WER" in capsys.readouterr().out
+
+
+def test_a_run_of_it_is_trained_evaluated_and_drawn(three, listed, in_tmp):
+    small = "{layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 16, interval: 1}"
+    words = [f"model.towers.{name}={small}" for name in ("text", "speech", "tune")]
+    words += [
+        "model.modalities=[text,speech,tune]",
+        "model.zip.heads=2",
+        "train.tasks={tune>text: 1, text>tune: 1}",
+    ]
+    words += [
+        "data.corpus=manifest",
+        f"data.folder={listed}",
+        "data.dev=4",
+        "data.test=4",
+        "data.subwords=64",
+    ]
+    words += ["train.steps=2", "train.validate_every=2", "train.tokens=200", "train.accelerator=cpu"]
+    cfg = load_config(None, ["name=tunes", "log.wandb=disabled", *words])
+    results = run_module.train(cfg, "x")
+    assert {*results} == {"tune-text", "text-tune"}
+    drawn = {file.stem for file in (cfg.run_dir / "figures").iterdir()}
+    assert {"learning-curve", "attention-text-tune", "attention-tune-text"} <= drawn
 
 
 def test_bad_input_of_it_is_refused_by_its_own_words(three, listed, in_tmp):
@@ -106,5 +130,13 @@ def test_bad_input_of_it_is_refused_by_its_own_words(three, listed, in_tmp):
     listed.write_text(text, encoding="utf-8")
     model = zipper.Zipper.from_towers(**three, overrides=["model.zip.heads=2"])
     settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
-    with pytest.raises(zipper.DataError, match=r"its melody '0 0 9' has other notes than 0 to 7"):
+    with pytest.raises(zipper.DataError, match=r"its tune '0 0 9' has other notes than 0 to 7"):
         zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
+
+
+def test_a_second_class_of_one_name_is_refused():
+    with pytest.raises(
+        zipper.ConfigError, match=r"Other: 'tune' is already the modality .*Tune\. Give it another"
+    ):
+        type("Other", (Tune,), {"name": "tune"})
+    assert type("Tune", (Tune,), {"__module__": Tune.__module__, "__qualname__": "Tune"}).name == "tune"
