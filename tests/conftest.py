@@ -36,7 +36,7 @@ from zipper.modalities.delay import Pattern
 from zipper.modalities.scoring import Score
 from zipper.modalities.speech import Speech
 from zipper.modalities.speech_scorer import SpeechScorer
-from zipper.modalities.text import Text, TextScorer
+from zipper.modalities.text import Text
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.resolve import resolve
 from zipper.models.zipper import ZipperModel
@@ -233,7 +233,7 @@ JOINT = ["name=joint", "model.switch=true", "train.tasks={asr: 1, tts: 1.26}", "
 
 def transcribe(model, dataset, statistics, rows, batch=8, prompts=None) -> list[Score]:
     """Scores of the transcripts of rows."""
-    scorer, order = TextScorer(dataset.modalities["text"]), ("speech", "text")
+    scorer, order = dataset.modalities["text"].scorer(RunConfig()), ("speech", "text")
     answers = answer_rows(model, dataset, statistics, scorer, rows, order, batch, prompts=prompts)
     return [score for _, score in answers]
 

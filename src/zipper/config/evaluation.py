@@ -17,17 +17,18 @@ class SamplingConfig:
         False, "torch.compile the decoding step: takes a minute or more once; for GPUs and many sentences"
     )
 
-    def __post_init__(self) -> None:
-        check_positive(self, "decode.NAME", "beams")
+    def check(self, modality: str) -> None:
+        """Raises ConfigError on a value out of range. modality: whose settings they are."""
+        check_positive(self, f"decode.{modality}", "beams")
         if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
             raise ConfigError(
-                f"decode.NAME: temperature={self.temperature} must be 0 or more, "
+                f"decode.{modality}: temperature={self.temperature} must be 0 or more, "
                 f"top_k={self.top_k} at least 1, top_p={self.top_p} more than 0 and at most 1."
             )
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError(
-                f"decode: beams={self.beams} with temperature={self.temperature}: beam search does not "
-                "sample. Set one of the two."
+                f"decode.{modality}: beams={self.beams} with temperature={self.temperature}: beam search "
+                "does not sample. Set one of the two."
             )
 
     def describe(self) -> str:

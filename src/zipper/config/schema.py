@@ -98,7 +98,8 @@ class DataConfig:
         self.tasks = {task_name(task): names for task, names in self.tasks.items()}
         if strange := [name for names in self.tasks.values() for name in names if name not in self.corpora]:
             raise ConfigError(
-                f"data.tasks with data.corpus={self.corpus}: {strange[0]!r} is not in it. Name one of those."
+                f"data.tasks with data.corpus={self.corpus}: {strange[0]!r} is not in it. Name one of its "
+                "corpora."
             )
         if self.only is not None and not 1 <= self.only <= (
             self.train if self.corpora == ["spoken"] else self.only
@@ -190,6 +191,8 @@ class RunConfig:
         check_name("name", self.name, "/\\", 200)  # the name is part of folder and file names
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
+        for name, how in self.decode.items():
+            how.check(name)
         if self.evaluate.samplings > 1 and all(how.temperature == 0 for how in self.decode.values()):
             raise ConfigError(
                 f"evaluate.samplings={self.evaluate.samplings}, but every decode.NAME.temperature=0 is "
@@ -222,10 +225,6 @@ class RunConfig:
                     f"each of its tasks (train.tasks={self.train.tasks}). Write it as "
                     "speech>text>speech, or give its tasks a share."
                 )
-
-    def evaluates(self, task: str) -> bool:
-        """Whether a task is validated in training and evaluated after it."""
-        return task in self.evaluated_tasks
 
     @property
     def evaluated_tasks(self) -> list[str]:

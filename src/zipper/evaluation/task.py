@@ -91,6 +91,7 @@ def evaluate_task(
         **finish_reasons([one.stopped for one in found]),
         "decoding": how.describe(),
         "normaliser": dataset.info["fingerprint"]["normaliser"],
+        **scorer.identity,
         **scorer.describe(rows, found, dataset.fingerprint),
     }
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
@@ -144,7 +145,6 @@ def evaluate_chain(
     answers = map_over_ranks(rows, work)
     found, counts = [score for _, score in answers], total_errors(score for _, score in answers)
     ended = sum(all(one.finish_reason == "end" for one in segments) for segments, _ in answers)
-    described = scorer.describe(rows, found, dataset.fingerprint)
     result: dict[str, Any] = {
         **describe_run(model, dataset, statistics, cfg, origin),
         "task": chain,
@@ -157,7 +157,7 @@ def evaluate_chain(
         "share_ended": ended / len(rows),
         "decoding": {name: cfg.decode[name].describe() for name in dict.fromkeys(order[1:])},
         "normaliser": dataset.info["fingerprint"]["normaliser"],
-        **{key: described[key] for key in ("judge", "normaliser") if key in described},
+        **scorer.identity,
     }
     if dataset.modalities[order[-2]].sample_rate and not scorer.costly:
 

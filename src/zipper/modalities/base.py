@@ -22,7 +22,7 @@ from zipper.config import RunConfig
 from zipper.config.model import DEFAULT_MODALITIES
 from zipper.errors import ConfigError
 from zipper.modalities.layout import TokenLayout
-from zipper.modalities.scoring import Scorer, TokenScorer
+from zipper.modalities.scoring import Scorer, TextScorer
 
 LIMIT = "data.max_seconds={:g}"
 Column = Callable[[str], np.ndarray]  # values [N] of a column of encoded rows
@@ -84,13 +84,13 @@ class Modality(ABC):
         """Q, known before `fit`."""
         return self.layout.codebooks
 
-    def fit(self, raw: Iterable[str]) -> None:  # noqa: B027
+    def fit(self, raw: Iterable[str]) -> None:  # noqa: B027  # a hook
         """Learn the tokens from the raw inputs of a training split, unless they are known."""
 
-    def save(self, folder: Path) -> None:  # noqa: B027
+    def save(self, folder: Path) -> None:  # noqa: B027  # a hook
         """Write what `load` needs besides the config."""
 
-    def check(self, raw: str) -> None:  # noqa: B027
+    def check(self, raw: str) -> None:  # noqa: B027  # a hook
         """Raises DataError on raw input that cannot be used, with the fix. Cheap: reads no file."""
 
     def read(
@@ -164,7 +164,12 @@ class Modality(ABC):
 
     def scorer(self, cfg: RunConfig) -> Scorer:
         """Scorer of generated segments. Raises at once if a part of it is missing."""
-        return TokenScorer(self)
+        return TextScorer(lambda row: _ids(self.content(row)), _ids)
+
+
+def _ids(content: Tensor) -> str:
+    """First codebook of content int64 [Q, F] as text."""
+    return " ".join(map(str, content[0].tolist()))
 
 
 def modality_class(name: str) -> type[Modality]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -73,11 +73,13 @@ class Scorer(ABC):
     """Scores generated segments of one modality.
 
     name: of the model that scores, if there is one. costly: an evaluation scores `evaluate.spoken` rows at
-    most, and adds no control with mismatched prompts.
+    most, and adds no control with mismatched prompts. identity: entries of
+    every result that say what scored.
     """
 
     name: str | None = None
     costly = False
+    identity: Mapping[str, str] = {}
 
     @abstractmethod
     def score(
@@ -91,7 +93,7 @@ class Scorer(ABC):
         """Scores of segments, one for each row. dataset: fingerprint of the rows' dataset. kept: journal that
         stores finished work under `name`."""
 
-    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027
+    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027  # a hook
         """Raises DataError if something that scoring needs of these rows is missing."""
 
     def describe(
@@ -101,17 +103,16 @@ class Scorer(ABC):
         return {}
 
 
-class HasContent(Protocol):
-    """Interface of `modalities.base.Modality`."""
+class TextScorer(Scorer):
+    """Word errors of texts.
 
-    def content(self, row: Mapping[str, Any]) -> Tensor: ...
+    reference: text of a row. hypothesis: text of generated content int64 [Q, F].
+    """
 
-
-class TokenScorer(Scorer):
-    """Token errors in the first codebook against the row's own tokens."""
-
-    def __init__(self, modality: HasContent) -> None:
-        self.modality = modality
+    def __init__(
+        self, reference: Callable[[Mapping[str, Any]], str], hypothesis: Callable[[Tensor], str]
+    ) -> None:
+        self.reference, self.hypothesis = reference, hypothesis
 
     def score(
         self,
@@ -121,15 +122,21 @@ class TokenScorer(Scorer):
         kept: Journal | None = None,
         name: str = "",
     ) -> list[Score]:
+        """See Scorer."""
         out = []
         for row, segment in zip(rows, outputs, strict=True):
-            own, made = (
-                " ".join(map(str, content[0].tolist()))
-                for content in (self.modality.content(row), segment.content)
-            )
-            errors, seconds = word_errors(own, made), round(row["seconds"], 3)
+            reference, hypothesis = self.reference(row), self.hypothesis(segment.content)
+            errors, seconds = word_errors(reference, hypothesis), round(row["seconds"], 3)
             out.append(
-                Score(row["id"], errors.errors, errors.words, seconds, own, made, segment.finish_reason)
+                Score(
+                    row["id"],
+                    errors.errors,
+                    errors.words,
+                    seconds,
+                    reference,
+                    hypothesis,
+                    segment.finish_reason,
+                )
             )
         return out
 
@@ -139,16 +146,7 @@ def total_errors(found: Iterable[Score]) -> WordErrors:
     return sum((one.counts for one in found), WordErrors())
 
 
-class Counted(Protocol):
-    """Object with word errors of one sentence."""
-
-    @property
-    def errors(self) -> int: ...
-    @property
-    def words(self) -> int: ...
-
-
-def capped_rate(found: Sequence[Counted]) -> float:
+def capped_rate(found: Sequence[Score]) -> float:
     """Word error rate with the errors of each sentence capped at its number of words.
 
     Used for model selection, so that one sentence with repetition does not decide.

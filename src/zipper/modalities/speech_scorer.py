@@ -50,6 +50,7 @@ class SpeechScorer(Scorer):
     def __init__(self, codec: Codec, asr_scorer: AsrScorer, build: str) -> None:
         self.codec, self.asr_scorer, self.build = codec, asr_scorer, build
         self.name = asr_scorer.name
+        self.identity = {"judge": asr_scorer.name, "normaliser": asr_scorer.normaliser}
 
     def score(
         self,
@@ -101,8 +102,6 @@ class SpeechScorer(Scorer):
             "target_wer": round(target.rate, 6),
             "oracle_wer": round(resynthesis.rate, 6),
             "original_wer": round(original.rate, 6),
-            "judge": self.asr_scorer.name,
-            "normaliser": self.asr_scorer.normaliser,
             "codec": self.codec.fingerprint,
             "by_length": by_length(found),
         }

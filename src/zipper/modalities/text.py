@@ -1,7 +1,7 @@
 """Text: normalised, in subwords, scored by word errors."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -18,7 +18,7 @@ from zipper.hub import model_folder
 from zipper.modalities.base import LIMIT, Column, Modality
 from zipper.modalities.layout import TokenLayout
 from zipper.modalities.normalise import NORMALISER, normalise, unreadable
-from zipper.modalities.scoring import Generated, Journal, Score, Scorer, word_errors
+from zipper.modalities.scoring import Scorer, TextScorer
 from zipper.modalities.tokenizer import Tokenizer
 
 FILE = "tokenizer.json"
@@ -78,11 +78,11 @@ class Text(Modality):
         return letters
 
     @property
-    def layout(self) -> TokenLayout:  # type: ignore[override]
+    def layout(self) -> TokenLayout:  # type: ignore[override]  # not before `fit`
         return TokenLayout(self.tokenizer.vocabulary, 1, self.tokenizer.bos, self.tokenizer.eos, None)
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:  # type: ignore[override]  # not before `fit`
         return self.tokenizer.fingerprint
 
     def check(self, raw: str) -> None:
@@ -146,36 +146,4 @@ class Text(Modality):
         return [round(float(one), 5) for one in seconds]
 
     def scorer(self, cfg: RunConfig) -> Scorer:
-        return TextScorer(self)
-
-
-class TextScorer(Scorer):
-    """Word errors of generated text against the text of its row."""
-
-    def __init__(self, text: Text) -> None:
-        self.text = text
-
-    def score(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        outputs: Sequence[Generated],
-        dataset: str,
-        kept: Journal | None = None,
-        name: str = "",
-    ) -> list[Score]:
-        out = []
-        for row, segment in zip(rows, outputs, strict=True):
-            hypothesis = normalise(self.text.decode(segment.content))
-            errors, seconds = word_errors(row["text"], hypothesis), round(row["seconds"], 3)
-            out.append(
-                Score(
-                    row["id"],
-                    errors.errors,
-                    errors.words,
-                    seconds,
-                    row["text"],
-                    hypothesis,
-                    segment.finish_reason,
-                )
-            )
-        return out
+        return TextScorer(lambda row: row[self.column], lambda content: normalise(self.decode(content)))

@@ -8,7 +8,7 @@ import torch
 
 from conftest import JOINT, config, units
 from zipper.codecs.load import load_codec
-from zipper.config import CodecConfig
+from zipper.config import CodecConfig, RunConfig
 from zipper.data.batches import collate
 from zipper.data.documents import Document, document
 from zipper.data.statistics import measure_statistics
@@ -19,7 +19,6 @@ from zipper.generation.exported import load_trained
 from zipper.generation.generate import generate
 from zipper.generation.rows import generate_rows
 from zipper.modalities.delay import to_timesteps
-from zipper.modalities.text import TextScorer
 from zipper.models.losses import mask_history, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import joint_fingerprint, resolve
@@ -159,7 +158,7 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     kept, again = from_decoded(module.model, prepared, cfg, module.statistics, pairs)
     assert kept is written[0][0]
     assert again.modality == "text"
-    text = TextScorer(prepared.modalities["text"])
+    text = prepared.modalities["text"].scorer(RunConfig())
     read = evaluate_chain("text>speech>text", *given[:-1], text)
     assert {one["reference"] for one in read["per_utterance"]} == {row["text"] for row in rows}
     assert {"wer", "reread_wer", "share_ended"} <= {*read}
