@@ -175,8 +175,8 @@ CASES = [
     (TRAIN, lambda f: a_run(f, finished=True), C, "build/runs/asr", "a finished run", "name=..."),
     # towers, codecs, tokenizers
     ([*TRAIN, "model.towers.text.init=nowhere"], None, D, "nowhere holds no tower.safetensors", "make pretrain"),
-    ([*TRAIN, "model.towers.text.init=text-tower"], damaged("text-tower", "tower.safetensors"), D,
-     "text-tower/tower.safetensors", "hash differs", "Restore both"),
+    ([*TRAIN, "model.towers.speech.init=speech-tower"], damaged("speech-tower", "tower.safetensors"), D,
+     "speech-tower/tower.safetensors", "hash differs", "Restore both"),
     ([*TRAIN, "model.towers.text.init=text-tower"], damaged("text-tower", "tower.json", "[]"), D,
      "text-tower/tower.json", "no JSON object", "Restore it"),
     ([*TRAIN, "model.towers.text.init=text-tower"], damaged("text-tower", "tokenizer.json"), D,

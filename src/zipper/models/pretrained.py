@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from zipper.config import TowerConfig, read_json
 from zipper.errors import ConfigError, DataError, torch_message
@@ -27,11 +28,11 @@ SHAPE = (
 
 
 def save_tower(folder: Path, tower: Tower, info: dict[str, Any]) -> None:
-    """Write weights, with LoRA merged, and shape. info: further entries of tower.json: training data,
-    command, metrics; `reads`: id of its units."""
+    """Write weights in half precision, with LoRA merged, and shape. info: further entries of tower.json:
+    training data, command, metrics; `reads`: id of its units."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in merged_state(tower).items()},
+        {name: tensor.detach().cpu().half().contiguous() for name, tensor in merged_state(tower).items()},
         folder / WEIGHTS,
     )
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
@@ -55,25 +56,36 @@ def tower_info(folder: Path) -> dict[str, Any]:
                 f"has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
             )
         return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
-    if not (folder / WEIGHTS).is_file() or not (folder / INFO).is_file():
+    info = read_json(folder / INFO) if (folder / INFO).is_file() else {}
+    file = _weights_file(folder, info)
+    if not info or not file.is_file():
         raise DataError(
             f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "
             "model. Run `make pretrain`, or give a tower's folder or the Hub id user/name of a model."
         )
-    info = read_json(folder / INFO)
-    if hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() != info["sha256"]:
+    if hashlib.sha256(file.read_bytes()).hexdigest() != info["sha256"]:
         raise DataError(
-            f"{folder / WEIGHTS} is not the file that {INFO} describes (its hash differs). Restore both."
+            f"{file} is not the file that {folder / INFO} describes (its hash differs). Restore both."
         )
     return info
+
+
+def _weights_file(folder: Path, info: Mapping[str, Any]) -> Path:
+    """File that holds a tower's weights: its own, or that of an exported model, if tower.json names `weights`."""
+    return folder / info.get("weights", WEIGHTS)
 
 
 def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str]:
     """Hashes of the weights that towers start from, by modality; towers with random weights have none.
     kept: cache of `file_hashes`."""
     folders = {name: model_folder(cfg.init) for name, cfg in towers.items() if cfg.init}
-    files = {name: sorted(folder.glob("*.safetensors")) for name, folder in folders.items()}
+    files = {name: _weights_files(folder) for name, folder in folders.items()}
     return {name: joint_hash(file_hashes(several, kept)) for name, several in files.items()}
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    own = sorted(folder.glob("*.safetensors"))
+    return own or [_weights_file(folder, read_json(folder / INFO))]
 
 
 def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
@@ -99,7 +111,7 @@ def read_tower(folder: Path) -> Tower:
 def load_weights(tower: Tower, folder: Path) -> None:
     """Load a folder's weights into a tower of the same shape, strictly. Raises DataError if they do not
     fit this version."""
-    weights = read_weights(folder) if is_llama(folder) else load_file(folder / WEIGHTS)
+    weights = read_weights(folder) if is_llama(folder) else _own_weights(folder)
     own = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" in name}
     try:
         tower.load_state_dict({**own, **weights})
@@ -108,3 +120,10 @@ def load_weights(tower: Tower, folder: Path) -> None:
             f"{folder}: its weights do not fit this version's towers ({torch_message(error)}). "
             "Pre-train it again, or use the version that wrote it."
         ) from error
+
+
+def _own_weights(folder: Path) -> dict[str, Tensor]:
+    info = read_json(folder / INFO)
+    prefix = info.get("prefix", "")
+    weights = load_file(_weights_file(folder, info))
+    return {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}

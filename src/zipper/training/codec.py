@@ -187,7 +187,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     folder = Path(cfg.train_codec.out)
     folder.mkdir(parents=True, exist_ok=True)
     model = module.model.cpu().eval()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
     settings = {
         "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,

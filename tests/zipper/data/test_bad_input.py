@@ -181,7 +181,7 @@ def test_a_corrupted_codec_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["tower.safetensors", "tower.json"])
 def test_a_corrupted_tower_is_refused(tmp_path, name):
-    for file in (ROOT / "assets" / "text-tower").iterdir():
+    for file in (ROOT / "assets" / "speech-tower").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
     with pytest.raises(DataError, match=r"tower\.(safetensors|json)"):

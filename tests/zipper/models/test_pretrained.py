@@ -304,7 +304,7 @@ def test_push_uploads_what_was_exported_and_nothing_else(monkeypatch, tmp_path):
     monkeypatch.setattr(HfApi, "upload_file", lambda self, **what: sent.update(card=what["path_in_repo"]))
     with pytest.raises(ConfigError, match="holds no exported model"):
         push(tmp_path, "me/mine", private=True)
-    assert push(Path("assets/text-tower").resolve(), "me/mine", private=True).endswith("/me/mine")
+    assert push(Path("assets/speech-tower").resolve(), "me/mine", private=True).endswith("/me/mine")
     assert (sent["name"], sent["private"], sent["repo_id"]) == ("me/mine", True, "me/mine")
     assert sent["card"] == "README.md"
 
@@ -313,7 +313,7 @@ def test_push_uploads_what_was_exported_and_nothing_else(monkeypatch, tmp_path):
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
     with pytest.raises(DataError, match="hf auth login"):
-        push(Path("assets/text-tower").resolve(), "me/mine", private=False)
+        push(Path("assets/speech-tower").resolve(), "me/mine", private=False)
 
 
 def test_an_interval_that_leaves_no_zip_in_the_models_layers_is_refused(tmp_path, dataset, codec):
