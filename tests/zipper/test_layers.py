@@ -51,10 +51,3 @@ def test_no_circle():
     graph = imports()
     assert len(graph) > 100
     tuple(TopologicalSorter(graph).static_order())  # raises CycleError
-
-
-def test_every_part_is_known():
-    there = {one.stem for one in (SOURCE / "zipper").glob("*.py")} | {
-        one.parent.name for one in (SOURCE / "zipper").glob("*/__init__.py")
-    }
-    assert there == {*PARTS, "__init__"}

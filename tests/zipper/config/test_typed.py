@@ -73,12 +73,8 @@ def test_quotes_and_null_keep_their_meaning(word, value):
 
 def test_what_is_no_text_is_read_as_before():
     cfg = load_config(None, ["train.lr=1e-3", "data.only=null", "model.zip.whiten=yes", "data.rates=[1,1.5]"])
-    assert (cfg.train.lr, cfg.data.only, cfg.model.zip.whiten, cfg.data.rates) == (
-        0.001,
-        None,
-        True,
-        (1.0, 1.5),
-    )
+    found = (cfg.train.lr, cfg.data.only, cfg.model.zip.whiten, cfg.data.rates)
+    assert found == (0.001, None, True, (1.0, 1.5))
 
 
 def test_nothing_is_put_in_the_place_of_a_dollar_sign(tmp_path):

@@ -13,7 +13,7 @@ from zipper.config import load_config
 from zipper.corpora import download as download_module
 from zipper.corpora.download import GIGABYTES, download, subsets
 from zipper.corpora.librispeech import SUBSETS
-from zipper.errors import ConfigError, DataError
+from zipper.errors import DataError
 
 WORDS = [
     "data.corpus=librispeech",
@@ -141,16 +141,3 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, 
     with pytest.raises(DataError, match="MB are free, but this needs"):
         download(load_config(None, WORDS))
     assert server == []
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["data.corpus=spoken"], "download supports librispeech and libritts"),
-        (["data.corpus=librispeech"], r"data\.folder=None"),
-        ([*WORDS[:2], "data.splits={train: [train-clean-10]}"], "names train-clean-10; known are dev-clean"),
-    ],
-)
-def test_what_cannot_be_downloaded_is_said(words, reason):
-    with pytest.raises(ConfigError, match=reason):
-        download(load_config(None, words))

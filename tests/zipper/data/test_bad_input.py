@@ -8,22 +8,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile as sf
-import torch
 
 from broken_runs import room_for
 from conftest import units
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
-from zipper.codecs.codec import load_zipper_codec
-from zipper.config import DataConfig, RunConfig
+from zipper.config import DataConfig
 from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import open_dataset
 from zipper.data.encode import prepare_dataset
-from zipper.disk import check_output_paths, check_writable, disk_failure
+from zipper.disk import check_writable, disk_failure
 from zipper.errors import DataError
-from zipper.models.pretrained import tower_info
 
 RATE = 16_000
 
@@ -32,37 +29,6 @@ def said(folder: Path, samples: np.ndarray, rate: int = RATE, text: str = "so it
     file = folder / "said.wav"
     sf.write(file, samples, rate, subtype="FLOAT")
     return Utterance("said", str(file), text, "x", "train")
-
-
-def noise(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
-    return np.random.default_rng(0).normal(0, 0.1, (int(seconds * rate), channels)).astype(np.float32)
-
-
-@pytest.mark.parametrize(
-    ("samples", "reason"),
-    [
-        (np.array([0.1, np.nan], np.float32), "NaN or infinite"),
-        (np.array([0.1, np.inf], np.float32), "NaN or infinite"),
-        (np.zeros(0, np.float32), "no samples"),
-        (np.zeros(RATE, np.float32), "is silent"),
-        (np.full(RATE, 5e-5, np.float32), "is silent"),
-        (noise(2.1), r"has 2\.1 s, more than data\.max_seconds=2"),
-    ],
-    ids=["nan", "infinite", "empty", "silent", "nearly silent", "too long"],
-)
-def test_audio_that_cannot_be_used_is_named_with_its_reason(tmp_path, samples, reason):
-    with pytest.raises(DataError, match=f"said.*{reason}"):
-        said(tmp_path, samples).wave(RATE, longest=2.0)
-
-
-def test_stereo_is_averaged_and_another_rate_resampled(tmp_path):
-    stereo = noise(0.5, channels=2)
-    assert torch.equal(said(tmp_path, stereo).wave(RATE), torch.from_numpy(stereo).mean(1))
-    t = np.arange(44_100) / 44_100
-    wave = said(tmp_path, 0.5 * np.sin(2 * np.pi * 440 * t).astype(np.float32), 44_100).wave(RATE)
-    assert len(wave) == RATE
-    expected = 0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(RATE) / RATE)
-    assert (wave - expected)[200:-200].abs().max() < 1e-2
 
 
 @pytest.mark.parametrize(
@@ -137,9 +103,7 @@ def test_a_full_disk_ends_the_command_with_one_line(monkeypatch, capsys):
         cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
     assert end.value.code == 2
     assert "error: no space left while writing build/x" in capsys.readouterr().err
-    monkeypatch.setitem(
-        cli.COMMANDS, "prepare", config_command(lambda *_: Path("/nowhere").read_text(encoding="utf-8"))
-    )
+    monkeypatch.setitem(cli.COMMANDS, "prepare", config_command(lambda *_: Path("/nowhere").stat()))
     with pytest.raises(FileNotFoundError):  # any other one is a bug, and shows as one
         cli.main(["prepare", str(ROOT / "configs" / "asr.yaml")])
 
@@ -154,8 +118,6 @@ def test_too_little_room_and_no_permission_are_said_before_work_starts(tmp_path,
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(DataError, match=r"result=.* is a folder.*result=.*/run\.json"):
-        check_output_paths(RunConfig(build=str(tmp_path), result=str(tmp_path)))
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     with pytest.raises(DataError, match=r"result=.*Permission denied"):
         check_writable(tmp_path, 0, "result=x", "result=FILE")
@@ -166,23 +128,3 @@ def test_a_missing_voice_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"hibari-tts.*make setup"):
         spoken.spoken_corpus(DataConfig(), tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["codec.safetensors", "codec.json"])
-def test_a_corrupted_codec_is_refused(tmp_path, name):
-    for file in (ROOT / "assets" / "codec").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    content = bytearray((tmp_path / name).read_bytes())
-    content[len(content) // 2] ^= 0x55
-    (tmp_path / name).write_bytes(content[:-3])
-    with pytest.raises(DataError, match=r"codec\.(safetensors|json)"):
-        load_zipper_codec(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tower.safetensors", "tower.json"])
-def test_a_corrupted_tower_is_refused(tmp_path, name):
-    for file in (ROOT / "assets" / "speech-tower").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-3])
-    with pytest.raises(DataError, match=r"tower\.(safetensors|json)"):
-        tower_info(tmp_path)

@@ -1,9 +1,9 @@
 """Delay pattern, subwords, codec, store."""
 
-import json
 import math
 import os
 import random
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,43 +23,30 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import fingerprint, fingerprint_hash, open_dataset
 from zipper.data.encode import prepare_dataset
 from zipper.disk import file_lock
-from zipper.errors import ConfigError, DataError
-from zipper.modalities.delay import (
-    LAGS,
-    Specials,
-    extra_timesteps,
-    from_timesteps,
-    scored,
-    to_timesteps,
-    vocabulary,
-)
-from zipper.modalities.normalise import normalise
+from zipper.errors import DataError
+from zipper.modalities import delay
+from zipper.modalities.delay import Specials, from_timesteps, to_timesteps
 from zipper.modalities.tokenizer import Tokenizer
 
 
-@given(
-    books=st.integers(1, 8),
-    frames=st.integers(1, 20),
-    seed=st.integers(0, 99),
-    pattern=st.sampled_from([*LAGS]),
-)
+@given(st.integers(1, 8), st.integers(1, 20), st.integers(0, 99), st.sampled_from([*delay.LAGS]))
 @settings(max_examples=100)
 def test_a_pattern_and_its_inverse(books, frames, seed, pattern):
     codes = torch.randint(16, (books, frames), generator=torch.Generator().manual_seed(seed))
     out = to_timesteps(codes, 16, pattern)
     special = Specials.after(16)
     longer = max(1, books - 1) if pattern == "delay" else 1
-    assert len(out) == frames + extra_timesteps(books, pattern) == 1 + frames + longer
+    assert len(out) == frames + delay.extra_timesteps(books, pattern) == 1 + frames + longer
     assert torch.equal(from_timesteps(out, 16, pattern), codes)
     assert (out[0] == special.bos).all()
     assert (out == special.bos).sum() == books
     assert (out[:, 0] == special.eos).sum() == 1
     assert (out[:, 1:] == special.eos).sum() == 0
-    assert out.max() < vocabulary(16)
+    assert out.max() < delay.vocabulary(16)
     for q in range(books):
         late = q if pattern == "delay" else 0
         assert torch.equal(out[1 + late : 1 + late + frames, q], codes[q])
-    assert scored(out, 16).sum() == books * frames + 1
+    assert delay.scored(out, 16).sum() == books * frames + 1
 
 
 def test_a_stream_cut_before_its_end_gives_the_frames_that_are_whole():
@@ -80,10 +67,6 @@ def test_specials_are_never_clamped_into_codes():
         to_timesteps(torch.tensor([[-1, 2]]), 16)
 
 
-def test_normalise_is_librispeechs_convention():
-    assert normalise("\u201cDon\u2019t,\u201d  said Ren\u00e9e\u2014STOP!") == "don't said renee stop"
-
-
 def test_subwords_and_their_inverse(subwords, utterances, tmp_path):
     for u in utterances:
         ids = subwords.encode(u.text)
@@ -91,8 +74,9 @@ def test_subwords_and_their_inverse(subwords, utterances, tmp_path):
         assert min(ids) > subwords.eos
         assert max(ids) < subwords.vocabulary
     subwords.save(tmp_path / "tokenizer.json")
-    again = Tokenizer.load(tmp_path / "tokenizer.json")
-    assert again.fingerprint == subwords.fingerprint
+    trained_again = Tokenizer.train([u.text for u in utterances if u.split == "train"], 64)
+    for again in (Tokenizer.load(tmp_path / "tokenizer.json"), trained_again):
+        assert again.fingerprint == subwords.fingerprint
     assert subwords.decode(subwords.encode("it's a quizzical fox")) == "it's a quizzical fox"
 
 
@@ -102,16 +86,6 @@ def test_a_tokenizer_of_elsewhere_is_refused(tmp_path):
     other.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match="no <begin> and <end>"):
         Tokenizer.load(tmp_path / "tokenizer.json")
-    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(DataError, match=r"is no tokenizer\.json"):
-        Tokenizer.load(tmp_path / "tokenizer.json")
-    with pytest.raises(DataError, match="does not exist"):
-        Tokenizer.load(tmp_path / "nowhere.json")
-
-
-def test_subwords_are_the_same_when_trained_again(subwords, utterances):
-    again = Tokenizer.train([u.text for u in utterances if u.split == "train"], 64)
-    assert again.fingerprint == subwords.fingerprint
 
 
 def test_codes_do_not_depend_on_the_batch(codec):
@@ -145,19 +119,9 @@ def test_official_codec_from_a_file(tmp_path):
     assert [c.shape[1] for c in together] == [15, 11]
     assert torch.equal(codec.encode([waves[1]])[0], together[1])
     file.rename(tmp_path / OFFICIAL_FILE)
+    renamed = CodecConfig(name="encodec_24khz", weights=str(tmp_path / OFFICIAL_FILE), bandwidth_kbps=1.5)
     with pytest.raises(DataError, match="damaged"):
-        load_codec(
-            CodecConfig(name="encodec_24khz", weights=str(tmp_path / OFFICIAL_FILE), bandwidth_kbps=1.5)
-        )
-
-
-def test_codec_settings_that_cannot_work():
-    with pytest.raises(ConfigError, match=r"1\.5 \(2 codebooks\)"):
-        load_codec(CodecConfig(name="encodec_24khz", bandwidth_kbps=2.0))
-    with pytest.raises(ConfigError, match="bandwidth_kbps"):
-        CodecConfig(name="encodec_24khz")
-    with pytest.raises(DataError, match="train-codec"):
-        load_codec(CodecConfig(weights="/nowhere"))
+        load_codec(renamed)
 
 
 def test_store_holds_every_utterance_as_it_was_encoded(dataset, utterances, codec, subwords):
@@ -175,17 +139,15 @@ def test_a_killed_preparation_goes_on_and_gives_the_same_store(
 ):
     whole = prepare_dataset(tmp_path / "a", utterances, units(codec, subwords), 30.0)
     monkeypatch.setattr("zipper.data.encode.SHARD", 5)
-    calls = 0
-    encode = Codec.encode
+    left, encode = [1, 2, 3], Codec.encode
 
-    def stop_at_third_shard(self, waves):
-        nonlocal calls
-        calls += 1
-        if calls > 3:
+    def stop_after_the_third_shard(self, waves):
+        if not left:
             raise KeyboardInterrupt
+        left.pop()
         return encode(self, waves)
 
-    monkeypatch.setattr(Codec, "encode", stop_at_third_shard)
+    monkeypatch.setattr(Codec, "encode", stop_after_the_third_shard)
     with pytest.raises(SystemExit):
         prepare_dataset(tmp_path / "b", utterances, units(codec, subwords), 30.0)
     (folder,) = (tmp_path / "b").iterdir()
@@ -203,19 +165,6 @@ def test_a_store_made_with_something_else_is_refused(dataset, part):
     expected = {**dataset.info["fingerprint"], part: "another"}
     with pytest.raises(DataError, match=f"made with another {part}"):
         open_dataset(dataset.folder, dataset.modalities, expected)
-
-
-def test_damaged_stores_are_refused(tmp_path, utterances, codec, subwords):
-    dataset = prepare_dataset(tmp_path, utterances, units(codec, subwords), 30.0)
-    shard = next(dataset.folder.glob("train-*.arrow"))
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"damaged|rows"):
-        open_dataset(dataset.folder, dataset.modalities)
-    shard.unlink()
-    with pytest.raises(DataError, match=r"missing or damaged|rows"):
-        open_dataset(dataset.folder, dataset.modalities)
-    with pytest.raises(DataError, match="no finished dataset"):
-        open_dataset(tmp_path / "nowhere", dataset.modalities)
 
 
 def test_a_damaged_store_is_mended_by_the_same_command(tmp_path, utterances, codec, subwords, capsys):
@@ -253,38 +202,13 @@ def test_a_store_that_another_command_is_making_is_waited_for(tmp_path, utteranc
     assert not lock.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "does not exist"), (b"", "cannot be read"), (b"fLaC" + b"x" * 50, "cannot be read")],
-)
-def test_unusable_audio_is_counted_listed_and_fails_past_the_budget(
-    tmp_path, utterances, codec, subwords, content, reason
-):
-    broken = tmp_path / "train" / "broken.flac"
-    broken.parent.mkdir()
-    if content is not None:
-        broken.write_bytes(content)
+def test_audio_that_was_mended_is_encoded_by_the_same_command(tmp_path, utterances, codec, subwords):
+    broken = tmp_path / "broken.flac"
+    broken.write_bytes(b"fLaC" + b"x" * 50)
     bad = Utterance("broken", str(broken), "so it is", "x", "train")
-    with pytest.raises(DataError, match=reason):
-        bad.wave(16000)
     with pytest.raises(DataError, match=r"1 of 37 utterances.*broken"):
         prepare_dataset(tmp_path / "s", [*utterances, bad], units(codec, subwords), 30.0)
-    (listing,) = (tmp_path / "s").glob("*/*.skipped")
-    assert reason in json.loads(listing.read_text(encoding="utf-8"))["reason"]
-    utterances[0].wave(16000)
-    broken.unlink(missing_ok=True)
-    broken.symlink_to(utterances[0].audio)  # mended: the same command goes on
+    shutil.copy(utterances[0].audio, broken)
     dataset = prepare_dataset(tmp_path / "s", [*utterances, bad], units(codec, subwords), 30.0)
     assert dataset.info["skipped"] == 0
     assert "broken" in dataset.splits["train"]["id"]
-
-
-def test_audio_without_samples_and_with_nan_is_refused(tmp_path):
-    import soundfile as sf
-
-    sf.write(tmp_path / "empty.wav", torch.zeros(0).numpy(), 16000)
-    with pytest.raises(DataError, match="no samples"):
-        Utterance("e", str(tmp_path / "empty.wav"), "x", "x", "train").wave(16000)
-    sf.write(tmp_path / "nan.wav", torch.tensor([0.0, math.nan]).numpy(), 16000, subtype="FLOAT")
-    with pytest.raises(DataError, match="NaN"):
-        Utterance("n", str(tmp_path / "nan.wav"), "x", "x", "train").wave(16000)

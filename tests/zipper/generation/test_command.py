@@ -10,7 +10,7 @@ import torch
 from conftest import JOINT, config, transcribe
 from reproduce import ROOT
 from zipper.cli import main
-from zipper.errors import ConfigError, DataError
+from zipper.errors import DataError
 from zipper.evaluation.result_file import read_result
 from zipper.generation.zipper import Zipper
 from zipper.modalities.scoring import word_errors
@@ -42,12 +42,6 @@ def test_what_is_exported_writes_what_the_run_writes(listening, prepared, capsys
     expected = transcribe(shipped.network, prepared, shipped.statistics, rows, 6)
     assert again["per_utterance"] == [one.entry() for one in expected]
     assert (again["name"], again["towers"]) == ("shipped", run.statistics.towers)
-    Path("wide").mkdir()
-    for path in Path("shipped").iterdir():
-        Path("wide", path.name).write_bytes(path.read_bytes())
-    Path("wide", "zipper.safetensors").write_bytes(b"x")
-    with pytest.raises(DataError, match="not the file that"):
-        Zipper.from_pretrained(Path("wide"))
     statistics = json.loads(Path("shipped/zipper.json").read_text(encoding="utf-8"))
     statistics["config"]["model"]["towers"]["speech"]["hidden"] = 48
     Path("shipped/zipper.json").write_text(json.dumps(statistics), encoding="utf-8")
@@ -72,9 +66,8 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
     assert "both.wav" in out
     Path("in.tsv").write_text(f"id\ttext\taudio\na\t{text}\t\nb\t\t{audio}\n", encoding="utf-8")
     command("--batch", "in.tsv", "-o", "many", "--decode", "text.beams=2", "speech.temperature=0.7")
-    entries = [
-        json.loads(line) for line in Path("many/generated.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    lines = Path("many/generated.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [json.loads(line) for line in lines]
     assert [entry["id"] for entry in entries] == ["a", "b"]
     assert Path(entries[0]["written"][0]["wav"]).is_file()
     assert "text" in entries[1]["written"][0]
@@ -84,40 +77,15 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Give a prompt"),
-        (["--text", ""], "Give text to synthesize"),
-        (["--text", "日本語"], "has the letter"),
-        (["--text", "2 cats"], "has digits"),
-        (["--text", "the old cat " * 90], "Cut it into sentences"),
-        (["--audio", "nowhere.wav"], "does not exist"),
-        (["--audio", "long.wav"], "Shorten it, or raise the limit"),
-        (["--text", "the cat", "-o", "cat.flac"], "saved as .wav"),
-        (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
-        (
-            ["--audio", "long.wav", "--text", "the cat"],
-            "2 prompts are given (speech, text), but a prompt is one",
-        ),
         (["--text", "2 cats", "-o", "new/dir/x.wav"], "has digits"),
-        (["--text", "the cat", "--at-a-time", "0"], "must be at least 1"),
-        (["--text", "the cat", "--seed", "-1"], "at least 0"),
-        (["--text", "the cat", "--decode", "speech.temperature=inf"], "not a finite number"),
-        (["--batch", "number.jsonl"], "line 1: not a JSON object"),
-        (["--batch", "latin.tsv"], "not UTF-8 text"),
-        (["--text", "the cat", "--then", "music"], "no modality 'music'"),
-        (["--text", "the cat", "--then", "auto", "text"], "auto cannot be combined"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
-        (["--text", "the cat", "--decode", "speech.temprature=1"], "temprature"),
-        (["--batch", "nowhere.tsv"], "no such file"),
+        (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
         (["--batch", "bad.tsv"], "line 3: needs a unique id"),
-        (["--batch", "bad.jsonl"], "line 1: not a JSON object"),
     ],
 )
 def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, words, message, capsys):
     sf.write("long.wav", torch.randn(16000 * 20).numpy() * 0.1, 16000)
     Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n", encoding="utf-8")
-    Path("bad.jsonl").write_text("{\n", encoding="utf-8")
-    Path("number.jsonl").write_text("3\n", encoding="utf-8")
-    Path("latin.tsv").write_bytes(b"id\ttext\na\t\xe9\n")
     Path("x.2.wav").write_bytes(b"mine")
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as stopped:
@@ -129,11 +97,7 @@ def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, word
     assert sorted(Path().rglob("*")) == before
 
 
-def test_a_folder_that_is_no_model_and_units_of_another_codec_are_refused(
-    trained, listening, monkeypatch, in_tmp
-):
-    with pytest.raises(ConfigError, match=r"holds neither zipper\.json .* nor config\.yaml"):
-        Zipper.from_pretrained(in_tmp)
+def test_units_of_another_codec_are_refused(trained, listening, monkeypatch):
     monkeypatch.setattr(listening.codec, "fingerprint", "another codec")
     with pytest.raises(DataError, match="was trained on speech units"):
         Zipper.from_pretrained(trained.run_dir)

@@ -35,25 +35,6 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
             torch.testing.assert_close(states[2], states[1], rtol=0, atol=close)
 
 
-def test_rows_that_are_chosen_anew_keep_what_they_may_look_at():
-    model = tiny_model()
-    multimodal = torch.tensor([True, True, False])
-    kept, anew = KVCache(model, multimodal), KVCache(model, multimodal[[2, 0, 0]])
-    rows, draw = torch.tensor([2, 0, 0]), torch.Generator().manual_seed(5)
-    for turn, name in enumerate(["text"] * 3 + ["speech"] * 6):
-        tower = model.cfg.towers[name]
-        tokens = torch.randint(tower.vocabulary, (3, 1, tower.codebooks), generator=draw)
-        valid = torch.tensor([[True], [turn % 2 == 0], [True]])
-        if turn == 6:
-            kept.select(rows)
-        if turn < 6:
-            kept.extend(name, tokens, valid)
-            anew.extend(name, tokens[rows], valid[rows])
-        else:
-            a, b = kept.extend(name, tokens, valid), anew.extend(name, tokens, valid)
-            torch.testing.assert_close(a[valid], b[valid], rtol=0, atol=1e-10)
-
-
 def test_a_model_of_nan_still_stops_and_keeps_to_the_rules():
     """A training that has diverged comes to its validation all the same."""
     model = tiny_model()

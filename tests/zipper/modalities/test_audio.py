@@ -163,6 +163,7 @@ def in_stereo(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 SILENT = {
+    "next to nothing": (np.tile([5e-5, -5e-5], RATE).astype(np.float32), "FLOAT"),
     "an offset": (np.full(RATE, 0.3, np.float32), "PCM_16"),
     "A-law's zero": (np.zeros(RATE, np.float32), "ALAW"),
     "A-law's two zeros": (np.tile([2.0**-12, -(2.0**-12)], RATE).astype(np.float32), "ALAW"),

@@ -62,11 +62,6 @@ def test_a_compiled_training_saves_what_an_uncompiled_model_loads(prepared, monk
     assert plain["utterances"] == compiled["utterances"]
 
 
-def test_a_sharded_training_in_float64_is_refused():
-    with pytest.raises(ConfigError, match="32-true or bf16-mixed"):
-        config("train.strategy=fsdp2", "train.precision=64-true")
-
-
 JOB = {"JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0", "NODELIST": "n1"}
 
 
