@@ -4,21 +4,19 @@ import resource
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
+import conftest
 from zipper.evaluation.metrics import read_metrics
+from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
 
 RUNS = Path("build/runs")
 
 
-LONG = [
-    "evaluate.shuffled=false",
-    "train.steps=6",
-    "train.validate_every=2",
-    "train.save_every=1",
-    "model.towers.text.dropout=0.2",
-]
+LONG = ["evaluate.shuffled=false", "train.steps=6", "train.validate_every=2", "train.save_every=1"]
+LONG += ["model.towers.text.dropout=0.2"]
 
 
 class Killed(BaseException):
@@ -44,6 +42,22 @@ def at_step(monkeypatch, step: int, do) -> None:
 
 def die() -> None:
     raise Killed
+
+
+def train_broken(*words: str) -> dict:
+    """The run that is broken, once or again."""
+    return run_module.train(conftest.config(*LONG, "name=broken", *words), "x")
+
+
+def killed_at(monkeypatch, step: int, *words: str) -> None:
+    at_step(monkeypatch, step, die)
+    with pytest.raises(Killed):
+        train_broken(*words)
+
+
+def assert_resumes_exactly(*words: str) -> None:
+    train_broken(*words)
+    assert_same("unbroken", "broken")
 
 
 def assert_same(unbroken: str, broken: str) -> None:

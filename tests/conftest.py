@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from huggingface_hub import HfApi
 from hypothesis import settings
 
 import broken_runs
+import zipper
+from zipper import hub
 from zipper.codecs.codec import Codec, build_zipper_codec
 from zipper.commit import commit
 from zipper.config import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig, load_config
@@ -22,7 +25,7 @@ from zipper.corpora.grammar import sentences
 from zipper.corpora.utterance import Utterance
 from zipper.data.batches import Batch, collate
 from zipper.data.dataset import EncodedDataset
-from zipper.data.documents import Document, Segment
+from zipper.data.documents import Document, Segment, document
 from zipper.data.encode import prepare_dataset
 from zipper.data.statistics import measure_statistics
 from zipper.evaluation import run as evaluation_module
@@ -32,13 +35,15 @@ from zipper.evaluation.task import answer_rows
 from zipper.modalities import speech as speech_module
 from zipper.modalities.asr_scorer import AsrScorer
 from zipper.modalities.base import Modality
-from zipper.modalities.delay import Pattern
+from zipper.modalities.delay import Pattern, vocabulary
 from zipper.modalities.scoring import Score
 from zipper.modalities.speech import Speech
 from zipper.modalities.speech_scorer import SpeechScorer
 from zipper.modalities.text import Text
 from zipper.modalities.tokenizer import Tokenizer
+from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
+from zipper.models.tower import Tower
 from zipper.models.zipper import ZipperModel
 from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
@@ -130,41 +135,15 @@ def tiny_model(
     elsewhere: the text tower has all that pre-trained models of the Llama family may bring."""
     torch.manual_seed(seed)
     shapes = {
-        "text": TowerConfig(
-            layers=layers, width=16, heads=2, kv_heads=1, hidden=24, vocabulary=11, codebooks=1
-        ),
-        "speech": TowerConfig(
-            layers=layers,
-            width=24,
-            heads=4,
-            kv_heads=2,
-            hidden=32,
-            vocabulary=9,
-            codebooks=3,
-            specials=[6, 7, 8],
-        ),
-        "music": TowerConfig(
-            layers=layers - 1,
-            width=8,
-            heads=2,
-            kv_heads=2,
-            hidden=8,
-            vocabulary=7,
-            codebooks=2,
-            specials=[4, 5, 6],
-        ),
+        "text": TowerConfig(layers, 16, heads=2, kv_heads=1, hidden=24, vocabulary=11, codebooks=1),
+        "speech": TowerConfig(layers, 24, heads=4, kv_heads=2, hidden=32, vocabulary=9, codebooks=3),
+        "music": TowerConfig(layers - 1, 8, heads=2, kv_heads=2, hidden=8, vocabulary=7, codebooks=2),
     }
+    shapes["speech"].specials, shapes["music"].specials = [6, 7, 8], [4, 5, 6]
     if elsewhere:
-        shapes["text"] = replace(
-            shapes["text"],
-            head_size=6,
-            qkv_bias=True,
-            qk_norm=True,
-            tied=False,
-            rope_scaling=[8.0, 1.0, 4.0, 16.0],
-        )
-    if lora:
-        shapes["text"] = replace(shapes["text"], lora=lora)
+        more = {"head_size": 6, "qkv_bias": True, "qk_norm": True, "tied": False}
+        shapes["text"] = replace(shapes["text"], **more, rope_scaling=[8.0, 1.0, 4.0, 16.0])
+    shapes["text"] = replace(shapes["text"], lora=lora)
     zips = ZipConfig(heads=2, gate_init=gate, **zip_settings)
     cfg = ModelConfig(
         modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips, switch=switch
@@ -228,6 +207,16 @@ def prepared(dataset, monkeypatch, in_tmp):
     return dataset
 
 
+def module_for(dataset: EncodedDataset, *words: str) -> ZipperModule:
+    torch.manual_seed(0)
+    return ZipperModule.of(resolve(config(*words), dataset), measure_statistics(dataset))
+
+
+def training_documents(dataset: EncodedDataset, count: int, *tasks: str) -> list[Document]:
+    """The first rows of the training split, each by every task."""
+    return [document(dataset, dataset.splits["train"][i], task, 0.0) for i in range(count) for task in tasks]
+
+
 JOINT = ["name=joint", "model.switch=true", "train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
 
 
@@ -265,8 +254,7 @@ def listening(prepared, codec, monkeypatch):
 @pytest.fixture
 def trained(listening, prepared):
     """A run folder as `generate` needs it, untrained."""
-    cfg = resolve(config(*JOINT), prepared)
-    module = ZipperModule.of(cfg, measure_statistics(prepared))
+    cfg, module = config(*JOINT), module_for(prepared, *JOINT)
     folder = cfg.run_dir / "checkpoints"
     folder.mkdir(parents=True)
     state = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
@@ -285,6 +273,62 @@ def unbroken(prepared, tmp_path_factory):
         shutil.copytree(broken_runs.RUNS / "unbroken", kept)
     else:
         shutil.copytree(kept, broken_runs.RUNS / "unbroken")
+
+
+@pytest.fixture
+def towers(in_tmp, codec, monkeypatch):
+    """A language model as the hub has them, a speech tower as `pretrain` exports it, and a manifest."""
+    from language_models import saved  # transformers take seconds
+
+    monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
+    torch.manual_seed(0)
+    shape = TowerConfig(
+        layers=3, width=24, heads=2, kv_heads=2, hidden=32, vocabulary=vocabulary(codec.codes), codebooks=3
+    )
+    save_tower(in_tmp / "speech", Tower(shape), {"reads": codec.fingerprint, "trained_on": None})
+    return {"text": saved(in_tmp / "text", vocab_size=320), "speech": in_tmp / "speech"}
+
+
+@pytest.fixture
+def manifest(in_tmp, utterances):
+    lines = [f"{u.id}\t{u.audio}\t{u.text}\t{u.speaker}" for u in utterances]
+    file = in_tmp / "all.tsv"
+    file.write_text("\n".join(["id\taudio\ttext\tspeaker", *lines]) + "\n", encoding="utf-8")
+    return file
+
+
+def joined(towers) -> zipper.Zipper:
+    return zipper.Zipper.from_towers(
+        **towers, interval={"text": 1, "speech": 1}, frozen=["text"], overrides=["model.zip.heads=2"]
+    )
+
+
+def data_of(manifest: Path, model: zipper.Zipper, tasks: dict[str, float], *words: str) -> zipper.ZipperData:
+    settings = [f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200", *words]
+    return zipper.ZipperData("manifest", model, tasks=tasks, overrides=settings)
+
+
+@pytest.fixture
+def model_hub(tmp_path, monkeypatch) -> Path:
+    """The folder that stands in for the hub: what is pushed lies there, and is fetched from there."""
+    there = tmp_path / "hub"
+
+    def create(self, name, private, exist_ok):
+        (there / name).mkdir(parents=True)
+        (there / name).with_name("private" if private else "public").touch()
+
+    def upload(self, repo_id, folder_path, allow_patterns, commit_message):
+        for file in (file for pattern in allow_patterns for file in Path(folder_path).glob(pattern)):
+            shutil.copy(file, there / repo_id)
+
+    def upload_one(self, path_or_fileobj, path_in_repo, repo_id, commit_message):
+        (there / repo_id / path_in_repo).write_bytes(path_or_fileobj)
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr(HfApi, "upload_file", upload_one)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(there / name))
+    return there
 
 
 @pytest.fixture

@@ -8,15 +8,9 @@ from conftest import RATES, as_batch, interleaving
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics
 
-STATISTICS = DatasetStatistics(
-    fingerprint="",
-    reads={},
-    rates=RATES,
-    seconds={},
-    longest={"text": 4, "speech": 5, "music": 4},
-    ratio={"text": {"speech": 1.5}, "speech": {"text": 2.0}},
-    repeats={},
-)
+LONGEST = {"text": 4, "speech": 5, "music": 4}
+RATIO = {"text": {"speech": 1.5}, "speech": {"text": 2.0}}
+STATISTICS = DatasetStatistics("", {}, RATES, seconds={}, longest=LONGEST, ratio=RATIO, repeats={})
 
 
 @torch.no_grad()
@@ -26,20 +20,11 @@ def slow_greedy(model, given: Document, name: str, cap: int) -> torch.Tensor:
     tower = model.cfg.towers[name]
     books, text = tower.codebooks, name == "text"
     codes = range(2, tower.vocabulary) if text else range(tower.vocabulary - 3)
-    begin, end, filler = (
-        (0, 1, -1) if text else (tower.vocabulary - 3, tower.vocabulary - 2, tower.vocabulary - 1)
-    )
+    begin, end, filler = (0, 1, -1) if text else range(tower.vocabulary - 3, tower.vocabulary)
     timesteps, frames = [[begin] * books], None
     while frames is None or len(timesteps) < 1 + frames + max(1, books - 1):
-        doc = Document(
-            given.id,
-            [
-                *given.segments,
-                Segment(name, torch.tensor(timesteps), torch.zeros(len(timesteps), books, dtype=bool), 1.0),
-            ],
-            given.multimodal,
-        )
-        batch = as_batch(model, [doc])
+        begun = Segment(name, torch.tensor(timesteps), torch.zeros(len(timesteps), books, dtype=bool), 1.0)
+        batch = as_batch(model, [Document(given.id, [*given.segments, begun], given.multimodal)])
         row = int(batch.streams[name].valid.sum()) - 1
         logits = model.tower(name).logits(model(batch)[name][0, row])
         timestep = []

@@ -1,6 +1,5 @@
 """`import zipper`: towers joined in Python, trained by a Trainer of one's own, saved, loaded, used."""
 
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,68 +9,26 @@ import lightning as L
 import pytest
 import soundfile as sf
 import torch
-from huggingface_hub import HfApi
-from test_pretrained import SMALL, reference, saved
 
 import zipper
+from conftest import data_of, joined
+from language_models import reference
 from reproduce import ROOT
-from zipper.config import TowerConfig
-from zipper.modalities import speech as speech_module
-from zipper.modalities.delay import vocabulary
-from zipper.models.pretrained import save_tower
-from zipper.models.tower import Tower
 
 SENTENCE = "helen sold the blue wallet"
 
 
-@pytest.fixture
-def towers(in_tmp, codec, monkeypatch):
-    """A language model as the hub has them, a speech tower as `pretrain` exports it, and a manifest."""
-    monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
-    torch.manual_seed(0)
-    shape = TowerConfig(
-        layers=3, width=24, heads=2, kv_heads=2, hidden=32, vocabulary=vocabulary(codec.codes), codebooks=3
-    )
-    save_tower(in_tmp / "speech", Tower(shape), {"reads": codec.fingerprint, "trained_on": None})
-    return {"text": saved(in_tmp / "text", vocab_size=320), "speech": in_tmp / "speech"}
-
-
-@pytest.fixture
-def manifest(in_tmp, utterances):
-    lines = [f"{u.id}\t{u.audio}\t{u.text}\t{u.speaker}" for u in utterances]
-    file = in_tmp / "all.tsv"
-    file.write_text("\n".join(["id\taudio\ttext\tspeaker", *lines]) + "\n", encoding="utf-8")
-    return file
-
-
-def joined(towers) -> zipper.Zipper:
-    return zipper.Zipper.from_towers(
-        **towers, interval={"text": 1, "speech": 1}, frozen=["text"], overrides=["model.zip.heads=2"]
-    )
-
-
 def fitted(towers, manifest, model=None, tasks=None, **settings) -> zipper.Zipper:
     model = model or joined(towers)
-    data = zipper.ZipperData(
-        "manifest",
-        model,
-        tasks=tasks or {"asr": 1, "tts": 1.26},
-        overrides=[f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200"],
-    )
-    trainer = L.Trainer(
-        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **settings,
-    )  # fmt: skip
+    data = data_of(manifest, model, tasks or {"asr": 1, "tts": 1.26})
+    trainer = L.Trainer(max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, **settings)
     trainer.fit(zipper.ZipperModule(model, lr=1e-3, warmup=1), data)
     return model
 
 
 def logits(model: zipper.Zipper, ids: torch.Tensor) -> torch.Tensor:
     tower = model.network.tower("text")
-    x, rotation = tower.embed(ids[..., None]), tower.rotation(torch.arange(ids.shape[1])[None])
-    for layer in tower.layers:
-        x = layer(x, rotation)
-    return tower.logits(tower.finish(x))[:, :, 0]
+    return tower.logits(tower(ids[..., None]))[:, :, 0]
 
 
 def test_a_language_model_is_zipped_trained_saved_and_its_text_stays_as_it_was(towers, manifest):
@@ -105,26 +62,18 @@ def test_a_model_that_learnt_one_task_learns_another_one_afterwards(towers, mani
 
 def test_another_number_of_processes_than_the_settings_say_is_refused(towers, manifest):
     model = joined(towers)
-    settings = [f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200"]
-    data = zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=settings)
+    data = data_of(manifest, model, {"asr": 1})
     data.cfg = replace(data.cfg, train=replace(data.cfg.train, devices=2))
     trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(zipper.ConfigError, match=r"train\.devices=2 x train\.nodes=1, but Lightning runs 1"):
         trainer.fit(zipper.ZipperModule(model), data)
 
 
-def test_a_model_is_pushed_with_its_card(towers, manifest, monkeypatch):
-    sent = {}
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **how: None)
-    monkeypatch.setattr(
-        HfApi, "upload_folder", lambda self, folder_path, **_: sent.update(files=os.listdir(folder_path))
-    )
-    monkeypatch.setattr(
-        HfApi, "upload_file", lambda self, path_or_fileobj, **_: sent.update(card=path_or_fileobj.decode())
-    )
+def test_a_model_is_pushed_with_its_card(towers, model_hub):
     assert joined(towers).push_to_hub("me/mine").endswith("/me/mine")
-    assert {*sent["files"]} == {"zipper.safetensors", "zipper.json", "tokenizer.json"}
-    assert 'from_pretrained("me/mine")' in sent["card"]
+    sent = {file.name: file for file in (model_hub / "me/mine").iterdir()}
+    assert {*sent} == {"zipper.safetensors", "zipper.json", "tokenizer.json", "README.md"}
+    assert 'from_pretrained("me/mine")' in sent["README.md"].read_text(encoding="utf-8")
 
 
 def test_what_is_written_together_is_what_is_written_alone(towers, manifest):
@@ -155,16 +104,12 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
         zipper.Zipper.from_towers(**towers, sound=towers["speech"])
     with pytest.raises(zipper.ConfigError, match="Key 'rate' not in 'TrainConfig'"):
         zipper.ZipperModule(model, rate=1e-3)
-    held_out = [f"data.folder={manifest}", "data.dev=4", "data.test=4"]
     with pytest.raises(zipper.ConfigError, match="overrides change a tower"):
-        zipper.ZipperData(
-            "manifest", model, tasks={"asr": 1}, overrides=[*held_out, "model.towers.text.frozen=false"]
-        )
+        data_of(manifest, model, {"asr": 1}, "model.towers.text.frozen=false")
     with pytest.raises(zipper.ConfigError, match="every share is 0"):
-        zipper.ZipperData("manifest", model, overrides=held_out)
+        data_of(manifest, model, {})
     with pytest.raises(zipper.ConfigError, match="A prompt is one segment"):
         model.generate([{"text": "a", "speech": "b"}], ["text"])
-    assert SMALL["vocab_size"] == 300
 
 
 def test_inference_loads_neither_lightning_nor_wandb_nor_the_reproduction(tmp_path):

@@ -5,13 +5,12 @@ from typing import Self
 import lightning as L
 import pytest
 import torch
-from test_api import manifest, towers  # noqa: F401  # fixtures
 from torch import Tensor
 
 import zipper
+from conftest import data_of
 from zipper.config import TowerConfig, load_config
 from zipper.errors import DataError
-from zipper.evaluation.result_file import read_result
 from zipper.models.pretrained import save_tower
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
@@ -44,7 +43,7 @@ class Tune(zipper.Modality):
 
 
 @pytest.fixture
-def three(towers):  # noqa: F811
+def three(towers):
     shape = TowerConfig(
         layers=2, width=16, heads=2, kv_heads=2, hidden=16, vocabulary=Tune.layout.vocabulary, codebooks=2
     )
@@ -53,7 +52,7 @@ def three(towers):  # noqa: F811
 
 
 @pytest.fixture
-def listed(manifest):  # noqa: F811
+def listed(manifest):
     """The manifest with a column for tunes; some rows have none."""
     head, *rows = manifest.read_text(encoding="utf-8").splitlines()
     rows = [f"{row}\t{i % NOTES} {i // 2 % NOTES} 7" for i, row in enumerate(rows)]
@@ -64,8 +63,7 @@ def listed(manifest):  # noqa: F811
 def test_three_towers_train_generate_and_are_evaluated(three, listed, in_tmp):
     every_zip = dict.fromkeys(three, 1)
     model = zipper.Zipper.from_towers(**three, interval=every_zip, overrides=["model.zip.heads=2"])
-    settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
-    data = zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
+    data = data_of(listed, model, TASKS)
     row = data.dataset.splits["train"][0]
     tune = model.modalities["tune"]
     assert tune.decode(tune.content(row)) == row["tune"]
@@ -88,39 +86,18 @@ def test_three_towers_train_generate_and_are_evaluated(three, listed, in_tmp):
     assert again.generate([{"text": "the cat"}], ["tune"])[0][0].value == made.value
 
 
-def test_it_is_evaluated_from_the_command_line(three, listed, in_tmp, capsys):
-    model = zipper.Zipper.from_towers(**three, overrides=["model.zip.heads=2"])
-    settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
-    zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
-    model.save_pretrained("mine")
-    from zipper.cli import main
-
-    main(["evaluate", "mine", "evaluate.split=test"])
-    names = {"tune-text", "text-tune", "asr"}
-    found = {one: read_result(in_tmp / f"build/runs/mine/{one}-test.json") for one in names}
-    assert found["text-tune"]["words"] == 3 * found["text-tune"]["utterances"] == 12
-    assert "TEXT>TUNE WER" in capsys.readouterr().out
-
-
-def test_a_run_of_it_is_trained_evaluated_and_drawn(three, listed, in_tmp):
+def test_a_run_of_it_is_trained_evaluated_and_drawn(three, listed, in_tmp, capsys):
     small = "{layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 16, interval: 1}"
     words = [f"model.towers.{name}={small}" for name in ("text", "speech", "tune")]
-    words += [
-        "model.modalities=[text,speech,tune]",
-        "model.zip.heads=2",
-        "train.tasks={tune>text: 1, text>tune: 1}",
-    ]
-    words += [
-        "data.corpus=manifest",
-        f"data.folder={listed}",
-        "data.dev=4",
-        "data.test=4",
-        "data.subwords=64",
-    ]
-    words += ["train.steps=2", "train.validate_every=2", "train.tokens=200", "train.accelerator=cpu"]
-    cfg = load_config(None, ["name=tunes", "log.wandb=disabled", *words])
+    words += ["model.modalities=[text,speech,tune]", "model.zip.heads=2"]
+    words += ["data={corpus: manifest, dev: 4, test: 4, subwords: 64}", f"data.folder={listed}"]
+    words += ["train={steps: 2, validate_every: 2, tokens: 200, accelerator: cpu}"]
+    words += ["train.tasks={tune>text: 1, text>tune: 1}", "name=tunes", "log.wandb=disabled"]
+    cfg = load_config(None, words)
     results = run_module.train(cfg, "x")
     assert {*results} == {"tune-text", "text-tune"}
+    assert results["text-tune"]["words"] == 3 * results["text-tune"]["utterances"] == 12
+    assert "TEXT>TUNE WER" in capsys.readouterr().out
     drawn = {file.stem for file in (cfg.run_dir / "figures").iterdir()}
     assert {"learning-curve", "attention-text-tune", "attention-tune-text"} <= drawn
 
@@ -129,9 +106,8 @@ def test_bad_input_of_it_is_refused_by_its_own_words(three, listed, in_tmp):
     text = listed.read_text(encoding="utf-8").replace("\t0 0 7\n", "\t0 0 9\n")
     listed.write_text(text, encoding="utf-8")
     model = zipper.Zipper.from_towers(**three, overrides=["model.zip.heads=2"])
-    settings = [f"data.folder={listed}", "data.dev=4", "data.test=4", "train.tokens=200"]
     with pytest.raises(zipper.DataError, match=r"its tune '0 0 9' has other notes than 0 to 7"):
-        zipper.ZipperData("manifest", model, tasks=TASKS, overrides=settings)
+        data_of(listed, model, TASKS)
 
 
 def test_a_second_class_of_one_name_is_refused():

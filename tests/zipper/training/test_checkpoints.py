@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, room_for, saved
-from conftest import config
+from broken_runs import (
+    RUNS,
+    assert_resumes_exactly,
+    assert_same,
+    killed_at,
+    room_for,
+    saved,
+    train_broken,
+)
 from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.config import TrainConfig
 from zipper.data.encode import _trainer
@@ -20,7 +27,6 @@ from zipper.distributed import AtomicCheckpointIO
 from zipper.errors import DataError
 from zipper.generation.exported import load_trained
 from zipper.run_folder import newest
-from zipper.training import run as run_module
 
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 
@@ -32,13 +38,11 @@ pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
 def test_a_damaged_checkpoint_is_said_and_the_newest_whole_one_taken(
     unbroken, monkeypatch, capsys, file, harm
 ):
-    at_step(monkeypatch, 5, die)
-    with pytest.raises(Killed):
-        run_module.train(config(*LONG, "name=broken"), "x")
+    killed_at(monkeypatch, 5)
     folder = RUNS / "broken" / "checkpoints"
     for name in {"last": ["last"], "best": ["best"]}.get(file, ["last", "last-before"]):
         damage(folder / f"{name}.ckpt", harm)
-    run_module.train(config(*LONG, "name=broken"), "x")
+    train_broken()
     said = capsys.readouterr().out
     assert harm == "gone" or f"{file.split()[0]}.ckpt is damaged (" in said
     assert ("resuming from the start" in said) == (file == "best")
@@ -83,43 +87,43 @@ def test_a_full_disk_at_a_checkpoint_leaves_the_one_before(unbroken, monkeypatch
 
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full_at_the_fourth_step)
     with pytest.raises(OSError) as caught:
-        run_module.train(config(*LONG, "name=broken"), "x")
+        train_broken()
     assert "no space left" in (disk_failure(caught.value) or "")
     assert saved("broken")["global_step"] == 3
     assert not list(RUNS.rglob("*.part"))
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", save)
-    run_module.train(config(*LONG, "name=broken"), "x")
-    assert_same("unbroken", "broken")
+    assert_resumes_exactly()
 
 
 def test_a_run_folder_that_has_moved_keeps_its_best(unbroken, monkeypatch):
-    at_step(monkeypatch, 5, die)
-    with pytest.raises(Killed):
-        run_module.train(config(*LONG, "name=broken"), "x")
+    killed_at(monkeypatch, 5)
     file = RUNS / "broken" / "checkpoints" / "last.ckpt"
     state = saved("broken")
     (key,) = (key for key in state["callbacks"] if key.startswith("ModelCheckpoint"))
     moved = {**state["callbacks"][key], "dirpath": "/elsewhere", "best_model_path": "/elsewhere/best.ckpt"}
     torch.save({**state, "callbacks": {**state["callbacks"], key: moved}}, file)
-    run_module.train(config(*LONG, "name=broken"), "x")
-    assert_same("unbroken", "broken")
+    assert_resumes_exactly()
+
+
+def a_checkpoint(run_dir: Path, name: str, step: int, **callbacks: object) -> Path:
+    (run_dir / "checkpoints").mkdir(exist_ok=True)
+    file = run_dir / "checkpoints" / f"{name}.ckpt"
+    torch.save({"global_step": step, "callbacks": callbacks}, file)
+    return file
 
 
 def test_the_newest_of_all_checkpoints_is_taken(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    for step, name in ((9, "checkpoints/last"), (7, "checkpoints/last-before")):
-        torch.save({"global_step": step, "callbacks": {}}, tmp_path / f"{name}.ckpt")
-    assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
-    (tmp_path / "checkpoints" / "last.ckpt").unlink()
-    assert newest(tmp_path) == tmp_path / "checkpoints" / "last-before.ckpt"
+    last, before = a_checkpoint(tmp_path, "last", 9), a_checkpoint(tmp_path, "last-before", 7)
+    assert newest(tmp_path) == last
+    last.unlink()
+    assert newest(tmp_path) == before
 
 
 def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
     """It is of a run that was begun anew, since its best one was lost."""
-    (tmp_path / "checkpoints").mkdir()
     for name, step, score in (("last-before", 300, 0.2), ("last", 100, 0.9), ("best", 100, 0.9)):
-        known = {"ModelCheckpoint{}": {"best_model_score": torch.tensor(score)}}
-        torch.save({"global_step": step, "callbacks": known}, tmp_path / "checkpoints" / f"{name}.ckpt")
+        known = {"best_model_score": torch.tensor(score)}
+        a_checkpoint(tmp_path, name, step, **{"ModelCheckpoint{}": known})
     assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
 
 
@@ -128,8 +132,7 @@ def test_one_that_knows_of_another_best_is_not_taken(tmp_path):
 @pytest.mark.parametrize("read", [read_checkpoint, load_trained, AtomicCheckpointIO().load_checkpoint])
 def test_one_that_names_code_to_run_is_never_used(tmp_path, part, within, read):
     """At any depth, in lists too, and whatever version of Lightning is installed (CVE-2026-58659)."""
-    (tmp_path / "checkpoints").mkdir()
-    file = tmp_path / "checkpoints" / "last.ckpt"
+    file = a_checkpoint(tmp_path, "last", 1)
     torch.save({"global_step": 1, "state_dict": {}, part: within({"_instantiator": "os.system"})}, file)
     for use in (read, lambda file: newest(tmp_path)):
         with pytest.raises(DataError, match=r"last\.ckpt holds the hyperparameter _instantiator=os\.system"):
@@ -146,15 +149,15 @@ def test_under_slurm_a_store_folder_runs_nothing_either(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):
-    (tmp_path / "checkpoints").mkdir()
-    torch.save({"global_step": 1, "callbacks": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    def unreadable(_):
+        raise OSError(errno.EIO, "no")
+
+    last = a_checkpoint(tmp_path, "last", 1)
     with monkeypatch.context() as broken:
-        broken.setattr(
-            "zipper.checkpoint_files.ZipFile", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "no"))
-        )
+        broken.setattr("zipper.checkpoint_files.ZipFile", unreadable)
         with pytest.raises(OSError, match="no"):
             newest(tmp_path)
-    assert newest(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
+    assert newest(tmp_path) == last
 
 
 class Payload:
@@ -177,5 +180,3 @@ def test_a_malicious_checkpoint_runs_nothing(in_tmp):
     with pytest.raises(DataError, match="is damaged"):
         load_trained(folder / "last.ckpt")
     assert not Path("opened").exists()
-    pickle.loads(pickle.dumps(Payload()))
-    assert Path("opened").exists()  # what the others would have done

@@ -7,12 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import JOINT, config
+from conftest import JOINT, module_for, training_documents
 from zipper.data.batches import collate
-from zipper.data.documents import document
-from zipper.data.statistics import measure_statistics
-from zipper.models.resolve import resolve
-from zipper.training.module import ZipperModule
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 
@@ -36,19 +32,10 @@ class Questions(TorchDispatchMode):
 
 @pytest.mark.parametrize("kind", ["zipper", "single_decoder"])
 def test_a_training_step_asks_the_device_for_nothing(prepared, kind):
-    words = [f"model.kind={kind}", "train.codebook_weights=[2.0,1.0,0.5]"]
-    words += [
-        "model.towers.speech.width=16",
-        "model.switch=true",
-        *(["train.hide=0.3"] if kind == "zipper" else ["train.prompt_weight=0.3"]),
-    ]
-    module = ZipperModule.of(resolve(config(*JOINT, *words), prepared), measure_statistics(prepared))
-    documents = [
-        document(prepared, prepared.splits["train"][i], task, 0.0)
-        for i in range(4)
-        for task in ("asr", "tts")
-    ]
-    batch = collate(documents, {"text": 1, "speech": 3})
+    words = [f"model.kind={kind}", "train.codebook_weights=[2.0,1.0,0.5]", "model.towers.speech.width=16"]
+    words += ["model.switch=true", "train.hide=0.3" if kind == "zipper" else "train.prompt_weight=0.3"]
+    module = module_for(prepared, *JOINT, *words)
+    batch = collate(training_documents(prepared, 4, "asr", "tts"), {"text": 1, "speech": 3})
     module.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)
     module.log = lambda *_, **__: None
     with Questions() as questions:

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from broken_runs import LONG, RUNS, Killed, assert_same, at_step, die, saved
+from broken_runs import (
+    LONG,
+    RUNS,
+    Killed,
+    assert_resumes_exactly,
+    assert_same,
+    at_step,
+    die,
+    killed_at,
+    saved,
+    train_broken,
+)
 from conftest import JOINT, config
 from zipper.disk import file_lock
 from zipper.errors import ConfigError, TrainingError
@@ -28,9 +39,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_drawn")]
         (["train.accumulate=2", "train.workers=2"], [4]),
         (["model.towers.speech.lora=2", "train.patience=9", "evaluate.dev_utterances=2"], [5]),
         ([*JOINT, "train.hide=0.3"], [2, 5]),
+        ([*JOINT, "model.kind=single_decoder", "model.towers.speech.width=16", "train.hide=0.3"], [5]),
         (["train.optimiser=adafactor", "train.codebook_weights=[2,1,1]", "train.tasks={tts: 1}"], [5]),
     ],
-    ids=["plain", "accumulate", "workers", "both", "lora", "mixture", "adafactor"],
+    ids=["plain", "accumulate", "workers", "both", "lora", "mixture", "single decoder", "adafactor"],
 )
 def test_a_resumed_run_equals_an_unbroken_one(listening, monkeypatch, words, dies):
     """Killed in the middle of steps, on the way from one checkpoint to the next."""
@@ -50,13 +62,9 @@ def test_a_resumed_run_equals_an_unbroken_one(listening, monkeypatch, words, die
 
 
 def test_between_two_checkpoints_what_was_done_is_done_again(unbroken, monkeypatch):
-    words = [word for word in LONG if "save" not in word] + ["name=broken", "train.save_every=5"]
-    at_step(monkeypatch, 3, die)
-    with pytest.raises(Killed):
-        run_module.train(config(*words), "x")
+    killed_at(monkeypatch, 3, "train.save_every=5")
     assert saved("broken")["global_step"] == 2
-    run_module.train(config(*words), "x")
-    assert_same("unbroken", "broken")
+    assert_resumes_exactly("train.save_every=5")
 
 
 def test_a_validation_that_was_cut_off_is_made_again(unbroken, monkeypatch):
@@ -70,9 +78,8 @@ def test_a_validation_that_was_cut_off_is_made_again(unbroken, monkeypatch):
 
     monkeypatch.setattr(TaskMonitor, "on_validation_epoch_end", cut)
     with pytest.raises(Killed):
-        run_module.train(config(*LONG, "name=broken"), "x")
-    run_module.train(config(*LONG, "name=broken"), "x")
-    assert_same("unbroken", "broken")
+        train_broken()
+    assert_resumes_exactly()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_utterances(prepared, monkeypatch):
@@ -90,14 +97,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_utteran
     spoil, bad = True, []
     monkeypatch.setattr(ZipperModule, "training_step", spoilt)
     with pytest.raises(TrainingError) as caught:
-        run_module.train(config(*LONG, "name=broken"), "x")
+        train_broken()
     said = str(caught.value)
     assert said.startswith(f"step 5: the loss is not finite in {bad[0]}. Weights and")
     assert "train.lr below 0.001" in said
     assert saved("broken")["global_step"] == 4
     assert all(tensor.isfinite().all() for tensor in saved("broken")["state_dict"].values())
     spoil = False
-    run_module.train(config(*LONG, "name=broken"), "x")
+    train_broken()
     run_module.train(config(*LONG, "name=unbroken"), "x")
     assert_same("unbroken", "broken")
 
@@ -108,7 +115,7 @@ def test_a_gradient_that_is_not_finite_stops_too(prepared, monkeypatch):
 
     monkeypatch.setattr(ZipperModule, "on_after_backward", spoil)
     with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is nan in the step of train-\d+, "):
-        run_module.train(config(*LONG, "name=broken"), "x")
+        train_broken()
 
 
 def test_no_spike_is_missed_between_two_loggings(prepared, monkeypatch):
@@ -144,11 +151,9 @@ def test_two_processes_cannot_be_at_one_run(prepared):
 
 
 def test_resume_never_refuses_an_unfinished_run(prepared, monkeypatch):
-    at_step(monkeypatch, 3, die)
-    with pytest.raises(Killed):
-        run_module.train(config(*LONG, "name=one"), "x")
+    killed_at(monkeypatch, 3)
     with pytest.raises(ConfigError, match=r"unfinished run, and resume=never.*leave resume out"):
-        run_module.train(config(*LONG, "name=one", "resume=never"), "x")
+        train_broken("resume=never")
 
 
 def test_a_run_killed_after_its_last_step_is_finished_by_the_same_command(prepared, monkeypatch):

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from broken_runs import LONG, RUNS, assert_same, at_step, saved
-from conftest import config
+from broken_runs import (
+    RUNS,
+    assert_resumes_exactly,
+    at_step,
+    saved,
+    train_broken,
+)
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
 from zipper.stop import SignalFlag, Stopped, stop_on_signal
-from zipper.training import run as run_module
 from zipper.training.callbacks import TaskMonitor
 
 pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
@@ -35,16 +39,14 @@ def hang_up_ends_a_command():
     [("SIGTERM", 75, 2), ("SIGTERM", 75, 3), ("SIGUSR1", 75, 2), ("SIGHUP", 75, 2), ("SIGINT", 130, 3)],
 )
 def test_a_signal_saves_after_the_step_and_stops(unbroken, monkeypatch, number, code, step):
-    words = [*LONG[:3], LONG[4], "name=broken", "train.save_every=100"]
     before = signal.getsignal(signal.SIGUSR1)
     at_step(monkeypatch, step, lambda: os.kill(os.getpid(), signal.Signals[number]))
     with pytest.raises(Stopped, match=number) as stop:
-        run_module.train(config(*words), "x")
+        train_broken("train.save_every=100")
     assert stop.value.code == code
     assert saved("broken")["global_step"] == step + 1
     assert signal.getsignal(signal.SIGUSR1) == before
-    run_module.train(config(*words), "x")
-    assert_same("unbroken", "broken")
+    assert_resumes_exactly("train.save_every=100")
 
 
 def test_ctrl_c_twice_stops_at_once(prepared, monkeypatch):
@@ -55,7 +57,7 @@ def test_ctrl_c_twice_stops_at_once(prepared, monkeypatch):
 
     at_step(monkeypatch, 3, twice)
     with pytest.raises(Stopped) as stop:
-        run_module.train(config(*LONG, "name=broken"), "x")
+        train_broken()
     assert stop.value.code == 130
     assert saved("broken")["global_step"] == 3
 
@@ -73,18 +75,13 @@ def test_under_slurm_the_job_is_requeued(unbroken, monkeypatch, tmp_path):
             slurm.setenv(f"SLURM_{key}", value)
         slurm.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
         at_step(slurm, 2, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-        slurm.setitem(
-            cli.COMMANDS,
-            "train",
-            config_command(lambda *_: run_module.train(config(*LONG, "name=broken"), "x")),
-        )
+        slurm.setitem(cli.COMMANDS, "train", config_command(lambda *_: train_broken()))
         with pytest.raises(SystemExit) as end:
             cli.main(["train", str(ROOT / "configs" / "asr.yaml")])
     assert end.value.code == 75
     assert (tmp_path / "asked").read_text(encoding="utf-8") == "requeue 123\n"
     assert saved("broken")["global_step"] == 3
-    run_module.train(config(*LONG, "name=broken"), "x")
-    assert_same("unbroken", "broken")
+    assert_resumes_exactly()
 
 
 def test_a_signal_in_the_last_validation_is_heeded_after_it(prepared, monkeypatch):
@@ -97,7 +94,7 @@ def test_a_signal_in_the_last_validation_is_heeded_after_it(prepared, monkeypatc
 
     monkeypatch.setattr(TaskMonitor, "on_validation_epoch_end", signalled)
     with pytest.raises(Stopped):
-        run_module.train(config(*LONG, "name=broken"), "x")
+        train_broken()
     assert saved("broken")["global_step"] == 6
     assert not (RUNS / "broken" / "asr.json").exists()
 

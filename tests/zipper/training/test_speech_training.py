@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import JOINT, config, units
+from conftest import JOINT, config, module_for, training_documents, units
 from zipper.codecs.load import load_codec
 from zipper.config import CodecConfig, RunConfig
-from zipper.data.batches import collate
+from zipper.data.batches import Batch, collate
 from zipper.data.documents import Document, document
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
 from zipper.evaluation.result import Origin
-from zipper.evaluation.task import evaluate_chain, evaluate_task, from_decoded
+from zipper.evaluation.task import evaluate_chain, from_decoded
 from zipper.generation.exported import load_trained
 from zipper.generation.generate import generate
 from zipper.generation.rows import generate_rows
@@ -26,24 +26,14 @@ from zipper.models.tower import Tower
 from zipper.models.whiten import rescale_zips, whiten_zips
 from zipper.models.zip_block import is_gate
 from zipper.training import run as run_module
-from zipper.training.module import ZipperModule
 
 
-def module_for(dataset, *words: str) -> ZipperModule:
-    torch.manual_seed(0)
-    cfg = resolve(config(*JOINT, *words), dataset)
-    return ZipperModule.of(cfg, measure_statistics(dataset))
-
-
-def joint_batch(dataset):
-    documents = [
-        document(dataset, dataset.splits["train"][i], task, 0.0) for i in range(8) for task in ("asr", "tts")
-    ]
-    return collate(documents, {"text": 1, "speech": 3})
+def joint_batch(dataset) -> Batch:
+    return collate(training_documents(dataset, 8, "asr", "tts"), {"text": 1, "speech": 3})
 
 
 def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
-    model, batch = module_for(prepared).model, joint_batch(prepared)
+    model, batch = module_for(prepared, *JOINT).model, joint_batch(prepared)
     torch.manual_seed(0)
     hidden = mask_history(batch, model, 0.4, 3)
     assert torch.equal(hidden.streams["text"].tokens, batch.streams["text"].tokens)
@@ -58,7 +48,7 @@ def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
 
 
 def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
-    module, batch = module_for(prepared), joint_batch(prepared)
+    module, batch = module_for(prepared, *JOINT), joint_batch(prepared)
     tower, stream = module.model.tower("speech"), batch.streams["speech"]
     states = module.model(batch)["speech"]
     alone = [float(stream_loss(tower, states, stream, [float(q == k) for q in range(3)])) for k in range(3)]
@@ -66,16 +56,10 @@ def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
     assert weighted == pytest.approx(2 * alone[0] + 0.5 * alone[1] + 0.25 * alone[2], rel=1e-5)
     with pytest.raises(ConfigError, match="speech has 3 codebooks"):
         resolve(config("train.codebook_weights=[1.0,1.0]"), prepared)
-    with pytest.raises(ConfigError, match="would also mask the speech of prompts"):
-        config("train.hide=0.2", "train.prompt_weight=0.5")
-    with pytest.raises(ConfigError, match="all samples would be equal"):
-        config("evaluate.samplings=3")
-    with pytest.raises(ConfigError, match="holds the EOS of speech"):
-        config("train.codebook_weights=[0.0,1.0]")
 
 
 def test_a_switch_learns_and_moves_nothing_else(prepared):
-    module, batch = module_for(prepared), joint_batch(prepared)
+    module, batch = module_for(prepared, *JOINT), joint_batch(prepared)
     model = module.model
     for name, parameter in model.named_parameters():
         if is_gate(name):  # a text that was heard must differ from one that was given
@@ -90,18 +74,15 @@ def test_a_switch_learns_and_moves_nothing_else(prepared):
         optimiser.zero_grad()
         next_modality_loss(model, model(batch), batch).backward()
         optimiser.step()
-    assert (
-        float(next_modality_loss(model, model(batch), batch)) / batch.segment_ends
-        < 0.2 * float(loss) / batch.segment_ends
-    )
+    assert float(next_modality_loss(model, model(batch), batch)) < 0.2 * float(loss)
 
 
 def test_whitened_zips_see_round_states_and_towers_stay(prepared):
-    model = module_for(prepared).model.double()
+    model = module_for(prepared, *JOINT).model.double()
     with torch.no_grad():  # a tower whose states are far from round
         model.tower("text").embedding.weight[:, :3] *= 50
     before = {name: p.clone() for name, p in model.named_parameters()}
-    documents = [document(prepared, prepared.splits["train"][i], "tts", 0.0) for i in range(24)]
+    documents = training_documents(prepared, 24, "tts")
     whiten_zips(model, documents)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
@@ -115,44 +96,23 @@ def test_whitened_zips_see_round_states_and_towers_stay(prepared):
     out = seen[0][batch.streams["text"].valid]
     assert out.mean(0).abs().max() < 1e-6
     values = torch.linalg.eigvalsh(out.T.cov())
-    raw = values[values > 1e-6]
-    assert 1.0 < float(raw.median()) < 3.0
-
-
-def test_evaluating_needs_no_training(listening, prepared):
-    module = module_for(prepared)
-    cfg = config(*JOINT)
-    result, segments = evaluate_task(
-        "tts",
-        module.model,
-        prepared,
-        module.statistics,
-        resolve(cfg, prepared),
-        Origin("x", "y", 0, 0.0),
-        listening,
-    )
-    assert len(segments) == result["utterances"] == 6
-    assert result["decoding"] == "greedy"
+    assert 1.0 < float(values[values > 1e-6].median()) < 3.0
 
 
 def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
-    module, cfg = module_for(prepared).eval(), resolve(config(*JOINT), prepared)
+    module, cfg = module_for(prepared, *JOINT).eval(), resolve(config(*JOINT), prepared)
     origin, rows = Origin("x", "y", 0, 0.0), [prepared.splits["test"][i] for i in range(6)]
     given = (module.model, prepared, module.statistics, cfg, origin, listening)
     spoken = evaluate_chain("speech>text>speech", *given)
     written = generate_rows(module.model, prepared, module.statistics, rows, ("speech", "text"), 6)
-    prompts = [
-        Document(row["id"], [text.as_prompt()], True) for row, (text,) in zip(rows, written, strict=True)
-    ]
+    prompts = [Document("x", [one.as_prompt()], True) for (one,) in written]
     last = [one for (one,) in generate(module.model, prompts, ["speech"], module.statistics)]
     scores = listening.score(rows, last, prepared.fingerprint)
     assert spoken["per_utterance"] == [one.entry() for one in scores]
     assert spoken["task"] == "speech>text>speech"
     assert sum(spoken["stopped"].values()) == spoken["utterances"] == 6
-    ended = [
-        text.finish_reason == one.finish_reason == "end" for (text,), one in zip(written, last, strict=True)
-    ]
-    assert spoken["share_ended"] == sum(ended) / 6
+    reasons = [{text.finish_reason, one.finish_reason} for (text,), one in zip(written, last, strict=True)]
+    assert spoken["share_ended"] == reasons.count({"end"}) / 6
     none = dataclasses.replace(last[0], content=last[0].content[:, :0])  # ended where it began
     pairs = [(rows[0], [none, written[0][0]]), (rows[1], [last[1], written[1][0]])]
     kept, again = from_decoded(module.model, prepared, cfg, module.statistics, pairs)
@@ -162,21 +122,14 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     read = evaluate_chain("text>speech>text", *given[:-1], text)
     assert {one["reference"] for one in read["per_utterance"]} == {row["text"] for row in rows}
     assert {"wer", "reread_wer", "share_ended"} <= {*read}
-    for chain in ("speech>text", "text>text>speech", "speech>text>music"):
-        with pytest.raises(ConfigError, match=f"evaluate.chains: '{chain}' must have three or more"):
-            config(*JOINT, f"evaluate.chains=['{chain}']")
-    with pytest.raises(ConfigError, match="this run must train each of its tasks"):
-        config("train.tasks={asr: 1}", "evaluate.chains=['speech>text>speech']")
 
 
 def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared):
-    cfg = resolve(config("train.tasks={asr: 1, tts: 1}"), prepared)
-    model = ZipperModule.of(cfg, measure_statistics(prepared)).model.double()
+    model = module_for(prepared, *JOINT).model.double()
     with torch.no_grad():
         model.tower("text").embedding.weight.mul_(50)
     before = {n: p.clone() for n, p in model.named_parameters()}
-    documents = [document(prepared, prepared.splits["train"][i], "asr", 0.0) for i in range(16)]
-    documents += [document(prepared, prepared.splits["train"][i], "tts", 0.0) for i in range(16)]
+    documents = training_documents(prepared, 16, "asr", "tts")
     sizes: list[torch.Tensor] = []
     block = model.zip(0, "text", "speech")
     hook = block.query_norm.register_forward_pre_hook(lambda _, x: sizes.append(x[0]))
@@ -189,9 +142,8 @@ def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared
     assert scale > 0.5
     torch.testing.assert_close(block.to_out.weight, before["zips.0.text_from_speech.to_out.weight"] * scale)
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {
-        n for n in before if n.endswith(("to_out.weight", "feed_forward.2.weight")) and "zips" in n
-    }
+    ends = ("to_out.weight", "feed_forward.2.weight")
+    assert changed == {n for n in before if n.startswith("zips") and n.endswith(ends)}
 
 
 def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, prepared, monkeypatch):
@@ -204,34 +156,24 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
     assert results["tts"]["utterances"] == 6
     model = load_trained(cfg.run_dir / "checkpoints" / "best.ckpt").network
     assert model.cfg.towers["speech"].pattern == "parallel"
-    rows = [prepared.splits["test"][i] for i in range(4)]
-    documents = [document(parallel, row, "tts", 0.0) for row in rows]
-    assert [len(one.segments[1].tokens) for one in documents] == [
-        parallel.modalities["speech"].content(row).shape[1] + 2 for row in rows
-    ]
-    given = [dataclasses.replace(one, segments=one.segments[:1]) for one in documents]
-    written = generate(model, given, ["speech"], measure_statistics(parallel))
-    for (segment,) in written:
+    given, speech = [], parallel.modalities["speech"]
+    for row in prepared.splits["test"].select(range(4)):
+        whole = document(parallel, row, "tts", 0.0)
+        assert len(whole.segments[1].tokens) == speech.content(row).shape[1] + 2
+        given.append(dataclasses.replace(whole, segments=whole.segments[:1]))
+    for (segment,) in generate(model, given, ["speech"], measure_statistics(parallel)):
         if segment.content.shape[1]:
-            assert torch.equal(
-                to_timesteps(segment.content, parallel.modalities["speech"].layout.codes, "parallel"),
-                segment.tokens,
-            )
-    tower = dataclasses.replace(model.cfg.towers["speech"], pattern="delay")
-    save_tower(
-        Path("old"), Tower(tower), {"reads": parallel.modalities["speech"].fingerprint, "trained_on": None}
-    )
+            again = to_timesteps(segment.content, speech.layout.codes, "parallel")
+            assert torch.equal(again, segment.tokens)
+    tower = Tower(dataclasses.replace(model.cfg.towers["speech"], pattern="delay"))
+    save_tower(Path("old"), tower, {"reads": speech.fingerprint, "trained_on": None})
     cfg = config(*JOINT, "model.towers.speech.init=old")
     with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but model.* trained on delay"):
         resolve(cfg, parallel)
     by_hand = config(*JOINT, "model.towers.speech.pattern=parallel")
     with pytest.raises(ConfigError, match=r"pattern=parallel, but codec\.pattern=delay\. Leave it out"):
         resolve(by_hand, prepared)
-    save_tower(
-        Path("grown"),
-        Tower(tower),
-        {"reads": joint_fingerprint([*parallel.modalities.values()]), "trained_on": None},
-    )
+    save_tower(Path("grown"), tower, {"reads": joint_fingerprint([*ours.values()]), "trained_on": None})
     grown = config(*JOINT, "model.kind=single_decoder", "model.towers.text.init=grown")
     with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but .*init=grown was trained on delay"):
         resolve(grown, parallel)
