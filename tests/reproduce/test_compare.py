@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-import torch
 
 from conftest import config
 from zipper.cli import main
 from zipper.config import load_config
 from zipper.data.statistics import measure_statistics
 from zipper.errors import DataError
-from zipper.evaluation.result_file import read_result, write_result
+from zipper.evaluation.result_file import write_result
 from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
@@ -31,14 +30,8 @@ def result(errors: list[int], words: list[int], **changes) -> dict:
         {"id": f"u{i}", "reference": "a " * w, "errors": e, "words": w}
         for i, (e, w) in enumerate(zip(errors, words, strict=True))
     ]
-    statistics = {
-        "name": "x",
-        "task": "asr",
-        "split": "test",
-        "data_fingerprint": "d",
-        "utterances": len(rows),
-    }
-    return {**statistics, **changes, "per_utterance": rows}
+    whole = {"name": "x", "task": "asr", "split": "test", "data_fingerprint": "d", "utterances": len(rows)}
+    return {**whole, **changes, "per_utterance": rows}
 
 
 def some(count: int, seed: int, rate: float) -> tuple[list[int], list[int]]:
@@ -132,14 +125,6 @@ def test_results_of_other_data_split_or_judge_are_refused(change):
         compare([result(a, words)], [result(a, words, **change)])
 
 
-def test_results_of_other_utterances_are_refused():
-    a, words = some(20, 1, 0.2)
-    other = result(a, words)
-    other["per_utterance"][3]["id"] = "somebody"
-    with pytest.raises(DataError, match="utterances or references differ"):
-        compare([result(a, words)], [other])
-
-
 def test_the_command_compares_files_and_patterns(tmp_path, capsys):
     for seed in (1, 2):
         write_result(result(*some(50, seed, 0.1)), tmp_path / f"a-{seed}.json")
@@ -149,23 +134,6 @@ def test_the_command_compares_files_and_patterns(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "A is better, p < 0.0001" in out
     assert "50 utterances" in out
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, "does not exist"),
-        ("{", "not JSON"),
-        ('{"task": "bench"}', "holds no utterances"),
-        ("[1]", "no JSON object"),
-    ],
-)
-def test_what_is_no_result_is_told(tmp_path, text, words):
-    file = tmp_path / "x.json"
-    if text is not None:
-        file.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=words):
-        read_result(file)
 
 
 def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(dataset):
@@ -190,29 +158,14 @@ def test_the_four_configs_differ_in_the_model_and_what_was_searched_for_it_alone
             assert getattr(cfg.train, key) == getattr(configs[0].train, key), key
 
 
-def test_a_single_decoder_trains_resumes_exactly_and_tells_its_cost(listening, monkeypatch):
-    words = [*SINGLE, "model.towers.text.dropout=0.2", "train.hide=0.3"]
-    unbroken = train(config(*words, "name=unbroken"), "test")
-    with monkeypatch.context() as broken:
-        broken.setattr(
-            run_module.ZipperModule, "training_step", _dying(run_module.ZipperModule.training_step)
-        )
-        with pytest.raises(Died):
-            train(config(*words, "name=resumed"), "test")
-    resumed = train(config(*words, "name=resumed"), "test")
-    assert set(unbroken) == {"asr", "tts"}
-    for task in unbroken:
-        assert unbroken[task]["errors"] == resumed[task]["errors"]
-        assert unbroken[task]["model"] == "single_decoder"
-        cost = unbroken[task]["flops_per_token"]
+def test_a_single_decoder_trains_and_tells_its_cost(listening):
+    results = train(config(*SINGLE, "model.towers.text.dropout=0.2", "train.hide=0.3"), "test")
+    assert set(results) == {"asr", "tts"}
+    for result in results.values():
+        assert result["model"] == "single_decoder"
+        cost = result["flops_per_token"]
         assert cost["training"] == pytest.approx(3 * cost["forward"], abs=3)  # nothing is frozen
-        assert unbroken[task]["curves"]["dev/asr_wer"]
-    states = [
-        torch.load(f"build/runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for name in ("unbroken", "resumed")
-    ]
-    for name, tensor in states[0].items():
-        assert torch.equal(tensor, states[1][name]), name
+        assert result["curves"]["dev/asr_wer"]
 
 
 def test_frozen_towers_keep_their_perplexity_to_the_last_bit_and_a_decoder_does_not(listening, prepared):
@@ -244,16 +197,3 @@ def test_a_decoder_pre_trained_on_both_alone_is_gone_on_with(listening, prepared
     assert resolve(again, prepared).model == resolve(cfg, prepared).model
     assert found["speech"]["before"] is not None
     assert found["text"]["before"] != found["text"]["after"]
-
-
-class Died(Exception):
-    """In the fifth of six steps, after the checkpoint of the third."""
-
-
-def _dying(step):
-    def training_step(self, batch, index):
-        if index == 4:
-            raise Died
-        return step(self, batch, index)
-
-    return training_step

@@ -30,16 +30,13 @@ def test_three_faults_are_recovered_from_without_a_difference(in_tmp, monkeypatc
     assert Path("faults.json").is_file()
     assert "| SIGKILL, a shard cut off | 1 | 1 | 1 | 0 |" in capsys.readouterr().out
     # The comparison is one: what has been harmed differs.
-    campaign, folder = (
-        Campaign(config, Path("build/faults").resolve(), 0),
-        Path("build/faults/unbroken-train").resolve(),
-    )
+    folder = Path("build/faults/unbroken-train").resolve()
+    campaign = Campaign(config, folder.parent, 0)
     campaign.expected["train"] = faults_module.contents(folder, "train")
     assert ends(campaign, folder, "train") == []
     result_file = folder / "runs" / "faults" / "asr.json"
-    result_file.write_text(
-        result_file.read_text(encoding="utf-8").replace('"wer": ', '"wer": 1'), encoding="utf-8"
-    )
+    worse = result_file.read_text(encoding="utf-8").replace('"wer": ', '"wer": 1')
+    result_file.write_text(worse, encoding="utf-8")
     (folder / "runs" / "faults" / "checkpoints" / "best.ckpt").unlink()
     assert ends(campaign, folder, "train") == ["asr.json", "best.ckpt"]
     assert faults_module.damaged_checkpoints(folder) == []

@@ -23,7 +23,3 @@ def test_a_notebook_runs(book, monkeypatch):
         if {"image/png", "image/svg+xml"} & {*out.get("data", {})}
     ]
     assert len(drawn) >= 3
-
-
-def test_there_are_three():
-    assert [file.stem for file in BOOKS] == ["01_walkthrough", "02_the_zip", "03_results"]

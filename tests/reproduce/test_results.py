@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -19,11 +20,13 @@ from zipper.modalities.scoring import WordErrors, word_errors
 from zipper.modalities.tokenizer import Tokenizer
 
 RESULTS = Results(ROOT / "results")
+COUNTS = ("errors", "words", "target_errors", "target_words")
 FILES = sorted((ROOT / "results").rglob("*.json"))
-QUICKSTART, BAD_INPUT = (
-    ROOT / "results" / "quickstart.json",
-    ROOT / "results" / "bad-input.json",
-)  # no data, no seed
+MADE = [file for file in FILES if file.stem not in ("quickstart", "bad-input")]  # those have no data, no seed
+
+
+def of_task(task: str) -> list[Path]:
+    return [file for file in FILES if read_result(file, utterances=False).get("task") == task]
 
 
 def load(name: str) -> dict:
@@ -34,7 +37,7 @@ def page(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f not in (QUICKSTART, BAD_INPUT)], ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", MADE, ids=lambda f: f.stem)
 def test_a_result_can_be_made_again(file):
     result = read_result(file, utterances=False)
     assert result["command"].startswith("python -m zipper ")
@@ -45,11 +48,7 @@ def test_a_result_can_be_made_again(file):
     assert result["seed"] == result["config"]["seed"]
 
 
-@pytest.mark.parametrize(
-    "file",
-    [f for f in FILES if read_result(f, utterances=False).get("task") == "asr"],
-    ids=lambda f: f.stem,
-)
+@pytest.mark.parametrize("file", of_task("asr"), ids=lambda f: f.stem)
 def test_the_counts_of_recognition_add_up(file):
     result = read_result(file)
     assert result["normaliser"]
@@ -60,23 +59,15 @@ def test_the_counts_of_recognition_add_up(file):
         assert word_errors(one["reference"], one["hypothesis"]) == WordErrors(one["errors"], one["words"])
 
 
-@pytest.mark.parametrize(
-    "file",
-    [f for f in FILES if read_result(f, utterances=False).get("task") == "tts"],
-    ids=lambda f: f.stem,
-)
+@pytest.mark.parametrize("file", of_task("tts"), ids=lambda f: f.stem)
 def test_the_counts_of_speech_add_up(file):
     result = read_result(file)
-    parts = result["per_utterance"]
     assert result["judge"]
     assert result["normaliser"]
-    assert (sum(o["errors"] for o in parts), sum(o["words"] for o in parts)) == (
-        result["errors"],
-        result["words"],
-    )
+    sums = {key: sum(one[key] for one in result["per_utterance"]) for key in COUNTS}
+    assert (sums["errors"], sums["words"]) == (result["errors"], result["words"])
     assert result["wer"] == pytest.approx(result["errors"] / result["words"], abs=1e-6)
-    target = sum(o["target_errors"] for o in parts) / sum(o["target_words"] for o in parts)
-    assert result["target_wer"] == pytest.approx(target, abs=1e-6)
+    assert result["target_wer"] == pytest.approx(sums["target_errors"] / sums["target_words"], abs=1e-6)
     assert result["by_length"][-1]["wer_up_to"] == pytest.approx(result["wer"], abs=1e-6)
     least = 100 if "ablations" in file.parts else 200 if "chains" in file.parts else 300
     assert sum(one["utterances"] for one in result["by_length"]) == result["utterances"] >= least
@@ -115,9 +106,10 @@ def test_the_pages_show_the_figures_of_the_result_files():
     assert f"{100 * (rows[1]['wer'] - rows[0]['wer']):.1f} points" in page("docs/data.md")
 
 
-@pytest.mark.parametrize(
-    "name", ["asr", "asr-seed1", "asr-seed2", "tts", "joint-asr", "joint-tts", "overfit"]
-)
+SHOWN = ["asr", "asr-seed1", "asr-seed2", "tts", "joint-asr", "joint-tts", "overfit"]
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_the_readmes_figures_are_those_of_the_configs(name):
     """A recipe that has changed since makes another figure."""
     result = load(f"{name}.json")
@@ -155,16 +147,14 @@ def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(mode
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
     grid = next(one for one in RESULTS.sweeps if one.name == CHOICES)
-    found = {
-        choice: tasks for (of, choice), tasks in RESULTS.sweep(grid).items() if shown(of) == NAMES[model]
-    }
+    sweep = RESULTS.sweep(grid).items()
+    found = {choice: tasks for (of, choice), tasks in sweep if shown(of) == NAMES[model]}
     assert {*found} == {*grid.grid["choice"]}
     train = load_config(ROOT / "configs" / f"compare-{model}.yaml").train
     best = grid.grid["choice"][best_choice(found)]
     assert best == {"train.hide": train.hide, "train.prompt_weight": train.prompt_weight}
-    assert all(
-        one["split"] == "dev" for tasks in found.values() for several in tasks.values() for one in several
-    )
+    made = [one for tasks in found.values() for several in tasks.values() for one in several]
+    assert {one["split"] for one in made} == {"dev"}
 
 
 @pytest.mark.parametrize("task", ["asr", "tts"])
@@ -211,9 +201,8 @@ def test_a_commit_is_dirty_by_its_code_and_not_by_its_results(tmp_path, monkeypa
     git("commit", "-m", "x")
     clean = commit_module.commit()
     assert len(clean) == 12
-    (tmp_path / "results" / "a.json").write_text("2", encoding="utf-8")
-    (tmp_path / "RESULTS.md").write_text("2", encoding="utf-8")
-    (tmp_path / "reports" / "a.svg").write_text("2", encoding="utf-8")
+    for name in ("results/a.json", "RESULTS.md", "reports/a.svg"):
+        (tmp_path / name).write_text("2", encoding="utf-8")
     assert commit_module.commit() == clean
     (tmp_path / "src" / "a.py").write_text("2", encoding="utf-8")
     assert commit_module.commit() == f"{clean}-dirty"

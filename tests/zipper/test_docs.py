@@ -3,6 +3,7 @@
 import contextlib
 import doctest
 import io
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -57,11 +58,9 @@ def commands(page: Path) -> Iterator[list[str]]:
     lines += [code for code in inline_code(page) if re.match(r"(make|python|sbatch|zipper) ", code)]
     for line in lines:
         words = shlex.split(line, comments=True)
-        while ";" in words:
-            yield words[: words.index(";")]
-            words = words[words.index(";") + 1 :]
-        if words:
-            yield words
+        for semicolon, part in itertools.groupby(words, key=";".__eq__):
+            if not semicolon:
+                yield [*part]
 
 
 def test_there_are_blocks_and_few_are_not_run():
@@ -88,11 +87,7 @@ def folder(in_tmp, monkeypatch) -> Path:
     return in_tmp
 
 
-@pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if any(b.language == "python" and b.run for b in blocks(page))],
-    ids=lambda page: page.stem,
-)
+@every_page
 def test_the_python_of_a_page_runs_and_prints_what_it_says(page, folder):
     names: dict[str, object] = {}
     printed = ""
@@ -107,14 +102,10 @@ def test_the_python_of_a_page_runs_and_prints_what_it_says(page, folder):
 
 
 def test_the_examples_in_public_docstrings_run(folder):
+    find = doctest.DocTestFinder(exclude_empty=True).find
     objects = [zipper, *(getattr(zipper, name) for name in zipper.__all__)]
-    finder = doctest.DocTestFinder()
-    tests = [
-        test
-        for one in objects
-        for test in finder.find(one, one.__name__, globs={"zipper": zipper, "L": L})
-        if test.examples
-    ]
+    found = [test for one in objects for test in find(one, one.__name__, globs={"zipper": zipper, "L": L})]
+    tests = [test for test in found if test.examples]
     assert len(tests) >= 5
     for test in tests:
         said = io.StringIO()
@@ -135,9 +126,8 @@ def test_every_make_target_exists(page):
             if "=" in target or target.startswith("-") or target.isupper():
                 continue
             assert any(rule.fullmatch(target) for rule in rules), target
-            if target.startswith("ablation-"):
-                name = target.removeprefix("ablation-")
-                assert (ROOT / "configs" / "ablations" / f"{name}.yaml").is_file(), target
+            if name := re.fullmatch("ablation-(.*)", target):
+                assert (ROOT / "configs" / "ablations" / f"{name[1]}.yaml").is_file(), target
 
 
 def config_of(file: str, words: list[str]) -> RunConfig:

@@ -120,10 +120,7 @@ def test_pieces_of_recordings_are_taken_in_corpora_and_batches(tmp_path, times, 
     row = {"id": "x", "audio": found.audio, "start": start, "seconds": len(found.wave(RATE)) / RATE}
     assert np.array_equal(recording(row).numpy(), found.wave(SCORER_RATE).numpy())
     (asked,) = read_batch(jsonl(tmp_path / "b.jsonl", {"id": "x", "audio": "a.wav", **times}))
-    assert (asked.modality, asked.raw) == (
-        "speech",
-        str(tmp_path / "a.wav"),
-    )  # beside the file
+    assert (asked.modality, asked.raw) == ("speech", str(tmp_path / "a.wav"))  # beside the file
     assert asked.piece == (start, seconds)
 
 
@@ -185,21 +182,9 @@ def test_a_table_that_names_neither_audio_nor_text_lists_nothing(tmp_path):
 
 
 NAMES = [
-    "/etc/passwd",
-    "../../x",
-    "..",
-    ".",
-    "",
-    ".hidden",
-    "a/b",
-    "a\\b",
-    "a\0b",
-    "a\nb",
-    "x" * 999,
+    "/etc/passwd", "../../x", "..", ".", "", ".hidden", "a/b", "a\\b", "a\0b", "a\nb", "a:b", "a ", "x" * 999,
     "é" * 99,
-    "a:b",
-    "a ",
-]
+]  # fmt: skip
 
 
 def test_every_id_makes_a_name_that_stays_in_its_folder_and_is_its_own(tmp_path):

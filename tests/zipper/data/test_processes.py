@@ -1,6 +1,5 @@
 """Two processes (gloo) give what one gives: the same store, the same losses, the same weights."""
 
-import csv
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import yaml
 from reproduce import ROOT
 from zipper.corpora.grammar import sentences
 from zipper.distributed import leave_group, map_over_ranks
+from zipper.evaluation.metrics import read_metrics
 from zipper.evaluation.result_file import read_result
 
 pytestmark = pytest.mark.slow
@@ -76,10 +76,11 @@ def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) ->
 
 
 def losses(folder: Path) -> dict[int, float]:
-    with (folder / "metrics.csv").open(encoding="utf-8") as lines:
-        return {
-            int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(lines) if row["train/loss"]
-        }
+    return dict(read_metrics(folder)["train/loss"])
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
     assert one[19] < one[0] - 0.01
     assert max(abs(one[step] - two[step]) for step in one) < close
     runs = (one_process, folder / "build/runs" / strategy)
-    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in runs]
+    states = [weights_of(run) for run in runs]
     assert states[0].keys() == states[1].keys()
     for key, tensor in states[0].items():
         torch.testing.assert_close(states[1][key].double(), tensor, rtol=0, atol=weights)
@@ -151,10 +152,7 @@ def test_two_processes_that_were_stopped_go_on_exactly(folder, two_processes):
     step = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"]
     assert 3 <= step < 20
     zipper(folder, "train", *TWO, "name=broken")
-    states = [
-        torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for one in (two_processes, run)
-    ]
+    states = [weights_of(one) for one in (two_processes, run)]
     assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
     assert losses(two_processes).items() >= losses(run).items()
 

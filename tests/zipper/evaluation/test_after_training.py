@@ -12,7 +12,7 @@ from conftest import config
 from reproduce import ROOT
 from zipper.cli import run
 from zipper.codecs.load import load_codec
-from zipper.config import CodecConfig, TowerConfig, load_config
+from zipper.config import CodecConfig, RunConfig, load_config
 from zipper.corpora.utterance import sentences_hash
 from zipper.data.dataset import fingerprint_hash
 from zipper.data.statistics import measure_statistics
@@ -22,7 +22,7 @@ from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.generation.exported import load_trained
 from zipper.modalities.tokenizer import Tokenizer
-from zipper.models.pretrained import load_weights, tower_info, with_shape_of
+from zipper.models.pretrained import load_weights, tower_info
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
@@ -35,20 +35,13 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     again = read_result(cfg.run_dir / "asr-test.json")
     assert again["per_utterance"] == result["per_utterance"]
     assert again["config"]["train"] == json.loads(json.dumps(result["config"]["train"]))
-    evaluate_run(
-        config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y"
-    )  # how it was trained, not how it is called
+    # How it was trained, not how it is called.
+    evaluate_run(config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y")
     assert read_result(cfg.run_dir / "asr-dev.json")["config"]["train"]["lr"] == cfg.train.lr
     kept = (cfg.run_dir / "asr-dev.json").read_bytes()
     evaluate_run(config("name=one", "evaluate.split=dev", "decode.text.beams=2"), "y")
     assert (cfg.run_dir / "asr-dev.json").read_bytes() == kept
-    whole = (best := cfg.run_dir / "checkpoints" / "best.ckpt").read_bytes()
-    best.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"best\.ckpt is damaged \(BadZipFile.*evaluate\.checkpoint"):
-        evaluate_run(config("name=one"), "y")
     assert read_result(cfg.run_dir / "asr-dev-2.json")["decoding"] == "beam search, 2 beams"
-    with pytest.raises(ConfigError, match="does not exist"):
-        evaluate_run(config("name=never"), "y")
     words = ["model.modalities=[speech]", "train.tasks={asr: 0, speech: 1}", "name=pre"]
     result = run_module.pretrain(config(*words), "x")["loss"]
     evaluate_run(config(*words), "y")
@@ -110,27 +103,17 @@ def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):
     assert (found.result, found.export) == (f"{caller}/new.json", None)
 
 
-def test_an_unfinished_run_is_not_taken_up_on_another_store(prepared):
-    run_module.train(config("name=one"), "x")
-    last = Path("build/runs/one/checkpoints/last.ckpt")
-    run_module.check_dataset(last, prepared)
-    with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
-        run_module.check_dataset(last, other_store(prepared))
-
-
-def other_store(dataset):
-    parts = {**dataset.info["fingerprint"], "codec": "another"}
-    return dataset.__class__(
-        dataset.folder,
-        {**dataset.info, "fingerprint": parts},
-        dataset.splits,
-        dataset.modalities,
-    )
+def with_parts(dataset, **parts: str):
+    """The dataset, of which other things are said to have gone into it."""
+    parts = {**dataset.info["fingerprint"], **parts}
+    return replace(dataset, info={**dataset.info, "fingerprint": parts})
 
 
 def test_a_run_is_not_evaluated_on_another_store(prepared, monkeypatch):
     run_module.train(config("name=one"), "x")
-    monkeypatch.setattr("zipper.evaluation.run.prepare", lambda cfg, clock, modalities: other_store(prepared))
+    monkeypatch.setattr(
+        "zipper.evaluation.run.prepare", lambda cfg, clock, modalities: with_parts(prepared, codec="another")
+    )
     with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
         evaluate_run(config("name=one"), "y")
 
@@ -144,27 +127,23 @@ def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, mon
     monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
     run_module.check_dataset(Path("x"), prepared)
     with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
-        run_module.check_dataset(Path("x"), other_store(prepared))
+        run_module.check_dataset(Path("x"), with_parts(prepared, codec="another"))
 
 
 def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared, monkeypatch):
     """Another CPU rounds its audio otherwise. Not for a training that goes on, and not of recordings."""
-
-    def with_parts(**parts):
-        statistics = {**prepared.info, "fingerprint": {**prepared.info["fingerprint"], **parts}}
-        return replace(prepared, info=statistics)
-
-    here, there = with_parts(corpus_folder="spoken-1"), with_parts(corpus_folder="spoken-1", audio="another")
+    here = with_parts(prepared, corpus_folder="spoken-1")
+    there = with_parts(here, audio="another")
     saved = {"hyper_parameters": {"statistics": measure_statistics(here).to_dict()}}
     monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
     run_module.check_dataset(Path("x"), there, allow_other_audio=True)
-    recorded = measure_statistics(with_parts(corpus_folder="librispeech")).to_dict()
-    for statistics, dataset, anew in (
-        (measure_statistics(here).to_dict(), there, False),
-        (measure_statistics(here).to_dict(), with_parts(corpus_folder="spoken-2", audio="another"), True),
-        (recorded, with_parts(corpus_folder="librispeech", audio="another"), True),
+    recorded = with_parts(prepared, corpus_folder="librispeech")
+    for before, dataset, anew in (
+        (here, there, False),
+        (here, with_parts(there, corpus_folder="spoken-2"), True),
+        (recorded, with_parts(recorded, audio="another"), True),
     ):
-        saved["hyper_parameters"]["statistics"] = statistics
+        saved["hyper_parameters"]["statistics"] = measure_statistics(before).to_dict()
         with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
             run_module.check_dataset(Path("x"), dataset, allow_other_audio=anew)
 
@@ -176,39 +155,33 @@ def test_a_tower_is_exported_and_zipped(prepared, monkeypatch):
     statistics = tower_info(Path("tower"))
     assert statistics["reads"] == prepared.info["fingerprint"]["codec"]
     assert statistics["trained_on"] == prepared.info["trained_on"]
-    settled = resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+
+    def zipped() -> RunConfig:
+        return resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+
+    def changed(**values: str) -> None:
+        Path("tower/tower.json").write_text(json.dumps({**statistics, **values}), encoding="utf-8")
+
+    settled = zipped()
     assert settled.model.towers["speech"].width == 24
-    with pytest.raises(ConfigError, match=r"width=48.*has width=24"):
-        with_shape_of(TowerConfig(width=48), Path("tower"))
     again = Tower(settled.model.towers["speech"])
     load_weights(again, Path("tower"))
-    assert torch.equal(
-        again.embedding.weight,
-        load_trained(Path("build/runs/pre/checkpoints/best.ckpt")).network.tower("speech").embedding.weight,
-    )
-    (Path("tower") / "tower.json").write_text(
-        json.dumps({**statistics, "trained_on": "test sentences"}), encoding="utf-8"
-    )
+    trained = load_trained(Path("build/runs/pre/checkpoints/best.ckpt")).network.tower("speech")
+    assert torch.equal(again.embedding.weight, trained.embedding.weight.half().float())
+    changed(trained_on="test sentences")
     with pytest.raises(DataError, match="trained on other sentences of the grammar"):
-        resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
-    first = sentences_hash(prepared.splits["train"]["text"][:3])
-    (Path("tower") / "tower.json").write_text(
-        json.dumps({**statistics, "trained_on": first}), encoding="utf-8"
-    )
+        zipped()
+    changed(trained_on=sentences_hash(prepared.splits["train"]["text"][:3]))
     monkeypatch.setattr("zipper.models.resolve.FIRST", 3)  # the store's dev and test are those of three, too
-    resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
-    statistics["reads"] = "another codec"
-    (Path("tower") / "tower.json").write_text(json.dumps(statistics), encoding="utf-8")
+    zipped()
+    changed(reads="another codec")
     with pytest.raises(DataError, match="was trained on 'another codec'"):
-        resolve(load_config(None, ["model.towers.speech.init=tower", "train.tasks.asr=1"]), prepared)
+        zipped()
     before = load_file("tower/tower.safetensors")
     old = {name.replace("to_qkv", "to_q"): weight for name, weight in before.items()}
     save_file(old, "tower/tower.safetensors")
     with pytest.raises(DataError, match=r"do not fit this version's towers .*to_qkv"):
         load_weights(again, Path("tower"))
-    (Path("tower") / "tower.safetensors").write_bytes(b"damaged")
-    with pytest.raises(DataError, match="hash differs"):
-        tower_info(Path("tower"))
 
 
 def test_the_shipped_assets_fit_each_other():
@@ -219,8 +192,3 @@ def test_the_shipped_assets_fit_each_other():
     assert speech["shape"]["codebooks"] == codec.codebooks
     assert text["reads"] == words.fingerprint
     assert text["shape"]["vocabulary"] == words.vocabulary
-
-
-def test_pretraining_takes_one_modality(prepared):
-    with pytest.raises(ConfigError, match="same single modality"):
-        run_module.pretrain(config("name=pre"), "x")

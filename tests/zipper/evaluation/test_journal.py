@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from broken_runs import Killed
 from conftest import JOINT, config
 from zipper.errors import ConfigError
 from zipper.evaluation.journal import Journal, read_pieces
@@ -14,10 +15,6 @@ from zipper.modalities.asr_scorer import AsrScorer
 from zipper.training import run as run_module
 
 pytestmark = pytest.mark.slow
-
-
-class Killed(BaseException):
-    pass
 
 
 def dies_at(monkeypatch, owner, name: str, times: int) -> list[int]:
@@ -69,19 +66,16 @@ def test_evaluations_cut_off_anywhere_give_the_same_files(listening, monkeypatch
         left = 12 - (times - 1) if name == "generate" else {3: 3, 10: 0}[times]
         assert batches == [left], (name, times)
         for task in ("asr", "tts"):
-            again = without_seconds(cfg.run_dir / f"{task}-test-{turn}.json")
-            assert again == without_seconds(cfg.run_dir / f"{task}-test.json")
-            assert (cfg.run_dir / f"{task}-test-{turn}.tsv").read_bytes() == (
-                cfg.run_dir / f"{task}-test.tsv"
-            ).read_bytes()
+            again, first = (cfg.run_dir / f"{task}-test{of}.json" for of in (f"-{turn}", ""))
+            assert without_seconds(again) == without_seconds(first)
+            assert again.with_suffix(".tsv").read_bytes() == first.with_suffix(".tsv").read_bytes()
     assert not list(cfg.run_dir.glob(".evaluating*"))
 
 
 def test_a_training_cut_off_in_its_evaluation_does_not_decode_again(listening, monkeypatch):
     with monkeypatch.context() as killing:
-        dies_at(
-            killing, AsrScorer, "transcribe_wave", 18
-        )  # of the first sampling, after 3 of dev and 12 recordings
+        # Of the first sampling, after 3 of dev and 12 recordings.
+        dies_at(killing, AsrScorer, "transcribe_wave", 18)
         with pytest.raises(Killed):
             run_module.train(config(*WORDS), "x")
     with monkeypatch.context() as watch:

@@ -1,11 +1,9 @@
 """Cached equals uncached, batched equals single."""
 
-import itertools
 import math
 import random
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import as_batch, interleaving, tiny_model, transcribe
 from slow import STATISTICS, prompts, slow_greedy
-from zipper.config import SamplingConfig, TowerConfig
+from zipper.config import RunConfig, SamplingConfig, TowerConfig
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.errors import ConfigError
@@ -21,8 +19,9 @@ from zipper.evaluation.task import mismatched_rows
 from zipper.generation.cache import KVCache
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, generate, prefill
 from zipper.generation.rows import generate_rows
-from zipper.modalities.delay import to_timesteps
-from zipper.modalities.layout import NOT_ENDED, TokenLayout
+from zipper.modalities.layout import TokenLayout
+from zipper.models.resolve import resolve
+from zipper.training.module import ZipperModule
 
 
 @given(
@@ -31,13 +30,16 @@ from zipper.modalities.layout import NOT_ENDED, TokenLayout
     layers=st.integers(4, 6),
     parts=st.integers(1, 8),
     multimodal=st.booleans(),
+    used=st.sampled_from([None, [("text", "speech")]]),
     seed=st.integers(0, 2**20),
 )
 @settings(max_examples=25)
 def test_cached_states_equal_uncached_ones_for_any_interleaving(
-    names, position, layers, parts, multimodal, seed
+    names, position, layers, parts, multimodal, used, seed
 ):
+    """And whatever directions are in use."""
     model = tiny_model(names, layers=layers, position=position)
+    model.used = used or model.used
     doc = interleaving(model, random.Random(seed), parts, multimodal)
     batch = as_batch(model, [doc])
     whole = model(batch)
@@ -53,21 +55,6 @@ def test_cached_states_equal_uncached_ones_for_any_interleaving(
             expected = whole[part.modality][:, start : start + len(piece)]
             torch.testing.assert_close(states, expected, rtol=0, atol=1e-10)
             done[part.modality] += len(piece)
-
-
-def test_directions_that_are_not_in_use_stay_out_of_the_cache_too():
-    model = tiny_model()
-    model.used = [("text", "speech")]
-    doc = interleaving(model, random.Random(7), 7)
-    batch = as_batch(model, [doc])
-    cache, whole, done = KVCache(model, batch.multimodal), model(batch), dict.fromkeys(model.names, 0)
-    for part in doc.segments:
-        valid = torch.ones(1, len(part.tokens), dtype=torch.bool)
-        start, done[part.modality] = done[part.modality], done[part.modality] + len(part.tokens)
-        states = cache.extend(part.modality, part.tokens[None], valid)
-        torch.testing.assert_close(
-            states, whole[part.modality][:, start : done[part.modality]], rtol=0, atol=1e-10
-        )
 
 
 ORDERS = [["text"], ["speech"], ["text", "speech"], ["speech", "text", "speech"]]
@@ -91,17 +78,6 @@ def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts
             read = Document(doc.id, [hop], doc.multimodal)
             assert torch.equal(one.tokens, slow_greedy(model, read, one.modality, cap))
             hop = Segment(one.modality, one.tokens, one.tokens >= 0, 1.0)
-
-
-def test_every_hop_of_a_chain_is_what_its_pair_alone_gives():
-    """A chain is as good as its pairs: what a segment leads to does not depend on what came before it."""
-    model = tiny_model()
-    (doc,) = alternating(model, 1, "speech", 1)
-    (chain,) = generate(model, [doc], ["text", "speech", "text"], STATISTICS)
-    for before, after in itertools.pairwise([None, *chain]):
-        source = doc if before is None else Document(doc.id, [before.as_prompt()], True)
-        ((pair,),) = generate(model, [source], [after.modality], STATISTICS)
-        assert torch.equal(pair.tokens, after.tokens)
 
 
 def alternating(model, count, last, parts):
@@ -139,16 +115,10 @@ def test_the_reason_of_every_stop_is_told():
     weight.data[speech.eos, 0] = -5.0 * sign
     model.tower("speech").norm.weight.data.zero_()
     weight.data[0] = 0.0
-    capped = stop(STATISTICS)
-    assert (capped.finish_reason, capped.content.shape[1]) == (
-        "cap",
-        STATISTICS.cap("speech", "text", len(doc.segments[-1].tokens) - 2),
-    )
-    looped = stop(
-        replace(
-            STATISTICS, longest={**STATISTICS.longest, "speech": 90}, ratio={}, repeats={"speech": [2, 2]}
-        )
-    )
+    capped, cap = stop(STATISTICS), STATISTICS.cap("speech", "text", len(doc.segments[-1].tokens) - 2)
+    assert (capped.finish_reason, capped.content.shape[1]) == ("cap", cap)
+    long = {**STATISTICS.longest, "speech": 90}
+    looped = stop(replace(STATISTICS, longest=long, ratio={}, repeats={"speech": [2, 2]}))
     assert looped.finish_reason == "loop"
     assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
@@ -196,45 +166,16 @@ def test_what_cannot_be_written_is_refused():
         generate(model, [Document("x", [], True)], ["text"], STATISTICS)
 
 
-@pytest.mark.parametrize("pattern", ["delay", "parallel"])
-def test_the_alphabet_makes_what_a_pattern_undoes(pattern):
-    tower = TowerConfig(vocabulary=9, codebooks=3, specials=[6, 7, 8], pattern=pattern)
-    layout = TokenLayout.of(tower)
-    draw = torch.Generator().manual_seed(0)
-    for frames in range(5):
-        ended, timesteps = np.array([NOT_ENDED]), [torch.full((3,), layout.bos)]
-        while len(timesteps) <= layout.last_timestep(ended)[0]:
-            (kinds,) = layout.kinds(len(timesteps), ended, np.array([len(timesteps) == frames + 1]))
-            legal = layout.allowed()[kinds]
-            if len(timesteps) <= frames:
-                legal[0, layout.eos] = False
-            drawn = torch.multinomial(legal.double(), 1, generator=draw)[:, 0]
-            timesteps.append(layout.with_fillers(drawn[None])[0])
-            if timesteps[-1][0] == layout.eos:
-                ended = np.array([len(timesteps) - 1])
-        content = layout.content(torch.stack(timesteps))
-        assert content.shape == (3, frames)
-        if frames:
-            assert torch.equal(to_timesteps(content, 6, pattern), torch.stack(timesteps))
-
-
 def test_a_layout_without_the_tokens_that_end_it_is_refused():
     with pytest.raises(ConfigError, match=r"specials=\[0, 1\] with codebooks=3: give the ids of BOS"):
         TokenLayout.of(TowerConfig(vocabulary=9, codebooks=3))
 
 
-def test_recognition_does_not_depend_on_the_batch(dataset):
-    model = tiny_model_for(dataset)
-    rows = [dataset.splits["test"][i] for i in range(6)]
-    statistics = measure_statistics(dataset)
+def test_recognition_and_speech_do_not_depend_on_the_batch(dataset):
+    model, statistics = tiny_model_for(dataset), measure_statistics(dataset)
+    rows, how = [dataset.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
     one, some, all_of_them = (transcribe(model, dataset, statistics, rows, batch) for batch in (1, 4, 6))
     assert one == some == all_of_them
-
-
-def test_speaking_does_not_depend_on_the_batch(dataset):
-    model = tiny_model_for(dataset)
-    rows, how = [dataset.splits["test"][i] for i in range(6)], {"speech": SamplingConfig(1.0, top_k=8)}
-    statistics = measure_statistics(dataset)
     one, some = (
         generate_rows(model, dataset, statistics, rows, ("text", "speech"), batch, how, seed=2)
         for batch in (1, 4)
@@ -243,10 +184,6 @@ def test_speaking_does_not_depend_on_the_batch(dataset):
 
 
 def tiny_model_for(dataset):
-    from zipper.config import RunConfig, TowerConfig
-    from zipper.models.resolve import resolve
-    from zipper.training.module import ZipperModule
-
     cfg = RunConfig()
     cfg.train.tasks = {"asr": 1.0, "tts": 1.0}
     cfg.model.towers = {

@@ -109,9 +109,8 @@ def searched(model, given: list[Document], caps: list[int], beams: int) -> list[
 def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
     """Log probability a token, of the text and its end; an end that the cap forces costs nothing."""
     tokens = torch.tensor([0, *ids, 1])[:, None]
-    batch = as_batch(
-        model, [Document(doc.id, [*doc.segments, Segment("text", tokens, tokens > 0, 1.0)], True)]
-    )
+    text = Segment("text", tokens, tokens > 0, 1.0)
+    batch = as_batch(model, [Document(doc.id, [*doc.segments, text], True)])
     count = int(batch.streams["text"].valid.sum())
     logits = model.tower("text").logits(model(batch)["text"][0, count - len(tokens) : count - 1])[:, 0]
     logits[:, 0] = float("-inf")
@@ -129,9 +128,8 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
     plain = generate(model, given, ["speech", "text"], STATISTICS)
     how = {"speech": SamplingConfig(compile=True), "text": SamplingConfig(compile=True)}
     fast = generate(model, given, ["speech", "text"], STATISTICS, how)
-    assert [[s.tokens.tolist() for s in one] for one in fast] == [
-        [s.tokens.tolist() for s in one] for one in plain
-    ]
+    written, expected = ([[s.tokens.tolist() for s in one] for one in several] for several in (fast, plain))
+    assert written == expected
     assert 0 < counter.frame_count <= 4  # text and speech, and not every column anew
 
 

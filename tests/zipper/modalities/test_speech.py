@@ -30,13 +30,10 @@ from zipper.training import run as run_module
 
 
 def gold(dataset, rows) -> list[GenerationOutput]:
-    timesteps = [
-        to_timesteps(dataset.modalities["speech"].content(row), dataset.modalities["speech"].layout.codes)
-        for row in rows
-    ]
+    speech = dataset.modalities["speech"]
+    contents = [speech.content(row) for row in rows]
     return [
-        GenerationOutput("speech", c, dataset.modalities["speech"].content(row), "end")
-        for c, row in zip(timesteps, rows, strict=True)
+        GenerationOutput("speech", to_timesteps(one, speech.layout.codes), one, "end") for one in contents
     ]
 
 
@@ -96,13 +93,8 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
 
 def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", "")
-    words = [
-        "decode.speech.temperature=1.0",
-        "evaluate.samplings=2",
-        "evaluate.listened=2",
-        "log.wandb=offline",
-    ]
-    cfg = config(*JOINT, "result=results/joint.json", "export=shipped", *words)
+    words = [*JOINT, "result=results/joint.json", "export=shipped", "decode.speech.temperature=1.0"]
+    cfg = config(*words, "evaluate.samplings=2", "evaluate.listened=2", "log.wandb=offline")
     results = run_module.train(cfg, "x")
     assert set(results) == {"asr", "tts"}
     tts = results["tts"]
@@ -132,9 +124,10 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     assert "those stay empty" not in told
     assert "no W&B key" in told
     (mirror,) = (cfg.run_dir / "wandb").glob("offline-run-*")
-    tables = {
-        path.parent.name + "/" + path.name.split("_")[0] for path in mirror.glob("files/media/table/*/*.json")
-    }
+    drawn = mirror.glob("files/media/table/*/*.json")
+    tables = {f"{path.parent.name}/{path.name.split('_')[0]}" for path in drawn}
+    assert [*mirror.glob("*.wandb")]
+    assert {path.parent.name for path in mirror.glob("files/media/images/**/*.png")} >= {"figures"}
     assert tables == {f"{split}/{what}" for split in ("dev", "test") for what in ("recognised", "spoken")}
     staged = [path for path in (cfg.run_dir / "wandb" / "artifacts").rglob("*") if path.is_file()]
     kinds = {path.read_bytes()[:4] for path in staged}
@@ -173,11 +166,8 @@ def test_facts_are_those_of_the_training_split_and_cap_what_is_written(prepared)
     frames = [len(row["codes"]) // 3 for row in rows]
     ratio = max(f / len(row["ids"]) for f, row in zip(frames, rows, strict=True))
     assert statistics.cap("speech", "text", 4) == math.ceil(1.5 * ratio * 4) + 1
-    assert (
-        statistics.cap("speech", None, 0)
-        == statistics.cap("speech", "speech", 9)
-        == math.ceil(1.5 * max(frames))
-    )
+    longest = math.ceil(1.5 * max(frames))
+    assert statistics.cap("speech", None, 0) == statistics.cap("speech", "speech", 9) == longest
     assert DatasetStatistics(**json.loads(json.dumps(statistics.to_dict()))) == statistics
     seconds = statistics.seconds["text"]
     assert len(seconds) == prepared.modalities["text"].tokenizer.vocabulary
@@ -192,9 +182,8 @@ def test_a_run_on_a_share_of_the_data_knows_nothing_of_the_rest(prepared):
     assert measure_statistics(prepared, 5) == measure_statistics(few)
     assert measure_statistics(prepared, 5).seconds != measure_statistics(prepared).seconds
     module = run_module.ZipperModule.of(resolve(config(), prepared), measure_statistics(prepared, 5))
-    assert module.model.get_buffer("seconds_text").tolist() == pytest.approx(
-        measure_statistics(few).seconds["text"]
-    )
+    seconds = measure_statistics(few).seconds["text"]
+    assert module.model.get_buffer("seconds_text").tolist() == pytest.approx(seconds)
 
 
 def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, monkeypatch):

@@ -80,11 +80,12 @@ def test_zip_equals_a_slow_loop(position):
 def test_a_token_with_nothing_before_it_is_untouched_bit_for_bit():
     block, x, source, time_q, time_k, mask = make("rotary")
     blind = ~mask.any(-1)
-    assert blind.any()
-    assert not blind.all()
+    assert 0 < blind.sum() < blind.numel()
     out = x + block(x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), mask)
     assert torch.equal(out[blind], x[blind])
     assert (out[~blind] != x[~blind]).any(-1).all()
+    out.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in block.parameters() if p.grad is not None)
 
 
 def test_closed_gates_change_nothing_and_still_learn():
@@ -97,30 +98,6 @@ def test_closed_gates_change_nothing_and_still_learn():
     out.sum().backward()
     assert block.attention_gate.grad.abs() > 0
     assert block.feed_forward_gate.grad.abs() > 0
-
-
-def test_gradient_reaches_exactly_the_tokens_that_may_be_seen():
-    block, x, source, time_q, time_k, mask = make("rotary")
-    source.requires_grad_()
-    for t in range(x.shape[1]):
-        (grad,) = torch.autograd.grad(
-            block(x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), mask)[
-                0, t
-            ].sum(),
-            source,
-        )
-        assert torch.equal(grad[0].abs().sum(-1) > 0, mask[0, t])
-        assert grad[1].abs().sum() == 0
-
-
-def test_blind_batches_give_no_nan():
-    block, x, source, time_q, time_k, mask = make("rotary")
-    out = block(
-        x, TimePositions(time_q), block.project_source(source, TimePositions(time_k)), torch.zeros_like(mask)
-    )
-    out.sum().backward()
-    assert torch.equal(out, torch.zeros_like(out))
-    assert all(torch.isfinite(p.grad).all() for p in block.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary"])
