@@ -30,6 +30,9 @@ from zipper.training.module import ZipperModule
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_drawn")]
 
 
+SINGLE = ["model.kind=single_decoder", "model.towers.speech={width: 16, dropout: 0.2}"]
+
+
 @pytest.mark.parametrize(
     ("words", "dies"),
     [
@@ -39,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_drawn")]
         (["train.accumulate=2", "train.workers=2"], [4]),
         (["model.towers.speech.lora=2", "train.patience=9", "evaluate.dev_utterances=2"], [5]),
         ([*JOINT, "train.hide=0.3"], [2, 5]),
-        ([*JOINT, "model.kind=single_decoder", "model.towers.speech.width=16", "train.hide=0.3"], [5]),
+        ([*JOINT, *SINGLE, "train.hide=0.3"], [5]),
         (["train.optimiser=adafactor", "train.codebook_weights=[2,1,1]", "train.tasks={tts: 1}"], [5]),
     ],
     ids=["plain", "accumulate", "workers", "both", "lora", "mixture", "single decoder", "adafactor"],
@@ -47,9 +50,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_drawn")]
 def test_a_resumed_run_equals_an_unbroken_one(listening, monkeypatch, words, dies):
     """Killed in the middle of steps, on the way from one checkpoint to the next."""
     words = [
-        *words, "train.validate_every=4", "train.steps=8", "train.save_every=1", "train.warmup=5",
+        "train.validate_every=4", "train.steps=8", "train.save_every=1", "train.warmup=5",
         "model.towers.text.dropout=0.2", "model.towers.speech.dropout=0.1", "evaluate.dev_spoken=2",
-        "evaluate.shuffled=false",
+        "evaluate.shuffled=false", *words,
     ]  # fmt: skip
     run_module.train(config(*words, "name=unbroken"), "x")
     for step in dies:
