@@ -3,33 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from zipper.config.fields import check_positive, setting, task_name
-from zipper.errors import ConfigError
+from zipper.config.fields import Section, setting, task_name
 
 
 @dataclass
-class SamplingConfig:
-    temperature: float = setting(0.0, "sampling temperature; 0: greedy decoding")
-    top_k: int | None = setting(None, "sample from the k most likely tokens; none: all")
-    top_p: float = setting(1.0, "sample from the most likely tokens with this total probability")
-    beams: int = setting(1, "beams of beam search, for modalities of one codebook; 1: no beam search")
+class SamplingConfig(Section):
+    KEY = "decode.NAME"
+
+    temperature: float = setting(0.0, "sampling temperature; 0: greedy decoding", at_least=0)
+    top_k: int | None = setting(None, "sample from the k most likely tokens; none: all", at_least=1)
+    top_p: float = setting(
+        1.0, "sample from the most likely tokens with this total probability", above=0, at_most=1
+    )
+    beams: int = setting(
+        1, "beams of beam search, for modalities of one codebook; 1: no beam search", at_least=1
+    )
     compile: bool = setting(
         False, "torch.compile the decoding step: takes a minute or more once; for GPUs and many sentences"
     )
-
-    def check(self, modality: str) -> None:
-        """Raises ConfigError on a value out of range. modality: whose settings they are."""
-        check_positive(self, f"decode.{modality}", "beams")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
-            raise ConfigError(
-                f"decode.{modality}: temperature={self.temperature} must be 0 or more, "
-                f"top_k={self.top_k} at least 1, top_p={self.top_p} more than 0 and at most 1."
-            )
-        if self.beams > 1 and self.temperature > 0:
-            raise ConfigError(
-                f"decode.{modality}: beams={self.beams} with temperature={self.temperature}: beam search "
-                "does not sample. Set one of the two."
-            )
 
     def describe(self) -> str:
         """Description of the decoding method for a result file."""
@@ -41,7 +32,9 @@ class SamplingConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Section):
+    KEY = "evaluate"
+
     split: Literal["train", "dev", "test"] = setting("test", "split to evaluate on")
     tasks: list[str] = setting(
         [], "tasks that are validated and evaluated, such as asr or tts; none: all trained tasks"
@@ -50,28 +43,30 @@ class EvaluateConfig:
         [], "chains to evaluate, such as speech>text>speech: the first modality is the prompt, the others "
         "are generated in order, and the last is scored"
     )  # fmt: skip
-    batch: int = setting(100, "utterances decoded in one batch")
+    batch: int = setting(100, "utterances decoded in one batch", at_least=1)
     checkpoint: Literal["best", "last"] = setting("best", "best: checkpoint with the lowest dev WER")
-    dev_utterances: int = setting(300, "utterances transcribed at each validation")
-    dev_spoken: int = setting(60, "sentences synthesized and scored by ASR at each validation")
+    dev_utterances: int = setting(300, "utterances transcribed at each validation", at_least=1)
+    dev_spoken: int = setting(60, "sentences synthesized and scored by ASR at each validation", at_least=1)
     spoken: int | None = setting(
-        None, "number of sentences of the split to synthesize and score, from the first; none: all"
+        None,
+        "number of sentences of the split to synthesize and score, from the first; none: all",
+        at_least=1,
     )
-    samplings: int = setting(1, "syntheses of every test sentence, with consecutive seeds")
+    samplings: int = setting(1, "syntheses of every test sentence, with consecutive seeds", at_least=1)
     listened: int = setting(8, "synthesized sentences saved as wav and png, and logged to W&B")
     shuffled: bool = setting(
         True, "mismatched-audio control: decode again with another utterance's audio for each sentence"
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.tasks = [task_name(task) for task in self.tasks]
-        check_positive(self, "evaluate", "batch", "dev_utterances", "dev_spoken", "samplings")
-        if self.spoken is not None and self.spoken < 1:
-            raise ConfigError(f"evaluate.spoken={self.spoken} must be at least 1, or none.")
 
 
 @dataclass
-class JudgeConfig:
+class JudgeConfig(Section):
+    KEY = "judge"
+
     kind: Literal["whisper", "wav2vec2"] = setting(
         "whisper", "ASR scorer: faster-whisper, or torchaudio's WAV2VEC2_ASR_BASE_960H (downloaded once)"
     )

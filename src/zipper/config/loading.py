@@ -17,12 +17,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from zipper.config.fields import check_settings
 from zipper.config.schema import RunConfig
 from zipper.config.yaml_types import load_typed, read_override, type_at
 from zipper.errors import ConfigError, DataError
 
-LARGEST = 3.4e38  # largest float32
-LONGEST = 255  # bytes of a file name
 ROOT = Path(__file__).resolve().parents[1]  # package folder, with the shipped models and default configs
 
 
@@ -31,18 +30,26 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises ConfigError that names the key, with a suggestion if a known key is similar.
     """
-    layers: list[Any] = [OmegaConf.structured(RunConfig)]
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{path}: no such config. Available: {_names(ROOT / 'configs')}.")
+    base = {} if path is None else _read(path)
+    return _merged(base, overrides, f"{path or 'the defaults'}{', ' if overrides else ''}")
+
+
+def with_overrides(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Copy of a config with overrides. Raises ConfigError as `load_config`."""
+    return _merged(to_dict(cfg), overrides)
+
+
+def _merged(base: Any, overrides: Sequence[str], source: str = "") -> RunConfig:
+    """Checked config of the defaults, `base` and overrides. source: where `base` is from, for errors."""
     try:
-        if path is not None:
-            if not path.is_file():
-                raise ConfigError(f"{path}: no such config. Available: {_names(ROOT / 'configs')}.")
-            layers.append(_read(path))
-        merged = OmegaConf.merge(*layers, *_layers(overrides))
-        cfg = cast(RunConfig, OmegaConf.to_object(merged))
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), base, *_layers(overrides))
+        values = OmegaConf.to_container(merged, throw_on_missing=True)
+        check_settings(RunConfig, cast(dict[str, Any], values))  # knows the names of the towers
+        return cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
-        raise ConfigError(str(error).splitlines()[0] + _where(path, overrides)) from error
-    _check_values(cfg)
-    return cfg
+        raise ConfigError(f"{str(error).splitlines()[0]} (in {source}{' '.join(overrides)})") from error
 
 
 def _layers(overrides: Sequence[str]) -> list[Any]:
@@ -123,17 +130,6 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def with_overrides(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Copy of a config with overrides. Raises ConfigError as `load_config`."""
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), to_dict(cfg), *_layers(overrides))
-        cfg = cast(RunConfig, OmegaConf.to_object(merged))
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
-        raise ConfigError(str(error).splitlines()[0] + f" (in {' '.join(overrides)})") from error
-    _check_values(cfg)
-    return cfg
-
-
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
     """Config as plain dicts, lists and numbers, which torch.load(weights_only=True) accepts."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg)))
@@ -159,7 +155,7 @@ def save_config(cfg: RunConfig, path: Path) -> None:
 
 
 def describe(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yields (key, default, help text) of every setting."""
+    """Yields (key, default, help text with the range) of every setting."""
     for f in fields(cls):
         default = f.default_factory() if callable(f.default_factory) else f.default
         if is_dataclass(default):
@@ -168,25 +164,14 @@ def describe(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str,
             yield from describe(get_args(f.type)[-1], f"{prefix}{f.name}.NAME.")
         else:
             shown = list(default) if isinstance(default, tuple) else default
-            yield f"{prefix}{f.name}", "none" if shown is None else str(shown), f.metadata["help"]
+            limits = f"{f.metadata['limits']}"
+            text = "; ".join(filter(None, [f.metadata["help"], limits]))
+            yield f"{prefix}{f.name}", "none" if shown is None else str(shown), text
 
 
 def asset(path: str | os.PathLike[str]) -> Path:
     """Path of a shipped file: the given path if it exists, else relative to the package folder."""
     return Path(path) if Path(path).exists() or Path(path).is_absolute() else ROOT / path
-
-
-def _check_values(cfg: RunConfig) -> None:
-    for key, value in flat(to_dict(cfg)).items():
-        if isinstance(value, str):
-            longest = max(value.split("/"), key=len)
-            if "\0" in value or len(os.fsencode(longest)) > LONGEST:
-                raise ConfigError(
-                    f"{key}={value[:60]!r} is not a path: a name in it is too long, or contains a NUL."
-                )
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, float) and not abs(number) <= LARGEST:
-                raise ConfigError(f"{key}={value} is not a finite number in float32. Give one.")
 
 
 def _section_file(key: str, value: str) -> Path:
@@ -200,10 +185,6 @@ def _section_file(key: str, value: str) -> Path:
 
 def _names(folder: Path) -> str:
     return ", ".join(sorted(f.stem for f in folder.glob("*.yaml"))) or "none"
-
-
-def _where(path: Path | None, overrides: Sequence[str]) -> str:
-    return f" (in {path or 'the defaults'}{', ' + ' '.join(overrides) if overrides else ''})"
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,82 +1,91 @@
 """Settings of towers and zips."""
 
-import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from zipper.config.fields import check_positive, check_range, section, setting
+from zipper.config.fields import Section, section, setting, suggestion
 from zipper.errors import ConfigError
 
 
 @dataclass
-class TowerConfig:
-    layers: int = setting(6, "transformer layers")
-    width: int = setting(128, "width of the residual stream")
-    heads: int = setting(4, "query heads")
-    kv_heads: int = setting(4, "key and value heads (GQA); divides heads")
-    hidden: int = setting(384, "hidden width of the SwiGLU feed-forward")
-    head_size: int = setting(0, "size of a head; 0: width / heads")
-    rope_base: float = setting(10_000.0, "base of the rotary position embedding")
+class TowerConfig(Section):
+    KEY = "model.towers.NAME"
+
+    layers: int = setting(6, "transformer layers", at_least=1)
+    width: int = setting(128, "width of the residual stream", at_least=1)
+    heads: int = setting(4, "query heads", at_least=1)
+    kv_heads: int = setting(4, "key and value heads (GQA); divides heads", at_least=1)
+    hidden: int = setting(384, "hidden width of the SwiGLU feed-forward", at_least=1)
+    head_size: int = setting(0, "size of a head; 0: width / heads", at_least=0, at_most=2**31)
+    rope_base: float = setting(10_000.0, "base of the rotary position embedding", at_least=1, at_most=1e30)
     rope_scaling: list[float] = setting(
         [],
         "one number: linear; four: Llama 3 (factor, low and high frequency factor, context length); []: none",
+        at_least=1e-6,
+        at_most=1e9,
     )
     qkv_bias: bool = setting(False, "bias of queries, keys and values (Qwen2)")
     qk_norm: bool = setting(False, "RMSNorm on queries and keys (Qwen3)")
     tied: bool = setting(True, "share the weights of embedding and output head")
-    norm_eps: float = setting(1e-6, "epsilon of RMSNorm")
-    vocabulary: int = setting(0, "vocabulary size of one codebook; 0: from the encoded dataset")
-    codebooks: int = setting(0, "codebooks (tokens per timestep; text has 1); 0: from the encoded dataset")
+    norm_eps: float = setting(1e-6, "epsilon of RMSNorm", at_least=0, at_most=1)
+    vocabulary: int = setting(
+        0, "vocabulary size of one codebook; 0: from the encoded dataset", at_least=0, at_most=2**31
+    )
+    codebooks: int = setting(
+        0,
+        "codebooks (tokens per timestep; text has 1); 0: from the encoded dataset",
+        at_least=0,
+        at_most=2**31,
+    )
     pattern: Literal["delay", "parallel"] = setting("delay", "codebook pattern; set from the modality")
     specials: list[int] = setting(
-        [0, 1], "ids of BOS, EOS and, with codebooks, filler; set from the modality"
+        [0, 1],
+        "ids of BOS, EOS and, with codebooks, filler; set from the modality",
+        at_least=0,
+        at_most=2**31,
     )
-    dropout: float = setting(0.0, "dropout after attention and feed-forward")
+    dropout: float = setting(0.0, "dropout after attention and feed-forward", at_least=0, below=1)
     init: str | None = setting(
         None, "folder of a pre-trained tower, which also sets its shape; none: random weights"
     )
     frozen: bool = setting(False, "do not train the weights of the tower")
-    lora: int = setting(0, "rank of LoRA, which is trained in place of the tower's weights; 0: no LoRA")
-    interval: int = setting(2, "layers between zips")
+    lora: int = setting(
+        0, "rank of LoRA, which is trained in place of the tower's weights; 0: no LoRA", at_least=0
+    )
+    interval: int = setting(2, "layers between zips", at_least=1)
     input_projection: Literal["residual", "paper", "none"] = setting(
         "residual", "residual: x + gate * MLP(x); paper: ReLU(MLP(x)); none"
     )
 
     def __post_init__(self) -> None:
-        check_positive(self, "model.towers.NAME", "layers", "width", "hidden")
-        check_range(self, "model.towers.NAME", 0, 2**31, "head_size", "vocabulary", "codebooks", "specials")
-        check_range(self, "model.towers.NAME", 1, 1e30, "rope_base")
-        check_range(self, "model.towers.NAME", 1e-6, 1e9, "rope_scaling")
-        check_range(self, "model.towers.NAME", 0, 1, "norm_eps")
-        if self.heads < 1 or (not self.head_size and self.width % self.heads):
+        super().__post_init__()
+        if not self.head_size and self.width % self.heads:
             raise ConfigError(f"heads={self.heads} does not divide width={self.width}. Choose a divisor.")
         if self.size % 2:
             raise ConfigError(
                 f"width={self.width} / heads={self.heads} (or head_size={self.head_size}) is odd; rotary "
                 "positions need an even head size."
             )
-        if len(self.rope_scaling) not in (0, 1, 4) or not all(value > 0 for value in self.rope_scaling):
+        if len(self.rope_scaling) not in (0, 1, 4):
             raise ConfigError(
                 f"rope_scaling={self.rope_scaling}: give a factor, or Llama 3's factor, low and high "
-                "frequency factor and tokens, all more than 0; or nothing."
+                "frequency factor and tokens; or nothing."
             )
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
+        if self.heads % self.kv_heads:
             raise ConfigError(
                 f"kv_heads={self.kv_heads} does not divide heads={self.heads}. Choose a divisor."
             )
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout={self.dropout} must be at least 0 and less than 1.")
-        if self.lora < 0 or (self.lora and self.frozen):
+        if self.lora and self.frozen:
             raise ConfigError(
                 f"lora={self.lora} with frozen={self.frozen}: a tower is frozen, or LoRA learns beside it, "
-                "or all of it learns. Give one of the two, and a rank of at least 0."
+                "or all of it learns. Give one of the two."
             )
-        if self.init is None or self.interval < 1:  # otherwise the folder sets the number of layers
+        if self.init is None:  # otherwise the folder sets the number of layers
             self.check_interval()
 
     def check_interval(self) -> None:
         """Raises ConfigError if the tower would have no zip."""
-        if self.interval < 1 or self.interval > self.layers:
+        if self.interval > self.layers:
             raise ConfigError(
                 f"interval={self.interval} leaves no zip in a tower of layers={self.layers}. Choose 1 to "
                 f"{self.layers}."
@@ -89,32 +98,35 @@ class TowerConfig:
 
 
 @dataclass
-class ZipConfig:
-    heads: int = setting(4, "heads of the cross-attention; a divisor of each tower's width")
+class ZipConfig(Section):
+    KEY = "model.zip"
+
+    heads: int = setting(4, "heads of the cross-attention; a divisor of each tower's width", at_least=1)
     projection_depth: int = setting(
-        1, "layers of the projection g (paper 3.1: linear; 4.1: 3-layer MLP); 1 measured best"
+        1, "layers of the projection g (paper 3.1: linear; 4.1: 3-layer MLP); 1 measured best", at_least=1
     )
     position: Literal["none", "sinusoidal", "rotary"] = setting(
         "rotary", "position encoding of the cross-attention"
     )
     gate_init: float = setting(
-        0.5, "initial a and b of the gates tanh(a), tanh(b); 0: closed, so each tower starts unchanged"
+        0.5,
+        "initial a and b of the gates tanh(a), tanh(b); 0: closed, so each tower starts unchanged",
+        at_least=-1000,
+        at_most=1000,
     )
     feed_forward: int = setting(
-        4, "hidden width of the zip's feed-forward, as a multiple of the tower's width"
+        4, "hidden width of the zip's feed-forward, as a multiple of the tower's width", at_least=1
     )
     diagonal: float = setting(
-        1.0, "initial bias of rotary queries and keys, which starts the attention on the time diagonal"
+        1.0,
+        "initial bias of rotary queries and keys, which starts the attention on the time diagonal",
+        at_least=-1000,
+        at_most=1000,
     )
-
     whiten: bool = setting(False, "initialise each g to whiten its input states; for pre-trained towers")
     rescale: bool = setting(
         False, "initialise each zip to the scale of the states that it is added to; for large language models"
     )
-
-    def __post_init__(self) -> None:
-        check_positive(self, "model.zip", "heads", "projection_depth", "feed_forward")
-        check_range(self, "model.zip", -1000, 1000, "gate_init", "diagonal")
 
 
 DEFAULT_MODALITIES = ("text", "speech")
@@ -125,7 +137,9 @@ def _default_towers() -> dict[str, TowerConfig]:
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
+    KEY = "model"
+
     kind: Literal["zipper", "single_decoder"] = setting(
         "zipper",
         "zipper, or the paper's baseline: the first modality's tower with the vocabulary of all modalities",
@@ -138,13 +152,13 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         declared = {*self.modalities, *DEFAULT_MODALITIES}
         for name in self.towers:
             if name not in declared:
-                close = difflib.get_close_matches(name, sorted(declared), 1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
                 raise ConfigError(
-                    f"model.towers.{name}: no such modality; model.modalities={self.modalities}.{hint}"
+                    f"model.towers.{name}: no such modality; model.modalities={self.modalities}."
+                    f"{suggestion(name, declared)}"
                 )
         if missing := [name for name in self.modalities if name not in self.towers]:
             raise ConfigError(

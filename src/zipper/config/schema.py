@@ -1,6 +1,5 @@
 """Config dataclasses of data, codec, logging and a whole run, with checks of their values."""
 
-import difflib
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +7,13 @@ from typing import Literal
 
 from zipper.config.evaluation import EvaluateConfig, JudgeConfig, SamplingConfig
 from zipper.config.fields import (
+    NameLimits,
+    Section,
     check_modalities,
-    check_name,
-    check_positive,
-    check_range,
     modalities_of,
     section,
     setting,
+    suggestion,
     task_name,
 )
 from zipper.config.model import DEFAULT_MODALITIES, ModelConfig, TowerConfig, ZipConfig
@@ -37,11 +36,14 @@ __all__ = [
 ]
 
 
+NEEDED = "every split needs an utterance"
 CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
+    KEY = "data"
+
     corpus: str = setting(
         "spoken",
         "spoken: the synthetic corpus, read by a small TTS voice; librispeech, libritts, librilight "
@@ -57,39 +59,37 @@ class DataConfig:
     text_folder: str | None = setting(
         None, "folder of .txt files for the synthetic corpus; none: sentences of a grammar"
     )
-    train: int = setting(4000, "training utterances (spoken)")
-    dev: int = setting(300, "dev utterances (spoken; also held out from a corpus that has no splits)")
-    test: int = setting(400, "test utterances (likewise)")
-    rates: tuple[float, float] = setting((1.05, 1.3), "slowest and fastest speaking rate, sampled uniformly")
+    train: int = setting(4000, "training utterances (spoken)", at_least=1, hint=NEEDED)
+    dev: int = setting(
+        300,
+        "dev utterances (spoken; also held out from a corpus that has no splits)",
+        at_least=1,
+        hint=NEEDED,
+    )
+    test: int = setting(400, "test utterances (likewise)", at_least=1, hint=NEEDED)
+    rates: tuple[float, float] = setting(
+        (1.05, 1.3), "slowest and fastest speaking rate, sampled uniformly", at_least=0.5, at_most=2
+    )
     seed: int = setting(1, "seed of sentences, speaking rates and pitches")
     tokenizer: str | None = setting(
         None, "tokenizer.json of the text tower; none: train one on the training text"
     )
-    subwords: int = setting(640, "maximum vocabulary of a new tokenizer, including special tokens")
-    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed (seconds)")
+    subwords: int = setting(
+        640, "maximum vocabulary of a new tokenizer, including special tokens", at_least=1
+    )
+    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed (seconds)", above=0)
     only: int | None = setting(
-        None, "number of training utterances to use; smaller subsets are nested in larger ones"
+        None, "number of training utterances to use; smaller subsets are nested in larger ones", at_least=1
     )
 
     def __post_init__(self) -> None:
-        if min(self.train, self.dev, self.test) < 1:
-            raise ConfigError(
-                f"data.train={self.train}, data.dev={self.dev}, data.test={self.test}: every split needs an "
-                "utterance."
-            )
-        if not 0.5 <= self.rates[0] <= self.rates[1] <= 2.0:
-            raise ConfigError(
-                f"data.rates={list(self.rates)}: give the slowest and the fastest, in order, between 0.5 and "
-                "2.0."
-            )
-        check_positive(self, "data", "subwords")
-        if not self.max_seconds > 0:
-            raise ConfigError(f"data.max_seconds={self.max_seconds} would skip every utterance.")
+        super().__post_init__()
+        if self.rates[0] > self.rates[1]:
+            raise ConfigError(f"data.rates={list(self.rates)}: give the slowest and the fastest, in order.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
-            close = difflib.get_close_matches(unknown[0], CORPORA, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ConfigError(
-                f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {', '.join(CORPORA)}.{hint}"
+                f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {', '.join(CORPORA)}."
+                f"{suggestion(unknown[0], CORPORA)}"
             )
         if len(self.corpora) != len({*self.corpora}):
             raise ConfigError(f"data.corpus={self.corpus} names a corpus twice.")
@@ -101,9 +101,7 @@ class DataConfig:
                 f"data.tasks with data.corpus={self.corpus}: {strange[0]!r} is not in it. Name one of its "
                 "corpora."
             )
-        if self.only is not None and not 1 <= self.only <= (
-            self.train if self.corpora == ["spoken"] else self.only
-        ):
+        if self.corpora == ["spoken"] and (self.only or 0) > self.train:
             raise ConfigError(f"data.only={self.only} must lie between 1 and data.train={self.train}.")
 
     @property
@@ -113,7 +111,9 @@ class DataConfig:
 
 
 @dataclass
-class CodecConfig:
+class CodecConfig(Section):
+    KEY = "codec"
+
     name: Literal["embedded", "encodec_24khz", "mimi"] = setting(
         "embedded",
         "embedded: zipper-codec, the small EnCodec in assets/; encodec_24khz: the official one; or mimi",
@@ -125,24 +125,20 @@ class CodecConfig:
         None,
         "encodec_24khz: 1.5, 3, 6, 12 or 24; mimi: 0.1375 per codebook; embedded: none (see codebooks)",
     )
-    codebooks: int | None = setting(None, "codebooks to use of codec.name=embedded; none: all")
+    codebooks: int | None = setting(None, "codebooks to use of codec.name=embedded; none: all", at_least=1)
     pattern: Literal["delay", "parallel"] = setting(
         "delay", "delay: codebook q is shifted by q timesteps; parallel: all codebooks in one timestep"
     )
     batch_seconds: float = setting(
-        8.0, "seconds of audio in a batch of encoding; larger batches are slower on a CPU"
+        8.0, "seconds of audio in a batch of encoding; larger batches are slower on a CPU", above=0
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.codebooks is not None and self.name != "embedded":
             raise ConfigError(
                 f"codec.codebooks={self.codebooks} is for codec.name=embedded; the codebooks of {self.name} "
                 "follow from codec.bandwidth_kbps. Leave it out."
-            )
-        if not self.batch_seconds > 0 or (self.codebooks is not None and self.codebooks < 1):
-            raise ConfigError(
-                f"codec.batch_seconds={self.batch_seconds} must be more than 0, "
-                f"codec.codebooks={self.codebooks} at least 1, or none."
             )
         if self.name == "encodec_24khz" and self.bandwidth_kbps is None:
             raise ConfigError(
@@ -156,20 +152,20 @@ class CodecConfig:
 
 
 @dataclass
-class LogConfig:
-    wandb: Literal["offline", "online", "disabled"] = setting("offline", "online needs a key (wandb login)")
-    project: str = setting("zipper", "W&B project")
-    every: int = setting(20, "steps between logged metrics")
+class LogConfig(Section):
+    KEY = "log"
 
-    def __post_init__(self) -> None:
-        check_positive(self, "log", "every")
-        check_name("log.project", self.project, "/\\#?%:", 128)  # W&B's limits, checked before the run starts
+    wandb: Literal["offline", "online", "disabled"] = setting("offline", "online needs a key (wandb login)")
+    project: str = setting("zipper", "W&B project", name=NameLimits("/\\#?%:", 128))  # W&B's limits
+    every: int = setting(20, "steps between logged metrics", at_least=1)
 
 
 @dataclass
-class RunConfig:
-    name: str = setting("run", "name of the run, and of its folder in build/runs")
-    seed: int = setting(0, "seed of weights, dropout and data order")
+class RunConfig(Section):
+    name: str = setting(
+        "run", "name of the run, and of its folder in build/runs", name=NameLimits("/\\", 200)
+    )
+    seed: int = setting(0, "seed of weights, dropout and data order", at_least=0, at_most=2**32 - 1)
     build: str = setting("build", "folder of corpora, encoded datasets and runs")
     result: str | None = setting(None, "file for a copy of the result")
     export: str | None = setting(None, "folder to export the pre-trained tower or the model to")
@@ -187,12 +183,15 @@ class RunConfig:
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:
-        check_range(self, "", 0, 2**32 - 1, "seed")
-        check_name("name", self.name, "/\\", 200)  # the name is part of folder and file names
+        super().__post_init__()
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():
-            how.check(name)
+            if how.beams > 1 and how.temperature > 0:
+                raise ConfigError(
+                    f"decode.{name}: beams={how.beams} with temperature={how.temperature}: beam search does "
+                    "not sample. Set one of the two."
+                )
         if self.evaluate.samplings > 1 and all(how.temperature == 0 for how in self.decode.values()):
             raise ConfigError(
                 f"evaluate.samplings={self.evaluate.samplings}, but every decode.NAME.temperature=0 is "
