@@ -1,10 +1,8 @@
 """Grammar for the sentences of the synthetic corpus, with spelled-out numbers and names.
 
-A shape is a line of words and `{slots}`. A slot is sampled uniformly from its list, so the entropy of a shape
-is the sum of the logarithms of its slots' sizes (`bits`).
+A shape is a line of words and `{slots}`. A slot is sampled uniformly from its list.
 """
 
-import math
 import random
 import re
 from collections.abc import Iterator
@@ -12,172 +10,43 @@ from collections.abc import Iterator
 UNITS = ["two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
-SLOTS: dict[str, list[str]] = {
-    "name": [
-        "alice",
-        "peter",
-        "maria",
-        "george",
-        "helen",
-        "oliver",
-        "sophie",
-        "martin",
-        "laura",
-        "victor",
-        "emma",
-        "daniel",
-        "julia",
-        "simon",
-        "clara",
-        "thomas",
-    ],
-    "city": [
-        "london",
-        "paris",
-        "berlin",
-        "boston",
-        "chicago",
-        "madrid",
-        "dublin",
-        "vienna",
-        "lisbon",
-        "geneva",
-    ]
-    + ["toronto", "sydney", "moscow", "prague", "munich", "houston"],
-    "place": [
-        "kitchen",
-        "garden",
-        "harbor",
-        "station",
-        "library",
-        "market",
-        "castle",
-        "forest",
-        "bridge",
-        "museum",
-    ]
-    + ["village", "tower", "office", "bakery", "school", "theater"],
-    "near": ["in", "near", "behind", "beside", "outside", "opposite"],
-    "color": ["red", "blue", "green", "yellow", "white", "black", "purple", "orange", "silver", "golden"],
-    "adjective": [
-        "happy",
-        "tired",
-        "clever",
-        "hungry",
-        "quiet",
-        "angry",
-        "gentle",
-        "lonely",
-        "famous",
-        "lazy",
-        "brave",
-        "nervous",
-    ],
-    "animal": [
-        "horse",
-        "dog",
-        "rabbit",
-        "tiger",
-        "monkey",
-        "camel",
-        "donkey",
-        "parrot",
-        "turtle",
-        "spider",
-        "lizard",
-        "penguin",
-    ],
-    "animals": [
-        "horses",
-        "dogs",
-        "rabbits",
-        "tigers",
-        "monkeys",
-        "camels",
-        "donkeys",
-        "parrots",
-        "turtles",
-        "spiders",
-        "lizards",
-        "penguins",
-    ],
-    "thing": [
-        "lamp",
-        "bottle",
-        "basket",
-        "hammer",
-        "blanket",
-        "mirror",
-        "candle",
-        "wallet",
-        "ladder",
-        "guitar",
-    ]
-    + ["bucket", "pillow", "ticket", "letter", "button", "carpet"],
-    "things": [
-        "lamps",
-        "bottles",
-        "baskets",
-        "hammers",
-        "blankets",
-        "mirrors",
-        "candles",
-        "wallets",
-        "ladders",
-        "guitars",
-    ]
-    + ["buckets", "pillows", "tickets", "letters", "buttons", "carpets"],
-    "person": ["doctor", "teacher", "farmer", "lawyer", "singer", "soldier", "painter", "pilot"],
-    "relative": ["mother", "father", "sister", "brother", "uncle", "cousin"],
-    "did": [
-        "bought",
-        "sold",
-        "found",
-        "lost",
-        "carried",
-        "painted",
-        "borrowed",
-        "counted",
-        "wanted",
-        "dropped",
-    ],
-    "waited": ["slept", "waited", "danced", "laughed", "worked", "rested"],
-    "day": ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"],
-    "month": [
-        "january",
-        "february",
-        "march",
-        "april",
-        "june",
-        "july",
-        "august",
-        "september",
-        "october",
-        "november",
-        "december",
-    ],
-    "number": [
-        *UNITS,
-        "ten",
-        "eleven",
-        "twelve",
-        *TENS,
-        *(f"{ten} {unit}" for ten in TENS for unit in UNITS),
-    ],
-    "hour": [*UNITS, "ten", "eleven"],
-    "ordinal": [
-        "first",
-        "second",
-        "third",
-        "fourth",
-        "fifth",
-        "sixth",
-        "seventh",
-        "eighth",
-        "ninth",
-        "tenth",
-    ],
+WORDS = {
+    "name": (
+        "alice peter maria george helen oliver sophie martin laura victor emma daniel julia simon clara "
+        "thomas"
+    ),
+    "city": (
+        "london paris berlin boston chicago madrid dublin vienna lisbon geneva toronto sydney moscow "
+        "prague munich houston"
+    ),
+    "place": (
+        "kitchen garden harbor station library market castle forest bridge museum village tower office "
+        "bakery school theater"
+    ),
+    "near": "in near behind beside outside opposite",
+    "color": "red blue green yellow white black purple orange silver golden",
+    "adjective": "happy tired clever hungry quiet angry gentle lonely famous lazy brave nervous",
+    "animal": "horse dog rabbit tiger monkey camel donkey parrot turtle spider lizard penguin",
+    "animals": "horses dogs rabbits tigers monkeys camels donkeys parrots turtles spiders lizards penguins",
+    "thing": (
+        "lamp bottle basket hammer blanket mirror candle wallet ladder guitar bucket pillow ticket letter "
+        "button carpet"
+    ),
+    "things": (
+        "lamps bottles baskets hammers blankets mirrors candles wallets ladders guitars buckets pillows "
+        "tickets letters buttons carpets"
+    ),
+    "person": "doctor teacher farmer lawyer singer soldier painter pilot",
+    "relative": "mother father sister brother uncle cousin",
+    "did": "bought sold found lost carried painted borrowed counted wanted dropped",
+    "waited": "slept waited danced laughed worked rested",
+    "day": "monday tuesday wednesday thursday friday saturday sunday",
+    "month": "january february march april june july august september october november december",
+    "ordinal": "first second third fourth fifth sixth seventh eighth ninth tenth",
 }
+SLOTS = {slot: words.split() for slot, words in WORDS.items()}
+SLOTS["hour"] = [*UNITS, "ten", "eleven"]
+SLOTS["number"] = [*SLOTS["hour"], "twelve", *TENS, *(f"{ten} {unit}" for ten in TENS for unit in UNITS)]
 
 SHAPES = [
     "{name} {did} {number} {color} {things}",
@@ -193,19 +62,6 @@ SHAPES = [
     "the {person} {did} {number} {things} from {city}",
     "every {day} at {hour} {name} {waited} with the {adjective} {animal}",
 ]
-
-
-def bits(shape: str) -> float:
-    """Entropy of one shape, in bits."""
-    return sum(math.log2(len(SLOTS[slot])) for slot in re.findall(r"{(\w+)}", shape))
-
-
-def vocabulary() -> set[str]:
-    """All words of the grammar."""
-    words = " ".join(
-        [*(re.sub(r"{\w+}", " ", shape) for shape in SHAPES), *(w for ws in SLOTS.values() for w in ws)]
-    )
-    return set(words.split())
 
 
 def sentences(seed: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ audio, is listed too, so that preparation counts it as skipped.
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from zipper.corpora.utterance import Utterance, normal_text
@@ -46,8 +46,8 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
                 "name data.folder, or choose among data.splits."
             )
         for speaker, chapter, path in _folders(root / subset):
-            split = _split(f"{subset}/{speaker}/{chapter}", wanted)
-            if split is not None:
+            places = (f"{subset}/{speaker}/{chapter}", f"{subset}/{speaker}", subset)
+            if split := next((wanted[place] for place in places if place in wanted), None):
                 one = _chapter if corpus == "librispeech" else _tts_chapter
                 out += one(path, speaker, chapter, split, f"{corpus}/{subset}")
     return out
@@ -57,11 +57,10 @@ def _chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) ->
     """Utterances of a LibriSpeech chapter."""
     texts: dict[str, str] = {}
     listed = path / f"{speaker}-{chapter}.trans.txt"
-    if listed.is_file():
-        for line in _text(listed).split("\n"):
-            name, _, text = line.partition(" ")
-            if name:
-                texts[name] = text
+    for line in _text(listed).split("\n") if listed.is_file() else []:
+        name, _, text = line.partition(" ")
+        if name:
+            texts[name] = text
     recorded = {name[: -len(".flac")] for name in os.listdir(path) if name.endswith(".flac")}
     for name in sorted(recorded | texts.keys()):
         yield Utterance(
@@ -121,16 +120,16 @@ def _runs(info: Path, longest: float) -> Iterator[tuple[float, float]]:
         ) from error
     begun: tuple[float, float] | None = None
     for start, end in stretches:
-        if begun is not None and end - begun[0] <= longest:
+        if begun and end - begun[0] <= longest:
             begun = (begun[0], end)
             continue
-        if begun is not None:
+        if begun:
             yield begun
         while end - start > longest:
             yield (start, start + longest)
             start += longest
         begun = (start, end)
-    if begun is not None:
+    if begun:
         yield begun
 
 
@@ -148,12 +147,6 @@ def _folders(root: Path) -> Iterator[tuple[str, str, Path]]:
             yield speaker, chapter, root / speaker / chapter
 
 
-def _sorted(folder: Path) -> Iterable[str]:
+def _sorted(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir())
-
-
-def _split(place: str, wanted: dict[str, str]) -> str | None:
-    """Split of a SUBSET/SPEAKER/CHAPTER folder; None if no split wants it."""
-    steps = place.split("/")
-    return next((wanted[p] for n in (3, 2, 1) if (p := "/".join(steps[:n])) in wanted), None)

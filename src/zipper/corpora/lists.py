@@ -85,23 +85,32 @@ def read_text(folder: Path, dev: int, test: int, seed: int) -> list[Utterance]:
 
 
 def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    if zipped := sorted(folder.glob("*.txt.gz")):
-        for file in zipped:
-            try:
-                with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
-                    yield file.stem, [text for line in lines if (text := normal_text(line.strip()))]
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"{file} cannot be unpacked ({error}). Download it again.") from error
-        return
-    files = sorted(folder.glob("**/*.txt"))
-    if not files:
-        raise DataError(f"{folder} holds no .txt and no .txt.gz file. Name a folder of plain text (UTF-8).")
-    left_out = Counter[str]()
-    for file in files:
+    zipped = sorted(folder.glob("*.txt.gz"))
+    for file in zipped:
+        try:
+            with gzip.open(file, "rt", encoding="utf-8", errors="replace") as lines:
+                yield file.stem, [text for line in lines if (text := normal_text(line.strip()))]
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{file} cannot be unpacked ({error}). Download it again.") from error
+    if not zipped:
+        yield from sentences_of_folder(folder, f"data.folder={folder}").items()
+
+
+def sentences_of_folder(folder: Path, setting: str) -> dict[str, list[str]]:
+    """Normalised sentences of each .txt file, in order; prints how many, and how many are skipped.
+
+    setting: `key=value` that names the folder. Raises DataError if it holds no .txt file.
+    """
+    found, left_out = dict[str, list[str]](), Counter[str]()
+    for file in sorted(folder.glob("**/*.txt")):
         texts, skipped = sentences_of(file)
+        found[file.relative_to(folder).with_suffix("").as_posix()] = texts
         left_out += skipped
-        yield file.relative_to(folder).with_suffix("").as_posix(), texts
-    print(f"{folder}: {skipped_text(left_out)}")
+    if not found:
+        raise DataError(f"{setting} holds no .txt file. Name a folder of plain text (UTF-8).")
+    reasons = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "no sentence"
+    print(f"{folder}: {sum(map(len, found.values()))} sentences; skipped {reasons}")
+    return found
 
 
 def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
@@ -109,8 +118,7 @@ def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
 
     Skips sentences that `normalise` cannot read, and long ones.
     """
-    found: list[str] = []
-    left_out = Counter[str]()
+    found, left_out = list[str](), Counter[str]()
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     for sentence in re.split(r"(?<=[.!?;])\s+|\n\s*\n", text):
         sentence = ASIDE.sub(" ", sentence)
@@ -122,10 +130,3 @@ def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
         elif words:
             found.append(words)
     return found, left_out
-
-
-def skipped_text(left_out: Counter[str]) -> str:
-    """Counts of `sentences_of` as a message."""
-    return "skipped " + (
-        ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "no sentence"
-    )

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import random
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -27,8 +26,8 @@ from tqdm import tqdm
 
 from zipper.config import DataConfig
 from zipper.corpora.grammar import sentences
-from zipper.corpora.lists import sentences_of, skipped_text
-from zipper.corpora.utterance import FIRST, SPLITS, Utterance, read_manifest, write_manifest
+from zipper.corpora.lists import sentences_of_folder
+from zipper.corpora.utterance import FIRST, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.modalities.normalise import normaliser_of
 from zipper.stop import ignore_group_signals
@@ -39,9 +38,7 @@ if TYPE_CHECKING:
 VOICE_RATE = 24_000  # Hz, sample rate of the voice
 SILENCE = 0.01  # amplitude below which the edges of a recording are silent
 MARGIN = 0.1  # seconds of silence kept at each edge
-PITCHES = [
-    round(0.88 + 0.02 * step, 2) for step in range(13)
-]  # ratios in steps of 2 %, which keep resampling cheap
+PITCHES = [round(0.88 + 0.02 * step, 2) for step in range(13)]  # steps of 2 % keep resampling cheap
 
 
 def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
@@ -64,20 +61,13 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
             replace(u, subset=f"spoken/{u.split}", audio=str(file))
             for u, file in zip(found, here, strict=True)
         ]
-    utterances = [
-        Utterance(
-            f"{split}-{i:05d}",
-            str((folder / split / f"{split}-{i:05d}.flac").resolve()),
-            text,
-            "heart",
-            split,
-            f"spoken/{split}",
-        )
-        for split, texts in spoken_texts(cfg).items()
-        for i, text in enumerate(texts)
-    ]
-    for split in SPLITS:
+    utterances = []
+    for split, texts in spoken_texts(cfg).items():
         (folder / split).mkdir(parents=True, exist_ok=True)
+        for i, text in enumerate(texts):
+            id = f"{split}-{i:05d}"
+            audio = str((folder / split / f"{id}.flac").resolve())
+            utterances.append(Utterance(id, audio, text, "heart", split, f"spoken/{split}"))
     todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio or "").exists()]
     pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=ignore_group_signals)
     try:
@@ -96,24 +86,22 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
     The stream of sentences gives FIRST training sentences, then dev and test, then more training sentences.
     Dev, test and the start of train are therefore the same for every data.train of at least FIRST.
     """
-    counts = {"train": cfg.train, "dev": cfg.dev, "test": cfg.test}
-    total = sum(counts.values())
+    total = cfg.train + cfg.dev + cfg.test
     if cfg.text_folder is None:
         pool = list(itertools.islice(sentences(cfg.seed), total))
     else:
-        pool = _sentences_of_folder(Path(cfg.text_folder))
+        texts = sentences_of_folder(Path(cfg.text_folder), f"data.text_folder={cfg.text_folder}")
+        pool = list(dict.fromkeys(itertools.chain(*texts.values())))  # distinct, in order
         if len(pool) < total:
             raise DataError(
                 f"data.text_folder={cfg.text_folder} holds {len(pool)} usable sentences, but data.train + "
                 f"data.dev + data.test need {total}. Reduce them, or add text."
             )
         random.Random(cfg.seed).shuffle(pool)
-    first, stream = min(cfg.train, FIRST), iter(pool)
-    texts = {
-        split: list(itertools.islice(stream, count)) for split, count in {**counts, "train": first}.items()
-    }
-    texts["train"] += itertools.islice(stream, cfg.train - first)
-    return texts
+    dev = min(cfg.train, FIRST)
+    test = dev + cfg.dev
+    more = test + cfg.test
+    return {"train": pool[:dev] + pool[more:total], "dev": pool[dev:test], "test": pool[test:more]}
 
 
 def recipe_hash(cfg: DataConfig) -> str:
@@ -123,21 +111,6 @@ def recipe_hash(cfg: DataConfig) -> str:
     normaliser = normaliser_of(text for split in texts.values() for text in split)
     recipe = [texts, cfg.seed, cfg.rates, voice, normaliser]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
-
-
-def _sentences_of_folder(folder: Path) -> list[str]:
-    """Distinct normalised sentences of all .txt files, in order."""
-    files = sorted(folder.glob("**/*.txt"))
-    if not files:
-        raise DataError(f"data.text_folder={folder} holds no .txt file. Name a folder of plain text (UTF-8).")
-    found: dict[str, None] = {}
-    left_out = Counter[str]()
-    for file in files:
-        some, skipped = sentences_of(file)
-        found.update(dict.fromkeys(some))
-        left_out += skipped
-    print(f"{folder}: {len(found)} sentences; {skipped_text(left_out)}")
-    return list(found)
 
 
 @cache

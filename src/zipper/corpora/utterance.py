@@ -3,13 +3,13 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from zipper.disk import write_atomic
 from zipper.errors import DataError
 from zipper.modalities.audio import read_wave
 from zipper.modalities.normalise import normalise, unreadable
@@ -57,9 +57,7 @@ class Utterance:
 
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:
     """Writes one JSON object per line, atomically."""
-    aside = path.with_suffix(f".{os.getpid()}.part")
-    aside.write_text("".join(json.dumps(asdict(u)) + "\n" for u in utterances), encoding="utf-8")
-    aside.rename(path)
+    write_atomic(path, "".join(json.dumps(asdict(u)) + "\n" for u in utterances).encode())
 
 
 def read_manifest(path: Path) -> list[Utterance]:
@@ -106,11 +104,10 @@ def hold_out(utterances: list[Utterance], dev: int, test: int, seed: int) -> lis
     for name in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
         split = next((split for split, count in left.items() if count > 0), "train")
         left[split] = left.get(split, 0) - len(groups[name])
-        chosen.update({u.id: split for u in groups[name]})
-    out = [replace(u, split=chosen[u.id]) for u in utterances]
-    if not any(u.split == "train" for u in out):
+        chosen |= {u.id: split for u in groups[name]}
+    if "train" not in chosen.values():
         raise DataError(
             f"{len(utterances)} utterances of {len(groups)} speakers all go to data.test={test} and "
             f"data.dev={dev}. Reduce them, or add data."
         )
-    return out
+    return [replace(u, split=chosen[u.id]) for u in utterances]
