@@ -54,8 +54,8 @@ def main() -> None:
     file, name, command = Path(sys.argv[1]).resolve(), sys.argv[2], sys.argv[3:]
     measured = watch(command)
     known = read_result(file, utterances=False) if file.exists() else {}
-    known[name] = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": commit()}
-    write_result(known, file)
+    mine = {**measured, "command": " ".join(command), "cores": os.cpu_count(), "commit": commit()}
+    write_result({**known, name: mine}, file)
     print(f"{name}: {measured['seconds']} s, peak {measured['peak_pss_mb']} MB -> {file}")
 
 

@@ -153,8 +153,8 @@ def contents(folder: Path, command: str) -> dict[str, str]:
         found[file.name] = _hash(file.read_bytes())
         if file.suffix == ".json" and file.name != "tokenizer.json":
             whole = read_result(file, utterances=False)  # utterances have their own file
+            whole.get("config", {}).pop("build", None)
             result = {k: v for k, v in whole.items() if not k.startswith(TIMES)}
-            result.get("config", {}).pop("build", None)
             found[file.name] = _hash(json.dumps(result).encode())
     return found
 

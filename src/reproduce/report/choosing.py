@@ -6,7 +6,8 @@ from typing import Any
 from reproduce.report.records import Result, Runs
 from zipper.config import RunConfig, to_dict
 from zipper.errors import DataError
-from zipper.evaluation.significance import Comparison, compare, different_data, p_value
+from zipper.evaluation.result_file import UtteranceResult
+from zipper.evaluation.significance import Comparison, Errors, compare, different_data, p_value
 
 # Keys of train that each model may have tuned for itself.
 OWN = {"lr", "optimiser", "hide", "prompt_weight", "codebook_weights"}
@@ -42,8 +43,10 @@ def capped(one: Result) -> Result:
 
     Used for model selection on dev, so that a sentence with repetition does not decide.
     """
-    kept = [{**u, "errors": min(u["errors"], u["words"])} for u in one["per_utterance"]]
-    errors, words = (sum(u[key] for u in kept) for key in ("errors", "words"))
+    kept: list[UtteranceResult] = [
+        {**u, "errors": min(u["errors"], u["words"])} for u in one["per_utterance"]
+    ]
+    errors, words = sum(u["errors"] for u in kept), sum(u["words"] for u in kept)
     return {**one, "per_utterance": kept, "errors": errors, "wer": errors / max(words, 1)}
 
 
@@ -84,12 +87,12 @@ def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
     return lowest if "better" in verdicts else first
 
 
-def against(runs: Runs, task: str, model: str, baseline: str, column: str = "errors") -> Comparison | None:
+def against(runs: Runs, task: str, model: str, baseline: str, column: Errors = "errors") -> Comparison | None:
     """Compares two models over their common seeds; None without one."""
     return paired(runs.get(model, {}).get(task, []), runs.get(baseline, {}).get(task, []), column)
 
 
-def paired(a: list[Result], b: list[Result], column: str = "errors") -> Comparison | None:
+def paired(a: list[Result], b: list[Result], column: Errors = "errors") -> Comparison | None:
     """Compares results over their common seeds; None without one."""
     seeds = {one["seed"] for one in a} & {one["seed"] for one in b}
     ours, theirs = ([one for one in side if one["seed"] in seeds] for side in (a, b))

@@ -62,7 +62,7 @@ def long_and_short(ours: list[Result], theirs: list[Result]) -> Row:
     third, found = len(lengths) // 3, []
     for part in (lengths[:third], lengths[-third:]):
         ids = {one for _, one in part}
-        cut = [
+        cut: list[list[Result]] = [
             [{**one, "per_utterance": [u for u in one["per_utterance"] if u["id"] in ids]} for one in side]
             for side in (ours, theirs)
         ]

@@ -85,9 +85,11 @@ def wer_by_length(runs: Runs, figures: Path) -> Path:
     for index, (model, results) in enumerate(spoken.items()):
         several = [one["by_length"] for one in results]
         lengths = [one["characters"] for one in several[0]]
-        for panel, key in ((up_to, "wer_up_to"), (bins, "wer")):
-            values = [[100 * run[i][key] for run in several] for i in range(len(lengths))]
-            line(panel, index, lengths, values, NAMES[model])
+        seeds = [*zip(*several, strict=True)]  # by bin, over seeds
+        line(
+            up_to, index, lengths, [[100 * one["wer_up_to"] for one in same] for same in seeds], NAMES[model]
+        )
+        line(bins, index, lengths, [[100 * one["wer"] for one in same] for same in seeds], NAMES[model])
     first = next(iter(spoken.values()))[0]
     for panel in (up_to, bins):
         panel.axhline(

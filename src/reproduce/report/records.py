@@ -11,9 +11,8 @@ import yaml
 
 from reproduce import ROOT
 from reproduce.sweep_file import Sweep, read_sweep
-from zipper.evaluation.result_file import read_result
+from zipper.evaluation.result_file import Result, UtteranceResult, read_result
 
-Result = dict[str, Any]
 Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
 Found = dict[tuple[str, ...], dict[str, list[Result]]]  # labels of a point of a sweep, task: results by seed
 
@@ -104,10 +103,10 @@ class Results:
         runs = {run: self.tasks("chains", run) for run in self.select(folder="chains", task="tts").run}
         return {run: tasks for run, tasks in runs.items() if tasks.keys() >= {*CHAINS}}
 
-    def shipped(self) -> Result:
-        """First test utterance of the shipped model (id, reference); empty if its files are missing."""
+    def shipped(self) -> UtteranceResult | None:
+        """First test utterance of the shipped model; None if its files are missing."""
         found = self.get("joint-asr").get("per_utterance", [])
-        return found[0] if found and (self.folder / AUDIO).is_file() else {}
+        return found[0] if found and (self.folder / AUDIO).is_file() else None
 
     def sweep(self, sweep: Sweep) -> Found:
         """Results of a sweep; points without a result are left out."""

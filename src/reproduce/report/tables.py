@@ -1,7 +1,7 @@
 """Rows of the tables of RESULTS.md that need more than a result's own figures."""
 
 import statistics
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from reproduce.report.choosing import (
     against,
@@ -97,11 +97,11 @@ def ablations(results: Results) -> list[Ablation]:
 
 def _compare_any_data(a: list[Result], b: list[Result]) -> Comparison | None:
     """Compares results whose codec, and so whose encoded dataset, may differ; the sentences must not."""
-    unknown = {"data": None, "data_fingerprint": "", "codec": ""}
+    unknown: Result = {"data": {}, "data_fingerprint": "", "codec": ""}
     return paired([{**one, **unknown} for one in a], [{**one, **unknown} for one in b])
 
 
-def spread(several: list[Result], key: str) -> tuple[str, str]:
+def spread(several: list[Result], key: Literal["wer", "target_wer"]) -> tuple[str, str]:
     """Mean with standard deviation over seeds, and the value of each seed."""
     values = [one[key] for one in several]
     mean = percent(statistics.fmean(values))

@@ -16,25 +16,9 @@ from zipper.config.fields import (
     suggestion,
     task_name,
 )
-from zipper.config.model import DEFAULT_MODALITIES, ModelConfig, TowerConfig, ZipConfig
+from zipper.config.model import DEFAULT_MODALITIES, ModelConfig
 from zipper.config.training import TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
-
-__all__ = [
-    "CodecConfig",
-    "DataConfig",
-    "EvaluateConfig",
-    "JudgeConfig",
-    "LogConfig",
-    "ModelConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "TowerConfig",
-    "TrainCodecConfig",
-    "TrainConfig",
-    "ZipConfig",
-]
-
 
 NEEDED = "every split needs an utterance"
 CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest")

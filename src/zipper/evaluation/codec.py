@@ -52,14 +52,10 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         started = time.monotonic()
         back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
         decode = seconds / (time.monotonic() - started)
-        rows.append(
-            {
-                "codebooks": books,
-                "bits_per_second": codec.frame_rate * books * math.log2(codec.codes),
-                "decode_times_real_time": round(decode, 1),
-                **score_waves(asr_scorer, codec, chosen, back, f"{books} codebooks"),
-            }
-        )
+        rates = {"bits_per_second": codec.frame_rate * books * math.log2(codec.codes)}
+        rates["decode_times_real_time"] = round(decode, 1)
+        scored = score_waves(asr_scorer, codec, chosen, back, f"{books} codebooks")
+        rows.append({"codebooks": books, **rates, **scored})
     result = {
         "name": cfg.name,
         "task": "codec",
@@ -90,12 +86,11 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
 
 def score_waves(
     asr_scorer: AsrScorer, codec: Codec, utterances: list[Utterance], waves: list[Tensor], what: str
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Total word errors of the ASR scorer on waves."""
-    counts = WordErrors()
     transcripts = asr_scorer.transcribe_waves(waves, codec.sample_rate, what)
-    for u, transcript in zip(utterances, transcripts, strict=True):
-        counts += asr_scorer.errors(u.text or "", transcript)
+    pairs = zip(utterances, transcripts, strict=True)
+    counts = sum((asr_scorer.errors(u.text or "", transcript) for u, transcript in pairs), WordErrors())
     return {"wer": round(counts.rate, 6), "errors": counts.errors, "words": counts.words}
 
 

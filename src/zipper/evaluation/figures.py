@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torchaudio
 from matplotlib.figure import Figure
@@ -13,12 +12,13 @@ from zipper.data.documents import document
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.metrics import Series, read_metrics, smooth
 from zipper.evaluation.plot_style import COLOURS, LINES, line, panels, styled
+from zipper.evaluation.result_file import Result, Results
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zipper import ZipperModel
 
 
 def draw_run(
-    run: Path, model: MultimodalModel, dataset: EncodedDataset, row: Row, results: dict[str, Any]
+    run: Path, model: MultimodalModel, dataset: EncodedDataset, row: Row, results: Results
 ) -> list[Path]:
     """Draws all figures of a run into run/figures. row: utterance of the attention maps. results: by task."""
     folder = run / "figures"
@@ -103,7 +103,7 @@ def gate_curves(gates: dict[str, Series], file: Path) -> Path:
 
 
 @styled
-def wer_by_length(result: dict[str, Any], file: Path) -> Path:
+def wer_by_length(result: Result, file: Path) -> Path:
     """TTS WER by length of the reference (paper, Figure 2): cumulative, and in bins."""
     figure, (up_to, bins) = panels(1, 2, (5, 4), sharey=True)
     lengths = [one["characters"] for one in result["by_length"]]

@@ -25,7 +25,8 @@ class Journal:
 
         Raises ConfigError if another process uses the file.
         """
-        self.file, self.pieces = file, dict[str, Any]()
+        self.file = file
+        self.pieces: dict[str, Any] = {}
         self.lines = file.open("a+", encoding="utf-8")
         try:
             fcntl.flock(self.lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -34,13 +35,12 @@ class Journal:
         except OSError:  # a file system without locks
             pass
         found, length = read_pieces(file)
-        if not found or found[0] != work:
-            found, length = [], 0
-        self.lines.truncate(length)  # drops an incomplete line
-        if not found:
+        if found[:1] == [work]:
+            self.lines.truncate(length)  # drops an incomplete line
+            self.pieces = dict(found[1:])
+        else:
+            self.lines.truncate(0)
             self._write(work)
-        for key, value in found[1:]:
-            self.pieces[key] = value
 
     def add(self, key: str, value: Any) -> None:
         """Adds an item and writes it to the file."""

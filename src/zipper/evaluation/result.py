@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
@@ -14,6 +13,7 @@ from zipper.config import RunConfig, modalities_of, task_name, to_dict
 from zipper.data.dataset import EncodedDataset, Row, limit_rows
 from zipper.data.documents import eligible
 from zipper.data.statistics import DatasetStatistics
+from zipper.evaluation.result_file import Result, SubsetErrors
 from zipper.modalities.scoring import WordErrors
 from zipper.models.multimodal import MultimodalModel
 
@@ -29,13 +29,10 @@ class Origin:
 
 
 def describe_run(
-    model: MultimodalModel,
-    dataset: EncodedDataset,
-    statistics: DatasetStatistics,
-    cfg: RunConfig,
-    origin: Origin,
-) -> dict[str, Any]:
-    """Metadata of a run for a result file."""
+    task: str, model: MultimodalModel, dataset: EncodedDataset, statistics: DatasetStatistics,
+    cfg: RunConfig, origin: Origin,
+) -> Result:  # fmt: skip
+    """Metadata of a run and a task for a result file."""
     parameters = list(model.parameters())
     return {
         "name": cfg.name,
@@ -54,16 +51,15 @@ def describe_run(
         "versions": versions(),
         "threads": torch.get_num_threads(),
         "config": to_dict(cfg),
+        "task": task,
+        "split": cfg.evaluate.split,
     }
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, PyTorch and Lightning."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-    }
+    found = {"torch": torch.__version__, "lightning": lightning.__version__}
+    return {"python": platform.python_version(), **found}
 
 
 def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
@@ -77,26 +73,25 @@ def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str |
     return [rows[i] for i in eligible(dataset, rows, task, cfg.data.tasks.get(last_hop, ()))]
 
 
-def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, dict[str, float]]:
+def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, SubsetErrors]:
     """Word errors of each corpus subset, such as LibriSpeech clean and other; empty for a single subset."""
     found: dict[str, list[WordErrors]] = {}
     for row, errors in counts:
         found.setdefault(row["subset"], []).append(errors)
     if len(found) < 2:
         return {}
-    out = {}
-    for subset, several in sorted(found.items()):
-        total = sum(several, WordErrors())
-        out[subset] = {
-            "wer": round(total.rate, 6),
-            "errors": total.errors,
-            "words": total.words,
-            "utterances": len(several),
-        }
-    return out
+    return {subset: error_rate(several) for subset, several in sorted(found.items())}
 
 
-def finish_reasons(reasons: list[str]) -> dict[str, Any]:
+def error_rate(counts: Sequence[WordErrors]) -> SubsetErrors:
+    """WER and counts of utterances."""
+    total = sum(counts, WordErrors())
+    return {
+        "wer": round(total.rate, 6), "errors": total.errors, "words": total.words, "utterances": len(counts),
+    }  # fmt: skip
+
+
+def finish_reasons(reasons: list[str]) -> Result:
     """Counts of finish reasons, and the shares that hit the length limit or ended in repetition."""
     counts, total = Counter(reasons), max(len(reasons), 1)
     return {
@@ -106,17 +101,17 @@ def finish_reasons(reasons: list[str]) -> dict[str, Any]:
     }
 
 
-def truncation_text(result: dict[str, Any]) -> str:
+def truncation_text(result: Result) -> str:
     """Shares of segments without EOS, as text. Accepts older result files."""
     total = max(sum(result["stopped"].values()), 1)
     cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("cap", "loop"))
     return f"{cap:.1%} at the length limit, {loop:.1%} repetition"
 
 
-def write_predictions(result: dict[str, Any], file: Path) -> None:
+def write_predictions(result: Result, file: Path) -> None:
     """Writes `per_utterance` of a result as a .tsv file, if it has any."""
     if "per_utterance" not in result:
         return
-    keys = list(result["per_utterance"][0])
-    rows = ["\t".join(keys), *("\t".join(str(one[key]) for key in keys) for one in result["per_utterance"])]
+    rows = ["\t".join(result["per_utterance"][0])]
+    rows += ["\t".join(map(str, one.values())) for one in result["per_utterance"]]
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -2,8 +2,9 @@
 
 import json
 import lzma
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from zipper.config import upgraded
 from zipper.disk import write_atomic
@@ -12,19 +13,138 @@ from zipper.errors import DataError
 NEEDED = ("id", "errors", "words", "reference")  # keys of every utterance
 
 
+class UtteranceResult(TypedDict):
+    """Score of one utterance. errors: substitutions, deletions and insertions, in words.
+
+    seconds: duration of the recording, or of the generated speech. stopped: finish reason of decoding.
+    target: for TTS, transcript of the codec resynthesis, with the errors against it.
+    """
+
+    id: str
+    errors: int
+    words: int
+    seconds: float
+    reference: str
+    hypothesis: str
+    stopped: str
+    target_errors: NotRequired[int]
+    target_words: NotRequired[int]
+    target: NotRequired[str]
+
+
+class LengthBin(TypedDict):
+    """WER of the references of up to `characters`, and more than the bin before."""
+
+    characters: int
+    utterances: int
+    wer: float
+    wer_up_to: float  # of all shorter references too
+
+
+class Samplings(TypedDict):
+    """WER of several syntheses of every sentence."""
+
+    wer: list[float]  # of each synthesis
+    mean: float
+    deviation: float
+    best_of_wer: float  # of the best synthesis of each sentence
+
+
+class SubsetErrors(TypedDict):
+    """Word errors of one corpus subset."""
+
+    wer: float
+    errors: int
+    words: int
+    utterances: int
+
+
+class UnimodalPerplexity(TypedDict):
+    """Perplexity per scored token, within the modality's own vocabulary.
+
+    before: of the pre-trained weights; None without pre-training. after: of the trained model.
+    """
+
+    before: float | None
+    after: float
+
+
+class Result(TypedDict, total=False):
+    """Content of a result file of a task, a chain, or (`loss`, `perplexity`) of a modality.
+
+    A WER or share is a fraction of 1, not percent. Every result has the keys up to `split`, apart from those
+    that older files lack.
+    """
+
+    name: str
+    model: str  # zipper, single_decoder or tower
+    parameters_total: int
+    parameters_trained: int
+    steps: int  # optimiser steps of the training
+    wall_seconds: float  # of the training
+    seed: int
+    commit: str
+    command: str
+    checkpoint: str
+    data_fingerprint: str
+    data: dict[str, str]  # parts of the fingerprint
+    towers: dict[str, str]  # hash of the weights that each tower started from
+    versions: dict[str, str]
+    threads: int
+    config: dict[str, Any]  # all settings by section
+    task: str  # asr, tts, or modalities joined by ">"
+    split: str
+    # Tasks and chains
+    wer: float
+    errors: int
+    words: int
+    utterances: int
+    stopped: dict[str, int]  # utterances by finish reason
+    share_at_cap: float  # stopped at the length limit
+    share_looping: float  # stopped by repetition
+    decoding: str | dict[str, str]  # of a chain: by modality
+    normaliser: str
+    judge: str
+    by_subset: dict[str, SubsetErrors]
+    shuffled_wer: float  # mismatched-audio control
+    samplings: Samplings
+    per_utterance: list[UtteranceResult]  # in a file of its own
+    # TTS
+    target_wer: float  # vs transcripts of the codec resynthesis
+    oracle_wer: float  # of the codec resynthesis
+    original_wer: float  # of the recordings
+    codec: str
+    by_length: list[LengthBin]
+    # Chains
+    share_ended: float  # chains of which every segment ended with EOS
+    reread_wer: float  # last hop again, from the decoded waveform
+    # Loss
+    loss: float  # nats per scored token
+    perplexity: float
+    # Training of several towers
+    flops_per_token: dict[str, int]
+    alone: dict[str, UnimodalPerplexity]
+    curves: dict[str, list[tuple[int, float]]]  # metric: (step, value)
+    stage_seconds: dict[str, float]
+
+
+Results = dict[str, Result]  # by task: asr, tts, a chain (speech-text-speech), or loss
+
+
 def utterances_file(file: Path) -> Path:
     """Utterances file of a result file."""
     return file.with_name(f"{file.name.removesuffix('.json')}.utterances.jsonl.xz")
 
 
-def write_result(result: dict[str, Any], *files: Path) -> None:
+def write_result(result: Mapping[str, object], *files: Path) -> None:
     """Writes result files, one top-level key per line, and `per_utterance` to their utterances files.
 
     Each file is written atomically, the result file last.
     """
     rows = [f" {json.dumps(key)}: {json.dumps(result[key])}" for key in result if key != "per_utterance"]
     text = "{\n" + ",\n".join(rows) + "\n}\n"
-    utterances = "".join(json.dumps(one) + "\n" for one in result.get("per_utterance", []))
+    entries = cast(Result, result).get("per_utterance", [])
+    utterances = "".join(json.dumps(one) + "\n" for one in entries)
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         if utterances:
@@ -34,7 +154,7 @@ def write_result(result: dict[str, Any], *files: Path) -> None:
             utterances_file(file).unlink(missing_ok=True)  # from an older result
 
 
-def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
+def read_result(file: Path, utterances: bool = True) -> Result:
     """Result written by `write_result`, or an older one with its utterances inside the JSON.
 
     utterances=False leaves `per_utterance` out and does not read its file. Raises DataError if a file is
@@ -43,7 +163,7 @@ def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(f"{file} does not exist: give a result file, such as build/runs/NAME/asr.json.")
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result: Result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{file} is not JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict):
@@ -56,10 +176,11 @@ def read_result(file: Path, utterances: bool = True) -> dict[str, Any]:
     rows = inside or _read_utterances(file, result.get("utterances"))
     if lacking := [key for key in NEEDED if any(key not in row for row in rows)]:
         raise DataError(f"{file}: an utterance has no {lacking[0]}. Evaluate the run again.")
-    return {**result, "per_utterance": rows}
+    result["per_utterance"] = rows
+    return result
 
 
-def _read_utterances(file: Path, count: int | None) -> list[dict[str, Any]]:
+def _read_utterances(file: Path, count: int | None) -> list[UtteranceResult]:
     """Utterances of a result file. count: expected number, if known."""
     beside = utterances_file(file)
     if not beside.is_file():

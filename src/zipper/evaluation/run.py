@@ -18,7 +18,7 @@ from zipper.distributed import MACHINE, first_process, leave_group
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.journal import evaluation_identity, journal_name, open_journal, read_pieces
 from zipper.evaluation.result import Origin, write_predictions
-from zipper.evaluation.result_file import read_result, write_result
+from zipper.evaluation.result_file import Result, read_result, write_result
 from zipper.evaluation.tasks import evaluate_tasks, load_scorers, scorer_name, summary_lines
 from zipper.generation.exported import WEIGHTS, load_exported, load_trained
 from zipper.modalities.base import load_modalities
@@ -54,7 +54,7 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     dataset = prepare(cfg, clock, modalities)
     check_dataset(checkpoint, dataset, allow_other_audio=True)
     ended = folder / finished(cfg).name
-    training = read_result(ended, utterances=False) if ended.exists() else {}
+    training = read_result(ended, utterances=False) if ended.exists() else Result()
     origin = Origin(command, commit(), training.get("steps", 0), training.get("wall_seconds", 0.0))
     _evaluate(cfg, trained, dataset, checkpoint, origin, scorers, clock, folder)
 

@@ -1,7 +1,7 @@
 """Samples of an evaluation: audio and image files in the run folder, tables in W&B."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -12,13 +12,13 @@ from zipper.disk import file_name
 from zipper.errors import DataError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import chosen_rows
+from zipper.evaluation.result_file import UtteranceResult
 from zipper.generation.generate import GenerationOutput
 from zipper.modalities.asr_scorer import SCORER_RATE
 from zipper.modalities.base import Modality
 from zipper.modalities.speech_scorer import recording
 
 TABLE = 20  # utterances in a W&B table, about 40 kB of audio each
-Entry = dict[str, str | int | float]
 
 
 class SampleFiles(NamedTuple):
@@ -35,7 +35,7 @@ def show_samples(
     task: str,
     split: str,
     dataset: EncodedDataset,
-    entries: list[Entry],
+    entries: list[UtteranceResult],
     segments: list[GenerationOutput],
     step: int,
 ) -> None:
@@ -43,32 +43,25 @@ def show_samples(
     generated waveforms, or the recordings of the prompts if they still exist."""
     rows = chosen_rows(dataset, cfg, task, split)
     modality = dataset.modalities[modalities_of(task)[-1]]
-    columns = [
-        "id",
-        "reference",
-        "hypothesis",
-        *(["target"] if "target" in entries[0] else []),
-        "errors",
-        "stopped",
-    ]
-    media: list[list[Any]] = []
-    if modality.sample_rate:
+    target = ["target"] if "target" in entries[0] else []
+    columns = ["id", "reference", "hypothesis", *target, "errors", "stopped"]
+    spoken = bool(modality.sample_rate)
+    if spoken:
         files = write_samples(folder, cfg.evaluate.listened, modality, rows, entries, segments)
-        media = (
-            [[wandb.Audio(str(one.wav)), wandb.Image(str(one.png))] for one in files]
-            if _wandb(loggers)
-            else []
-        )
-        named = [*columns, "audio", "spectrogram"]
-    else:
-        media = [[_audio(row)] for row in rows[:TABLE]] if _wandb(loggers) else []
-        named = [*columns, "audio"]
     for logger in _wandb(loggers):
+        media: list[list[Any]] = (
+            [[_audio(row)] for row in rows[:TABLE]]
+            if not spoken
+            else [[wandb.Audio(str(one.wav)), wandb.Image(str(one.png))] for one in files]
+        )
         data = [
-            [*(one[column] for column in columns), *shown] for one, shown in zip(entries, media, strict=False)
+            [*(cast(dict[str, Any], one)[column] for column in columns), *shown]
+            for one, shown in zip(entries, media, strict=False)
         ]
-        table = "spoken" if modality.sample_rate else "recognised"
-        logger.log_table(f"{split}/{table}", columns=named, data=data, step=step)
+        named = [*columns, "audio", *(["spectrogram"] if spoken else [])]
+        logger.log_table(
+            f"{split}/{'spoken' if spoken else 'recognised'}", columns=named, data=data, step=step
+        )
 
 
 def write_samples(
@@ -76,7 +69,7 @@ def write_samples(
     count: int,
     modality: Modality,
     rows: list[Row],
-    entries: list[Entry],
+    entries: list[UtteranceResult],
     segments: list[GenerationOutput],
 ) -> list[SampleFiles]:
     """Writes ID.wav, ID-target.wav (resynthesis of the recording) and ID.png of the first `count` answers.
@@ -87,7 +80,7 @@ def write_samples(
     rate, out = modality.sample_rate or 0, []
     for row, entry, segment in list(zip(rows, entries, segments, strict=False))[:count]:
         made, target = modality.decode(segment.content), modality.decode(modality.content(row))
-        name = file_name(str(entry["id"]))
+        name = file_name(entry["id"])
         wav = modality.write(made, folder / name)
         assert wav is not None
         modality.write(target, folder / f"{name}-target")

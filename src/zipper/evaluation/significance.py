@@ -3,17 +3,18 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
 from zipper.errors import DataError
-from zipper.evaluation.result_file import read_result
+from zipper.evaluation.result_file import Result, read_result
 
 SAME = ("task", "split", "normaliser", "judge", "codec", "utterances")
 RESAMPLES = 10_000
 MOST_LEFT_OUT = 0.1  # maximum share of utterances without a common target
+Errors = Literal["errors", "target_errors"]  # WER vs reference, or for TTS vs resynthesis
 ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
 
 
@@ -52,13 +53,12 @@ class Comparison:
 
 
 def compare(
-    a: Sequence[dict[str, Any]], b: Sequence[dict[str, Any]], against: str = "errors", seed: int = 0
+    a: Sequence[Result], b: Sequence[Result], against: Errors = "errors", seed: int = 0
 ) -> Comparison:
     """Compares results from `read_result`.
 
-    against: "errors" (WER vs reference), or for TTS "target_errors" (WER vs resynthesis). The ASR scorer's
-    output depends on the CPU, so results of different machines may have different targets for an utterance;
-    such utterances are left out of a comparison against targets.
+    The ASR scorer's output depends on the CPU, so results of different machines may have different targets
+    for an utterance; such utterances are left out of a comparison against targets.
     Raises DataError if utterances, data, split, ASR scorer or normaliser differ, or if more than
     MOST_LEFT_OUT of the targets do.
     """
@@ -75,21 +75,21 @@ def compare(
                 f"{first['name']} and {other['name']} cannot be compared: {key} is {value!r} in one and "
                 f"{its!r} in the other. Evaluate both on the same data."
             )
-        if _each(first, "id") != _each(other, "id") or _each(first, "reference") != _each(other, "reference"):
+        if len({(*((u["id"], u["reference"]) for u in one["per_utterance"]),) for one in (first, other)}) > 1:
             raise DataError(
                 f"{first['name']} and {other['name']} cannot be compared: their utterances or references "
                 "differ. Evaluate both on the same data."
             )
     kept = np.ones(len(first["per_utterance"]), dtype=bool)
     if against == "target_errors":
-        targets = [_each(one, "target") for one in (*a, *b)]
+        targets = [[u["target"] for u in one["per_utterance"]] for one in (*a, *b)]
         kept = np.array([len(set(of_one)) == 1 for of_one in zip(*targets, strict=True)])
     if kept.mean() < 1 - MOST_LEFT_OUT:
         raise DataError(
             f"{first['name']} and {b[0]['name']} cannot be compared: the targets of {(~kept).sum()} of "
             f"{len(kept)} utterances differ. Score both with the same ASR scorer."
         )
-    words = _counts(first, against.replace("errors", "words"))[kept]
+    words = _counts(first, "words" if against == "errors" else "target_words")[kept]
     errors_a, errors_b = (np.mean([_counts(one, against)[kept] for one in side], axis=0) for side in (a, b))
     rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # so that equal rates tie
     low, high = bootstrap(errors_a - errors_b, words, seed)
@@ -102,7 +102,7 @@ def compare(
     )  # fmt: skip
 
 
-def different_data(a: dict[str, Any], b: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def different_data(a: Result, b: Result) -> Iterator[tuple[str, Any, Any]]:
     """Yields the differing parts of the data fingerprints of two results: (part, value of a, value of b).
 
     Skips parts that an older result lacks, and the audio hash of the synthetic corpus, which depends on the
@@ -133,12 +133,11 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
 
 def compare_files(a: str, b: str) -> None:
     """`zipper compare A B`: prints a comparison. Each side is a file or a glob pattern."""
-    sides = [[read_result(file) for file in _files(pattern)] for pattern in (a, b)]
-    against = ["errors", *(["target_errors"] if sides[0][0]["task"] == "tts" else [])]
-    for column in against:
-        found = compare(sides[0], sides[1], column)
-        name = {"errors": "vs reference", "target_errors": "vs resynthesis"}[column]
-        print(describe(found, a, b, name if len(against) > 1 else ""))
+    ours, theirs = ([read_result(file) for file in _files(pattern)] for pattern in (a, b))
+    spoken = ours[0]["task"] == "tts"
+    print(describe(compare(ours, theirs), a, b, "vs reference" if spoken else ""))
+    if spoken:
+        print(describe(compare(ours, theirs, "target_errors"), a, b, "vs resynthesis"))
 
 
 def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
@@ -173,9 +172,5 @@ def _files(pattern: str) -> list[Path]:
     return found
 
 
-def _each(result: dict[str, Any], key: str) -> list[str]:
-    return [one[key] for one in result["per_utterance"]]
-
-
-def _counts(result: dict[str, Any], key: str) -> np.ndarray:
+def _counts(result: Result, key: Literal["errors", "words", "target_errors", "target_words"]) -> np.ndarray:
     return np.array([one[key] for one in result["per_utterance"]], dtype=float)

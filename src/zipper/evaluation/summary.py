@@ -1,27 +1,28 @@
 """Closing summary of a training: samples, times and output files."""
 
 from pathlib import Path
-from typing import Any
+
+from zipper.evaluation.result_file import Results
 
 SHOWN = 5  # utterances per task
 
 
-def summary_text(results: dict[str, dict[str, Any]], run: Path) -> str:
+def summary_text(results: Results, run: Path) -> str:
     """Summary text: first utterances of each task, seconds of each stage, files of the run."""
     lines: list[str] = []
     for task, result in results.items():
         if "per_utterance" not in result:
             continue
-        lines += [f"{task}: the first {SHOWN} of {result['utterances']} {result['split']} utterances"]
+        lines.append(f"{task}: the first {SHOWN} of {result['utterances']} {result['split']} utterances")
         for one in result["per_utterance"][:SHOWN]:
             lines += [
                 f"  {one['id']}  {one['errors']} of {one['words']} words wrong",
                 f"    reference  {one['reference']}",
                 f"    hypothesis {one['hypothesis'] or '(empty)'}",
             ]
-        lines += [""]
+        lines.append("")
     times = next(iter(results.values()))["stage_seconds"]
-    lines += ["time"]
+    lines.append("time")
     lines += [f"  {stage:<10} {seconds:7.1f} s" for stage, seconds in times.items()]
     lines += [f"  {'total':<10} {sum(times.values()):7.1f} s", "", "files"]
     contents = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import cast
 
 import torch
 
@@ -18,9 +18,11 @@ from zipper.evaluation.result import (
     by_subset,
     chosen_rows,
     describe_run,
+    error_rate,
     finish_reasons,
     truncation_text,
 )
+from zipper.evaluation.result_file import Result, UtteranceResult
 from zipper.generation.generate import GenerationOutput, generate
 from zipper.generation.rows import generate_rows
 from zipper.modalities.scoring import Journal, Score, Scorer, total_errors
@@ -65,7 +67,7 @@ def evaluate_task(
     origin: Origin,
     scorer: Scorer,
     kept: Journal | None = None,
-) -> tuple[dict[str, Any], list[GenerationOutput]]:
+) -> tuple[Result, list[GenerationOutput]]:
     """Evaluates a task on a split; returns the content of a result file, and the segments of the first
     sampling."""
     order, how = modalities_of(task), cfg.decode[modalities_of(task)[-1]]
@@ -79,21 +81,14 @@ def evaluate_task(
         work = partial(answer, seed=cfg.seed + turn, name=f"{task} {turn}")
         samplings.append(map_over_ranks(rows, work))
     found = [score for _, score in samplings[0]]
-    counts = total_errors(found)
-    result = {
-        **describe_run(model, dataset, statistics, cfg, origin),
-        "task": task,
-        "split": cfg.evaluate.split,
-        "wer": round(counts.rate, 6),
-        "errors": counts.errors,
-        "words": counts.words,
-        "utterances": len(found),
+    result: Result = {
+        **describe_run(task, model, dataset, statistics, cfg, origin),
+        **error_rate([one.counts for one in found]),
         **finish_reasons([one.stopped for one in found]),
         "decoding": how.describe(),
         "normaliser": dataset.info["fingerprint"]["normaliser"],
-        **scorer.identity,
-        **scorer.describe(rows, found, dataset.fingerprint),
     }
+    result |= cast(Result, {**scorer.identity, **scorer.describe(rows, found, dataset.fingerprint)})
     if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
         result["by_subset"] = parts
     if cfg.evaluate.shuffled and not scorer.costly:
@@ -115,8 +110,8 @@ def evaluate_task(
             # Differs from the paper, whose best of 3 is over runs of vocoder and ASR.
             "best_of_wer": round(total_errors(best).rate, 6),
         }
-    entries = [one.entry() for one in found]
-    return {**result, "per_utterance": entries}, [segments[-1] for segments, _ in samplings[0]]
+    result["per_utterance"] = entries(found)
+    return result, [segments[-1] for segments, _ in samplings[0]]
 
 
 def evaluate_chain(
@@ -128,7 +123,7 @@ def evaluate_chain(
     origin: Origin,
     scorer: Scorer,
     kept: Journal | None = None,
-) -> dict[str, Any]:
+) -> Result:
     """Evaluates a chain of three or more modalities, such as speech>text>speech: the first is the prompt,
     each other is generated from the one before it, and the last is scored. Returns the content of a
     result file.
@@ -143,22 +138,17 @@ def evaluate_chain(
         seed=cfg.seed, kept=kept, name=chain,
     )  # fmt: skip
     answers = map_over_ranks(rows, work)
-    found, counts = [score for _, score in answers], total_errors(score for _, score in answers)
+    found = [score for _, score in answers]
     ended = sum(all(one.finish_reason == "end" for one in segments) for segments, _ in answers)
-    result: dict[str, Any] = {
-        **describe_run(model, dataset, statistics, cfg, origin),
-        "task": chain,
-        "split": cfg.evaluate.split,
-        "wer": round(counts.rate, 6),
-        "errors": counts.errors,
-        "words": counts.words,
-        "utterances": len(rows),
+    result: Result = {
+        **describe_run(chain, model, dataset, statistics, cfg, origin),
+        **error_rate([one.counts for one in found]),
         **finish_reasons([one.stopped for one in found]),
         "share_ended": ended / len(rows),
         "decoding": {name: cfg.decode[name].describe() for name in dict.fromkeys(order[1:])},
         "normaliser": dataset.info["fingerprint"]["normaliser"],
-        **scorer.identity,
     }
+    result |= cast(Result, scorer.identity)
     if dataset.modalities[order[-2]].sample_rate and not scorer.costly:
 
         def again(pairs: list[tuple[Row, list[GenerationOutput]]]) -> list[Score]:
@@ -169,7 +159,13 @@ def evaluate_chain(
         segments = [several for several, _ in answers]
         reread = map_over_ranks(list(zip(rows, segments, strict=True)), again)
         result["reread_wer"] = round(total_errors(reread).rate, 6)
-    return {**result, "per_utterance": [one.entry() for one in found]}
+    result["per_utterance"] = entries(found)
+    return result
+
+
+def entries(found: Sequence[Score]) -> list[UtteranceResult]:
+    """Scores as they stand in a result."""
+    return [cast(UtteranceResult, one.entry()) for one in found]
 
 
 def from_decoded(
@@ -197,8 +193,10 @@ def from_decoded(
     return found
 
 
-def summary_line(result: dict[str, Any], file: Path | str) -> str:
+def summary_line(result: Result, file: Path | str) -> str:
     """Summary line that a command prints."""
+    if "perplexity" in result:
+        return f"perplexity {result['perplexity']:.2f} per scored token on {result['split']} -> {file}"
     task, wer = result["task"], f"{result['wer']:.1%}"
     counts = f"{result['errors']} errors, {result['words']} words, {result['utterances']} utterances"
     if "share_ended" in result:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from lightning.pytorch.loggers import Logger
 
@@ -12,6 +12,7 @@ from zipper.data.dataset import EncodedDataset
 from zipper.distributed import first_process
 from zipper.evaluation.loss import split_loss
 from zipper.evaluation.result import Origin, describe_run
+from zipper.evaluation.result_file import Results
 from zipper.evaluation.samples import show_samples
 from zipper.evaluation.task import evaluate_chain, evaluate_task, summary_line
 from zipper.modalities.base import Modality
@@ -22,7 +23,6 @@ HEADLINES = (
     "wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "reread_wer", "perplexity",
     "share_at_cap", "share_looping", "share_ended",
 )  # fmt: skip
-Results = dict[str, dict[str, Any]]  # by task: asr, tts, a chain (speech-text-speech), or loss
 
 
 def load_scorers(cfg: RunConfig, modalities: Mapping[str, Modality]) -> dict[str, Scorer]:
@@ -61,17 +61,8 @@ def evaluate_tasks(
         results[task.replace(">", "-")] = result  # part of file names
         if first_process():
             samples = (folder or cfg.run_dir) / f"samples{suffix}"
-            show_samples(
-                loggers,
-                samples,
-                cfg,
-                task,
-                split,
-                dataset,
-                result["per_utterance"],
-                segments,
-                origin.steps,
-            )
+            scores = result["per_utterance"]
+            show_samples(loggers, samples, cfg, task, split, dataset, scores, segments, origin.steps)
     for chain in cfg.evaluate.chains:
         scorer = scorers[modalities_of(chain)[-1]]
         results[chain.replace(">", "-")] = evaluate_chain(
@@ -80,9 +71,7 @@ def evaluate_tasks(
     if not results:
         loss = split_loss(model, dataset, cfg)
         results["loss"] = {
-            **describe_run(model, dataset, statistics, cfg, origin),
-            "task": "+".join(cfg.train.tasks),
-            "split": split,
+            **describe_run("+".join(cfg.train.tasks), model, dataset, statistics, cfg, origin),
             "loss": loss,
             "perplexity": math.exp(loss),
         }
@@ -92,7 +81,7 @@ def evaluate_tasks(
 def headlines(results: Results) -> dict[str, float]:
     """Main figures of each task, by metric name (test/asr/wer, ...)."""
     return {
-        f"{result['split']}/{task}/{key}": result[key]
+        f"{result['split']}/{task}/{key}": cast(dict[str, float], result)[key]
         for task, result in results.items()
         for key in HEADLINES
         if key in result
@@ -101,13 +90,4 @@ def headlines(results: Results) -> dict[str, float]:
 
 def summary_lines(results: Results, folder: Path, suffix: str = "") -> list[str]:
     """Summary line of each task, with its file in the run folder."""
-    lines = []
-    for task, result in results.items():
-        file = folder / f"{task}{suffix}.json"
-        if task == "loss":
-            lines.append(
-                f"perplexity {result['perplexity']:.2f} per scored token on {result['split']} -> {file}"
-            )
-        else:
-            lines.append(summary_line(result, file))
-    return lines
+    return [summary_line(result, folder / f"{task}{suffix}.json") for task, result in results.items()]

@@ -1,7 +1,6 @@
 """Unimodal perplexity of each modality before and after training, to measure forgetting."""
 
 import math
-from typing import TypedDict
 
 import torch
 
@@ -9,19 +8,10 @@ from zipper.config import RunConfig
 from zipper.data.dataset import EncodedDataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import DatasetStatistics
+from zipper.evaluation.result_file import UnimodalPerplexity
 from zipper.models.building import build_model, load_pretrained, pretrained_modalities
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import cross_entropy
-
-
-class UnimodalPerplexity(TypedDict):
-    """Perplexity per scored token, within the modality's own vocabulary.
-
-    before: of the pre-trained weights; None without pre-training. after: of the trained model.
-    """
-
-    before: float | None
-    after: float
 
 
 def unimodal_perplexities(

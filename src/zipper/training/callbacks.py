@@ -16,7 +16,7 @@ from zipper.data.dataset import EncodedDataset
 from zipper.distributed import map_over_ranks
 from zipper.evaluation.result import chosen_rows
 from zipper.evaluation.samples import show_samples
-from zipper.evaluation.task import answer_rows
+from zipper.evaluation.task import answer_rows, entries
 from zipper.modalities.scoring import Scorer, capped_rate, total_errors
 from zipper.models.zip_block import is_gate
 from zipper.training.module import ZipperModule
@@ -61,7 +61,7 @@ class TaskMonitor(L.Callback):
             ]
         _print("\n".join(lines))
         if trainer.is_global_zero:
-            entries, last = [one.entry() for one in found], [segments[-1] for segments, _ in answers]
+            last = [segments[-1] for segments, _ in answers]
             samples = cfg.run_dir / "samples"
             show_samples(
                 trainer.loggers,
@@ -70,7 +70,7 @@ class TaskMonitor(L.Callback):
                 self.task,
                 "dev",
                 self.dataset,
-                entries,
+                entries(found),
                 last,
                 trainer.global_step,
             )

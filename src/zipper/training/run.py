@@ -25,7 +25,7 @@ from zipper.evaluation.figures import draw_run
 from zipper.evaluation.journal import Journal, evaluation_identity, journal_name, open_journal
 from zipper.evaluation.metrics import curves
 from zipper.evaluation.result import Origin, chosen_rows, write_predictions
-from zipper.evaluation.result_file import write_result
+from zipper.evaluation.result_file import Result, Results, write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
 from zipper.evaluation.tasks import evaluate_tasks, headlines, load_scorers, scorer_name, summary_lines
@@ -60,7 +60,7 @@ from zipper.training.engine import prepare_layers
 from zipper.training.module import ZipperModule
 
 
-def train(cfg: RunConfig, command: str) -> dict[str, Any]:
+def train(cfg: RunConfig, command: str) -> Results:
     """Prepare the data, train, evaluate. Returns the results by task, which are also written to the run
     folder.
 
@@ -73,7 +73,7 @@ def train(cfg: RunConfig, command: str) -> dict[str, Any]:
         return _train(cfg, command)
 
 
-def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
+def _train(cfg: RunConfig, command: str) -> Results:
     code = commit()  # at the start; the checkout may change during the run
     modalities = load_modalities(cfg)
     scorers = load_scorers(cfg, modalities)
@@ -108,14 +108,14 @@ def _train(cfg: RunConfig, command: str) -> dict[str, Any]:
 def _finish(
     cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, data: ZipperData, origin: Origin,
     scorers: Mapping[str, Scorer], trainer: L.Trainer, clock: Clock, kept: Journal,
-) -> dict[str, Any]:  # fmt: skip
+) -> Results:  # fmt: skip
     """Evaluate, draw figures, and write the results and the file that marks the run as finished."""
     with clock.stage("evaluate"):
         results = evaluate_tasks(trained, dataset, cfg, origin, scorers, trainer.loggers, kept)
         if not trainer.is_global_zero:  # rank 0 writes
             return {}
         if len(trained.network.names) > 1:
-            more = {
+            more: Result = {
                 "flops_per_token": flops_per_token(trained.network, data.steps),
                 "alone": unimodal_perplexities(trained.network, dataset, trained.statistics, cfg),
                 "curves": curves(cfg.run_dir),
@@ -251,7 +251,7 @@ def _kept_id(cfg: RunConfig) -> dict[str, Any]:
     return {"id": file.read_text(encoding="utf-8"), "resume": "allow"} if file.exists() else {}
 
 
-def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, results: dict[str, Any]) -> None:
+def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, results: Results) -> None:
     """Export a tower into a folder for `init`, or the whole model into a folder for generation."""
     folder, first = Path(cfg.export or ""), next(iter(results.values()))
     made = {
@@ -280,7 +280,7 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
         one.save(folder)
 
 
-def pretrain(cfg: RunConfig, command: str) -> dict[str, Any]:
+def pretrain(cfg: RunConfig, command: str) -> Results:
     """Pre-train one tower on one modality (or a single decoder on several, each separately), and export it
     if `cfg.export` is set."""
     several = cfg.model.kind == "single_decoder"
