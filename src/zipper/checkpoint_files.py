@@ -20,10 +20,7 @@ import torch
 from zipper.errors import DataError
 
 LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
-CODE_KEYS = (
-    "_instantiator",
-    "_class_path",
-)  # hyperparameters that name code, which Lightning imports and calls
+CODE_KEYS = ("_instantiator", "_class_path")  # hyperparameters that name code, which Lightning calls
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:

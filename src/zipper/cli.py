@@ -198,11 +198,9 @@ def _main(argv: list[str] | None) -> None:
             requeue()
         # Lightning kills the first process when another one has ended badly.
         sys.exit(stop.code if os.environ.get("LOCAL_RANK", "0") == "0" else 0)
-    except ZipperError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if not (reason := disk_failure(error)):
+    except (ZipperError, OSError) as error:
+        reason = disk_failure(error) if isinstance(error, OSError) else error
+        if not reason:
             raise
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)

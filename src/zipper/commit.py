@@ -14,19 +14,9 @@ def commit() -> str:
     if not (CHECKOUT / ".git").exists():
         return "unknown"
     git = ["git", "-C", str(CHECKOUT)]
-    generated = [
-        ":(top,exclude)results",
-        ":(top,exclude)reports",
-        ":(top,exclude)RESULTS.md",
-    ]
+    generated = [f":(top,exclude){name}" for name in ("results", "reports", "RESULTS.md")]
     try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-            encoding="utf-8",
-        ).stdout.strip()
+        name = subprocess.check_output([*git, "rev-parse", "--short=12", "HEAD"], encoding="utf-8").strip()
         clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ":/", *generated]).returncode == 0
         return name if clean else f"{name}-dirty"
     except (OSError, subprocess.CalledProcessError):

@@ -23,18 +23,18 @@ from zipper.errors import ConfigError
 
 A = TypeVar("A")
 B = TypeVar("B")
-MACHINE = (
-    "accelerator",
-    "devices",
-    "nodes",
-    "strategy",
-    "precision",
-)  # train.* settings that a Trainer may reject
+# Settings of train.* that a Trainer may reject.
+MACHINE = ("accelerator", "devices", "nodes", "strategy", "precision")
 
 
 def first_process() -> bool:
     """True on rank 0, which writes files. Works before the process group exists."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def in_group() -> bool:
+    """True in a process group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def map_over_ranks(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> list[B]:
@@ -43,7 +43,7 @@ def map_over_ranks(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> lis
     Each rank of a process group computes a share, and all ranks receive all outputs. Without a process group
     the calling process computes everything.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not in_group():
         return work(list(rows))
     rank, ranks = dist.get_rank(), dist.get_world_size()
     shares: list[list[B]] = [[] for _ in range(ranks)]
@@ -53,7 +53,7 @@ def map_over_ranks(rows: Sequence[A], work: Callable[[list[A]], list[B]]) -> lis
 
 def leave_group() -> None:
     """Destroys the process group that encoded a corpus. All ranks must call it."""
-    if dist.is_available() and dist.is_initialized():
+    if in_group():
         dist.destroy_process_group()
 
 
@@ -107,8 +107,10 @@ def trainer_errors(train: TrainConfig) -> Iterator[None]:
         plain = TrainConfig()
         custom = [key for key in MACHINE if getattr(train, key) != getattr(plain, key)]
         guilty = [key for key in custom if _works(replace(train, **{key: getattr(plain, key)}))]
-        named = ", ".join(f"train.{key}={getattr(train, key)}" for key in guilty or custom or MACHINE)
-        defaults = ", ".join(f"train.{key}={getattr(plain, key)}" for key in guilty or custom or MACHINE)
+        named, defaults = (
+            ", ".join(f"train.{key}={getattr(cfg, key)}" for key in guilty or custom or MACHINE)
+            for cfg in (train, plain)
+        )
         raise ConfigError(
             f"{named} does not work here: {why} Change it; the default is {defaults}."
         ) from error
@@ -158,10 +160,8 @@ def _srun_tasks() -> int:
 
     Not SLURM_NTASKS alone: a job may allow more tasks than its script or notebook starts.
     """
-    started = os.environ.get("SLURM_STEP_NUM_TASKS") or (
-        os.environ.get("SLURM_NTASKS") if "SLURM_STEP_ID" in os.environ else None
-    )
-    return int(started or 1)
+    job = os.environ.get("SLURM_NTASKS") if "SLURM_STEP_ID" in os.environ else None
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or job or 1)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +10,9 @@ import pyarrow as pa
 from pyarrow import feather
 from tqdm import tqdm
 
-from zipper.disk import file_lock
+from zipper.disk import file_lock, write_atomic
 
+_SCHEMA = pa.schema([(name, pa.string()) for name in ("file", "stamp", "digest")])
 READERS = 8  # files read in parallel, since reading waits for the disk
 KEPT = "hashes.arrow"  # cache file in the build folder
 MISSING = "missing"
@@ -83,20 +83,14 @@ def _digest(name: str) -> str:
 
 def _read(kept: Path) -> Known:
     try:
-        table = feather.read_table(kept)
-        columns = (table.column(name).to_pylist() for name in ("file", "stamp", "digest"))
+        columns = (feather.read_table(kept).column(name).to_pylist() for name in _SCHEMA.names)
         return {file: (stamp, digest) for file, stamp, digest in zip(*columns, strict=True)}
     except (OSError, KeyError, pa.ArrowInvalid):  # no cache, or a truncated one: read all files again
         return {}
 
 
 def _write(kept: Path, known: Known) -> None:
-    aside = kept.with_suffix(f".{uuid.uuid4().hex[:8]}.part")
-    stamps = [stamp for stamp, _ in known.values()]
-    digests = [digest for _, digest in known.values()]
-    table = pa.table({"file": [*known], "stamp": stamps, "digest": digests}, schema=_SCHEMA)
-    feather.write_feather(table, str(aside))
-    aside.rename(kept)
-
-
-_SCHEMA = pa.schema([(name, pa.string()) for name in ("file", "stamp", "digest")])
+    rows = [{"file": name, "stamp": stamp, "digest": digest} for name, (stamp, digest) in known.items()]
+    out = pa.BufferOutputStream()
+    feather.write_feather(pa.Table.from_pylist(rows, _SCHEMA), out)
+    write_atomic(kept, out.getvalue().to_pybytes())

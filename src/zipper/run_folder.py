@@ -5,7 +5,6 @@ build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,la
                   samples/*.{wav,png}  wandb/  result.json
 """
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,8 +43,7 @@ def hold_run_dir(cfg: RunConfig) -> AbstractContextManager[None]:
     """
     if finished(cfg).exists():
         raise ConfigError(
-            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), or move that folder away; "
-            "results are not overwritten."
+            f"{cfg.run_dir} holds a finished run. Choose another name (name=...), or move that folder away."
         )
     if not first_process():
         return nullcontext()
@@ -57,12 +55,8 @@ def claim_run_dir(cfg: RunConfig) -> Path | None:
     """Creates the run folder and saves the resolved config; returns the checkpoint to resume from, if any."""
     saved = cfg.run_dir / "config.yaml"
     if saved.exists():
-        old, new = (
-            flat(
-                json.loads(json.dumps(to_dict(from_dict(yaml.safe_load(saved.read_text(encoding="utf-8"))))))
-            ),
-            flat(json.loads(json.dumps(to_dict(cfg)))),
-        )
+        before = from_dict(yaml.safe_load(saved.read_text(encoding="utf-8")))
+        old, new = flat(to_dict(before)), flat(to_dict(cfg))
         changed = [
             f"{key}: {old.get(key)} -> {new.get(key)}"
             for key in sorted({*old, *new} - RESUMABLE_KEYS)
@@ -110,16 +104,15 @@ def check_dataset(
         known.add(statistics.fingerprint_without_audio)
     if not known & {dataset.fingerprint, dataset.fingerprint_without_audio}:
         raise ConfigError(
-            f"{checkpoint} was trained on the encoded dataset {statistics.fingerprint}, but its config now "
-            f"gives {dataset.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore "
-            "them, or train again under another name."
+            f"{checkpoint} was trained on the encoded dataset {statistics.fingerprint}, not "
+            f"{dataset.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "
+            "train again under another name."
         )
     for name, digest in statistics.towers.items():  # older checkpoints have none
         if towers is not None and towers.get(name) != digest:
             raise ConfigError(
-                f"{checkpoint} started from the {name} tower {digest}, but model.towers.{name}.init now "
-                f"holds {towers.get(name)}: its weights have changed. Restore them, or train again under "
-                "another name."
+                f"{checkpoint} started from the {name} tower {digest}, but model.towers.{name}.init now is "
+                f"{towers.get(name)}: its weights have changed. Restore them, or train under another name."
             )
 
 
@@ -157,9 +150,7 @@ def _fits(one: tuple[int, float | None], best: tuple[int, float | None] | None) 
 
 
 def _best_score(saved: dict[str, Any]) -> float | None:
-    scores = [
-        state["best_model_score"]
-        for name, state in saved.get("callbacks", {}).items()
-        if name.startswith("ModelCheckpoint") and state.get("best_model_score") is not None
-    ]
-    return float(scores[0]) if scores else None
+    for name, state in saved.get("callbacks", {}).items():
+        if name.startswith("ModelCheckpoint") and state.get("best_model_score") is not None:
+            return float(state["best_model_score"])
+    return None

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import warnings
 from pathlib import Path
 
@@ -96,8 +95,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     codebooks: the first so many; default all."""
     if not (folder / WEIGHTS).is_file() or not (folder / SETTINGS).is_file():
         raise DataError(
-            f"{folder} is no codec: it holds no {WEIGHTS} and {SETTINGS}. "
-            "Run `make train-codec`, or choose another folder."
+            f"{folder} is no codec: it holds no {WEIGHTS} and {SETTINGS}. Run `make train-codec`."
         )
     settings = read_json(folder / SETTINGS)
     if sha256(folder / WEIGHTS) != settings["sha256"]:
@@ -116,13 +114,8 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
 
 def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
     """Small EnCodec from the package's classes: not causal, no LSTM, large strides next to the waveform."""
-    shape = {
-        "dimension": cfg.dimension,
-        "n_filters": cfg.filters,
-        "ratios": cfg.ratios,
-        "lstm": 0,
-        "true_skip": True,
-    }
+    shape = {"dimension": cfg.dimension, "n_filters": cfg.filters, "ratios": cfg.ratios, "lstm": 0}
+    shape["true_skip"] = True
     quantizer = ResidualVectorQuantizer(dimension=cfg.dimension, n_q=cfg.codebooks, bins=cfg.codes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the package still uses the old weight_norm
@@ -138,25 +131,18 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
     The hash of the official file is checked. A file of another name is loaded without a check.
     """
     if kbps not in CODEBOOKS_AT_KBPS:
+        known = ", ".join(f"{k} ({q} codebooks)" for k, q in CODEBOOKS_AT_KBPS.items())
         raise ConfigError(
-            f"codec.bandwidth_kbps={kbps} is not supported by EnCodec 24 kHz. Use one of "
-            + ", ".join(f"{k} ({q} codebooks)" for k, q in CODEBOOKS_AT_KBPS.items())
-            + "."
+            f"codec.bandwidth_kbps={kbps} is not supported by EnCodec 24 kHz. Use one of {known}."
         )
-    file = (
-        weights
-        or Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
-        / "hub/checkpoints"
-        / OFFICIAL_FILE
-    )
+    file = weights or Path(torch.hub.get_dir(), "checkpoints", OFFICIAL_FILE)
     if weights is None and not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(OFFICIAL_URL, str(file), hash_prefix="d7cc33bc")
         except OSError as error:
             raise DataError(
-                f"{OFFICIAL_URL} cannot be reached ({error}). Put the file at {file}, or set "
-                "codec.weights=FILE."
+                f"{OFFICIAL_URL} cannot be reached ({error}). Put it at {file}, or set codec.weights=FILE."
             ) from error
     if not file.is_file():
         raise DataError(f"codec.weights={file} does not exist.")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zipper.codecs.codec import Codec, load_official, load_zipper_codec
-from zipper.codecs.mimi import load_mimi
+from zipper.codecs.mimi import Mimi
 from zipper.config import CodecConfig, asset
 from zipper.hub import model_folder
 
@@ -14,5 +14,5 @@ def load_codec(cfg: CodecConfig) -> Codec:
         return load_zipper_codec(asset(cfg.weights or "assets/codec"), cfg.codebooks)
     if cfg.name == "mimi":
         assert cfg.bandwidth_kbps is not None
-        return load_mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)
+        return Mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)
     return load_official(cfg.bandwidth_kbps, Path(cfg.weights) if cfg.weights else None)

@@ -17,8 +17,12 @@ class Mimi(Codec):
     """MimiModel of transformers at one number of codebooks."""
 
     def __init__(self, folder: Path, kbps: float) -> None:
-        """folder: config.json and model.safetensors. Raises ConfigError on an unsupported bit rate,
-        DataError on a folder without the model."""
+        """folder: config.json and model.safetensors. Raises ConfigError on an unsupported bit rate or without
+        transformers, DataError on a folder without the model."""
+        if find_spec("transformers") is None:
+            raise ConfigError(
+                "codec.name=mimi needs transformers: run `make setup-pretrained` (zipper[pretrained])."
+            )
         from transformers import MimiModel
 
         try:
@@ -26,13 +30,12 @@ class Mimi(Codec):
                 folder, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError) as error:
+            why = str(error).splitlines()[0]
             raise DataError(
-                f"codec.weights={folder} holds no Mimi (config.json, model.safetensors): "
-                f"{str(error).splitlines()[0]}"
+                f"codec.weights={folder} holds no Mimi (config.json, model.safetensors): {why}"
             ) from error
-        if wrong := sorted(
-            [*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"]], key=str
-        ):
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if wrong := sorted((key for kind in kinds for key in found[kind]), key=str):
             raise DataError(
                 f"{folder}: its weights are not those of its config.json, {wrong[0]} first. Fetch it again."
             )
@@ -58,20 +61,9 @@ class Mimi(Codec):
         frames = self.frames(waves)
         length = max(frames) * self.hop
         batch = torch.stack([F.pad(wave, (0, length - len(wave))) for wave in waves])[:, None]  # [B, 1, n]
-        codes = self.model.encode(
-            batch.to(self.device), num_quantizers=self.codebooks
-        ).audio_codes  # [B, Q, F]
+        found = self.model.encode(batch.to(self.device), num_quantizers=self.codebooks)
+        codes = found.audio_codes  # [B, Q, F]
         return [codes[row, :, :count].cpu() for row, count in enumerate(frames)]
 
     def waves(self, codes: Tensor) -> Tensor:
         return self.model.decode(codes[None].to(self.device)).audio_values[0, 0]
-
-
-def load_mimi(folder: Path, kbps: float) -> Mimi:
-    """Load Mimi. Raises ConfigError if transformers is not installed."""
-    if find_spec("transformers") is None:
-        raise ConfigError(
-            "codec.name=mimi needs transformers: run `make setup-pretrained`, or pip install "
-            "'zipper[pretrained]'."
-        )
-    return Mimi(folder, kbps)

@@ -35,10 +35,8 @@ def check_modalities(setting: str, names: Iterable[str], known: Iterable[str]) -
     known = sorted({*known})
     for name in names:
         if name not in known:
-            raise ConfigError(
-                f"{setting}: no such modality {name!r}; model.towers has {', '.join(known)}."
-                f"{suggestion(name, known)}"
-            )
+            there, hint = ", ".join(known), suggestion(name, known)
+            raise ConfigError(f"{setting}: no such modality {name!r}; model.towers has {there}.{hint}")
 
 
 @dataclass(frozen=True)

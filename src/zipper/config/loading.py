@@ -53,34 +53,25 @@ def _merged(base: Any, overrides: Sequence[str], source: str = "") -> RunConfig:
 
 
 def _layers(overrides: Sequence[str]) -> list[Any]:
-    """Config layers of overrides: section files (`data=NAME`) first, then `key=value`."""
+    """Config layers of overrides: section files (`data=NAME`) first, then `key=value`, read by its type."""
     sections = {f.name: f.type for f in fields(RunConfig) if is_dataclass(f.type)}
-    layers, plain = [], []
+    layers, plain = [], OmegaConf.create()
     for override in overrides:
-        key, _, value = override.partition("=")
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not key=value. See `python -m zipper --help` for the keys.")
         if key in sections and value and value[0] not in "{[":
             layers.append(OmegaConf.create({key: _read(_section_file(key, value), sections[key])}))
-        else:
-            plain.append(override)
-    return [*layers, _from_overrides(plain)]
+            continue
+        read = read_override(setting_type(key), value)
+        _reject_interpolation({key: read})
+        OmegaConf.update(plain, key, read)
+    return [*layers, plain]
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:
     """Dotted keys that overrides set, including those of section files."""
     return {*flat(OmegaConf.to_container(OmegaConf.merge(*_layers(overrides))))}
-
-
-def _from_overrides(overrides: Sequence[str]) -> Any:
-    """Config of `key=value` overrides, each parsed by the type of its setting."""
-    out = OmegaConf.create()
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is not key=value. See `python -m zipper --help` for the keys.")
-        read = read_override(setting_type(key), value)
-        _reject_interpolation({key: read})
-        OmegaConf.update(out, key, read)
-    return out
 
 
 def _reject_interpolation(values: dict[str, Any]) -> None:
@@ -104,13 +95,10 @@ def _read(path: Path, cls: Any = RunConfig) -> Any:
         problem = getattr(error, "problem", None) or error
         raise ConfigError(f"{path}{where} is not valid YAML ({problem}). Write keys with values.") from error
     if not isinstance(read, dict):
-        raise ConfigError(f"{path} holds a list or a string instead of keys with values. Keys: {_known()}.")
+        known = ", ".join(f.name for f in fields(RunConfig))
+        raise ConfigError(f"{path} holds a list or a string instead of keys with values. Keys: {known}.")
     _reject_interpolation(read)
     return OmegaConf.create(read)
-
-
-def _known() -> str:
-    return ", ".join(f.name for f in fields(RunConfig))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

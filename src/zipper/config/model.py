@@ -68,8 +68,7 @@ class TowerConfig(Section):
             )
         if len(self.rope_scaling) not in (0, 1, 4):
             raise ConfigError(
-                f"rope_scaling={self.rope_scaling}: give a factor, or Llama 3's factor, low and high "
-                "frequency factor and tokens; or nothing."
+                f"rope_scaling={self.rope_scaling}: give one number (linear), four (Llama 3), or nothing."
             )
         if self.heads % self.kv_heads:
             raise ConfigError(
@@ -77,8 +76,7 @@ class TowerConfig(Section):
             )
         if self.lora and self.frozen:
             raise ConfigError(
-                f"lora={self.lora} with frozen={self.frozen}: a tower is frozen, or LoRA learns beside it, "
-                "or all of it learns. Give one of the two."
+                f"lora={self.lora} with frozen={self.frozen}: a tower is frozen, or LoRA learns. Give one."
             )
         if self.init is None:  # otherwise the folder sets the number of layers
             self.check_interval()
@@ -132,10 +130,6 @@ class ZipConfig(Section):
 DEFAULT_MODALITIES = ("text", "speech")
 
 
-def _default_towers() -> dict[str, TowerConfig]:
-    return {name: TowerConfig() for name in DEFAULT_MODALITIES}
-
-
 @dataclass
 class ModelConfig(Section):
     KEY = "model"
@@ -145,7 +139,9 @@ class ModelConfig(Section):
         "zipper, or the paper's baseline: the first modality's tower with the vocabulary of all modalities",
     )
     modalities: list[str] = setting([*DEFAULT_MODALITIES], "modalities, one tower each")
-    towers: dict[str, TowerConfig] = field(default_factory=_default_towers)
+    towers: dict[str, TowerConfig] = field(
+        default_factory=lambda: {name: TowerConfig() for name in DEFAULT_MODALITIES}
+    )
     zip: ZipConfig = section(ZipConfig)
     switch: bool = setting(
         False, "next-modality head: predicts the modality after a segment, or the end (for `--then auto`)"
@@ -156,10 +152,8 @@ class ModelConfig(Section):
         declared = {*self.modalities, *DEFAULT_MODALITIES}
         for name in self.towers:
             if name not in declared:
-                raise ConfigError(
-                    f"model.towers.{name}: no such modality; model.modalities={self.modalities}."
-                    f"{suggestion(name, declared)}"
-                )
+                known, hint = f"model.modalities={self.modalities}", suggestion(name, declared)
+                raise ConfigError(f"model.towers.{name}: no such modality; {known}.{hint}")
         if missing := [name for name in self.modalities if name not in self.towers]:
             raise ConfigError(
                 f"model.modalities names {missing}, but model.towers has no such tower. Add it there."

@@ -71,10 +71,8 @@ class DataConfig(Section):
         if self.rates[0] > self.rates[1]:
             raise ConfigError(f"data.rates={list(self.rates)}: give the slowest and the fastest, in order.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
-            raise ConfigError(
-                f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {', '.join(CORPORA)}."
-                f"{suggestion(unknown[0], CORPORA)}"
-            )
+            known, hint = ", ".join(CORPORA), suggestion(unknown[0], CORPORA)
+            raise ConfigError(f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {known}.{hint}")
         if len(self.corpora) != len({*self.corpora}):
             raise ConfigError(f"data.corpus={self.corpus} names a corpus twice.")
         if unknown := sorted({*self.splits} - {"train", "dev", "test"}):
@@ -82,8 +80,7 @@ class DataConfig(Section):
         self.tasks = {task_name(task): names for task, names in self.tasks.items()}
         if strange := [name for names in self.tasks.values() for name in names if name not in self.corpora]:
             raise ConfigError(
-                f"data.tasks with data.corpus={self.corpus}: {strange[0]!r} is not in it. Name one of its "
-                "corpora."
+                f"data.tasks: {strange[0]!r} is not in data.corpus={self.corpus}. Name one of its corpora."
             )
         if self.corpora == ["spoken"] and (self.only or 0) > self.train:
             raise ConfigError(f"data.only={self.only} must lie between 1 and data.train={self.train}.")
@@ -106,8 +103,7 @@ class CodecConfig(Section):
         None, "folder (embedded, mimi) or file (encodec_24khz); none: assets/codec, or download to the cache"
     )
     bandwidth_kbps: float | None = setting(
-        None,
-        "encodec_24khz: 1.5, 3, 6, 12 or 24; mimi: 0.1375 per codebook; embedded: none (see codebooks)",
+        None, "encodec_24khz: 1.5, 3, 6, 12 or 24; mimi: 0.1375 per codebook; embedded: none (see codebooks)"
     )
     codebooks: int | None = setting(None, "codebooks to use of codec.name=embedded; none: all", at_least=1)
     pattern: Literal["delay", "parallel"] = setting(
@@ -124,15 +120,12 @@ class CodecConfig(Section):
                 f"codec.codebooks={self.codebooks} is for codec.name=embedded; the codebooks of {self.name} "
                 "follow from codec.bandwidth_kbps. Leave it out."
             )
-        if self.name == "encodec_24khz" and self.bandwidth_kbps is None:
-            raise ConfigError(
-                "codec.bandwidth_kbps is not set: choose 1.5, 3, 6, 12 or 24 (2 to 32 codebooks)."
-            )
-        if self.name == "mimi" and self.bandwidth_kbps is None:
-            raise ConfigError(
-                "codec.bandwidth_kbps is not set: Mimi has 0.1375 kbps per codebook, 1.1 for 8, 4.4 for all "
-                "32."
-            )
+        if self.name != "embedded" and self.bandwidth_kbps is None:
+            rates = {
+                "encodec_24khz": "choose 1.5, 3, 6, 12 or 24 (2 to 32 codebooks)",
+                "mimi": "0.1375 kbps per codebook, 1.1 for 8, 4.4 for all 32",
+            }
+            raise ConfigError(f"codec.bandwidth_kbps is not set: {rates[self.name]}.")
 
 
 @dataclass
@@ -173,8 +166,7 @@ class RunConfig(Section):
         for name, how in self.decode.items():
             if how.beams > 1 and how.temperature > 0:
                 raise ConfigError(
-                    f"decode.{name}: beams={how.beams} with temperature={how.temperature}: beam search does "
-                    "not sample. Set one of the two."
+                    f"decode.{name}: beams={how.beams} with temperature={how.temperature}: set one, not both."
                 )
         if self.evaluate.samplings > 1 and all(how.temperature == 0 for how in self.decode.values()):
             raise ConfigError(
@@ -204,9 +196,8 @@ class RunConfig(Section):
             order = tuple(chain.split(">"))
             if len(order) < 3 or not {*itertools.pairwise(order)} <= {*hops}:
                 raise ConfigError(
-                    f"evaluate.chains: {chain!r} must have three or more modalities, and this run must train "
-                    f"each of its tasks (train.tasks={self.train.tasks}). Write it as "
-                    "speech>text>speech, or give its tasks a share."
+                    f"evaluate.chains: {chain!r} must have three or more modalities, as speech>text>speech, "
+                    f"and each of its tasks a share in train.tasks={self.train.tasks}."
                 )
 
     @property

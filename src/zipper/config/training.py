@@ -82,8 +82,7 @@ class TrainConfig(Section):
     strategy: str = setting("auto", "fsdp2, or a Lightning strategy: auto, ddp, ...")
     compile: bool = setting(False, "torch.compile layers and zips: takes minutes once; for long trainings")
     recompute: bool = setting(
-        False,
-        "activation checkpointing of layers: less memory, about a third more compute",
+        False, "activation checkpointing of layers: less memory, about a third more compute"
     )
 
     def __post_init__(self) -> None:
@@ -99,8 +98,9 @@ class TrainConfig(Section):
         if self.strategy == "fsdp2" and self.precision == "64-true":
             raise ConfigError("train.strategy=fsdp2 with train.precision=64-true: use 32-true or bf16-mixed.")
         if self.codebook_weights and not self.codebook_weights[0]:
+            weights = self.codebook_weights
             raise ConfigError(
-                f"train.codebook_weights={self.codebook_weights}: the first not 0: it weighs EOS."
+                f"train.codebook_weights={weights}: the first not 0, it holds the EOS of speech."
             )
         if self.hide and self.prompt_weight:
             raise ConfigError(
@@ -127,10 +127,7 @@ class TrainCodecConfig(Section):
     filters: int = setting(16, "filters of EnCodec's first convolution", at_least=1)
     dimension: int = setting(128, "dimension of the latents", at_least=1)
     ratios: list[int] = setting(
-        [4, 4, 5, 8],
-        "strides of the decoder; their product is the hop in samples",
-        at_least=1,
-        at_most=10**6,
+        [4, 4, 5, 8], "strides of the decoder; their product is the hop in samples", at_least=1, at_most=10**6
     )
     sample_rate: int = setting(16_000, "Hz", at_least=1)
     codebooks: int = setting(4, "codebooks (residual quantisers)", at_least=1)

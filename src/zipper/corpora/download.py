@@ -79,6 +79,8 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         FETCH[corpus](os.fspath(aside), url=subset, download=True)
+        if not (aside / name / subset).is_dir():
+            raise tarfile.TarError(f"the archive holds no {name}/{subset}")
     except (RuntimeError, tarfile.TarError) as error:  # wrong hash, or damaged archive
         archive.unlink(missing_ok=True)
         raise DataError(
@@ -91,12 +93,6 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             f"{corpus} {subset} could not be downloaded ({error}). Complete subsets are kept: give the same "
             f"command again, or put the archive at {archive}."
         ) from error
-    if not (aside / name / subset).is_dir():
-        archive.unlink(missing_ok=True)
-        raise DataError(
-            f"{corpus} {subset}: the archive holds no {name}/{subset}. The archive is deleted: give the "
-            "same command again."
-        )
     target = folder / name / subset
     target.parent.mkdir(parents=True, exist_ok=True)
     (aside / name / subset).rename(target)

@@ -48,37 +48,25 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
         for speaker, chapter, path in _folders(root / subset):
             places = (f"{subset}/{speaker}/{chapter}", f"{subset}/{speaker}", subset)
             if split := next((wanted[place] for place in places if place in wanted), None):
-                one = _chapter if corpus == "librispeech" else _tts_chapter
-                out += one(path, speaker, chapter, split, f"{corpus}/{subset}")
+                out += _chapter(path, speaker, chapter, split, f"{corpus}/{subset}")
     return out
 
 
 def _chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) -> Iterator[Utterance]:
-    """Utterances of a LibriSpeech chapter."""
-    texts: dict[str, str] = {}
-    listed = path / f"{speaker}-{chapter}.trans.txt"
-    for line in _text(listed).split("\n") if listed.is_file() else []:
-        name, _, text = line.partition(" ")
-        if name:
-            texts[name] = text
-    recorded = {name[: -len(".flac")] for name in os.listdir(path) if name.endswith(".flac")}
-    for name in sorted(recorded | texts.keys()):
-        yield Utterance(
-            name, str(path / f"{name}.flac"), normal_text(texts.get(name, "")), speaker, split, subset
-        )
-
-
-def _tts_chapter(path: Path, speaker: str, chapter: str, split: str, subset: str) -> Iterator[Utterance]:
-    """Utterances of a LibriTTS chapter."""
+    """Utterances of a chapter."""
     names = os.listdir(path)
-    recorded = {name[: -len(".wav")] for name in names if name.endswith(".wav")}
-    texts = {name[: -len(".normalized.txt")] for name in names if name.endswith(".normalized.txt")}
-    for name in sorted(recorded | texts):
-        text = _text(path / f"{name}.normalized.txt") if name in texts else ""
-        # Text in brackets is spoken: LibriTTS contains only text that agrees with the audio.
-        yield Utterance(
-            name, str(path / f"{name}.wav"), normal_text(text.translate(BRACKETS)), speaker, split, subset
-        )
+    if subset.startswith("librispeech/"):
+        ending, listed = ".flac", f"{speaker}-{chapter}.trans.txt"
+        lines = _text(path / listed).split("\n") if listed in names else []
+        texts = {name: text for name, _, text in (line.partition(" ") for line in lines) if name}
+    else:  # text in brackets is spoken: LibriTTS contains only text that agrees with the audio
+        ending, tail = ".wav", ".normalized.txt"
+        read = [name.removesuffix(tail) for name in names if name.endswith(tail)]
+        texts = {name: _text(path / f"{name}{tail}").translate(BRACKETS) for name in read}
+    recorded = {name.removesuffix(ending) for name in names if name.endswith(ending)}
+    for name in sorted(recorded | texts.keys()):
+        text = normal_text(texts.get(name, ""))
+        yield Utterance(name, str(path / f"{name}{ending}"), text, speaker, split, subset)
 
 
 def index_librilight(folder: Path, longest: float) -> list[Utterance]:

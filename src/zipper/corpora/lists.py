@@ -39,26 +39,24 @@ def read_list(
     further = [key for key in other if any(row.text(key) for row in rows)]
     if silent and mute and not further:
         raise DataError(f"{file} lists nothing: no line has {' or '.join(['audio', 'text', *other])}.")
+
+    def absolute(path: str) -> str:
+        return os.path.realpath(file.parent / path) if path else ""
+
     out = []
     for row in rows:
         split = row.name("split")
         if split and split not in SPLITS:
             raise DataError(f"{row.where}: split={split!r} is not one of {', '.join(SPLITS)}.")
         audio, (start, seconds) = row.path("audio"), row.piece()
-        path = os.path.realpath(file.parent / audio) if audio else None
         recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
         later = f"-{round(start * 100):07d}" if start else ""
         text = None if mute else normal_text(row.text("text"))
-        if path is None and not silent:
-            path = ""
         id = row.name("id") or recording + later
         speaker = row.name("speaker") or (recording if start or seconds else id)
         subset = f"manifest/{row.name('subset') or split}"
-        raw = {key: (row.path if other[key] else row.text)(key) for key in further}
-        raw = {
-            key: os.path.realpath(file.parent / one) if one and other[key] else one
-            for key, one in raw.items()
-        }
+        raw = {key: absolute(row.path(key)) if other[key] else row.text(key) for key in further}
+        path = None if silent else absolute(audio)
         out.append(Utterance(id, path, text, speaker, split, subset, start, seconds, raw))
     check_ids(out, str(file))
     if any(u.split for u in out):

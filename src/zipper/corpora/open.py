@@ -18,8 +18,11 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
     Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
     found: list[Utterance] = []
+    classes = [modality_class(name) for name in cfg.model.towers]
+    # Columns of modalities that only manifests have, and whether they name files.
+    other = {one.column: one.names_file for one in classes if one.column not in ("audio", "text")}
     for corpus in cfg.data.corpora:
-        found += _open(corpus, cfg.data, Path(cfg.build), _other_columns(cfg))
+        found += _open(corpus, cfg.data, Path(cfg.build), other)
     check_ids(found, f"data.corpus={cfg.data.corpus}")
     if empty := [split for split in SPLITS if not any(u.split == split for u in found)]:
         raise DataError(
@@ -27,12 +30,6 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
             "subset, or a piece of one as train-clean-100/26), or give it utterances."
         )
     return found
-
-
-def _other_columns(cfg: RunConfig) -> dict[str, bool]:
-    """Columns of modalities that only manifests have, and whether they name files."""
-    classes = [modality_class(name) for name in cfg.model.towers]
-    return {one.column: one.names_file for one in classes if one.column not in ("audio", "text")}
 
 
 def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) -> list[Utterance]:

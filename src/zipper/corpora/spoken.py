@@ -49,8 +49,7 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
     """
     if find_spec("hibari") is None:
         raise DataError(
-            "data.corpus=spoken needs the voice hibari-tts, which is not installed here. Run `make setup`, "
-            "or `pip install hibari-tts` into this environment."
+            "data.corpus=spoken needs the voice hibari-tts. Run `make setup`, or `pip install hibari-tts`."
         )
     folder = root / f"spoken-{recipe_hash(cfg)}"
     manifest = folder / "manifest.jsonl"

@@ -111,11 +111,10 @@ class Line:
         cell = self.cells.get(column)
         if _is_missing(cell) or cell == "":
             return None
+        is_number = isinstance(cell, str | int | float) and not isinstance(cell, bool)
         try:
-            seconds = (
-                float(cell) if isinstance(cell, str | int | float) and not isinstance(cell, bool) else -1.0
-            )
-        except (ValueError, OverflowError):
+            seconds = float(str(cell)) if is_number else -1.0
+        except ValueError:
             seconds = -1.0
         if not 0 <= seconds <= LATEST:
             raise DataError(
@@ -142,11 +141,9 @@ def read_table(file: Path, inputs: Collection[str] = ("audio", "text")) -> list[
     # splitlines() would also split at other separators, which may occur inside a cell.
     numbered = [(n, line.rstrip("\r")) for n, line in enumerate(whole.split("\n"), 1)]
     lines = [(n, line) for n, line in numbered if line]
-    rows = list(
-        _json_rows(file, lines) if file.suffix.lower() == ".jsonl" else _tab_rows(file, lines, inputs)
-    )
-    unread = {column for row in rows for column in row.cells} - {*COLUMNS, *inputs}
-    if unread:
+    is_json = file.suffix.lower() == ".jsonl"
+    rows = list(_json_rows(file, lines) if is_json else _tab_rows(file, lines, inputs))
+    if unread := {column for row in rows for column in row.cells} - {*COLUMNS, *inputs}:
         print(f"{file}: columns not used: {', '.join(sorted(unread))}")
     return rows
 
@@ -209,10 +206,8 @@ def _meant(name: str) -> str | None:
         return MISNOMERS[plain]
     if TIMES.fullmatch(plain):
         return "start or offset" if re.search("start|begin|onset|offset|from", plain) else "end or duration"
-    near = (
-        difflib.get_close_matches(plain, COLUMNS, 1, 0.8) if len(plain) > 3 else []
-    )  # idx must not match id
-    return next(iter(near), None)
+    near = difflib.get_close_matches(plain, COLUMNS, 1, 0.8)
+    return near[0] if near and len(plain) > 3 else None  # idx must not match id
 
 
 def _is_missing(cell: Cell) -> bool:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
+from zipper.distributed import in_group
 from zipper.errors import ConfigError
 from zipper.evaluation.result import versions
 
@@ -91,7 +92,7 @@ def evaluation_identity(checkpoint: Path, cfg: RunConfig, asr_scorer: str | None
     config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made_by = {"commit": commit(), "versions": versions(), "judge": asr_scorer, "device": device}
-    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    ranks = dist.get_world_size() if in_group() else 1
     return {"checkpoint": digest, **made_by, "ranks": ranks, "config": config}
 
 

@@ -185,18 +185,16 @@ def _read_utterances(file: Path, count: int | None) -> list[UtteranceResult]:
     beside = utterances_file(file)
     if not beside.is_file():
         raise DataError(
-            f"{file} holds no utterances, and {beside} does not exist. Restore that file, or give the "
-            "asr.json or tts.json of a run."
+            f"{file} holds no utterances, and {beside} does not exist. Restore it, or give the asr.json."
         )
     try:
         rows = [json.loads(line) for line in lzma.decompress(beside.read_bytes()).splitlines()]
     except (lzma.LZMAError, ValueError) as error:
         raise DataError(
-            f"{beside} is damaged ({error}). Restore it together with {file}, or evaluate the run again."
+            f"{beside} is damaged ({error}). Restore it with {file}, or evaluate the run again."
         ) from error
     if count not in (None, len(rows)):
         raise DataError(
-            f"{beside} holds {len(rows)} utterances, but {file} has {count}: they do not belong together. "
-            "Restore both, or evaluate the run again."
+            f"{beside} holds {len(rows)} utterances, but {file} has {count}. Restore both, or evaluate again."
         )
     return rows

@@ -64,31 +64,18 @@ def compare(
     """
     first = a[0]
     for other in [*a, *b]:
-        for key in SAME:
-            if first.get(key) != other.get(key):
-                raise DataError(
-                    f"{first['name']} and {other['name']} cannot be compared: {key} is {first.get(key)!r} in "
-                    f"one and {other.get(key)!r} in the other. Evaluate both on the same data."
-                )
-        for key, value, its in different_data(first, other):
-            raise DataError(
-                f"{first['name']} and {other['name']} cannot be compared: {key} is {value!r} in one and "
-                f"{its!r} in the other. Evaluate both on the same data."
-            )
+        same = [(key, first.get(key), other.get(key)) for key in SAME]
+        for key, value, its in [*(one for one in same if one[1] != one[2]), *different_data(first, other)]:
+            raise _not_comparable(first, other, f"{key} is {value!r} in one and {its!r} in the other")
         if len({(*((u["id"], u["reference"]) for u in one["per_utterance"]),) for one in (first, other)}) > 1:
-            raise DataError(
-                f"{first['name']} and {other['name']} cannot be compared: their utterances or references "
-                "differ. Evaluate both on the same data."
-            )
+            raise _not_comparable(first, other, "their utterances or references differ")
     kept = np.ones(len(first["per_utterance"]), dtype=bool)
     if against == "target_errors":
         targets = [[u["target"] for u in one["per_utterance"]] for one in (*a, *b)]
         kept = np.array([len(set(of_one)) == 1 for of_one in zip(*targets, strict=True)])
     if kept.mean() < 1 - MOST_LEFT_OUT:
-        raise DataError(
-            f"{first['name']} and {b[0]['name']} cannot be compared: the targets of {(~kept).sum()} of "
-            f"{len(kept)} utterances differ. Score both with the same ASR scorer."
-        )
+        what = f"the targets of {(~kept).sum()} of {len(kept)} utterances differ"
+        raise _not_comparable(first, b[0], what, "Score both with the same ASR scorer.")
     words = _counts(first, "words" if against == "errors" else "target_words")[kept]
     errors_a, errors_b = (np.mean([_counts(one, against)[kept] for one in side], axis=0) for side in (a, b))
     rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # so that equal rates tie
@@ -170,6 +157,12 @@ def _files(pattern: str) -> list[Path]:
     if not found:
         raise DataError(f"{pattern} matches no file: give a result file, or a quoted glob pattern.")
     return found
+
+
+def _not_comparable(
+    a: Result, b: Result, why: str, fix: str = "Evaluate both on the same data."
+) -> DataError:
+    return DataError(f"{a['name']} and {b['name']} cannot be compared: {why}. {fix}")
 
 
 def _counts(result: Result, key: Literal["errors", "words", "target_errors", "target_words"]) -> np.ndarray:

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from zipper.config import RunConfig, modalities_of
 from zipper.data.dataset import EncodedDataset
 from zipper.distributed import first_process
-from zipper.evaluation.loss import split_loss
+from zipper.evaluation.perplexity import split_loss
 from zipper.evaluation.result import Origin, describe_run
 from zipper.evaluation.result_file import Results
 from zipper.evaluation.samples import show_samples

@@ -24,12 +24,12 @@ from zipper.evaluation.cost import flops_per_token
 from zipper.evaluation.figures import draw_run
 from zipper.evaluation.journal import Journal, evaluation_identity, journal_name, open_journal
 from zipper.evaluation.metrics import curves
+from zipper.evaluation.perplexity import unimodal_perplexities
 from zipper.evaluation.result import Origin, chosen_rows, write_predictions
 from zipper.evaluation.result_file import Result, Results, write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
 from zipper.evaluation.tasks import evaluate_tasks, headlines, load_scorers, scorer_name, summary_lines
-from zipper.evaluation.unimodal import unimodal_perplexities
 from zipper.generation.exported import load_trained, save_exported
 from zipper.hashes import KEPT
 from zipper.modalities.base import load_modalities

@@ -1,17 +1,36 @@
-"""Unimodal perplexity of each modality before and after training, to measure forgetting."""
+"""Mean loss of a split, and unimodal perplexity of each modality, to measure forgetting."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 
 from zipper.config import RunConfig
+from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import DatasetStatistics
 from zipper.evaluation.result_file import UnimodalPerplexity
 from zipper.models.building import build_model, load_pretrained, pretrained_modalities
+from zipper.models.losses import stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import cross_entropy
+
+
+@torch.no_grad()
+def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) -> float:
+    """Mean loss in nats over all scored (token, codebook) pairs of the split. Sets the model to eval."""
+    model.eval()
+    tasks = dict.fromkeys(cfg.train.tasks, 1.0)
+    steps = BatchSchedule(dataset, cfg.evaluate.split, tasks, cfg.train.tokens, 1, 0, cfg.train.prompt_weight)
+    loss = weight = 0.0
+    for batch in _batches(model, steps):
+        states = model(batch)
+        loss += sum(
+            float(stream_loss(model.tower(name), states[name], batch.streams[name])) for name in model.names
+        )
+        weight += sum(batch.total.values())
+    return loss / weight
 
 
 def unimodal_perplexities(
@@ -35,17 +54,23 @@ def unimodal_perplexities(
 def unimodal_perplexity(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig, name: str) -> float:
     """Perplexity of one modality's documents. Sets the model to eval."""
     model.eval()
-    device = next(model.parameters()).device
     split = cfg.evaluate.split
     only = cfg.data.only if split == "train" else None
-    steps = BatchSchedule(dataset, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
-    codebooks = {other: cfg.model.towers[other].codebooks for other in model.names}
     nats = count = 0.0
-    for step in range(steps.epoch_length(0)):
-        batch = steps.batch(step, 0, codebooks).on(device)
+    for batch in _batches(
+        model, BatchSchedule(dataset, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
+    ):
         target, states = batch.streams[name].target, model(batch)[name]
         due = (target != -100).any(-1)
         logits = model.tower(name).logits(states[due])
         nats += float(cross_entropy(logits, target[due]).double().sum())
         count += float((target != -100).sum())
     return math.exp(nats / count)
+
+
+def _batches(model: MultimodalModel, steps: BatchSchedule) -> Iterator[Batch]:
+    """Batches of one epoch, on the device of the model."""
+    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
+    device = next(model.parameters()).device
+    for step in range(steps.epoch_length(0)):
+        yield steps.batch(step, 0, codebooks).on(device)
