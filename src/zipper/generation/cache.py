@@ -98,23 +98,46 @@ class KVCache:
             for other in model.names
             if (name, other) in model.directions_used and self.length[other]
         }
-        x = model.project(name, tower.embed(tokens), self.multimodal)
-        for stage in range(model.stages + 1):
-            for index in model.layers(name, stage):
-                x = tower.layers[index](
-                    x, rotation, mask, LayerCache(self.layer_kv[backbone, index], at, read)
-                )
-            if stage == model.stages:
-                break
-            before = x
+        own = [LayerCache(self.layer_kv[backbone, index], at, read) for index in range(len(tower.layers))]
+
+        def layer(index: int, x: Tensor) -> Tensor:
+            return tower.layers[index](x, rotation, mask, own[index])
+
+        def zips(stage: int, before: Tensor) -> Tensor:
+            x = before
             for other, (timesteps, cross_mask) in source.items():
                 keys = KeyValue(*(b[:, :, :timesteps] for b in self.zip_kv[stage, (name, other)]))
                 x = x + model.zip(stage, name, other)(before, next_time, keys, cross_mask)
-            for other in model.names:
-                if (other, name) in model.directions_used and other in self.query_towers:
-                    projected = model.zip(stage, other, name).project_source(before, time)
-                    LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
-        return tower.finish(x)
+            return x
+
+        x = model.project(name, tower.embed(tokens), self.multimodal)
+        return tower.finish(self._run_stages(name, x, layer, zips, time, at, read))
+
+    def _run_stages(
+        self,
+        name: str,
+        x: Tensor,
+        layer: Callable[[int, Tensor], Tensor],
+        zips: Callable[[int, Tensor], Tensor],
+        time: TimePositions,
+        at: Tensor,
+        read: int,
+    ) -> Tensor:
+        """States of tower `name` after its layers and zips. Caches keys and values for the zips of the other
+        towers. x [B, T, D] or [B, D]."""
+        queries = [
+            o for o in self.model.names if (o, name) in self.model.directions_used and o in self.query_towers
+        ]
+
+        def store_and_zip(stage: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
+            before = states[name]
+            for other in queries:
+                block = self.model.zip(stage, other, name)
+                projected = block.project_source(before if before.dim() == 3 else before[:, None], time)
+                LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
+            return {name: zips(stage, before)}
+
+        return self.model.run_stages({name: x}, lambda _, index, x: layer(index, x), store_and_zip)[name]
 
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
         """`extend` by one timestep with `SingleStep`: tokens [B, Q], valid [B, 1] -> states [B, D]."""
@@ -144,16 +167,20 @@ class KVCache:
                     cross_bias,
                     [KeyValue(*(b[:, :, :read_source] for b in pair)) for pair in pairs],
                 )
-        query_towers = [
-            o for o in model.names if (o, name) in model.directions_used and o in self.query_towers
-        ]
+        query_position = step.query_position(next_time.time, x.dtype) if source else None
 
-        def store_source(stage: int, before: Tensor) -> None:
-            for other in query_towers:
-                projected = model.zip(stage, other, name).project_source(before[:, None], time)
-                LayerCache(self.zip_kv[stage, (other, name)], at, read).store(projected)
+        def zips(stage: int, before: Tensor) -> Tensor:
+            x = before
+            for other, (cross_bias, keys) in source.items():
+                y = step.zips[stage, other](before, query_position, keys[stage], cross_bias)
+                x = y if x is before else x + (y - before)
+            return x
 
-        state = step(x, position, next_time.time, bias, own, source, store_source)
+        rotation = step.rotary(position)
+        x = self._run_stages(
+            name, x, lambda i, x: step.layers[i](x, rotation, bias, own[i]), zips, time, at, read
+        )
+        state = step.finish(x)
         if model.next_modality_heads:
             self.last_states[name] = torch.where(valid, state, self.last_states.get(name, state))
         return state

@@ -5,7 +5,7 @@ are additive biases, and constant tensors are computed once. The result equals t
 (tests/zipper/generation/test_step.py).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,39 +80,15 @@ class SingleStep:
         """states [B, D] -> [B, Q, V]"""
         return torch.mm(states, self.head).view(len(states), len(self.offset), -1)
 
-    def __call__(
-        self,
-        x: Tensor,
-        position: Tensor,
-        next_time: Tensor,
-        bias: Tensor,
-        own: Sequence[LayerCache],
-        source: Mapping[str, tuple[CrossAttentionBias, Sequence[KeyValue]]],
-        after: Callable[[int, Tensor], None],
-    ) -> Tensor:
-        """States [B, D] of one timestep from its embeddings x [B, D].
-
-        position int64 [B, 1]. next_time [B, 1]: time of the query in seconds. bias [B, 1, 1, read]: over the
-        tower's own timesteps. own: cache of each layer. source: by source tower its bias, and its keys and
-        values by stage. after: callback with each stage's states before the zips.
-        """
-        rotation = self.rotary(position)
-        query_position: QueryPosition = None
-        if source and self.position_kind == "rotary":
-            query_position = self.zip_rotary(next_time / SECONDS_PER_RADIAN)
-        elif source and self.position_kind == "sinusoidal":
-            query_position = sinusoid(next_time, x.shape[-1], x.dtype)[:, 0]
-        for stage in range(self.model.stages + 1):
-            for index in self.model.layers(self.name, stage):
-                x = self.layers[index](x, rotation, bias, own[index])
-            if stage == self.model.stages:
-                break
-            before = x
-            after(stage, before)
-            for other, (cross_bias, keys) in source.items():
-                y = self.zips[stage, other](before, query_position, keys[stage], cross_bias)
-                x = y if x is before else x + (y - before)
-        return self.finish(x)
+    def query_position(self, next_time: Tensor, dtype: torch.dtype) -> QueryPosition:
+        """Position of the zips' queries. next_time [B, 1]: time of the query in seconds."""
+        if not self.zips:
+            return None
+        if self.position_kind == "rotary":
+            return self.zip_rotary(next_time / SECONDS_PER_RADIAN)
+        if self.position_kind == "sinusoidal":
+            return sinusoid(next_time, self.table.shape[1], dtype)[:, 0]
+        return None
 
 
 class _Rotary:

@@ -1,6 +1,6 @@
 """Common interface of Zipper and Single Decoder for training, generation and evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,25 @@ class MultimodalModel(nn.Module):
         cfg: TowerConfig = self.cfg.towers[name]
         first = stage * cfg.interval
         return range(first, cfg.layers if stage == self.stages else first + cfg.interval)
+
+    def run_stages(
+        self,
+        states: dict[str, Tensor],
+        layer: Callable[[str, int, Tensor], Tensor],
+        zips: Callable[[int, dict[str, Tensor]], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """States of the given towers after all layers and zips, the only loop over them: training, cache and
+        single steps differ in what a layer and the zips of a stage are.
+
+        layer(name, index, states of that tower) and zips(stage, states before any update) return new states.
+        """
+        for stage in range(self.stages + 1):
+            for name in states:
+                for index in self.layers(name, stage):
+                    states[name] = layer(name, index, states[name])
+            if stage < self.stages:
+                states = zips(stage, states)
+        return states
 
     def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
         """Apply the input projection, if there is one. x [B, T, D], multimodal bool [B]."""

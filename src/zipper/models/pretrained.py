@@ -71,7 +71,7 @@ def tower_info(folder: Path) -> dict[str, Any]:
 
 
 def _weights_file(folder: Path, info: Mapping[str, Any]) -> Path:
-    """File that holds a tower's weights: its own, or that of an exported model, if tower.json names `weights`."""
+    """Its own, or that of an exported model, which `weights` of tower.json names."""
     return folder / info.get("weights", WEIGHTS)
 
 

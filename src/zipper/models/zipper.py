@@ -121,18 +121,19 @@ class ZipperModel(MultimodalModel):
             for a, b in self.pairs
             if (a, b) in self.used
         }
-        for stage in range(self.stages):
-            for name in self.names:
-                for index in self.layers(name, stage):
-                    x[name] = self.tower(name).layers[index](x[name], rotations[name])
-            before = dict(x)
+
+        def layer(name: str, index: int, states: Tensor) -> Tensor:
+            return self.tower(name).layers[index](states, rotations[name])
+
+        def zips(stage: int, before: dict[str, Tensor]) -> dict[str, Tensor]:
+            after = dict(before)
             for (a, b), cross in directions.items():
                 block = self.zip(stage, a, b)
                 source = block.project_source(cross.rows(before[b]), cross.source)
-                x[a] = cross.add(x[a], block(cross.rows(before[a]), cross.query, source, cross.mask))
-        for name in self.names:
-            for index in self.layers(name, self.stages):
-                x[name] = self.tower(name).layers[index](x[name], rotations[name])
+                after[a] = cross.add(after[a], block(cross.rows(before[a]), cross.query, source, cross.mask))
+            return after
+
+        x = self.run_stages(x, layer, zips)
         return {name: self.tower(name).finish(x[name]) for name in self.names}
 
     def project(self, name: str, x: Tensor, multimodal: Tensor) -> Tensor:
