@@ -60,9 +60,10 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
         )
     weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
     config, statistics = from_dict(saved["config"]), saved_statistics(saved)
-    return _load_state(
-        config, statistics, weights, f"{folder / WEIGHTS} has another shape than {INFO} says"
-    ), saved
+    why = f"{folder / WEIGHTS} has another shape than {INFO} says"
+    trained = _load_state(config, statistics, weights, why)
+    trained.network.certificate = saved.get("certificate", {})
+    return trained, saved
 
 
 def certify(folder: Path) -> list[str]:

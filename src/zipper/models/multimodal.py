@@ -1,6 +1,7 @@
 """Common interface of Zipper and Single Decoder for training, generation and evaluation."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ class MultimodalModel(nn.Module):
     """Model of several modalities, with one `tower` per modality.
 
     used: (query, source) directions of the training tasks; initially all. stages: number of zip stages.
+    certificate: of the export that the weights were loaded from (`models.certify`).
     """
 
     stages = 0
+    certificate: Mapping[str, Any] = {}
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
