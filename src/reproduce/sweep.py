@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from reproduce.sweep_file import Point, Sweep, differences, read_checked_sweep
 from zipper.config import RunConfig, asset, load_config
+from zipper.disk import file_lock
 from zipper.errors import ConfigError, TrainingError
 
 FOLDER = Path("build") / "ablations"  # logs, scripts, and results of trials
@@ -52,9 +53,11 @@ def run_sweep(
         raise ConfigError(f"--only {only}: {file} has no such run. Available: {known}.")
     todo = [one for one in chosen if not is_finished(sweep, one, settings)]
     print(f"{sweep.title}: {len(chosen)} runs, {len(todo)} to do")
-    towers = missing_towers(sweep, todo, settings)
-    _prepare(towers, [])
-    _run_all([(one, pretrain_command(one)) for one in towers], sweep, jobs)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with file_lock(FOLDER / ".towers.lock", "missing towers", wait=True):  # of two sweeps, one pre-trains
+        towers = missing_towers(sweep, todo, settings)
+        _prepare(towers, [])
+        _run_all([(one, pretrain_command(one)) for one in towers], sweep, jobs)
     _prepare(todo, settings)
     if not prepare_only:
         _run_all([(one, command(sweep, one, settings)) for one in todo], sweep, jobs)
@@ -152,7 +155,6 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
 
 def _run_all(todo: list[tuple[Point, list[str]]], sweep: Sweep, jobs: int) -> None:
     """Runs all commands. Raises TrainingError with the log file and last line of each failed one."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     failed: list[str] = []
     running: list[tuple[subprocess.Popen[bytes], Path]] = []
