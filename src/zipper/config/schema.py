@@ -196,8 +196,9 @@ class RunConfig(Section):
             order = tuple(chain.split(">"))
             if len(order) < 3 or not {*itertools.pairwise(order)} <= {*hops}:
                 raise ConfigError(
-                    f"evaluate.chains: {chain!r} must have three or more modalities, as speech>text>speech, "
-                    f"and each of its tasks a share in train.tasks={self.train.tasks}."
+                    f"evaluate.chains: {chain!r} must have three or more modalities, and this run must train "
+                    f"each of its tasks (train.tasks={self.train.tasks}). Write it as speech>text>speech, or "
+                    "give its tasks a share."
                 )
 
     @property

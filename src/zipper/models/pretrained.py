@@ -58,6 +58,8 @@ def tower_info(folder: Path) -> dict[str, Any]:
         return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
     info = read_json(folder / INFO) if (folder / INFO).is_file() else {}
     file = _weights_file(folder, info)
+    if "weights" in info and not file.is_file():
+        raise DataError(f"{folder / INFO} refers to the weights in {file}, which do not exist. Restore them.")
     if not info or not file.is_file():
         raise DataError(
             f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "

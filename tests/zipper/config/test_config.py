@@ -4,6 +4,7 @@ import json
 import math
 import re
 import subprocess
+from dataclasses import fields, is_dataclass
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 
 from reproduce import ROOT
 from zipper.cli import parser
-from zipper.config import TowerConfig, describe, flat, from_dict, load_config, to_dict
+from zipper.config import (
+    RunConfig,
+    SamplingConfig,
+    TowerConfig,
+    ZipConfig,
+    describe,
+    flat,
+    from_dict,
+    load_config,
+    to_dict,
+)  # fmt: skip
 from zipper.errors import ConfigError
 
 KEYS = [key.replace("NAME", "text") for key, _, _ in describe()]
@@ -124,3 +135,27 @@ def test_numbers_that_no_model_can_hold_are_refused():
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=word.partition("=")[0].split(".")[-1]):
             print(load_config(None, [word]))
+
+
+SECTIONS = [
+    TowerConfig, *(type(getattr(RunConfig(), f.name)) for f in fields(RunConfig) if is_dataclass(f.type)),
+    SamplingConfig, ZipConfig,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_declared_range_is_enforced_and_excludes_nan(section):
+    for f in fields(section):
+        limits = f.metadata.get("limits")
+        if not limits or not str(limits):
+            continue
+        default = f.default_factory() if callable(f.default_factory) else f.default
+        outside = [math.nan, limits.above, limits.below]
+        outside += [limits.at_least - 1] if limits.at_least is not None else []
+        outside += [limits.at_most + 1] if limits.at_most is not None and limits.at_most < 1e20 else []
+        for bad in outside:
+            value = {"a": bad} if isinstance(default, dict) else [bad] if isinstance(default, list) else bad
+            value = (1.0, bad) if isinstance(default, tuple) else value
+            if bad is not None:
+                with pytest.raises(ConfigError, match=rf"{section.KEY}\.{f.name}"):
+                    section(**{f.name: value})

@@ -81,3 +81,11 @@ def test_other_logits_of_the_same_weights_are_found(exported, monkeypatch):
     monkeypatch.setattr(turned, lambda x, rotation: x)
     with pytest.raises(DataError, match=r"has the weights of .*, but other logits"):
         certify(exported)
+
+
+def test_an_export_whose_frozen_tower_is_gone_is_exported_again_with_its_certificate(exported, towers):
+    shutil.rmtree(towers["text"])
+    zipper.Zipper.from_pretrained(exported).save_pretrained("again")
+    assert certify(Path("again")) == ["text"]
+    saved = [json.loads((folder / "zipper.json").read_text("utf-8")) for folder in (exported, Path("again"))]
+    assert saved[0]["certificate"] == saved[1]["certificate"]
