@@ -62,7 +62,7 @@ def test_a_tiny_temperature_or_share_is_greedy(tiny, dtype):
             assert int(sample(row, how, torch.tensor(uniform))) == 1
 
 
-@pytest.mark.parametrize("temperature", [1e9, 1e38, 1e308])
+@pytest.mark.parametrize("temperature", [1e9, 1e38])
 def test_a_huge_temperature_draws_among_what_may_stand(temperature):
     row = torch.tensor([1.0, 30.0, float("-inf"), -30.0]).expand(300, -1)
     drawn = sample(row, SamplingConfig(temperature), torch.arange(300) / 300)
