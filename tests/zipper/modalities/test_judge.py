@@ -1,6 +1,8 @@
 """The judge and the codec's table, with a stand-in for Whisper; and speed measurements that add up."""
 
+import hashlib
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -16,11 +18,11 @@ from reproduce.report.results import section
 from zipper.clock import Clock
 from zipper.config import JudgeConfig, RunConfig
 from zipper.data.prepare import prepare
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as codec_module
 from zipper.evaluation.codec import evaluate_codec, table
 from zipper.modalities import asr_scorer as judge_module
-from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer, whisper
+from zipper.modalities.asr_scorer import AsrScorer, joined_base, load_asr_scorer, whisper
 
 
 def deaf_judge(texts: list[str], calls: list[int]) -> AsrScorer:
@@ -81,6 +83,33 @@ def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_whisper_base_is_joined_from_its_wheels_once_and_only_if_it_is_whole(in_tmp, monkeypatch):
+    for i, name in enumerate(judge_module.BASE_PARTS, 1):
+        folder = in_tmp / name
+        (folder / "data").mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "data" / f"model.bin.part{i}").write_bytes(b"half %d" % i)
+        for file in ("config.json", "tokenizer.json", "vocabulary.txt"):
+            (folder / "data" / file).write_text("{}", encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(in_tmp))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_tmp / "cache"))
+    with pytest.raises(DataError, match=r"do not join to Whisper base .*Reinstall"):
+        joined_base()
+    assert not (in_tmp / "cache").exists()
+    monkeypatch.setattr(judge_module, "BASE_SHA256", hashlib.sha256(b"half 1half 2").hexdigest())
+    folder = joined_base()
+    assert (folder / "model.bin").read_bytes() == b"half 1half 2"
+    assert {file.name for file in folder.iterdir()} == {
+        "config.json", "tokenizer.json", "vocabulary.txt", "model.bin"
+    }  # fmt: skip
+    (in_tmp / judge_module.BASE_PARTS[0] / "data" / "model.bin.part1").unlink()
+    assert joined_base() == folder
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match=r"model\.bin\.part1 does not exist"):
+        joined_base()
 
 
 def test_turns_are_taken_and_the_median_counts(monkeypatch):
