@@ -13,6 +13,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from zipper.codecs.semantic import SemanticEncoder
 from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
 
@@ -20,17 +21,27 @@ CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its SHA-256
 OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
+SEMANTIC = "semantic."  # prefix of its weights
 
 
 class Codec:
     """Codec at one bit rate.
 
     sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
-    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset.
+    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. With a `semantic`
+    encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
+    the latents. Decoding is the same: the sum of all codes.
     """
 
-    def __init__(self, model: EncodecModel, codebooks: int, gain: float, name: str) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(
+        self,
+        model: EncodecModel,
+        codebooks: int,
+        gain: float,
+        name: str,
+        semantic: SemanticEncoder | None = None,
+    ) -> None:
+        self.model, self.semantic = model.eval().requires_grad_(False), semantic
         self.codebooks, self.gain, self.name = codebooks, gain, name
         self.sample_rate: int = model.sample_rate
         self.hop = int(math.prod(model.encoder.ratios))
@@ -39,6 +50,8 @@ class Codec:
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
         self.fingerprint = f"{name} x{codebooks} {digest(model)}"
+        if semantic is not None:
+            self.fingerprint += f", {semantic.teacher} {digest(semantic)}"
 
     @property
     def kbps(self) -> float:
@@ -55,8 +68,15 @@ class Codec:
         frames = self.frames(waves)
         length = max(frames) * self.hop + self.margin
         batch = torch.stack([F.pad(wave, (0, length - len(wave))) for wave in waves])[:, None]  # [B, 1, n]
-        latents = self.model.encoder(batch.to(self.device) * self.gain)  # [B, D, F]
-        codes = self.model.quantizer.vq.encode(latents, n_q=self.codebooks)  # [Q, B, F]
+        residual = self.model.encoder(batch.to(self.device) * self.gain)  # [B, D, F]
+        codes = residual.new_zeros(self.codebooks, len(waves), residual.shape[2], dtype=torch.int64)
+        for level, book in enumerate(self.model.quantizer.vq.layers[: self.codebooks]):
+            if level == 0 and self.semantic is not None:
+                for row, wave in enumerate(waves):
+                    codes[0, row, : frames[row]] = self.semantic.to(self.device)(wave.to(self.device))
+            else:
+                codes[level] = book.encode(residual)
+            residual = residual - book.decode(codes[level])
         return [codes[:, row, :count].cpu() for row, count in enumerate(frames)]
 
     def frames(self, waves: list[Tensor]) -> list[int]:
@@ -103,19 +123,29 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."
         )
     cfg = TrainCodecConfig(**settings["shape"])
-    model = build_zipper_codec(cfg)
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model, units = build_zipper_codec(cfg), build_semantic(cfg)
+    weights = load_file(folder / WEIGHTS)
+    model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
+    if units is not None:
+        units.load_state_dict(
+            {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
+        )
     if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
         raise ConfigError(
             f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to {cfg.codebooks}."
         )
-    return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded")
+    return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
+
+
+def build_semantic(cfg: TrainCodecConfig) -> SemanticEncoder | None:
+    """Semantic encoder of a codec's shape, without weights; None if it has none."""
+    return None if cfg.semantic == "none" else SemanticEncoder(cfg.semantic_layers, cfg.codes).eval()
 
 
 def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
-    """Small EnCodec from the package's classes: not causal, no LSTM, large strides next to the waveform."""
+    """Small EnCodec from the package's classes: no LSTM, large strides next to the waveform."""
     shape = {"dimension": cfg.dimension, "n_filters": cfg.filters, "ratios": cfg.ratios, "lstm": 0}
-    shape["true_skip"] = True
+    shape |= {"true_skip": True, "causal": cfg.causal}
     quantizer = ResidualVectorQuantizer(dimension=cfg.dimension, n_q=cfg.codebooks, bins=cfg.codes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the package still uses the old weight_norm

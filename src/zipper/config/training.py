@@ -132,6 +132,11 @@ class TrainCodecConfig(Section):
     sample_rate: int = setting(16_000, "Hz", at_least=1)
     codebooks: int = setting(4, "codebooks (residual quantisers)", at_least=1)
     codes: int = setting(1024, "codes of a codebook, a power of 2", at_least=2)
+    semantic: Literal["none", "whisper"] = setting(
+        "none", "whisper: the first codebook holds clusters of the states of Whisper tiny.en's encoder"
+    )
+    semantic_layers: int = setting(4, "layers of that encoder to use", at_least=1, at_most=4)
+    causal: bool = setting(False, "encoder and decoder without future samples")
     init: str | None = setting(
         None, "folder of a codec to start from, with its quantiser; none: random weights, then k-means"
     )

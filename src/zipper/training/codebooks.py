@@ -20,18 +20,20 @@ class CodebookLearner(nn.Module):
         self.decay = decay
         self.books: list[EuclideanCodebook] = [layer._codebook for layer in quantizer.vq.layers]
 
-    def forward(self, latents: Tensor, codebooks: int) -> tuple[Tensor, Tensor]:
+    def forward(self, latents: Tensor, codebooks: int, units: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """latents [B, D, F] -> (latents quantised by the first `codebooks`, [B, D, F]; commitment loss
-        [])."""
+        []). units int64 [B, F]: codes of the first codebook, if it is semantic; its vectors become the means
+        of the latents of each unit."""
         flat = latents.transpose(1, 2).flatten(0, 1)  # [B * F, D]
         residual, quantised = flat, torch.zeros_like(flat)
         commitment = flat.new_zeros(())
         for level, book in enumerate(self.books):
             with torch.no_grad():
-                code = nearest(residual.detach(), book.embed)
+                given = units if level == 0 else None
+                code = nearest(residual.detach(), book.embed) if given is None else given.flatten()
                 chosen = book.embed[code]
                 if self.training:
-                    self._move(book, residual.detach(), code)
+                    self._move(book, residual.detach(), code, revive=given is None)
             if level < codebooks:
                 commitment = commitment + (residual - chosen).square().mean()
                 quantised = quantised + chosen
@@ -40,13 +42,16 @@ class CodebookLearner(nn.Module):
         return through.unflatten(0, (latents.shape[0], -1)).transpose(1, 2), commitment
 
     @torch.no_grad()
-    def initialise(self, latents: Tensor, rounds: int = 20) -> None:
+    def initialise(self, latents: Tensor, units: Tensor | None = None, rounds: int = 20) -> None:
         """Initialise each codebook by k-means on latents [N, D] or on the residual of the codebook before
-        it."""
+        it; the first by the means of each unit, if there are units int64 [N]."""
         residual = latents
-        for book in self.books:
-            centres = k_means(residual, len(book.embed), rounds)
-            code = nearest(residual, centres)
+        for level, book in enumerate(self.books):
+            if level == 0 and units is not None:
+                code, centres = units, means(residual, units, len(book.embed))
+            else:
+                centres = k_means(residual, len(book.embed), rounds)
+                code = nearest(residual, centres)
             count = torch.bincount(code, minlength=len(centres)).float()
             book.embed.copy_(centres)
             # As after many updates on batches of this kind.
@@ -56,14 +61,14 @@ class CodebookLearner(nn.Module):
             book.inited.fill_(1)
             residual = residual - centres[code]
 
-    def _move(self, book: EuclideanCodebook, residual: Tensor, code: Tensor) -> None:
+    def _move(self, book: EuclideanCodebook, residual: Tensor, code: Tensor, revive: bool) -> None:
         count = torch.bincount(code, minlength=len(book.embed)).to(residual.dtype)
         total = torch.zeros_like(book.embed).index_add_(0, code, residual)
         book.cluster_size.lerp_(count, 1 - self.decay)
         book.embed_avg.lerp_(total, 1 - self.decay)
         # Dead: used less than a tenth as often as the average code, within the moving average.
         dead = book.cluster_size < 0.1 * book.cluster_size.mean()
-        if dead.any():
+        if revive and dead.any():
             fresh = residual[torch.randint(len(residual), (int(dead.sum()),), device=residual.device)]
             book.cluster_size[dead] = book.cluster_size.mean()
             book.embed_avg[dead] = fresh * book.cluster_size.mean()
@@ -80,8 +85,13 @@ def k_means(x: Tensor, count: int, rounds: int) -> Tensor:
     centres = x[torch.randperm(len(x), device=x.device)[:count]].clone()
     for _ in range(rounds):
         code = nearest(x, centres)
-        size = torch.bincount(code, minlength=count)
-        centres = torch.zeros_like(centres).index_add_(0, code, x) / size.clamp(min=1)[:, None]
-        empty = size == 0
+        centres = means(x, code, count)
+        empty = torch.bincount(code, minlength=count) == 0
         centres[empty] = x[torch.randint(len(x), (int(empty.sum()),), device=x.device)]
     return centres
+
+
+def means(x: Tensor, code: Tensor, count: int) -> Tensor:
+    """Mean of the rows x [N, D] of each code int64 [N] -> [count, D]; 0 for a code without rows."""
+    size = torch.bincount(code, minlength=count).clamp(min=1)
+    return torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, code, x) / size[:, None]

