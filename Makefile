@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench report dashboard notebooks test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboar
 
 data-librispeech: $(READY)  ## download LibriSpeech, 960 h, to data/ (61 GB); ARGS="data.splits={train: [train-clean-100], ...}"
 	$(RUN) download configs/asr.yaml data=librispeech $(ARGS)
+
+data-mini-librispeech: $(READY)  ## download mini-LibriSpeech, 5 h, and test-clean, to data/ (0.8 GB)
+	$(RUN) download configs/asr.yaml data=mini-librispeech $(ARGS)
 
 data-libritts: $(READY)  ## download LibriTTS, 960 h, to data/ (83 GB)
 	$(RUN) download configs/asr.yaml data=libritts $(ARGS)

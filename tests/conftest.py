@@ -247,7 +247,7 @@ def listening(prepared, codec, monkeypatch):
     """`train` finds the tiny codec and a perfect judge."""
     monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
     judge = perfect(prepared, codec)
-    monkeypatch.setattr("zipper.modalities.asr_scorer.load_asr_scorer", lambda cfg: judge)
+    monkeypatch.setattr("zipper.modalities.asr_scorer.load_asr_scorer", lambda cfg, semantic=None: judge)
     return SpeechScorer(codec, judge, "build")
 
 

