@@ -62,6 +62,12 @@ class DataConfig(Section):
         640, "maximum vocabulary of a new tokenizer, including special tokens", at_least=1
     )
     max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed (seconds)", above=0)
+    speeds: list[float] = setting(
+        [1.0],
+        "speed perturbation: every training utterance is encoded at each of these, such as [0.9, 1, 1.1]",
+        at_least=0.5,
+        at_most=2,
+    )
     only: int | None = setting(
         None, "number of training utterances to use; smaller subsets are nested in larger ones", at_least=1
     )

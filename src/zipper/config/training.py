@@ -58,6 +58,13 @@ class TrainConfig(Section):
     codebook_weights: list[float] = setting(
         [], "loss weight of each speech codebook; none: all equal", at_least=0
     )
+    mask: float = setting(
+        0.0,
+        "prompt masking, as SpecAugment's in time: share of the timesteps of a speech prompt",
+        at_least=0,
+        below=1,
+    )
+    mask_span: int = setting(8, "timesteps of a masked span of a prompt", at_least=1)
     hide: float = setting(
         0.0,
         "history masking: share of the timesteps of target speech masked from the speech tower in training",
@@ -101,6 +108,11 @@ class TrainConfig(Section):
             weights = self.codebook_weights
             raise ConfigError(
                 f"train.codebook_weights={weights}: the first not 0, it holds the EOS of speech."
+            )
+        if self.mask and self.prompt_weight >= 1:
+            raise ConfigError(
+                f"train.mask={self.mask} with train.prompt_weight={self.prompt_weight}: a prompt is known by "
+                "a loss weight below 1. Lower train.prompt_weight, or leave train.mask out."
             )
         if self.hide and self.prompt_weight:
             raise ConfigError(

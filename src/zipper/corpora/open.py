@@ -1,6 +1,7 @@
 """Opens the corpora of a config."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from zipper.config import DataConfig, RunConfig
@@ -13,7 +14,8 @@ from zipper.modalities.base import modality_class
 
 
 def open_corpus(cfg: RunConfig) -> list[Utterance]:
-    """Utterances of all corpora and splits. Synthesizes the synthetic corpus first if it is missing.
+    """Utterances of all corpora and splits; those of train once for each of data.speeds. Synthesizes the
+    synthetic corpus first if it is missing.
 
     Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
@@ -29,7 +31,13 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
             f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
             "subset, or a piece of one as train-clean-100/26), or give it utterances."
         )
-    return found
+    return [copy for u in found for copy in _at_speeds(u, cfg.data.speeds)]
+
+
+def _at_speeds(u: Utterance, speeds: list[float]) -> list[Utterance]:
+    if u.split != "train" or not u.audio:
+        return [u]
+    return [u if speed == 1 else replace(u, id=f"{u.id}@{speed:g}", speed=speed) for speed in speeds]
 
 
 def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) -> list[Utterance]:

@@ -25,7 +25,7 @@ class Utterance:
     audio: absolute path; None in a text-only corpus. text: normalised, or raw if it is `unreadable` and will
     be rejected; None in a speech-only corpus. subset: CORPUS/PART in the corpus' own terms. start, seconds:
     segment of the file in seconds; seconds=None: to the end. other: raw inputs of further modalities, by
-    column.
+    column. speed: at which the recording is played.
     """
 
     id: str
@@ -37,6 +37,7 @@ class Utterance:
     start: float = 0.0
     seconds: float | None = None
     other: dict[str, str] = field(default_factory=dict, hash=False)
+    speed: float = 1.0
 
     def raw(self, column: str) -> str | None:
         """Raw input of the modality with this column; None if the corpus has none, "" if only this utterance

@@ -8,6 +8,7 @@ interrupted preparation resumes at the next shard.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,6 +27,7 @@ from zipper.hashes import KEPT, check_once, file_hashes, joint_hash
 from zipper.modalities.base import Modality
 from zipper.modalities.normalise import normaliser_of
 
+SPEED = re.compile(r"@[\d.]+$")  # of an utterance's id (data.speeds)
 Row = dict[str, Any]  # encoded utterance; a modality that it lacks has no tokens
 
 
@@ -77,7 +79,7 @@ def column(rows: datasets.Dataset, name: str) -> np.ndarray:
 
 
 def limit_rows(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
-    """First `only` rows; None: all. A smaller subset is contained in a larger one.
+    """First `only` utterances, at all their speeds; None: all. A smaller subset is contained in a larger one.
 
     Corpora of recordings are ordered by speaker and concatenated, so their rows are chosen by a hash of the
     id. The synthetic corpus is already shuffled.
@@ -86,9 +88,10 @@ def limit_rows(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
         return rows
     if {subset.partition("/")[0] for subset in rows["subset"][:]} <= {"", "spoken"}:
         return rows.select(range(only))
-    ids = rows["id"][:]
-    by_hash = sorted(range(len(rows)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
-    return rows.select(sorted(by_hash[:only]))
+    ids = [SPEED.sub("", id) for id in rows["id"][:]]
+    by_hash = sorted({*ids}, key=lambda id: hashlib.sha256(id.encode()).digest())
+    chosen = {*by_hash[:only]}
+    return rows.select([i for i, id in enumerate(ids) if id in chosen])
 
 
 def fingerprint(

@@ -18,6 +18,7 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import Row
 from zipper.disk import write_atomic
 from zipper.errors import DataError
+from zipper.modalities.audio import resample
 from zipper.modalities.base import Modality
 
 # Utterance with its value of each modality that it has, or the reason why one cannot be read.
@@ -83,12 +84,16 @@ class Values(Dataset[tuple[Shard, list[LoadedUtterance]]]):
         try:
             given = {name: u.raw(one.column) for name, one in self.modalities.items()}
             return {
-                name: self.modalities[name].read(raw, u.start, u.seconds, self.longest)
+                name: self._value(self.modalities[name], raw, u)
                 for name, raw in given.items()
                 if raw is not None
             }
         except DataError as error:
             return DataError(f"Utterance {u.id}: {error}")
+
+    def _value(self, modality: Modality, raw: str, u: Utterance) -> Any:
+        value, rate = modality.read(raw, u.start, u.seconds, self.longest), modality.sample_rate
+        return value if u.speed == 1 or rate is None else resample(value, round(rate * u.speed), rate)
 
 
 def _identity(batch: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Training losses: next-token prediction, next-modality prediction, and history masking."""
+"""Training losses: next-token prediction and next-modality prediction; masking of history and prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +50,21 @@ def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) 
     """History masking: replace random spans of the answer's input tokens by fillers, about `share` of them.
 
     Masked tokens are still predicted, but are not visible as input, so that a speech tower relies on the text
-    instead of its own past. BOS and towers without a filler (text) are left unchanged. span: timesteps per
-    span.
+    instead of its own past. span: timesteps per span.
     """
+    return _masked(batch, model, share, span, lambda stream: stream.weight > 0)
+
+
+def mask_prompt(batch: Batch, model: MultimodalModel, share: float, span: int) -> Batch:
+    """Prompt masking: replace random spans of the prompt's tokens by fillers, as SpecAugment does in time
+    (arXiv 1904.08779). A prompt has a loss weight below 1. span: timesteps per span."""
+    return _masked(batch, model, share, span, lambda stream: stream.weight < 1)
+
+
+def _masked(
+    batch: Batch, model: MultimodalModel, share: float, span: int, where: Callable[[Stream], Tensor]
+) -> Batch:
+    """BOS and towers without a filler (text) are left unchanged."""
     streams = dict(batch.streams)
     for name, stream in streams.items():
         layout = TokenLayout.of(model.tower(name).cfg)
@@ -61,7 +73,7 @@ def mask_history(batch: Batch, model: MultimodalModel, share: float, span: int) 
         begun = torch.rand(stream.valid.shape, device=stream.valid.device) < 1 - (1 - share) ** (1 / span)
         spans = F.pad(begun[:, None].float(), (span - 1, 0))
         hidden = F.max_pool1d(spans, span, stride=1)[:, 0] > 0
-        hidden &= (stream.weight > 0) & (stream.tokens[..., 0] != layout.bos)
+        hidden &= where(stream) & (stream.tokens[..., 0] != layout.bos)
         streams[name] = stream._replace(tokens=torch.where(hidden[..., None], layout.filler, stream.tokens))
     return batch._replace(streams=streams)
 

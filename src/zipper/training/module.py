@@ -16,7 +16,7 @@ from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import TrainingError
 from zipper.models.building import build_untrained, idle_parts, set_trainable
-from zipper.models.losses import mask_history, next_modality_loss, not_finite, stream_loss
+from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
 from zipper.training.engine import shard
@@ -98,8 +98,11 @@ class ZipperModule(L.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss of this slice, scaled so that the mean over slices equals the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        if self.cfg.train.hide:
-            batch = mask_history(batch, self.model, self.cfg.train.hide, self.cfg.train.hide_span)
+        train = self.cfg.train
+        if train.hide:
+            batch = mask_history(batch, self.model, train.hide, train.hide_span)
+        if train.mask:
+            batch = mask_prompt(batch, self.model, train.mask, train.mask_span)
         states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():

@@ -10,9 +10,12 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from conftest import as_batch, interleaving, tiny_model
+from zipper.config import load_config
+from zipper.corpora.open import open_corpus
 from zipper.data.batches import collate
 from zipper.data.dataset import limit_rows
 from zipper.data.documents import document, scored_weight
+from zipper.data.encode import prepare_dataset
 from zipper.data.schedule import BatchSchedule
 from zipper.errors import ConfigError
 from zipper.models.losses import stream_loss
@@ -184,3 +187,27 @@ def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
     assert 5 < sum(subset == "spoken/train" for subset in limit_rows(mixed, 30)["subset"]) < 25
     spoken = rows.map(lambda row: {"subset": "spoken/train"})
     assert limit_rows(spoken, 20)["id"] == rows["id"][:20]
+
+
+def test_utterances_of_train_are_encoded_at_each_speed_and_stay_together_in_subsets(
+    utterances, dataset, in_tmp
+):
+    file = in_tmp / "all.tsv"
+    lines = [f"{u.id}\t{u.audio}\t{u.text}\t{u.split}" for u in utterances]
+    file.write_text("\n".join(["id\taudio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
+    words = ["data.corpus=manifest", f"data.folder={file}", "data.speeds=[0.8,1,1.25]"]
+    found = open_corpus(load_config(None, words))
+    counts = {split: sum(u.split == split for u in found) for split in ("train", "dev", "test")}
+    assert counts == {"train": 3 * 24, "dev": 6, "test": 6}
+    encoded = prepare_dataset(in_tmp / "stores", found, dataset.modalities, 30.0)
+    rows = {row["id"]: row for row in encoded.splits["train"]}
+    for u in utterances:
+        if u.split == "train":
+            slow, same, fast = (rows[f"{u.id}{suffix}"] for suffix in ("@0.8", "", "@1.25"))
+            assert slow["seconds"] * 0.8 == pytest.approx(same["seconds"], abs=1e-3)
+            assert fast["seconds"] * 1.25 == pytest.approx(same["seconds"], abs=1e-3)
+            assert slow["frames"] > same["frames"] > fast["frames"]
+            assert slow["text"] == same["text"]
+    few = limit_rows(encoded.splits["train"], 5)["id"]
+    assert len(few) == 15
+    assert len({id.partition("@")[0] for id in few}) == 5

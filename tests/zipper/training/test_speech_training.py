@@ -19,7 +19,7 @@ from zipper.generation.exported import load_trained
 from zipper.generation.generate import generate
 from zipper.generation.rows import generate_rows
 from zipper.modalities.delay import to_timesteps
-from zipper.models.losses import mask_history, next_modality_loss, stream_loss
+from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import joint_fingerprint, resolve
 from zipper.models.tower import Tower
@@ -45,6 +45,22 @@ def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
     assert not changed[:, 0].any()
     assert 0.25 < float(changed[generate_rows].float().mean()) < 0.55
     assert (after.tokens[changed] == 18).all()
+
+
+def test_masked_prompts_leave_answers_and_targets_alone(prepared):
+    model, batch = module_for(prepared).model, joint_batch(prepared)
+    torch.manual_seed(0)
+    masked = mask_prompt(batch, model, 0.4, 3)
+    assert torch.equal(masked.streams["text"].tokens, batch.streams["text"].tokens)
+    before, after = batch.streams["speech"], masked.streams["speech"]
+    assert torch.equal(before.target, after.target)
+    changed = (before.tokens != after.tokens).any(-1) & before.valid
+    prompts = before.valid & (before.weight == 0)
+    assert not (changed & ~prompts).any()
+    assert 0.25 < float(changed[prompts].float().mean()) < 0.55
+    assert (after.tokens[changed] == 18).all()
+    with pytest.raises(ConfigError, match="a prompt is known by a loss weight below 1"):
+        config("train.mask=0.2", "train.prompt_weight=1")
 
 
 def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
