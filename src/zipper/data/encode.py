@@ -28,7 +28,8 @@ from zipper.data.dataset import (
     open_dataset,
     open_split,
 )
-from zipper.data.shards import LoadedUtterance, Shard, ShardReader, Skipped, list_skipped, write_shard
+from zipper.data.shards import LoadedUtterance, Shard, ShardReader, write_shard
+from zipper.data.skipped import Skipped, check_budget, list_skipped, usable_utterances
 from zipper.disk import file_lock, write_atomic
 from zipper.distributed import AtomicCheckpointIO, encoding_settings, trainer_errors
 from zipper.errors import DataError
@@ -37,7 +38,6 @@ from zipper.modalities.base import Modality
 
 SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
 SHARDS = 64  # number of shards of a small corpus, so that every process gets some
-SKIP_BUDGET = 0.01  # share of a corpus that may be unusable
 
 
 def prepare_dataset(
@@ -96,13 +96,13 @@ def _make_dataset(
     with trainer_errors(encoding_settings(train)):
         trainer = _trainer(encoding_settings(train), folder)
     folder.mkdir(parents=True, exist_ok=True)
-    usable, skipped = _checked(utterances, modalities)  # before encoding any
+    usable, skipped = usable_utterances(utterances, modalities)  # before encoding any
     if trainer.is_global_zero:
         for one in modalities.values():
             one.save(folder)
         if skipped:
             list_skipped(folder / "texts.skipped", skipped)
-    _check_budget(folder, skipped, len(utterances))
+    check_budget(folder, skipped, len(utterances))
     shards, size = [], min(SHARD, max(LEAST, len(usable) // SHARDS))
     for split in SPLITS:
         chosen = [u for u in usable if u.split == split]
@@ -180,7 +180,7 @@ class Encoder(L.LightningModule):
         write_shard(shard.file, self.features, rows, skipped)
         self.bar.update(len(read))
         self.skipped += skipped
-        _check_budget(self.folder, self.skipped, self.utterances)
+        check_budget(self.folder, self.skipped, self.utterances)
         return shard.file.name
 
     def _encode(self, modality: Modality, values: dict[str, Any]) -> dict[str, Tensor]:
@@ -228,42 +228,6 @@ class Encoder(L.LightningModule):
             torch.set_num_threads(self.threads)
 
 
-def _checked(
-    utterances: list[Utterance], modalities: Mapping[str, Modality]
-) -> tuple[list[Utterance], list[Skipped]]:
-    """Usable utterances, and those whose raw input is missing or refused."""
-    usable: list[Utterance] = []
-    skipped: list[Skipped] = []
-    for u in utterances:
-        try:
-            for one in modalities.values():
-                check_raw(u, one)
-            usable.append(u)
-        except DataError as error:
-            skipped.append(Skipped(id=u.id, reason=str(error)))
-    return usable, skipped
-
-
-def check_raw(u: Utterance, modality: Modality) -> None:
-    """Raises DataError if an utterance lacks an input that its corpus has, or if it cannot be used."""
-    raw = u.raw(modality.column)
-    if raw == "":
-        raise DataError(f"Utterance {u.id} has no {modality.column}. Add it, or remove the utterance.")
-    try:
-        if raw is not None:
-            modality.check(raw)
-    except DataError as error:
-        raise DataError(f"Utterance {u.id}: {error}") from error
-
-
-def _check_budget(folder: Path, skipped: list[Skipped], utterances: int) -> None:
-    if len(skipped) > SKIP_BUDGET * utterances:
-        raise DataError(
-            f"{len(skipped)} of {utterances} utterances cannot be used, more than {SKIP_BUDGET:.0%}; "
-            f"{folder}/*.skipped lists them, the first: {skipped[0]['reason']}"
-        )
-
-
 def _groups(values: dict[str, Any], modality: Modality) -> Iterator[list[str]]:
     """Ids of values of similar cost, in groups of at most `batch_cost`, padding included."""
     group: list[str] = []
@@ -280,7 +244,7 @@ def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modali
     """Write skipped.jsonl, then store.json, which marks the dataset as complete."""
     lists = sorted(folder.glob("*.skipped"))
     skipped = [json.loads(line) for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
-    _check_budget(folder, skipped, utterances)
+    check_budget(folder, skipped, utterances)
     if skipped:
         list_skipped(folder / "skipped.jsonl", skipped)
     info = _info(folder, parts, modalities, len(skipped))

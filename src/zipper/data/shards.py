@@ -1,12 +1,11 @@
 """Shards of an encoded dataset: assignment to ranks, reading of audio, writing of files."""
 
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import datasets
 import lightning as L
@@ -16,20 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import Row
-from zipper.disk import write_atomic
+from zipper.data.skipped import Skipped, list_skipped
 from zipper.errors import DataError
 from zipper.modalities.audio import resample
 from zipper.modalities.base import Modality
 
 # Utterance with its value of each modality that it has, or the reason why one cannot be read.
 LoadedUtterance = tuple[Utterance, dict[str, Any] | DataError]
-
-
-class Skipped(TypedDict):
-    """Utterance that cannot be used."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -111,11 +103,6 @@ def is_complete(shard: Shard) -> bool:
         return len(datasets.Dataset.from_file(str(file))) == len(shard.utterances)
     except Exception:  # pyarrow raises OSError or ArrowInvalid on a truncated file
         return False
-
-
-def list_skipped(file: Path, skipped: list[Skipped]) -> None:
-    """Write JSON lines atomically."""
-    write_atomic(file, "".join(json.dumps(entry) + "\n" for entry in skipped).encode())
 
 
 def write_shard(file: Path, columns: datasets.Features, rows: list[Row], skipped: list[Skipped]) -> None:

@@ -10,7 +10,7 @@ import soundfile as sf
 from zipper.corpora.lists import read_list
 from zipper.corpora.table import MISNOMERS, read_table
 from zipper.corpora.utterance import Utterance
-from zipper.data.encode import check_raw
+from zipper.data.skipped import check_raw
 from zipper.disk import file_name
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as evaluate_codec

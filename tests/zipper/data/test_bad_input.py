@@ -54,7 +54,7 @@ def test_text_that_cannot_be_used_is_listed_before_anything_is_encoded(
 def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     tmp_path, utterances, codec, subwords, monkeypatch
 ):
-    monkeypatch.setattr("zipper.data.encode.SKIP_BUDGET", 0.06)
+    monkeypatch.setattr("zipper.data.skipped.SKIP_BUDGET", 0.06)
     quiet = said(tmp_path, np.zeros(RATE, np.float32))
     digits = Utterance("digits", utterances[0].audio, "room 101", "x", "dev")
     dataset = prepare_dataset(tmp_path / "s", [*utterances, quiet, digits], units(codec, subwords), 30.0)

@@ -12,7 +12,7 @@ from zipper.config import DataConfig
 from zipper.corpora.lists import sentences_of
 from zipper.corpora.spoken import recipe_hash, spoken_texts
 from zipper.corpora.utterance import Utterance, normal_text
-from zipper.data.encode import check_raw
+from zipper.data.skipped import check_raw
 from zipper.errors import DataError
 from zipper.modalities.normalise import APOSTROPHES, NORMALISER, PLAIN, normalise, normaliser_of, unreadable
 from zipper.modalities.text import Text
