@@ -248,7 +248,7 @@ def listening(prepared, codec, monkeypatch):
     monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
     judge = perfect(prepared, codec)
     monkeypatch.setattr("zipper.modalities.asr_scorer.load_asr_scorer", lambda cfg, semantic=None: judge)
-    return SpeechScorer(codec, judge, "build")
+    return SpeechScorer(Speech(codec), judge, "build")
 
 
 @pytest.fixture

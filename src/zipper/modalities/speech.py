@@ -101,7 +101,7 @@ class Speech(Modality):
         from zipper.modalities.asr_scorer import load_asr_scorer
         from zipper.modalities.speech_scorer import SpeechScorer
 
-        return SpeechScorer(self.codec, load_asr_scorer(cfg.judge, self.codec.semantic), cfg.build)
+        return SpeechScorer(self, load_asr_scorer(cfg.judge, self.codec.semantic), cfg.build)
 
 
 def longest_repeats(row: np.ndarray) -> list[int]:

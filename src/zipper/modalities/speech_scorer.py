@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from zipper.codecs.codec import Codec
 from zipper.config import read_json
 from zipper.disk import file_lock, write_atomic
 from zipper.distributed import map_over_ranks
 from zipper.errors import DataError
 from zipper.modalities.asr_scorer import SCORER_RATE, AsrScorer
 from zipper.modalities.audio import read_wave
+from zipper.modalities.base import Modality
 from zipper.modalities.scoring import Generated, Journal, Score, Scorer, WordErrors, total_errors
 
 BINS = 12  # maximum number of length bins
@@ -43,12 +42,13 @@ class SpeechScore(Score):
 
 
 class SpeechScorer(Scorer):
-    """Codec and ASR model. build: folder of cached transcripts (build/heard/HASH.json)."""
+    """Modality of waveforms, and ASR model. build: folder of cached transcripts (build/heard/HASH.json)."""
 
     costly = True
 
-    def __init__(self, codec: Codec, asr_scorer: AsrScorer, build: str) -> None:
-        self.codec, self.asr_scorer, self.build = codec, asr_scorer, build
+    def __init__(self, speech: Modality, asr_scorer: AsrScorer, build: str) -> None:
+        assert speech.sample_rate is not None, "values are waveforms"
+        self.speech, self.asr_scorer, self.build, self.rate = speech, asr_scorer, build, speech.sample_rate
         self.name = asr_scorer.name
         self.identity = {"judge": asr_scorer.name, "normaliser": asr_scorer.normaliser}
 
@@ -61,8 +61,8 @@ class SpeechScorer(Scorer):
         name: str = "speech",
     ) -> list[Score]:
         """See Scorer."""
-        recorded, rate = self.recordings(rows, dataset), self.codec.sample_rate
-        waves = [self.codec.decode(segment.content) for segment in outputs]
+        recorded, rate = self.recordings(rows, dataset), self.rate
+        waves = [self.speech.decode(segment.content) for segment in outputs]
         transcripts = self.asr_scorer.transcribe_waves(waves, rate, name, kept)
         out: list[Score] = []
         for row, segment, record, wave, transcript in zip(
@@ -102,13 +102,13 @@ class SpeechScorer(Scorer):
             "target_wer": round(target.rate, 6),
             "oracle_wer": round(resynthesis.rate, 6),
             "original_wer": round(original.rate, 6),
-            "codec": self.codec.fingerprint,
+            "codec": self.speech.fingerprint,
             "by_length": by_length(found),
         }
 
     def recordings(self, rows: Sequence[Mapping[str, Any]], dataset: str) -> list[Transcripts]:
         """Transcripts of every row, in order, cached. Raises DataError if a recording is missing."""
-        identity = f"{dataset} {self.codec.fingerprint} {self.asr_scorer.name}"
+        identity = f"{dataset} {self.speech.fingerprint} {self.asr_scorer.name}"
         file = Path(self.build) / "heard" / f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
         known = read_json(file)["heard"] if file.exists() else {}
         missing = [row for row in rows if row["id"] not in known]
@@ -117,8 +117,8 @@ class SpeechScorer(Scorer):
             originals = self.asr_scorer.transcribe_waves(
                 (recording(row) for row in part), SCORER_RATE, "recordings"
             )
-            trips = (self.codec.decode(codes_of(row, self.codec)) for row in part)
-            targets = self.asr_scorer.transcribe_waves(trips, self.codec.sample_rate, "round trips")
+            trips = (self.speech.decode(self.speech.content(row)) for row in part)
+            targets = self.asr_scorer.transcribe_waves(trips, self.rate, "round trips")
             for row, original, target in zip(part, originals, targets, strict=True):
                 known[row["id"]] = {"original": original, "target": target}
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +136,6 @@ def recording(row: Mapping[str, Any]) -> Tensor:
         return read_wave(Path(row["audio"]), SCORER_RATE, row["start"], row["seconds"])
     except DataError as error:
         raise DataError(f"Utterance {row['id']}: {error}") from error
-
-
-def codes_of(row: Mapping[str, Any], codec: Codec) -> Tensor:
-    """Codes int64 [Q, F] of a row."""
-    return torch.tensor(row["codes"], dtype=torch.int64).view(codec.codebooks, -1)
 
 
 def by_length(found: Sequence[Score]) -> list[dict[str, float]]:

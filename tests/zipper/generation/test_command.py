@@ -98,7 +98,7 @@ def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, word
 
 
 def test_units_of_another_codec_are_refused(trained, listening, monkeypatch):
-    monkeypatch.setattr(listening.codec, "fingerprint", "another codec")
+    monkeypatch.setattr(listening.speech.codec, "fingerprint", "another codec")
     with pytest.raises(DataError, match="was trained on speech units"):
         Zipper.from_pretrained(trained.run_dir)
 

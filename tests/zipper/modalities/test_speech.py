@@ -58,7 +58,7 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     rows = [prepared.splits["test"][i] for i in range(4)]
     first = listening.recordings(rows[:2], prepared.fingerprint)
     deaf = replace(listening.asr_scorer, transcribe=lambda wave: "something else")
-    again = SpeechScorer(listening.codec, deaf, "build").recordings(rows, prepared.fingerprint)
+    again = SpeechScorer(listening.speech, deaf, "build").recordings(rows, prepared.fingerprint)
     assert again[:2] == first
     assert {one.original for one in again[2:]} == {"something else"}
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
@@ -73,7 +73,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     monkeypatch.setattr("builtins.print", lambda *_, **__: reached.set())  # "waiting for it"
 
     def transcribe_wave(some, asr_scorer=listening.asr_scorer):
-        found = SpeechScorer(listening.codec, asr_scorer, "build").recordings(some, prepared.fingerprint)
+        found = SpeechScorer(listening.speech, asr_scorer, "build").recordings(some, prepared.fingerprint)
         reached.set()
         return found
 

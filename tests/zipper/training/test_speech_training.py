@@ -163,7 +163,7 @@ def test_a_rescaled_zip_adds_what_it_added_times_the_size_of_the_states(prepared
 
 
 def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, prepared, monkeypatch):
-    ours = units(listening.codec, prepared.modalities["text"].tokenizer, "parallel")
+    ours = units(listening.speech.codec, prepared.modalities["text"].tokenizer, "parallel")
     parallel = dataclasses.replace(prepared, modalities=ours)
     monkeypatch.setattr(run_module, "prepare", lambda cfg, clock, modalities: parallel)
     monkeypatch.setattr(run_module, "load_modalities", lambda cfg: ours)
