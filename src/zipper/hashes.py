@@ -1,4 +1,4 @@
-"""Content hashes of files, cached by file size and modification time."""
+"""Content hashes of files, cached by file size and modification time, and of a model's weights."""
 
 import hashlib
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import feather
+from torch import nn
 from tqdm import tqdm
 
 from zipper.disk import file_lock, write_atomic
@@ -59,6 +60,14 @@ def check_once(folder: Path, files: Sequence[Path], check: Callable[[], None], k
         check()
         with file_lock(kept.with_name(f".{kept.name}.lock"), str(kept), wait=True):
             _write(kept, {**_read(kept), name: (stamp, "checked")})
+
+
+def digest(model: nn.Module) -> str:
+    """Short hash of all weights by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _unread(stamps: dict[str, str], known: Known) -> list[str]:

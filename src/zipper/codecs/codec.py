@@ -11,11 +11,14 @@ from encodec import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.semantic import SemanticEncoder
+from zipper.codecs.whisper import WhisperEncoder
 from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
+from zipper.hashes import digest
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its SHA-256
@@ -58,7 +61,11 @@ class Codec:
     @property
     def kbps(self) -> float:
         """Bit rate in kbps."""
-        return self.frame_rate * self.codebooks * math.log2(self.codes) / 1000
+        return self.bit_rate(self.codebooks) / 1000
+
+    def bit_rate(self, codebooks: int) -> float:
+        """Bits per second of the first so many codebooks."""
+        return self.frame_rate * codebooks * math.log2(self.codes)
 
     @torch.no_grad()
     def encode(self, waves: list[Tensor]) -> list[Tensor]:
@@ -125,23 +132,31 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."
         )
     cfg = TrainCodecConfig(**settings["shape"])
+    if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
+        raise ConfigError(
+            f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to {cfg.codebooks}."
+        )
     model, units = build_zipper_codec(cfg), build_semantic(cfg)
+    if isinstance(units, HubertEncoder) and units.teacher != settings["semantic"]:
+        raise DataError(
+            f"{hubert_file()} holds other weights ({units.teacher}) than those that {folder} was trained "
+            f"with ({settings['semantic']}). Delete the file, so that it is downloaded again, or train the "
+            "codec anew."
+        )
     weights = load_file(folder / WEIGHTS)
     model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
     if units is not None:
         units.load_state_dict(
             {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
         )
-    if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:
-        raise ConfigError(
-            f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to {cfg.codebooks}."
-        )
     return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
 
 
 def build_semantic(cfg: TrainCodecConfig) -> SemanticEncoder | None:
-    """Semantic encoder of a codec's shape, without weights; None if it has none."""
-    return None if cfg.semantic == "none" else SemanticEncoder(cfg.semantic_layers, cfg.codes).eval()
+    """Semantic encoder of a codec's shape, without what its folder holds; None if it has none."""
+    if cfg.semantic == "whisper":
+        return WhisperEncoder(cfg.layers, cfg.codes).eval()
+    return HubertEncoder(cfg.layers, cfg.codes) if cfg.semantic == "hubert" else None
 
 
 def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
@@ -197,11 +212,3 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
 def sha256(file: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def digest(model: nn.Module) -> str:
-    """Short hash of all weights by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zipper.codecs.codec import Codec, digest
+from zipper.codecs.codec import Codec
 from zipper.errors import ConfigError, DataError
+from zipper.hashes import digest
 
 
 class Mimi(Codec):

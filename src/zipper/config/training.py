@@ -7,6 +7,7 @@ from zipper.config.fields import Section, setting, task_name
 from zipper.errors import ConfigError
 
 LossMean = Literal["modality", "document"]
+SEMANTIC_LAYERS = {"none": (0, 0), "whisper": (4, 4), "hubert": (12, 9)}  # at most, and the usual choice
 
 
 @dataclass
@@ -144,10 +145,16 @@ class TrainCodecConfig(Section):
     sample_rate: int = setting(16_000, "Hz", at_least=1)
     codebooks: int = setting(4, "codebooks (residual quantisers)", at_least=1)
     codes: int = setting(1024, "codes of a codebook, a power of 2", at_least=2)
-    semantic: Literal["none", "whisper"] = setting(
-        "none", "whisper: the first codebook holds clusters of the states of Whisper tiny.en's encoder"
+    semantic: Literal["none", "whisper", "hubert"] = setting(
+        "none",
+        "the first codebook holds clusters of a speech encoder's states. whisper: Whisper tiny.en, shipped "
+        "with the codec; hubert: HuBERT base of torchaudio, downloaded once",
     )
-    semantic_layers: int = setting(4, "layers of that encoder to use", at_least=1, at_most=4)
+    semantic_layers: int | None = setting(
+        None,
+        "whisper: layers to use, of 4; hubert: layer whose states are taken, of 12; none: 4, or 9 of hubert",
+        at_least=1,
+    )
     causal: bool = setting(False, "encoder and decoder without future samples")
     init: str | None = setting(
         None, "folder of a codec to start from, with its quantiser; none: random weights, then k-means"
@@ -160,3 +167,13 @@ class TrainCodecConfig(Section):
             raise ConfigError(f"train_codec.codes={self.codes} is not a power of 2. Give one, such as 1024.")
         if self.seconds * self.sample_rate < 1:
             raise ConfigError(f"train_codec.seconds={self.seconds} must hold at least one sample.")
+        if self.layers > (most := SEMANTIC_LAYERS[self.semantic][0]):
+            raise ConfigError(
+                f"train_codec.semantic_layers={self.layers}: {self.semantic} has {most}. Give 1 to {most}."
+            )
+
+    @property
+    def layers(self) -> int:
+        """`semantic_layers`, or the usual choice; 0 without a semantic encoder."""
+        usual = SEMANTIC_LAYERS[self.semantic][1]
+        return usual and (self.semantic_layers or usual)

@@ -1,6 +1,5 @@
 """Evaluation of a codec: WER of resynthesized speech by number of codebooks, and speed."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         started = time.monotonic()
         back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
         decode = seconds / (time.monotonic() - started)
-        rates = {"bits_per_second": codec.frame_rate * books * math.log2(codec.codes)}
+        rates = {"bits_per_second": codec.bit_rate(books)}
         rates["decode_times_real_time"] = round(decode, 1)
         scored = score_waves(asr_scorer, codec, chosen, back, f"{books} codebooks")
         rows.append({"codebooks": books, **rates, **scored})

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from zipper.codecs.codec import sha256
-from zipper.codecs.semantic import SemanticEncoder, shares_weights
+from zipper.codecs.semantic import SemanticEncoder
+from zipper.codecs.whisper import WhisperEncoder, shares_weights
 from zipper.config import JudgeConfig
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError
@@ -100,7 +101,7 @@ def load_asr_scorer(cfg: JudgeConfig, semantic: SemanticEncoder | None = None) -
         )
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    if semantic is not None and cfg.kind == "whisper":
+    if isinstance(semantic, WhisperEncoder) and cfg.kind == "whisper":
         path, name = _whisper_files(cfg.model)
         if name in semantic.teacher.split(",")[0].split() or shares_weights(semantic, Path(path)):
             raise ConfigError(

@@ -21,10 +21,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import SEMANTIC, SETTINGS, WEIGHTS, build_zipper_codec, load_zipper_codec, sha256
-from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder, whisper_encoder
+from zipper.codecs.codec import (
+    SEMANTIC,
+    SETTINGS,
+    WEIGHTS,
+    build_semantic,
+    build_zipper_codec,
+    load_zipper_codec,
+    sha256,
+)
+from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder
+from zipper.codecs.whisper import whisper_encoder
 from zipper.commit import commit
-from zipper.config import RunConfig, TrainCodecConfig, asset
+from zipper.config import RunConfig, TrainCodecConfig, asset, read_json
 from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
@@ -173,14 +182,15 @@ def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) 
         sample = torch.cat(kept)
         draw = torch.Generator().manual_seed(seed)
         sample = sample[torch.randperm(len(sample), generator=draw)[:FITTED_STATES]].float()
-        centroids.copy_(k_means(sample, len(centroids), KMEANS_ROUNDS))
+        centroids.copy_(k_means(sample, len(centroids), KMEANS_ROUNDS).half())  # as they will be saved
         states = (one.float() for one in kept)
     return [nearest(one, centroids) for one in states]
 
 
 def check_codec_training(cfg: RunConfig) -> None:
-    """Check the settings before any audio is read. Raises DataError if the codec cannot be written or its
-    `init` cannot be loaded, ConfigError if `init` has another shape."""
+    """Check the settings before any audio is read. Raises DataError if the codec cannot be written, or `init`
+    or the semantic encoder cannot be loaded; ConfigError if `init` has another shape, or the encoder needs a
+    package."""
     mine = cfg.train_codec
     check_trainer(one_device(cfg.train))
     check_writable(Path(mine.out), 0, f"train_codec.out={mine.out}", "train_codec.out=FOLDER")
@@ -190,6 +200,7 @@ def check_codec_training(cfg: RunConfig) -> None:
             f"sample_rate={SAMPLE_RATE} and ratios whose product is {HOP}, not {mine.ratios}."
         )
     if not mine.init:
+        semantic_encoder(mine)
         return
     first = load_zipper_codec(asset(mine.init)).model.state_dict()
     shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
@@ -198,15 +209,20 @@ def check_codec_training(cfg: RunConfig) -> None:
             f"train_codec.init={mine.init} has another shape than this config. Give its filters, "
             "dimension, ratios, codebooks and codes, or leave init out."
         )
+    shape = TrainCodecConfig(**read_json(asset(mine.init) / SETTINGS)["shape"])
+    if (shape.semantic, shape.layers) != (mine.semantic, mine.layers):
+        raise ConfigError(
+            f"train_codec.init={mine.init} was trained with semantic={shape.semantic} "
+            f"semantic_layers={shape.layers}, not {mine.semantic} and {mine.layers}. Give the same, or leave "
+            "init out."
+        )
 
 
 def semantic_encoder(cfg: TrainCodecConfig) -> SemanticEncoder | None:
-    """Encoder of the units of the first codebook: that of `init`, or a new one without centroids. In half
-    precision, as it will be saved."""
-    if cfg.semantic == "none":
-        return None
-    first = load_zipper_codec(asset(cfg.init)).semantic if cfg.init else None
-    return first or whisper_encoder(cfg.semantic_layers, cfg.codes).half().float()
+    """Encoder of the units of the first codebook: that of `init`, or a new one without centroids."""
+    if cfg.init:
+        return load_zipper_codec(asset(cfg.init)).semantic
+    return whisper_encoder(cfg.layers, cfg.codes) if cfg.semantic == "whisper" else build_semantic(cfg)
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
@@ -246,6 +262,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,
         "sha256": sha256(folder / WEIGHTS),
+        "semantic": semantic.teacher if semantic else None,
         "command": command,
         "commit": code,
         "minutes": round((time.monotonic() - started) / 60, 1),

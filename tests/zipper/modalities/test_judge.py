@@ -16,7 +16,7 @@ from reproduce.bench.speed import WARM, bench, take_turns
 from reproduce.report.records import Results
 from reproduce.report.results import section
 from zipper.clock import Clock
-from zipper.codecs.semantic import whisper_encoder
+from zipper.codecs.whisper import whisper_encoder
 from zipper.config import JudgeConfig, RunConfig
 from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError

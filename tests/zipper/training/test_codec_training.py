@@ -3,16 +3,22 @@ written.
 """
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from encodec.quantization import ResidualVectorQuantizer
+from safetensors.torch import load_file
+from torchaudio.pipelines import HUBERT_BASE
 
+from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
-from zipper.codecs.semantic import SemanticEncoder, whisper_encoder
+from zipper.codecs.whisper import WhisperEncoder, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, k_means, nearest
@@ -99,9 +105,9 @@ def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utte
         load_codec(CodecConfig(weights="codec"))
 
 
-def tiny_whisper(layers: int, units: int) -> SemanticEncoder:
+def tiny_whisper(layers: int, units: int) -> WhisperEncoder:
     torch.manual_seed(1)
-    encoder = SemanticEncoder(layers, units)
+    encoder = WhisperEncoder(layers, units)
     for parameter in encoder.parameters():
         parameter.data.normal_(std=0.05)
     return encoder.eval()
@@ -163,6 +169,86 @@ def faster_whisper_mel(wave: torch.Tensor) -> np.ndarray:
     from faster_whisper.feature_extractor import FeatureExtractor
 
     return np.ascontiguousarray(FeatureExtractor()(wave.numpy(), padding=0)[None, :, :3000], np.float32)
+
+
+@pytest.fixture
+def tiny_hubert(in_tmp, monkeypatch) -> Path:
+    """A small model with random weights as the bundle, in the cache of torch.hub."""
+    sizes = [(4, 10, 5), *[(4, 3, 2)] * 4, *[(4, 2, 2)] * 2]
+    params = HUBERT_BASE._params | {
+        "extractor_conv_layer_config": sizes, "encoder_embed_dim": 16, "encoder_pos_conv_kernel": 16,
+        "encoder_pos_conv_groups": 4, "encoder_num_layers": 2, "encoder_num_heads": 2,
+        "encoder_ff_interm_features": 16,
+    }  # fmt: skip
+    monkeypatch.setattr(torchaudio.pipelines, "HUBERT_BASE", replace(HUBERT_BASE, _params=params))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(in_tmp / "hub"))
+    torch.manual_seed(2)
+    hubert_file().parent.mkdir(parents=True)
+    torch.save(torchaudio.models.wav2vec2_model(**params).state_dict(), hubert_file())
+    return hubert_file()
+
+
+def hubert_config() -> RunConfig:
+    cfg = RunConfig(name="codec")
+    cfg.train_codec = replace(TINY, semantic="hubert", semantic_layers=2, causal=True, out="codec")
+    cfg.train.accelerator = "cpu"
+    return cfg
+
+
+def test_a_codec_with_units_of_hubert_ships_its_centroids_and_knows_its_weights(utterances, tiny_hubert):
+    cfg = hubert_config()
+    folder = train_codec(cfg, utterances, "x")
+    stored = [key for key in load_file(folder / "codec.safetensors") if key.startswith("semantic.")]
+    assert stored == ["semantic.centroids"]
+    codec = load_codec(CodecConfig(weights="codec"))
+    assert "HUBERT_BASE" in codec.fingerprint
+    assert "layer 2" in codec.fingerprint
+    waves = [u.wave(16_000) for u in utterances[:3]]
+    for wave, code in zip(waves, codec.encode(waves), strict=True):
+        assert torch.equal(code[0], codec.semantic(wave))
+        assert torch.equal(codec.encode([wave])[0], code)
+    assert code[0].unique().numel() > 1
+
+    cfg.train_codec = replace(cfg.train_codec, init="codec", out="next")
+    check_codec_training(cfg)
+    cfg.train_codec = replace(cfg.train_codec, semantic_layers=1)
+    with pytest.raises(ConfigError, match=r"semantic=hubert semantic_layers=2, not hubert and 1"):
+        check_codec_training(cfg)
+
+    changed = torch.load(tiny_hubert)
+    changed["encoder.transformer.layer_norm.weight"][0] += 1
+    torch.save(changed, tiny_hubert)
+    with pytest.raises(DataError, match=r"hubert.*pth holds other weights .*Delete the file"):
+        load_codec(CodecConfig(weights="codec"))
+    tiny_hubert.write_bytes(tiny_hubert.read_bytes()[:-4000])
+    with pytest.raises(DataError, match=r"hubert.*pth cannot be loaded .*download https://"):
+        load_codec(CodecConfig(weights="codec"))
+
+
+def test_states_of_hubert_are_the_means_of_pairs_and_as_many_as_whisper_has(tiny_hubert):
+    encoder = HubertEncoder(1, 8)
+    for samples in (1, 640, 641, 10_000):
+        assert len(encoder.states(torch.randn(samples))) == math.ceil(samples / 640)
+    wave = torch.randn(6400)
+    both, _ = encoder.model[0].extract_features(torch.nn.functional.pad(wave, (40, 40))[None])
+    assert both[0].shape == (1, 20, 16)
+    torch.testing.assert_close(encoder.states(wave), (both[0][0, ::2] + both[0][0, 1::2]) / 2)
+
+
+def test_missing_weights_of_hubert_are_named_before_any_audio_is_read(tiny_hubert, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no network")
+
+    tiny_hubert.unlink()
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(DataError, match=r"hubert.*pth cannot be loaded .*no network.*download https://"):
+        check_codec_training(hubert_config())
+
+
+def test_the_layers_of_an_encoder_are_limited():
+    assert (TINY.layers, replace(TINY, semantic="hubert").layers) == (0, 9)
+    with pytest.raises(ConfigError, match=r"semantic_layers=5: whisper has 4\. Give 1 to 4"):
+        replace(TINY, semantic="whisper", semantic_layers=5)
 
 
 def test_units_of_another_rate_are_refused_before_any_audio_is_read():
