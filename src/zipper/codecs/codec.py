@@ -50,8 +50,9 @@ class Codec:
         self.codebooks, self.gain, self.name = codebooks, gain, name
         self.sample_rate: int = model.sample_rate
         self.hop = int(math.prod(model.encoder.ratios))
-        # Samples of silence after the longest waveform: more than half a receptive field, 0 if causal.
-        self.margin = 0 if model.encoder.model[0].causal else 6 * self.hop
+        # Samples of silence after the longest waveform: more than half a receptive field. A causal model
+        # needs it too, since its padding on the left reflects the first frames, or the silence after too few.
+        self.margin = 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
         self.fingerprint = f"{name} x{codebooks} {digest(model)}"

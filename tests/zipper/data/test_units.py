@@ -114,10 +114,12 @@ def test_official_codec_from_a_file(tmp_path):
     torch.save(model.state_dict(), file)
     codec = load_codec(CodecConfig(name="encodec_24khz", weights=str(file), bandwidth_kbps=1.5))
     assert (codec.codebooks, codec.frame_rate, codec.kbps) == (2, 75.0, 1.5)
-    waves = [torch.randn(n) * 0.1 for n in (4800, 3333)]
+    for layer in codec.model.quantizer.vq.layers[:2]:
+        layer._codebook.embed.normal_(0, 0.05)
+    waves = [torch.randn(n) * 0.1 for n in (4800, 3333, 640)]  # also less than a receptive field
     together = codec.encode(waves)
-    assert [c.shape[1] for c in together] == [15, 11]
-    assert torch.equal(codec.encode([waves[1]])[0], together[1])
+    assert [c.shape[1] for c in together] == [15, 11, 2]
+    assert all(torch.equal(codec.encode([w])[0], c) for w, c in zip(waves, together, strict=True))
     file.rename(tmp_path / OFFICIAL_FILE)
     renamed = CodecConfig(name="encodec_24khz", weights=str(tmp_path / OFFICIAL_FILE), bandwidth_kbps=1.5)
     with pytest.raises(DataError, match="damaged"):
