@@ -33,10 +33,11 @@ class Codec:
     sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
     codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. With a `semantic`
     encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
-    the latents. Decoding is the same: the sum of all codes.
+    the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
     """
 
     semantic: SemanticEncoder | None = None
+    silent = 0
 
     def __init__(
         self,
@@ -57,7 +58,7 @@ class Codec:
         self.codes: int = model.quantizer.bins
         self.fingerprint = f"{name} x{codebooks} {digest(model)}"
         if semantic is not None:
-            self.fingerprint += f", {semantic.teacher} {digest(semantic)}"
+            self.fingerprint += f", {semantic.fingerprint}"
 
     @property
     def kbps(self) -> float:
@@ -98,7 +99,7 @@ class Codec:
 
     @torch.no_grad()
     def decode(self, codes: Tensor, samples: int | None = None) -> Tensor:
-        """Decode codes int64 [Q, F], Q at most `codebooks` -> float32 [n], n = samples or F * hop.
+        """Decode codes int64 [Q, F], `silent` < Q <= `codebooks` -> float32 [n], n = samples or F * hop.
 
         Raises DataError on a code out of range.
         """

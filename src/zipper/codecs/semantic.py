@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipper.hashes import digest
+
 SAMPLE_RATE, HOP = 16_000, 640  # Hz, samples of a unit
 WINDOW = 30 * SAMPLE_RATE  # samples that the encoder sees at once; longer audio is cut
 
@@ -23,6 +25,11 @@ class SemanticEncoder(nn.Module, ABC):
     def __init__(self, width: int, units: int) -> None:
         super().__init__()
         self.register_buffer("centroids", torch.zeros(units, width))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the meaning of the units."""
+        return f"{self.teacher} {digest(self)}"
 
     @torch.no_grad()
     def states(self, wave: Tensor) -> Tensor:

@@ -112,6 +112,11 @@ class CodecConfig(Section):
         None, "encodec_24khz: 1.5, 3, 6, 12 or 24; mimi: 0.1375 per codebook; embedded: none (see codebooks)"
     )
     codebooks: int | None = setting(None, "codebooks to use of codec.name=embedded; none: all", at_least=1)
+    semantic: str | None = setting(
+        None,
+        "encodec_24khz: folder of a zipper-codec with semantic units (train_codec.semantic), which become "
+        "the first codebook; none: EnCodec's codebooks alone",
+    )
     pattern: Literal["delay", "parallel"] = setting(
         "delay", "delay: codebook q is shifted by q timesteps; parallel: all codebooks in one timestep"
     )
@@ -125,6 +130,11 @@ class CodecConfig(Section):
             raise ConfigError(
                 f"codec.codebooks={self.codebooks} is for codec.name=embedded; the codebooks of {self.name} "
                 "follow from codec.bandwidth_kbps. Leave it out."
+            )
+        if self.semantic is not None and self.name != "encodec_24khz":
+            raise ConfigError(
+                f"codec.semantic={self.semantic} is for codec.name=encodec_24khz; the first codebook of "
+                f"{self.name} is semantic by its training, or not at all. Leave it out."
             )
         if self.name != "embedded" and self.bandwidth_kbps is None:
             rates = {

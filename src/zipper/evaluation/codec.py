@@ -48,7 +48,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     codes = [codec.encode([wave])[0] for wave in tqdm(waves, desc="encode", mininterval=1.0)]
     encode = seconds / (time.monotonic() - started)
     rows = [{"codebooks": None, **score_waves(asr_scorer, codec, chosen, waves, "original")}]
-    for books in range(codec.codebooks, 0, -1):
+    for books in range(codec.codebooks, codec.silent, -1):
         started = time.monotonic()
         back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
         decode = seconds / (time.monotonic() - started)
@@ -101,7 +101,8 @@ def write_samples(
     folder.mkdir(parents=True, exist_ok=True)
     for u, wave, code in list(zip(utterances, waves, codes, strict=True))[:LISTENED]:
         waves_of = {"original": wave} | {
-            f"{q}-codebooks": codec.decode(code[:q], len(wave)) for q in range(codec.codebooks, 0, -1)
+            f"{q}-codebooks": codec.decode(code[:q], len(wave))
+            for q in range(codec.codebooks, codec.silent, -1)
         }
         stem = file_name(u.id)
         for name, samples in waves_of.items():

@@ -9,7 +9,9 @@ from zipper.config import RunConfig, load_config, overridden_keys, with_override
 from zipper.errors import ConfigError
 
 OUTPUT_KEYS = ("result", "export")  # settings of output paths
-INPUT_KEYS = ("data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "judge.model")
+INPUT_KEYS = (
+    "data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "codec.semantic", "judge.model",
+)  # fmt: skip
 
 
 def evaluation_config(config: Path, overrides: Sequence[str]) -> RunConfig:
