@@ -50,13 +50,13 @@ def _fetch_mini(folder: str, url: str, download: bool) -> None:
     request = urllib.request.Request(f"{MINI_URL}/{url}.tar.gz", headers={"Range": f"bytes={have}-"})
     try:
         with urllib.request.urlopen(request, timeout=60) as source:
-            whole = source.status == HTTPStatus.OK  # the server ignores ranges
-            total = int(source.headers.get("Content-Length", 0)) + (0 if whole else have)
+            if source.status == HTTPStatus.OK:  # the server ignores ranges
+                archive.unlink(missing_ok=True)
+                have = 0
+            total = int(source.headers.get("Content-Length", 0)) + have
             with (
-                archive.open("wb" if whole else "ab") as out,
-                tqdm(
-                    total=total, initial=out.tell(), unit="B", unit_scale=True, desc=url, mininterval=1.0
-                ) as bar,
+                archive.open("ab") as out,
+                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=url, mininterval=1.0) as bar,
             ):
                 while block := source.read(BLOCK):
                     out.write(block)

@@ -184,7 +184,7 @@ def test_every_config_loads_and_takes_a_step(file, dataset, utterances):
         small = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=2, batch=2, seconds=0.2)
         crops = Crops([u for u in utterances if u.split == "train"], small, 0)
         module = CodecModule(small, crops)
-        wave = next(iter(crops))
+        wave, _ = next(iter(crops))
         loss = module.loss(
             module.model.decoder(module.model.encoder(wave[:, None]))[:, 0, : wave.shape[-1]], wave
         )
