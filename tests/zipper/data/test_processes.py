@@ -57,8 +57,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def zipper(folder: Path, command: str, *words: str, stop: Path | None = None) -> str:
-    """stop: SIGTERM to the first process alone, as soon as this file is there."""
-    code = "import zipper.data.encode as e; e.SHARD = 10; from zipper.cli import main; main()"
+    """stop: SIGTERM to the first process alone, as soon as this file is there. Shards then take half a
+    second each, so that the signal arrives before the last one."""
+    slow = "import time; write = e.write_shard; e.write_shard = lambda *a: (write(*a), time.sleep(0.5)); "
+    code = "import zipper.data.encode as e; e.SHARD = 10; "
+    code += f"{slow if stop else ''}from zipper.cli import main; main()"
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     script = folder / "zipper_in_shards_of_ten.py"
     script.write_text(code.replace("; ", "\n") + "\n", encoding="utf-8")
