@@ -83,8 +83,9 @@ class Codec:
         codes = residual.new_zeros(self.codebooks, len(waves), residual.shape[2], dtype=torch.int64)
         for level, book in enumerate(self.model.quantizer.vq.layers[: self.codebooks]):
             if level == 0 and self.semantic is not None:
+                semantic = self.semantic.to(self.device)
                 for row, wave in enumerate(waves):
-                    codes[0, row, : frames[row]] = self.semantic.to(self.device)(wave.to(self.device))
+                    codes[0, row, : frames[row]] = semantic(wave.to(self.device))
             else:
                 codes[level] = book.encode(residual)
             residual = residual - book.decode(codes[level])

@@ -40,9 +40,13 @@ class SemanticEncoder(nn.Module, ABC):
     @torch.no_grad()
     def forward(self, wave: Tensor) -> Tensor:
         """wave float32 [n] at SAMPLE_RATE -> units int64 [F], F = ceil(n / HOP)."""
-        states, centroids = self.states(wave), self.get_buffer("centroids")
-        return (centroids.square().sum(1) - 2 * states @ centroids.T).argmin(1)
+        return nearest(self.states(wave), self.get_buffer("centroids"))
 
     @abstractmethod
     def window_states(self, wave: Tensor) -> Tensor:
         """wave float32 [F * HOP], at most WINDOW -> states [F, D]."""
+
+
+def nearest(x: Tensor, centres: Tensor) -> Tensor:
+    """Index of the nearest centre of each row: x [N, D], centres [V, D] -> int64 [N]."""
+    return (centres.square().sum(1) - 2 * x @ centres.T).argmin(1)

@@ -82,8 +82,6 @@ class SingleStep:
 
     def query_position(self, next_time: Tensor, dtype: torch.dtype) -> QueryPosition:
         """Position of the zips' queries. next_time [B, 1]: time of the query in seconds."""
-        if not self.zips:
-            return None
         if self.position_kind == "rotary":
             return self.zip_rotary(next_time / SECONDS_PER_RADIAN)
         if self.position_kind == "sinusoidal":

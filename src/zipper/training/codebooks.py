@@ -10,6 +10,8 @@ from encodec.quantization import ResidualVectorQuantizer
 from encodec.quantization.core_vq import EuclideanCodebook
 from torch import Tensor, nn
 
+from zipper.codecs.semantic import nearest
+
 
 class CodebookLearner(nn.Module):
     """Quantises with a straight-through gradient, and moves the codes towards the latents assigned to
@@ -29,17 +31,20 @@ class CodebookLearner(nn.Module):
         commitment = flat.new_zeros(())
         for level, book in enumerate(self.books):
             with torch.no_grad():
-                given = units if level == 0 else None
-                code = nearest(residual.detach(), book.embed) if given is None else given.flatten()
+                code = self.code(level, residual.detach(), units)
                 chosen = book.embed[code]
                 if self.training:
-                    self._move(book, residual.detach(), code, revive=given is None)
+                    self._move(book, residual.detach(), code, revive=units is None or level > 0)
             if level < codebooks:
                 commitment = commitment + (residual - chosen).square().mean()
                 quantised = quantised + chosen
             residual = residual - chosen
         through = flat + (quantised - flat).detach()
         return through.unflatten(0, (latents.shape[0], -1)).transpose(1, 2), commitment
+
+    def code(self, level: int, residual: Tensor, units: Tensor | None) -> Tensor:
+        """Code of each residual [N, D] in codebook `level`: int64 [N]. units: see `forward`."""
+        return nearest(residual, self.books[level].embed) if units is None or level else units.flatten()
 
     @torch.no_grad()
     def initialise(self, latents: Tensor, units: Tensor | None = None, rounds: int = 20) -> None:
@@ -73,11 +78,6 @@ class CodebookLearner(nn.Module):
             book.cluster_size[dead] = book.cluster_size.mean()
             book.embed_avg[dead] = fresh * book.cluster_size.mean()
         book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
-
-
-def nearest(x: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest centre of each row: x [N, D], centres [V, D] -> int64 [N]."""
-    return (centres.square().sum(1) - 2 * x @ centres.T).argmin(1)
 
 
 def k_means(x: Tensor, count: int, rounds: int) -> Tensor:

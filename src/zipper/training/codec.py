@@ -30,7 +30,7 @@ from zipper.codecs.codec import (
     load_zipper_codec,
     sha256,
 )
-from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder
+from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder, nearest
 from zipper.codecs.whisper import whisper_encoder
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset, read_json
@@ -38,7 +38,7 @@ from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError, DataError
-from zipper.training.codebooks import CodebookLearner, k_means, nearest
+from zipper.training.codebooks import CodebookLearner, k_means
 
 GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
@@ -281,8 +281,7 @@ def usage(module: CodecModule, batches: int = 200) -> list[dict[str, float]]:
     for _, (wave, units) in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
         residual = module.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1)
         for level, book in enumerate(module.learner.books):
-            given = units if level == 0 else None
-            code = nearest(residual, book.embed) if given is None else given.flatten()
+            code = module.learner.code(level, residual, units)
             counts[level] += torch.bincount(code, minlength=module.cfg.codes)
             residual = residual - book.embed[code]
     share = counts / counts.sum(1, keepdim=True)
