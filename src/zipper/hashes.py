@@ -92,7 +92,8 @@ def _digest(name: str) -> str:
 
 def _read(kept: Path) -> Known:
     try:
-        columns = (feather.read_table(kept).column(name).to_pylist() for name in _SCHEMA.names)
+        table = feather.read_table(kept)
+        columns = (table.column(name).to_pylist() for name in _SCHEMA.names)
         return {file: (stamp, digest) for file, stamp, digest in zip(*columns, strict=True)}
     except (OSError, KeyError, pa.ArrowInvalid):  # no cache, or a truncated one: read all files again
         return {}
