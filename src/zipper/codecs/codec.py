@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from encodec import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
-from safetensors.torch import load_file
 from torch import Tensor
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
@@ -19,12 +18,14 @@ from zipper.codecs.whisper import WhisperEncoder
 from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
 from zipper.hashes import digest
+from zipper.weight_files import load_state, save_state
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its SHA-256
 OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 SEMANTIC = "semantic."  # prefix of its weights
+AVERAGE = ".embed_avg"  # of a codebook: its codes times how often they are used
 
 
 class Codec:
@@ -146,13 +147,36 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
             f"with ({settings['semantic']}). Delete the file, so that it is downloaded again, or train the "
             "codec anew."
         )
-    weights = load_file(folder / WEIGHTS)
+    weights = _with_averages(load_state(folder / WEIGHTS))
     model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
     if units is not None:
         units.load_state_dict(
             {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
         )
     return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
+
+
+def save_codec_weights(
+    folder: Path, model: EncodecModel, semantic: SemanticEncoder | None, int8: bool
+) -> None:
+    """Write a zipper-codec's weights in half precision: the matrices of its semantic encoder, and with `int8`
+    its own filters, in 8 bits; codes and centroids never."""
+    state = {name: w for name, w in model.state_dict().items() if not name.endswith(AVERAGE)}
+    small = [name for name in state if int8 and not name.startswith("quantizer.")]
+    if semantic is not None:
+        mine = {f"{SEMANTIC}{name}": weight for name, weight in semantic.state_dict().items()}
+        state |= mine
+        small += [name for name in mine if name.removeprefix(SEMANTIC) not in semantic.exact]
+    save_state(folder / WEIGHTS, state, small)
+
+
+def _with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A zipper-codec's state with the sums of its codes, which training goes on from."""
+    averages = {}
+    for name in state:
+        if name.endswith(".embed") and (average := name.removesuffix(".embed") + AVERAGE) not in state:
+            averages[average] = state[name] * state[f"{name.removesuffix('embed')}cluster_size"][:, None]
+    return state | averages
 
 
 def build_semantic(cfg: TrainCodecConfig) -> SemanticEncoder | None:

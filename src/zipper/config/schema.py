@@ -43,6 +43,12 @@ class DataConfig(Section):
     text_folder: str | None = setting(
         None, "folder of .txt files for the synthetic corpus; none: sentences of a grammar"
     )
+    passages: tuple[int, int] | None = setting(
+        None,
+        "data.corpus=text: passages of so many words, cut anywhere as recordings are, such as [2, 45]; none: "
+        "sentences",
+        at_least=1,
+    )
     train: int = setting(4000, "training utterances (spoken)", at_least=1, hint=NEEDED)
     dev: int = setting(
         300,
@@ -76,6 +82,8 @@ class DataConfig(Section):
         super().__post_init__()
         if self.rates[0] > self.rates[1]:
             raise ConfigError(f"data.rates={list(self.rates)}: give the slowest and the fastest, in order.")
+        if self.passages and self.passages[0] > self.passages[1]:
+            raise ConfigError(f"data.passages={list(self.passages)}: give the fewest and the most, in order.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
             known, hint = ", ".join(CORPORA), suggestion(unknown[0], CORPORA)
             raise ConfigError(f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {known}.{hint}")
@@ -162,6 +170,9 @@ class RunConfig(Section):
     build: str = setting("build", "folder of corpora, encoded datasets and runs")
     result: str | None = setting(None, "file for a copy of the result")
     export: str | None = setting(None, "folder to export the pre-trained tower or the model to")
+    export_int8: bool = setting(
+        False, "matrices of the export (or of train_codec.out) in 8 bits, with a scale a row: half the size"
+    )
     resume: Literal["auto", "never"] = setting(
         "auto", "auto: resume an unfinished run of the same config; never: raise an error"
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import random
 import re
 import zlib
 from collections import Counter
@@ -68,21 +69,32 @@ def read_list(
     return [replace(u, subset=f"manifest/{u.split}") for u in hold_out(out, dev, test, seed)]
 
 
-def read_text(folder: Path, dev: int, test: int, seed: int) -> list[Utterance]:
+def read_text(
+    folder: Path, dev: int, test: int, seed: int, words: tuple[int, int] | None = None
+) -> list[Utterance]:
     """Text-only corpus: sentences of all .txt files, or lines of LibriSpeech's language-model corpus.
 
-    Whole files are held out for dev and test. Raises DataError if there is neither .txt nor
-    librispeech-lm-norm.txt.gz.
+    words: passages of so many words, which end anywhere, in place of sentences. Whole files are held out for
+    dev and test. Raises DataError if there is neither .txt nor librispeech-lm-norm.txt.gz.
     """
     found = [
         Utterance(f"{name}-{i:07d}", None, text, name, "train", "text/train")
-        for name, texts in _texts(folder)
-        for i, text in enumerate(texts)
+        for name, texts in _texts(folder, words is None)
+        for i, text in enumerate(passages(texts, words, f"{seed} {name}") if words else texts)
     ]
     return [replace(u, subset=f"text/{u.split}") for u in hold_out(found, dev, test, seed)]
 
 
-def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def passages(texts: list[str], words: tuple[int, int], seed: str) -> Iterator[str]:
+    """Consecutive texts joined, and cut into passages of random length between two numbers of words. What is
+    left at the end, if it is shorter, goes."""
+    flow, lengths, start = " ".join(texts).split(), random.Random(seed), 0
+    while (end := start + lengths.randint(*words)) <= len(flow):
+        yield " ".join(flow[start:end])
+        start = end
+
+
+def _texts(folder: Path, sentences: bool) -> Iterator[tuple[str, list[str]]]:
     zipped = sorted(folder.glob("*.txt.gz"))
     for file in zipped:
         try:
@@ -91,17 +103,18 @@ def _texts(folder: Path) -> Iterator[tuple[str, list[str]]]:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{file} cannot be unpacked ({error}). Download it again.") from error
     if not zipped:
-        yield from sentences_of_folder(folder, f"data.folder={folder}").items()
+        longest = MAX_WORDS if sentences else None
+        yield from sentences_of_folder(folder, f"data.folder={folder}", longest).items()
 
 
-def sentences_of_folder(folder: Path, setting: str) -> dict[str, list[str]]:
+def sentences_of_folder(folder: Path, setting: str, longest: int | None = MAX_WORDS) -> dict[str, list[str]]:
     """Normalised sentences of each .txt file, in order; prints how many, and how many are skipped.
 
-    setting: `key=value` that names the folder. Raises DataError if it holds no .txt file.
+    setting: `key=value` that names the folder. longest: words. Raises DataError if it holds no .txt file.
     """
     found, left_out = dict[str, list[str]](), Counter[str]()
     for file in sorted(folder.glob("**/*.txt")):
-        texts, skipped = sentences_of(file)
+        texts, skipped = sentences_of(file, longest)
         found[file.relative_to(folder).with_suffix("").as_posix()] = texts
         left_out += skipped
     if not found:
@@ -111,7 +124,7 @@ def sentences_of_folder(folder: Path, setting: str) -> dict[str, list[str]]:
     return found
 
 
-def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
+def sentences_of(file: Path, longest: int | None = MAX_WORDS) -> tuple[list[str], Counter[str]]:
     """Normalised sentences of a text file in order, and counts of skipped sentences by reason.
 
     Skips sentences that `normalise` cannot read, and long ones.
@@ -123,8 +136,8 @@ def sentences_of(file: Path) -> tuple[list[str], Counter[str]]:
         words = normalise(sentence)
         if unreadable(sentence):
             left_out["with digits, signs, tags or other letters"] += 1
-        elif len(words.split()) > MAX_WORDS:
-            left_out[f"of more than {MAX_WORDS} words"] += 1
+        elif longest and len(words.split()) > longest:
+            left_out[f"of more than {longest} words"] += 1
         elif words:
             found.append(words)
     return found, left_out

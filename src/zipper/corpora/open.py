@@ -54,5 +54,5 @@ def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) ->
     if corpus == "librilight":
         return hold_out(index_librilight(folder, data.max_seconds), data.dev, data.test, data.seed)
     if corpus == "text":
-        return read_text(folder, data.dev, data.test, data.seed)
+        return read_text(folder, data.dev, data.test, data.seed, data.passages)
     return read_list(folder, data.dev, data.test, data.seed, other)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 from torch import Tensor
 
 from zipper.checkpoint_files import read_checkpoint
@@ -20,6 +20,7 @@ from zipper.errors import ConfigError, DataError, torch_message
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel, build_untrained
 from zipper.models.certify import certificate, check_certificate
+from zipper.weight_files import load_state, rounded, save_state
 
 WEIGHTS, INFO = "zipper.safetensors", "zipper.json"
 
@@ -32,10 +33,11 @@ def is_exported(folder: Path) -> bool:
 def save_exported(
     folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
 ) -> None:
-    """Write weights in half precision, tokenizer and zipper.json. figures: further entries of zipper.json."""
+    """Write weights in half precision (or 8 bits: `export_int8`), tokenizer and zipper.json. figures: further
+    entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
-    save_file({name: w.detach().cpu().half().contiguous() for name, w in state.items()}, folder / WEIGHTS)
+    save_state(folder / WEIGHTS, state, _int8_names(trained, state))
     for name in trained.network.names:
         modalities[name].save(folder)
     info = {
@@ -48,6 +50,18 @@ def save_exported(
     (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
 
+def _int8_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights to write in 8 bits: all, but for what this would change of frozen towers."""
+    if not trained.config.export_int8:
+        return []
+    frozen = tuple(f"towers.{name}." for name, tower in trained.config.model.towers.items() if tower.frozen)
+    return [
+        name
+        for name, weight in state.items()
+        if not name.startswith(frozen) or (weight.ndim > 1 and torch.equal(rounded(weight), weight.cpu()))
+    ]
+
+
 def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     """Model in eval mode and zipper.json of a folder written by `save_exported`.
 
@@ -58,7 +72,7 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
         raise DataError(
             f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
         )
-    weights = {name: w.float() for name, w in load_file(folder / WEIGHTS).items()}
+    weights = load_state(folder / WEIGHTS)
     config, statistics = from_dict(saved["config"]), saved_statistics(saved)
     why = f"{folder / WEIGHTS} has another shape than {INFO} says"
     trained = _load_state(config, statistics, weights, why)

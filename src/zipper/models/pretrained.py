@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zipper.config import TowerConfig, read_json
@@ -19,6 +18,7 @@ from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.hf import is_llama, read_weights, shape_of
 from zipper.models.lora import merged_state
 from zipper.models.tower import Tower
+from zipper.weight_files import load_state, save_state
 
 WEIGHTS, INFO = "tower.safetensors", "tower.json"
 SHAPE = (
@@ -27,14 +27,12 @@ SHAPE = (
 )  # fmt: skip
 
 
-def save_tower(folder: Path, tower: Tower, info: dict[str, Any]) -> None:
-    """Write weights in half precision, with LoRA merged, and shape. info: further entries of tower.json:
-    training data, command, metrics; `reads`: id of its units."""
+def save_tower(folder: Path, tower: Tower, info: dict[str, Any], int8: bool = False) -> None:
+    """Write weights in half precision, or matrices in 8 bits, with LoRA merged, and shape. info: further
+    entries of tower.json: training data, command, metrics; `reads`: id of its units."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().half().contiguous() for name, tensor in merged_state(tower).items()},
-        folder / WEIGHTS,
-    )
+    state = merged_state(tower)
+    save_state(folder / WEIGHTS, state, state if int8 else ())
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     (folder / INFO).write_text(
@@ -113,10 +111,10 @@ def read_tower(folder: Path) -> Tower:
 def load_weights(tower: Tower, folder: Path) -> None:
     """Load a folder's weights into a tower of the same shape, strictly. Raises DataError if they do not
     fit this version."""
-    weights = read_weights(folder) if is_llama(folder) else _own_weights(folder)
+    state = read_weights(folder) if is_llama(folder) else _own_weights(folder)
     own = {name: tensor for name, tensor in tower.state_dict().items() if ".lora_" in name}
     try:
-        tower.load_state_dict({**own, **weights})
+        tower.load_state_dict({**own, **state})
     except RuntimeError as error:
         raise DataError(
             f"{folder}: its weights do not fit this version's towers ({torch_message(error)}). "
@@ -127,5 +125,5 @@ def load_weights(tower: Tower, folder: Path) -> None:
 def _own_weights(folder: Path) -> dict[str, Tensor]:
     info = read_json(folder / INFO)
     prefix = info.get("prefix", "")
-    weights = load_file(_weights_file(folder, info))
-    return {key.removeprefix(prefix): weight for key, weight in weights.items() if key.startswith(prefix)}
+    state = load_state(_weights_file(folder, info))
+    return {key.removeprefix(prefix): weight for key, weight in state.items() if key.startswith(prefix)}

@@ -1,11 +1,9 @@
 """`zipper train-codec`: train a small EnCodec on the training split of a corpus, and write it to
 assets/codec."""
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,38 +13,33 @@ import torch.nn.functional as F
 import torchaudio
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
 from zipper.checkpoint_files import read_checkpoint
 from zipper.codecs.codec import (
-    SEMANTIC,
     SETTINGS,
     WEIGHTS,
     build_semantic,
     build_zipper_codec,
     load_zipper_codec,
+    save_codec_weights,
     sha256,
 )
-from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder, nearest
+from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder
 from zipper.codecs.whisper import whisper_encoder
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset, read_json
 from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
-from zipper.errors import ConfigError, DataError
-from zipper.training.codebooks import CodebookLearner, k_means
+from zipper.errors import ConfigError
+from zipper.training.codebooks import CodebookLearner
+from zipper.training.crops import GAIN, Crop, Crops
 
-GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
 FLOOR = 1e-2  # added to mel energies before the logarithm, so that silence has a gradient
 INITIAL_LATENTS = 32_768
-FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
-
-Crop = tuple[Tensor, Tensor | None]  # waves float32 [B, n], multiplied by GAIN; semantic units int64 [B, F]
 
 
 class SpectralLoss(nn.Module):
@@ -77,7 +70,7 @@ class SpectralLoss(nn.Module):
 class CodecModule(L.LightningModule):
     """Trains encoder and decoder as an autoencoder, then with the quantiser between them."""
 
-    def __init__(self, cfg: TrainCodecConfig, crops: "Crops") -> None:
+    def __init__(self, cfg: TrainCodecConfig, crops: Crops) -> None:
         super().__init__()
         self.cfg, self.crops = cfg, crops
         self.model = build_zipper_codec(cfg)
@@ -131,62 +124,6 @@ class CodecModule(L.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Crops(IterableDataset):
-    """Random crops of a corpus that is kept in memory as int16: batches as a function of (seed, step).
-
-    semantic: encoder whose units the crops have too; they then start at whole frames. If it has no centroids,
-    they are fitted to the corpus.
-    """
-
-    def __init__(
-        self,
-        utterances: list[Utterance],
-        cfg: TrainCodecConfig,
-        seed: int,
-        semantic: SemanticEncoder | None = None,
-    ) -> None:
-        self.cfg, self.seed, self.start = cfg, seed, 0
-        self.length = int(cfg.seconds * cfg.sample_rate)
-        waves = (u.wave(cfg.sample_rate) for u in tqdm(utterances, desc="read audio", mininterval=1.0))
-        self.waves = [(w * 32767).round().to(torch.int16) for w in waves if len(w) > self.length]
-        if not self.waves:
-            raise DataError(f"No utterance is longer than train_codec.seconds={cfg.seconds}.")
-
-        self.units: list[Tensor] = [] if semantic is None else fitted_units(semantic, self.waves, seed)
-
-    def __iter__(self) -> Iterator[Crop]:
-        return self.crops(self.seed, self.start)
-
-    def crops(self, seed: int, start: int = 0) -> Iterator[Crop]:
-        """Infinite batches from step `start` on."""
-        hop = math.prod(self.cfg.ratios) if self.units else 1
-        for step in itertools.count(start):
-            draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows, units = [], []
-            for index in torch.randint(len(self.waves), (self.cfg.batch,), generator=draw).tolist():
-                wave = self.waves[index]
-                first = int(torch.randint(len(wave) - self.length, (1,), generator=draw)) // hop * hop
-                rows.append(wave[first : first + self.length])
-                if self.units:
-                    units.append(self.units[index][first // hop :][: self.length // hop])
-            yield torch.stack(rows).float() * (GAIN / 32767), torch.stack(units) if units else None
-
-
-def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Units int64 [F] of each wave int16 [n]. Fits the centroids by k-means to a sample of all states first,
-    unless they are known."""
-    centroids, bar = semantic.get_buffer("centroids"), tqdm(waves, desc="semantic states", mininterval=1.0)
-    states = (semantic.states(wave.float() / 32767) for wave in bar)
-    if not centroids.any():
-        kept = [one.half() for one in states]
-        sample = torch.cat(kept)
-        draw = torch.Generator().manual_seed(seed)
-        sample = sample[torch.randperm(len(sample), generator=draw)[:FITTED_STATES]].float()
-        centroids.copy_(k_means(sample, len(centroids), KMEANS_ROUNDS).half())  # as they will be saved
-        states = (one.float() for one in kept)
-    return [nearest(one, centroids) for one in states]
-
-
 def check_codec_training(cfg: RunConfig) -> None:
     """Check the settings before any audio is read. Raises DataError if the codec cannot be written, or `init`
     or the semantic encoder cannot be loaded; ConfigError if `init` has another shape, or the encoder needs a
@@ -233,7 +170,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]
     semantic = semantic_encoder(cfg.train_codec)
-    crops = Crops(train, cfg.train_codec, cfg.seed, semantic)
+    crops = Crops(train, cfg.train_codec, cfg.seed, semantic, cfg.run_dir / "semantic.safetensors")
     module = CodecModule(cfg.train_codec, crops)
     logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
     trainer = L.Trainer(
@@ -253,11 +190,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     trainer.fit(module, DataLoader(crops, batch_size=None), ckpt_path=path, weights_only=True)
     folder = Path(cfg.train_codec.out)
     folder.mkdir(parents=True, exist_ok=True)
-    model = module.model.cpu().eval()
-    weights = model.state_dict()
-    if semantic is not None:
-        weights |= {f"{SEMANTIC}{key}": weight for key, weight in semantic.state_dict().items()}
-    save_file({k: v.half().contiguous() for k, v in weights.items()}, folder / WEIGHTS)
+    save_codec_weights(folder, module.model.cpu().eval(), semantic, cfg.export_int8)
     settings = {
         "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,

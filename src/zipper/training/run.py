@@ -275,7 +275,7 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
         **made,
     }
-    save_tower(folder, tower, statistics)
+    save_tower(folder, tower, statistics, cfg.export_int8)
     for one in learnt:
         one.save(folder)
 

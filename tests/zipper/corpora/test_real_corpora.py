@@ -220,6 +220,22 @@ def test_text_alone_is_books_held_out_whole_or_the_lines_of_the_lm_corpus(tmp_pa
     assert "the end" in {u.text for u in found}
 
 
+def test_passages_are_the_words_of_a_book_in_order_and_of_the_given_length(tmp_path):
+    words = [" ".join(f"{x}{y}" for y in "abcdefghij") for x in "klmnopqrstuvwx"]
+    for book in "abcd":
+        (tmp_path / f"{book}.txt").write_text(". ".join(words) + f". End of book {book}.", encoding="utf-8")
+    found = opened("text", tmp_path, "data.dev=1", "data.test=1", "data.passages=[3, 7]")
+    for book in "abcd":
+        texts = [u.text.split() for u in found if u.speaker == book]
+        flow = (" ".join(words) + f" end of book {book}").split()
+        assert {len(text) for text in texts} == {3, 4, 5, 6, 7}
+        joined = [word for text in texts for word in text]
+        assert joined == flow[: len(joined)]
+        assert len(flow) - len(joined) < 7
+    with pytest.raises(ConfigError, match="fewest and the most"):
+        opened("text", tmp_path, "data.passages=[7, 3]")
+
+
 def listed(file: Path, lines: list[str]) -> list[Utterance]:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return opened("manifest", file, "data.dev=1", "data.test=1")

@@ -15,6 +15,8 @@ from zipper.cli import main
 from zipper.codecs.codec import sha256
 from zipper.errors import DataError
 from zipper.generation.exported import certify
+from zipper.models.pretrained import read_tower, save_tower
+from zipper.weight_files import SMALLEST, rounded
 
 
 @pytest.fixture
@@ -38,6 +40,26 @@ def test_an_export_is_certified_and_the_shipped_model_too(exported, capsys):
     assert certify(exported) == ["text"]
     main(["certify", str(ROOT / "assets" / "zipped")])
     assert "text as pre-trained" in capsys.readouterr().out
+
+
+def test_in_8_bits_frozen_weights_stay_and_a_tower_in_8_bits_is_bit_identical(towers):
+    model = zipper.Zipper.from_towers(
+        **towers, frozen=["text"], overrides=["model.zip.heads=2", "export_int8=true"]
+    )
+    model.save_pretrained("mine")
+    assert certify(Path("mine")) == ["text"]
+    again = zipper.Zipper.from_pretrained("mine")
+    before, after = model.network.state_dict(), again.network.state_dict()
+    for name, weight in before.items():
+        frozen = name.startswith("towers.text.")
+        large = weight.ndim > 1 and weight.numel() >= SMALLEST
+        expected = rounded(weight) if large and not frozen else weight.half().float()
+        assert torch.equal(after[name], expected), name
+    save_tower(Path("small"), again.network.tower("text"), {"reads": "x", "trained_on": None}, int8=True)
+    tower = read_tower(Path("small"))
+    save_tower(Path("smaller"), tower, {"reads": "x", "trained_on": None}, int8=True)
+    again = read_tower(Path("smaller")).state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in tower.state_dict().items())
 
 
 def test_one_flipped_bit_is_found_in_a_frozen_tower_and_no_matter_in_one_that_learns(exported):

