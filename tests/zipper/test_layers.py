@@ -8,9 +8,9 @@ from reproduce import ROOT
 SOURCE = ROOT / "src"
 # A module imports from its own part and those before it.
 PARTS = [
-    "errors", "commit", "clock", "stop", "streams", "checkpoint_files", "weight_files", "config", "disk", "hashes", "hub",
-    "distributed", "codecs", "modalities", "corpora", "data", "run_folder", "models", "generation",
-    "evaluation", "training", "arguments", "cli", "__main__",
+    "errors", "commit", "clock", "stop", "streams", "checkpoint_files", "weight_files", "config",
+    "disk", "hashes", "hub", "distributed", "codecs", "modalities", "corpora", "data", "run_folder",
+    "models", "generation", "evaluation", "training", "arguments", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Settings of model and codec training."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -167,6 +168,15 @@ class TrainCodecConfig(Section):
             raise ConfigError(f"train_codec.codes={self.codes} is not a power of 2. Give one, such as 1024.")
         if self.seconds * self.sample_rate < 1:
             raise ConfigError(f"train_codec.seconds={self.seconds} must hold at least one sample.")
+        hop = math.prod(self.ratios)
+        if self.semantic != "none" and (frames := round(self.seconds * self.sample_rate / hop, 6)) != round(
+            frames
+        ):
+            near = max(1, round(frames)) * hop / self.sample_rate
+            raise ConfigError(
+                f"train_codec.seconds={self.seconds} is {frames:.2f} frames: with semantic units a crop is a "
+                f"whole number of frames. Give {near:g}, for example."
+            )
         if self.layers > (most := SEMANTIC_LAYERS[self.semantic][0]):
             raise ConfigError(
                 f"train_codec.semantic_layers={self.layers}: {self.semantic} has {most}. Give 1 to {most}."

@@ -279,6 +279,12 @@ def test_missing_weights_of_hubert_are_named_before_any_audio_is_read(tiny_huber
         check_codec_training(hubert_config())
 
 
+def test_a_crop_with_units_is_a_whole_number_of_frames():
+    assert replace(TINY, semantic="whisper", seconds=0.24).seconds == 0.24
+    with pytest.raises(ConfigError, match=r"seconds=0\.25 is 6\.25 frames.*Give 0\.24,"):
+        replace(TINY, semantic="whisper", seconds=0.25)
+
+
 def test_the_layers_of_an_encoder_are_limited():
     assert (TINY.layers, replace(TINY, semantic="hubert").layers) == (0, 9)
     with pytest.raises(ConfigError, match=r"semantic_layers=5: whisper has 4\. Give 1 to 4"):
