@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
+.PHONY: help setup setup-judge setup-speaker prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
 .PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -21,6 +21,12 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 setup-judge: $(VENV)/.judge  ## install the ASR scorer for TTS evaluation
+
+setup-speaker: $(VENV)/.speaker  ## install the speaker embedding of codec-table
+
+$(VENV)/.speaker: $(READY)
+	$(PIP) --no-deps resemblyzer==0.1.4  # for its weights; its code and what it needs are not used
+	@touch $@
 
 setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 

@@ -1,11 +1,15 @@
-"""Evaluation of a codec: WER of resynthesized speech by number of codebooks, and speed."""
+"""Evaluation of a codec: WER and speaker similarity of resynthesized speech, and speed."""
 
+import hashlib
 import time
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import soundfile as sf
 import torch
+import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +25,7 @@ from zipper.errors import ConfigError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
+from zipper.evaluation.speaker import RATE, speaker_encoder
 from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer
 from zipper.modalities.scoring import WordErrors
 
@@ -28,7 +33,8 @@ LISTENED = 3  # utterances whose resynthesis is written as samples
 
 
 def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Measures the ASR scorer's WER on the resynthesis of cfg.evaluate.split, for every number of codebooks.
+    """Measures the ASR scorer's WER on the resynthesis of cfg.evaluate.split, for every number of codebooks,
+    and how near the speaker's embedding stays, if resemblyzer is installed.
 
     Writes result.json, samples/*.flac and samples/*.png to build/codecs/NAME. The original audio is scored at
     the codec's sample rate. Raises ConfigError if that folder holds a result.
@@ -40,7 +46,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
     codec = load_codec(cfg.codec)
     asr_scorer = load_asr_scorer(cfg.judge, codec.semantic)
-    code = commit()
+    speakers, code = speaker_encoder(), commit()
     chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
     waves = [u.wave(codec.sample_rate) for u in chosen]
     seconds = sum(map(len, waves)) / codec.sample_rate
@@ -48,6 +54,9 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     codes = [codec.encode([wave])[0] for wave in tqdm(waves, desc="encode", mininterval=1.0)]
     encode = seconds / (time.monotonic() - started)
     rows = [{"codebooks": None, **score_waves(asr_scorer, codec, chosen, waves, "original")}]
+    known = [speakers(at_rate(wave, codec)) for wave in waves] if speakers else []
+    if speakers:
+        rows[0]["speaker_similarity"] = between_speakers(chosen, known)
     for books in range(codec.codebooks, codec.silent, -1):
         started = time.monotonic()
         back = [codec.decode(code[:books], len(wave)) for code, wave in zip(codes, waves, strict=True)]
@@ -56,6 +65,9 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         rates["decode_times_real_time"] = round(decode, 1)
         scored = score_waves(asr_scorer, codec, chosen, back, f"{books} codebooks")
         rows.append({"codebooks": books, **rates, **scored})
+        if speakers:
+            cosines = [float(a @ speakers(at_rate(b, codec))) for a, b in zip(known, back, strict=True)]
+            rows[-1]["speaker_similarity"] = round(fmean(cosines), 4)
     result = {
         "name": cfg.name,
         "task": "codec",
@@ -66,6 +78,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "utterances": len(chosen),
         "judge": asr_scorer.name,
+        "speaker_encoder": speakers.name if speakers else None,
         "normaliser": asr_scorer.normaliser,
         "encode_times_real_time": round(encode, 1),
         "threads": torch.get_num_threads(),
@@ -84,9 +97,28 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     return result
 
 
+def at_rate(wave: Tensor, codec: Codec) -> Tensor:
+    """Wave at the rate of the speaker encoder."""
+    return torchaudio.functional.resample(wave, codec.sample_rate, RATE)
+
+
+def between_speakers(utterances: list[Utterance], embeddings: list[Tensor]) -> float | None:
+    """Mean cosine of neighbouring recordings of different speakers, what a codec that loses the voice would
+    have at best; None if there is one speaker."""
+    pairs = list(zip(utterances, embeddings, strict=True))
+    cosines = [
+        float(x @ y) for (a, x), (b, y) in pairwise(sorted(pairs, key=_by_order)) if a.speaker != b.speaker
+    ]
+    return round(fmean(cosines), 4) if cosines else None
+
+
+def _by_order(pair: tuple[Utterance, Tensor]) -> str:
+    return hashlib.sha256(pair[0].id.encode()).hexdigest()
+
+
 def score_waves(
     asr_scorer: AsrScorer, codec: Codec, utterances: list[Utterance], waves: list[Tensor], what: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Total word errors of the ASR scorer on waves."""
     transcripts = asr_scorer.transcribe_waves(waves, codec.sample_rate, what)
     pairs = zip(utterances, transcripts, strict=True)
@@ -112,10 +144,17 @@ def write_samples(
 
 def table(result: dict[str, Any]) -> str:
     """Table for the terminal."""
-    lines = [f"{'':<12}{'bit/s':>8}{'WER':>9}{'decode':>12}   ({result['judge']})"]
+    lines = [f"{'':<12}{'bit/s':>8}{'WER':>9}{'speaker':>9}{'decode':>12}   ({result['judge']})"]
     for row in result["rows"]:
         name = "original" if row["codebooks"] is None else f"{row['codebooks']} codebooks"
         rate = f"{row['bits_per_second']:.0f}" if "bits_per_second" in row else ""
         speed = f"{row['decode_times_real_time']:.0f} x real" if "decode_times_real_time" in row else ""
-        lines.append(f"{name:<12}{rate:>8}{100 * row['wer']:>8.1f}%{speed:>12}")
-    return "\n".join([*lines, f"encoding: {result['encode_times_real_time']:.0f} x real time"])
+        near = row.get("speaker_similarity")
+        voice = "" if near is None else f"{near:.2f}"
+        lines.append(f"{name:<12}{rate:>8}{100 * row['wer']:>8.1f}%{voice:>9}{speed:>12}")
+    legend = (
+        "speaker: cosine with the recording's speaker embedding; in the first line, of different speakers"
+    )
+    if not result["speaker_encoder"]:
+        legend = "speaker similarity is not measured: `make setup-speaker` first"
+    return "\n".join([*lines, f"encoding: {result['encode_times_real_time']:.0f} x real time", legend])

@@ -56,8 +56,34 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
     samples = {file.name for file in Path("build/codecs/table/samples").iterdir()}
     assert {f"{test[0].id}.png", f"{test[0].id}-original.flac", f"{test[0].id}-1-codebooks.flac"} <= samples
     assert "3 codebooks" in table(result)
+    assert all("speaker_similarity" not in row for row in result["rows"])
+    assert "make setup-speaker" in table(result)
     with pytest.raises(ConfigError, match="finished evaluation"):
         evaluate_codec(cfg, "x")
+
+
+def test_the_codecs_table_compares_speakers(in_tmp, utterances, codec, monkeypatch):
+    class Ear:
+        """Hears the sign of the first sample alone."""
+
+        name = "ear"
+
+        def __call__(self, wave):
+            return torch.tensor([1.0, 0.0]) if wave[0] >= 0 else torch.tensor([0.6, 0.8])
+
+    monkeypatch.setattr(codec_module, "speaker_encoder", Ear)
+    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg, semantic=None: deaf_judge(["x"], []))
+    monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
+    monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
+    monkeypatch.setattr(codec, "decode", lambda code, length: -torch.ones(length))
+    result = evaluate_codec(RunConfig(name="table"), "x")
+    test = [u for u in utterances if u.split == "test"]
+    heard = [Ear()(u.wave(codec.sample_rate)) for u in test]
+    expected = sum(float(one @ torch.tensor([0.6, 0.8])) for one in heard) / len(heard)
+    assert result["rows"][1]["speaker_similarity"] == pytest.approx(expected, abs=1e-4)
+    assert result["speaker_encoder"] == "ear"
+    several = len({u.speaker for u in test}) > 1
+    assert (result["rows"][0]["speaker_similarity"] is not None) == several
 
 
 def test_a_judge_without_its_packages_says_what_to_install(monkeypatch):
