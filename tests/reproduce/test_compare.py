@@ -56,6 +56,22 @@ def test_wilcoxon_equals_a_slow_loop_and_scipy_with_equal_utterances_left_out():
     assert found.better == sum(one < 0 for one in rates)
 
 
+def test_speakers_are_resampled_whole():
+    """One speaker who is much better is no evidence for others, however many utterances there are."""
+    a, b = [0] * 60 + [5] * 60, [8] * 60 + [5] * 60
+    sides = [result(errors, [8] * 120) for errors in (a, b)]
+    for side in sides:
+        for i, one in enumerate(side["per_utterance"]):
+            one["speaker"] = f"s{i // 60}" if i < 60 else f"s{i // 20}"
+    found = compare([sides[0]], [sides[1]])
+    assert found.high < -0.3
+    assert (found.speakers, found.speakers_better) == (4, 1)
+    assert found.speakers_low == pytest.approx(-0.9)  # three of the four drawn are the better one
+    assert found.speakers_high == 0
+    assert "1 of 4 speakers" in describe(found, "a", "b")
+    assert compare([result(a, [8] * 120)], [result(b, [8] * 120)]).speakers == 0
+
+
 def test_the_bootstrap_equals_scipys_and_draws_utterances_in_pairs():
     (a, words), (b, _) = some(80, 3, 0.2), some(80, 4, 0.3)
     errors, words = np.array(a) - np.array(b), np.array(words)

@@ -36,8 +36,9 @@ def draw_run(
                 title = f"{row['id']}: {row.get('text', '')}"
                 drawn = attention_map(model, given, pair, dataset.modalities, title)
                 files.append(_save(drawn, folder / f"attention-{'-'.join(pair)}.png"))
-    if spoken := [result for result in results.values() if "by_length" in result]:
-        files.append(wer_by_length(spoken[0], folder / "wer-by-length.png"))
+    for task, result in results.items():
+        if "by_length" in result:
+            files.append(wer_by_length(result, folder / f"wer-by-length-{task}.png"))
     return files
 
 
@@ -104,13 +105,14 @@ def gate_curves(gates: dict[str, Series], file: Path) -> Path:
 
 @styled
 def wer_by_length(result: Result, file: Path) -> Path:
-    """TTS WER by length of the reference (paper, Figure 2): cumulative, and in bins."""
+    """WER by length of the reference (paper, Figure 2): cumulative, and in bins."""
     figure, (up_to, bins) = panels(1, 2, (5, 4), sharey=True)
     lengths = [one["characters"] for one in result["by_length"]]
     line(up_to, 0, lengths, [[100 * one["wer_up_to"]] for one in result["by_length"]], "model")
-    up_to.axhline(
-        100 * result["oracle_wer"], color="0.5", linestyle="--", label="codec resynthesis (topline)"
-    )
+    if "oracle_wer" in result:
+        up_to.axhline(
+            100 * result["oracle_wer"], color="0.5", linestyle="--", label="codec resynthesis (topline)"
+        )
     up_to.set(xlabel="maximum characters of the reference", ylabel="WER (%)", ylim=(0, None))
     up_to.legend()
     wers = [100 * one["wer"] for one in result["by_length"]]

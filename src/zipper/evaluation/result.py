@@ -13,9 +13,11 @@ from zipper.config import RunConfig, modalities_of, task_name, to_dict
 from zipper.data.dataset import EncodedDataset, Row, limit_rows
 from zipper.data.documents import eligible
 from zipper.data.statistics import DatasetStatistics
-from zipper.evaluation.result_file import Result, SubsetErrors
-from zipper.modalities.scoring import WordErrors
+from zipper.evaluation.result_file import LengthBin, Result, SubsetErrors
+from zipper.modalities.scoring import Score, WordErrors, total_errors
 from zipper.models.multimodal import MultimodalModel
+
+BINS = 12  # maximum number of length bins
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,38 @@ def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str |
     return [rows[i] for i in eligible(dataset, rows, task, cfg.data.tasks.get(last_hop, ()))]
 
 
-def by_subset(counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, SubsetErrors]:
-    """Word errors of each corpus subset, such as LibriSpeech clean and other; empty for a single subset."""
+def by_column(column: str, counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, SubsetErrors]:
+    """Word errors of each corpus subset, such as LibriSpeech clean and other, or of each speaker; empty for a
+    single one."""
     found: dict[str, list[WordErrors]] = {}
     for row, errors in counts:
-        found.setdefault(row["subset"], []).append(errors)
+        found.setdefault(row[column], []).append(errors)
     if len(found) < 2:
         return {}
     return {subset: error_rate(several) for subset, several in sorted(found.items())}
+
+
+def by_length(found: Sequence[Score]) -> list[LengthBin]:
+    """WER by length of the reference in characters (paper, Figure 2).
+
+    Each entry is a bin: maximum characters, utterances, wer of the bin, wer_up_to of all shorter sentences.
+    """
+    longest = max(len(one.reference) for one in found)
+    width = max(10, 10 * -(-longest // (10 * BINS)))
+    out, upto = list[LengthBin](), WordErrors()
+    for top in range(width, longest + width, width):
+        inside = [one for one in found if top - width < len(one.reference) <= top]
+        if inside:
+            upto += total_errors(inside)
+            out.append(
+                {
+                    "characters": top,
+                    "utterances": len(inside),
+                    "wer": round(total_errors(inside).rate, 6),
+                    "wer_up_to": round(upto.rate, 6),
+                }
+            )
+    return out
 
 
 def error_rate(counts: Sequence[WordErrors]) -> SubsetErrors:

@@ -30,6 +30,7 @@ class UtteranceResult(TypedDict):
     target_errors: NotRequired[int]
     target_words: NotRequired[int]
     target: NotRequired[str]
+    speaker: NotRequired[str]  # if the result has several
 
 
 class LengthBin(TypedDict):
@@ -105,7 +106,9 @@ class Result(TypedDict, total=False):
     decoding: str | dict[str, str]  # of a chain: by modality
     normaliser: str
     judge: str
-    by_subset: dict[str, SubsetErrors]
+    by_subset: dict[str, SubsetErrors]  # if there are several
+    by_speaker: dict[str, SubsetErrors]  # likewise
+    by_length: list[LengthBin]
     shuffled_wer: float  # mismatched-audio control
     samplings: Samplings
     per_utterance: list[UtteranceResult]  # in a file of its own
@@ -114,7 +117,6 @@ class Result(TypedDict, total=False):
     oracle_wer: float  # of the codec resynthesis
     original_wer: float  # of the recordings
     codec: str
-    by_length: list[LengthBin]
     # Chains
     share_ended: float  # chains of which every segment ended with EOS
     reread_wer: float  # last hop again, from the decoded waveform

@@ -36,6 +36,10 @@ class Comparison:
     better: int  # utterances with fewer errors in a
     leaning: float  # signed rank sum; positive if a has more errors
     left_out: int = 0  # utterances whose targets differ
+    speakers: int = 0  # 0: one, or unknown
+    speakers_better: int = 0  # with fewer errors in a
+    speakers_low: float = 0.0  # interval as low and high, with speakers in place of utterances
+    speakers_high: float = 0.0
 
     @property
     def difference(self) -> float:
@@ -82,10 +86,17 @@ def compare(
     low, high = bootstrap(errors_a - errors_b, words, seed)
     different = int((rates != 0).sum())
     p = float(wilcoxon(rates, zero_method="wilcox").pvalue) if different else 1.0
+    names = np.array([one.get("speaker", "") for one in first["per_utterance"]])[kept]
+    speakers = [names == name for name in sorted({*names.tolist()})]
+    by_speaker: tuple[int, int, float, float] = (0, 0, 0.0, 0.0)
+    if len(speakers) > 1:
+        gained = np.array([(errors_a - errors_b)[mine].sum() for mine in speakers])
+        said = np.array([words[mine].sum() for mine in speakers])
+        by_speaker = (len(speakers), int((gained < 0).sum()), *bootstrap(gained, said, seed))
     leaning = (np.sign(rates[rates != 0]) * rankdata(np.abs(rates[rates != 0]))).sum()
     return Comparison(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
-        int((rates < 0).sum()), float(leaning), int((~kept).sum()),
+        int((rates < 0).sum()), float(leaning), int((~kept).sum()), *by_speaker,
     )  # fmt: skip
 
 
@@ -106,9 +117,9 @@ def different_data(a: Result, b: Result) -> Iterator[tuple[str, Any, Any]]:
 
 
 def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of sum(errors) / sum(words), over RESAMPLES bootstrap samples of utterances.
+    """95 % percentile interval of sum(errors) / sum(words), over RESAMPLES bootstrap samples.
 
-    errors: differences between two models by utterance [N]; words [N].
+    errors: differences between two models by utterance or speaker [N]; words [N].
     """
     draw, ratios = np.random.default_rng(seed), []
     for _ in range(RESAMPLES // 100):
@@ -139,6 +150,11 @@ def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
         f"  Wilcoxon signed-rank, two-sided, over the {found.different} of {found.utterances} utterances "
         f"that differ, A better on {found.better}; {ZEROS}",
     ]
+    if found.speakers:
+        lines.append(
+            f"  A better on {found.speakers_better} of {found.speakers} speakers; 95 % interval over them "
+            f"{100 * found.speakers_low:+.2f} to {100 * found.speakers_high:+.2f}"
+        )
     if found.left_out:
         lines.append(f"  left out: {found.left_out}, whose targets differ (scored on different machines)")
     return "\n".join(lines)

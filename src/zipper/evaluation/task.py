@@ -15,7 +15,8 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.distributed import map_over_ranks
 from zipper.evaluation.result import (
     Origin,
-    by_subset,
+    by_column,
+    by_length,
     chosen_rows,
     describe_run,
     error_rate,
@@ -89,8 +90,12 @@ def evaluate_task(
         "normaliser": dataset.info["fingerprint"]["normaliser"],
     }
     result |= cast(Result, {**scorer.identity, **scorer.describe(rows, found, dataset.fingerprint)})
-    if parts := by_subset([(row, one.counts) for row, one in zip(rows, found, strict=True)]):
+    counts = [(row, one.counts) for row, one in zip(rows, found, strict=True)]
+    if parts := by_column("subset", counts):
         result["by_subset"] = parts
+    if parts := by_column("speaker", counts):
+        result["by_speaker"] = parts
+    result["by_length"] = by_length(found)
     if cfg.evaluate.shuffled and not scorer.costly:
 
         def mismatched(pairs: list[tuple[Row, Row]]) -> list[Answer]:
@@ -110,7 +115,7 @@ def evaluate_task(
             # Differs from the paper, whose best of 3 is over runs of vocoder and ASR.
             "best_of_wer": round(total_errors(best).rate, 6),
         }
-    result["per_utterance"] = entries(found)
+    result["per_utterance"] = entries(rows, found)
     return result, [segments[-1] for segments, _ in samplings[0]]
 
 
@@ -159,13 +164,17 @@ def evaluate_chain(
         segments = [several for several, _ in answers]
         reread = map_over_ranks(list(zip(rows, segments, strict=True)), again)
         result["reread_wer"] = round(total_errors(reread).rate, 6)
-    result["per_utterance"] = entries(found)
+    result["per_utterance"] = entries(rows, found)
     return result
 
 
-def entries(found: Sequence[Score]) -> list[UtteranceResult]:
-    """Scores as they stand in a result."""
-    return [cast(UtteranceResult, one.entry()) for one in found]
+def entries(rows: Sequence[Row], found: Sequence[Score]) -> list[UtteranceResult]:
+    """Scores as they stand in a result, with the speaker if there are several."""
+    several = len({row["speaker"] for row in rows}) > 1
+    return [
+        cast(UtteranceResult, {**one.entry(), **({"speaker": row["speaker"]} if several else {})})
+        for row, one in zip(rows, found, strict=True)
+    ]
 
 
 def from_decoded(

@@ -17,9 +17,8 @@ from zipper.errors import DataError
 from zipper.modalities.asr_scorer import SCORER_RATE, AsrScorer
 from zipper.modalities.audio import read_wave
 from zipper.modalities.base import Modality
-from zipper.modalities.scoring import Generated, Journal, Score, Scorer, WordErrors, total_errors
+from zipper.modalities.scoring import Generated, Journal, Score, Scorer, WordErrors
 
-BINS = 12  # maximum number of length bins
 PART = 100  # recordings between two writes of the cache
 
 
@@ -103,7 +102,6 @@ class SpeechScorer(Scorer):
             "oracle_wer": round(resynthesis.rate, 6),
             "original_wer": round(original.rate, 6),
             "codec": self.speech.fingerprint,
-            "by_length": by_length(found),
         }
 
     def recordings(self, rows: Sequence[Mapping[str, Any]], dataset: str) -> list[Transcripts]:
@@ -136,26 +134,3 @@ def recording(row: Mapping[str, Any]) -> Tensor:
         return read_wave(Path(row["audio"]), SCORER_RATE, row["start"], row["seconds"])
     except DataError as error:
         raise DataError(f"Utterance {row['id']}: {error}") from error
-
-
-def by_length(found: Sequence[Score]) -> list[dict[str, float]]:
-    """WER by length of the reference in characters (paper, Figure 2).
-
-    Each entry is a bin: maximum characters, utterances, wer of the bin, wer_up_to of all shorter sentences.
-    """
-    longest = max(len(one.reference) for one in found)
-    width = max(10, 10 * -(-longest // (10 * BINS)))
-    out, upto = [], WordErrors()
-    for top in range(width, longest + width, width):
-        inside = [one for one in found if top - width < len(one.reference) <= top]
-        if inside:
-            upto += total_errors(inside)
-            out.append(
-                {
-                    "characters": top,
-                    "utterances": len(inside),
-                    "wer": round(total_errors(inside).rate, 6),
-                    "wer_up_to": round(upto.rate, 6),
-                }
-            )
-    return out

@@ -70,7 +70,7 @@ class TaskMonitor(L.Callback):
                 self.task,
                 "dev",
                 self.dataset,
-                entries(found),
+                entries(self.rows, found),
                 last,
                 trainer.global_step,
             )

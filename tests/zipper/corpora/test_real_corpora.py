@@ -20,7 +20,7 @@ from zipper.data.encode import prepare_dataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
-from zipper.evaluation.result import by_subset, chosen_rows
+from zipper.evaluation.result import by_column, chosen_rows
 from zipper.modalities import audio as audio_module
 from zipper.modalities.scoring import WordErrors
 from zipper.modalities.tokenizer import Tokenizer
@@ -138,9 +138,9 @@ def test_a_task_takes_its_own_corpora_and_results_tell_their_parts(tmp_path, cod
     assert sum(task == "tts" for _, task in examples) == 2
     assert {r["subset"] for r in chosen_rows(dataset, cfg, "tts")} == {"libritts/test-clean"}
     rows = [dataset.splits["test"][i] for i in range(len(dataset.splits["test"]))]
-    parts = by_subset([(row, WordErrors(1, 4)) for row in rows])
+    parts = by_column("subset", [(row, WordErrors(1, 4)) for row in rows])
     assert parts["librispeech/test-clean"] == {"wer": 0.25, "errors": 4, "words": 16, "utterances": 4}
-    assert by_subset([(rows[0], WordErrors(1, 4))]) == {}
+    assert by_column("subset", [(rows[0], WordErrors(1, 4))]) == {}
     with pytest.raises(ConfigError, match=r"no utterance of split train has speech and text"):
         BatchSchedule(dataset, "train", {"asr": 1.0}, 400, 1, 0, 0.0, corpora={"asr": ["librilight"]})
 

@@ -17,6 +17,7 @@ from zipper.config import JudgeConfig, load_config
 from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.disk import write_atomic
 from zipper.errors import DataError
+from zipper.evaluation.result import by_length
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.generation.generate import GenerationOutput
@@ -24,7 +25,7 @@ from zipper.modalities.asr_scorer import load_asr_scorer
 from zipper.modalities.delay import to_timesteps
 from zipper.modalities.scoring import WordErrors, total_errors, word_errors
 from zipper.modalities.speech import PERIODS, longest_repeats
-from zipper.modalities.speech_scorer import SpeechScore, SpeechScorer, by_length
+from zipper.modalities.speech_scorer import SpeechScore, SpeechScorer
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
 
@@ -132,7 +133,12 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     staged = [path for path in (cfg.run_dir / "wandb" / "artifacts").rglob("*") if path.is_file()]
     kinds = {path.read_bytes()[:4] for path in staged}
     assert {b"RIFF", b"\x89PNG"} <= kinds  # speech to be played, spectrograms to be seen
-    for figure in ("attention-speech-text", "attention-text-speech", "wer-by-length"):
+    for figure in (
+        "attention-speech-text",
+        "attention-text-speech",
+        "wer-by-length-asr",
+        "wer-by-length-tts",
+    ):
         assert (cfg.run_dir / "figures" / f"{figure}.png").is_file()
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
     again = read_result(cfg.run_dir / "tts-test.json")
