@@ -72,6 +72,11 @@ def strategy(train: TrainConfig) -> Strategy | str:
     )
 
 
+def lightning_precision(train: TrainConfig) -> Any:
+    """Precision that Lightning knows: None for our own, which is a plugin."""
+    return None if train.precision == "bf16-products" else train.precision
+
+
 def encoding_settings(train: TrainConfig) -> TrainConfig:
     """Settings for encoding a corpus: the same devices, one process each."""
     several = train.devices * train.nodes > 1
@@ -137,7 +142,7 @@ def _try(train: TrainConfig) -> None:
                 devices=train.devices,
                 num_nodes=train.nodes,
                 strategy=strategy(train),
-                precision=train.precision,
+                precision=lightning_precision(train),
                 plugins=[TorchCheckpointIO()],  # stands for AtomicCheckpointIO, which some strategies reject
                 logger=False,
                 enable_checkpointing=False,
@@ -146,6 +151,9 @@ def _try(train: TrainConfig) -> None:
             )
     finally:
         log.setLevel(level)
+    device = trainer.strategy.root_device.type
+    if train.precision == "bf16-products" and device != "cpu":
+        raise RuntimeError(f"it is for CPUs, and the Trainer runs on {device}: use bf16-mixed.")
     if environment := getattr(trainer.strategy, "cluster_environment", None):
         environment.validate_settings(num_devices=train.devices, num_nodes=train.nodes)
     elif (tasks := _srun_tasks()) > 1:  # Lightning does not check a single device

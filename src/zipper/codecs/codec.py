@@ -78,6 +78,9 @@ class Codec:
         codes do not depend on the other waveforms. Raises DataError on an empty waveform.
         """
         frames = self.frames(waves)
+        if self.codebooks == 1 and self.semantic is not None:
+            semantic = self.semantic.to(self.device)
+            return [semantic(wave.to(self.device))[None].cpu() for wave in waves]
         length = max(frames) * self.hop + self.margin
         batch = torch.stack([F.pad(wave, (0, length - len(wave))) for wave in waves])[:, None]  # [B, 1, n]
         residual = self.model.encoder(batch.to(self.device) * self.gain)  # [B, D, F]

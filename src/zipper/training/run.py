@@ -18,7 +18,13 @@ from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
 from zipper.disk import check_output_paths
-from zipper.distributed import AtomicCheckpointIO, check_trainer, first_process, strategy
+from zipper.distributed import (
+    AtomicCheckpointIO,
+    check_trainer,
+    first_process,
+    lightning_precision,
+    strategy,
+)
 from zipper.errors import ConfigError
 from zipper.evaluation.cost import flops_per_token
 from zipper.evaluation.figures import draw_run
@@ -58,6 +64,7 @@ from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers
 from zipper.training.module import ZipperModule
+from zipper.training.precision import BFloat16Products
 
 
 def train(cfg: RunConfig, command: str) -> Results:
@@ -175,12 +182,13 @@ def fit(
     prepare_layers(module.model, cfg.train)
     if module.idle:
         print(f"unused zips, neither computed nor trained: {', '.join(module.idle)}")
+    own = [BFloat16Products()] if cfg.train.precision == "bf16-products" else []
     trainer = L.Trainer(
         default_root_dir=cfg.run_dir,  # where Lightning saves and resumes under SLURM
         max_steps=cfg.train.steps,
         accumulate_grad_batches=cfg.train.accumulate,
         gradient_clip_val=cfg.train.clip,
-        precision=cfg.train.precision,
+        precision=lightning_precision(cfg.train),
         accelerator=cfg.train.accelerator,
         devices=cfg.train.devices,
         num_nodes=cfg.train.nodes,
@@ -192,7 +200,7 @@ def fit(
         log_every_n_steps=cfg.log.every,
         logger=loggers(cfg),
         callbacks=callbacks(cfg, dataset, scorers),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *own],
         enable_model_summary=False,
     )
     if cfg.train.precision == "64-true":

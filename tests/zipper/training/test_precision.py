@@ -1,0 +1,67 @@
+"""bf16-products: as float32 up to the rounding of the inputs of products, and only within its context."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import config
+from zipper.config import TrainConfig
+from zipper.distributed import check_trainer
+from zipper.errors import ConfigError
+from zipper.training import run as run_module
+from zipper.training.precision import BFloat16Products
+
+
+def test_a_product_is_that_of_the_rounded_inputs_forward_and_backward():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(64, 48), torch.randn(5, 7, 64, requires_grad=True)
+    gradient = torch.randn(5, 7, 48)
+    slow = copy.deepcopy(linear)
+    with BFloat16Products().forward_context():
+        y = linear(x)
+    assert y.dtype == torch.float32
+    y.backward(gradient)
+    rounded = x.detach().bfloat16().double()
+    weight = slow.weight.detach().bfloat16().double()
+    expected = rounded @ weight.T + slow.bias.detach()
+    # One rounding of the result to bfloat16, 2^-9.
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-2)
+    g = gradient.bfloat16().double()
+    torch.testing.assert_close(x.grad.double(), g @ weight, rtol=2**-8, atol=1e-2)
+    torch.testing.assert_close(
+        linear.weight.grad.double(), g.flatten(0, 1).T @ rounded.flatten(0, 1), rtol=2**-8, atol=2e-2
+    )
+    assert torch.equal(linear.bias.grad, gradient.sum((0, 1)))
+    assert torch.equal(linear(x), slow(x))  # float32 outside
+
+
+def test_frozen_weights_and_inputs_without_gradient_get_none():
+    linear, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(3, 8, requires_grad=True)
+    with BFloat16Products().forward_context():
+        linear(x).sum().backward()
+    assert x.grad is not None
+    assert linear.weight.grad is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prepared", "nothing_is_drawn")
+def test_a_training_differs_from_float32_by_rounding_alone():
+    ends = []
+    for precision in ("32-true", "bf16-products"):
+        words = [f"name={precision}", f"train.precision={precision}", "train.steps=20"]
+        run_module.train(config(*words, "train.validate_every=20"), "x")
+        kept = torch.load(f"build/runs/{precision}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        ends.append(
+            torch.cat([weight.flatten() for name, weight in sorted(kept.items()) if "layers" in name])
+        )
+    exact, rough = ends
+    assert not torch.equal(exact, rough)
+    assert (rough - exact).norm() < 0.02 * exact.norm()
+
+
+def test_it_is_refused_with_what_it_does_not_work_with():
+    with pytest.raises(ConfigError, match=r"bf16-products with train\.compile=true.*bf16-mixed"):
+        TrainConfig(precision="bf16-products", compile=True)
+    check_trainer(TrainConfig(precision="bf16-products", accelerator="cpu"))
