@@ -104,7 +104,11 @@ def _read(path: Path, cls: Any = RunConfig) -> Any:
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Config from a dict; inverse of `to_dict`. Accepts those of older checkpoints and exports."""
     values = upgraded(values)
-    return cast(RunConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), values)))
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+    if towers := values.get("model", {}).get("towers"):
+        for name in {*merged.model.towers} - {*towers}:
+            del merged.model.towers[name]  # a default tower that the config had no more
+    return cast(RunConfig, OmegaConf.to_object(merged))
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

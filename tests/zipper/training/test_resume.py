@@ -41,12 +41,24 @@ SINGLE = ["model.kind=single_decoder", "model.towers.speech={width: 16, dropout:
         (["train.workers=1", "train.precision=64-true"], [5]),
         (["train.accumulate=2", "train.workers=2"], [4]),
         (["train.precision=bf16-products"], [5]),
+        (["model.modalities=[text]", "train.tasks={asr: 0, text: 1}"], [5]),
         (["model.towers.speech.lora=2", "train.patience=9", "evaluate.dev_utterances=2"], [5]),
         ([*JOINT, "train.hide=0.3"], [2, 5]),
         ([*JOINT, *SINGLE, "train.hide=0.3"], [5]),
         (["train.optimiser=adafactor", "train.codebook_weights=[2,1,1]", "train.tasks={tts: 1}"], [5]),
     ],
-    ids=["plain", "accumulate", "workers", "both", "bf16", "lora", "mixture", "single decoder", "adafactor"],
+    ids=[
+        "plain",
+        "accumulate",
+        "workers",
+        "both",
+        "bf16",
+        "one tower",
+        "lora",
+        "mixture",
+        "single decoder",
+        "adafactor",
+    ],
 )
 def test_a_resumed_run_equals_an_unbroken_one(listening, monkeypatch, words, dies):
     """Killed in the middle of steps, on the way from one checkpoint to the next."""
