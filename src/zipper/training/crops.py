@@ -84,15 +84,27 @@ def _kept_units(
 
 
 def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) -> list[Tensor]:
-    """Units int64 [F] of each wave int16 [n]. Fits the centroids by k-means to a sample of all states first,
-    unless they are known."""
-    centroids, bar = semantic.get_buffer("centroids"), tqdm(waves, desc="semantic states", mininterval=1.0)
-    states = (semantic.states(wave.float() / 32767) for wave in bar)
+    """Units int64 [F] of each wave int16 [n]. Unless they are known, fits the centroids by k-means first, to
+    FITTED_STATES or a little more, those of random waves."""
+    centroids, bar = (
+        semantic.get_buffer("centroids"),
+        tqdm(total=len(waves), desc="semantic states", mininterval=1.0),
+    )
+
+    def states(index: int) -> Tensor:
+        bar.update()
+        return semantic.states(waves[index].float() / 32767)
+
+    kept: dict[int, Tensor] = {}
     if not centroids.any():
-        kept = [one.half() for one in states]
-        sample = torch.cat(kept)
-        draw = torch.Generator().manual_seed(seed)
-        sample = sample[torch.randperm(len(sample), generator=draw)[:FITTED_STATES]].float()
-        centroids.copy_(k_means(sample, len(centroids), KMEANS_ROUNDS).half())  # as they will be saved
-        states = (one.float() for one in kept)
-    return [nearest(one, centroids) for one in states]
+        draw, count = torch.Generator().manual_seed(seed), 0
+        for index in torch.randperm(len(waves), generator=draw).tolist():
+            if count >= FITTED_STATES:
+                break
+            kept[index] = states(index)
+            count += len(kept[index])
+        centroids.copy_(
+            k_means(torch.cat([*kept.values()]), len(centroids), KMEANS_ROUNDS).half()
+        )  # as saved
+    with bar:
+        return [nearest(kept[i] if i in kept else states(i), centroids) for i in range(len(waves))]
