@@ -16,8 +16,8 @@ class SemanticEncoder(nn.Module, ABC):
     """Waveforms to units: states of an encoder, then the nearest centroid.
 
     teacher: encoder and layer, in words. Buffer `centroids` [V, D] is 0 until it is fitted. The state is what
-    the codec's folder holds. An encoder attends to the whole window, so units are not
-    causal. exact: names of matrices that are kept in half precision, not in 8 bits.
+    the codec's folder holds; exact: names of matrices that it holds in half precision, not in 8 bits. An
+    encoder attends to the whole window, so units are not causal.
     """
 
     teacher: str

@@ -45,7 +45,6 @@ class Crops(IterableDataset):
         self.waves = [(w * 32767).round().to(torch.int16) for w in waves if len(w) > self.length]
         if not self.waves:
             raise DataError(f"No utterance is longer than train_codec.seconds={cfg.seconds}.")
-
         self.units: list[Tensor] = [] if semantic is None else _kept_units(semantic, self.waves, seed, kept)
 
     def __iter__(self) -> Iterator[Crop]:
@@ -73,6 +72,11 @@ def _kept_units(
     lengths = [math.ceil(len(wave) / HOP) for wave in waves]
     if file is not None and file.exists():
         kept = load_file(file)
+        if len(kept["units"]) != sum(lengths):
+            raise DataError(
+                f"{file} holds {len(kept['units'])} units, but these recordings have {sum(lengths)}: it is "
+                "of other training data. Choose another name (name=...), or delete that folder."
+            )
         semantic.get_buffer("centroids").copy_(kept["centroids"])
         return list(kept["units"].long().split(lengths))
     units = fitted_units(semantic, waves, seed)
@@ -86,10 +90,8 @@ def _kept_units(
 def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) -> list[Tensor]:
     """Units int64 [F] of each wave int16 [n]. Unless they are known, fits the centroids by k-means first, to
     FITTED_STATES or a little more, those of random waves."""
-    centroids, bar = (
-        semantic.get_buffer("centroids"),
-        tqdm(total=len(waves), desc="semantic states", mininterval=1.0),
-    )
+    centroids = semantic.get_buffer("centroids")
+    bar = tqdm(total=len(waves), desc="semantic states", mininterval=1.0)
 
     def states(index: int) -> Tensor:
         bar.update()
@@ -103,8 +105,7 @@ def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) 
                 break
             kept[index] = states(index)
             count += len(kept[index])
-        centroids.copy_(
-            k_means(torch.cat([*kept.values()]), len(centroids), KMEANS_ROUNDS).half()
-        )  # as saved
+        found = k_means(torch.cat([*kept.values()]), len(centroids), KMEANS_ROUNDS)
+        centroids.copy_(found.half())  # as they will be saved
     with bar:
         return [nearest(kept[i] if i in kept else states(i), centroids) for i in range(len(waves))]

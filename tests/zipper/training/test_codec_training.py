@@ -133,6 +133,9 @@ def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(utte
     cfg.train_codec.out = "again"
     train_codec(cfg, utterances, "x")
     assert load_codec(CodecConfig(weights="again")).fingerprint == codec.fingerprint
+    (cfg.run_dir / "finished").unlink()
+    with pytest.raises(DataError, match="of other training data"):
+        train_codec(cfg, [u for u in utterances if u.split != "train" or u.id != utterances[0].id], "x")
 
 
 def rounded_whisper(layers: int, units: int) -> WhisperEncoder:
