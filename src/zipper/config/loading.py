@@ -107,7 +107,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     merged = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
     if towers := values.get("model", {}).get("towers"):
         for name in {*merged.model.towers} - {*towers}:
-            del merged.model.towers[name]  # a default tower that the config had no more
+            del merged.model.towers[name]  # a default, which the config is without
     return cast(RunConfig, OmegaConf.to_object(merged))
 
 

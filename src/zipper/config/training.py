@@ -179,9 +179,8 @@ class TrainCodecConfig(Section):
         if self.seconds * self.sample_rate < 1:
             raise ConfigError(f"train_codec.seconds={self.seconds} must hold at least one sample.")
         hop = math.prod(self.ratios)
-        if self.semantic != "none" and (frames := round(self.seconds * self.sample_rate / hop, 6)) != round(
-            frames
-        ):
+        frames = round(self.seconds * self.sample_rate / hop, 6)
+        if self.semantic != "none" and frames != round(frames):
             near = max(1, round(frames)) * hop / self.sample_rate
             raise ConfigError(
                 f"train_codec.seconds={self.seconds} is {frames:.2f} frames: with semantic units a crop is a "

@@ -1,8 +1,8 @@
-"""Precision `bf16-products`: float32, but for the inputs of matrix products, which are rounded to bfloat16.
+"""Precision `bf16-products`: float32, but linear layers round inputs and results to bfloat16.
 
-For CPUs that multiply bfloat16 faster than float32. Weights, activations, attention, norms, loss and
-optimiser stay in float32, as do the sums within a product. Lightning's `bf16-mixed` keeps activations and
-attention in bfloat16, too, which is slower on a CPU than float32.
+For CPUs that multiply bfloat16 faster than float32. Weights, attention, norms, loss and optimiser stay in
+float32. Lightning's `bf16-mixed` keeps activations and attention in bfloat16, too, which is slower on a CPU
+than float32.
 """
 
 from collections.abc import Generator, Mapping, Sequence
