@@ -81,16 +81,17 @@ class ZipBlock(nn.Module):
         It is 0 for a token with nothing to attend to, so such a token skips the whole block, feed-forward
         included.
         """
-        attended = self.attend(x, times, source, mask)
+        attends_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
+        # A row without source tokens attends to all of them, and its output is dropped: some GPU kernels give
+        # it NaN gradients.
+        attended = self.attend(x, times, source, mask | ~attends_any)
         y = x + self.attention_gate.tanh() * attended
         y = y + self.feed_forward_gate.tanh() * self.feed_forward(self.feed_forward_norm(y))
-        attends_any = mask.any(dim=-1, keepdim=True)  # [B, Tq, 1]
         return torch.where(attends_any, y - x, 0.0)
 
     def attend(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
-        """Cross-attention before its gate: [B, Tq, D]"""
+        """Cross-attention before its gate: [B, Tq, D]. Every row of the mask has a True."""
         q = self.query(x, times)
-        # A boolean mask gives 0, not NaN, for a row without source tokens (torch >= 2.5).
         y = F.scaled_dot_product_attention(q, source.key, source.value, attn_mask=mask[:, None])
         return self.to_out(y.transpose(1, 2).flatten(2))
 
