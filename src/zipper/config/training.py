@@ -57,6 +57,12 @@ class TrainConfig(Section):
         "modality: mean over the scored tokens of each modality in a step; document: every document has the "
         "weight of an average one of its task, so that the mixture weights the tasks",
     )
+    ctc: float = setting(
+        0.0,
+        "weight of CTC of the answer on the states of its prompt (the text of asr on its speech): finds "
+        "the alignment sooner; in training alone",
+        at_least=0,
+    )
     codebook_weights: list[float] = setting(
         [], "loss weight of each speech codebook; none: all equal", at_least=0
     )

@@ -26,7 +26,7 @@ BATCH = 16  # documents
 
 def start_zips(model: MultimodalModel, cfg: ZipConfig, steps: BatchSchedule) -> None:
     """Whiten and rescale the zips of a new model on training documents, if its config says so."""
-    if isinstance(model, ZipperModel):
+    if isinstance(model, ZipperModel) and model.stages:
         if cfg.whiten:
             whiten_zips(model, steps.first_documents(DOCUMENTS))
         if cfg.rescale:

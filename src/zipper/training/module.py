@@ -19,6 +19,7 @@ from zipper.models.building import build_untrained, idle_parts, set_trainable
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
+from zipper.training.ctc import CtcHeads
 from zipper.training.engine import shard
 
 NAMED = 8  # utterances in an error message
@@ -52,6 +53,7 @@ class ZipperModule(L.LightningModule):
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
         set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`
         self.idle = idle_parts(self.model)
+        self.ctc = CtcHeads(self.model, [*self.cfg.train.tasks]) if self.cfg.train.ctc else None
         self.sharded = False
         self.step_batches: list[Batch] = []  # micro-batches of the current step
         self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
@@ -113,6 +115,10 @@ class ZipperModule(L.LightningModule):
             if batch.total[name]:
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
+        if self.ctc is not None:
+            aligned = self.ctc(states, batch) * slices
+            self.log("train/loss_ctc", aligned, batch_size=len(batch.ids), sync_dist=True)
+            loss = loss + self.cfg.train.ctc * aligned
         if self.model.next_modality_heads:
             head_loss = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
             self.log("train/loss_switch", head_loss, batch_size=len(batch.ids), sync_dist=True)
@@ -181,7 +187,8 @@ class ZipperModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.cfg.train
-        groups = parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay)
+        trained = self.model if self.ctc is None else nn.ModuleList([self.model, self.ctc])
+        groups = parameter_groups(trained, train.lr, train.gate_lr, train.weight_decay)
         optimiser: torch.optim.Optimizer
         if train.optimiser == "adafactor":
             optimiser = torch.optim.Adafactor(groups, lr=train.lr)
