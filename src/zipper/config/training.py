@@ -59,7 +59,7 @@ class TrainConfig(Section):
     )
     ctc: float = setting(
         0.0,
-        "weight of CTC of the answer on the states of its prompt (the text of asr on its speech): finds "
+        "weight of CTC of the answer's letters on the states of its prompt (text on speech, in asr): finds "
         "the alignment sooner; in training alone",
         at_least=0,
     )

@@ -1,6 +1,8 @@
-"""CTC of an answer on the states of its prompt, beside next-token prediction (hybrid CTC/attention,
+"""CTC of an answer's letters on the states of its prompt, beside next-token prediction (hybrid CTC/attention,
 arXiv 1609.06773). It finds the alignment that attention learns late or, on a few hours of speech, not at all.
 """
+
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,52 +10,71 @@ from torch import Tensor, nn
 
 from zipper.config import modalities_of
 from zipper.data.batches import Batch
-from zipper.models.multimodal import MultimodalModel, Pair
+from zipper.errors import ConfigError
+from zipper.modalities.base import Modality
+from zipper.models.multimodal import MultimodalModel
 
 
-class CtcHeads(nn.Module):
-    """A linear head for each pair (prompt, answer) of tasks of two modalities whose answer has one codebook.
-    Exports do not have them."""
+class CtcHead(nn.Module):
+    """Linear head of one prompt over the letters of its answer, and CTC's blank, which comes first.
 
-    def __init__(self, model: MultimodalModel, tasks: list[str]) -> None:
+    spelling: letters of each token of the answer's tower; those of special tokens are empty.
+    """
+
+    def __init__(self, width: int, spelling: Sequence[str], prompt: str, answer: str) -> None:
         super().__init__()
-        chains = [modalities_of(task) for task in tasks]
-        self.pairs: list[Pair] = [
-            (chain[0], chain[1])
-            for chain in chains
-            if len(chain) == 2 and model.tower(chain[1]).cfg.codebooks == 1
-        ]
-        self.specials = {answer: model.tower(answer).cfg.specials for _, answer in self.pairs}
-        self.heads = nn.ModuleDict(
-            {
-                f"{answer}_from_{prompt}": nn.Linear(
-                    model.tower(prompt).cfg.width, model.tower(answer).cfg.vocabulary + 1
-                )
-                for prompt, answer in self.pairs
-            }
-        )  # the last output is CTC's blank
+        self.prompt, self.answer = prompt, answer
+        letters = sorted({*"".join(spelling)})
+        self.linear = nn.Linear(width, 1 + len(letters))
+        table = torch.zeros(len(spelling), max(map(len, spelling)), dtype=torch.int64)
+        for token, word in enumerate(spelling):
+            table[token, : len(word)] = torch.tensor([1 + letters.index(letter) for letter in word])
+        self.register_buffer("table", table, persistent=False)  # [V, letters]; 0: none
 
     def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Share of these documents in the loss per token of the step's answers, summed over pairs: [].
-        states: of every modality, [B, T, D]."""
-        loss = next(iter(states.values())).new_zeros(())
-        for prompt, answer in self.pairs:
-            source, target = batch.streams[prompt], batch.streams[answer]
-            tokens = target.tokens[..., 0]
-            written = target.valid & ~torch.isin(tokens, tokens.new_tensor(self.specials[answer]))
-            # Documents that begin with the prompt: speech that follows its text has seen the text.
-            first = source.valid[:, 0] & (source.order[:, 0] == 0)
-            lengths = written.sum(1) * first
-            head = self.heads[f"{answer}_from_{prompt}"]
-            scores = head(states[prompt]).float().log_softmax(-1)  # [B, T, V + 1]
-            each = F.ctc_loss(
-                scores.transpose(0, 1),
-                tokens[:, 1:],  # after BOS
-                source.valid.sum(1).clamp(min=1),
-                lengths,
-                blank=scores.shape[-1] - 1,
-                reduction="none",
-                zero_infinity=True,  # an answer that is longer than its prompt
+        """Share of these documents in the loss per token of the step's answers: []. states: of every
+        modality, [B, T, D]."""
+        source, target = batch.streams[self.prompt], batch.streams[self.answer]
+        # Documents that begin with the prompt: speech that follows its text has seen the text.
+        first = source.valid[:, 0] & (source.order[:, 0] == 0)
+        letters = self.get_buffer("table")[target.tokens[..., 0]]  # [B, S, letters]
+        written = (letters > 0) & (target.valid & first[:, None])[..., None]
+        lengths = written.sum((1, 2))
+        each = F.ctc_loss(
+            self.linear(states[self.prompt]).float().log_softmax(-1).transpose(0, 1),
+            letters[written],
+            source.valid.sum(1).clamp(min=1),
+            lengths,
+            reduction="none",
+            zero_infinity=True,  # an answer that is longer than its prompt
+        )
+        return torch.where(lengths > 0, each, 0.0).sum() / max(batch.total[self.answer], 1.0)
+
+
+class CtcHeads(nn.ModuleDict):
+    """A `CtcHead` for each task of two modalities whose answer has letters. Exports do not have them."""
+
+    @classmethod
+    def of(
+        cls, model: MultimodalModel, tasks: Iterable[str], modalities: Mapping[str, Modality]
+    ) -> "CtcHeads":
+        """Raises ConfigError if there is no such task."""
+        heads: dict[str, nn.Module] = {}
+        for chain in map(modalities_of, tasks):
+            answer = modalities[chain[-1]]
+            specials = {*answer.layout.specials}
+            labels = answer.labels(range(answer.layout.vocabulary)) if len(chain) == 2 else None
+            if labels:
+                spelling = ["" if token in specials else label for token, label in enumerate(labels)]
+                head = CtcHead(model.tower(chain[0]).cfg.width, spelling, *chain)
+                heads[f"{chain[1]}_from_{chain[0]}"] = head
+        if not heads:
+            raise ConfigError(
+                f"train.ctc with train.tasks={[*tasks]}: no task of two modalities has an answer with "
+                "letters, such as speech>text. Leave train.ctc out."
             )
-            loss = loss + torch.where(lengths > 0, each, 0.0).sum() / max(batch.total[answer], 1.0)
-        return loss
+        return cls(heads)
+
+    def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Sum of the heads' losses: []. states: of every modality, [B, T, D]."""
+        return torch.stack([head(states, batch) for head in self.values()]).sum()

@@ -53,7 +53,7 @@ class ZipperModule(L.LightningModule):
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
         set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`
         self.idle = idle_parts(self.model)
-        self.ctc = CtcHeads(self.model, [*self.cfg.train.tasks]) if self.cfg.train.ctc else None
+        self.ctc: CtcHeads | None = None  # made with the data
         self.sharded = False
         self.step_batches: list[Batch] = []  # micro-batches of the current step
         self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
@@ -66,6 +66,12 @@ class ZipperModule(L.LightningModule):
     def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
         """Module with random weights, from a resolved config."""
         return cls(build_untrained(cfg, statistics))
+
+    def setup(self, stage: str) -> None:
+        """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align."""
+        if self.cfg.train.ctc and self.ctc is None:
+            modalities = self.trainer.datamodule.dataset.modalities  # type: ignore[attr-defined]
+            self.ctc = CtcHeads.of(self.model, self.cfg.train.tasks, modalities)
 
     def configure_model(self) -> None:
         """Lightning hook: shard the model if the strategy does."""

@@ -9,11 +9,11 @@ import torch
 
 from conftest import as_batch, config, module_for, training_documents
 from zipper.data.documents import Document
+from zipper.errors import ConfigError
 from zipper.generation.exported import load_trained
 from zipper.training import run as run_module
-from zipper.training.ctc import CtcHeads
-
-WORDS = ("train.tasks={asr: 1, tts: 1}", "train.ctc=0.5")
+from zipper.training.ctc import CtcHead, CtcHeads
+from zipper.training.module import ZipperModule
 
 
 def alignments(scores: torch.Tensor, answer: list[int], blank: int) -> torch.Tensor:
@@ -27,46 +27,66 @@ def alignments(scores: torch.Tensor, answer: list[int], blank: int) -> torch.Ten
 
 
 def short(documents: list[Document]) -> list[Document]:
-    """Documents of four timesteps of speech and two words, so that all alignments can be listed."""
+    """Documents of six timesteps of speech and two words, so that all alignments can be listed."""
     out = []
     for document in documents:
         segments = []
         for part in document.segments:
-            kept = part.tokens[:4] if part.modality == "speech" else part.tokens[[0, 1, 2, -1]]
+            kept = part.tokens[:6] if part.modality == "speech" else part.tokens[[0, 1, 2, -1]]
             segments.append(replace(part, tokens=kept, scored=torch.ones(len(kept), 1, dtype=torch.bool)))
         out.append(replace(document, segments=segments))
     return out
 
 
+def head_for(module: ZipperModule) -> tuple[CtcHead, list[str]]:
+    """Head for a language of the letters a and b, and how it spells the tokens."""
+    text = module.model.tower("text").cfg
+    spelling = ["" if i in text.specials else ("a", "ab", "b")[i % 3] for i in range(text.vocabulary)]
+    return CtcHead(module.model.tower("speech").cfg.width, spelling, "speech", "text"), spelling
+
+
 def test_it_equals_a_sum_over_all_alignments(dataset):
-    module = module_for(dataset, *WORDS)
-    documents = short(training_documents(dataset, 2, "asr"))
+    module = module_for(dataset)
+    documents = short(training_documents(dataset, 4, "asr"))
     batch = as_batch(module.model, documents)
     states = module.model(batch)
-    heads = CtcHeads(module.model, ["asr"])
-    words = sorted({int(t) for d in documents for t in d.segments[1].tokens[1:3, 0]})
-    (head,) = heads.heads.values()
-    with torch.no_grad():  # other words are all but impossible, so that the slow sum can leave them out
-        head.bias.fill_(-1e4)
-        head.bias[[*words, -1]] = 0.0
+    head, spelling = head_for(module)
     expected = torch.zeros(())
     for row, document in enumerate(documents):
-        scores = head(states["speech"][row]).log_softmax(-1)[:, [*words, -1]]
-        answer = [words.index(int(t)) for t in document.segments[1].tokens[1:3, 0]]
-        expected = expected - alignments(scores, answer, len(words))
-    torch.testing.assert_close(heads(states, batch), expected / batch.total["text"], rtol=1e-5, atol=1e-6)
+        scores = head.linear(states["speech"][row]).log_softmax(-1)
+        answer = "".join(spelling[int(token)] for token in document.segments[1].tokens[:, 0])
+        expected = expected - alignments(scores, [1 + "ab".index(letter) for letter in answer], 0)
+    torch.testing.assert_close(head(states, batch), expected / batch.total["text"], rtol=1e-5, atol=1e-6)
 
 
 def test_speech_that_follows_its_text_is_not_aligned(dataset):
-    module = module_for(dataset, *WORDS)
+    module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
+    head, _ = head_for(module)
     recognised, spoken = (short(training_documents(dataset, 3, task)) for task in ("asr", "tts"))
     losses = []
     for documents in (recognised, [*recognised, *spoken], spoken):
         batch = as_batch(module.model, documents)
-        losses.append(float(module.ctc(module.model(batch), batch).detach()) * batch.total["text"])
+        losses.append(float(head(module.model(batch), batch).detach()) * batch.total["text"])
     assert losses[0] > 1
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == 0
+
+
+def test_letters_are_those_of_the_subwords(dataset):
+    module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
+    heads = CtcHeads.of(module.model, module.cfg.train.tasks, dataset.modalities)
+    (head,) = heads.values()
+    row = dataset.splits["train"][0]
+    tokens = dataset.modalities["text"].content(row)[0]
+    written = head.table[tokens][head.table[tokens] > 0].tolist()
+    spelled = "▁" + row["text"].replace(" ", "▁")
+    assert len({*zip(written, spelled, strict=True)}) == len({*spelled})
+
+
+@pytest.mark.usefixtures("prepared", "listening")
+def test_a_training_without_letters_is_refused():
+    with pytest.raises(ConfigError, match="no task of two modalities"):
+        run_module.train(config("name=spoken", "train.tasks={tts: 1, asr: 0}", "train.ctc=0.5"), "x")
 
 
 @pytest.mark.usefixtures("prepared", "nothing_is_drawn")
@@ -75,7 +95,7 @@ def test_it_is_trained_and_not_exported():
     run_module.train(config(*words), "x")
     checkpoint = Path("build/runs/aligned/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert state["ctc.heads.text_from_speech.weight"].isfinite().all()
+    assert state["ctc.text_from_speech.linear.weight"].isfinite().all()
     trained = load_trained(checkpoint)
     assert {f"model.{name}" for name in trained.network.state_dict()} == {
         name for name in state if not name.startswith("ctc.")
