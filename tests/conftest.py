@@ -8,16 +8,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from huggingface_hub import HfApi
 from hypothesis import settings
 
 import broken_runs
 import zipper
-from zipper import hub
 from zipper.codecs.codec import Codec, build_zipper_codec
 from zipper.commit import commit
 from zipper.config import ModelConfig, RunConfig, TowerConfig, TrainCodecConfig, ZipConfig, load_config
@@ -324,10 +323,10 @@ def model_hub(tmp_path, monkeypatch) -> Path:
     def upload_one(self, path_or_fileobj, path_in_repo, repo_id, commit_message):
         (there / repo_id / path_in_repo).write_bytes(path_or_fileobj)
 
-    monkeypatch.setattr(HfApi, "create_repo", create)
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    monkeypatch.setattr(HfApi, "upload_file", upload_one)
-    monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(there / name))
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_file", upload_one)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: str(there / name))
     return there
 
 

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+import huggingface_hub  # loads its parts when they are used
 
 from zipper.config import asset, read_json
 from zipper.errors import ConfigError, DataError
@@ -26,9 +26,11 @@ def model_folder(name: str) -> Path:
         return folder
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=WANTED))
+        return Path(
+            huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=WANTED)
+        )
     except Exception as error:  # the client raises many types
-        cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+        cache = Path(huggingface_hub.constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
         raise DataError(
             f"{name} is not a folder, and could not be downloaded from the hub ({_first_line(error)}). Name "
             f"an existing folder, or copy the model to the cache from another machine: {cache}"
@@ -45,7 +47,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
         raise ConfigError(
             f"{folder} holds no exported model. Give a folder written by `export=`, such as assets/zipped."
         )
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(

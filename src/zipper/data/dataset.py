@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,13 +26,18 @@ from zipper.hashes import KEPT, check_once, file_hashes, joint_hash
 from zipper.modalities.base import Modality
 from zipper.modalities.normalise import normaliser_of
 
+if TYPE_CHECKING:
+    import datasets
+
 SPEED = re.compile(r"@[\d.]+$")  # of an utterance's id (data.speeds)
 Row = dict[str, Any]  # encoded utterance; a modality that it lacks has no tokens
 
 
-def features(modalities: Mapping[str, Modality]) -> datasets.Features:
+def features(modalities: Mapping[str, Modality]) -> "datasets.Features":
     """Columns of an encoded dataset. Beside the content are statistics of each row, so that a training starts
     without reading all of it."""
+    import datasets  # seconds, which inference does without
+
     columns: dict[str, Any] = {"id": datasets.Value("string")}
     columns |= {m.column: datasets.Value("string") for m in modalities.values()}
     columns |= {name: datasets.Value("string") for name in ("speaker", "subset")}  # subset: CORPUS/PART
@@ -50,7 +54,7 @@ class EncodedDataset:
 
     folder: Path
     info: dict[str, Any]
-    splits: dict[str, datasets.Dataset]
+    splits: dict[str, "datasets.Dataset"]
     modalities: dict[str, Modality]
 
     @property
@@ -64,7 +68,7 @@ class EncodedDataset:
         return fingerprint_hash({k: v for k, v in self.info["fingerprint"].items() if k != "audio"})
 
 
-def column(rows: datasets.Dataset, name: str) -> np.ndarray:
+def column(rows: "datasets.Dataset", name: str) -> np.ndarray:
     """Numeric column [N], or column of fixed-length lists [N, length], as an array.
 
     Element access through the package is a thousand times slower, and each change of format copies the
@@ -78,7 +82,7 @@ def column(rows: datasets.Dataset, name: str) -> np.ndarray:
     return found if chosen is None else found[chosen.column(0).to_numpy()]
 
 
-def limit_rows(rows: datasets.Dataset, only: int | None) -> datasets.Dataset:
+def limit_rows(rows: "datasets.Dataset", only: int | None) -> "datasets.Dataset":
     """First `only` utterances, at all their speeds; None: all. A smaller subset is contained in a larger one.
 
     Corpora of recordings are ordered by speaker and concatenated, so their rows are chosen by a hash of the
@@ -196,7 +200,7 @@ def open_dataset(
     return EncodedDataset(folder, info, splits, modalities)
 
 
-def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, size: int) -> None:
+def _check_range(folder: Path, split: str, rows: "datasets.Dataset", column: str, size: int) -> None:
     """Raise DataError if a value is outside 0 to size - 1: it would index another codebook's embedding."""
     for chunk in rows.data.column(column).chunks:
         least, most = pc.min_max(chunk.flatten()).as_py().values()
@@ -207,8 +211,10 @@ def _check_range(folder: Path, split: str, rows: datasets.Dataset, column: str, 
             )
 
 
-def open_split(folder: Path, split: str) -> datasets.Dataset:
+def open_split(folder: Path, split: str) -> "datasets.Dataset":
     """Memory-map one split. Raises DamagedDataset if a shard is missing or damaged."""
+    import datasets
+
     files = sorted(folder.glob(f"{split}-*.arrow"))
     try:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from torch import Tensor
 
 from zipper.config import modalities_of
 from zipper.data.dataset import EncodedDataset, Row, column
 from zipper.modalities.base import Modality
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Document:
     multimodal: bool
 
 
-def eligible(dataset: EncodedDataset, rows: Dataset, task: str, corpora: Sequence[str] = ()) -> list[int]:
+def eligible(dataset: EncodedDataset, rows: "Dataset", task: str, corpora: Sequence[str] = ()) -> list[int]:
     """Indices of the rows that have all modalities of a task and belong to one of `corpora` (default any)."""
     fits = np.ones(len(rows), dtype=bool)
     for name in modalities_of(task):

@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -135,6 +134,8 @@ class Modality(ABC):
 
     def features(self) -> dict[str, Any]:
         """Columns of this modality in an encoded dataset, besides `column`."""
+        import datasets  # seconds, which inference does without
+
         kind = "int16" if self.layout.filler is not None and self.layout.codes <= 2**15 else "int32"
         return {
             self.tokens_column: datasets.Sequence(datasets.Value(kind)),  # codebook by codebook, [Q * F]

@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any, Self
 
-import datasets
 import numpy as np
 import soundfile as sf
 from torch import Tensor
@@ -77,6 +76,8 @@ class Speech(Modality):
         return f"{length / self.rate:.1f} s, {length} frames"
 
     def features(self) -> dict[str, Any]:
+        import datasets
+
         repeats = datasets.Sequence(datasets.Value("int32"), length=PERIODS)  # `longest_repeats`
         return {**super().features(), "repeats": repeats}
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Self
 
-import datasets
 import numpy as np
 import torch
 from torch import Tensor
@@ -122,6 +121,8 @@ class Text(Modality):
         return [self.tokenizer.piece(i) for i in ids]
 
     def features(self) -> dict[str, Any]:
+        import datasets
+
         return {**super().features(), "letters": datasets.Value("int32")}  # with the spaces before words
 
     def row(self, content: Tensor) -> dict[str, Any]:

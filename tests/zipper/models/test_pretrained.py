@@ -5,16 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from conftest import units
 from language_models import LLAMA3, MODELS, reference, saved, tokenizer
 from reproduce import ROOT
-from zipper import hub
 from zipper.config import TowerConfig, load_config
 from zipper.data.dataset import EncodedDataset
 from zipper.data.encode import prepare_dataset
@@ -211,12 +210,12 @@ def test_pretraining_goes_on_from_a_model_and_exports_what_can_be_zipped(own):
 
 
 def test_a_hub_that_cannot_be_reached_says_where_the_model_would_be(monkeypatch, tmp_path):
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
     def unreachable(*_, **__):
         raise OSError("no route to host\nmore")
 
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(DataError, match=rf"no route to host\).*{tmp_path}/models--nobody--nothing"):
         model_folder("nobody/nothing")
     assert model_folder(str(tmp_path)) == tmp_path
@@ -229,7 +228,7 @@ def test_a_model_of_the_hub_is_fetched_with_its_revision_and_without_code(monkey
         asked.update(repository=repository, revision=revision, patterns=allow_patterns)
         return str(tmp_path)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert model_folder("some/model@v2") == tmp_path
     assert (asked["repository"], asked["revision"]) == ("some/model", "v2")
     assert not any("py" in pattern or "bin" in pattern for pattern in asked["patterns"])
@@ -239,7 +238,7 @@ def test_a_hub_that_refuses_an_upload_is_told_with_the_way_to_log_in(monkeypatch
     def refuse(self, name, **_):
         raise RuntimeError("401")  # the client has errors of its own
 
-    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
     with pytest.raises(DataError, match=r"401.*hf auth login"):
         push(ROOT / "assets" / "speech-tower", "me/mine", private=False)
 
