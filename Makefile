@@ -110,6 +110,10 @@ bench-encoding: $(READY)  ## benchmark encoding against the codec alone, and two
 bench-saving: $(READY)  ## benchmark the overhead of fault tolerance
 	$(RUN) bench-saving configs/asr.yaml name=bench-saving result=results/saving.json $(ARGS)
 
+gpu: $(VENV)/.bench  ## GPU tests, training throughput and decoding speed; ARGS=--small tries it on a CPU
+	$(VENV)/bin/python -m pytest -q tests/zipper/test_gpu.py
+	$(RUN) gpu $(ARGS)
+
 faults: $(READY)  ## inject 120 faults into small runs and compare with an uninterrupted run (half an hour)
 	$(RUN) faults configs/faults.yaml --result results/faults.json $(ARGS)
 

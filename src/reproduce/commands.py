@@ -7,6 +7,8 @@ from pathlib import Path
 from zipper.arguments import Command, config_command
 from zipper.config import RunConfig, load_config
 
+STAGES = ("throughput", "decode")  # of `gpu`
+
 
 def bench(cfg: RunConfig, command: str) -> None:
     """benchmark training and decoding speed, padding and data loading"""
@@ -62,6 +64,13 @@ def faults(args: argparse.Namespace) -> None:
     run(load_config(args.config, settings), args.config, args.times, args.jobs, args.line)
 
 
+def gpu(args: argparse.Namespace) -> None:
+    """measure training throughput and decoding speed on a GPU, on random tokens"""
+    from reproduce.bench.gpu import run
+
+    run(args)
+
+
 def dashboard(args: argparse.Namespace) -> None:
     """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
@@ -87,6 +96,17 @@ def _add_faults_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--result", help="file for the table (default: print it only)")
 
 
+def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of the results")
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=STAGES, help="default: throughput and decode"
+    )
+    parser.add_argument("--tokens", type=int, default=65_536, help="padded tokens of a step")
+    parser.add_argument("--turns", type=int, default=15, help="measured steps; their median is reported")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256], help="sentences of decode")
+    parser.add_argument("--small", action="store_true", help="towers of two layers, for a trial on a CPU")
+
+
 def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
@@ -99,6 +119,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command(report, lambda parser: None),
     "sweep": Command(sweep, _add_sweep_arguments),
     "ablate": Command(sweep, _add_sweep_arguments),  # its former name
+    "gpu": Command(gpu, _add_gpu_arguments),
     "faults": Command(faults, _add_faults_arguments),
     "dashboard": Command(dashboard, _add_dashboard_arguments),
 }
