@@ -95,7 +95,8 @@ def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
         weights = ctranslate2_weights(file, "encoder/")
         encoder = WhisperEncoder(layers, units)
         state = {name: _as_kept(name, weight) for name, weight in _renamed(weights, layers)}
-        encoder.load_state_dict({**state, "centroids": encoder.get_buffer("centroids")})
+        fitted = {name: encoder.get_buffer(name) for name in ("mean", "deviation", "centroids")}
+        encoder.load_state_dict(state | fitted)
     except (OSError, struct.error, KeyError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(
             f"{file} does not hold Whisper tiny.en ({type(error).__name__}: {str(error).splitlines()[0]}). "

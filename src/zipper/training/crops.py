@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
-from zipper.codecs.semantic import HOP, SemanticEncoder, nearest
+from zipper.codecs.semantic import HOP, SemanticEncoder
 from zipper.config import TrainCodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.disk import write_atomic
@@ -20,6 +20,8 @@ from zipper.training.codebooks import k_means
 
 GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
+SMALLEST = 1e-3  # deviation of a state's dimension, which may be constant
+FITTED = ("mean", "deviation", "centroids")  # buffers of a semantic encoder
 
 Crop = tuple[Tensor, Tensor | None]  # waves float32 [B, n], multiplied by GAIN; semantic units int64 [B, F]
 
@@ -77,11 +79,12 @@ def _kept_units(
                 f"{file} holds {len(kept['units'])} units, but these recordings have {sum(lengths)}: it is "
                 "of other training data. Choose another name (name=...), or delete that folder."
             )
-        semantic.get_buffer("centroids").copy_(kept["centroids"])
+        for name in FITTED:
+            semantic.get_buffer(name).copy_(kept[name])
         return list(kept["units"].long().split(lengths))
     units = fitted_units(semantic, waves, seed)
     if file is not None:
-        kept = {"centroids": semantic.get_buffer("centroids"), "units": torch.cat(units).int()}
+        kept = {name: semantic.get_buffer(name) for name in FITTED} | {"units": torch.cat(units).int()}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, save(kept))
     return units
@@ -105,7 +108,10 @@ def fitted_units(semantic: SemanticEncoder, waves: Sequence[Tensor], seed: int) 
                 break
             kept[index] = states(index)
             count += len(kept[index])
-        found = k_means(torch.cat([*kept.values()]), len(centroids), KMEANS_ROUNDS)
-        centroids.copy_(found.half())  # as they will be saved
+        found = torch.cat([*kept.values()])
+        # All rounded as they will be saved.
+        semantic.get_buffer("mean").copy_(found.mean(0).half())
+        semantic.get_buffer("deviation").copy_(found.std(0).clamp(min=SMALLEST).half())
+        centroids.copy_(k_means(semantic.standardised(found), len(centroids), KMEANS_ROUNDS).half())
     with bar:
-        return [nearest(kept[i] if i in kept else states(i), centroids) for i in range(len(waves))]
+        return [semantic.units(kept[i] if i in kept else states(i)) for i in range(len(waves))]

@@ -19,12 +19,13 @@ from torchaudio.pipelines import HUBERT_BASE
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
-from zipper.codecs.semantic import nearest
+from zipper.codecs.semantic import SemanticEncoder, nearest
 from zipper.codecs.whisper import WhisperEncoder, _as_kept, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, k_means
 from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
+from zipper.training.crops import fitted_units
 
 pytestmark = pytest.mark.slow
 
@@ -171,6 +172,29 @@ def test_the_first_codebook_of_a_semantic_codec_holds_the_units_and_the_others_w
     assert code[0].unique().numel() > 1
 
 
+class Sounds(SemanticEncoder):
+    """States that are the first samples of a unit, times a scale of each dimension."""
+
+    def __init__(self, scale: torch.Tensor) -> None:
+        super().__init__(len(scale), 16)
+        self.scale = scale
+
+    def window_states(self, wave):
+        return wave.view(-1, 640)[:, : len(self.scale)] * self.scale
+
+
+def test_a_dimension_of_large_variance_does_not_decide_the_units():
+    waves = [
+        (torch.randn(640 * 200, generator=torch.Generator().manual_seed(i)) * 3000).short() for i in (0, 1)
+    ]
+    units = []
+    for scale in (torch.ones(4), torch.tensor([1.0, 256.0, 1.0, 0.25])):
+        torch.manual_seed(0)
+        units.append(torch.cat(fitted_units(Sounds(scale), waves, seed=0)))
+    assert torch.equal(*units)
+    assert units[0].unique().numel() == 16
+
+
 def test_units_do_not_depend_on_what_follows_the_window(monkeypatch):
     encoder = tiny_whisper(1, 8)
     encoder.centroids.normal_()
@@ -234,7 +258,7 @@ def test_a_codec_with_units_of_hubert_ships_its_centroids_and_knows_its_weights(
     cfg = hubert_config()
     folder = train_codec(cfg, utterances, "x")
     stored = [key for key in load_file(folder / "codec.safetensors") if key.startswith("semantic.")]
-    assert stored == ["semantic.centroids"]
+    assert {*stored} == {"semantic.mean", "semantic.deviation", "semantic.centroids"}
     codec = load_codec(CodecConfig(weights="codec"))
     assert "HUBERT_BASE" in codec.fingerprint
     assert "layer 2" in codec.fingerprint
