@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> None:
         origin = {"device": card, "commit": commit(), "versions": versions(), "command": vars(args)}
         file = args.out / f"{stage}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({**origin, "figures": found}, indent=2, default=str) + "\n", "utf-8")
+        file.write_text(
+            json.dumps({**origin, "figures": found}, indent=2, default=str) + "\n", encoding="utf-8"
+        )
         print(json.dumps(found, indent=2), f"-> {file}", sep="\n", flush=True)
 
 
