@@ -106,6 +106,8 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
         zipper.ZipperModule(model, rate=1e-3)
     with pytest.raises(zipper.ConfigError, match="overrides change a tower"):
         data_of(manifest, model, {"asr": 1}, "model.towers.text.frozen=false")
+    with pytest.raises(zipper.ConfigError, match=r"train\.ctc=0\.5 needs the letters.*zipper\.ZipperData"):
+        L.Trainer(accelerator="cpu", logger=False).fit(zipper.ZipperModule(model, ctc=0.5), [])
     with pytest.raises(zipper.ConfigError, match="every share is 0"):
         data_of(manifest, model, {})
     with pytest.raises(zipper.ConfigError, match="A prompt is one segment"):

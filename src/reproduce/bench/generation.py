@@ -110,8 +110,9 @@ def one_forward(model: MultimodalModel, batch: Batch) -> None:
 @torch.no_grad()
 def generate_llama(llama: "LlamaForCausalLM", batch: int) -> None:
     """Generates FRAMES tokens of one codebook with transformers and its static cache."""
+    prompt = torch.zeros(batch, 1, dtype=torch.int64, device=llama.device)
     out = llama.generate(
-        torch.zeros(batch, 1, dtype=torch.int64), attention_mask=torch.ones(batch, 1, dtype=torch.int64),
+        prompt, attention_mask=torch.ones_like(prompt),
         min_new_tokens=FRAMES, max_new_tokens=FRAMES, do_sample=False, cache_implementation="static",
         use_cache=True, pad_token_id=0,
     )  # fmt: skip

@@ -13,19 +13,17 @@ from typing import Any
 
 import torch
 
-from reproduce.bench.generation import FRAMES, alternate, generate_llama, generate_speech
-from reproduce.bench.speed import llama, llama_step
+from reproduce.bench.generation import FRAMES, alternate, fastest, generate_llama, generate_speech
+from reproduce.bench.speed import llama, llama_step, zipper_step
 from zipper.commit import commit
 from zipper.config import ModelConfig, TowerConfig, TrainConfig, ZipConfig
-from zipper.data.batches import Batch, collate
+from zipper.data.batches import collate
 from zipper.data.documents import Document, Segment
 from zipper.evaluation.result import versions
 from zipper.modalities.layout import TokenLayout
 from zipper.models.flops import document_flops
-from zipper.models.losses import stream_loss
 from zipper.models.zipper import ZipperModel
 from zipper.training.engine import prepare_layers
-from zipper.training.module import parameter_groups
 
 FRAME_RATE, CODES, CODEBOOKS = 75, 1024, 2  # of EnCodec at 1.5 kbps
 SUBWORDS_PER_SECOND = 4
@@ -136,7 +134,7 @@ def throughput(
     for name in ("eager",) if args.small else ("eager", "compiled"):  # compiling takes minutes
         prepare_layers(model, TrainConfig(compile=name == "compiled"))
         ours, other = alternate(
-            autocast(device, training_step(model, batch)), their_step, turns=WARM + args.turns
+            autocast(device, zipper_step(model, [batch], TrainConfig())), their_step, turns=WARM + args.turns
         )
         seconds, reference = statistics.median(ours[WARM:]), statistics.median(other[WARM:])
         found[name] = {
@@ -149,27 +147,8 @@ def throughput(
         }
     if device.type == "cuda":
         found["gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
-        found["kernels"] = kernels(autocast(device, training_step(model, batch)))
+        found["kernels"] = kernels(autocast(device, zipper_step(model, [batch], TrainConfig())))
     return found
-
-
-def training_step(model: ZipperModel, batch: Batch) -> Callable[[int], None]:
-    """Forward, backward, clipping and update."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameter_groups(model, 1e-4, 10.0, 0.01), fused=True)
-
-    def step(turn: int) -> None:
-        states = model(batch)
-        losses = [
-            stream_loss(model.tower(name), states[name], stream) / max(batch.total[name], 1.0)
-            for name, stream in batch.streams.items()
-        ]
-        torch.stack(losses).sum().backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-
-    return step
 
 
 def autocast(device: torch.device, step: Callable[[int], None]) -> Callable[[int], None]:
@@ -182,11 +161,6 @@ def autocast(device: torch.device, step: Callable[[int], None]) -> Callable[[int
             torch.cuda.synchronize()
 
     return whole
-
-
-def turn_of(run: Callable[[], None]) -> Callable[[int], None]:
-    """A function of the turn, for `alternate`."""
-    return lambda turn: run()
 
 
 def kernels(step: Callable[[int], None]) -> list[str]:
@@ -210,12 +184,9 @@ def decode(model: ZipperModel, args: argparse.Namespace, peak: tuple[float, floa
     for count in args.batches:
         spoken = [one for one in documents(model, 20_000) if one.segments[0].modality == "text"][:1] * count
         prompts = [Document(f"{i}", one.segments[:1], True) for i, one in enumerate(spoken)]
-        ours, other = alternate(
-            turn_of(partial(generate_speech, model, prompts)),
-            turn_of(partial(generate_llama, theirs, count)),
-            turns=1 + 3,
+        seconds, reference = fastest(
+            partial(generate_speech, model, prompts), partial(generate_llama, theirs, count), turns=4
         )
-        seconds, reference = min(ours[1:]), min(other[1:])
         found[f"batch {count}"] = {
             "frames_per_second": round(count * FRAMES / seconds, 1),
             "llama_frames_per_second": round(count * FRAMES / reference, 1),

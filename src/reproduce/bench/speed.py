@@ -20,7 +20,7 @@ from reproduce.bench.generation import alternate, generation
 from reproduce.bench.record import record, show
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import RunConfig, TowerConfig, modalities_of
+from zipper.config import RunConfig, TowerConfig, TrainConfig, modalities_of
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
@@ -31,6 +31,7 @@ from zipper.errors import ConfigError
 from zipper.evaluation.result import versions
 from zipper.generation.rows import generate_rows
 from zipper.models.losses import stream_loss
+from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training.module import ZipperModule, parameter_groups
@@ -104,34 +105,41 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
     """
     module = ZipperModule.of(cfg, measure_statistics(dataset))
     model = module.model
-    optimiser = torch.optim.AdamW(
-        parameter_groups(model, cfg.train.lr, cfg.train.gate_lr, cfg.train.weight_decay), fused=True
-    )
-    trained = [p for p in model.parameters() if p.requires_grad]
-
-    def step(turn: int) -> None:
-        batch = batches[turn % len(batches)]
-        states = model(batch)
-        loss = torch.zeros(())
-        for name, stream in batch.streams.items():
-            loss = loss + stream_loss(model.tower(name), states[name], stream) / max(batch.total[name], 1.0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, cfg.train.clip)
-        optimiser.step()
-        optimiser.zero_grad()
-
-    a, b = take_turns(step, llama_step(llama(cfg.model.towers["speech"]), batches))
+    theirs = llama_step(llama(cfg.model.towers["speech"]), batches)
+    a, b = take_turns(zipper_step(model, batches, cfg.train), theirs)
     columns = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     units = sum(int(s.valid.sum()) for batch in batches for s in batch.streams.values()) / len(batches)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "parameters_trained": sum(p.numel() for p in trained),
+        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "units_per_second": round(units / a),
         "llama_units_per_second": round(columns / b),
         "ratio": round(units / a / (columns / b), 3),
         "seconds_a_step": round(a, 4),
         "units_a_step": round(units, 1),
     }
+
+
+def zipper_step(model: MultimodalModel, batches: list[Batch], train: TrainConfig) -> Callable[[int], None]:
+    """Training step of a model: forward, backward, clipping and update."""
+    optimiser = torch.optim.AdamW(
+        parameter_groups(model, train.lr, train.gate_lr, train.weight_decay), fused=True
+    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def step(turn: int) -> None:
+        batch = batches[turn % len(batches)]
+        states = model(batch)
+        losses = [
+            stream_loss(model.tower(name), states[name], stream) / max(batch.total[name], 1.0)
+            for name, stream in batch.streams.items()
+        ]
+        torch.stack(losses).sum().backward()
+        torch.nn.utils.clip_grad_norm_(trained, train.clip)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
 
 
 def llama(shape: TowerConfig) -> "LlamaForCausalLM":

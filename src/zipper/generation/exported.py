@@ -107,8 +107,8 @@ def load_trained(checkpoint: Path) -> TrainedModel:
         raise DataError(
             f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
         )
-    # Without those of training alone (train.ctc).
-    weights = {name[6:]: w for name, w in saved["state_dict"].items() if name.startswith("model.")}
+    state = saved["state_dict"].items()  # also heads of training alone (train.ctc)
+    weights = {name.removeprefix("model."): w for name, w in state if name.startswith("model.")}
     why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
     return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
 

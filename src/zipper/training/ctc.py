@@ -26,10 +26,12 @@ class CtcHead(nn.Module):
         self.prompt, self.answer = prompt, answer
         letters = sorted({*"".join(spelling)})
         self.linear = nn.Linear(width, 1 + len(letters))
+        for parameter in self.linear.parameters():  # the same in every process: it is made after seeding
+            nn.init.zeros_(parameter)
         table = torch.zeros(len(spelling), max(map(len, spelling)), dtype=torch.int64)
         for token, word in enumerate(spelling):
             table[token, : len(word)] = torch.tensor([1 + letters.index(letter) for letter in word])
-        self.register_buffer("table", table, persistent=False)  # [V, letters]; 0: none
+        self.register_buffer("table", table, persistent=False)  # int64 [V, L]; 0: none
 
     def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
         """Share of these documents in the loss per token of the step's answers: []. states: of every
@@ -37,11 +39,14 @@ class CtcHead(nn.Module):
         source, target = batch.streams[self.prompt], batch.streams[self.answer]
         # Documents that begin with the prompt: speech that follows its text has seen the text.
         first = source.valid[:, 0] & (source.order[:, 0] == 0)
-        letters = self.get_buffer("table")[target.tokens[..., 0]]  # [B, S, letters]
+        letters = self.get_buffer("table")[target.tokens[..., 0]]  # [B, S, L]
         written = (letters > 0) & (target.valid & first[:, None])[..., None]
         lengths = written.sum((1, 2))
+        scores = self.linear(states[self.prompt])  # [B, T, letters + 1]
+        if scores.dtype != torch.float64:
+            scores = scores.float()
         each = F.ctc_loss(
-            self.linear(states[self.prompt]).float().log_softmax(-1).transpose(0, 1),
+            scores.log_softmax(-1).transpose(0, 1),
             letters[written],
             source.valid.sum(1).clamp(min=1),
             lengths,
@@ -51,15 +56,19 @@ class CtcHead(nn.Module):
         return torch.where(lengths > 0, each, 0.0).sum() / max(batch.total[self.answer], 1.0)
 
 
-class CtcHeads(nn.ModuleDict):
+class CtcHeads(nn.Module):
     """A `CtcHead` for each task of two modalities whose answer has letters. Exports do not have them."""
+
+    def __init__(self, heads: Mapping[str, CtcHead]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(heads)
 
     @classmethod
     def of(
         cls, model: MultimodalModel, tasks: Iterable[str], modalities: Mapping[str, Modality]
     ) -> "CtcHeads":
         """Raises ConfigError if there is no such task."""
-        heads: dict[str, nn.Module] = {}
+        heads: dict[str, CtcHead] = {}
         for chain in map(modalities_of, tasks):
             answer = modalities[chain[-1]]
             specials = {*answer.layout.specials}
@@ -73,8 +82,8 @@ class CtcHeads(nn.ModuleDict):
                 f"train.ctc with train.tasks={[*tasks]}: no task of two modalities has an answer with "
                 "letters, such as speech>text. Leave train.ctc out."
             )
-        return cls(heads)
+        return cls(heads).to(next(model.parameters()).dtype)  # Lightning casts after loading a checkpoint
 
     def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
         """Sum of the heads' losses: []. states: of every modality, [B, T, D]."""
-        return torch.stack([head(states, batch) for head in self.values()]).sum()
+        return torch.stack([head(states, batch) for head in self.heads.values()]).sum()

@@ -14,12 +14,13 @@ from torch.distributed.tensor import DTensor
 from zipper.config import RunConfig, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
-from zipper.errors import TrainingError
+from zipper.errors import ConfigError, TrainingError
 from zipper.models.building import build_untrained, idle_parts, set_trainable
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
 from zipper.training.ctc import CtcHeads
+from zipper.training.data import ZipperData
 from zipper.training.engine import shard
 
 NAMED = 8  # utterances in an error message
@@ -68,15 +69,22 @@ class ZipperModule(L.LightningModule):
         return cls(build_untrained(cfg, statistics))
 
     def setup(self, stage: str) -> None:
-        """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align."""
+        """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align, or the
+        data is not `ZipperData`, which knows the letters."""
         if self.cfg.train.ctc and self.ctc is None:
-            modalities = self.trainer.datamodule.dataset.modalities  # type: ignore[attr-defined]
-            self.ctc = CtcHeads.of(self.model, self.cfg.train.tasks, modalities)
+            data = getattr(self.trainer, "datamodule", None)
+            if not isinstance(data, ZipperData):
+                raise ConfigError(
+                    f"train.ctc={self.cfg.train.ctc:g} needs the letters of the tokens: pass a "
+                    "zipper.ZipperData to the Trainer's fit, or leave ctc out."
+                )
+            self.ctc = CtcHeads.of(self.model, self.cfg.train.tasks, data.dataset.modalities)
 
     def configure_model(self) -> None:
         """Lightning hook: shard the model if the strategy does."""
         if self.device_mesh is not None and not self.sharded:
-            shard(self.model, self.device_mesh["data_parallel"])
+            for part in (self.model, *([] if self.ctc is None else [self.ctc])):
+                shard(part, self.device_mesh["data_parallel"])
             self.sharded = True
 
     def on_fit_start(self) -> None:

@@ -75,7 +75,7 @@ def test_speech_that_follows_its_text_is_not_aligned(dataset):
 def test_letters_are_those_of_the_subwords(dataset):
     module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
     heads = CtcHeads.of(module.model, module.cfg.train.tasks, dataset.modalities)
-    (head,) = heads.values()
+    (head,) = heads.heads.values()
     row = dataset.splits["train"][0]
     tokens = dataset.modalities["text"].content(row)[0]
     written = head.table[tokens][head.table[tokens] > 0].tolist()
@@ -95,7 +95,7 @@ def test_it_is_trained_and_not_exported():
     run_module.train(config(*words), "x")
     checkpoint = Path("build/runs/aligned/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert state["ctc.text_from_speech.linear.weight"].isfinite().all()
+    assert state["ctc.heads.text_from_speech.linear.weight"].isfinite().all()
     trained = load_trained(checkpoint)
     assert {f"model.{name}" for name in trained.network.state_dict()} == {
         name for name in state if not name.startswith("ctc.")
