@@ -50,6 +50,12 @@ def rounded(weight: Tensor) -> Tensor:
     return dequantise(*quantise(weight))
 
 
+def as_kept(weight: Tensor) -> Tensor:
+    """A weight as a file in 8 bits holds it, float32: small ones and vectors in half precision."""
+    small = weight.ndim > 1 and weight.numel() >= SMALLEST
+    return rounded(weight) if small else weight.half().float()
+
+
 def _over(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.float().view(-1, *[1] * (weight.ndim - 1))
 

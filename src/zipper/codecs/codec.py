@@ -13,7 +13,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from torch import Tensor
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
-from zipper.codecs.semantic import SemanticEncoder
+from zipper.codecs.semantic import FITTED, SemanticEncoder
 from zipper.codecs.whisper import WhisperEncoder
 from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
@@ -153,9 +153,9 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     weights = _with_averages(load_state(folder / WEIGHTS))
     model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
     if units is not None:
-        units.load_state_dict(
-            {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
-        )
+        fitted = {name: units.get_buffer(name) for name in FITTED}  # older folders hold centroids alone
+        state = {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
+        units.load_state_dict(fitted | state)
     return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
 
 
@@ -185,8 +185,10 @@ def _with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def build_semantic(cfg: TrainCodecConfig) -> SemanticEncoder | None:
     """Semantic encoder of a codec's shape, without what its folder holds; None if it has none."""
     if cfg.semantic == "whisper":
-        return WhisperEncoder(cfg.layers, cfg.codes).eval()
-    return HubertEncoder(cfg.layers, cfg.codes) if cfg.semantic == "hubert" else None
+        return WhisperEncoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0).eval()
+    if cfg.semantic == "hubert":
+        return HubertEncoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0).eval()
+    return None
 
 
 def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:

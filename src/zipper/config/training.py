@@ -172,6 +172,12 @@ class TrainCodecConfig(Section):
         "whisper: layers to use, of 4; hubert: layer whose states are taken, of 12; none: 4, or 9 of hubert",
         at_least=1,
     )
+    semantic_ctc: int = setting(
+        0,
+        "steps in which a small head over the encoder learns the letters of the transcripts by CTC; then its "
+        "states are clustered. 0: no head, the encoder's states",
+        at_least=0,
+    )
     causal: bool = setting(False, "encoder and decoder without future samples")
     init: str | None = setting(
         None, "folder of a codec to start from, with its quantiser; none: random weights, then k-means"
@@ -191,6 +197,11 @@ class TrainCodecConfig(Section):
             raise ConfigError(
                 f"train_codec.seconds={self.seconds} is {frames:.2f} frames: with semantic units a crop is a "
                 f"whole number of frames. Give {near:g}, for example."
+            )
+        if self.semantic_ctc and self.semantic == "none":
+            raise ConfigError(
+                f"train_codec.semantic_ctc={self.semantic_ctc} needs an encoder: give train_codec.semantic, "
+                "or leave semantic_ctc out."
             )
         if self.layers > (most := SEMANTIC_LAYERS[self.semantic][0]):
             raise ConfigError(

@@ -147,11 +147,14 @@ def check_codec_training(cfg: RunConfig) -> None:
             "dimension, ratios, codebooks and codes, or leave init out."
         )
     shape = TrainCodecConfig(**read_json(asset(mine.init) / SETTINGS)["shape"])
-    if (shape.semantic, shape.layers) != (mine.semantic, mine.layers):
+    theirs, ours = (
+        f"semantic={one.semantic} semantic_layers={one.layers} semantic_ctc={one.semantic_ctc}"
+        for one in (shape, mine)
+    )
+    if theirs != ours:
         raise ConfigError(
-            f"train_codec.init={mine.init} was trained with semantic={shape.semantic} "
-            f"semantic_layers={shape.layers}, not {mine.semantic} and {mine.layers}. Give the same, or leave "
-            "init out."
+            f"train_codec.init={mine.init} was trained with {theirs}, not {ours}. Give the same, or "
+            "leave init out."
         )
 
 
@@ -159,7 +162,9 @@ def semantic_encoder(cfg: TrainCodecConfig) -> SemanticEncoder | None:
     """Encoder of the units of the first codebook: that of `init`, or a new one without centroids."""
     if cfg.init:
         return load_zipper_codec(asset(cfg.init)).semantic
-    return whisper_encoder(cfg.layers, cfg.codes) if cfg.semantic == "whisper" else build_semantic(cfg)
+    if cfg.semantic == "whisper":
+        return whisper_encoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0)
+    return build_semantic(cfg)
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
@@ -170,7 +175,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]
     semantic = semantic_encoder(cfg.train_codec)
-    crops = Crops(train, cfg.train_codec, cfg.seed, semantic, cfg.run_dir / "semantic.safetensors")
+    crops = Crops(train, cfg.train_codec, cfg.seed, semantic, cfg.run_dir)
     module = CodecModule(cfg.train_codec, crops)
     logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
     trainer = L.Trainer(

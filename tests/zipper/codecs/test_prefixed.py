@@ -58,16 +58,25 @@ def folder(in_tmp, monkeypatch) -> Path:
     return write(in_tmp / "semantic", whisper())
 
 
-def write(folder: Path, encoder: WhisperEncoder | None) -> Path:
+def write(folder: Path, encoder: WhisperEncoder | None, without: tuple[str, ...] = ()) -> Path:
     shape = replace(SMALL, semantic="whisper", semantic_layers=1) if encoder else SMALL
     weights = with_codes(shape).state_dict()
     weights |= {f"semantic.{key}": w for key, w in encoder.state_dict().items()} if encoder else {}
+    weights = {name: weight for name, weight in weights.items() if name not in without}
     folder.mkdir()
     save_file({key: w.contiguous() for key, w in weights.items()}, folder / "codec.safetensors")
     rest = {key: value for key, value in asdict(shape).items() if key != "out"}
     settings = {"shape": rest, "gain": 1.0, "sha256": sha256(folder / "codec.safetensors")}
     (folder / "codec.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def test_a_codec_of_an_older_version_keeps_its_units(folder):
+    """They are clusters of states as they are."""
+    older = write(folder.with_name("older"), whisper(), ("semantic.mean", "semantic.deviation"))
+    wave = torch.randn(16_000)
+    units = [load_codec(CodecConfig(weights=str(one))).semantic(wave) for one in (folder, older)]
+    assert torch.equal(*units)
 
 
 def official(semantic: Path | None) -> Codec:

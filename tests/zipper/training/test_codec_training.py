@@ -14,18 +14,17 @@ import torch
 import torch.nn.functional as F
 import torchaudio
 from encodec.quantization import ResidualVectorQuantizer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchaudio.pipelines import HUBERT_BASE
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
-from zipper.codecs.semantic import SemanticEncoder, nearest
+from zipper.codecs.semantic import nearest
 from zipper.codecs.whisper import WhisperEncoder, _as_kept, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner, k_means
 from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
-from zipper.training.crops import fitted_units
 
 pytestmark = pytest.mark.slow
 
@@ -108,18 +107,21 @@ def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utte
         load_codec(CodecConfig(weights="codec"))
 
 
-def tiny_whisper(layers: int, units: int) -> WhisperEncoder:
+def tiny_whisper(layers: int, units: int, letters: bool = False) -> WhisperEncoder:
     torch.manual_seed(1)
-    encoder = WhisperEncoder(layers, units)
+    encoder = WhisperEncoder(layers, units, letters)
     for parameter in encoder.parameters():
         parameter.data.normal_(std=0.05)
     return encoder.eval()
 
 
-def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(utterances, in_tmp, monkeypatch):
+@pytest.mark.parametrize("ctc", [0, 3])
+def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(
+    utterances, in_tmp, monkeypatch, ctc
+):
     monkeypatch.setattr("zipper.training.codec.whisper_encoder", rounded_whisper)
     cfg = RunConfig(name="codec", export_int8=True)
-    cfg.train_codec = replace(TINY, semantic="whisper", semantic_layers=1, out="codec")
+    cfg.train_codec = replace(TINY, semantic="whisper", semantic_layers=1, semantic_ctc=ctc, out="codec")
     cfg.train.accelerator = "cpu"
     train_codec(cfg, utterances, "x")
     kept = load_file(cfg.run_dir / "semantic.safetensors")
@@ -131,17 +133,20 @@ def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(utte
         assert torch.allclose(book._codebook.embed_avg, codes * share)
     # An interrupted training reads its units, and needs no encoder.
     (cfg.run_dir / "finished").unlink()
-    monkeypatch.setattr("zipper.training.crops.fitted_units", None)
+    monkeypatch.setattr("zipper.training.semantic._fit", None)
     cfg.train_codec.out = "again"
     train_codec(cfg, utterances, "x")
     assert load_codec(CodecConfig(weights="again")).fingerprint == codec.fingerprint
     (cfg.run_dir / "finished").unlink()
     with pytest.raises(DataError, match="of other training data"):
         train_codec(cfg, [u for u in utterances if u.split != "train" or u.id != utterances[0].id], "x")
+    save_file({name: kept[name] for name in ("centroids", "units")}, cfg.run_dir / "semantic.safetensors")
+    with pytest.raises(DataError, match=r"of another semantic encoder: it has centroids, not centroids, dev"):
+        train_codec(cfg, utterances, "x")
 
 
-def rounded_whisper(layers: int, units: int) -> WhisperEncoder:
-    encoder = tiny_whisper(layers, units)
+def rounded_whisper(layers: int, units: int, letters: bool) -> WhisperEncoder:
+    encoder = tiny_whisper(layers, units, letters)
     kept = {name: _as_kept(name, weight) for name, weight in encoder.state_dict().items()}
     encoder.load_state_dict(kept)
     return encoder
@@ -170,29 +175,6 @@ def test_the_first_codebook_of_a_semantic_codec_holds_the_units_and_the_others_w
         assert torch.equal(codec.encode([wave])[0], code)  # whatever else is in the batch
     assert len(codec.decode(codes[0])) == codes[0].shape[1] * 640
     assert code[0].unique().numel() > 1
-
-
-class Sounds(SemanticEncoder):
-    """States that are the first samples of a unit, times a scale of each dimension."""
-
-    def __init__(self, scale: torch.Tensor) -> None:
-        super().__init__(len(scale), 16)
-        self.scale = scale
-
-    def window_states(self, wave):
-        return wave.view(-1, 640)[:, : len(self.scale)] * self.scale
-
-
-def test_a_dimension_of_large_variance_does_not_decide_the_units():
-    waves = [
-        (torch.randn(640 * 200, generator=torch.Generator().manual_seed(i)) * 3000).short() for i in (0, 1)
-    ]
-    units = []
-    for scale in (torch.ones(4), torch.tensor([1.0, 256.0, 1.0, 0.25])):
-        torch.manual_seed(0)
-        units.append(torch.cat(fitted_units(Sounds(scale), waves, seed=0)))
-    assert torch.equal(*units)
-    assert units[0].unique().numel() == 16
 
 
 def test_units_do_not_depend_on_what_follows_the_window(monkeypatch):
@@ -271,7 +253,10 @@ def test_a_codec_with_units_of_hubert_ships_its_centroids_and_knows_its_weights(
     cfg.train_codec = replace(cfg.train_codec, init="codec", out="next")
     check_codec_training(cfg)
     cfg.train_codec = replace(cfg.train_codec, semantic_layers=1)
-    with pytest.raises(ConfigError, match=r"semantic=hubert semantic_layers=2, not hubert and 1"):
+    with pytest.raises(
+        ConfigError,
+        match=r"semantic=hubert semantic_layers=2 semantic_ctc=0, not semantic=hubert semantic_layers=1",
+    ):
         check_codec_training(cfg)
 
     changed = torch.load(tiny_hubert)
@@ -308,6 +293,11 @@ def test_a_crop_with_units_is_a_whole_number_of_frames():
     assert replace(TINY, semantic="whisper", seconds=0.24).seconds == 0.24
     with pytest.raises(ConfigError, match=r"seconds=0\.25 is 6\.25 frames.*Give 0\.24,"):
         replace(TINY, semantic="whisper", seconds=0.25)
+
+
+def test_letters_are_learned_over_an_encoder():
+    with pytest.raises(ConfigError, match=r"semantic_ctc=5 needs an encoder: give train_codec\.semantic"):
+        replace(TINY, semantic_ctc=5)
 
 
 def test_the_layers_of_an_encoder_are_limited():
