@@ -45,8 +45,8 @@ class DataConfig(Section):
     )
     passages: tuple[int, int] | None = setting(
         None,
-        "data.corpus=text: passages of so many words, cut anywhere as recordings are, such as [2, 45]; none: "
-        "sentences",
+        "plain text (data.corpus=text, data.text_folder) in passages of so many words, cut anywhere as "
+        "recordings are, such as [2, 45]; none: sentences",
         at_least=1,
     )
     train: int = setting(4000, "training utterances (spoken)", at_least=1, hint=NEEDED)

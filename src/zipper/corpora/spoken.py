@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from zipper.config import DataConfig
 from zipper.corpora.grammar import sentences
-from zipper.corpora.lists import sentences_of_folder
+from zipper.corpora.lists import MAX_WORDS, passages, sentences_of_folder
 from zipper.corpora.utterance import FIRST, Utterance, read_manifest, write_manifest
 from zipper.errors import DataError
 from zipper.modalities.normalise import normaliser_of
@@ -89,11 +89,16 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
     if cfg.text_folder is None:
         pool = list(itertools.islice(sentences(cfg.seed), total))
     else:
-        texts = sentences_of_folder(Path(cfg.text_folder), f"data.text_folder={cfg.text_folder}")
+        what, longest = ("passages", None) if cfg.passages else ("sentences", MAX_WORDS)
+        texts = sentences_of_folder(Path(cfg.text_folder), f"data.text_folder={cfg.text_folder}", longest)
+        if cfg.passages:
+            texts = {
+                name: [*passages(one, cfg.passages, f"{cfg.seed} {name}")] for name, one in texts.items()
+            }
         pool = list(dict.fromkeys(itertools.chain(*texts.values())))  # distinct, in order
         if len(pool) < total:
             raise DataError(
-                f"data.text_folder={cfg.text_folder} holds {len(pool)} usable sentences, but data.train + "
+                f"data.text_folder={cfg.text_folder} holds {len(pool)} usable {what}, but data.train + "
                 f"data.dev + data.test need {total}. Reduce them, or add text."
             )
         random.Random(cfg.seed).shuffle(pool)

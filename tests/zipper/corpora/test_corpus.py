@@ -87,6 +87,13 @@ def test_a_folder_of_text_is_spoken_too(tmp_path):
     texts = spoken_texts(DataConfig(train=2, dev=1, test=1, text_folder=str(folder)))
     flat = sorted(text for split in texts.values() for text in split)
     assert flat == ["a third", "and more", "it's well two", "one is enough"]
+    read = spoken_texts(DataConfig(train=1, dev=1, test=1, text_folder=str(folder), passages=(2, 3)))
+    flat = [text for split in read.values() for text in split]
+    assert len(flat) == 3
+    assert all(2 <= len(text.split()) <= 3 for text in flat)
+    assert all(text in "one is enough it's well two a third and more" for text in flat)
+    with pytest.raises(DataError, match=r"holds 3 usable passages, but .* need 12"):
+        spoken_texts(DataConfig(train=10, dev=1, test=1, text_folder=str(folder), passages=(2, 3)))
     with pytest.raises(DataError, match=r"holds 4 usable sentences, but .* need 5"):
         spoken_texts(DataConfig(train=3, dev=1, test=1, text_folder=str(folder)))
     with pytest.raises(DataError, match=r"no \.txt file"):
