@@ -179,7 +179,7 @@ class HeadModule(L.LightningModule):
 def train_head(head: LetterHead, batches: LetterBatches, steps: int, folder: Path | None) -> None:
     """Trains a letter head on the CPU, and rounds it as the codec's folder will hold it. folder: of the
     checkpoint from which an interrupted training goes on."""
-    module = HeadModule(head, len(batches.letters), steps)
+    module = HeadModule(head.train().requires_grad_(True), len(batches.letters), steps)
     last = None if folder is None else folder / "letters" / "last.ckpt"
     saving: list[L.Callback] = []
     if last is not None:

@@ -17,6 +17,7 @@ class Sounds(SemanticEncoder):
     def __init__(self, scale: torch.Tensor, letters: bool = False) -> None:
         super().__init__(len(scale), 16, letters)
         self.scale = scale
+        self.eval().requires_grad_(False)  # as those of Whisper and HuBERT are
 
     def window_states(self, wave):
         return wave.view(-1, 640)[:, : len(self.scale)] * self.scale
