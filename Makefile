@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge setup-speaker prepare demo train-asr train-tts train asr-seeds overfit train-codec codec-table
+.PHONY: help setup setup-judge setup-speaker prepare demo train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
 .PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench gpu report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -48,12 +48,30 @@ prepare: $(READY)  ## make the synthetic corpus and encode it (train-asr include
 
 train-asr: $(READY)  ## train ASR with the shipped towers, print the test WER
 	$(RUN) train configs/asr.yaml $(ARGS)
+	@echo "Real speech next: make data-mini-librispeech, then make train-real (docs/training.md)"
 
 train-tts: $(VENV)/.judge  ## train TTS with the shipped towers, print the test WER via ASR
 	$(RUN) train configs/tts.yaml $(ARGS)
 
 train: $(VENV)/.judge  ## train ASR and TTS in one model, as the one in assets/zipped
 	$(RUN) train configs/joint.yaml $(ARGS)
+
+# A text tower of open vocabulary, a codec of many voices, a speech tower, then ASR with the text tower frozen. An
+# interrupted step resumes. SPEECH: the recordings; TEXT: a folder of .txt files, without the books that dev and test read.
+SPEECH ?= data=mini-librispeech
+TEXT   ?= data/text
+
+train-real: build/real/speech-tower/tower.json  ## train ASR of real speech, everything from scratch (hours); TEXT=FOLDER of .txt files
+	$(RUN) train configs/mini-librispeech.yaml $(SPEECH) $(ARGS)
+
+build/real/text-tower/tower.json: | $(READY)
+	$(RUN) pretrain configs/real-text.yaml data.folder=$(TEXT)
+
+build/real/codec/codec.json: | $(VENV)/.judge
+	$(RUN) train-codec configs/real-codec.yaml $(SPEECH)
+
+build/real/speech-tower/tower.json: build/real/codec/codec.json build/real/text-tower/tower.json
+	$(RUN) pretrain configs/real-speech.yaml $(SPEECH)
 
 demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shipped model
 	$(RUN) generate assets/zipped --text "why did helen give the blue wallet to the quiet singer" -o build/demo.wav --overwrite
