@@ -1,6 +1,7 @@
 """Batch schedule: every batch is a pure function of (seed, step), sliced by rank and accumulation."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class BatchSchedule:
                 f"tokens). Give at least {longest * slices}."
             )
         self.average = self._average_answers() if loss_mean == "document" else {}
-        self._batches: dict[int, list[list[Example]]] = {}  # batches of the most recent epoch
+        self._batches: dict[int, Batches] = {}  # of the most recent epoch
         self._starts = [0]  # first step of each known epoch
 
     def examples(self, step: int) -> list[Example]:
@@ -77,7 +78,7 @@ class BatchSchedule:
             if epoch + 1 == len(self._starts):
                 self._starts.append(self._starts[-1] + len(self._epoch(epoch)))
             if step < self._starts[epoch + 1]:
-                return self._epoch(epoch)[step - self._starts[epoch]]
+                return self._epoch(epoch).examples(step - self._starts[epoch])
             epoch += 1
 
     def epoch_length(self, epoch: int) -> int:
@@ -123,31 +124,22 @@ class BatchSchedule:
             answers.setdefault(modalities_of(task)[-1], []).append(weights[modalities_of(task)[-1]])
         return {name: sum(several) / len(several) for name, several in answers.items()}
 
-    def _epoch(self, epoch: int) -> list[list[Example]]:
+    def _epoch(self, epoch: int) -> "Batches":
         if epoch not in self._batches:
             self._batches = {epoch: self._make_epoch(epoch)}
         return self._batches[epoch]
 
-    def _make_epoch(self, epoch: int) -> list[list[Example]]:
+    def _make_epoch(self, epoch: int) -> "Batches":
         draw = np.random.default_rng([self.seed, epoch])
-        drawn = {
-            task: self._draw_rows(self.eligible[task], share, draw) for task, share in self.tasks.items()
-        }
-        examples = [(row, task) for task, rows in drawn.items() for row in rows.tolist()]
-        lengths = np.concatenate([self._lengths(rows, task) for task, rows in drawn.items()])
+        drawn = [self._draw_rows(self.eligible[task], share, draw) for task, share in self.tasks.items()]
+        names = [*self.tasks]
+        lengths = np.concatenate([self._lengths(rows, task) for rows, task in zip(drawn, names, strict=True)])
         order = np.argsort(lengths * (1 + JITTER * draw.random(len(lengths))), kind="stable")[::-1]
-        batches: list[list[Example]] = []
-        group: list[Example] = []
-        longest = 0
-        for index in order:
-            longest = max(longest, int(lengths[index]))
-            if group and (len(group) + 1) * longest > self.tokens:
-                batches.append(group)
-                group, longest = [], int(lengths[index])
-            group.append(examples[index])
-        if group:
-            batches.append(group)
-        return [batches[i] for i in draw.permutation(len(batches))]
+        bounds = _cut(lengths[order], self.tokens)
+        which = np.repeat(np.arange(len(names)), [len(rows) for rows in drawn])
+        return Batches(
+            np.concatenate(drawn)[order], which[order], names, bounds, draw.permutation(len(bounds) - 1)
+        )
 
     def _draw_rows(self, rows: np.ndarray, share: float, draw: np.random.Generator) -> np.ndarray:
         """Rows of one task in an epoch: with share 1 every row once, with share 1.26 about a quarter of
@@ -161,6 +153,37 @@ class BatchSchedule:
         order = modalities_of(task)
         lengths = [order.count(name) * self.lengths[name][rows] for name in dict.fromkeys(order)]
         return np.max(lengths, axis=0).astype(np.int64)
+
+
+class Batches(NamedTuple):
+    """Batches of an epoch, as arrays: examples in the order of their lengths, cut into batches."""
+
+    rows: np.ndarray  # int64 [N]
+    which: np.ndarray  # int64 [N], index in `tasks`
+    tasks: list[str]
+    bounds: np.ndarray  # int64 [S + 1]
+    order: np.ndarray  # int64 [S], of the batches
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def examples(self, step: int) -> list[Example]:
+        """Examples of one step of the epoch, the longest first."""
+        start, end = self.bounds[self.order[step] :][:2]
+        tasks = (self.tasks[which] for which in self.which[start:end].tolist())
+        return list(zip(self.rows[start:end].tolist(), tasks, strict=True))
+
+
+def _cut(lengths: np.ndarray, tokens: int) -> np.ndarray:
+    """Bounds int64 [S + 1] of the largest consecutive batches that are padded to at most `tokens`."""
+    bounds, start = [0], 0
+    while start < len(lengths):
+        most = tokens // max(int(lengths[start]), 1) + 1
+        longest = np.maximum.accumulate(lengths[start : start + most])
+        fits = longest * np.arange(1, len(longest) + 1) <= tokens
+        start += max(1, len(fits) if fits.all() else int(fits.argmin()))
+        bounds.append(start)
+    return np.array(bounds)
 
 
 def without_loss(batch: Batch) -> Batch:

@@ -16,7 +16,7 @@ from zipper.data.batches import collate
 from zipper.data.dataset import limit_rows
 from zipper.data.documents import document, scored_weight
 from zipper.data.encode import prepare_dataset
-from zipper.data.schedule import BatchSchedule
+from zipper.data.schedule import BatchSchedule, _cut
 from zipper.errors import ConfigError
 from zipper.models.losses import stream_loss
 
@@ -95,7 +95,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(dataset):
 def test_every_epoch_holds_every_example_once_within_the_cap(dataset):
     one = steps(dataset, tasks={"asr": 1.0, "tts": 1.25})
     for epoch in range(3):
-        batches = one._epoch(epoch)
+        batches = [one._epoch(epoch).examples(step) for step in range(one.epoch_length(epoch))]
         examples = [e for batch in batches for e in batch]
         assert sorted(r for r, task in examples if task == "asr") == list(range(24))
         spoken = [r for r, task in examples if task == "tts"]
@@ -104,7 +104,22 @@ def test_every_epoch_holds_every_example_once_within_the_cap(dataset):
         for batch in batches:
             longest = max(one._lengths(np.array([row]), task)[0] for row, task in batch)
             assert longest * len(batch) <= 200
-    assert one._epoch(0) != one._epoch(1)
+    assert [one._epoch(0).examples(step) for step in range(3)] != batches[:3]
+
+
+@pytest.mark.parametrize("tokens", [30, 100, 1000])
+def test_batches_are_as_large_as_the_cap_allows(tokens):
+    """Equal to a search example by example. Lengths are nearly in order."""
+    lengths = np.sort(np.random.default_rng(0).integers(1, 30, 400))[::-1]
+    lengths = lengths + np.random.default_rng(1).integers(0, 2, 400)
+    bounds, count, longest = [0], 0, 0
+    for i, length in enumerate(lengths):
+        longest = max(longest, length)
+        if (count + 1) * longest > tokens:
+            bounds.append(i)
+            count, longest = 0, length
+        count += 1
+    assert _cut(lengths, tokens).tolist() == [*bounds, len(lengths)]
 
 
 @pytest.mark.parametrize("slices", [2, 3])
