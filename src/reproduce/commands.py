@@ -71,6 +71,13 @@ def gpu(args: argparse.Namespace) -> None:
     run(args)
 
 
+def bench_scale(args: argparse.Namespace) -> None:
+    """measure how long a training takes to start on simulated corpora, and its memory"""
+    from reproduce.bench.scale import run
+
+    run(args)
+
+
 def dashboard(args: argparse.Namespace) -> None:
     """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
@@ -107,6 +114,12 @@ def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--small", action="store_true", help="towers of two layers, for a trial on a CPU")
 
 
+def _add_scale_arguments(parser: argparse.ArgumentParser) -> None:
+    rows = [40_000, 281_241]  # the second is LibriSpeech, 960 h
+    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="utterances of each corpus")
+    parser.add_argument("--out", type=Path, default=Path("build/scale.json"), help="file of the result")
+
+
 def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
@@ -116,6 +129,7 @@ COMMANDS: dict[str, Command] = {
     "bench": config_command(bench),
     "bench-encoding": config_command(bench_encoding),
     "bench-saving": config_command(bench_saving),
+    "bench-scale": Command(bench_scale, _add_scale_arguments),
     "report": Command(report, lambda parser: None),
     "sweep": Command(sweep, _add_sweep_arguments),
     "ablate": Command(sweep, _add_sweep_arguments),  # its former name

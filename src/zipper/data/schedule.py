@@ -176,12 +176,11 @@ class Batches(NamedTuple):
 
 def _cut(lengths: np.ndarray, tokens: int) -> np.ndarray:
     """Bounds int64 [S + 1] of the largest consecutive batches that are padded to at most `tokens`."""
-    bounds, start = [0], 0
+    bounds, start, count = [0], 0, np.arange(1, tokens + 2)
     while start < len(lengths):
         most = tokens // max(int(lengths[start]), 1) + 1
         longest = np.maximum.accumulate(lengths[start : start + most])
-        fits = longest * np.arange(1, len(longest) + 1) <= tokens
-        start += max(1, len(fits) if fits.all() else int(fits.argmin()))
+        start += max(1, int(np.searchsorted(longest * count[: len(longest)], tokens, side="right")))
         bounds.append(start)
     return np.array(bounds)
 
