@@ -25,6 +25,7 @@ OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its S
 OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 SEMANTIC = "semantic."  # prefix of its weights
+REACH = 12  # frames, and more than a frame of a zipper-codec hears of its past
 AVERAGE = ".embed_avg"  # of a codebook: its codes times how often they are used
 
 
@@ -35,10 +36,15 @@ class Codec:
     codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. With a `semantic`
     encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
     the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
+    reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
+    decoder with memory (EnCodec's LSTM, Mimi's transformer). first: frames that the sound of the first ones
+    depends on, if padding reflects them.
     """
 
     semantic: SemanticEncoder | None = None
     silent = 0
+    reach: tuple[int | None, int] = (None, 0)
+    first = 8
 
     def __init__(
         self,
@@ -156,7 +162,9 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
         fitted = {name: units.get_buffer(name) for name in FITTED}  # older folders hold centroids alone
         state = {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
         units.load_state_dict(fitted | state)
-    return Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
+    codec = Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
+    codec.reach, codec.first = (REACH, 0 if cfg.causal else REACH // 2), 0
+    return codec
 
 
 def save_codec_weights(
@@ -194,7 +202,8 @@ def build_semantic(cfg: TrainCodecConfig) -> SemanticEncoder | None:
 def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
     """Small EnCodec from the package's classes: no LSTM, large strides next to the waveform."""
     shape = {"dimension": cfg.dimension, "n_filters": cfg.filters, "ratios": cfg.ratios, "lstm": 0}
-    shape |= {"true_skip": True, "causal": cfg.causal}
+    # Reflected, the first frames would depend on later ones.
+    shape |= {"true_skip": True, "causal": cfg.causal, "pad_mode": "constant" if cfg.causal else "reflect"}
     quantizer = ResidualVectorQuantizer(dimension=cfg.dimension, n_q=cfg.codebooks, bins=cfg.codes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the package still uses the old weight_norm

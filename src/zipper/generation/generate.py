@@ -1,7 +1,7 @@
 """Autoregressive generation: prompts and an order of output modalities to segments (paper 3.2)."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,7 +77,8 @@ def generate(
             chosen = _next_modalities(cache, {i: hops[i].modality for i in rows}, rows)
         following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
         caps = {
-            name: [_cap(model, statistics, name, hops[i]) for i in rows] for name in {*following.values()}
+            name: [content_cap(model, statistics, name, hops[i]) for i in rows]
+            for name in {*following.values()}
         }
         ids = [f"{prompts[i].id}/{turn}" for i in rows]
         for name, most in caps.items():
@@ -144,7 +145,7 @@ def _next_modalities(cache: KVCache, latest: dict[int, str], rows: list[int]) ->
     return dict(sorted(out.items()))
 
 
-def _cap(model: MultimodalModel, statistics: DatasetStatistics, name: str, source: Segment) -> int:
+def content_cap(model: MultimodalModel, statistics: DatasetStatistics, name: str, source: Segment) -> int:
     """Maximum content length of a segment generated after `source`."""
     return statistics.cap(name, source.modality, _length(model, source.modality, source.tokens))
 
@@ -179,22 +180,34 @@ class Generator:
                 self.cache, self.name, self.layout, rows, caps, sampling.beams, append_last
             )
             return self._segments(rows, tokens, ended, np.zeros(len(ended), dtype=bool), caps)
-        count, books = len(caps), self.layout.codebooks
-        uniform = uniform_noise(ids, seed, max(caps) + books + 1, books).to(self.device)
-        tokens = torch.full((count, books), self.layout.bos, device=self.device)
-        outputs, processor = [tokens], LogitsProcessor(self.layout, self.device)
         criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.max_repeats)
         fresh = criteria.open_rows
-        while criteria.open_rows.any():
-            states = self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
-            logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
-            tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, len(outputs)]))
+        outputs = []
+        for tokens in self.timesteps(criteria, sampling, ids, seed):
             outputs.append(tokens)
             fresh = criteria.open_rows
-            criteria.add(tokens[:, 0].cpu().numpy())
         if append_last:
             self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
         return self._segments(rows, torch.stack(outputs, 1), criteria.ended, criteria.looping, caps)
+
+    def timesteps(
+        self, criteria: StoppingCriteria, sampling: SamplingConfig, ids: list[str], seed: int
+    ) -> Iterator[Tensor]:
+        """Tokens int64 [B, Q] of one timestep after another, BOS first, until every row has ended.
+        `criteria` know a timestep once the next one is asked for."""
+        count, books = len(criteria.caps), self.layout.codebooks
+        uniform = uniform_noise(ids, seed, int(criteria.caps.max()) + books + 1, books).to(self.device)
+        processor = LogitsProcessor(self.layout, self.device)
+        tokens = torch.full((count, books), self.layout.bos, device=self.device)
+        fresh = criteria.open_rows
+        yield tokens
+        while criteria.open_rows.any():
+            states = self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
+            logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
+            tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, criteria.timestep]))
+            fresh = criteria.open_rows
+            yield tokens
+            criteria.add(tokens[:, 0].cpu().numpy())
 
     def _flags(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.device)[:, None]

@@ -1,7 +1,7 @@
 """`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import shorten
@@ -17,8 +17,10 @@ from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError, DataError
 from zipper.generation.exported import INFO, is_exported, load_exported, load_trained, save_exported
 from zipper.generation.generate import FinishReason, generate
+from zipper.generation.stream import stream
 from zipper.hub import model_folder, push
 from zipper.modalities.base import Modality, load_modalities
+from zipper.modalities.speech import Speech
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import resolve_layouts
@@ -184,6 +186,32 @@ class Zipper(nn.Module):
         if file is not None:
             sf.write(file, speech.value.clamp(-1, 1).numpy(), self.sample_rate)
         return speech.value
+
+    def stream(
+        self, text: str, *, seconds: float = 0.2, seed: int = 0, overrides: Sequence[str] = ()
+    ) -> Iterator[Tensor]:
+        """Speak a text while its speech is generated: pieces float32 [n] of the waveform at `sample_rate`,
+        about `seconds` long. Joined, they are what `synthesize` returns, to within rounding.
+
+        With a causal codec the first piece comes after `seconds` of speech are generated. Raises as
+        `synthesize`, and ConfigError on beam search, before the first piece.
+
+        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
+        >>> pieces = [*model.stream("why did helen give the blue wallet to the quiet singer")]
+        >>> len(pieces) > 5
+        True
+        """
+        document = self.document("0", {"text": text})
+        decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
+        speech = self.modalities["speech"]
+        assert isinstance(speech, Speech)
+        was_training = self.training
+        self.eval()
+        try:
+            content = stream(self.network, document, "speech", self.statistics, decode, seed)
+            yield from speech.decode_stream(content, seconds)
+        finally:
+            self.train(was_training)
 
     def generate(
         self,

@@ -120,3 +120,12 @@ class TokenLayout(NamedTuple):
         if self.filler is None:
             return tokens[1:-1].T
         return from_timesteps(tokens, self.codes, self.pattern)
+
+    def complete(self, tokens: Tensor) -> Tensor:
+        """Content [Q, F] of the positions that are complete so far. tokens int64 [S, Q]: the start of a
+        segment, BOS first."""
+        lag = LAGS[self.pattern]
+        ends = (tokens[:, 0] == self.eos).nonzero()
+        known = len(tokens) - 1 - lag * (self.codebooks - 1)
+        frames = max(0, min(known, int(ends[0]) - 1 if len(ends) else known))
+        return torch.stack([tokens[1 + lag * q :][:frames, q] for q in range(self.codebooks)])

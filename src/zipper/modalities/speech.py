@@ -1,15 +1,18 @@
 """Speech: waveforms in codec codes, scored by the word errors of an external ASR model."""
 
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import soundfile as sf
+import torch
 from torch import Tensor
 
 from zipper.codecs.codec import Codec
 from zipper.codecs.load import load_codec
+from zipper.codecs.streaming import DecoderStream
 from zipper.config import RunConfig
 from zipper.modalities.audio import read_wave
 from zipper.modalities.base import LIMIT, Column, Modality
@@ -59,6 +62,20 @@ class Speech(Modality):
 
     def decode(self, content: Tensor) -> Tensor:
         return self.codec.decode(content)
+
+    def decode_stream(self, pieces: Iterable[Tensor], seconds: float) -> Iterator[Tensor]:
+        """Waveform of content that arrives in pieces int64 [Q, F]: float32 [n] each, about `seconds` long."""
+        decoder, frames = DecoderStream(self.codec), max(1, round(seconds * self.rate))
+        waiting = torch.zeros(self.codebooks, 0, dtype=torch.int64)
+        for piece in pieces:
+            waiting = torch.cat([waiting, piece], dim=1)
+            if waiting.shape[1] < frames:
+                continue
+            if len(wave := decoder.push(waiting)):
+                yield wave
+            waiting = waiting[:, :0]
+        if len(wave := decoder.push(waiting, last=True)):
+            yield wave
 
     def write(self, value: Tensor, stem: Path) -> Path:
         """STEM.wav"""

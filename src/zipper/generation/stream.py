@@ -1,0 +1,50 @@
+"""Generation of one segment whose content is handed out while it is generated."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zipper.config import SamplingConfig
+from zipper.data.documents import Document
+from zipper.data.statistics import DatasetStatistics
+from zipper.errors import ConfigError
+from zipper.generation.generate import GREEDY, Generator, check_prompts, content_cap, prefill
+from zipper.generation.stopping import StoppingCriteria
+from zipper.models.multimodal import MultimodalModel
+
+
+@torch.no_grad()
+def stream(
+    model: MultimodalModel,
+    prompt: Document,
+    name: str,
+    statistics: DatasetStatistics,
+    decode: dict[str, SamplingConfig] | None = None,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Content int64 [Q, F] of the segment of modality `name` after a prompt, in pieces of one frame, as soon
+    as all of its codebooks are known. Joined, they are what `generate` generates.
+
+    Raises ConfigError as `check_prompts`, and on beam search, which knows nothing before its end.
+    """
+    check_prompts(model, [prompt], [name])
+    sampling = (decode or {}).get(name, GREEDY)
+    if sampling.beams > 1:
+        raise ConfigError(
+            f"decode.{name}.beams={sampling.beams}: beam search knows no token before the end. Leave it out."
+        )
+    source = prompt.segments[-1]
+    cache = prefill(model, [prompt], {name})
+    cache.compile = sampling.compile
+    generator = Generator(cache, name, statistics.max_repeats(name))
+    caps = np.array([content_cap(model, statistics, name, source)])
+    criteria = StoppingCriteria(generator.layout, [0], caps, generator.max_repeats)
+    outputs, sent = [], 0
+    for tokens in generator.timesteps(criteria, sampling, [f"{prompt.id}/0"], seed):
+        outputs.append(tokens[0].cpu())
+        content = generator.layout.complete(torch.stack(outputs))
+        if content.shape[1] > sent:
+            yield content[:, sent:]
+            sent = content.shape[1]
