@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge setup-speaker prepare demo train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
+.PHONY: help setup setup-judge setup-speaker prepare demo serve train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
 .PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale gpu report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -30,7 +30,7 @@ $(VENV)/.speaker: $(READY)
 
 setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.serve $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -76,6 +76,9 @@ build/real/speech-tower/tower.json: build/real/codec/codec.json build/real/text-
 demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shipped model
 	$(RUN) generate assets/zipped --text "why did helen give the blue wallet to the quiet singer" -o build/demo.wav --overwrite
 	$(RUN) generate assets/zipped --audio results/samples/test-00000-original.flac
+
+serve: $(VENV)/.serve  ## serve the shipped model on port 8000, for clients of OpenAI's audio endpoints
+	$(RUN) serve assets/zipped $(ARGS)
 
 overfit: $(READY)  ## overfit 32 utterances to 0 % WER, as a check of the training code
 	$(RUN) train configs/overfit.yaml $(ARGS)

@@ -118,6 +118,16 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="create the repository as private")
 
 
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper serve`."""
+    parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--batch", type=int, default=16, help="requests generated together (default: 16)")
+    parser.add_argument("--waiting", type=int, default=64, help="more are refused with 429 (default: 64)")
+    parser.add_argument("--megabytes", type=float, default=25.0, help="largest body (default: 25)")
+
+
 class _AppendPrompt(argparse.Action):
     def __call__(self, parser: Any, space: argparse.Namespace, value: Any, option: str | None = None) -> None:
         kind = {"--text": "text", "--audio": "speech"}.get(option or "")

@@ -23,6 +23,7 @@ from zipper.arguments import (
     add_generate_arguments,
     add_import_gguf_arguments,
     add_push_arguments,
+    add_serve_arguments,
     config_command,
 )
 from zipper.config import RunConfig, describe
@@ -122,6 +123,13 @@ def push(args: argparse.Namespace) -> None:
     print(run(args.folder, args.repository, args.private))
 
 
+def serve(args: argparse.Namespace) -> None:
+    """serve a model over HTTP, for clients of OpenAI's audio endpoints"""
+    from zipper.serving.command import serve as run
+
+    run(args)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """evaluate a trained run (its config.yaml) or an exported model (its folder) on a split"""
     from zipper.evaluation.place import evaluation_config, run_folder, training_directory
@@ -151,6 +159,7 @@ COMMANDS: dict[str, Command] = {
     "train": config_command(train),
     "evaluate": Command(evaluate, add_config_arguments, lists_settings=True),
     "generate": Command(generate, add_generate_arguments),
+    "serve": Command(serve, add_serve_arguments),
     "compare": Command(compare, add_compare_arguments),
     "import-gguf": Command(import_gguf, add_import_gguf_arguments),
     "certify": Command(certify, add_certify_arguments),

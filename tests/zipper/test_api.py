@@ -94,6 +94,12 @@ def test_what_is_written_together_is_what_is_written_alone(towers, manifest):
     assert model.transcribe("heard.flac") == model.transcribe(heard)
 
 
+def test_a_loaded_model_stays_in_eval_mode():
+    model = zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+    model.synthesize("the cat")
+    assert not any(module.training for module in model.modules())
+
+
 def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
     model = joined(towers)
     with pytest.raises(zipper.ConfigError, match="has not been trained: its zips are random"):

@@ -132,7 +132,7 @@ class Zipper(nn.Module):
                     f"tokenizer has {modalities[name].fingerprint!r}."
                 )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(network.eval().to(device), statistics, config, modalities)
+        return cls(network.to(device), statistics, config, modalities).eval()
 
     def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
         """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries

@@ -1,0 +1,234 @@
+"""Speech recognition and text-to-speech over HTTP, as OpenAI's clients ask for them.
+
+    POST /v1/audio/transcriptions   multipart: file, model; response_format json, text or verbose_json
+    POST /v1/audio/speech           JSON: input, model, voice; response_format mp3, opus, flac, wav or pcm
+    GET  /v1/models, /health, /metrics
+
+No name from a request reaches the file system.
+"""
+
+import asyncio
+import io
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prometheus_client as prometheus
+import soundfile as sf
+import torch
+import torchaudio.functional as AF
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.datastructures import UploadFile
+from torch import Tensor
+
+from zipper.errors import ConfigError, DataError
+from zipper.generation.zipper import Zipper
+from zipper.serving.batcher import Batcher, Busy
+from zipper.serving.middleware import LimitBody, Measure, TooLarge, TooSlow
+
+PCM_RATE = 24_000  # Hz, of OpenAI's `pcm`
+FORMATS = {  # of libsndfile: format, subtype, media type
+    "wav": ("WAV", "PCM_16", "audio/wav"),
+    "flac": ("FLAC", "PCM_16", "audio/flac"),
+    "mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg"),
+    "opus": ("OGG", "OPUS", "audio/ogg"),
+}
+TEXTS = ("json", "text", "verbose_json")
+MODELS = ("whisper-1", "tts-1", "tts-1-hd")  # names that clients send without being told
+MARGIN = 480  # samples at PCM_RATE that the resampling filter may still change
+
+
+@dataclass(frozen=True)
+class Limits:
+    """batch: requests that are generated together. waiting: requests that wait; more are refused with 429.
+    megabytes: of a body. seconds: between its parts."""
+
+    batch: int = 16
+    waiting: int = 64
+    megabytes: float = 25.0
+    seconds: float = 30.0
+
+
+class Refused(Exception):
+    """A request that cannot be answered: HTTP status, reason, and the parameter at fault."""
+
+    def __init__(self, status: int, reason: str, parameter: str | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.parameter = status, reason, parameter
+
+
+class Metrics:
+    """Counters in Prometheus' format."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self.requests = prometheus.Counter(
+            "zipper_requests", "Answered requests", ["path", "status"], registry=self.registry
+        )
+        self.seconds = prometheus.Histogram(
+            "zipper_seconds", "Seconds from a request to its answer", ["path"], registry=self.registry
+        )
+        self.batch = prometheus.Histogram(
+            "zipper_batch",
+            "Requests generated together",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32),
+        )
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)
+
+
+def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None) -> FastAPI:
+    """Server of a model. name: by which clients may ask for it."""
+    limits, metrics = limits or Limits(), Metrics()
+    batcher = Batcher(model, limits.batch, limits.waiting, metrics.batch.observe)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(batcher.close)
+
+    app = FastAPI(title=name, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.batcher = batcher
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        content = {"message": error.reason, "type": kind, "param": error.parameter, "code": None}
+        headers = {"Retry-After": "2"} if error.status == 429 else None
+        return JSONResponse({"error": content}, error.status, headers)
+
+    @app.post("/v1/audio/transcriptions")
+    async def transcriptions(request: Request) -> Response:
+        form = await _body(request.form(max_files=1, max_fields=20), limits)
+        _check_model(form.get("model"), name)
+        shape = form.get("response_format") or "json"
+        if shape not in TEXTS:
+            raise Refused(
+                400, f"response_format={shape!r} is not one of {', '.join(TEXTS)}.", "response_format"
+            )
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise Refused(400, "file is missing: send a recording as multipart/form-data.", "file")
+        wave = await asyncio.to_thread(_wave, model, await file.read())
+        text = await _answer(batcher, "speech", wave, "text")
+        if shape == "text":
+            return PlainTextResponse(text + "\n")
+        more = {"task": "transcribe", "language": "english", "duration": len(wave) / model.sample_rate}
+        return JSONResponse({"text": text, **(more if shape == "verbose_json" else {})})
+
+    @app.post("/v1/audio/speech")
+    async def speech(request: Request) -> Response:
+        asked = await _body(request.json(), limits)
+        if not isinstance(asked, dict) or not isinstance(text := asked.get("input"), str):
+            raise Refused(400, "input is missing: send JSON with the text to speak.", "input")
+        _check_model(asked.get("model"), name)
+        shape = asked.get("response_format") or "mp3"
+        if shape not in (*FORMATS, "pcm"):
+            known = ", ".join([*FORMATS, "pcm"])
+            raise Refused(400, f"response_format={shape!r} is not one of {known}.", "response_format")
+        if asked.get("speed", 1) != 1:
+            raise Refused(400, "speed: this model speaks at one speed. Leave it out.", "speed")
+        if shape == "pcm":
+            pieces = _pcm(batcher.stream(text), model.sample_rate)
+            first = await asyncio.to_thread(_refusing, next, pieces, b"")
+            return StreamingResponse(_joined(first, pieces), media_type="audio/pcm")
+        wave = await _answer(batcher, "text", text, "speech")
+        container, subtype, media = FORMATS[shape]
+        out = io.BytesIO()
+        sf.write(out, wave.clamp(-1, 1).numpy(), model.sample_rate, subtype, format=container)
+        return Response(out.getvalue(), media_type=media)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {
+            "object": "list",
+            "data": [{"id": name, "object": "model", "owned_by": "zipper", "created": 0}],
+        }
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "waiting": len(batcher.waiting)}
+
+    @app.get("/metrics")
+    async def counters() -> Response:
+        return PlainTextResponse(prometheus.generate_latest(metrics.registry))
+
+    app.add_middleware(Measure, seen=metrics.answered)
+    app.add_middleware(LimitBody, most=int(limits.megabytes * 1e6), seconds=limits.seconds)
+    return app
+
+
+async def _body(parsed: Any, limits: Limits) -> Any:
+    """Parsed body of a request. Raises Refused."""
+    try:
+        return await parsed
+    except TooLarge:
+        raise Refused(413, f"The body exceeds {limits.megabytes:g} MB. Send a shorter recording.") from None
+    except TooSlow:
+        raise Refused(408, f"The body paused for {limits.seconds:g} s. Send it again.") from None
+    except Exception as error:  # every parser has its own
+        raise Refused(400, f"The body cannot be read ({str(error) or type(error).__name__}).") from error
+
+
+def _check_model(asked: Any, name: str) -> None:
+    if asked is not None and asked not in (name, *MODELS):
+        raise Refused(404, f"model={asked!r} is not served here: ask for {name!r}.", "model")
+
+
+def _wave(model: Zipper, content: bytes) -> Tensor:
+    """Waveform of an uploaded recording. Raises Refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recording"
+        file.write_bytes(content)
+        try:
+            return model.modalities["speech"].read(file)
+        except DataError as error:
+            raise Refused(400, str(error).replace(str(file), "The recording"), "file") from error
+
+
+def _refusing(run: Any, *arguments: Any) -> Any:
+    """Result of a call. Raises Refused in place of a model's errors."""
+    try:
+        return run(*arguments)
+    except Busy as error:
+        raise Refused(429, str(error)) from error
+    except (ConfigError, DataError) as error:
+        raise Refused(400, str(error), "input") from error
+
+
+async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
+    """Value that a model generates. Raises Refused."""
+    future = _refusing(batcher.generate, modality, raw, to)
+    try:
+        return await asyncio.wrap_future(future)  # cancelled with the request
+    except (ConfigError, DataError) as error:
+        raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
+
+
+def _pcm(pieces: Iterator[Tensor], rate: int) -> Iterator[bytes]:
+    """16-bit samples at PCM_RATE, little endian, of pieces of a waveform at `rate`."""
+    wave, sent = torch.zeros(0), 0
+    for piece in pieces:
+        wave = torch.cat([wave, piece])
+        whole = AF.resample(wave, rate, PCM_RATE)
+        until = max(sent, len(whole) - MARGIN)
+        yield _int16(whole[sent:until])
+        sent = until
+    yield _int16(AF.resample(wave, rate, PCM_RATE)[sent:])
+
+
+def _int16(wave: Tensor) -> bytes:
+    return (wave.clamp(-1, 1) * 32767).round().numpy().astype(np.dtype("<i2")).tobytes()
+
+
+def _joined(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest

@@ -1,0 +1,30 @@
+"""`zipper serve`"""
+
+import argparse
+from importlib.util import find_spec
+
+from zipper.errors import ConfigError
+from zipper.generation.zipper import Zipper
+from zipper.stop import Stopped
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Serve a model until a signal arrives; requests that wait are answered first. Raises ConfigError without
+    the packages of the extra `serve`, or if the address is taken."""
+    if missing := [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]:
+        raise ConfigError(f"zipper serve needs {missing[0]}: pip install 'zipper[serve]'.")
+    import uvicorn
+
+    from zipper.serving.app import Limits, create_app
+
+    limits = Limits(args.batch, args.waiting, args.megabytes)
+    app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits)
+    print(f"{args.model.name}: http://{args.host}:{args.port}/v1")
+    try:
+        uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=60)
+    except Stopped as stop:
+        print(f"{stop}: stopped")
+    except SystemExit as error:  # uvicorn logs the reason
+        raise ConfigError(
+            f"--host {args.host} --port {args.port} cannot be used. Choose another --port."
+        ) from error

@@ -1,0 +1,73 @@
+"""ASGI middleware: limits of a request's body, and what each request took."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+class TooLarge(Exception):
+    """The body exceeds the limit."""
+
+
+class TooSlow(Exception):
+    """The body stopped arriving."""
+
+
+class LimitBody:
+    """ASGI middleware: a body of more than `most` bytes ends with TooLarge, one that pauses for more than
+    `seconds` with TooSlow, whatever its headers say."""
+
+    def __init__(self, app: App, most: int, seconds: float) -> None:
+        self.app, self.most, self.seconds = app, most, seconds
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        taken, ended = 0, False
+
+        async def limited() -> Message:
+            nonlocal taken, ended
+            if ended:
+                return await receive()  # waits for the client to go
+            try:
+                message = await asyncio.wait_for(receive(), self.seconds)
+            except TimeoutError:
+                raise TooSlow from None
+            taken += len(message.get("body", b""))
+            ended = not message.get("more_body", False)
+            if taken > self.most:
+                raise TooLarge
+            return message
+
+        await self.app(scope, limited, send)
+
+
+class Measure:
+    """ASGI middleware that calls `seen(path, status, seconds)` after each answer; path: of its route."""
+
+    def __init__(self, app: App, seen: Callable[[str, int, float], None]) -> None:
+        self.app, self.seen = app, seen
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def told(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, told)
+        finally:
+            path = getattr(scope.get("route"), "path", "other")
+            self.seen(path, status, time.perf_counter() - started)

@@ -1,0 +1,178 @@
+"""`zipper serve`, asked by OpenAI's own client and by others that mean no good."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import uvicorn
+from fastapi.testclient import TestClient
+from openai import APIStatusError, OpenAI
+
+import zipper
+from zipper.serving.app import Limits, create_app
+from zipper.serving.batcher import Batcher
+
+ROOT = Path(__file__).parents[3]
+RECORDING = ROOT / "results/samples/test-00000-original.flac"
+TEXT = "why did helen give the blue wallet to the quiet singer"
+
+
+@pytest.fixture(scope="module")
+def model() -> zipper.Zipper:
+    return zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(model, limits=Limits(seconds=0.5)), port=0, log_level="error")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(address) -> OpenAI:
+    return OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0)
+
+
+def test_openais_client_transcribes(client, model):
+    expected = model.transcribe(RECORDING)
+    with RECORDING.open("rb") as file:
+        assert client.audio.transcriptions.create(model="whisper-1", file=file).text == expected
+    with RECORDING.open("rb") as file:
+        answer = client.audio.transcriptions.create(model="zipper", file=file, response_format="verbose_json")
+    assert answer.text == expected
+    assert answer.duration == pytest.approx(sf.info(RECORDING).duration, abs=0.01)
+    with RECORDING.open("rb") as file:
+        answer = client.audio.transcriptions.create(model="zipper", file=file, response_format="text")
+    assert answer.strip() == expected
+    assert [one.id for one in client.models.list()] == ["zipper"]
+
+
+def test_openais_client_speaks(client, model):
+    whole = model.synthesize(TEXT)
+    for shape, tolerance in (("wav", 1e-3), ("flac", 1e-3), ("mp3", None), ("opus", None)):
+        spoken = client.audio.speech.create(model="tts-1", voice="alloy", input=TEXT, response_format=shape)
+        samples, rate = sf.read(io.BytesIO(spoken.content), dtype="float32")
+        assert len(samples) / rate == pytest.approx(len(whole) / model.sample_rate, abs=0.1)
+        if tolerance:
+            np.testing.assert_allclose(samples, whole.clamp(-1, 1), atol=tolerance)
+
+
+def test_speech_is_streamed_and_is_the_same(client, model):
+    ask = client.audio.speech.with_streaming_response.create
+    with ask(model="tts-1", voice="alloy", input=TEXT, response_format="pcm") as answer:
+        parts = [*answer.iter_bytes()]
+    assert len(parts) > 3
+    samples = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.int16) / 32767
+    import torchaudio.functional as AF
+
+    whole = AF.resample(model.synthesize(TEXT), model.sample_rate, 24_000)
+    assert len(samples) == len(whole)
+    torch.testing.assert_close(samples, whole.clamp(-1, 1), rtol=0, atol=2e-3)
+
+
+def bytes_of(wave: np.ndarray, shape: str = "WAV") -> bytes:
+    out = io.BytesIO()
+    sf.write(out, wave, 16_000, format=shape)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "reason"),
+    [
+        (b"no audio at all", 400, "cannot be read as audio"),
+        (b"", 400, "cannot be read as audio"),
+        (bytes_of(np.zeros(16_000)), 400, "is silent"),
+        (RECORDING.read_bytes()[:9000], 400, "The recording"),
+        (bytes_of(np.random.default_rng(0).normal(0, 0.1, 16_000 * 60)), 400, "accepts at most"),
+        (bytes(26_000_000), 413, "exceeds 25 MB"),
+    ],
+    ids=["text", "empty", "silent", "cut", "long", "large"],
+)
+def test_a_recording_that_cannot_be_used_is_refused_with_the_reason(client, content, status, reason):
+    with pytest.raises(APIStatusError, match=reason) as error:
+        client.audio.transcriptions.create(model="zipper", file=("../../etc/passwd", content))
+    assert error.value.status_code == status
+    assert "/tmp" not in str(error.value)
+    with RECORDING.open("rb") as file:  # and harms nobody
+        assert client.audio.transcriptions.create(model="zipper", file=file).text
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "reason"),
+    [
+        ({"input": ""}, 400, "no letter"),
+        ({"input": "7 up"}, 400, "digits"),
+        ({"input": TEXT, "response_format": "aac"}, 400, "not one of"),
+        ({"input": TEXT, "speed": 1.5}, 400, "one speed"),
+        ({"input": TEXT, "model": "gpt-4o"}, 404, "not served here"),
+        ({"input": "the cat " * 300}, 400, "accepts at most"),
+        ({"input": "", "response_format": "pcm"}, 400, "no letter"),
+    ],
+)
+def test_a_text_that_cannot_be_spoken_is_refused_with_the_reason(client, asked, status, reason):
+    with pytest.raises(APIStatusError, match=reason) as error:
+        client.audio.speech.create(**{"model": "tts-1", "voice": "alloy", **asked})
+    assert error.value.status_code == status
+
+
+def test_a_body_that_stops_arriving_is_given_up(address):
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as one:
+        head = "POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        one.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
+        assert b" 408 " in one.recv(4000)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b'{"input": 3}', b"\xff\xfe"])
+def test_json_that_is_none_or_holds_something_else_is_refused(model, body):
+    with TestClient(create_app(model)) as client:
+        answer = client.post("/v1/audio/speech", content=body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"]
+        assert client.post("/v1/audio/transcriptions", content=body).status_code == 400
+        assert client.get("/health").json()["status"] == "ok"
+        assert 'path="/v1/audio/speech",status="400"' in client.get("/metrics").text
+
+
+def test_more_requests_than_may_wait_are_refused_until_some_are_answered(model):
+    with TestClient(create_app(model, limits=Limits(waiting=0))) as client:
+        answer = client.post("/v1/audio/speech", json={"input": TEXT})
+        assert answer.status_code == 429
+        assert answer.headers["Retry-After"]
+
+
+def test_requests_that_wait_are_generated_together_as_if_alone(model, monkeypatch):
+    sizes: list[int] = []
+    texts = [TEXT, "julia carried thirty five green buttons", "every wednesday at five daniel slept"]
+    expected = [model.synthesize(text) for text in texts]
+    batcher = Batcher(model, batch=2, seen=sizes.append)
+    with batcher.changed:  # the model is busy until all have come
+        futures = [batcher.generate("text", text, "speech") for text in texts]
+        bad, gone = batcher.generate("text", "7", "speech"), batcher.generate("text", TEXT, "speech")
+        assert gone.cancel()
+    for future, wave in zip(futures, expected, strict=True):
+        torch.testing.assert_close(future.result(60), wave, rtol=0, atol=1e-5)
+    with pytest.raises(zipper.ConfigError, match="digits"):
+        bad.result(60)
+    assert sizes[0] == 2
+    late = batcher.generate("text", TEXT, "speech")
+    batcher.close()  # answers what waits
+    assert len(late.result(0)) == len(expected[0])
+    with pytest.raises(zipper.ZipperError, match="wait already"):
+        batcher.generate("text", TEXT, "speech")
