@@ -9,7 +9,8 @@ from reproduce.report.records import AUDIO, NAMES, SAID, TASKS, Result, Results,
 from reproduce.report.tables import Ablation, ablations
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
-from zipper.generation.zipper import Zipper, prompt_of
+from zipper.generation.prompts import prompt_of
+from zipper.generation.zipper import Zipper
 from zipper.models.zipper import ZipperModel
 
 PAIRS = (("text", "speech"), ("speech", "text"))  # (query, source) modality of a cross-attention map

@@ -18,7 +18,8 @@ from zipper.disk import check_writable, file_name
 from zipper.errors import ConfigError, DataError
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
 from zipper.generation.generate import generate as generate_segments
-from zipper.generation.zipper import Zipper, prompt_of
+from zipper.generation.prompts import prompt_of
+from zipper.generation.zipper import Zipper
 from zipper.modalities.base import modality_class
 
 Order = list[str] | Literal["auto"]

@@ -1,10 +1,10 @@
 """`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from textwrap import shorten
 from typing import Any, Literal, NamedTuple
 
 import soundfile as sf
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from zipper.config import RunConfig, with_overrides
-from zipper.data.documents import Document, Segment, directions, segment
+from zipper.data.documents import Document, Segment, directions
 from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError, DataError
 from zipper.generation.exported import INFO, is_exported, load_exported, load_trained, save_exported
 from zipper.generation.generate import FinishReason, generate
+from zipper.generation.live import LiveTranscript
+from zipper.generation.prompts import prompt_of, prompt_segment
 from zipper.generation.stream import stream
 from zipper.hub import model_folder, push
 from zipper.modalities.base import Modality, load_modalities
@@ -169,6 +171,23 @@ class Zipper(nn.Module):
         assert isinstance(text.value, str)
         return text.value
 
+    def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[str]:
+        """Words of sound while it arrives, once they are certain enough never to change.
+
+        pieces: waveforms float32 [n] at `sample_rate`, of any lengths. every: seconds of sound between two
+        transcripts of what is going on (`generation.live`). Raises as `transcribe`.
+
+        >>> wave = model.modalities["speech"].read("recording.flac")
+        >>> " ".join(model.transcribe_stream(wave.split(1600)))
+        'every wednesday at five daniel slept with the clever tiger'
+        """
+        self._check_trained("speech")
+        longest = LENGTH_MARGIN * self.statistics.longest["speech"] / self.modalities["speech"].rate
+        live = LiveTranscript(self.transcribe, self.sample_rate, longest, every)
+        for piece in pieces:
+            yield from live.feed(piece)
+        yield from live.finish()
+
     def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
         """Synthesize speech: a waveform float32 [n] at `sample_rate`. file: optional output file (.wav,
         .flac).
@@ -195,23 +214,14 @@ class Zipper(nn.Module):
 
         With a causal codec the first piece comes after `seconds` of speech are generated. Raises as
         `synthesize`, and ConfigError on beam search, before the first piece.
-
-        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
-        >>> pieces = [*model.stream("why did helen give the blue wallet to the quiet singer")]
-        >>> len(pieces) > 5
-        True
         """
         document = self.document("0", {"text": text})
         decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
         speech = self.modalities["speech"]
         assert isinstance(speech, Speech)
-        was_training = self.training
-        self.eval()
-        try:
+        with self._evaluating():
             content = stream(self.network, document, "speech", self.statistics, decode, seed)
             yield from speech.decode_stream(content, seconds)
-        finally:
-            self.train(was_training)
 
     def generate(
         self,
@@ -236,10 +246,8 @@ class Zipper(nn.Module):
         """
         documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
         decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
-        was_training = self.training
-        self.eval()
-        found = generate(self.network, documents, order, self.statistics, decode, seed)
-        self.train(was_training)
+        with self._evaluating():
+            found = generate(self.network, documents, order, self.statistics, decode, seed)
         return [
             [
                 GeneratedSegment(o.modality, self.modalities[o.modality].decode(o.content), o.finish_reason)
@@ -247,6 +255,15 @@ class Zipper(nn.Module):
             ]
             for outputs in found
         ]
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.training
+        try:
+            self.eval()
+            yield
+        finally:
+            self.train(was_training)
 
     def document(self, name: str, prompt: Prompt) -> Document:
         """Document of a prompt. Raises as `encode`, and ConfigError on an unknown modality."""
@@ -263,18 +280,7 @@ class Zipper(nn.Module):
         if a file cannot be read.
         """
         self._check_trained(name)
-        modality, trained_on = self.modalities[name], self.statistics.longest[name]
-        most = int(LENGTH_MARGIN * trained_on)
-        limit = "the {:g} s that this model accepts"
-        value = modality.read(raw, start, seconds, most / modality.rate, limit)
-        (content,) = modality.encode([value])
-        if content.shape[1] > most:
-            shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {name}"
-            raise ConfigError(
-                f"{shown} has {modality.length_text(content.shape[1])}; this model was trained on at most "
-                f"{trained_on}, and accepts at most {most}. Cut it into sentences."
-            )
-        return segment(modality, content)
+        return prompt_segment(self.modalities[name], raw, self.statistics.longest[name], start, seconds)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload the model, with a model card, to user/name with the token of HF_TOKEN. Returns the URL.
@@ -294,8 +300,3 @@ class Zipper(nn.Module):
                 "This model has not been trained: its zips are random. Train it with ZipperModule, or load a "
                 "trained one (Zipper.from_pretrained)."
             )
-
-
-def prompt_of(name: str, *segments: Segment) -> Document:
-    """Multimodal document of prompt segments."""
-    return Document(name, list(segments), multimodal=True)

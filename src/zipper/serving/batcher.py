@@ -12,7 +12,8 @@ from torch import Tensor
 
 from zipper.errors import ZipperError
 from zipper.generation.generate import generate
-from zipper.generation.zipper import Zipper, prompt_of
+from zipper.generation.prompts import prompt_of
+from zipper.generation.zipper import Zipper
 
 END = None  # of a stream's pieces
 

@@ -1,0 +1,121 @@
+"""Transcription of sound while it arrives: words are committed once two transcripts of a growing recording
+agree on them (LocalAgreement, arXiv 2005.11185), and never change."""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK = 0.02  # seconds whose power is measured
+PAUSE, SPEECH = 0.4, 0.6  # seconds: a pause that ends a segment, and the least speech before it
+LEAD = 0.1  # seconds of silence before a segment, as corpora have them
+QUIET = 0.1  # of the loudest block: amplitude of a pause
+SOFTEST = 1e-3  # of full scale: softer sound is no speech
+
+
+class LiveTranscript:
+    """Words of sound that arrives in pieces.
+
+    Sound is cut into segments at pauses, or at its softest place before a segment is too long; a finished
+    segment is transcribed as a whole and forgotten, so memory is bounded. What is committed depends on the
+    sound, not on how it was cut into pieces.
+    """
+
+    def __init__(
+        self, transcribe: Callable[[Tensor], str], sample_rate: int, longest: float, every: float = 0.5
+    ) -> None:
+        """transcribe: a waveform float32 [n] at sample_rate (Hz), at most `longest` seconds, to text. every:
+        seconds of sound between two transcripts."""
+        self.transcribe, self.rate = transcribe, sample_rate
+        self.block, self.step = round(BLOCK * sample_rate), round(every * sample_rate)
+        self.longest = max(2 * self.step, int(longest * sample_rate))
+        self.sound = torch.zeros(0)  # of the segment that is not finished
+        self.coming = torch.zeros(0)  # less than a step
+        self.committed: list[str] = []  # of this segment
+        self.latest: list[str] = []
+
+    def feed(self, wave: Tensor) -> list[str]:
+        """wave float32 [n]: the next piece. Returns the words that are committed now."""
+        self.coming, words = torch.cat([self.coming, wave]), []
+        while len(self.coming) >= self.step:
+            self.sound = torch.cat([self.sound, self.coming[: self.step]])
+            self.coming = self.coming[self.step :]
+            words += self._update()
+        return words
+
+    def finish(self) -> list[str]:
+        """No sound follows: the remaining words."""
+        self.sound, self.coming = torch.cat([self.sound, self.coming]), self.coming[:0]
+        words = self._finished()
+        while len(self.sound) > self.longest:
+            words += self._close(self._softest())
+        return words + self._close(len(self.sound))
+
+    def _update(self) -> list[str]:
+        self._forget_silence()
+        words = self._finished()
+        if len(self.sound) + self.step > self.longest:
+            return words + self._close(self._softest())
+        if len(self.sound) < SPEECH * self.rate:
+            return words  # too little to tell words from noise
+        found = self._words(self.sound)
+        pairs = zip(found, self.latest, strict=False)
+        alike = [a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+        agreed = alike[:-1]  # the last word may still be going on
+        self.latest = found
+        if agreed[: len(self.committed)] == self.committed:
+            words += agreed[len(self.committed) :]
+            self.committed = agreed if len(agreed) > len(self.committed) else self.committed
+        return words
+
+    def _forget_silence(self) -> None:
+        """Drop what precedes the first sound of a segment, but for LEAD."""
+        heard = (self._loudness() > SOFTEST).nonzero()
+        keep = round(LEAD * self.rate)
+        start = int(heard[0]) * self.block if len(heard) else len(self.sound)
+        self.sound = self.sound[max(0, start - keep) :]
+
+    def _finished(self) -> list[str]:
+        """Words of the segments that a pause ends."""
+        words: list[str] = []
+        while (end := self._pause()) is not None:
+            words += self._close(end)
+        return words
+
+    def _close(self, end: int) -> list[str]:
+        """Words of the segment of `end` samples that were not committed yet. The next one begins."""
+        found = self._words(self.sound[:end])
+        words = found[len(self.committed) :]
+        self.sound, self.committed, self.latest = self.sound[end:], [], []
+        return words
+
+    def _words(self, wave: Tensor) -> list[str]:
+        if len(wave) < self.block or float(wave.abs().max()) < SOFTEST:
+            return []
+        return self.transcribe(wave).split()
+
+    def _loudness(self) -> Tensor:
+        """Amplitude (RMS) of each block of the segment: [blocks]"""
+        count = len(self.sound) // self.block
+        return self.sound[: count * self.block].view(count, self.block).square().mean(1).sqrt()
+
+    def _pause(self) -> int | None:
+        """Sample in the middle of the first pause that follows speech; None if there is none."""
+        loud = self._loudness()
+        if not len(loud) or float(loud.max()) < SOFTEST:
+            return None
+        speech, quiet, needed = 0, 0, round(PAUSE / BLOCK)
+        for i, soft in enumerate((loud < QUIET * loud.max()).tolist()):
+            quiet = quiet + 1 if soft else 0
+            speech += not soft
+            if quiet >= needed and speech >= SPEECH / BLOCK:
+                return (i + 1 - needed // 2) * self.block
+        return None
+
+    def _softest(self) -> int:
+        """Sample of the softest place in the second half of the segment, or of what fits in `longest`."""
+        loud = self._loudness()[: self.longest // self.block]
+        smooth = loud.unfold(0, min(len(loud), 5), 1).mean(1)
+        half = len(smooth) // 2
+        return (half + int(smooth[half:].argmin()) + 2) * self.block

@@ -1,0 +1,35 @@
+"""Prompts: raw inputs as segments."""
+
+from textwrap import shorten
+from typing import Any
+
+from zipper.data.documents import Document, Segment, segment
+from zipper.data.statistics import LENGTH_MARGIN
+from zipper.errors import ConfigError
+from zipper.modalities.base import Modality
+
+
+def prompt_segment(
+    modality: Modality, raw: Any, trained_on: int, start: float = 0.0, seconds: float | None = None
+) -> Segment:
+    """Raw input, or value, of a modality as a prompt segment. trained_on: length of the longest content of a
+    training; seconds: part of a recording from `start`.
+
+    Raises as `Modality.read`, and ConfigError on input that is too long.
+    """
+    most = int(LENGTH_MARGIN * trained_on)
+    limit = "the {:g} s that this model accepts"
+    value = modality.read(raw, start, seconds, most / modality.rate, limit)
+    (content,) = modality.encode([value])
+    if content.shape[1] > most:
+        shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {modality.name}"
+        raise ConfigError(
+            f"{shown} has {modality.length_text(content.shape[1])}; this model was trained on at most "
+            f"{trained_on}, and accepts at most {most}. Cut it into sentences."
+        )
+    return segment(modality, content)
+
+
+def prompt_of(name: str, *segments: Segment) -> Document:
+    """Multimodal document of prompt segments."""
+    return Document(name, list(segments), multimodal=True)
