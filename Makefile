@@ -132,7 +132,7 @@ bench-saving: $(READY)  ## benchmark the overhead of fault tolerance
 	$(RUN) bench-saving configs/asr.yaml name=bench-saving result=results/saving.json $(ARGS)
 
 bench-scale: $(READY)  ## time and memory with which a training starts on 960 h, simulated (1 GB of disk)
-	$(RUN) bench-scale --out results/scale.json $(ARGS)
+	$(RUN) bench-scale $(ARGS)
 
 gpu: $(VENV)/.bench $(VENV)/.dev  ## GPU tests, training throughput and decoding speed; ARGS=--small tries it on a CPU
 	$(VENV)/bin/python -m pytest -q tests/zipper/test_gpu.py

@@ -177,6 +177,7 @@ class Zipper(nn.Module):
         pieces: waveforms float32 [n] at `sample_rate`, of any lengths. every: seconds of sound between two
         transcripts of what is going on (`generation.live`). Raises as `transcribe`.
 
+        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> wave = model.modalities["speech"].read("recording.flac")
         >>> " ".join(model.transcribe_stream(wave.split(1600)))
         'every wednesday at five daniel slept with the clever tiger'
