@@ -25,7 +25,7 @@ OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its S
 OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 SEMANTIC = "semantic."  # prefix of its weights
-REACH = 12  # frames, and more than a frame of a zipper-codec hears of its past
+REACH = 12  # frames before it that the sound of a zipper-codec's frame depends on, at most
 AVERAGE = ".embed_avg"  # of a codebook: its codes times how often they are used
 
 
@@ -37,14 +37,14 @@ class Codec:
     encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
     the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
     reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
-    decoder with memory (EnCodec's LSTM, Mimi's transformer). first: frames that the sound of the first ones
-    depends on, if padding reflects them.
+    decoder with memory (EnCodec's LSTM, Mimi's transformer). reflected: frames at the start
+    whose reflection pads them, so that the first ones depend on all of these.
     """
 
     semantic: SemanticEncoder | None = None
     silent = 0
     reach: tuple[int | None, int] = (None, 0)
-    first = 8
+    reflected = 8
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
         state = {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
         units.load_state_dict(fitted | state)
     codec = Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
-    codec.reach, codec.first = (REACH, 0 if cfg.causal else REACH // 2), 0
+    codec.reach, codec.reflected = (REACH, 0 if cfg.causal else REACH // 2), 0
     return codec
 
 

@@ -26,7 +26,7 @@ class DecoderStream:
         self.codes = torch.cat([self.codes, codes], dim=1)
         end = self.start + self.codes.shape[1]
         until = end if last else max(self.emitted, end - self.after)
-        if end < self.codec.first and not last:
+        if end < self.codec.reflected and not last:
             until = 0
         if until == self.emitted:
             return torch.zeros(0)

@@ -89,6 +89,7 @@ def _rate(modality: Modality, lengths: np.ndarray, values: Column) -> float:
     """Tokens per second: that of the modality, or the mean over rows with a duration."""
     seconds = values("seconds")
     timed = (lengths > 0) & (seconds > 0)
+    # One after another, as older checkpoints summed them: np.sum differs in the last digits.
     total = float(seconds[timed].astype(np.float64).cumsum()[-1]) if timed.any() else 0.0
     return modality.rate if modality.fixed_rate or not total else int(lengths[timed].sum()) / total
 

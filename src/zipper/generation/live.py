@@ -71,9 +71,9 @@ class LiveTranscript:
 
     def _forget_silence(self) -> None:
         """Drop what precedes the first sound of a segment, but for LEAD."""
-        heard = (self._loudness() > SOFTEST).nonzero()
+        sounding = (self._loudness() > SOFTEST).nonzero()
         keep = round(LEAD * self.rate)
-        start = int(heard[0]) * self.block if len(heard) else len(self.sound)
+        start = int(sounding[0]) * self.block if len(sounding) else len(self.sound)
         self.sound = self.sound[max(0, start - keep) :]
 
     def _finished(self) -> list[str]:

@@ -9,6 +9,7 @@ No name from a request reaches the file system.
 
 import asyncio
 import io
+import itertools
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -96,7 +97,6 @@ def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None
         await asyncio.to_thread(batcher.close)
 
     app = FastAPI(title=name, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.batcher = batcher
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
@@ -139,7 +139,7 @@ def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None
         if shape == "pcm":
             pieces = _pcm(batcher.stream(text), model.sample_rate)
             first = await asyncio.to_thread(_refusing, next, pieces, b"")
-            return StreamingResponse(_joined(first, pieces), media_type="audio/pcm")
+            return StreamingResponse(itertools.chain([first], pieces), media_type="audio/pcm")
         wave = await _answer(batcher, "text", text, "speech")
         container, subtype, media = FORMATS[shape]
         out = io.BytesIO()
@@ -227,8 +227,3 @@ def _pcm(pieces: Iterator[Tensor], rate: int) -> Iterator[bytes]:
 
 def _int16(wave: Tensor) -> bytes:
     return (wave.clamp(-1, 1) * 32767).round().numpy().astype(np.dtype("<i2")).tobytes()
-
-
-def _joined(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest

@@ -124,7 +124,7 @@ class Batcher:
                 # All have one id, so that an answer does not depend on the batch.
                 documents.append(prompt_of("0", model.encode(request.modality, request.raw)))
                 running.append(request)
-            except Exception as error:
+            except Exception as error:  # that of one prompt, which does not end the batch
                 request.future.set_exception(error)
         if not running:
             return
@@ -133,7 +133,7 @@ class Batcher:
             found = generate(model.network, documents, order, model.statistics, model.config.decode)
             for request, (segment,) in zip(running, found, strict=True):
                 request.future.set_result(model.modalities[segment.modality].decode(segment.content))
-        except Exception as error:
+        except Exception as error:  # whoever asked gets it, and the thread goes on
             for request in running:
                 if not request.future.done():
                     request.future.set_exception(error)

@@ -16,7 +16,7 @@ RATIOS = [4, 4, 5, 8]
 
 
 def codec(causal: bool, lstm: bool = False) -> Codec:
-    """Random weights. The codes are large, so that every frame is heard."""
+    """Random weights. The codes are large, so that every frame sounds."""
     torch.manual_seed(0)
     shape = TrainCodecConfig(filters=4, dimension=8, ratios=RATIOS, codebooks=2, codes=16, causal=causal)
     model = build_zipper_codec(shape)
@@ -28,7 +28,7 @@ def codec(causal: bool, lstm: bool = False) -> Codec:
         layer._codebook.embed.normal_()
     made = Codec(model, 2, 1.0, "random")
     if not lstm:
-        made.reach, made.first = (REACH, 0 if causal else REACH // 2), 0
+        made.reach, made.reflected = (REACH, 0 if causal else REACH // 2), 0
     return made
 
 
@@ -44,7 +44,7 @@ def test_pieces_joined_are_the_whole(causal, lstm):
             pieces.append(stream.push(codes[:, at : at + count]))
             at += count
             if causal:
-                waits = min(at, 60) < one.first
+                waits = min(at, 60) < one.reflected
                 assert sum(map(len, pieces)) == (0 if waits else min(at, 60) * one.hop)
             assert lstm or stream.codes.shape[1] <= REACH + 25 + REACH // 2  # memory is bounded
         pieces.append(stream.push(codes[:, :0], last=True))

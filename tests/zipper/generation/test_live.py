@@ -21,8 +21,8 @@ def spoken(words: int, loud: float = 0.5) -> Tensor:
     return torch.cat([torch.full((300,), level) for level in levels])
 
 
-def heard(wave: Tensor) -> str:
-    """Words of `spoken`; one of which less than half is heard is taken for another."""
+def transcript(wave: Tensor) -> str:
+    """Words of `spoken`; one of which less than half is there is taken for another."""
     found = []
     for part in wave[wave.abs() > 0.05].split(300):
         level = round(float(part.mean()) / 0.5 * len(SAYINGS)) - 1
@@ -31,7 +31,7 @@ def heard(wave: Tensor) -> str:
 
 
 def words_of(wave: Tensor, cuts: random.Random, longest: float = 3.0) -> tuple[list[str], LiveTranscript]:
-    live, words, at = LiveTranscript(heard, RATE, longest), [], 0
+    live, words, at = LiveTranscript(transcript, RATE, longest), [], 0
     while at < len(wave):
         count = cuts.choice([1, 50, 700, 3000])
         words += live.feed(wave[at : at + count])
@@ -40,7 +40,7 @@ def words_of(wave: Tensor, cuts: random.Random, longest: float = 3.0) -> tuple[l
     return words + live.finish(), live
 
 
-def test_words_do_not_depend_on_the_pieces_and_all_are_heard():
+def test_words_do_not_depend_on_the_pieces_and_none_is_lost():
     pause = torch.zeros(600)
     wave = torch.cat([spoken(5), pause, spoken(3), pause, pause, spoken(7), pause])
     expected = [*SAYINGS[:5], *SAYINGS[:3], *SAYINGS[:7]]
