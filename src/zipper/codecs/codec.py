@@ -37,8 +37,8 @@ class Codec:
     encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
     the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
     reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
-    decoder with memory (EnCodec's LSTM, Mimi's transformer). reflected: frames at the start
-    whose reflection pads them, so that the first ones depend on all of these.
+    decoder with memory (EnCodec's LSTM, Mimi's transformer). reflected: frames at the start that padding
+    reflects, so that the first ones depend on all of them; 0: no more than `reach` says.
     """
 
     semantic: SemanticEncoder | None = None
