@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zipper.errors import ConfigError, DataError, TrainingError, ZipperError
+    from zipper.generation.word_times import Word
     from zipper.generation.zipper import GeneratedSegment, Zipper
     from zipper.modalities.base import Modality
     from zipper.modalities.layout import TokenLayout
@@ -33,6 +34,7 @@ __all__ = [
     "Modality",
     "TokenLayout",
     "TrainingError",
+    "Word",
     "Zipper",
     "ZipperData",
     "ZipperError",
@@ -41,6 +43,7 @@ __all__ = [
 _MODULES = {
     "Zipper": "zipper.generation.zipper",
     "GeneratedSegment": "zipper.generation.zipper",
+    "Word": "zipper.generation.word_times",
     "Modality": "zipper.modalities.base",
     "TokenLayout": "zipper.modalities.layout",
     "ZipperData": "zipper.training.data",

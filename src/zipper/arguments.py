@@ -83,6 +83,11 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
         "or auto",
     )
     parser.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="also start and end of each word of a transcript, in seconds",
+    )
+    parser.add_argument(
         "-o", "--out", type=Path, help="output file of the speech (out.wav); with --batch a folder"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of sampling")

@@ -7,33 +7,12 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from zipper.data.batches import collate
 from zipper.data.documents import Document
 from zipper.evaluation.plot_style import panels, styled
+from zipper.generation.word_times import cross_attention
 from zipper.modalities.base import Modality
 from zipper.models.multimodal import Pair
-from zipper.models.tower import KeyValue
-from zipper.models.zip_block import TimePositions, ZipBlock
 from zipper.models.zipper import ZipperModel
-
-
-@torch.no_grad()
-def cross_attention(model: ZipperModel, document: Document, pair: Pair) -> list[Tensor]:
-    """Attention weights of one direction with teacher forcing: float [Tq, Tk] per zip, mean over heads."""
-    found: list[Tensor] = []
-
-    def keep(block: ZipBlock, inputs: tuple[Tensor, TimePositions, KeyValue, Tensor], _: Tensor) -> None:
-        found.append(block.weights(*inputs).mean(1)[0].cpu())
-
-    hooks = [model.zip(stage, *pair).register_forward_hook(keep) for stage in range(model.stages)]
-    try:
-        device = next(model.parameters()).device
-        batch = collate([document], {name: model.cfg.towers[name].codebooks for name in model.names})
-        model.eval()(batch.on(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def diagonal(weights: Tensor) -> float:

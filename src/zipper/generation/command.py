@@ -19,6 +19,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
 from zipper.generation.generate import generate as generate_segments
 from zipper.generation.prompts import prompt_of
+from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.modalities.base import modality_class
 
@@ -79,6 +80,9 @@ def generate(args: argparse.Namespace) -> None:
                 for (prompt, _), segments in zip(part, outputs, strict=True):
                     stem = target / prompt.id if args.batch else out.with_suffix("")
                     entry = save(model, prompt, segments, stem)
+                    if args.timestamps and prompt.modality == "speech" and segments[0].modality == "text":
+                        text = entry["written"][0]["text"]
+                        entry["words"] = transcribe_words(model, prompt, text)
                     if args.batch:
                         # Written at once, so that a later failure loses nothing.
                         with log.open("a", encoding="utf-8") as lines:
@@ -156,6 +160,14 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
     return {"id": prompt.id, "given": [[prompt.modality, prompt.raw]], "written": entries}
 
 
+def transcribe_words(model: Zipper, prompt: Prompt, text: str) -> list[Word]:
+    """Words of a recording's transcript, in seconds from the start of its file."""
+    start, seconds = prompt.piece
+    wave = model.modalities["speech"].read(prompt.raw, start, seconds)
+    found = model.transcribe_words(wave, text) if text else []
+    return [Word(word, round(start + a, 2), round(start + b, 2)) for word, a, b in found]
+
+
 def show(entry: dict[str, Any], took: float) -> None:
     """Print one line per segment."""
     for one in entry["written"]:
@@ -165,6 +177,8 @@ def show(entry: dict[str, Any], took: float) -> None:
         else:
             [(kind, value)] = [(kind, value) for kind, value in one.items() if kind != "stopped"]
             print(f"{kind:<7} {value or '(empty)'}{why}")
+    for word, start, end in entry.get("words", []):
+        print(f"{start:7.2f} {end:7.2f}  {word}")
     seconds = sum(one.get("seconds", 0.0) for one in entry["written"])
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
 

@@ -62,6 +62,24 @@ def _int8_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]
     ]
 
 
+def load_model(folder: Path) -> TrainedModel:
+    """Model in eval mode of an exported model's folder or a run's. Raises ConfigError if there is none, and
+    as `load_exported` and `load_trained`."""
+    if is_exported(folder):
+        return load_exported(folder)[0]
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            f"{folder} is no model: it holds neither {INFO} (an exported model) nor config.yaml (a run). "
+            "Run `make train`, or name assets/zipped."
+        )
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise ConfigError(
+            f"{folder} has no checkpoints/best.ckpt yet: its training has not reached a validation."
+        )
+    return load_trained(checkpoint)
+
+
 def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     """Model in eval mode and zipper.json of a folder written by `save_exported`.
 

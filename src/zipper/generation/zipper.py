@@ -15,11 +15,12 @@ from zipper.config import RunConfig, with_overrides
 from zipper.data.documents import Document, Segment, directions
 from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import INFO, is_exported, load_exported, load_trained, save_exported
+from zipper.generation.exported import load_model, save_exported
 from zipper.generation.generate import FinishReason, generate
 from zipper.generation.live import LiveTranscript
 from zipper.generation.prompts import prompt_of, prompt_segment
 from zipper.generation.stream import stream
+from zipper.generation.word_times import Word, word_times
 from zipper.hub import model_folder, push
 from zipper.modalities.base import Modality, load_modalities
 from zipper.modalities.speech import Speech
@@ -111,21 +112,7 @@ class Zipper(nn.Module):
         Raises ConfigError if the folder holds no model, DataError if a file is damaged or does not match.
         """
         folder = model_folder(str(name))
-        if is_exported(folder):
-            trained, _ = load_exported(folder)
-        elif (folder / "config.yaml").is_file():
-            checkpoint = folder / "checkpoints" / "best.ckpt"
-            if not checkpoint.is_file():
-                raise ConfigError(
-                    f"{folder} has no checkpoints/best.ckpt yet: its training has not reached a validation."
-                )
-            trained = load_trained(checkpoint)
-        else:
-            raise ConfigError(
-                f"{folder} is no model: it holds neither {INFO} (an exported model) nor config.yaml (a run). "
-                "Run `make train`, or name assets/zipped."
-            )
-        network, statistics, config = trained
+        network, statistics, config = load_model(folder)
         modalities = load_modalities(config, folder)
         for name in network.names:
             if statistics.reads[name] != modalities[name].fingerprint:
@@ -170,6 +157,23 @@ class Zipper(nn.Module):
         [[text]] = self.generate([{"speech": audio}], ["text"])
         assert isinstance(text.value, str)
         return text.value
+
+    def transcribe_words(self, audio: str | Path | Tensor, text: str | None = None) -> list[Word]:
+        """Words of a recording with their start and end in seconds (`generation.word_times`). text: its
+        transcript, if it is known; by default what `transcribe` returns.
+
+        Raises as `transcribe`, and ConfigError if the model has no zips.
+
+        >>> model = zipper.Zipper.from_pretrained("assets/zipped")
+        >>> words = model.transcribe_words("recording.flac")
+        >>> words[1].text, 0.3 < words[1].start < 0.5 < words[1].end < 1
+        ('wednesday', True)
+        """
+        wave = self.modalities["speech"].read(audio)
+        text = self.transcribe(wave) if text is None else text
+        with self._evaluating():
+            prompts = self.encode("speech", wave), self.encode("text", text)
+            return word_times(self.network, self.modalities, self.statistics, wave, *prompts)
 
     def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[str]:
         """Words of sound while it arrives, once they are certain enough never to change.

@@ -1,0 +1,93 @@
+"""Word times: the best monotonic path, in order, within the recording, and moved with the sound."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zipper
+from reproduce import ROOT
+from zipper.cli import run
+from zipper.generation.word_times import DURATION, monotonic, word_times
+from zipper.models.single_decoder import SharedTower
+
+RECORDING = ROOT / "results/samples/test-00000-original.flac"
+SAID = "every wednesday at five daniel slept with the clever tiger"
+# When the synthetic voice says them (its own durations, `bench-live`), in seconds.
+STARTS = [0.11, 0.42, 0.90, 1.04, 1.33, 1.69, 1.96, 2.08, 2.17, 2.49]
+
+
+@pytest.fixture(scope="module")
+def model() -> zipper.Zipper:
+    return zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+
+
+@settings(deadline=None, max_examples=60)
+@given(count=st.integers(1, 4), frames=st.integers(1, 8), seed=st.integers(0, 999))
+def test_boundaries_are_those_of_the_best_segmentation(count, frames, seed):
+    rng = np.random.default_rng(seed)
+    scores, expected = rng.normal(size=(count, frames)), rng.uniform(0.5, 4, size=count)
+
+    def total(cuts: tuple[int, ...]) -> float:
+        runs = [*itertools.pairwise(cuts)]
+        own = sum(scores[i, a:b].sum() for i, (a, b) in enumerate(runs))
+        ratios = [np.log((b - a) / expected[i]) for i, (a, b) in enumerate(runs)]
+        return own - DURATION * float(np.square(ratios).sum())
+
+    found = monotonic(scores, expected).tolist()
+    if frames <= count:
+        assert found == [min(i, frames) for i in range(count + 1)]
+        return
+    every = [(0, *middle, frames) for middle in itertools.combinations(range(1, frames), count - 1)]
+    assert total(tuple(found)) == pytest.approx(max(map(total, every)))
+
+
+def test_words_are_those_of_the_transcript_in_order_and_near_where_they_are_said(model):
+    words = model.transcribe_words(RECORDING)
+    assert " ".join(word.text for word in words) == model.transcribe(RECORDING) == SAID
+    seconds = len(model.modalities["speech"].read(RECORDING)) / model.sample_rate
+    assert words[0].start >= 0
+    assert words[-1].end <= seconds + 0.04
+    assert all(a.start <= a.end == b.start for a, b in itertools.pairwise(words))
+    assert np.median([abs(word.start - start) for word, start in zip(words, STARTS, strict=True)]) < 0.08
+
+
+def test_words_move_with_the_sound_whatever_the_model_would_transcribe(model):
+    wave = model.modalities["speech"].read(RECORDING)
+    later = model.transcribe_words(torch.cat([torch.zeros(4800), wave]), SAID)  # 0.3 s
+    moved = [b.start - a.start for a, b in zip(model.transcribe_words(wave, SAID), later, strict=True)]
+    assert np.median(moved) == pytest.approx(0.3, abs=0.08)
+
+
+def test_less_sound_than_words_still_has_times(model):
+    words = model.transcribe_words(torch.full((1280,), 0.1), SAID)
+    assert [word.text for word in words] == SAID.split()
+    assert words[-1].end <= 0.08 + 0.04
+
+
+def test_the_command_prints_them(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    run(
+        [
+            "generate",
+            "assets/zipped",
+            "--audio",
+            str(RECORDING),
+            "--timestamps",
+            "-o",
+            str(tmp_path / "a.wav"),
+        ]
+    )
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = [line[2] for line in lines if len(line) == 3 and line[0].replace(".", "").isdigit()]
+    assert found == SAID.split()
+
+
+def test_a_model_without_zips_has_none(model):
+    spoken, written = model.encode("speech", torch.zeros(16_000)), model.encode("text", SAID)
+    single = SharedTower.__new__(SharedTower)
+    with pytest.raises(zipper.ConfigError, match="Single Decoder"):
+        word_times(single, model.modalities, model.statistics, torch.zeros(16_000), spoken, written)
