@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge setup-speaker prepare demo serve train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale gpu report dashboard notebooks test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live gpu report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -133,6 +133,9 @@ bench-saving: $(READY)  ## benchmark the overhead of fault tolerance
 
 bench-scale: $(READY)  ## time and memory with which a training starts on 960 h, simulated (1 GB of disk)
 	$(RUN) bench-scale $(ARGS)
+
+bench-live: $(VENV)/.bench  ## delay of streamed speech and of live words, and errors of word times (12 minutes)
+	$(RUN) bench-live assets/zipped --out results/live.json $(ARGS)
 
 gpu: $(VENV)/.bench $(VENV)/.dev  ## GPU tests, training throughput and decoding speed; ARGS=--small tries it on a CPU
 	$(VENV)/bin/python -m pytest -q tests/zipper/test_gpu.py

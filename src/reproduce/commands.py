@@ -78,6 +78,13 @@ def bench_scale(args: argparse.Namespace) -> None:
     run(args)
 
 
+def bench_live(args: argparse.Namespace) -> None:
+    """measure the delay of streamed speech and of live words, and the error of word times"""
+    from reproduce.bench.live import run
+
+    run(args)
+
+
 def dashboard(args: argparse.Namespace) -> None:
     """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
@@ -120,6 +127,15 @@ def _add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/scale.json"), help="file of the result")
 
 
+def _add_live_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
+    parser.add_argument("--sentences", type=int, default=400, help="of the test split (default: 400)")
+    parser.add_argument("--speaking", type=int, default=20, help="sentences that are spoken (default: 20)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of live sound (default: 30)")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: 2)")
+    parser.add_argument("--out", type=Path, default=Path("build/live.json"), help="file of the result")
+
+
 def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
@@ -130,6 +146,7 @@ COMMANDS: dict[str, Command] = {
     "bench-encoding": config_command(bench_encoding),
     "bench-saving": config_command(bench_saving),
     "bench-scale": Command(bench_scale, _add_scale_arguments),
+    "bench-live": Command(bench_live, _add_live_arguments),
     "report": Command(report, lambda parser: None),
     "sweep": Command(sweep, _add_sweep_arguments),
     "ablate": Command(sweep, _add_sweep_arguments),  # its former name

@@ -125,24 +125,30 @@ def _voice() -> "Hibari":
     return Hibari()
 
 
+def drawn_voice(utterance: Utterance, seed: int, rates: tuple[float, float]) -> tuple[float, float, int]:
+    """Pitch, speed and noise seed of an utterance: functions of (seed, id)."""
+    draw = random.Random(f"{seed} {utterance.id}")
+    pitch = draw.choice(PITCHES)
+    return pitch, draw.uniform(*rates) / pitch, draw.randrange(2**31)
+
+
 def _speak(job: tuple[Utterance, int, tuple[float, float]]) -> None:
     """Synthesizes one utterance and writes its file atomically."""
     utterance, seed, rates = job
-    draw = random.Random(f"{seed} {utterance.id}")
-    pitch = draw.choice(PITCHES)
+    pitch, speed, noise = drawn_voice(utterance, seed, rates)
     assert utterance.text is not None
     assert utterance.audio is not None
-    wave = _voice()(utterance.text + ".", speed=draw.uniform(*rates) / pitch, seed=draw.randrange(2**31))
-    wave = _trim(wave)
+    wave = _voice()(utterance.text + ".", speed=speed, seed=noise)
+    start, end = edges(wave)
     # Playing it `pitch` times faster raises the voice and restores the sampled rate.
-    resampled = AF.resample(torch.from_numpy(wave), round(VOICE_RATE * pitch), VOICE_RATE).numpy()
+    resampled = AF.resample(torch.from_numpy(wave[start:end]), round(VOICE_RATE * pitch), VOICE_RATE).numpy()
     aside = Path(utterance.audio).with_suffix(f".{os.getpid()}.part")  # two processes may write the same file
     sf.write(aside, resampled, VOICE_RATE, format="FLAC", subtype="PCM_16")
     aside.rename(utterance.audio)
 
 
-def _trim(wave: np.ndarray) -> np.ndarray:
-    """Cuts the voice's silence at the edges (about 0.7 s) to MARGIN seconds."""
+def edges(wave: np.ndarray) -> tuple[int, int]:
+    """Samples between which MARGIN seconds of the voice's silence at the edges are left (of about 0.7)."""
     loud = np.flatnonzero(np.abs(wave) > SILENCE)
     margin = int(MARGIN * VOICE_RATE)
-    return wave[max(loud[0] - margin, 0) : loud[-1] + margin] if len(loud) else wave
+    return (max(int(loud[0]) - margin, 0), int(loud[-1]) + margin) if len(loud) else (0, len(wave))
