@@ -63,6 +63,11 @@ class TrainConfig(Section):
         "the alignment sooner; in training alone",
         at_least=0,
     )
+    guide: float = setting(
+        0.0,
+        "weight of leading the zips' attention to the frames that CTC aligns with a token (needs train.ctc)",
+        at_least=0,
+    )
     codebook_weights: list[float] = setting(
         [], "loss weight of each speech codebook; none: all equal", at_least=0
     )
@@ -121,6 +126,15 @@ class TrainConfig(Section):
             raise ConfigError(
                 f"train.precision=bf16-products with train.{other}=true: they do not work together. Use "
                 "32-true, or on a GPU bf16-mixed."
+            )
+        if self.guide and not self.ctc:
+            raise ConfigError(
+                f"train.guide={self.guide:g} needs the alignment of CTC: give train.ctc=0.3, for example."
+            )
+        if self.guide and (self.compile or self.recompute or self.strategy == "fsdp2"):
+            raise ConfigError(
+                f"train.guide={self.guide:g} reads attention weights, which train.compile, train.recompute "
+                "and train.strategy=fsdp2 do not hand out. Leave these out."
             )
         if self.codebook_weights and not self.codebook_weights[0]:
             weights = self.codebook_weights

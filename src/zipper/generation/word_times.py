@@ -16,9 +16,7 @@ from zipper.generation.prompts import prompt_of
 from zipper.modalities.base import Modality
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel, Pair
-from zipper.models.tower import KeyValue
-from zipper.models.zip_block import TimePositions, ZipBlock
-from zipper.models.zipper import ZipperModel
+from zipper.models.zipper import ZipperModel, recorded_attention
 
 BLOCK = 0.02  # seconds whose power is measured
 SILENT = 0.03  # of the loudest block: amplitude of the silence around a sentence
@@ -37,20 +35,10 @@ class Word(NamedTuple):
 @torch.no_grad()
 def cross_attention(model: ZipperModel, document: Document, pair: Pair) -> list[Tensor]:
     """Attention weights of one direction with teacher forcing: float [Tq, Tk] per zip, mean over heads."""
-    found: list[Tensor] = []
-
-    def keep(block: ZipBlock, inputs: tuple[Tensor, TimePositions, KeyValue, Tensor], _: Tensor) -> None:
-        found.append(block.weights(*inputs).mean(1)[0].cpu())
-
-    hooks = [model.zip(stage, *pair).register_forward_hook(keep) for stage in range(model.stages)]
-    try:
-        device = next(model.parameters()).device
-        batch = collate([document], {name: model.cfg.towers[name].codebooks for name in model.names})
-        model.eval()(batch.on(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    batch = collate([document], {name: model.cfg.towers[name].codebooks for name in model.names})
+    with recorded_attention(model.eval(), *pair) as found:
+        model(batch.on(next(model.parameters()).device))
+    return [weights[0].cpu() for weights in found]
 
 
 def word_times(

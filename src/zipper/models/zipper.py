@@ -1,6 +1,7 @@
 """Zipper: towers joined by zips (paper 3.1). Any number of towers; one tower alone is plain pre-training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from zipper.config import ModelConfig
 from zipper.data.batches import Batch
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.tower import Tower
+from zipper.models.tower import KeyValue, Tower
 from zipper.models.zip_block import (
     TimePositions,
     ZipBlock,
@@ -167,6 +168,23 @@ class ZipperModel(MultimodalModel):
         block = self.zips[stage][_key(query, source)]  # type: ignore[index]  # a ModuleDict
         assert isinstance(block, ZipBlock)
         return block
+
+
+@contextmanager
+def recorded_attention(model: ZipperModel, query: str, source: str) -> Iterator[list[Tensor]]:
+    """Context that collects the weights of one direction's cross-attention in every forward pass, with their
+    gradient: [R, Tq, Tk] per zip, mean over heads, for the documents in which the direction occurs."""
+    found: list[Tensor] = []
+
+    def keep(block: ZipBlock, inputs: tuple[Tensor, TimePositions, KeyValue, Tensor], _: Tensor) -> None:
+        found.append(block.weights(*inputs).mean(1))
+
+    hooks = [model.zip(stage, query, source).register_forward_hook(keep) for stage in range(model.stages)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _key(query: str, source: str) -> str:

@@ -1,18 +1,25 @@
 """CTC of an answer's letters on the states of its prompt, beside next-token prediction (hybrid CTC/attention,
-arXiv 1609.06773). It finds the alignment that attention learns late or, on a few hours of speech, not at all.
+arXiv 1609.06773). It finds the alignment that attention learns late or, on a few hours of speech, not at all;
+attention can be guided by it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchaudio.functional import forced_align
 
 from zipper.config import modalities_of
 from zipper.data.batches import Batch
 from zipper.errors import ConfigError
 from zipper.modalities.base import Modality
 from zipper.models.multimodal import MultimodalModel
+from zipper.models.zipper import ZipperModel, recorded_attention
+
+MARGIN = 2  # timesteps on either side of a token's letters that its attention may go to
+LEAST = 1e-4  # added to attention weights before the logarithm
 
 
 class CtcHead(nn.Module):
@@ -36,24 +43,65 @@ class CtcHead(nn.Module):
     def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
         """Share of these documents in the loss per token of the step's answers: []. states: of every
         modality, [B, T, D]."""
-        source, target = batch.streams[self.prompt], batch.streams[self.answer]
-        # Documents that begin with the prompt: speech that follows its text has seen the text.
-        first = source.valid[:, 0] & (source.order[:, 0] == 0)
-        letters = self.get_buffer("table")[target.tokens[..., 0]]  # [B, S, L]
-        written = (letters > 0) & (target.valid & first[:, None])[..., None]
-        lengths = written.sum((1, 2))
-        scores = self.linear(states[self.prompt])  # [B, T, letters + 1]
-        if scores.dtype != torch.float64:
-            scores = scores.float()
+        letters = self._letters(batch)
+        lengths = (letters > 0).sum((1, 2))
         each = F.ctc_loss(
-            scores.log_softmax(-1).transpose(0, 1),
-            letters[written],
-            source.valid.sum(1).clamp(min=1),
+            self._scores(states).transpose(0, 1),
+            letters[letters > 0],
+            batch.streams[self.prompt].valid.sum(1).clamp(min=1),
             lengths,
             reduction="none",
             zero_infinity=True,  # an answer that is longer than its prompt
         )
         return torch.where(lengths > 0, each, 0.0).sum() / max(batch.total[self.answer], 1.0)
+
+    def guide(self, states: dict[str, Tensor], batch: Batch, attention: Sequence[Tensor]) -> Tensor:
+        """-log of the attention that each token of an answer pays to the frames in which it is said, mean
+        over zips, in the unit of `forward`: [].
+
+        The frames are those of its letters in the best alignment, and MARGIN on either side; a token counts
+        as much as CTC is sure of its letters there. attention: [R, Tq, Tk] per zip, of the answer to the
+        prompt (`recorded_attention`).
+        """
+        rows, frames, tokens = (
+            batch.attends_to[self.answer, self.prompt],
+            batch.streams[self.prompt].valid.sum(1).tolist(),
+            self._letters(batch).cpu(),
+        )
+        scores, shape = self._scores(states).detach().float().cpu(), attention[0].shape
+        said, sure = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[:2])
+        for at, row in enumerate(rows.tolist()):
+            place, _ = (tokens[row] > 0).nonzero(as_tuple=True)  # of each letter's token
+            written = tokens[row][tokens[row] > 0]
+            needed = len(written) + int((written[1:] == written[:-1]).sum())
+            if not 0 < needed <= frames[row]:
+                continue
+            path, score = forced_align(scores[row : row + 1, : frames[row]], written[None].int())
+            begins = (path[0] > 0) & F.pad(path[0, 1:] != path[0, :-1], (1, 0), value=True)
+            spoken = path[0] > 0
+            of = place[begins.cumsum(0)[spoken] - 1]  # token of each frame that is no blank
+            when = spoken.nonzero()[:, 0]
+            for token in place.unique().tolist():
+                own = when[of == token]
+                # The query before a token predicts it.
+                said[at, token - 1, max(0, int(own[0]) - MARGIN) : int(own[-1]) + MARGIN + 1] = True
+                sure[at, token - 1] = score[0, own].exp().mean()
+        said, sure = said.to(attention[0].device), sure.to(attention[0].device)
+        missed = [-(sure * ((weights * said).sum(-1) + LEAST).log()).sum() for weights in attention]
+        return torch.stack(missed).mean() / max(batch.total[self.answer], 1.0)
+
+    def _letters(self, batch: Batch) -> Tensor:
+        """Letters of each token of the answers, 0 for none: int64 [B, S, L]. Only documents that begin with
+        the prompt have any: speech that follows its text has seen the text."""
+        source, target = batch.streams[self.prompt], batch.streams[self.answer]
+        first = source.valid[:, 0] & (source.order[:, 0] == 0)
+        written = target.valid & first[:, None]
+        return self.get_buffer("table")[target.tokens[..., 0]] * written[..., None]
+
+    def _scores(self, states: dict[str, Tensor]) -> Tensor:
+        """Log probabilities [B, T, letters + 1] of the prompt's states."""
+        scores = self.linear(states[self.prompt])
+        return (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1)
 
 
 class CtcHeads(nn.Module):
@@ -84,6 +132,23 @@ class CtcHeads(nn.Module):
             )
         return cls(heads).to(next(model.parameters()).dtype)  # Lightning casts after loading a checkpoint
 
+    @contextmanager
+    def recorded(self, model: MultimodalModel) -> Iterator[list[list[Tensor]]]:
+        """Context that collects what `guide` needs of a forward pass."""
+        assert isinstance(model, ZipperModel)
+        with ExitStack() as stack:
+            yield [
+                stack.enter_context(recorded_attention(model, one.answer, one.prompt)) for one in self._own()
+            ]
+
+    def guide(self, states: dict[str, Tensor], batch: Batch, attention: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Sum of the heads' `CtcHead.guide`: []. attention: of `recorded`."""
+        heads = zip(self._own(), attention, strict=True)
+        return torch.stack([head.guide(states, batch, own) for head, own in heads]).sum()
+
     def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
         """Sum of the heads' losses: []. states: of every modality, [B, T, D]."""
-        return torch.stack([head(states, batch) for head in self.heads.values()]).sum()
+        return torch.stack([head(states, batch) for head in self._own()]).sum()
+
+    def _own(self) -> list[CtcHead]:
+        return [head for head in self.heads.values() if isinstance(head, CtcHead)]

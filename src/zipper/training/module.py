@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import lightning as L
@@ -19,6 +20,7 @@ from zipper.models.building import build_untrained, idle_parts, set_trainable
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
+from zipper.models.zipper import ZipperModel
 from zipper.training.ctc import CtcHeads
 from zipper.training.data import ZipperData
 from zipper.training.engine import shard
@@ -78,6 +80,11 @@ class ZipperModule(L.LightningModule):
                     f"train.ctc={self.cfg.train.ctc:g} needs the letters of the tokens: pass a "
                     "zipper.ZipperData to the Trainer's fit, or leave ctc out."
                 )
+            if self.cfg.train.guide and not isinstance(self.model, ZipperModel):
+                raise ConfigError(
+                    f"train.guide={self.cfg.train.guide:g} leads the attention of zips, and model.kind="
+                    f"{self.cfg.model.kind} has none. Leave it out."
+                )
             self.ctc = CtcHeads.of(self.model, self.cfg.train.tasks, data.dataset.modalities)
 
     def configure_model(self) -> None:
@@ -119,7 +126,10 @@ class ZipperModule(L.LightningModule):
             batch = mask_history(batch, self.model, train.hide, train.hide_span)
         if train.mask:
             batch = mask_prompt(batch, self.model, train.mask, train.mask_span)
-        states = self.model(batch)
+        with ExitStack() as recording:
+            guided = self.ctc if train.guide else None
+            attention = recording.enter_context(guided.recorded(self.model)) if guided else []
+            states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
             books = self.cfg.train.codebook_weights
@@ -133,6 +143,10 @@ class ZipperModule(L.LightningModule):
             aligned = self.ctc(states, batch) * slices
             self.log("train/loss_ctc", aligned, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + self.cfg.train.ctc * aligned
+            if guided is not None:
+                missed = guided.guide(states, batch, attention) * slices
+                self.log("train/loss_guide", missed, batch_size=len(batch.ids), sync_dist=True)
+                loss = loss + train.guide * missed
         if self.model.next_modality_heads:
             head_loss = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
             self.log("train/loss_switch", head_loss, batch_size=len(batch.ids), sync_dist=True)

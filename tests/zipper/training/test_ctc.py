@@ -11,6 +11,8 @@ from conftest import as_batch, config, module_for, training_documents
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
 from zipper.generation.exported import load_trained
+from zipper.models.zipper import recorded_attention
+from zipper.training import ctc
 from zipper.training import run as run_module
 from zipper.training.ctc import CtcHead, CtcHeads
 from zipper.training.module import ZipperModule
@@ -59,6 +61,62 @@ def test_it_equals_a_sum_over_all_alignments(dataset):
     torch.testing.assert_close(head(states, batch), expected / batch.total["text"], rtol=1e-5, atol=1e-6)
 
 
+def best_path(scores: torch.Tensor, answer: list[int]) -> tuple[int, ...]:
+    """The likeliest path [T] that collapses to an answer, among all."""
+    paths = []
+    for path in itertools.product(range(scores.shape[1]), repeat=len(scores)):
+        if [code for code, _ in itertools.groupby(path) if code] == answer:
+            paths.append((float(sum(scores[t, code] for t, code in enumerate(path)).detach()), path))
+    return max(paths)[1]
+
+
+def test_a_guide_is_the_attention_to_the_frames_of_a_tokens_letters(dataset, monkeypatch):
+    monkeypatch.setattr(ctc, "MARGIN", 0)
+    module = module_for(dataset)
+    documents = short(training_documents(dataset, 4, "asr"))
+    batch = as_batch(module.model, documents)
+    head, spelling = head_for(module)
+    torch.nn.init.normal_(head.linear.weight)
+    with recorded_attention(module.model, "text", "speech") as attention:
+        states = module.model(batch)
+    expected = torch.zeros(())
+    for row, document in enumerate(documents):
+        scores = head.linear(states["speech"][row]).log_softmax(-1)
+        words = [spelling[int(token)] for token in document.segments[1].tokens[:, 0]]
+        path = best_path(scores, [1 + "ab".index(letter) for letter in "".join(words)])
+        runs = itertools.groupby(enumerate(path), lambda at: at[1])
+        letters = [[t for t, _ in run] for code, run in runs if code]
+        for token, word in enumerate(words):
+            if word:
+                own = [*itertools.chain(*letters[: len(word)])]
+                del letters[: len(word)]
+                sure = torch.stack([scores[t, path[t]].exp() for t in own]).mean().detach()
+                for weights in attention:
+                    seen = weights[row, token - 1, own[0] : own[-1] + 1].sum()
+                    expected = expected - sure * (seen + ctc.LEAST).log() / len(attention)
+    found = head.guide(states, batch, attention)
+    torch.testing.assert_close(found, expected / batch.total["text"], rtol=1e-4, atol=1e-6)
+    found.backward()
+    for stage in range(module.model.stages):
+        assert module.model.zip(stage, "text", "speech").to_q.weight.grad.abs().sum() > 0
+    assert head.linear.weight.grad is None  # the guide does not move who guides
+
+
+def test_a_guide_of_some_documents_is_that_of_these_alone(dataset):
+    module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
+    head, _ = head_for(module)
+    recognised, spoken = (short(training_documents(dataset, 3, task)) for task in ("asr", "tts"))
+    losses = []
+    for documents in (recognised, [*spoken, *recognised], spoken):
+        batch = as_batch(module.model, documents)
+        with recorded_attention(module.model, "text", "speech") as attention:
+            states = module.model(batch)
+        losses.append(float(head.guide(states, batch, attention).detach()) * batch.total["text"])
+    assert losses[0] > 0
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == 0
+
+
 def test_speech_that_follows_its_text_is_not_aligned(dataset):
     module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
     head, _ = head_for(module)
@@ -87,11 +145,17 @@ def test_letters_are_those_of_the_subwords(dataset):
 def test_a_training_without_letters_is_refused():
     with pytest.raises(ConfigError, match="no task of two modalities"):
         run_module.train(config("name=spoken", "train.tasks={tts: 1, asr: 0}", "train.ctc=0.5"), "x")
+    words = ("model.kind=single_decoder", "model.towers.speech.width=16", "train.ctc=1", "train.guide=1")
+    single = config("name=single", *words)
+    with pytest.raises(ConfigError, match="has none"):
+        run_module.train(single, "x")
+    with pytest.raises(ConfigError, match=r"train\.ctc=0\.3"):
+        config("train.guide=1")
 
 
 @pytest.mark.usefixtures("prepared", "nothing_is_drawn")
 def test_it_is_trained_and_not_exported():
-    words = ("name=aligned", "train.steps=4", "train.validate_every=2", "train.ctc=0.5")
+    words = ("name=aligned", "train.steps=4", "train.validate_every=2", "train.ctc=0.5", "train.guide=0.3")
     run_module.train(config(*words), "x")
     checkpoint = Path("build/runs/aligned/checkpoints/last.ckpt")
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
