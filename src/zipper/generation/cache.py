@@ -218,6 +218,44 @@ class KVCache:
         self.layer_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.layer_kv.items()}
         self.zip_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zip_kv.items()}
 
+    def join(self, other: "KVCache") -> None:
+        """Append the rows of another cache of the same model. Neither may be compiled."""
+        for backbone in self.valid:
+            room = max(one.valid[backbone].shape[1] for one in (self, other))
+            for one in (self, other):
+                if room > one.valid[backbone].shape[1]:
+                    one._resize(backbone, room)
+            self.length[backbone] = max(self.length[backbone], other.length[backbone])
+        for mine, theirs in ((self.end_time, other.end_time), (self.last_states, other.last_states)):
+            for name in {*mine, *theirs}:  # a tower without tokens has none
+                parts = [kept.get(name) for kept in (mine, theirs)]
+                like = next(part for part in parts if part is not None)
+                counts = len(self.multimodal), len(other.multimodal)
+                mine[name] = torch.cat(
+                    [
+                        like.new_zeros(n, *like.shape[1:]) if part is None else part
+                        for n, part in zip(counts, parts, strict=True)
+                    ]
+                )
+        self.multimodal = torch.cat([self.multimodal, other.multimodal])
+        for mine, theirs in ((self.valid, other.valid), (self.count, other.count)):
+            mine.update({name: torch.cat([rows, theirs[name]]) for name, rows in mine.items()})
+        self.layer_kv = {key: _joined(kv, other.layer_kv[key]) for key, kv in self.layer_kv.items()}
+        self.zip_kv = {key: _joined(kv, other.zip_kv[key]) for key, kv in self.zip_kv.items()}
+        self.biases, self.cross_biases = {}, {}
+
+    def trim(self) -> None:
+        """Drop timesteps in which no row has a token, at the start (whole blocks) and the end."""
+        for backbone, valid in self.valid.items():
+            used = valid.any(0).nonzero()[:, 0].tolist()
+            start = used[0] // BLOCK * BLOCK if used else 0
+            self.length[backbone] = used[-1] + 1 - start if used else 0
+            if start:
+                self.valid[backbone] = valid[:, start:].contiguous()
+                for kept, key, _, _ in self._buffers(backbone):
+                    kept[key] = KeyValue(*(buffer[:, :, start:].contiguous() for buffer in kept[key]))
+        self.biases, self.cross_biases = {}, {}
+
     def _cross_mask(self, other: str, tokens: int) -> Tensor:
         """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal
         documents."""
@@ -229,7 +267,11 @@ class KVCache:
         have = self.valid[backbone].shape[1]
         if timesteps <= have:
             return
-        room = _round_up(max(timesteps, 2 * have), BLOCK)
+        self._resize(backbone, _round_up(max(timesteps, 2 * have), BLOCK))
+
+    def _resize(self, backbone: str, room: int) -> None:
+        """Grow the buffers of `_grow` to `room` timesteps."""
+        have = self.valid[backbone].shape[1]
         grown = self.valid[backbone].new_zeros(len(self.multimodal), room)
         grown[:, :have] = self.valid[backbone]
         self.valid[backbone] = grown
@@ -261,6 +303,10 @@ def compiled() -> Callable[..., Tensor]:
         MAX_GRAPHS, torch._dynamo.config.accumulated_recompile_limit
     )
     return torch.compile(KVCache._run, fullgraph=True, dynamic=False)
+
+
+def _joined(rows: KeyValue, more: KeyValue) -> KeyValue:
+    return KeyValue(torch.cat([rows.key, more.key]), torch.cat([rows.value, more.value]))
 
 
 def _round_up(timesteps: int, multiple: int) -> int:

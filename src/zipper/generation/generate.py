@@ -204,7 +204,7 @@ class Generator:
         while criteria.open_rows.any():
             states = self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
             logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
-            tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, criteria.timestep]))
+            tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, int(criteria.timestep[0])]))
             fresh = criteria.open_rows
             yield tokens
             criteria.add(tokens[:, 0].cpu().numpy())
@@ -215,14 +215,21 @@ class Generator:
     def _segments(
         self, rows: list[int], tokens: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
     ) -> list[GenerationOutput]:
-        tokens, last, out = tokens.cpu(), self.layout.last_timestep(ended) + 1, []
-        for row in rows:
-            own = tokens[row, : last[row]]
-            finish_reason: FinishReason = (
-                "loop" if looping[row] else "cap" if ended[row] == caps[row] + 1 else "end"
-            )
-            out.append(GenerationOutput(self.name, own, self.layout.content(own), finish_reason))
-        return out
+        tokens, name, layout = tokens.cpu(), self.name, self.layout
+        return [
+            finished(name, layout, tokens[row], int(ended[row]), bool(looping[row]), caps[row])
+            for row in rows
+        ]
+
+
+def finished(
+    name: str, layout: TokenLayout, tokens: Tensor, ended: int, looping: bool, cap: int
+) -> GenerationOutput:
+    """Segment of tokens int64 [S, Q], BOS first; those after its end are dropped. ended: timestep of its
+    EOS."""
+    own = tokens[: int(layout.last_timestep(np.array(ended))) + 1]
+    reason: FinishReason = "loop" if looping else "cap" if ended == cap + 1 else "end"
+    return GenerationOutput(name, own, layout.content(own), reason)
 
 
 def prefill(

@@ -22,6 +22,9 @@ class LogitsProcessor:
         return logits.masked_fill(self.mask, float("-inf"))
 
 
+ROWS = ("caps", "timestep", "ended", "open_rows", "looping", "past", "run")  # arrays of StoppingCriteria
+
+
 class StoppingCriteria:
     """Generation state of each row. NumPy arrays on the CPU, which have less overhead for so few numbers."""
 
@@ -31,7 +34,7 @@ class StoppingCriteria:
         """rows: rows that generate. caps: maximum content length of every row. max_repeats: see
         `DatasetStatistics.max_repeats`."""
         self.layout, self.caps, self.max_repeats = layout, caps, np.array(max_repeats, dtype=np.int64)
-        self.timestep = 1
+        self.timestep = np.ones(len(caps), dtype=np.int64)  # the next one
         self.ended = np.full(len(caps), NOT_ENDED)
         self.open_rows = np.isin(np.arange(len(caps)), rows)
         self.looping = np.zeros(len(caps), dtype=bool)
@@ -53,3 +56,13 @@ class StoppingCriteria:
             self.past = np.concatenate([first[:, None], self.past[:, :-1]], axis=1)
             self.looping = self.looping | ((self.run >= self.max_repeats).any(1) & (self.ended == NOT_ENDED))
         self.timestep += 1
+
+    def join(self, other: "StoppingCriteria") -> None:
+        """Append the rows of another batch of this layout."""
+        for key in ROWS:
+            setattr(self, key, np.concatenate([getattr(self, key), getattr(other, key)]))
+
+    def select(self, rows: np.ndarray) -> None:
+        """Keep the rows int64 [N] in this order."""
+        for key in ROWS:
+            setattr(self, key, getattr(self, key)[rows])

@@ -92,16 +92,17 @@ class TokenLayout(NamedTuple):
         allowed[FILLER, self.eos if self.filler is None else self.filler] = True  # for finished rows
         return allowed
 
-    def kinds(self, timestep: int, ended: np.ndarray, must_end: np.ndarray) -> np.ndarray:
+    def kinds(self, timestep: int | np.ndarray, ended: np.ndarray, must_end: np.ndarray) -> np.ndarray:
         """Kind of each codebook's position at a timestep >= 1: int [B, Q], indices into the rows of
         `allowed`.
 
-        ended int [B]: timestep of the row's EOS, or NOT_ENDED. must_end bool [B]: codebook 0 may only predict
-        EOS.
+        timestep: of all rows, or of each, int [B]. ended int [B]: timestep of the row's EOS, or NOT_ENDED.
+        must_end bool [B]: codebook 0 may only predict EOS.
         """
         first = np.where(ended > timestep, np.where(must_end, END, FREE), FILLER)[:, None]
         delay = LAGS[self.pattern] * np.arange(1, self.codebooks)
-        due = (timestep - 1 - delay >= 0) & (timestep - delay < ended[:, None])  # [B, Q - 1]
+        since = np.asarray(timestep)[..., None] - delay
+        due = (since >= 1) & (since < ended[:, None])  # [B, Q - 1]
         return np.concatenate([first, np.where(due, CONTENT, FILLER)], axis=1)
 
     def with_fillers(self, tokens: Tensor) -> Tensor:

@@ -27,8 +27,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.datastructures import UploadFile
 from torch import Tensor
 
+from zipper.data.documents import Document
 from zipper.errors import ConfigError, DataError
 from zipper.generation.zipper import Zipper
+from zipper.modalities.speech import Speech
 from zipper.serving.batcher import Batcher, Busy
 from zipper.serving.middleware import LimitBody, Measure, TooLarge, TooSlow
 
@@ -41,6 +43,7 @@ FORMATS = {  # of libsndfile: format, subtype, media type
 }
 TEXTS = ("json", "text", "verbose_json")
 MODELS = ("whisper-1", "tts-1", "tts-1-hd")  # names that clients send without being told
+PIECE = 0.2  # seconds of a piece of streamed speech
 MARGIN = 480  # samples at PCM_RATE that the resampling filter may still change
 
 
@@ -121,8 +124,15 @@ def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None
         text = await _answer(batcher, "speech", wave, "text")
         if shape == "text":
             return PlainTextResponse(text + "\n")
-        more = {"task": "transcribe", "language": "english", "duration": len(wave) / model.sample_rate}
-        return JSONResponse({"text": text, **(more if shape == "verbose_json" else {})})
+        if shape == "json":
+            return JSONResponse({"text": text})
+        words = await asyncio.wrap_future(
+            batcher.run(lambda: model.transcribe_words(wave, text) if text else [])
+        )
+        times = [{"word": word, "start": start, "end": end} for word, start, end in words]
+        seconds = len(wave) / model.sample_rate
+        head = {"task": "transcribe", "language": "english", "duration": seconds}
+        return JSONResponse({**head, "text": text, "words": times})
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
@@ -137,7 +147,8 @@ def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None
         if asked.get("speed", 1) != 1:
             raise Refused(400, "speed: this model speaks at one speed. Leave it out.", "speed")
         if shape == "pcm":
-            pieces = _pcm(batcher.stream(text), model.sample_rate)
+            prompt = await asyncio.to_thread(_prompt, model, "text", text)
+            pieces = _pcm(_spoken(batcher, prompt), model.sample_rate)
             first = await asyncio.to_thread(_refusing, next, pieces, b"")
             return StreamingResponse(itertools.chain([first], pieces), media_type="audio/pcm")
         wave = await _answer(batcher, "text", text, "speech")
@@ -194,23 +205,35 @@ def _wave(model: Zipper, content: bytes) -> Tensor:
             raise Refused(400, str(error).replace(str(file), "The recording"), "file") from error
 
 
-def _refusing(run: Any, *arguments: Any) -> Any:
+def _refusing(run: Any, *arguments: Any, parameter: str = "input") -> Any:
     """Result of a call. Raises Refused in place of a model's errors."""
     try:
         return run(*arguments)
     except Busy as error:
         raise Refused(429, str(error)) from error
     except (ConfigError, DataError) as error:
-        raise Refused(400, str(error), "input") from error
+        raise Refused(400, str(error), parameter) from error
+
+
+def _prompt(model: Zipper, modality: str, raw: Any) -> Document:
+    """All have one id, so that an answer does not depend on the others. Raises Refused."""
+    return _refusing(
+        model.document, "0", {modality: raw}, parameter="file" if modality == "speech" else "input"
+    )
 
 
 async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
     """Value that a model generates. Raises Refused."""
-    future = _refusing(batcher.generate, modality, raw, to)
-    try:
-        return await asyncio.wrap_future(future)  # cancelled with the request
-    except (ConfigError, DataError) as error:
-        raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
+    prompt = await asyncio.to_thread(_prompt, batcher.model, modality, raw)
+    segment = await asyncio.wrap_future(_refusing(batcher.generate, prompt, to))  # cancelled with the request
+    return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
+
+
+def _spoken(batcher: Batcher, prompt: Document) -> Iterator[Tensor]:
+    """Pieces float32 [n] of speech while it is generated."""
+    speech = batcher.model.modalities["speech"]
+    assert isinstance(speech, Speech)
+    return speech.decode_stream(batcher.stream(prompt, "speech"), PIECE)
 
 
 def _pcm(pieces: Iterator[Tensor], rate: int) -> Iterator[bytes]:

@@ -1,5 +1,7 @@
-"""One thread that runs a model for many requests: those that wait together are generated together."""
+"""One thread that runs a model for many requests: they join a batch while it is generated, and leave it when
+they have ended."""
 
+import itertools
 import queue
 import threading
 from collections import deque
@@ -8,11 +10,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from zipper.data.documents import Document
 from zipper.errors import ZipperError
-from zipper.generation.generate import generate
-from zipper.generation.prompts import prompt_of
+from zipper.generation.continuous import ContinuousBatch, Running
+from zipper.generation.generate import GenerationOutput, check_prompts
 from zipper.generation.zipper import Zipper
 
 END = None  # of a stream's pieces
@@ -22,20 +26,22 @@ class Busy(ZipperError):
     """Too many requests wait already."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
-    """A prompt, and the modality to generate. pieces: of the waveform, for a stream."""
+    """A prompt, and the modality to generate. pieces: of the content int64 [Q, F], for a stream."""
 
-    modality: str
-    raw: Any
+    prompt: Document
     to: str
-    future: "Future[Any]" = field(default_factory=Future)
-    pieces: "queue.Queue[Tensor | Exception | None] | None" = None
+    future: "Future[GenerationOutput]" = field(default_factory=Future)
+    pieces: "queue.Queue[Tensor | Exception | None]" = field(default_factory=queue.Queue)
+    streams: bool = False
+    sent: int = 0  # frames
+    row: Running | None = None  # while it is generated
 
 
 class Batcher:
-    """Runs a model in its own thread. Requests of one kind that wait when it is free become one batch, whose
-    prompts do not affect one another."""
+    """Runs a model's network in its own thread; a modality's requests are one `ContinuousBatch`. Encoding and
+    decoding are the callers'. An answer does not depend on the others."""
 
     def __init__(
         self,
@@ -44,28 +50,47 @@ class Batcher:
         waiting: int = 64,
         seen: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """batch: largest one. waiting: requests that may wait; more are refused. seen: told of each batch."""
+        """batch: most requests at once, of each modality. waiting: requests that may wait for that; more are
+        refused. seen: told of the size of each timestep's batch. Raises ConfigError on beam search."""
         self.model, self.batch, self.most, self.seen = model.eval(), batch, waiting, seen
+        network, decode = model.network, model.config.decode
+        self.batches = {
+            name: ContinuousBatch(network, name, model.statistics, decode) for name in network.names
+        }
+        self.running: dict[str, list[Request]] = {name: [] for name in network.names}
         self.waiting: deque[Request] = deque()
+        self.calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self.changed = threading.Condition()
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="zipper-batcher", daemon=True)
         self.thread.start()
 
-    def generate(self, modality: str, raw: Any, to: str) -> "Future[Any]":
-        """Value of the segment of modality `to` after a prompt: text, or a waveform float32 [n]. Raises Busy;
-        the future raises ConfigError or DataError on a prompt that cannot be used."""
-        return self._add(Request(modality, raw, to)).future
+    def generate(self, prompt: Document, to: str) -> "Future[GenerationOutput]":
+        """Segment of modality `to` after a prompt. Raises Busy, and ConfigError as `check_prompts`."""
+        return self._add(Request(prompt, to)).future
 
-    def stream(self, text: str) -> Iterator[Tensor]:
-        """Pieces float32 [n] of a text's speech while it is generated. Raises as `generate`, before the first
-        piece."""
-        request = self._add(Request("text", text, "speech", pieces=queue.Queue()))
-        assert request.pieces is not None
-        while (piece := request.pieces.get()) is not END:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
+    def stream(self, prompt: Document, to: str) -> Iterator[Tensor]:
+        """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, before
+        the first piece. One that is closed early is not generated further."""
+        request = self._add(Request(prompt, to, streams=True))
+        try:
+            while (piece := request.pieces.get()) is not END:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            if request.row is not None:
+                request.row.wanted = False
+
+    def run(self, function: Callable[[], Any]) -> "Future[Any]":
+        """Result of a function that uses the network, between two timesteps."""
+        future: Future[Any] = Future()
+        with self.changed:
+            if self.closed:
+                raise Busy("The server stops.")
+            self.calls.append((function, future))
+            self.changed.notify()
+        return future
 
     def close(self) -> None:
         """Finish what waits, then stop."""
@@ -75,6 +100,7 @@ class Batcher:
         self.thread.join()
 
     def _add(self, request: Request) -> Request:
+        check_prompts(self.model.network, [request.prompt], [request.to])
         with self.changed:
             if self.closed or len(self.waiting) >= self.most:
                 raise Busy(f"{len(self.waiting)} requests wait already. Try again in a few seconds.")
@@ -82,58 +108,72 @@ class Batcher:
             self.changed.notify()
         return request
 
-    def _take(self) -> list[Request]:
-        """The next batch; empty once closed. A stream is taken alone."""
-        with self.changed:
-            while not self.waiting and not self.closed:
-                self.changed.wait()
-            if not self.waiting:
-                return []
-            first = self.waiting.popleft()
-            if first.pieces is not None:
-                return [first]
-            alike = [one for one in self.waiting if one.to == first.to and one.pieces is None]
-            batch = [first, *alike[: self.batch - 1]]
-            for one in batch[1:]:
-                self.waiting.remove(one)
-            return batch
-
     def _run(self) -> None:
-        while batch := self._take():
-            self.seen(len(batch))
-            if batch[0].pieces is not None:
-                self._speak(batch[0])
-            else:
-                self._generate(batch)
+        while True:
+            with self.changed:
+                while not (self.waiting or self.calls or any(self.running.values()) or self.closed):
+                    self.changed.wait()
+                if not (self.waiting or self.calls or any(self.running.values())):
+                    return
+                calls, joining = [*self.calls], self._joining()
+                self.calls.clear()
+            for function, future in calls:
+                if future.set_running_or_notify_cancel():
+                    try:
+                        future.set_result(function())
+                    except Exception as error:  # whoever asked gets it
+                        future.set_exception(error)
+            for name in self.batches:
+                try:
+                    self._step(name, [one for one in joining if one.to == name])
+                except Exception as error:  # whoever asked gets it, and the thread goes on
+                    self._fail(name, error)
 
-    def _speak(self, request: Request) -> None:
-        assert request.pieces is not None
-        try:
-            for piece in self.model.stream(request.raw):
-                request.pieces.put(piece)
-        except Exception as error:  # the request's, not the server's end
-            request.pieces.put(error)
-        request.pieces.put(END)
+    def _joining(self) -> list[Request]:
+        """Requests that have room in their batch, in the order in which they came."""
+        found: list[Request] = []
+        for name, running in self.running.items():
+            alike = (one for one in self.waiting if one.to == name)
+            found += itertools.islice(alike, max(0, self.batch - len(running)))
+        for one in found:
+            self.waiting.remove(one)
+        return [
+            one for one in found if one.future.set_running_or_notify_cancel()
+        ]  # or whoever asked has gone
 
-    def _generate(self, batch: list[Request]) -> None:
-        model, documents, running = self.model, [], []
-        for request in batch:
-            if not request.future.set_running_or_notify_cancel():
-                continue  # whoever asked has gone
-            try:
-                # All have one id, so that an answer does not depend on the batch.
-                documents.append(prompt_of("0", model.encode(request.modality, request.raw)))
-                running.append(request)
-            except Exception as error:  # that of one prompt, which does not end the batch
-                request.future.set_exception(error)
+    def _step(self, name: str, joining: list[Request]) -> None:
+        batch, running = self.batches[name], self.running[name]
+        running += joining
+        if joining:
+            rows = batch.add([one.prompt for one in joining])
+            for one, row in zip(joining, rows, strict=True):
+                one.row = row
         if not running:
             return
-        try:
-            order = [running[0].to]
-            found = generate(model.network, documents, order, model.statistics, model.config.decode)
-            for request, (segment,) in zip(running, found, strict=True):
-                request.future.set_result(model.modalities[segment.modality].decode(segment.content))
-        except Exception as error:  # whoever asked gets it, and the thread goes on
-            for request in running:
-                if not request.future.done():
-                    request.future.set_exception(error)
+        self.seen(len(running))
+        left = {id(row) for row in batch.step()}
+        for one in running:
+            if one.streams:
+                self._send(one)
+        for one in [one for one in running if id(one.row) in left]:
+            running.remove(one)
+            one.pieces.put(END)
+            if one.row is not None and one.row.output is not None:
+                one.future.set_result(one.row.output)
+
+    def _send(self, request: Request) -> None:
+        """Hand out the frames whose codebooks are all known."""
+        assert request.row is not None
+        content = self.batches[request.to].layout.complete(torch.stack(request.row.tokens))
+        if content.shape[1] > request.sent:
+            request.pieces.put(content[:, request.sent :])
+            request.sent = content.shape[1]
+
+    def _fail(self, name: str, error: Exception) -> None:
+        """Give an error to all of a batch, and begin a new one."""
+        network, decode = self.model.network, self.model.config.decode
+        self.batches[name] = ContinuousBatch(network, name, self.model.statistics, decode)
+        for one in self.running[name]:
+            one.future.set_exception(error)
+            one.pieces.put(error)
+        self.running[name] = []

@@ -54,8 +54,11 @@ def test_openais_client_transcribes(client, model):
     with RECORDING.open("rb") as file:
         assert client.audio.transcriptions.create(model="whisper-1", file=file).text == expected
     with RECORDING.open("rb") as file:
-        answer = client.audio.transcriptions.create(model="zipper", file=file, response_format="verbose_json")
+        answer = client.audio.transcriptions.create(
+            model="zipper", file=file, response_format="verbose_json", timestamp_granularities=["word"]
+        )
     assert answer.text == expected
+    assert [(one.word, one.start, one.end) for one in answer.words] == model.transcribe_words(RECORDING)
     assert answer.duration == pytest.approx(sf.info(RECORDING).duration, abs=0.01)
     with RECORDING.open("rb") as file:
         answer = client.audio.transcriptions.create(model="zipper", file=file, response_format="text")
@@ -157,22 +160,48 @@ def test_more_requests_than_may_wait_are_refused_until_some_are_answered(model):
         assert answer.headers["Retry-After"]
 
 
-def test_requests_that_wait_are_generated_together_as_if_alone(model, monkeypatch):
+def test_requests_join_and_leave_a_batch_and_get_what_they_would_get_alone(model):
     sizes: list[int] = []
     texts = [TEXT, "julia carried thirty five green buttons", "every wednesday at five daniel slept"]
+    prompts = [model.document("0", {"text": text}) for text in texts]
     expected = [model.synthesize(text) for text in texts]
+    speech = model.modalities["speech"]
     batcher = Batcher(model, batch=2, seen=sizes.append)
     with batcher.changed:  # the model is busy until all have come
-        futures = [batcher.generate("text", text, "speech") for text in texts]
-        bad, gone = batcher.generate("text", "7", "speech"), batcher.generate("text", TEXT, "speech")
+        futures = [batcher.generate(prompt, "speech") for prompt in prompts]
+        gone = batcher.generate(prompts[0], "speech")
         assert gone.cancel()
+    listening = batcher.generate(model.document("0", {"speech": expected[1]}), "text")
+    streamed = [*batcher.stream(prompts[0], "speech")]
     for future, wave in zip(futures, expected, strict=True):
-        torch.testing.assert_close(future.result(60), wave, rtol=0, atol=1e-5)
-    with pytest.raises(zipper.ConfigError, match="digits"):
-        bad.result(60)
-    assert sizes[0] == 2
-    late = batcher.generate("text", TEXT, "speech")
+        torch.testing.assert_close(speech.decode(future.result(60).content), wave, rtol=0, atol=1e-5)
+    assert torch.equal(torch.cat(streamed, 1), futures[0].result().content)
+    assert model.modalities["text"].decode(listening.result(60).content) == model.transcribe(expected[1])
+    assert max(sizes) == 2
+    assert batcher.run(lambda: 1 + 1).result(60) == 2
+    late = batcher.generate(prompts[0], "speech")
     batcher.close()  # answers what waits
-    assert len(late.result(0)) == len(expected[0])
+    assert torch.equal(late.result(0).content, futures[0].result().content)
     with pytest.raises(zipper.ZipperError, match="wait already"):
-        batcher.generate("text", TEXT, "speech")
+        batcher.generate(prompts[0], "speech")
+
+
+def test_a_stream_that_nobody_reads_is_not_generated_further(model):
+    sizes: list[int] = []
+    batcher = Batcher(model, seen=sizes.append)
+    stream = batcher.stream(model.document("0", {"text": TEXT}), "speech")
+    next(stream)
+    stream.close()
+    batcher.close()
+    assert len(sizes) < 40  # of about 65 timesteps
+
+
+def test_an_error_of_the_model_goes_to_who_asked_and_the_next_is_answered(model, monkeypatch):
+    batcher, prompt = Batcher(model), model.document("0", {"text": TEXT})
+    with batcher.changed:
+        monkeypatch.setattr(batcher.batches["speech"], "step", lambda: 1 / 0)
+        future = batcher.generate(prompt, "speech")
+    with pytest.raises(ZeroDivisionError):
+        future.result(60)
+    assert batcher.generate(prompt, "speech").result(60).finish_reason == "end"
+    batcher.close()

@@ -1,0 +1,121 @@
+"""Continuous batching: prompts join a batch, and finished segments leave it, between two timesteps (as Orca,
+OSDI 2022)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zipper.config import SamplingConfig
+from zipper.data.documents import Document
+from zipper.data.statistics import DatasetStatistics
+from zipper.errors import ConfigError
+from zipper.generation.cache import KVCache
+from zipper.generation.generate import GREEDY, GenerationOutput, content_cap, finished, prefill
+from zipper.generation.sampling import sample, uniform_noise
+from zipper.generation.single_step import SingleStep
+from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
+from zipper.modalities.layout import TokenLayout
+from zipper.models.multimodal import MultimodalModel
+
+
+@dataclass(eq=False)
+class Running:
+    """A segment that is being generated. tokens: int64 [Q] each, BOS first. output: once it has ended.
+    wanted: False makes it leave unfinished."""
+
+    noise: Tensor  # [timesteps, Q]
+    tokens: list[Tensor] = field(default_factory=list)
+    output: GenerationOutput | None = None
+    wanted: bool = True
+
+
+class ContinuousBatch:
+    """Segments of modality `name`, each generated from the last segment of its prompt, as `generate` does it
+    for the prompt alone. The model must not change."""
+
+    def __init__(
+        self,
+        model: MultimodalModel,
+        name: str,
+        statistics: DatasetStatistics,
+        decode: dict[str, SamplingConfig] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Raises ConfigError on beam search."""
+        self.model, self.name, self.statistics, self.seed = model, name, statistics, seed
+        self.sampling = (decode or {}).get(name, GREEDY)
+        if self.sampling.beams > 1:
+            raise ConfigError(
+                f"decode.{name}.beams={self.sampling.beams} cannot be batched continuously. Give 1."
+            )
+        self.layout = TokenLayout.of(model.tower(name).cfg)
+        self.processor = LogitsProcessor(self.layout, next(model.parameters()).device)
+        self.max_repeats = statistics.max_repeats(name)
+        self.rows: list[Running] = []
+        self.single_steps: dict[str, SingleStep] = {}  # made once
+        self.cache: KVCache | None = None
+        self.criteria: StoppingCriteria
+
+    @torch.no_grad()
+    def add(self, prompts: Sequence[Document]) -> list[Running]:
+        """Let prompts join. They must have passed `check_prompts`."""
+        cache, name, count = prefill(self.model, prompts, {self.name}), self.name, len(prompts)
+        caps = [content_cap(self.model, self.statistics, name, one.segments[-1]) for one in prompts]
+        criteria = StoppingCriteria(self.layout, [*range(count)], np.array(caps), self.max_repeats)
+        books = self.layout.codebooks
+        noise = uniform_noise([f"{one.id}/0" for one in prompts], self.seed, max(caps) + books + 1, books)
+        start = torch.full((books,), self.layout.bos)
+        rows = [Running(own, [start]) for own in noise.to(self.processor.forbidden.device)]
+        if self.cache is None:
+            self.cache, self.criteria, self.rows = cache, criteria, rows
+            cache.single_steps = self.single_steps
+        else:
+            self.cache.join(cache)
+            self.criteria.join(criteria)
+            self.rows = [*self.rows, *rows]
+        return rows
+
+    @torch.no_grad()
+    def step(self) -> list[Running]:
+        """Generate one timestep of every row. Returns the rows that left."""
+        assert self.cache is not None
+        device = self.cache.multimodal.device
+        tokens = torch.stack([row.tokens[-1] for row in self.rows]).to(device)
+        here = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
+        states = self.cache.extend(self.name, tokens[:, None], here)
+        logits = self.processor(self.cache.logits(self.name, states[:, -1]), self.criteria.kinds())
+        steps = self.criteria.timestep.tolist()
+        uniform = torch.stack([row.noise[step] for row, step in zip(self.rows, steps, strict=True)])
+        tokens = self.layout.with_fillers(sample(logits, self.sampling, uniform)).cpu()
+        for row, latest in zip(self.rows, tokens, strict=True):
+            row.tokens.append(latest)
+        self.criteria.add(tokens[:, 0].numpy())
+        stays = self.criteria.open_rows & np.array([row.wanted for row in self.rows])
+        if stays.all():
+            return []
+        return self._leave(stays)
+
+    def _leave(self, stays: np.ndarray) -> list[Running]:
+        """Remove the rows that do not stay, bool [B]."""
+        assert self.cache is not None
+        for at in np.flatnonzero(~stays & ~self.criteria.open_rows).tolist():
+            ended, looping, cap = (
+                one[at] for one in (self.criteria.ended, self.criteria.looping, self.criteria.caps)
+            )
+            tokens = torch.stack(self.rows[at].tokens)
+            self.rows[at].output = finished(
+                self.name, self.layout, tokens, int(ended), bool(looping), int(cap)
+            )
+        left = [row for row, keep in zip(self.rows, stays, strict=True) if not keep]
+        kept = np.flatnonzero(stays)
+        self.rows = [self.rows[at] for at in kept]
+        if not self.rows:
+            self.cache = None
+            return left
+        self.criteria.select(kept)
+        self.cache.select(torch.from_numpy(kept).to(self.cache.multimodal.device))
+        self.cache.trim()
+        return left
