@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge setup-speaker prepare demo serve train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live gpu report dashboard notebooks test lint
+.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -136,6 +136,9 @@ bench-scale: $(READY)  ## time and memory with which a training starts on 960 h,
 
 bench-live: $(VENV)/.bench  ## delay of streamed speech and of live words, and errors of word times (12 minutes)
 	$(RUN) bench-live assets/zipped --out results/live.json $(ARGS)
+
+bench-serve: $(VENV)/.dev  ## 32 clients of a server at once, with bad ones among them (5 minutes)
+	$(RUN) bench-serve assets/zipped --out results/serve.json $(ARGS)
 
 gpu: $(VENV)/.bench $(VENV)/.dev  ## GPU tests, training throughput and decoding speed; ARGS=--small tries it on a CPU
 	$(VENV)/bin/python -m pytest -q tests/zipper/test_gpu.py

@@ -85,6 +85,13 @@ def bench_live(args: argparse.Namespace) -> None:
     run(args)
 
 
+def bench_serve(args: argparse.Namespace) -> None:
+    """measure a server with many clients at once, against one request after another"""
+    from reproduce.bench.serve import run
+
+    run(args)
+
+
 def dashboard(args: argparse.Namespace) -> None:
     """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
@@ -136,6 +143,15 @@ def _add_live_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/live.json"), help="file of the result")
 
 
+def _add_bench_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
+    parser.add_argument("--clients", type=int, default=32, help="at once (default: 32)")
+    parser.add_argument("--requests", type=int, default=3, help="of each client and turn (default: 3)")
+    parser.add_argument("--batch", type=int, default=16, help="generated together (default: 16)")
+    parser.add_argument("--turns", type=int, default=5, help="of each server (default: 5)")
+    parser.add_argument("--out", type=Path, default=Path("build/serve.json"), help="file of the result")
+
+
 def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
@@ -147,6 +163,7 @@ COMMANDS: dict[str, Command] = {
     "bench-saving": config_command(bench_saving),
     "bench-scale": Command(bench_scale, _add_scale_arguments),
     "bench-live": Command(bench_live, _add_live_arguments),
+    "bench-serve": Command(bench_serve, _add_bench_serve_arguments),
     "report": Command(report, lambda parser: None),
     "sweep": Command(sweep, _add_sweep_arguments),
     "ablate": Command(sweep, _add_sweep_arguments),  # its former name
