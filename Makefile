@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge setup-speaker prepare demo serve train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
+.PHONY: help setup setup-judge setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
 .PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -30,7 +30,7 @@ $(VENV)/.speaker: $(READY)
 
 setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.serve $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -79,6 +79,9 @@ demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shi
 
 serve: $(VENV)/.serve  ## serve the shipped model on port 8000, for clients of OpenAI's audio endpoints
 	$(RUN) serve assets/zipped $(ARGS)
+
+web: $(VENV)/.web  ## serve a page with a microphone on port 8000
+	$(RUN) web assets/zipped $(ARGS)
 
 overfit: $(READY)  ## overfit 32 utterances to 0 % WER, as a check of the training code
 	$(RUN) train configs/overfit.yaml $(ARGS)

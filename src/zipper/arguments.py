@@ -124,7 +124,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `zipper serve`."""
+    """Adds the arguments of `zipper serve` and `zipper web`."""
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")

@@ -130,6 +130,11 @@ def serve(args: argparse.Namespace) -> None:
     run(args)
 
 
+def web(args: argparse.Namespace) -> None:
+    """serve a page with a microphone, a live transcript and speech, and the endpoints of `serve`"""
+    serve(args)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """evaluate a trained run (its config.yaml) or an exported model (its folder) on a split"""
     from zipper.evaluation.place import evaluation_config, run_folder, training_directory
@@ -160,6 +165,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(evaluate, add_config_arguments, lists_settings=True),
     "generate": Command(generate, add_generate_arguments),
     "serve": Command(serve, add_serve_arguments),
+    "web": Command(web, add_serve_arguments),
     "compare": Command(compare, add_compare_arguments),
     "import-gguf": Command(import_gguf, add_import_gguf_arguments),
     "certify": Command(certify, add_certify_arguments),

@@ -10,7 +10,7 @@ SOURCE = ROOT / "src"
 PARTS = [
     "errors", "commit", "clock", "stop", "streams", "checkpoint_files", "weight_files", "config",
     "disk", "hashes", "hub", "distributed", "codecs", "modalities", "corpora", "data", "run_folder",
-    "models", "generation", "serving", "evaluation", "training", "arguments", "cli", "__main__",
+    "models", "generation", "evaluation", "serving", "training", "arguments", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -25,11 +25,9 @@ from zipper.commit import commit
 from zipper.config import DataConfig, load_config
 from zipper.corpora.spoken import VOICE_RATE, drawn_voice, edges, recipe_hash, spoken_texts
 from zipper.corpora.utterance import Utterance
-from zipper.data.statistics import LENGTH_MARGIN
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 from zipper.generation import word_times
-from zipper.generation.live import LiveTranscript
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 
@@ -141,18 +139,17 @@ def listening(model: Zipper, spoken: list[Spoken], args: argparse.Namespace) -> 
         stream += [one.wave, pause]
         words += [Word(word.text, at + word.start, at + word.end) for word in one.words]
         at += (len(one.wave) + len(pause)) / model.sample_rate
-    longest = LENGTH_MARGIN * model.statistics.longest["speech"] / model.modalities["speech"].rate
-    live = LiveTranscript(model.transcribe, model.sample_rate, longest)
+    live = model.live_transcript()
     committed, clock, busy, warm, buffer = [], 0.0, 0.0, 0.0, 0
     for i, piece in enumerate(torch.cat(stream).split(round(PIECE * model.sample_rate))):
         arrived, started = (i + 1) * PIECE, time.perf_counter()
         found = live.feed(piece)
         took = time.perf_counter() - started
         clock, busy = max(clock, arrived) + took, busy + took
-        committed += [(word, clock) for word in found]
+        committed += [(word.text, clock) for word in found]
         buffer = max(buffer, len(live.sound) + len(live.coming))
         warm = warm or (_peak() if arrived > WARM else 0.0)
-    committed += [(word, clock) for word in live.finish()]
+    committed += [(word.text, clock) for word in live.finish()]
     reference, heard = " ".join(word.text for word in words), " ".join(word for word, _ in committed)
     aligned = jiwer.process_words(reference, heard)
     pairs = [

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from zipper.data.documents import Document
 from zipper.evaluation.plot_style import panels, styled
+from zipper.generation.prompts import prompt_of
 from zipper.generation.word_times import cross_attention
+from zipper.generation.zipper import Zipper
 from zipper.modalities.base import Modality
 from zipper.models.multimodal import Pair
 from zipper.models.zipper import ZipperModel
@@ -57,4 +59,35 @@ def attention_map(
         panel.set_yticks(range(len(rows)), rows if stage == 0 else [""] * len(rows))
         panel.grid(visible=False)
     figure.suptitle(title, parse_math=False)
+    return figure
+
+
+@styled
+def listening_picture(model: Zipper, wave: Tensor, text: str) -> Figure:
+    """Log-mel spectrogram of a recording float32 [n] with the words of its transcript, above the frames to
+    which each of them attends (mean over zips and heads)."""
+    spoken, written = model.encode("speech", wave), model.encode("text", text)
+    network, words = model.network, model.transcribe_words(wave, text)
+    assert isinstance(network, ZipperModel)
+    weights = torch.stack(cross_attention(network, prompt_of("0", spoken, written), ("text", "speech"))).mean(
+        0
+    )
+    labels = model.modalities["text"].labels(written.tokens[1:-1, 0].tolist()) or []
+    seconds, rows = len(wave) / model.sample_rate, len(labels)
+    figure = Figure(figsize=(7.2, 2.6 + 0.2 * rows), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, max(2.0, 0.24 * rows)])
+    above.specgram(wave.numpy() + 1e-7, NFFT=400, Fs=model.sample_rate, noverlap=240, vmin=-110)
+    above.set(ylabel="Hz", ylim=(0, min(8000, model.sample_rate / 2)), xlim=(0, seconds))
+    for word in words:
+        above.axvline(word.start, color="white", linewidth=0.8, alpha=0.8)
+        at = ((word.start + word.end) / 2, 1.02)
+        above.annotate(
+            word.text, at, xycoords=("data", "axes fraction"), ha="left", va="bottom", fontsize=8, rotation=35
+        )
+    frames = weights.shape[1] / network.rates["speech"]
+    below.imshow(weights[:rows], aspect="auto", interpolation="nearest", extent=(0, frames, rows - 0.5, -0.5))
+    below.set(xlabel="seconds", xlim=(0, seconds))
+    below.set_yticks(range(rows), [label.replace("\u2581", "") for label in labels])
+    for panel in (above, below):
+        panel.grid(visible=False)
     return figure

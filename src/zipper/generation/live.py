@@ -2,10 +2,13 @@
 agree on them (LocalAgreement, arXiv 2005.11185), and never change."""
 
 import itertools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from zipper.generation.word_times import Word
 
 BLOCK = 0.02  # seconds whose power is measured
 PAUSE, SPEECH = 0.4, 0.6  # seconds: a pause that ends a segment, and the least speech before it
@@ -23,28 +26,37 @@ class LiveTranscript:
     """
 
     def __init__(
-        self, transcribe: Callable[[Tensor], str], sample_rate: int, longest: float, every: float = 0.5
+        self,
+        transcribe: Callable[[Tensor], str],
+        sample_rate: int,
+        longest: float,
+        every: float = 0.5,
+        align: Callable[[Tensor, str], Sequence[Word]] | None = None,
     ) -> None:
         """transcribe: a waveform float32 [n] at sample_rate (Hz), at most `longest` seconds, to text. every:
-        seconds of sound between two transcripts."""
-        self.transcribe, self.rate = transcribe, sample_rate
+        seconds of sound between two transcripts. align: words of a transcript with their times; without it
+        these are NaN."""
+        self.transcribe, self.align, self.rate = transcribe, align, sample_rate
         self.block, self.step = round(BLOCK * sample_rate), round(every * sample_rate)
         self.longest = max(2 * self.step, int(longest * sample_rate))
         self.sound = torch.zeros(0)  # of the segment that is not finished
+        self.start = 0  # its first sample, of all
+        self.closed: tuple[Tensor, list[str]] = torch.zeros(0), []  # the segment before it, and its words
         self.coming = torch.zeros(0)  # less than a step
         self.committed: list[str] = []  # of this segment
         self.latest: list[str] = []
 
-    def feed(self, wave: Tensor) -> list[str]:
-        """wave float32 [n]: the next piece. Returns the words that are committed now."""
-        self.coming, words = torch.cat([self.coming, wave]), []
+    def feed(self, wave: Tensor) -> list[Word]:
+        """wave float32 [n]: the next piece. Returns the words that are committed now, with times from the
+        first sample of all."""
+        self.coming, words = torch.cat([self.coming, wave]), list[Word]()
         while len(self.coming) >= self.step:
             self.sound = torch.cat([self.sound, self.coming[: self.step]])
             self.coming = self.coming[self.step :]
             words += self._update()
         return words
 
-    def finish(self) -> list[str]:
+    def finish(self) -> list[Word]:
         """No sound follows: the remaining words."""
         self.sound, self.coming = torch.cat([self.sound, self.coming]), self.coming[:0]
         words = self._finished()
@@ -52,7 +64,7 @@ class LiveTranscript:
             words += self._close(self._softest())
         return words + self._close(len(self.sound))
 
-    def _update(self) -> list[str]:
+    def _update(self) -> list[Word]:
         self._forget_silence()
         words = self._finished()
         if len(self.sound) + self.step > self.longest:
@@ -65,7 +77,7 @@ class LiveTranscript:
         agreed = alike[:-1]  # the last word may still be going on
         self.latest = found
         if agreed[: len(self.committed)] == self.committed:
-            words += agreed[len(self.committed) :]
+            words += self._timed(self.sound, found, len(self.committed), len(agreed))
             self.committed = agreed if len(agreed) > len(self.committed) else self.committed
         return words
 
@@ -74,21 +86,32 @@ class LiveTranscript:
         sounding = (self._loudness() > SOFTEST).nonzero()
         keep = round(LEAD * self.rate)
         start = int(sounding[0]) * self.block if len(sounding) else len(self.sound)
-        self.sound = self.sound[max(0, start - keep) :]
+        dropped = max(0, start - keep)
+        self.sound, self.start = self.sound[dropped:], self.start + dropped
 
-    def _finished(self) -> list[str]:
+    def _finished(self) -> list[Word]:
         """Words of the segments that a pause ends."""
-        words: list[str] = []
+        words: list[Word] = []
         while (end := self._pause()) is not None:
             words += self._close(end)
         return words
 
-    def _close(self, end: int) -> list[str]:
+    def _close(self, end: int) -> list[Word]:
         """Words of the segment of `end` samples that were not committed yet. The next one begins."""
         found = self._words(self.sound[:end])
-        words = found[len(self.committed) :]
+        words = self._timed(self.sound[:end], found, len(self.committed), len(found))
+        self.closed = (self.sound[:end], found) if found else self.closed
         self.sound, self.committed, self.latest = self.sound[end:], [], []
+        self.start += end
         return words
+
+    def _timed(self, wave: Tensor, found: list[str], first: int, last: int) -> list[Word]:
+        """Words `first` to `last` of those found in the beginning of the segment."""
+        if first >= last or self.align is None:
+            return [Word(word, math.nan, math.nan) for word in found[first:last]]
+        since = self.start / self.rate
+        words = self.align(wave, " ".join(found))[first:last]
+        return [Word(text, round(since + start, 2), round(since + end, 2)) for text, start, end in words]
 
     def _words(self, wave: Tensor) -> list[str]:
         if len(wave) < self.block or float(wave.abs().max()) < SOFTEST:

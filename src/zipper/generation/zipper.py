@@ -27,6 +27,7 @@ from zipper.modalities.speech import Speech
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import resolve_layouts
+from zipper.models.zipper import ZipperModel
 
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
@@ -175,23 +176,29 @@ class Zipper(nn.Module):
             prompts = self.encode("speech", wave), self.encode("text", text)
             return word_times(self.network, self.modalities, self.statistics, wave, *prompts)
 
-    def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[str]:
+    def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[Word]:
         """Words of sound while it arrives, once they are certain enough never to change.
 
         pieces: waveforms float32 [n] at `sample_rate`, of any lengths. every: seconds of sound between two
-        transcripts of what is going on (`generation.live`). Raises as `transcribe`.
+        transcripts of what is going on (`generation.live`). Words' times are NaN if the model has no zips.
+        Raises as `transcribe`.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> wave = model.modalities["speech"].read("recording.flac")
-        >>> " ".join(model.transcribe_stream(wave.split(1600)))
+        >>> " ".join(word.text for word in model.transcribe_stream(wave.split(1600)))
         'every wednesday at five daniel slept with the clever tiger'
         """
-        self._check_trained("speech")
-        longest = LENGTH_MARGIN * self.statistics.longest["speech"] / self.modalities["speech"].rate
-        live = LiveTranscript(self.transcribe, self.sample_rate, longest, every)
+        live = self.live_transcript(every)
         for piece in pieces:
             yield from live.feed(piece)
         yield from live.finish()
+
+    def live_transcript(self, every: float = 0.5) -> LiveTranscript:
+        """What `transcribe_stream` feeds. Raises ConfigError if the model was not trained for speech."""
+        self._check_trained("speech")
+        longest = LENGTH_MARGIN * self.statistics.longest["speech"] / self.modalities["speech"].rate
+        align = self.transcribe_words if isinstance(self.network, ZipperModel) else None
+        return LiveTranscript(self.transcribe, self.sample_rate, longest, every, align)
 
     def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
         """Synthesize speech: a waveform float32 [n] at `sample_rate`. file: optional output file (.wav,

@@ -89,8 +89,10 @@ class Metrics:
         self.seconds.labels(path).observe(seconds)
 
 
-def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None) -> FastAPI:
-    """Server of a model. name: by which clients may ask for it."""
+def create_app(
+    model: Zipper, name: str = "zipper", limits: Limits | None = None, page: bool = False
+) -> FastAPI:
+    """Server of a model. name: by which clients may ask for it. page: also a page for people, at /."""
     limits, metrics = limits or Limits(), Metrics()
     batcher = Batcher(model, limits.batch, limits.waiting, metrics.batch.observe)
 
@@ -172,6 +174,10 @@ def create_app(model: Zipper, name: str = "zipper", limits: Limits | None = None
     async def counters() -> Response:
         return PlainTextResponse(prometheus.generate_latest(metrics.registry))
 
+    if page:
+        from zipper.serving.web import add_page  # its package is another extra
+
+        add_page(app, model, batcher, name)
     app.add_middleware(Measure, seen=metrics.answered)
     app.add_middleware(LimitBody, most=int(limits.megabytes * 1e6), seconds=limits.seconds)
     return app

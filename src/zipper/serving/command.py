@@ -11,15 +11,17 @@ from zipper.stop import Stopped
 def serve(args: argparse.Namespace) -> None:
     """Serve a model until a signal arrives; requests that wait are answered first. Raises ConfigError without
     the packages of the extra `serve`, or if the address is taken."""
-    if missing := [name for name in ("fastapi", "uvicorn", "python_multipart") if find_spec(name) is None]:
-        raise ConfigError(f"zipper serve needs {missing[0]}: pip install 'zipper[serve]'.")
+    extra, page = ("web", ["gradio"]) if args.command == "web" else ("serve", [])
+    needed = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", *page)
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ConfigError(f"zipper {extra} needs {missing[0]}: pip install 'zipper[{extra}]'.")
     import uvicorn
 
     from zipper.serving.app import Limits, create_app
 
     limits = Limits(args.batch, args.waiting, args.megabytes)
-    app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits)
-    print(f"{args.model.name}: http://{args.host}:{args.port}/v1")
+    app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits, page=bool(page))
+    print(f"{args.model.name}: http://{args.host}:{args.port}{'' if page else '/v1'}")
     try:
         uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=60)
     except Stopped as stop:

@@ -1,5 +1,6 @@
 """Live transcription: independent of how sound is cut into pieces, bounded, and never taken back."""
 
+import math
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 import zipper
 from zipper.config import ROOT
 from zipper.generation.live import LiveTranscript
+from zipper.generation.word_times import Word
 
 RATE = 1000
 SAYINGS = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -34,10 +36,14 @@ def words_of(wave: Tensor, cuts: random.Random, longest: float = 3.0) -> tuple[l
     live, words, at = LiveTranscript(transcript, RATE, longest), [], 0
     while at < len(wave):
         count = cuts.choice([1, 50, 700, 3000])
-        words += live.feed(wave[at : at + count])
+        words += texts(live.feed(wave[at : at + count]))
         assert len(live.sound) <= longest * RATE
         at += count
-    return words + live.finish(), live
+    return words + texts(live.finish()), live
+
+
+def texts(words: list[Word]) -> list[str]:
+    return [word.text for word in words]
 
 
 def test_words_do_not_depend_on_the_pieces_and_none_is_lost():
@@ -62,9 +68,29 @@ def test_committed_words_are_those_of_two_transcripts_and_stay():
     noise = torch.full((500,), 0.1)
     assert live.feed(noise) == []  # too little
     assert live.feed(noise) == []
-    assert live.feed(noise) == ["a"]  # the second word was the last on which both agree
+    assert texts(live.feed(noise)) == ["a"]  # the second word was the last on which both agree
     assert live.feed(noise) == []  # it disagrees with what is committed
-    assert live.finish() == ["b", "x", "y", "z", "w"]
+    assert texts(live.finish()) == ["b", "x", "y", "z", "w"]
+
+
+def test_times_are_those_in_all_of_the_sound():
+    """A stand-in of alignment, which knows that a word has 0.3 s and where silence ends."""
+
+    def align(wave: Tensor, text: str) -> list[Word]:
+        start = int((wave.abs() > 0.05).nonzero()[0]) / RATE
+        return [Word(word, start + 0.3 * i, start + 0.3 * (i + 1)) for i, word in enumerate(text.split())]
+
+    wave = torch.cat([torch.zeros(900), spoken(4), torch.zeros(600), torch.zeros(600), spoken(3)])
+    live = LiveTranscript(transcript, RATE, 3.0, align=align)
+    words = [word for piece in wave.split(130) for word in live.feed(piece)] + live.finish()
+    assert texts(words) == [*SAYINGS[:4], *SAYINGS[:3]]
+    starts = [*(0.9 + 0.3 * i for i in range(4)), *(3.3 + 0.3 * i for i in range(3))]
+    assert [word.start for word in words] == pytest.approx(starts, abs=0.011)
+
+
+def test_without_alignment_times_are_unknown():
+    live = LiveTranscript(transcript, RATE, 3.0)
+    assert all(math.isnan(word.start) for word in [*live.feed(spoken(4)), *live.finish()])
 
 
 def test_silence_has_no_words():
@@ -81,4 +107,10 @@ def test_a_model_transcribes_what_arrives_as_it_does_the_whole(piece):
     wave = model.modalities["speech"].read(file)
     twice = torch.cat([wave, torch.zeros(12_000), wave])
     words = [*model.transcribe_stream(twice.split(piece))]
-    assert " ".join(words) == " ".join([model.transcribe(file)] * 2)
+    assert " ".join(texts(words)) == " ".join([model.transcribe(file)] * 2)
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    again = len(words) // 2
+    expected = [word.start for word in model.transcribe_words(file)]
+    assert [word.start for word in words[:again]] == pytest.approx(expected, abs=0.13)
+    later = len(wave) / model.sample_rate + 0.75
+    assert [word.start - later for word in words[again:]] == pytest.approx(expected, abs=0.13)

@@ -2,8 +2,6 @@
 
 import io
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-import uvicorn
 from fastapi.testclient import TestClient
 from openai import APIStatusError, OpenAI
+from served import serving
 
 import zipper
 from zipper.serving.app import Limits, create_app
@@ -31,17 +29,8 @@ def model() -> zipper.Zipper:
 
 @pytest.fixture(scope="module")
 def address(model) -> Iterator[str]:
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(model, limits=Limits(seconds=0.5)), port=0, log_level="error")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
+    with serving(create_app(model, limits=Limits(seconds=0.5))) as address:
+        yield address
 
 
 @pytest.fixture

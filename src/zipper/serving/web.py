@@ -1,0 +1,170 @@
+"""The page of `zipper web`: a microphone with a live transcript, recordings, and a sentence to speak."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import torch
+import torchaudio.functional as AF
+from fastapi import FastAPI
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from zipper.errors import ConfigError, DataError
+from zipper.evaluation.attention import listening_picture
+from zipper.generation.live import LiveTranscript
+from zipper.generation.word_times import Word
+from zipper.generation.zipper import Zipper
+from zipper.models.zipper import ZipperModel
+from zipper.serving.batcher import Batcher
+
+Sound = tuple[int, np.ndarray]  # sample rate in Hz, samples [n] or [n, channels]
+EVERY = 0.5  # seconds between pieces of the microphone
+CSS = """
+.gradio-container {max-width: 760px !important; margin: auto; padding: 12px !important}
+#spoken audio {width: 100%}
+#last, #picture, #sound {background: white}
+"""
+EXAMPLES = [  # which the shipped model knows
+    "why did helen give the blue wallet to the quiet singer",
+    "julia carried thirty five green buttons",
+    "every wednesday at five daniel slept with the clever tiger",
+]
+FONTS = ["system-ui", "sans-serif"]  # of the reader's own machine
+
+
+@dataclass
+class Listening:
+    """What a microphone has heard so far."""
+
+    live: LiveTranscript
+    words: list[Word] = field(default_factory=list)
+
+
+def add_page(app: FastAPI, model: Zipper, batcher: Batcher, name: str) -> FastAPI:
+    """Put the page at / of a server."""
+    page = create_page(model, batcher, name)
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    return gr.mount_gradio_app(
+        app, page, path="/", css=CSS, head=f"<script>{script}</script>", footer_links=[],
+        theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]), show_error=True,
+    )  # fmt: skip
+
+
+def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
+    """The page. Everything that uses the model's network runs in the batcher's thread."""
+
+    zips = isinstance(model.network, ZipperModel)
+
+    def ask(run: Callable[[], Any]) -> Any:
+        try:
+            return batcher.run(run).result()
+        except (ConfigError, DataError) as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from None
+
+    def hear(state: Listening | None, sound: Sound | None) -> tuple[Listening | None, str, list[list[Any]]]:
+        if sound is None:
+            return state, "", []
+        state = state or Listening(model.live_transcript(EVERY))
+        state.words += ask(lambda: state.live.feed(_wave(sound, model.sample_rate)))
+        return state, *_shown(state.words)
+
+    def stop(state: Listening | None) -> tuple[None, str, list[list[Any]], Figure | None]:
+        if state is None:
+            raise gr.Error("Nothing was heard. May this page use the microphone?", print_exception=False)
+        state.words += ask(state.live.finish)
+        wave, found = state.live.closed
+        return None, *_shown(state.words), ask(lambda: drawn(wave, " ".join(found)))
+
+    def read(file: str | None) -> tuple[str, list[list[Any]], Figure | None]:
+        if file is None:
+            return "", [], None
+
+        def transcribed() -> tuple[str, list[Word], Figure | None]:
+            wave = model.modalities["speech"].read(file)
+            text = model.transcribe(wave)
+            words = model.transcribe_words(wave, text) if text and zips else []
+            return text, words, drawn(wave, text)
+
+        text, words, picture = ask(transcribed)
+        return text or "(no words)", _shown(words)[1], picture
+
+    def speak(text: str) -> Figure | None:
+        try:
+            wave = batcher.run(lambda: model.synthesize(text)).result()
+            return batcher.run(lambda: drawn(wave, text)).result()
+        except (ConfigError, DataError):
+            return None  # the reason is shown already
+
+    def drawn(wave: Tensor, text: str) -> Figure | None:
+        return listening_picture(model, wave, text) if text and zips else None
+
+    with gr.Blocks(title=f"Zipper: {name}", analytics_enabled=False) as page:
+        gr.Markdown(
+            f"# Zipper\nTwo language models, one of text and one of speech, zipped: `{name}` recognises "
+            "speech and speaks. It runs on this machine alone."
+        )
+        with gr.Tab("Listen"):
+            state = gr.State()
+            microphone = gr.Audio(
+                sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone"
+            )
+            heard = gr.Textbox(
+                label="Live transcript", lines=3, buttons=["copy"], interactive=False, elem_id="heard",
+                placeholder="Press record and speak. A word that is shown does not change any more.",
+            )  # fmt: skip
+            times, last = _table(), _picture("last")
+            shown: list[Any] = [state, heard, times]
+            quiet: Any = {"show_progress": "hidden"}
+            microphone.start_recording(lambda: (None, "", [], None), None, [*shown, last], **quiet)
+            inputs = [state, microphone]
+            microphone.stream(hear, inputs, shown, stream_every=EVERY, concurrency_limit=None, **quiet)
+            microphone.stop_recording(stop, [state], [*shown, last], **quiet)
+        with gr.Tab("Recording"):
+            recording = gr.Audio(
+                sources=["upload", "microphone"], type="filepath", label="Recording", elem_id="recording",
+                buttons=["download"],
+            )  # fmt: skip  # a path: our reader needs no ffmpeg
+            text = gr.Textbox(
+                label="Transcript", lines=2, buttons=["copy"], interactive=False, elem_id="text"
+            )
+            picture, table = _picture("picture"), _table()
+            recording.change(read, [recording], [text, table, picture], concurrency_limit=None)
+        with gr.Tab("Speak"):
+            said = gr.Textbox(
+                label="Sentence", lines=2, value=EXAMPLES[0], elem_id="said", submit_btn="Speak"
+            )
+            gr.Examples([[one] for one in EXAMPLES], [said], label="Sentences")
+            message = gr.Markdown(elem_id="message")
+            gr.HTML("<audio controls></audio>", elem_id="spoken")
+            spoken = _picture("sound")
+            playing = said.submit(None, [said], [message], js="(text) => zipperSpeak(text)")
+            playing.then(speak, [said], [spoken], **quiet)
+    return page
+
+
+def _picture(name: str) -> gr.Plot:
+    """Spectrogram with words, and where the zips look."""
+    return gr.Plot(show_label=False, elem_id=name)
+
+
+def _table() -> gr.Dataframe:
+    return gr.Dataframe(
+        headers=["word", "from (s)", "to (s)"], datatype=["str", "number", "number"], label="Word times",
+        interactive=False, max_height=260, elem_classes="times",
+    )  # fmt: skip
+
+
+def _shown(words: list[Word]) -> tuple[str, list[list[Any]]]:
+    return " ".join(word.text for word in words), [[*word] for word in words]
+
+
+def _wave(sound: Sound, sample_rate: int) -> Tensor:
+    """Waveform float32 [n] at `sample_rate`."""
+    rate, samples = sound
+    scale = np.iinfo(samples.dtype).max if np.issubdtype(samples.dtype, np.integer) else 1
+    mono = samples.astype(np.float32).reshape(len(samples), -1).mean(1) / scale
+    return AF.resample(torch.from_numpy(mono), rate, sample_rate)

@@ -1,0 +1,130 @@
+"""`zipper web`: its functions, and the page in Chromium with a microphone that plays a recording."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torchaudio.functional as AF
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from served import serving
+
+import zipper
+from reproduce import ROOT
+from zipper.serving.app import create_app
+from zipper.serving.web import _wave
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+RECORDING = ROOT / "results/samples/test-00000-original.flac"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHONE = {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def model() -> zipper.Zipper:
+    return zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    with serving(create_app(model, page=True)) as address:
+        yield f"http://{address}/"
+
+
+def test_a_recording_is_read_without_the_page(address, model, tmp_path):
+    client = Client(address, verbose=False)
+    text, table, picture = client.predict(handle_file(RECORDING), api_name="/read")
+    assert text == model.transcribe(RECORDING)
+    assert [tuple(row) for row in table["data"]] == model.transcribe_words(RECORDING)
+    assert picture["type"] == "matplotlib"
+    sf.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    with pytest.raises(AppError, match="is silent"):
+        client.predict(handle_file(tmp_path / "silent.wav"), api_name="/read")
+    assert client.predict(handle_file(RECORDING), api_name="/read")[0] == text
+
+
+@pytest.mark.parametrize("kind", ["int16", "float32", "stereo"])
+def test_sound_of_a_browser_is_a_waveform_at_the_models_rate(kind):
+    tone = np.sin(np.arange(48_000) / 48_000 * 2 * np.pi * 440).astype(np.float32) / 2
+    samples = {"int16": (tone * 32767).astype(np.int16), "float32": tone, "stereo": np.stack([tone, tone], 1)}
+    found = _wave((48_000, samples[kind]), 16_000)
+    expected = torch.sin(torch.arange(16_000) / 16_000 * 2 * torch.pi * 440) / 2
+    torch.testing.assert_close(found[100:-100], expected[100:-100], rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def page(address, tmp_path) -> Iterator["Page"]:
+    """The page on a phone, whose microphone plays a recording again and again, with three seconds between."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    wave, rate = sf.read(RECORDING, dtype="float32")
+    played = AF.resample(torch.from_numpy(wave), rate, 48_000).numpy()
+    sf.write(tmp_path / "mic.wav", np.pad(played, (48_000, 96_000)), 48_000)
+    fake = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", "--no-sandbox"]
+    fake += [f"--use-file-for-fake-audio-capture={tmp_path / 'mic.wav'}"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=fake)
+        opened = browser.new_page(viewport=PHONE)
+        opened.set_default_timeout(60_000)
+        opened.goto(address)
+        yield opened
+        browser.close()
+
+
+def record(page: "Page") -> None:
+    while not page.locator("#microphone .stop-button").is_visible():  # a button may not do anything yet
+        page.locator("#microphone .record-button").click()
+        page.wait_for_timeout(1000)
+
+
+@pytest.mark.slow
+def test_somebody_uses_the_page_on_a_phone(page, model, tmp_path):
+    def narrow() -> bool:
+        return page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+    expected = model.transcribe(RECORDING)
+    heard, seen = page.locator("#heard textarea"), list[str]()
+    record(page)
+    while expected not in (seen or [""])[-1]:
+        page.wait_for_timeout(200)
+        seen.append(heard.input_value())
+        assert seen[-1].startswith(seen[-2] if len(seen) > 1 else "")  # no word is taken back
+        assert len(seen) < 200
+        if len(seen) % 75 == 0 and not seen[-1]:  # Chromium's stand-in of a microphone may not start
+            page.reload()
+            record(page)
+    assert len({*seen}) > 3  # it came while it was said
+    page.locator("#microphone .stop-button").click()
+    page.locator("#last img").wait_for()
+    assert expected in heard.input_value()
+    assert narrow()
+
+    page.get_by_role("tab", name="Speak").click()
+    page.get_by_role("button", name="Speak").last.click()
+    page.get_by_text("first sound after").wait_for()
+    page.wait_for_function("Math.abs(document.querySelector('#spoken audio').duration - 2.4) < 0.3")
+    page.locator("#sound img").wait_for()
+    page.locator("#said textarea").fill("7 up")
+    page.get_by_role("button", name="Speak").last.click()
+    page.get_by_text("Write them in words").wait_for()
+    assert narrow()
+
+    page.get_by_role("tab", name="Recording").click()
+    page.locator("#recording input[type=file]").set_input_files(RECORDING)
+    page.locator("#picture img").wait_for()
+    assert page.locator("#text textarea").input_value() == expected
+    assert narrow()
+    broken = Path(tmp_path / "broken.wav")
+    broken.write_bytes(b"no sound at all")
+    page.locator("#recording button[aria-label=Clear]").click()
+    page.locator("#recording input[type=file]").set_input_files(broken)
+    page.get_by_text("cannot be read as audio").first.wait_for()
