@@ -17,7 +17,7 @@ def serve(args: argparse.Namespace) -> None:
 
     from zipper.serving.app import Limits, create_app
 
-    limits = Limits(args.batch, args.waiting, args.megabytes)
+    limits = Limits(args.batch, args.waiting, args.megabytes, args.seconds)
     app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits)
     print(f"{args.model.name}: http://{args.host}:{args.port}/v1")
     try:
