@@ -1,4 +1,4 @@
-"""`zipper serve`"""
+"""`zipper serve` and `zipper web`"""
 
 import argparse
 from importlib.util import find_spec
@@ -19,11 +19,14 @@ def serve(args: argparse.Namespace) -> None:
 
     from zipper.serving.app import Limits, create_app
 
-    limits = Limits(args.batch, args.waiting, args.megabytes)
+    limits = Limits(args.batch, args.waiting, args.megabytes, args.seconds)
     app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits, page=bool(page))
     print(f"{args.model.name}: http://{args.host}:{args.port}{'' if page else '/v1'}")
+    patience = 5 if page else 60  # seconds; an open page always waits for news
     try:
-        uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=60)
+        uvicorn.run(
+            app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=patience
+        )
     except Stopped as stop:
         print(f"{stop}: stopped")
     except SystemExit as error:  # uvicorn logs the reason
