@@ -22,7 +22,7 @@ import torchaudio.functional as AF
 from torch import Tensor
 
 from zipper.commit import commit
-from zipper.config import DataConfig, load_config
+from zipper.config import DataConfig, load_config, to_dict
 from zipper.corpora.spoken import VOICE_RATE, drawn_voice, edges, recipe_hash, spoken_texts
 from zipper.corpora.utterance import Utterance
 from zipper.evaluation.result import versions
@@ -52,15 +52,16 @@ class Spoken(NamedTuple):
 def run(args: argparse.Namespace) -> None:
     """Measure, print the figures, and write them to args.out."""
     torch.set_num_threads(args.threads)
-    model, cfg = Zipper.from_pretrained(args.model), load_config(CONFIG).data
-    spoken = [*itertools.islice(sentences(cfg, model.sample_rate), args.sentences)]
+    model, cfg = Zipper.from_pretrained(args.model), load_config(CONFIG)
+    spoken = [*itertools.islice(sentences(cfg.data, model.sample_rate), args.sentences)]
     parts: dict[str, Any] = {"sentences": len(spoken)}
     for name, measure in {"speaking": speaking, "word_times": timed, "listening": listening}.items():
         parts[name] = measure(model, spoken, args)
         print(name, parts[name], flush=True)
     origin = {"task": "bench-live", "commit": commit(), "versions": versions(), "command": args.line}
-    data = {"split": "test", "corpus": f"spoken {recipe_hash(cfg)}", "model": args.model.name}
-    write_result({**origin, "seed": 0, "threads": args.threads, **data, **parts}, args.out)
+    origin |= {"seed": cfg.seed, "threads": args.threads, "model": args.model.name, "config": to_dict(cfg)}
+    data = {"corpus": f"spoken {recipe_hash(cfg.data)}", "split": "test"}
+    write_result({**origin, "data_fingerprint": data, **parts}, args.out)
     print(f"-> {args.out}")
 
 

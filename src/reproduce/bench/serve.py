@@ -24,8 +24,8 @@ import numpy as np
 from openai import APIStatusError, OpenAI
 
 from zipper.commit import commit
-from zipper.config import load_config
-from zipper.corpora.spoken import spoken_texts
+from zipper.config import load_config, to_dict
+from zipper.corpora.spoken import recipe_hash, spoken_texts
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 
@@ -37,7 +37,8 @@ Answer = tuple[str, float, float, Any]  # kind, seconds to the first byte and to
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the figures, and write them to args.out."""
-    texts = spoken_texts(load_config(CONFIG).data)["test"][:SENTENCES]
+    cfg = load_config(CONFIG)
+    texts = spoken_texts(cfg.data)["test"][:SENTENCES]
     batch = args.batch
     with ExitStack() as stack:
         servers = {size: stack.enter_context(_server(args.model, size)) for size in (batch, 1)}
@@ -78,16 +79,10 @@ def run(args: argparse.Namespace) -> None:
         "latency_idle": _latencies(idle),
         "refused": {name: sorted({turn[name] for turn in refused}) for name in refused[0]},
     }
-    origin = {
-        "task": "bench-serve",
-        "commit": commit(),
-        "versions": versions(),
-        "command": args.line,
-        "seed": 0,
-    }
-    write_result(
-        {**origin, "model": args.model.name, "batch": batch, "turns": args.turns, **content}, args.out
-    )
+    origin = {"task": "bench-serve", "commit": commit(), "versions": versions(), "command": args.line}
+    origin |= {"seed": cfg.seed, "model": args.model.name, "batch": batch, "turns": args.turns}
+    data = {"corpus": f"spoken {recipe_hash(cfg.data)}", "split": "test"}
+    write_result({**origin, "config": to_dict(cfg), "data_fingerprint": data, **content}, args.out)
     print(json.dumps(content, indent=2), f"\n-> {args.out}")
 
 
