@@ -17,7 +17,7 @@ from zipper.codecs.codec import sha256
 from zipper.config import RunConfig, from_dict, read_json, to_dict
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, torch_message
-from zipper.generation.extended import kept_directions, kept_names
+from zipper.generation.extended import kept_directions, kept_names, untrained_names
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel, build_untrained
@@ -38,11 +38,14 @@ def save_exported(
     """Write weights in half precision (or 8 bits: `export_int8`), tokenizer and zipper.json. figures: further
     entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    own = {*trained.network.state_dict()} - {*kept_names(trained.network)}  # model.init holds the rest
-    state = {name: weight for name, weight in trained.network.state_dict().items() if name in own}
+    state = trained.network.state_dict()
+    if trained.config.model.init:  # holds the rest
+        known = {*kept_names(trained.network), *untrained_names(trained.network)}
+        state = {name: weight for name, weight in state.items() if name not in known}
     save_state(folder / WEIGHTS, state, _int8_names(trained, state))
     for name in trained.network.names:
-        modalities[name].save(folder)
+        if name not in trained.config.model.kept:
+            modalities[name].save(folder)
     info = {
         **figures,
         "sha256": sha256(folder / WEIGHTS),
@@ -129,6 +132,9 @@ def _load_state(
 ) -> TrainedModel:
     trained = build_untrained(config, statistics)
     trained.network.used = sorted({*trained.network.used, *kept_directions(config)})
+    if config.model.init:  # an export lacks the zips that no task has trained
+        spare = {name: trained.network.state_dict()[name] for name in untrained_names(trained.network)}
+        weights = {**spare, **weights}
     try:
         trained.network.load_state_dict(weights)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError
 from zipper.hub import model_folder
+from zipper.models.building import idle_parts
 from zipper.models.multimodal import MultimodalModel, Pair
 
 INFO = "zipper.json"
@@ -81,6 +82,12 @@ def kept_names(network: MultimodalModel) -> list[str]:
         for name in network.state_dict()
         if name.startswith(parts) or (name.startswith("zips.") and name.split(".")[2] in zips)
     ]
+
+
+def untrained_names(network: MultimodalModel) -> list[str]:
+    """Names of the state of zips in directions that no task has trained."""
+    idle = tuple(f"{part}." for part in idle_parts(network))
+    return [name for name in network.state_dict() if idle and name.startswith(idle)]
 
 
 def _folder(init: str) -> Path:

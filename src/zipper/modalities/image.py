@@ -1,7 +1,7 @@
 """Images of few colours, pixel by pixel in columns, scored by what an independent reader sees in them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -87,10 +87,6 @@ class Image(Modality):
 
     def length_text(self, length: int) -> str:
         return f"{length} pixels"
-
-    def labels(self, ids: Sequence[int]) -> list[str]:
-        names = [*map(str, range(LEVELS)), *COLORS, "BOS", "EOS", "filler"]
-        return [names[i] for i in ids]
 
     def scorer(self, cfg: RunConfig) -> Scorer:
         """Word errors of the sentence that `corpora.pages.Reader` reads in an image, against the row's text.
