@@ -1,7 +1,6 @@
 """Zips of a pair that was not trained, made of those of two pairs that were: by composing them, or with a
 bridge that learned from text and speech alone."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -20,7 +19,7 @@ KERNEL = 5  # frames
 
 
 class BridgedZip(ZipBlock):
-    """A trained zip whose source states come from another tower over a bridge: states [B, T, C] -> [B, T, D]."""
+    """A trained zip whose source states come from another tower over a bridge: [B, T, C] -> [B, T, D]."""
 
     def __init__(self, block: ZipBlock, bridge: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -91,20 +90,15 @@ def pair_batches(
 ) -> Iterator[Batch]:
     """Batches of the documents of a task."""
     books = {name: model.cfg.towers[name].codebooks for name in model.names}
-    for part in itertools.batched(rows, BATCH) if hasattr(itertools, "batched") else _batched(rows, BATCH):
-        yield collate([document(dataset, row, task, 0.0) for row in part], books)
-
-
-def _batched(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+    for start in range(0, len(rows), BATCH):
+        yield collate([document(dataset, row, task, 0.0) for row in rows[start : start + BATCH]], books)
 
 
 def hub_targets(text: list[Tensor], weights: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Hub states that belong to each source token [B, Tk, D], by stage, and how much attention it gets [B, Tk].
+    """Hub states that belong to each source token [B, Tk, D], by stage, and the attention it gets [B, Tk].
 
-    The hub's token j attends to what token j + 1 says, so a source token belongs to the tokens after those that
-    attend to it. text: hub states [B, Tq, D]. weights [B, Tq, Tk]."""
+    The hub's token j attends to what token j + 1 says, so a source token belongs to the tokens after those
+    that attend to it. text: hub states [B, Tq, D]. weights [B, Tq, Tk]."""
     share = weights[:, :-1]  # [B, Tq - 1, Tk]
     total = share.sum(1)  # [B, Tk]
     mixed = [share.transpose(1, 2) @ states[:, 1:] / total[..., None].clamp(min=1e-6) for states in text]
@@ -114,9 +108,9 @@ def hub_targets(text: list[Tensor], weights: Tensor) -> tuple[list[Tensor], Tens
 def train_bridges(
     model: ZipperModel, dataset: EncodedDataset, rows: Sequence[Row], query: str, epochs: int, seed: int
 ) -> list[Bridge]:
-    """Bridge from speech to text for each stage of the zips of `query` from text, from pairs of text and speech
-    alone: it predicts the text state whose token a frame belongs to, in the coordinates that the zips of
-    `query` read (whitened)."""
+    """Bridge from speech to text for each stage of the zips of `query` from text, from pairs of text and
+    speech alone: it predicts the text state whose token a frame belongs to, in the coordinates that the zips
+    of `query` read (whitened)."""
     torch.manual_seed(seed)
     readers = [model.zip(stage, query, "text") for stage in range(model.stages)]
     kept = []
@@ -171,5 +165,7 @@ def mean_states(model: ZipperModel, dataset: EncodedDataset, rows: Sequence[Row]
 def use_zips(model: ZipperModel, query: str, source: str, blocks: Sequence[ZipBlock]) -> None:
     """Let `query` attend to `source` by these zips."""
     for stage, block in enumerate(blocks):
-        model.zips[stage][f"{query}_from_{source}"] = block  # type: ignore[index]
+        stage_zips = model.zips[stage]
+        assert isinstance(stage_zips, nn.ModuleDict)
+        stage_zips[f"{query}_from_{source}"] = block
     model.used = sorted({*model.used, (query, source)})

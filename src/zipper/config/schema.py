@@ -31,8 +31,8 @@ class DataConfig(Section):
     corpus: str = setting(
         "spoken",
         "spoken: the synthetic corpus, read by a small TTS voice; librispeech, libritts, librilight "
-        "(speech alone), text (alone), manifest (.tsv or .jsonl of your own); pages: small images with sentences, "
-        "pages-spoken: with recordings too; several: librispeech+libritts",
+        "(speech alone), text (alone), manifest (.tsv or .jsonl of your own); pages: small images "
+        "with sentences (pages-spoken: and recordings); several: librispeech+libritts",
     )
     folder: str | None = setting(None, "folder that holds LibriSpeech/, LibriTTS/; or the file of a manifest")
     splits: dict[str, list[str]] = setting(

@@ -1,8 +1,8 @@
 """Pages: small images that a sentence of the grammar describes, with a handwritten page number.
 
-"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, 17 grey levels), right
-three dogs on the book's colour, each in one of four fields. Digits are split by sample and sentences by their
-words, so dev and test have neither a digit nor a sentence of the training split.
+"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, 17 grey levels),
+right three dogs on the book's colour, each in one of four fields. Digits are split by sample and sentences by
+their words, so dev and test have neither a digit nor a sentence of the training split.
 """
 
 import functools
@@ -42,12 +42,12 @@ class Page(NamedTuple):
 
     number: str
     color: str
-    count: str
+    amount: str
     animals: str
 
     @property
     def sentence(self) -> str:
-        return f"page {self.number} of the {self.color} book shows {self.count} {self.animals}"
+        return f"page {self.number} of the {self.color} book shows {self.amount} {self.animals}"
 
 
 def every_page() -> list[Page]:
@@ -71,7 +71,7 @@ def digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(page: Page, split: str, chance: random.Random, seed: int) -> Tensor:
-    """Image int64 [8, 16] of a page with a digit of the split; digits of train are shifted by up to a pixel."""
+    """Image int64 [8, 16] of a page with a digit of the split; those of train are shifted by a pixel or none."""
     images, labels = digits(seed)[split]
     own = np.flatnonzero(labels == UNITS.index(page.number) + 2)
     digit = images[chance.choice(own.tolist())]
@@ -80,7 +80,7 @@ def draw(page: Page, split: str, chance: random.Random, seed: int) -> Tensor:
         top, left = chance.randrange(3), chance.randrange(3)
         digit = padded[top : top + HEIGHT, left : left + HEIGHT]
     picture = np.full((HEIGHT, HEIGHT), LEVELS + [*COLORS].index(page.color))
-    for row, column in chance.sample(FIELDS, COUNTS[page.count]):
+    for row, column in chance.sample(FIELDS, COUNTS[page.amount]):
         picture[row : row + SIDE, column : column + SIDE][drawing(page.animals)] = _ink(page.color)
     return torch.from_numpy(np.concatenate([digit, picture], axis=1))
 
@@ -148,7 +148,7 @@ def pages_corpus(cfg: DataConfig, root: Path, workers: int, spoken: bool) -> lis
 
 def split_pages(cfg: DataConfig) -> dict[str, list[Page]]:
     """Distinct pages of each split."""
-    known = {text for text in spoken_texts(DataConfig(train=12_000))["train"]}  # configs/joint.yaml
+    known = {*spoken_texts(DataConfig(train=12_000))["train"]}  # configs/joint.yaml
     pages = every_page()
     random.Random(cfg.seed).shuffle(pages)
     new = [page for page in pages if page.sentence not in known][: cfg.dev + cfg.test]

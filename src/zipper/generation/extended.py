@@ -38,9 +38,11 @@ def extended(cfg: RunConfig) -> RunConfig:
         name: tower if tower.frozen else replace(tower, frozen=True, lora=0, init=None)
         for name, tower in old.towers.items()
     }
-    zips = {f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)}
+    zips = {
+        f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)
+    }
     model = replace(cfg.model, towers={**cfg.model.towers, **towers}, zips=zips)
-    data = replace(cfg.data, tokenizer=cfg.data.tokenizer or str(folder / "tokenizer.json"))
+    data = replace(cfg.data, tokenizer=cfg.data.tokenizer or f"{cfg.model.init}/tokenizer.json")
     return replace(cfg, model=model, data=data, codec=saved.codec)
 
 

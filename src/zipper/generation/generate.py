@@ -126,8 +126,8 @@ def check_prompts(
 
 
 def route(model: MultimodalModel, source: str, order: Sequence[str]) -> list[str]:
-    """Order with what lies between modalities that were not trained as a pair, such as the text between speech
-    and an image: the shortest way over trained pairs. Where there is none, the order is unchanged."""
+    """Order with what lies between modalities that were not trained as a pair, such as the text between
+    speech and an image: the shortest way over trained pairs. Where there is none, the order is unchanged."""
     out: list[str] = []
     for name in order:
         at = [*([source] if source in model.names else []), *out][-1:]

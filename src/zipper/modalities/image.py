@@ -52,8 +52,8 @@ class Image(Modality):
         longest: float = math.inf,
         limit: str = LIMIT,
     ) -> Tensor:
-        """Codes int64 [HEIGHT, W] of a file: each pixel the nearest colour of the palette. An enlarged image
-        (`write`) is reduced. Raises DataError if it cannot be read, or its height is no multiple of HEIGHT."""
+        """Codes int64 [HEIGHT, W] of a file: each pixel the nearest colour of the palette. An enlarged
+        image (`write`) is reduced. Raises DataError if it cannot be read, or has another height."""
         if isinstance(raw, Tensor):
             return raw
         try:
