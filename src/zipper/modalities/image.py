@@ -1,4 +1,8 @@
-"""Images of few colours, pixel by pixel in columns, scored by what an independent reader sees in them."""
+"""Images of few colours, a column a timestep and a row a codebook, scored by what an independent reader sees.
+
+With the delay pattern, each pixel is predicted from all pixels on earlier diagonals, its left and upper
+neighbours among them.
+"""
 
 import math
 from collections.abc import Mapping
@@ -27,18 +31,17 @@ COLORS: Mapping[str, tuple[int, int, int]] = {
 GREYS = [(255 - 15 * level,) * 3 for level in range(LEVELS)]
 PALETTE = np.array([*GREYS, *COLORS.values()], dtype=np.uint8)  # [codes, 3]
 SCALE = 16  # pixels of a written file for one of the image
-PIXELS_PER_SECOND = 40.0  # 128 pixels last as long as a sentence, for the time positions of zips
+COLUMNS_PER_SECOND = 5.0  # 16 columns last as long as a sentence, for the time positions of zips
 
 
 class Image(Modality):
-    """Values are codes int64 [HEIGHT, W] into PALETTE; content is int64 [1, HEIGHT * W], column by column.
-    Raw inputs are image files."""
+    """Values and content are codes int64 [HEIGHT, W] into PALETTE. Raw inputs are image files."""
 
     name = "image"
     names_file, fixed_rate, suffix = True, True, ".png"
-    rate = PIXELS_PER_SECOND
-    layout = TokenLayout.after(len(PALETTE), 1)
-    fingerprint = f"pixels {HEIGHT} x {len(PALETTE)}"
+    rate = COLUMNS_PER_SECOND
+    layout = TokenLayout.after(len(PALETTE), HEIGHT)
+    fingerprint = f"columns {HEIGHT} x {len(PALETTE)}"
 
     @classmethod
     def load(cls, cfg: RunConfig, folder: Path | None = None) -> Self:
@@ -73,11 +76,10 @@ class Image(Modality):
         return torch.from_numpy(distance.argmin(-1))
 
     def encode(self, values: list[Tensor]) -> list[Tensor]:
-        return [value.T.reshape(1, -1) for value in values]
+        return values
 
     def decode(self, content: Tensor) -> Tensor:
-        """Codes int64 [HEIGHT, W]; a last column that is not complete is dropped."""
-        return content[0, : content.shape[1] // HEIGHT * HEIGHT].view(-1, HEIGHT).T
+        return content
 
     def write(self, value: Tensor, stem: Path, scale: int = SCALE) -> Path:
         """STEM.png, enlarged by `scale`. An empty image is one column of paper."""
@@ -86,7 +88,7 @@ class Image(Modality):
         return file
 
     def length_text(self, length: int) -> str:
-        return f"{length} pixels"
+        return f"{length} columns"
 
     def scorer(self, cfg: RunConfig) -> Scorer:
         """Word errors of the sentence that `corpora.pages.Reader` reads in an image, against the row's text.
