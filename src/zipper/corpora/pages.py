@@ -1,6 +1,6 @@
 """Pages: small images that a sentence of the grammar describes, with a handwritten page number.
 
-"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, 17 grey levels),
+"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, in three grey levels),
 right three dogs on the book's colour, each in one of four fields. Digits are split by sample and sentences by
 their words, so dev and test have neither a digit nor a sentence of the training split.
 """
@@ -25,6 +25,7 @@ from zipper.errors import ConfigError
 from zipper.modalities.image import COLORS, HEIGHT, LEVELS, Image
 
 SIDE = 4  # pixels of a field
+INK = 16  # darkest of scikit-learn's 17 grey levels
 COUNTS = dict(zip(UNITS[:3], (2, 3, 4), strict=True))
 INK_ON = {"white", "yellow", "silver", "golden", "orange"}  # books with drawings in ink; others leave paper
 DRAWINGS = {
@@ -82,7 +83,8 @@ def draw(page: Page, split: str, chance: random.Random, seed: int) -> Tensor:
     picture = np.full((HEIGHT, HEIGHT), LEVELS + [*COLORS].index(page.color))
     for row, column in chance.sample(FIELDS, COUNTS[page.amount]):
         picture[row : row + SIDE, column : column + SIDE][drawing(page.animals)] = _ink(page.color)
-    return torch.from_numpy(np.concatenate([digit, picture], axis=1))
+    levels = np.rint(digit * (LEVELS - 1) / INK).astype(np.int64)
+    return torch.from_numpy(np.concatenate([levels, picture], axis=1))
 
 
 def drawing(animals: str) -> np.ndarray:
@@ -118,7 +120,7 @@ class Reader:
         if not found.any():
             return ""
         color = [*COLORS][found.argmax()]
-        label = int(self.digits(digit.clip(max=LEVELS - 1)[None])[0])
+        label = int(self.digits(digit.clip(max=LEVELS - 1)[None] * INK / (LEVELS - 1))[0])
         number = UNITS[label - 2] if label >= 2 else ("zero", "one")[label]
         marked = picture == _ink(color)
         fields = [marked[row : row + SIDE, column : column + SIDE] for row, column in FIELDS]

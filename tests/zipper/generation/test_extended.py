@@ -64,7 +64,7 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
     assert out.index("text ") < out.index("out.png")  # through text, since the pair was not trained
     value = new.modalities["image"].read("out.png")
     assert value.shape[0] == HEIGHT
-    [[text]] = new.generate([{"image": "out.png"}], ["text"])
+    [[text]] = new.generate([{"image": f"{rows[0]['id']}.png"}], ["text"])
     assert isinstance(text.value, str)
     with pytest.raises(ConfigError, match="not trained to generate image after speech"):
         new.generate([{"speech": rows[0]["audio"]}], ["image"])
