@@ -22,7 +22,9 @@ from zipper.modalities.layout import TokenLayout
 from zipper.modalities.scoring import Scorer, TextScorer
 
 HEIGHT = 8  # pixels
-LEVELS = 3  # grey levels: paper, half, ink. With more, paper is the most likely pixel even where most have ink
+LEVELS = (
+    3  # grey levels: paper, half, ink. With more, paper is the most likely pixel even where most have ink
+)
 COLORS: Mapping[str, tuple[int, int, int]] = {
     "red": (214, 48, 49), "blue": (52, 98, 219), "green": (46, 160, 67), "yellow": (250, 222, 60),
     "white": (255, 250, 235), "black": (28, 14, 40), "purple": (132, 60, 180), "orange": (240, 140, 40),
