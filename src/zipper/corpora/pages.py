@@ -1,8 +1,8 @@
 """Pages: small images that a sentence of the grammar describes, with a handwritten page number.
 
-"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, in three grey levels),
-right three dogs on the book's colour, each in one of four fields. Digits are split by sample and sentences by
-their words, so dev and test have neither a digit nor a sentence of the training split.
+"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, three greys), right
+three dogs on the book's colour, each in one of four fields. Digits are split by sample and sentences by their
+words, so dev and test have neither a digit nor a sentence of the training split.
 """
 
 import functools
@@ -72,7 +72,7 @@ def digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw(page: Page, split: str, chance: random.Random, seed: int) -> Tensor:
-    """Image int64 [8, 16] of a page with a digit of the split; those of train are shifted by a pixel or none."""
+    """Image int64 [8, 16] of a page with a digit of the split, which in train is shifted by up to a pixel."""
     images, labels = digits(seed)[split]
     own = np.flatnonzero(labels == UNITS.index(page.number) + 2)
     digit = images[chance.choice(own.tolist())]
