@@ -92,6 +92,20 @@ def bench_serve(args: argparse.Namespace) -> None:
     run(args)
 
 
+def three_towers(args: argparse.Namespace) -> None:
+    """score a model of three towers on pages: seen pairs, chains, and the pair that was not trained"""
+    from reproduce.three_towers.scores import measure
+
+    measure(args.model, args.out, args.parts, args.line)
+
+
+def bench_towers(args: argparse.Namespace) -> None:
+    """measure parameters, FLOPs, memory and time of 2 to 4 towers, with and without unused pairs"""
+    from reproduce.three_towers.cost import bench_towers as run
+
+    run(args.out, args.line)
+
+
 def dashboard(args: argparse.Namespace) -> None:
     """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
@@ -152,6 +166,17 @@ def _add_bench_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/serve.json"), help="file of the result")
 
 
+def _add_three_towers_arguments(parser: argparse.ArgumentParser) -> None:
+    parts = ("seen", "heard", "direct", "unseen")
+    parser.add_argument("model", type=Path, help="folder of an exported model or of a run")
+    parser.add_argument("--out", type=Path, required=True, help="file of the result")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["seen"], help="default: seen")
+
+
+def _add_bench_towers_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("results/three-towers/cost.json"), help="file")
+
+
 def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
@@ -169,5 +194,7 @@ COMMANDS: dict[str, Command] = {
     "ablate": Command(sweep, _add_sweep_arguments),  # its former name
     "gpu": Command(gpu, _add_gpu_arguments),
     "faults": Command(faults, _add_faults_arguments),
+    "bench-towers": Command(bench_towers, _add_bench_towers_arguments),
+    "three-towers": Command(three_towers, _add_three_towers_arguments),
     "dashboard": Command(dashboard, _add_dashboard_arguments),
 }

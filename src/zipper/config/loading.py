@@ -152,7 +152,7 @@ def describe(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str,
         default = f.default_factory() if callable(f.default_factory) else f.default
         if is_dataclass(default):
             yield from describe(default, f"{prefix}{f.name}.")
-        elif f.name in ("towers", "decode"):
+        elif f.name in ("towers", "decode", "zips"):
             yield from describe(get_args(f.type)[-1], f"{prefix}{f.name}.NAME.")
         else:
             shown = list(default) if isinstance(default, tuple) else default

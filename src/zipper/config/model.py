@@ -143,6 +143,11 @@ class ModelConfig(Section):
         default_factory=lambda: {name: TowerConfig() for name in DEFAULT_MODALITIES}
     )
     zip: ZipConfig = section(ZipConfig)
+    init: str | None = setting(
+        None,
+        "folder of an exported model to which further towers are zipped; its own parts stay as they are",
+    )
+    zips: dict[str, ZipConfig] = field(default_factory=dict)  # of model.init, by QUERY_from_SOURCE
     switch: bool = setting(
         False, "next-modality head: predicts the modality after a segment, or the end (for `--then auto`)"
     )
@@ -162,6 +167,11 @@ class ModelConfig(Section):
             self._check_single_decoder()
         if not any(self.towers[n].init and not self.towers[n].vocabulary for n in self.modalities):
             self.check_widths()  # otherwise the folder sets the width later
+
+    @property
+    def kept(self) -> list[str]:
+        """Modalities of `init`."""
+        return sorted({name for key in self.zips for name in key.split("_from_")}) if self.init else []
 
     def check_widths(self) -> None:
         """Raises ConfigError if zip.heads does not divide the width of a tower."""

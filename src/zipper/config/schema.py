@@ -21,7 +21,7 @@ from zipper.config.training import TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
 
 NEEDED = "every split needs an utterance"
-CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest")
+CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest", "pages", "pages-spoken")
 
 
 @dataclass
@@ -31,7 +31,8 @@ class DataConfig(Section):
     corpus: str = setting(
         "spoken",
         "spoken: the synthetic corpus, read by a small TTS voice; librispeech, libritts, librilight "
-        "(speech alone), text (alone), manifest (.tsv or .jsonl of your own); several: librispeech+libritts",
+        "(speech alone), text (alone), manifest (.tsv or .jsonl of your own); pages: small images "
+        "with sentences (pages-spoken: and recordings); several: librispeech+libritts",
     )
     folder: str | None = setting(None, "folder that holds LibriSpeech/, LibriTTS/; or the file of a manifest")
     splits: dict[str, list[str]] = setting(
@@ -221,7 +222,8 @@ class RunConfig(Section):
         hops = [modalities_of(task) for task in self.train.tasks]
         for chain in self.evaluate.chains:
             order = tuple(chain.split(">"))
-            if len(order) < 3 or not {*itertools.pairwise(order)} <= {*hops}:
+            known = self.model.init or {*itertools.pairwise(order)} <= {*hops}  # init has tasks of its own
+            if len(order) < 3 or not known:
                 raise ConfigError(
                     f"evaluate.chains: {chain!r} must have three or more modalities, and this run must train "
                     f"each of its tasks (train.tasks={self.train.tasks}). Write it as speech>text>speech, or "

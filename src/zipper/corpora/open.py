@@ -7,6 +7,7 @@ from pathlib import Path
 from zipper.config import DataConfig, RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS, index_librilight, index_librispeech
 from zipper.corpora.lists import read_list, read_text
+from zipper.corpora.pages import pages_corpus
 from zipper.corpora.spoken import spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
 from zipper.errors import ConfigError, DataError
@@ -43,6 +44,8 @@ def _at_speeds(u: Utterance, speeds: list[float]) -> list[Utterance]:
 def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) -> list[Utterance]:
     if corpus == "spoken":
         return spoken_corpus(data, build / "corpora", os.cpu_count() or 1)
+    if corpus in ("pages", "pages-spoken"):
+        return pages_corpus(data, build / "corpora", os.cpu_count() or 1, spoken=corpus == "pages-spoken")
     if data.folder is None:
         raise ConfigError(f"data.corpus={corpus} needs data.folder: the folder that holds it.")
     folder = Path(data.folder).expanduser()

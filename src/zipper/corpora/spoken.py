@@ -67,6 +67,13 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
             id = f"{split}-{i:05d}"
             audio = str((folder / split / f"{id}.flac").resolve())
             utterances.append(Utterance(id, audio, text, "heart", split, f"spoken/{split}"))
+    synthesize(utterances, cfg, workers)
+    write_manifest(manifest, utterances)
+    return utterances
+
+
+def synthesize(utterances: list[Utterance], cfg: DataConfig, workers: int) -> None:
+    """Synthesize the recordings that are missing, in `workers` processes."""
     todo = [(u, cfg.seed, cfg.rates) for u in utterances if not Path(u.audio or "").exists()]
     pool = ProcessPoolExecutor(max(workers, 1), get_context("spawn"), initializer=ignore_group_signals)
     try:
@@ -75,8 +82,6 @@ def spoken_corpus(cfg: DataConfig, root: Path, workers: int) -> list[Utterance]:
             pass
     finally:
         pool.shutdown(cancel_futures=True)  # cancels pending work on a signal
-    write_manifest(manifest, utterances)
-    return utterances
 
 
 def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:

@@ -48,9 +48,13 @@ def show_samples(
     spoken = bool(modality.sample_rate)
     if spoken:
         files = write_samples(folder, cfg.evaluate.listened, modality, rows, entries, segments)
+    drawn = modality.suffix == ".png"
+    pictures = write_pictures(folder, modality, rows[:TABLE], segments) if drawn else []
     for logger in _wandb(loggers):
         media: list[list[Any]] = (
-            [[_audio(row)] for row in rows[:TABLE]]
+            [[wandb.Image(str(one)), wandb.Image(str(target))] for one, target in pictures]
+            if drawn
+            else [[_audio(row)] for row in rows[:TABLE]]
             if not spoken
             else [[wandb.Audio(str(one.wav)), wandb.Image(str(one.png))] for one in files]
         )
@@ -58,10 +62,9 @@ def show_samples(
             [*(cast(dict[str, Any], one)[column] for column in columns), *shown]
             for one, shown in zip(entries, media, strict=False)
         ]
-        named = [*columns, "audio", *(["spectrogram"] if spoken else [])]
-        logger.log_table(
-            f"{split}/{'spoken' if spoken else 'recognised'}", columns=named, data=data, step=step
-        )
+        shown = ["image", "target image"] if drawn else ["audio", *(["spectrogram"] if spoken else [])]
+        kind = "drawn" if drawn else "spoken" if spoken else "recognised"
+        logger.log_table(f"{split}/{kind}", columns=[*columns, *shown], data=data, step=step)
 
 
 def write_samples(
@@ -87,6 +90,22 @@ def write_samples(
         waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
         title = f"reference: {entry['reference']}\nASR transcript: {entry['hypothesis'] or '(empty)'}"
         out.append(SampleFiles(wav, spectrograms(waves, rate, title, folder / f"{name}.png")))
+    return out
+
+
+def write_pictures(
+    folder: Path, modality: Modality, rows: list[Row], segments: list[GenerationOutput]
+) -> list[tuple[Path, Path]]:
+    """Writes ID.png, the generated image, and ID-target.png, that of the row. Returns both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for row, segment in zip(rows, segments, strict=False):
+        stem = folder / file_name(row["id"])
+        made = modality.write(modality.decode(segment.content), stem)
+        target = modality.write(modality.decode(modality.content(row)), folder / f"{stem.name}-target")
+        assert made is not None
+        assert target is not None
+        out.append((made, target))
     return out
 
 

@@ -16,7 +16,7 @@ from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
 from zipper.disk import check_writable, file_name
 from zipper.errors import ConfigError, DataError
-from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts, route
 from zipper.generation.generate import generate as generate_segments
 from zipper.generation.prompts import prompt_of
 from zipper.generation.word_times import Word
@@ -54,13 +54,15 @@ def generate(args: argparse.Namespace) -> None:
         raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
     requests = read_batch(args.batch) if args.batch else [Prompt("out", *args.prompts[0])]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
-    out: Path = args.out or Path("generated" if args.batch else "out.wav")
+    out: Path = args.out or Path("generated" if args.batch else f"out{_suffix(orders)}")
     check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
     model = Zipper.from_pretrained(args.model)
     decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode
     groups: dict[str, list[tuple[Prompt, Segment]]] = {}
     for prompt in requests:  # read all prompts before generating any
-        groups.setdefault(" ".join(orders[prompt.id]), []).append((prompt, segment_of(model, prompt)))
+        order = orders[prompt.id]
+        order = order if order == ["auto"] else route(model.network, prompt.modality, order)
+        groups.setdefault(" ".join(order), []).append((prompt, segment_of(model, prompt)))
     for name, group in groups.items():
         check_prompts(model.network, [prompt_of(one.id, segment) for one, segment in group], _order(name))
     target = out if args.batch else out.parent
@@ -94,17 +96,25 @@ def generate(args: argparse.Namespace) -> None:
         print(f"{len(requests)} prompts -> {log}")
 
 
+def _suffix(orders: dict[str, list[str]]) -> str:
+    """Suffix of the first file that is written."""
+    names = [name for order in orders.values() for name in order if name != "auto"]
+    return next((kind for name in names if (kind := modality_class(name).suffix)), ".wav")
+
+
 def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
     """Raise ConfigError if an output file or folder already exists."""
     if batch:
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
-        if out.suffix != ".wav" or out.is_dir():
-            raise ConfigError(f"-o {out}: speech is saved as .wav. Give a file name that ends in .wav.")
         auto = orders == [["auto"]]
-        count = MAX_SEGMENTS if auto else sum(modality_class(name).names_file for name in orders[0])
-        stems = [numbered(out.with_suffix(""), n) for n in range(1, count + 1)]
-        files = [stem.with_name(f"{stem.name}.wav") for stem in stems]
+        kinds = [".wav"] * MAX_SEGMENTS if auto else [modality_class(name).suffix for name in orders[0]]
+        kinds = [kind for kind in kinds if kind] or [".wav"]
+        if out.suffix not in kinds or out.is_dir():
+            what = f"an image is saved as {kinds[0]}" if ".wav" not in kinds else "speech is saved as .wav"
+            raise ConfigError(f"-o {out}: {what}. Give a file name that ends in {kinds[0]}.")
+        stems = [numbered(out.with_suffix(""), n) for n in range(1, len(kinds) + 1)]
+        files = [stem.with_name(f"{stem.name}{kind}") for stem, kind in zip(stems, kinds, strict=True)]
         taken = [file for file in files if file.exists() and not overwrite]
     if taken:
         raise ConfigError(

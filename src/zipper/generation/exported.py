@@ -17,6 +17,8 @@ from zipper.codecs.codec import sha256
 from zipper.config import RunConfig, from_dict, read_json, to_dict
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, torch_message
+from zipper.generation.extended import kept_directions, kept_names, untrained_names
+from zipper.hub import model_folder
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel, build_untrained
 from zipper.models.certify import certificate, check_certificate
@@ -37,9 +39,13 @@ def save_exported(
     entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
+    if trained.config.model.init:  # holds the rest
+        known = {*kept_names(trained.network), *untrained_names(trained.network)}
+        state = {name: weight for name, weight in state.items() if name not in known}
     save_state(folder / WEIGHTS, state, _int8_names(trained, state))
     for name in trained.network.names:
-        modalities[name].save(folder)
+        if name not in trained.config.model.kept:
+            modalities[name].save(folder)
     info = {
         **figures,
         "sha256": sha256(folder / WEIGHTS),
@@ -90,12 +96,20 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
         raise DataError(
             f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
         )
-    weights = load_state(folder / WEIGHTS)
     config, statistics = from_dict(saved["config"]), saved_statistics(saved)
+    weights = {**kept_weights(config), **load_state(folder / WEIGHTS)}
     why = f"{folder / WEIGHTS} has another shape than {INFO} says"
     trained = _load_state(config, statistics, weights, why)
     trained.network.certificate = saved.get("certificate", {})
     return trained, saved
+
+
+def kept_weights(config: RunConfig) -> dict[str, Tensor]:
+    """Weights of the model in `model.init`, as far as a model of this config has them."""
+    if not config.model.init:
+        return {}
+    old, _ = load_exported(model_folder(config.model.init))
+    return {n: w for n, w in old.network.state_dict().items() if not n.startswith("next_modality_heads.")}
 
 
 def certify(folder: Path) -> list[str]:
@@ -135,6 +149,10 @@ def _load_state(
     config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
 ) -> TrainedModel:
     trained = build_untrained(config, statistics)
+    trained.network.used = sorted({*trained.network.used, *kept_directions(config)})
+    if config.model.init:  # an export lacks the zips that no task has trained
+        spare = {name: trained.network.state_dict()[name] for name in untrained_names(trained.network)}
+        weights = {**spare, **weights}
     try:
         trained.network.load_state_dict(weights)
     except RuntimeError as error:

@@ -125,6 +125,28 @@ def check_prompts(
         )
 
 
+def route(model: MultimodalModel, source: str, order: Sequence[str]) -> list[str]:
+    """Order with what lies between modalities that were not trained as a pair, such as the text between
+    speech and an image: the shortest way over trained pairs. Where there is none, the order is unchanged."""
+    out: list[str] = []
+    for name in order:
+        at = [*([source] if source in model.names else []), *out][-1:]
+        out += _way(model, at[0], name) if at else [name]
+    return out
+
+
+def _way(model: MultimodalModel, start: str, end: str) -> list[str]:
+    ways = [[start]]
+    seen = {start}
+    while ways:
+        ways = [[*way, query] for way in ways for query, source in model.used if source == way[-1]]
+        if found := next((way for way in ways if way[-1] == end), None):
+            return found[1:]
+        ways = [way for way in ways if way[-1] not in seen]
+        seen |= {way[-1] for way in ways}
+    return [end]
+
+
 def _next_modalities(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
     """Next modality of each row, by the next-modality head of its latest tower, restricted to trained
     directions. Rows that stop are left out.

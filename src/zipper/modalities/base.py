@@ -32,7 +32,8 @@ class Modality(ABC):
     """One modality. Content is int64 [Q, F]: F positions of Q codebooks.
 
     name: as in `model.modalities`. column: of manifests and encoded datasets, for the raw input (a text, or
-    the path of a file, if names_file). tokens_column, length_column: of encoded datasets, for content and F.
+    the path of a file, if names_file). suffix: of the files of `write`, if any. tokens_column, length_column:
+    of encoded datasets, for content and F.
     units_key: of the fingerprint of an encoded dataset. sample_rate: in Hz if values are waveforms float32
     [n], else None.
 
@@ -48,6 +49,7 @@ class Modality(ABC):
     length_column: ClassVar[str]
     units_key: ClassVar[str]
     names_file: ClassVar[bool] = False
+    suffix: ClassVar[str] = ""
     sample_rate: int | None = None
     rate: float = 1.0
     fixed_rate: bool = False

@@ -28,7 +28,7 @@ class Speech(Modality):
 
     name = "speech"
     column, tokens_column, length_column, units_key = "audio", "codes", "frames", "codec"
-    names_file, fixed_rate = True, True
+    names_file, fixed_rate, suffix = True, True, ".wav"
 
     def __init__(self, codec: Codec, pattern: Pattern = "delay", batch_seconds: float = 8.0) -> None:
         """batch_seconds: of audio in a batch of `encode`."""

@@ -43,7 +43,8 @@ class Text(Modality):
     def load(cls, cfg: RunConfig, folder: Path | None = None) -> Self:
         """The tokenizer of the trained model, of the config, or of the pre-trained text tower."""
         tower = cfg.model.towers.get(cls.name)
-        if folder is not None and (cls.name in cfg.model.modalities or (folder / FILE).is_file()):
+        own = cls.name in cfg.model.modalities and not cfg.model.init  # which has the tokenizer
+        if folder is not None and (own or (folder / FILE).is_file()):
             file = folder / FILE
         elif cfg.data.tokenizer:
             file = asset(cfg.data.tokenizer)

@@ -1,5 +1,6 @@
 """Build the model of a config and load its pre-trained weights."""
 
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -71,8 +72,20 @@ def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
             model.tower(name).requires_grad_(False)
         elif cfg.towers[name].lora:
             freeze_all_but_lora(model.tower(name))
-    for part in idle_parts(model).values():
+    for part in [*idle_parts(model).values(), *kept_parts(model)]:
         part.requires_grad_(False)
+
+
+def kept_parts(model: MultimodalModel) -> list[nn.Module]:
+    """Parts of the model in `model.init`, which stay as they are."""
+    if not isinstance(model, ZipperModel):
+        return []
+    kept = model.cfg.kept
+    zips = [
+        model.zip(stage, *pair) for stage in range(model.stages) for pair in itertools.permutations(kept, 2)
+    ]
+    projections = [model.projections[name] for name in kept if name in model.projections]
+    return [*zips, *projections, *(model.tower(name) for name in kept)]
 
 
 def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:

@@ -86,7 +86,10 @@ class ZipperModel(MultimodalModel):
         self.stages = min(t.layers // t.interval for t in towers.values()) if self.pairs else 0
         self.zips = nn.ModuleList(
             nn.ModuleDict(
-                {_key(a, b): ZipBlock(cfg.zip, towers[a].width, towers[b].width) for a, b in self.pairs}
+                {
+                    _key(a, b): ZipBlock(cfg.zips.get(_key(a, b), cfg.zip), towers[a].width, towers[b].width)
+                    for a, b in self.pairs
+                }
             )
             for _ in range(self.stages)
         )

@@ -36,7 +36,8 @@ from zipper.evaluation.result_file import Result, Results, write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
 from zipper.evaluation.tasks import evaluate_tasks, headlines, load_scorers, scorer_name, summary_lines
-from zipper.generation.exported import load_trained, save_exported
+from zipper.generation.exported import kept_weights, load_trained, save_exported
+from zipper.generation.extended import extended, kept_statistics
 from zipper.hashes import KEPT
 from zipper.modalities.base import load_modalities
 from zipper.modalities.scoring import Scorer
@@ -73,6 +74,7 @@ def train(cfg: RunConfig, command: str) -> Results:
 
     An unfinished run of the same config is resumed. Any other existing run folder raises ConfigError.
     """
+    cfg = extended(cfg)
     check_trainer(cfg.train)
     check_output_paths(cfg)
     check_towers(cfg)
@@ -175,8 +177,10 @@ def fit(
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    module = ZipperModule.of(cfg, measure_statistics(dataset, cfg.data.only, towers))
+    statistics = kept_statistics(cfg, measure_statistics(dataset, cfg.data.only, towers))
+    module = ZipperModule.of(cfg, statistics)
     load_pretrained(module.model)
+    module.model.load_state_dict({**module.model.state_dict(), **kept_weights(cfg)})
     if checkpoint is None:
         start_zips(module.model, cfg.model.zip, data.steps)
     prepare_layers(module.model, cfg.train)

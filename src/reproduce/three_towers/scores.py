@@ -1,0 +1,206 @@
+"""Scores of a model of three towers on pages: seen pairs, chains through text, and the pair that was not
+trained."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from reproduce.three_towers.bridges import (
+    BridgedZip,
+    Composed,
+    mean_states,
+    train_bridges,
+    use_zips,
+)
+from zipper.clock import Clock
+from zipper.commit import commit
+from zipper.config import with_overrides
+from zipper.corpora.grammar import UNITS
+from zipper.corpora.pages import COUNTS, DRAWINGS, HELD_OUT, Page, Reader, digits
+from zipper.data.dataset import Row
+from zipper.data.prepare import prepare
+from zipper.evaluation.result import versions
+from zipper.evaluation.result_file import write_result
+from zipper.evaluation.task import mismatched_rows
+from zipper.generation.generate import GenerationOutput
+from zipper.generation.rows import generate_rows
+from zipper.generation.zipper import Zipper
+from zipper.modalities.image import COLORS
+from zipper.modalities.scoring import word_errors
+from zipper.models.zip_block import ZipBlock
+from zipper.models.zipper import ZipperModel
+
+PATTERN = re.compile(r"page (\w+) of the (\w+) book shows (\w+) (\w+)")
+CHOICES = {"number": len(UNITS), "color": len(COLORS), "amount": len(COUNTS), "animals": len(DRAWINGS)}
+HEARD = 100  # utterances of generated speech that the ASR scorer transcribes
+PAIRS = 1500  # of text and speech, for bridges
+EPOCHS = 8
+
+
+class Pages:
+    """Test pages of a model, and how its answers are read."""
+
+    def __init__(self, model: Zipper) -> None:
+        self.model, self.network = model, model.network
+        self.data = prepare(model.config, Clock(), model.modalities)
+        self.rows = [*self.data.splits["test"]]
+        self.reader = Reader(model.config.data.seed)
+
+    def read(self, order: Sequence[str], rows: list[Row] | None = None) -> list[str]:
+        """Sentence of the last segment of `order`, for each row whose segment of `order[0]` is the prompt."""
+        found = self.generate(order, rows or self.rows)
+        return [self.sentence(segments[-1]) for segments in found]
+
+    def generate(self, order: Sequence[str], rows: list[Row]) -> list[list[GenerationOutput]]:
+        """Greedy answers."""
+        model = self.model
+        return generate_rows(self.network, self.data, model.statistics, rows, order, 100, model.config.decode)
+
+    def sentence(self, segment: GenerationOutput) -> str:
+        value = self.model.modalities[segment.modality].decode(segment.content)
+        return value if segment.modality == "text" else self.reader.sentence(value)
+
+    def score(self, order: Sequence[str]) -> dict[str, float]:
+        """Shares of test rows that are right, and of the mismatched control. Greedy."""
+        found = accuracies(self.rows, self.read(order))
+        control = accuracies(self.rows, self.read(order, mismatched_rows(self.rows)))
+        return {**found, "shuffled_exact": control["exact"], "shuffled_slots": control["slots"]}
+
+
+def accuracies(rows: Sequence[Mapping[str, Any]], sentences: Sequence[str]) -> dict[str, float]:
+    """Share of sentences with each word right, with all of them (exact), mean over words (slots), and WER."""
+    right, errors, words = dict.fromkeys(Page._fields, 0), 0, 0
+    exact = 0
+    for row, sentence in zip(rows, sentences, strict=True):
+        expected, found = PATTERN.fullmatch(row["text"]), PATTERN.fullmatch(sentence)
+        assert expected is not None
+        exact += sentence == row["text"]
+        for at, name in enumerate(Page._fields, 1):
+            right[name] += found is not None and found[at] == expected[at]
+        one = word_errors(row["text"], sentence)
+        errors, words = errors + one.errors, words + one.words
+    shares = {name: count / len(rows) for name, count in right.items()}
+    all_ = {
+        **shares,
+        "exact": exact / len(rows),
+        "slots": sum(shares.values()) / len(shares),
+        "wer": errors / words,
+    }
+    return {name: round(share, 4) for name, share in all_.items()}
+
+
+def describe(model: Zipper, command: str, **more: Any) -> dict[str, Any]:
+    """Origin of a result."""
+    chance = {name: 1 / count for name, count in CHOICES.items()}
+    chance |= {"slots": fmean(chance.values()), "exact": 1 / prod(CHOICES.values())}
+    return {
+        "task": "three-towers", "name": model.config.name, "seed": model.config.seed, "command": command,
+        "commit": commit(), "versions": versions(), "threads": torch.get_num_threads(),
+        "parameters_total": sum(p.numel() for p in model.network.parameters()),
+        "chance": {name: round(share, 4) for name, share in chance.items()}, **more,
+    }  # fmt: skip
+
+
+def judge(pages: Pages) -> dict[str, Any]:
+    """Accuracy of the reader on real test images: of its classifier on all digits, and of whole pages."""
+    images, labels = digits(pages.model.config.data.seed)["test"]
+    image = pages.data.modalities["image"]
+    read = [pages.reader.sentence(image.decode(image.content(row))) for row in pages.rows]
+    return {
+        "digits": round(float((pages.reader.digits(images) == labels).mean()), 4),
+        "test_digits": HELD_OUT["test"],
+        **accuracies(pages.rows, read),
+    }
+
+
+def measure_seen(pages: Pages) -> dict[str, Any]:
+    """Trained pairs, and both ways through text."""
+    return {
+        "image>text": pages.score(["image", "text"]),
+        "text>image": pages.score(["text", "image"]),
+        "speech>text": pages.score(["speech", "text"]),
+        "speech>text>image": pages.score(["speech", "text", "image"]),
+    }
+
+
+def unchanged(pages: Pages, init: str) -> dict[str, Any]:
+    """Whether the old pairs are those of the model that was extended: weights, and what they generate."""
+    old = Zipper.from_pretrained(init)
+    out = {}
+    for order, count in ((["speech", "text"], len(pages.rows)), (["text", "speech"], 50)):
+        rows = pages.rows[:count]
+        several = [
+            generate_rows(one.network, pages.data, one.statistics, rows, order, 100, one.config.decode)
+            for one in (old, pages.model)
+        ]
+        same = [torch.equal(a[0].tokens, b[0].tokens) for a, b in zip(*several, strict=True)]
+        out[">".join(order)] = f"{sum(same)} of {count} generated segments are identical"
+    state, before = pages.network.state_dict(), old.network.state_dict()
+    kept = [name for name in before if not name.startswith("next_modality_heads.")]
+    out["weights"] = (
+        f"{sum(torch.equal(before[n], state[n]) for n in kept)} of {len(kept)} tensors are identical"
+    )
+    return out
+
+
+def measure_heard(pages: Pages, order: Sequence[str]) -> dict[str, float]:
+    """Scores of the ASR scorer's transcripts of generated speech."""
+    rows = pages.rows[:HEARD]
+    scorer = pages.model.modalities["speech"].scorer(pages.model.config)
+    found = generate_rows(
+        pages.network, pages.data, pages.model.statistics, rows, order, 100, pages.model.config.decode
+    )
+    scores = scorer.score(rows, [segments[-1] for segments in found], pages.data.fingerprint)
+    return accuracies(rows, [one.hypothesis for one in scores])
+
+
+def unseen(pages: Pages, seed: int) -> dict[str, Any]:
+    """Speech>image without text, by zips that no document with speech and an image has trained."""
+    network = pages.network
+    assert isinstance(network, ZipperModel)
+    found: dict[str, Any] = {}
+    use_zips(network, "image", "speech", [network.zip(n, "image", "speech") for n in range(network.stages)])
+    found["untrained zip"] = pages.score(["speech", "image"])
+    spoken = with_overrides(pages.model.config, ["data.corpus=pages-spoken", "data.train=3000"])
+    data = prepare(spoken, Clock(), pages.model.modalities)
+    pairs = [*data.splits["train"].select(range(PAIRS))]
+    means = mean_states(network, data, pairs[:200], "text>speech")
+    readers = [network.zip(stage, "image", "text") for stage in range(network.stages)]
+    composed: list[ZipBlock] = [
+        BridgedZip(reader, Composed(network.zip(stage, "text", "speech"), mean))
+        for stage, (reader, mean) in enumerate(zip(readers, means, strict=True))
+    ]
+    use_zips(network, "image", "speech", composed)
+    found["composed zip"] = pages.score(["speech", "image"])
+    bridges = train_bridges(network, data, pairs, "image", EPOCHS, seed)
+    use_zips(network, "image", "speech", [BridgedZip(r, b) for r, b in zip(readers, bridges, strict=True)])
+    found["bridge of text and speech"] = {
+        **pages.score(["speech", "image"]),
+        "parameters": sum(p.numel() for bridge in bridges for p in bridge.parameters()),
+    }
+    return found
+
+
+def measure(folder: Path, out: Path, parts: Sequence[str], command: str) -> None:
+    """Write the scores of an exported model (or a run folder)."""
+    model = Zipper.from_pretrained(folder)
+    pages = Pages(model)
+    result = describe(model, command, data_fingerprint=pages.data.fingerprint, utterances=len(pages.rows))
+    result["judge"] = judge(pages)
+    if "seen" in parts:
+        result["seen"] = measure_seen(pages)
+        if model.config.model.init:
+            result["old pairs"] = unchanged(pages, model.config.model.init)
+    if "heard" in parts:
+        result["image>text>speech"] = measure_heard(pages, ["image", "text", "speech"])
+    if "direct" in parts:
+        result["speech>image"] = pages.score(["speech", "image"])
+    if "unseen" in parts:
+        result["unseen"] = unseen(pages, model.config.seed)
+    write_result(result, out)
+    print(f"-> {out}")

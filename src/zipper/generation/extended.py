@@ -1,0 +1,99 @@
+"""Further towers for a model that is zipped already (`model.init`), whose own parts stay as they are."""
+
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+from zipper.config import RunConfig, from_dict, read_json
+from zipper.data.documents import directions
+from zipper.data.statistics import DatasetStatistics, saved_statistics
+from zipper.errors import ConfigError
+from zipper.hub import model_folder
+from zipper.models.building import idle_parts
+from zipper.models.multimodal import MultimodalModel, Pair
+
+INFO = "zipper.json"
+
+
+def extended(cfg: RunConfig) -> RunConfig:
+    """Config with the towers, zips and codec of the exported model in `model.init`, frozen; unchanged without
+    one. Raises ConfigError if it is no such model, or if the config lacks its modalities."""
+    if not cfg.model.init:
+        return cfg
+    folder = _folder(cfg.model.init)
+    saved = from_dict(read_json(folder / INFO)["config"])
+    old = saved.model
+    if missing := [name for name in old.modalities if name not in cfg.model.modalities]:
+        raise ConfigError(
+            f"model.init={cfg.model.init} has {missing}, but model.modalities={cfg.model.modalities}. Name "
+            "its modalities too: they stay as they are."
+        )
+    if cfg.model.switch:
+        raise ConfigError(
+            "model.switch=true with model.init: the next-modality heads know the old modalities alone. Leave "
+            "it out."
+        )
+    # A tower that was trained with its zips has other weights than those that it started from.
+    towers = {
+        name: tower if tower.frozen else replace(tower, frozen=True, lora=0, init=None)
+        for name, tower in old.towers.items()
+    }
+    zips = {
+        f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)
+    }
+    model = replace(cfg.model, towers={**cfg.model.towers, **towers}, zips=zips)
+    data = replace(cfg.data, tokenizer=cfg.data.tokenizer or f"{cfg.model.init}/tokenizer.json")
+    return replace(cfg, model=model, data=data, codec=saved.codec)
+
+
+def kept_statistics(cfg: RunConfig, measured: DatasetStatistics) -> DatasetStatistics:
+    """Statistics of the training data, but for the old modalities those of `model.init`: their tokens stay
+    where they were in time."""
+    if not cfg.model.init:
+        return measured
+    old = saved_statistics(read_json(_folder(cfg.model.init) / INFO))
+    ratio = {name: {**measured.ratio.get(name, {}), **old.ratio.get(name, {})} for name in measured.reads}
+    return replace(
+        measured,
+        rates={**measured.rates, **old.rates},
+        seconds={**measured.seconds, **old.seconds},
+        longest={**measured.longest, **old.longest},
+        ratio=ratio,
+        repeats={**measured.repeats, **old.repeats},
+    )
+
+
+def kept_directions(cfg: RunConfig) -> list[Pair]:
+    """(query, source) directions that `model.init` was trained for."""
+    if not cfg.model.init:
+        return []
+    saved = from_dict(read_json(_folder(cfg.model.init) / INFO)["config"])
+    return sorted({*directions(saved.train.tasks), *kept_directions(saved)})
+
+
+def kept_names(network: MultimodalModel) -> list[str]:
+    """Names of the state of a network that `model.init` holds already."""
+    parts = tuple(
+        f"{part}."
+        for name in network.cfg.kept
+        for part in (f"towers.{name}", f"projections.{name}", f"next_modality_heads.{name}")
+    )
+    zips = {f"{a}_from_{b}" for a, b in permutations(network.cfg.kept, 2)}
+    return [
+        name
+        for name in network.state_dict()
+        if name.startswith(parts) or (name.startswith("zips.") and name.split(".")[2] in zips)
+    ]
+
+
+def untrained_names(network: MultimodalModel) -> list[str]:
+    """Names of the state of zips in directions that no task has trained."""
+    idle = tuple(f"{part}." for part in idle_parts(network))
+    return [name for name in network.state_dict() if idle and name.startswith(idle)]
+
+
+def _folder(init: str) -> Path:
+    folder = model_folder(init)
+    if not (folder / INFO).is_file():
+        raise ConfigError(f"model.init={init} is no exported model: it holds no {INFO}. Name assets/zipped.")
+    return folder

@@ -1,0 +1,52 @@
+"""Zips of a pair that was not trained, made of those of two pairs that were."""
+
+import torch
+from torch import nn
+
+from conftest import tiny_model
+from reproduce.three_towers.bridges import Bridge, BridgedZip, Composed, hub_targets
+from reproduce.three_towers.scores import accuracies
+from zipper.models.zip_block import TimePositions
+
+
+def test_a_bridged_zip_is_the_zip_itself_on_the_states_that_the_bridge_gives():
+    block = tiny_model(("text", "speech")).zip(0, "text", "speech")
+    width, times = 24, TimePositions(torch.arange(5.0)[None].double())
+    states, x = torch.randn(1, 5, width).double(), torch.randn(1, 3, 16).double()
+    at, mask = TimePositions(torch.arange(3.0)[None].double()), torch.ones(1, 3, 5, dtype=torch.bool)
+    bridge = nn.Linear(7, width).double()
+    bridged, raw = BridgedZip(block, bridge), torch.randn(1, 5, 7).double()
+    expected = block(x, at, block.project_source(bridge(raw), times), mask)
+    assert torch.equal(bridged(x, at, bridged.project_source(raw, times), mask), expected)
+    assert not torch.equal(bridged.project_source(raw, times).key, block.project_source(states, times).key)
+
+
+def test_a_composed_bridge_adds_what_attention_to_one_token_would_add():
+    block = tiny_model(("text", "speech")).zip(0, "text", "speech")
+    source, mean = torch.randn(1, 4, 24).double(), torch.randn(16).double()
+    at, times = (TimePositions(torch.zeros(1, n).double()) for n in (1, 4))
+    mask = torch.zeros(1, 1, 4, dtype=torch.bool)
+    mask[..., 2] = True
+    added = block.attend(torch.randn(1, 1, 16).double(), at, block.project_source(source, times), mask)
+    found = Composed(block, mean)(source)
+    torch.testing.assert_close(found[:, 2], mean + block.attention_gate.tanh() * added[:, 0])
+
+
+def test_a_source_token_belongs_to_the_token_after_the_one_that_attends_to_it():
+    text = torch.eye(4)[None]  # [B, Tq, D]
+    weights = torch.zeros(1, 4, 3)
+    weights[0, 0, 2] = weights[0, 1, 1] = weights[0, 2, 1] = 1.0
+    (mixed,), total = hub_targets([text], weights)
+    assert total.tolist() == [[0, 2, 1]]
+    assert torch.equal(mixed[0, 2], text[0, 1])
+    assert torch.allclose(mixed[0, 1], (text[0, 2] + text[0, 3]) / 2)
+    assert Bridge(24, 16)(torch.randn(2, 9, 24)).shape == (2, 9, 16)
+
+
+def test_words_are_counted_one_by_one():
+    rows = [{"text": "page two of the red book shows three dogs"}] * 2
+    found = accuracies(rows, ["page two of the blue book shows three dogs", "page two of the red book"])
+    assert found["number"] == 0.5
+    assert found["exact"] == found["color"] == 0
+    assert found["slots"] == 3 / 8
+    assert found["wer"] == round(4 / 18, 4)

@@ -1,0 +1,74 @@
+"""Pages: images that a sentence describes, and their independent reader."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+
+from zipper.config import DataConfig, RunConfig
+from zipper.corpora.pages import DRAWINGS, Reader, digits, draw, drawing, every_page, split_pages
+from zipper.errors import DataError
+from zipper.modalities.image import HEIGHT, PALETTE, Image
+
+SIZES = DataConfig(dev=40, test=60)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return Reader(seed=1)
+
+
+def test_the_reader_reads_real_pages_of_the_test_split(reader):
+    images, labels = digits(1)["test"]
+    assert (reader.digits(images) == labels).mean() > 0.98
+    chance = random.Random(0)
+    pages = split_pages(SIZES)["test"]
+    read = [reader.sentence(draw(page, "test", chance, 1)).split() for page in pages]
+    for at in (4, 7, 8):  # what was drawn: colour, amount, animals
+        assert [words[at] for words in read] == [page.sentence.split()[at] for page in pages]
+    assert np.mean([words[1] == page.number for words, page in zip(read, pages, strict=True)]) > 0.9
+
+
+def test_the_reader_does_not_see_what_is_not_there(reader):
+    page = every_page()[0]
+    image = draw(page, "test", random.Random(0), 1)
+    assert reader.sentence(image) == page.sentence
+    assert reader.sentence(image[:, :-1]) == ""
+    assert reader.sentence(torch.zeros_like(image)) == ""
+    empty = image.clone()
+    empty[:, HEIGHT:] = image[:, HEIGHT:].max()
+    assert "shows" not in reader.sentence(empty)
+
+
+def test_splits_share_neither_sentences_nor_digits():
+    pages = split_pages(SIZES)
+    names = [{page.sentence for page in part} for part in pages.values()]
+    assert [len(part) for part in names] == [2880 - 100, 40, 60]
+    assert len(set.union(*names)) == 2880
+    seen = [image.tobytes() for part in ("train", "dev", "test") for image in digits(1)[part][0]]
+    assert len({*seen}) == len(seen) == 1797  # no digit occurs twice in the data set itself
+
+
+def test_drawings_differ_enough_to_be_told_apart():
+    several = [drawing(name) for name in DRAWINGS]
+    assert min((a != b).sum() for i, a in enumerate(several) for b in several[:i]) >= 4
+
+
+@pytest.mark.parametrize("scale", [1, 5])
+def test_an_image_is_read_as_it_was_written(tmp_path, scale):
+    image, value = Image(), torch.arange(len(PALETTE)).repeat(8)[: HEIGHT * 9].view(HEIGHT, 9)
+    file = image.write(value, tmp_path / "x", scale)
+    assert torch.equal(image.read(file), value)
+    (content,) = image.encode([value])
+    assert torch.equal(image.decode(image.layout.content(image.layout.tokens(content))), value)
+
+
+def test_a_bad_image_is_refused(tmp_path):
+    image = Image.load(RunConfig())
+    Picture.new("RGB", (9, 12)).save(tmp_path / "odd.png")
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
+    for name, why in [("odd", "9 x 12 pixels"), ("text", "cannot be read"), ("gone", "cannot be read")]:
+        with pytest.raises(DataError, match=why):
+            image.read(tmp_path / f"{name}.png")

@@ -1,0 +1,100 @@
+"""An image tower for a model that is zipped already: pairs alone, and the old pair stays bit for bit."""
+
+import pytest
+import torch
+
+import zipper
+from conftest import config
+from zipper.cli import main
+from zipper.clock import Clock
+from zipper.data.batches import collate
+from zipper.data.documents import document
+from zipper.data.prepare import prepare
+from zipper.errors import ConfigError
+from zipper.generation.extended import extended
+from zipper.modalities import speech as speech_module
+from zipper.modalities.base import load_modalities
+from zipper.modalities.image import HEIGHT, PALETTE, Image
+from zipper.models.resolve import resolve
+from zipper.training import run as run_module
+from zipper.training.data import ZipperData
+from zipper.weight_files import load_state
+
+TOWER = "{layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 16, interval: 1}"
+PAIRS = "{image>text: 1, text>image: 1}"
+
+
+@pytest.fixture
+def two(utterances, codec, monkeypatch, in_tmp):
+    """A trained model of text and speech, and a manifest with images."""
+    monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
+    draw, image = torch.Generator().manual_seed(0), Image()
+    lines = ["id\taudio\ttext\tsplit\timage"]
+    for u in utterances:
+        value = torch.randint(len(PALETTE), (HEIGHT, 2), generator=draw)
+        file = image.write(value, in_tmp / u.id, scale=1)
+        lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{u.split}\t{file.name}")
+    (in_tmp / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    data = ["data={corpus: manifest, folder: list.tsv, subwords: 64}", "evaluate.shuffled=false"]
+    run_module.train(config(*data, "name=two", "export=two"), "x")
+    return [*data, "model.init=two", "model.modalities=[text, speech, image]", f"model.towers.image={TOWER}"]
+
+
+def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(two, in_tmp, capsys):
+    cfg = config(*two, f"train.tasks={PAIRS}", "train.lr=0.01", "name=three", "export=three", "train.steps=6")
+    run_module.train(cfg, "x")
+    old, new = zipper.Zipper.from_pretrained("two"), zipper.Zipper.from_pretrained("three")
+    before, after = old.network.state_dict(), new.network.state_dict()
+    kept = [name for name in before if not name.startswith("next_modality_heads.")]
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+    assert len(kept) < len(after)
+    assert not {*kept} & {*load_state(in_tmp / "three" / "zipper.safetensors")}
+    dataset = prepare(cfg, Clock(), load_modalities(extended(cfg)))
+    rows = [*dataset.splits["test"]]
+    for task in ("asr", "tts"):
+        several = [
+            one.network(collate([document(dataset, row, task, 1.0) for row in rows], _books(one.network)))
+            for one in (old, new)
+        ]
+        for name in ("text", "speech"):
+            assert torch.equal(several[0][name], several[1][name])  # so the logits are, too
+    assert [old.transcribe(row["audio"]) for row in rows] == [new.transcribe(row["audio"]) for row in rows]
+
+    main(["generate", "three", "--audio", rows[0]["audio"], "--then", "image"])
+    out = capsys.readouterr().out
+    assert out.index("text ") < out.index("out.png")  # through text, since the pair was not trained
+    value = new.modalities["image"].read("out.png")
+    assert value.shape[0] == HEIGHT
+    [[text]] = new.generate([{"image": f"{rows[0]['id']}.png"}], ["text"])
+    assert isinstance(text.value, str)
+    with pytest.raises(ConfigError, match="not trained to generate image after speech"):
+        new.generate([{"speech": rows[0]["audio"]}], ["image"])
+
+
+def _books(network):
+    return {name: network.cfg.towers[name].codebooks for name in network.names}
+
+
+def test_no_document_of_its_batches_holds_speech_and_an_image(two):
+    cfg = extended(config(*two, "train.tasks={image>text: 1, text>image: 1, asr: 1}"))
+    dataset = prepare(cfg, Clock(), load_modalities(cfg))
+    data = ZipperData.of(resolve(cfg, dataset), dataset)
+    seen = set()
+    for step in range(60):
+        batch = data.steps.batch(step, 0, data.codebooks)
+        held = {name: batch.streams[name].valid.any(1) for name in ("text", "speech", "image")}
+        assert not (held["speech"] & held["image"]).any()
+        assert held["text"].all()
+        seen |= {name for name, rows in held.items() if rows.any()}
+    assert seen == {"text", "speech", "image"}
+    row = dataset.splits["train"][0]  # though its rows have all three
+    assert all(dataset.modalities[name].content(row).numel() for name in seen)
+
+
+def test_what_does_not_fit_is_refused(two):
+    with pytest.raises(ConfigError, match=r"has \['speech'\], but model.modalities"):
+        extended(config(*two, "model.modalities=[text, image]", f"train.tasks={PAIRS}"))
+    with pytest.raises(ConfigError, match="is no exported model"):
+        extended(config(*two, "model.init=nowhere", f"train.tasks={PAIRS}"))
+    with pytest.raises(ConfigError, match="know the old modalities alone"):
+        extended(config(*two, "model.switch=true", f"train.tasks={PAIRS}"))
