@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ import torch
 import torchaudio.functional as AF
 from fastapi import FastAPI
 from matplotlib.figure import Figure
+from PIL import Image as Picture
 from torch import Tensor
 
 from zipper.errors import ConfigError, DataError
@@ -33,6 +35,7 @@ EXAMPLES = [  # which the shipped model knows
     "julia carried thirty five green buttons",
     "every wednesday at five daniel slept with the clever tiger",
 ]
+PAGE = "page seven of the red book shows five tigers"
 FONTS = ["system-ui", "sans-serif"]  # of the reader's own machine
 
 
@@ -143,7 +146,43 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
             spoken = _picture("sound")
             playing = said.submit(None, [said], [message], js="(text) => zipperSpeak(text)")
             playing.then(speak, [said], [spoken], **quiet)
+        if "image" in model.network.names:
+            with gr.Tab("Image"):
+                _add_images(model, ask)
     return page
+
+
+def _add_images(model: Zipper, ask: Callable[[Callable[[], Any]], Any]) -> None:
+    """Images and sentences of each other. ask: runs what uses the network."""
+
+    def look(file: str | None) -> str:
+        [[text]] = ask(lambda: model.generate([{"image": file}], ["text"])) if file else [[None]]
+        return text.value if text else ""
+
+    def draw(text: str) -> np.ndarray:
+        [[image]] = ask(lambda: model.generate([{"text": text}], ["image"]))
+        return shown(image.value)
+
+    def listen(file: str | None) -> tuple[str, np.ndarray | None]:
+        if file is None:
+            return "", None
+        [[text, image]] = ask(lambda: model.generate([{"speech": file}], ["text", "image"]))
+        return text.value, shown(image.value)
+
+    def shown(value: Tensor) -> np.ndarray:
+        with TemporaryDirectory() as folder:
+            file = model.modalities["image"].write(value, Path(folder) / "image")
+            assert file is not None
+            return np.asarray(Picture.open(file))
+
+    sentence = gr.Textbox(label="Sentence", value=PAGE, elem_id="sentence", submit_btn="Draw")
+    spoken = gr.Audio(sources=["upload", "microphone"], type="filepath", label="or say it", elem_id="say")
+    drawn = gr.Image(label="Image", interactive=False, buttons=["download"], elem_id="drawn")
+    sentence.submit(draw, [sentence], [drawn])
+    spoken.change(listen, [spoken], [sentence, drawn])
+    given = gr.Image(type="filepath", sources=["upload"], label="An image", elem_id="given")
+    said = gr.Textbox(label="What it shows", buttons=["copy"], interactive=False, elem_id="shows")
+    given.upload(look, [given], [said])
 
 
 def _picture(name: str) -> gr.Plot:
