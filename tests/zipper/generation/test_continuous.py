@@ -1,11 +1,13 @@
 """Continuous batching: whenever prompts join, each gets what it would get alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_single_decoder import single_decoder
 
 from conftest import tiny_model
 from slow import STATISTICS, prompts
@@ -15,29 +17,44 @@ from zipper.generation.cache import BLOCK
 from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.generate import generate
 
+# Segments of many lengths, some longer than a block of the cache, and all three ends.
+LONG = replace(
+    STATISTICS, longest={"text": 60, "speech": 90}, ratio={"text": {"speech": 9}, "speech": {"text": 30}},
+    repeats={"speech": [3, 3]},
+)  # fmt: skip
+
 
 @given(
+    waits=st.lists(st.integers(0, 30), min_size=1, max_size=9),
     to=st.sampled_from(["text", "speech"]),
     temperature=st.sampled_from([0.0, 1.3]),
-    count=st.integers(1, 6),
+    make=st.sampled_from([tiny_model, single_decoder]),
     seed=st.integers(0, 2**20),
 )
 @settings(max_examples=25)
-def test_prompts_that_join_at_any_time_get_what_they_would_get_alone(to, temperature, count, seed):
-    model, draw = tiny_model(), random.Random(seed)
+def test_prompts_that_join_at_any_time_get_what_they_would_get_alone(waits, to, temperature, make, seed):
+    """And whoever leaves unfinished has the beginning of it. waits: timesteps from one prompt to the next."""
+    model, draw = make(), random.Random(seed)
     decode = {to: SamplingConfig(temperature=temperature)}
-    todo = prompts(model, count, "speech" if to == "text" else "text", seed=seed)
-    alone = [generate(model, [one], [to], STATISTICS, decode)[0][0] for one in todo]
-    batch, rows = ContinuousBatch(model, to, STATISTICS, decode), []
-    while len(rows) < count or batch.rows:
-        if len(rows) < count and (not batch.rows or draw.random() < 0.2):
-            rows += batch.add(todo[len(rows) : len(rows) + draw.randint(1, 2)])
-        for left in batch.step():
-            assert left.output is not None
-    for row, expected in zip(rows, alone, strict=True):
-        assert torch.equal(row.output.tokens, expected.tokens)
-        assert torch.equal(row.output.content, expected.content)
-        assert row.output.finish_reason == expected.finish_reason
+    todo = prompts(model, len(waits), "speech" if to == "text" else "text", seed=seed)
+    todo = [replace(one, id=str(at)) for at, one in enumerate(todo)]
+    batch, rows = ContinuousBatch(model, to, LONG, decode), []
+    for one, wait in zip(todo, waits, strict=True):
+        rows += batch.add([one])
+        for _ in range(wait):
+            if batch.rows:
+                batch.step()
+        if batch.rows and draw.random() < 0.2:
+            draw.choice(batch.rows).wanted = False
+    while batch.rows:
+        batch.step()
+    for one, row in zip(todo, rows, strict=True):
+        [[alone]] = generate(model, [one], [to], LONG, decode)
+        assert torch.equal(torch.stack(row.tokens), alone.tokens[: len(row.tokens)])
+        if row.wanted or row.output is not None:
+            assert row.output.finish_reason == alone.finish_reason
+            assert torch.equal(row.output.tokens, alone.tokens)
+            assert torch.equal(row.output.content, alone.content)
 
 
 def test_memory_follows_what_is_generated_not_what_was():
