@@ -131,6 +131,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=16, help="requests generated together (default: 16)")
     parser.add_argument("--waiting", type=int, default=64, help="more are refused with 429 (default: 64)")
     parser.add_argument("--megabytes", type=float, default=25.0, help="largest body (default: 25)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="a body may pause so long (default: 30)")
 
 
 class _AppendPrompt(argparse.Action):

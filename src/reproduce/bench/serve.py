@@ -30,7 +30,8 @@ from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
 
 CONFIG, SENTENCES = Path("configs/asr.yaml"), 16
-KINDS = ("transcription", "speech", "stream")
+KINDS = ("transcription", "wav", "mp3", "stream")
+PAUSE = 2.0  # seconds that a body may pause
 Answer = tuple[str, float, float, Any]  # kind, seconds to the first byte and to the last, content
 
 
@@ -43,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
         clients = {size: [_client(address) for _ in range(args.clients)] for size, address in servers.items()}
         waves = [_speak(clients[batch][0], text)[-1] for text in texts]
         jobs = [(kind, text, wave) for kind, text, wave in zip(itertools.cycle(KINDS), texts, waves)]
-        alone = [_ask(clients[1][0], *job)[-1] for job in jobs]
+        idle = [_ask(clients[1][0], *job) for job in jobs]
+        alone = [content for *_, content in idle]
         rates: dict[int, list[float]] = {size: [] for size in servers}
         answers: dict[int, list[Answer]] = {size: [] for size in servers}
         lost, refused = 0, []
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
                 started = time.perf_counter()
                 with ThreadPoolExecutor(args.clients + 1) as pool:
-                    bad = pool.submit(_misuse, address)
+                    bad = pool.submit(_misuse, address, waves[0])
                     found = [*pool.map(turn, range(args.clients))]
                 rates[size].append(len(asked) / (time.perf_counter() - started))
                 refused.append(bad.result())
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
         "requests_per_second": {str(size): _spread(rate) for size, rate in rates.items()},
         "throughput_ratio": _spread(ratios),
         "latency": {str(size): _latencies(found) for size, found in answers.items()},
+        "latency_idle": _latencies(idle),
         "refused": {name: sorted({turn[name] for turn in refused}) for name in refused[0]},
     }
     origin = {
@@ -96,7 +99,8 @@ def _server(model: Path, batch: int) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "zipper", "serve", str(model), "--port", str(port)]
     process = subprocess.Popen(
-        [*command, "--batch", str(batch), "--waiting", "1000"], stdout=subprocess.DEVNULL
+        [*command, "--batch", str(batch), "--waiting", "1000", "--seconds", str(PAUSE)],
+        stdout=subprocess.DEVNULL,
     )
     try:
         for _ in range(600):
@@ -113,7 +117,7 @@ def _server(model: Path, batch: int) -> Iterator[str]:
 
 def _ask(client: OpenAI, kind: str, text: str, wave: bytes) -> Answer:
     if kind != "transcription":
-        return _speak(client, text, "pcm" if kind == "stream" else "wav")
+        return _speak(client, text, "pcm" if kind == "stream" else kind)
     started = time.perf_counter()
     found = client.audio.transcriptions.create(model="whisper-1", file=("a.wav", wave))
     took = time.perf_counter() - started
@@ -127,15 +131,15 @@ def _speak(client: OpenAI, text: str, shape: Any = "wav") -> Answer:
         for part in answer.iter_bytes():
             first = first or time.perf_counter() - started
             out.write(part)
-    return "stream" if shape == "pcm" else "speech", first, time.perf_counter() - started, out.getvalue()
+    return "stream" if shape == "pcm" else shape, first, time.perf_counter() - started, out.getvalue()
 
 
 def _client(address: str) -> OpenAI:
     return OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0, timeout=300)
 
 
-def _misuse(address: str) -> dict[str, int]:
-    """Status of requests that cannot be answered."""
+def _misuse(address: str, wave: bytes) -> dict[str, int]:
+    """Status of requests that cannot be answered. wave: a recording."""
     client, noise = _client(address), np.random.default_rng(0).bytes(9000)
 
     def status(ask: Callable[[], Any]) -> int:
@@ -145,16 +149,26 @@ def _misuse(address: str) -> dict[str, int]:
             return error.status_code
         return 200
 
+    def transcribe(content: bytes) -> int:
+        return status(lambda: client.audio.transcriptions.create(model="whisper-1", file=("a.wav", content)))
+
+    def speak(text: str, model: str = "tts-1") -> int:
+        return status(lambda: client.audio.speech.create(model=model, voice="alloy", input=text))
+
     host, port = address.split(":")
-    with socket.create_connection((host, int(port))) as slow:  # it never sends its body
-        slow.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-        transcribe, speak = client.audio.transcriptions.create, client.audio.speech.create
+    head = b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+    with socket.create_connection((host, int(port))) as cut:  # its body ends early
+        cut.sendall(head)
+    with socket.create_connection((host, int(port))) as slow:  # it never sends the rest
+        slow.sendall(head)
         return {
             "malformed": status(lambda: client.post("/audio/speech", body=b"{", cast_to=object)),
-            "no audio": status(lambda: transcribe(model="whisper-1", file=("a.wav", noise))),
-            "oversized": status(lambda: transcribe(model="whisper-1", file=("a.wav", bytes(26_000_000)))),
-            "too long": status(lambda: speak(model="tts-1", voice="x", input="the tiger " * 300)),
-            "unknown model": status(lambda: speak(model="other", voice="x", input="the tiger")),
+            "no audio": transcribe(noise),
+            "truncated": transcribe(wave[: len(wave) // 2]),
+            "oversized": transcribe(bytes(26_000_000)),
+            "too long": speak("the tiger " * 300),
+            "unknown model": speak("the tiger", "other"),
+            "slow": int(slow.recv(100).split()[1]),
         }
 
 

@@ -9,6 +9,14 @@ from zipper.errors import ConfigError
 from zipper.modalities.base import Modality
 
 
+def read_prompt(
+    modality: Modality, raw: Any, trained_on: int, start: float = 0.0, seconds: float | None = None
+) -> Any:
+    """Value of a raw input, as `prompt_segment` reads it: a recording that is too long is not decoded."""
+    longest = int(LENGTH_MARGIN * trained_on) / modality.rate
+    return modality.read(raw, start, seconds, longest, "the {:g} s that this model accepts")
+
+
 def prompt_segment(
     modality: Modality, raw: Any, trained_on: int, start: float = 0.0, seconds: float | None = None
 ) -> Segment:
@@ -18,8 +26,7 @@ def prompt_segment(
     Raises as `Modality.read`, and ConfigError on input that is too long.
     """
     most = int(LENGTH_MARGIN * trained_on)
-    limit = "the {:g} s that this model accepts"
-    value = modality.read(raw, start, seconds, most / modality.rate, limit)
+    value = read_prompt(modality, raw, trained_on, start, seconds)
     (content,) = modality.encode([value])
     if content.shape[1] > most:
         shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {modality.name}"

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from zipper.data.documents import Document
 from zipper.errors import ConfigError, DataError
+from zipper.generation.prompts import read_prompt
 from zipper.generation.zipper import Zipper
 from zipper.modalities.speech import Speech
 from zipper.serving.batcher import Batcher, Busy
@@ -119,6 +120,10 @@ def create_app(
             raise Refused(
                 400, f"response_format={shape!r} is not one of {', '.join(TEXTS)}.", "response_format"
             )
+        granularities = form.getlist("timestamp_granularities[]")
+        if "word" in granularities and shape != "verbose_json":
+            reason = "Words have times in response_format=verbose_json alone."
+            raise Refused(400, reason, "timestamp_granularities")
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Refused(400, "file is missing: send a recording as multipart/form-data.", "file")
@@ -126,15 +131,12 @@ def create_app(
         text = await _answer(batcher, "speech", wave, "text")
         if shape == "text":
             return PlainTextResponse(text + "\n")
-        if shape == "json":
-            return JSONResponse({"text": text})
-        words = await asyncio.wrap_future(
-            batcher.run(lambda: model.transcribe_words(wave, text) if text else [])
-        )
-        times = [{"word": word, "start": start, "end": end} for word, start, end in words]
-        seconds = len(wave) / model.sample_rate
-        head = {"task": "transcribe", "language": "english", "duration": seconds}
-        return JSONResponse({**head, "text": text, "words": times})
+        found: dict[str, Any] = {"text": text}
+        if shape == "verbose_json":
+            found |= {"task": "transcribe", "language": "english", "duration": len(wave) / model.sample_rate}
+        if "word" in granularities:
+            found["words"] = await _word_times(batcher, wave, text)
+        return JSONResponse(found)
 
     @app.post("/v1/audio/speech")
     async def speech(request: Request) -> Response:
@@ -168,6 +170,8 @@ def create_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
+        if not batcher.thread.is_alive():
+            raise Refused(503, "The thread that generates has ended. Start the server again.")
         return {"status": "ok", "waiting": len(batcher.waiting)}
 
     @app.get("/metrics")
@@ -206,7 +210,7 @@ def _wave(model: Zipper, content: bytes) -> Tensor:
         file = Path(folder) / "recording"
         file.write_bytes(content)
         try:
-            return model.modalities["speech"].read(file)
+            return read_prompt(model.modalities["speech"], file, model.statistics.longest["speech"])
         except DataError as error:
             raise Refused(400, str(error).replace(str(file), "The recording"), "file") from error
 
@@ -233,6 +237,17 @@ async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
     prompt = await asyncio.to_thread(_prompt, batcher.model, modality, raw)
     segment = await asyncio.wrap_future(_refusing(batcher.generate, prompt, to))  # cancelled with the request
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
+
+
+async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[dict[str, Any]]:
+    """Words of a transcript with their start and end in seconds. Raises Refused."""
+    if not text:
+        return []
+    try:
+        words = await asyncio.wrap_future(batcher.run(lambda: batcher.model.transcribe_words(wave, text)))
+    except ConfigError as error:
+        raise Refused(400, str(error), "timestamp_granularities") from error
+    return [{"word": word, "start": start, "end": end} for word, start, end in words]
 
 
 def _spoken(batcher: Batcher, prompt: Document) -> Iterator[Tensor]:

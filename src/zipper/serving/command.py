@@ -19,7 +19,7 @@ def serve(args: argparse.Namespace) -> None:
 
     from zipper.serving.app import Limits, create_app
 
-    limits = Limits(args.batch, args.waiting, args.megabytes)
+    limits = Limits(args.batch, args.waiting, args.megabytes, args.seconds)
     app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits, page=bool(page))
     print(f"{args.model.name}: http://{args.host}:{args.port}{'' if page else '/v1'}")
     try:

@@ -3,6 +3,7 @@
 import io
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def bytes_of(wave: np.ndarray, shape: str = "WAV") -> bytes:
         (b"", 400, "cannot be read as audio"),
         (bytes_of(np.zeros(16_000)), 400, "is silent"),
         (RECORDING.read_bytes()[:9000], 400, "The recording"),
-        (bytes_of(np.random.default_rng(0).normal(0, 0.1, 16_000 * 60)), 400, "accepts at most"),
+        (bytes_of(np.random.default_rng(0).normal(0, 0.1, 16_000 * 60)), 400, "that this model accepts"),
         (bytes(26_000_000), 413, "exceeds 25 MB"),
     ],
     ids=["text", "empty", "silent", "cut", "long", "large"],
@@ -103,6 +104,14 @@ def test_a_recording_that_cannot_be_used_is_refused_with_the_reason(client, cont
     assert "/tmp" not in str(error.value)
     with RECORDING.open("rb") as file:  # and harms nobody
         assert client.audio.transcriptions.create(model="zipper", file=file).text
+
+
+def test_word_times_are_given_where_the_api_has_them(client):
+    ask = partial(client.audio.transcriptions.create, model="zipper", file=("a.flac", RECORDING.read_bytes()))
+    assert ask(response_format="verbose_json").words is None
+    with pytest.raises(APIStatusError, match="verbose_json alone") as error:
+        ask(response_format="json", timestamp_granularities=["word"])
+    assert error.value.status_code == 400
 
 
 @pytest.mark.parametrize(
