@@ -74,7 +74,7 @@ def listening_picture(model: Zipper, wave: Tensor, text: str) -> Figure:
     )
     labels = model.modalities["text"].labels(written.tokens[1:-1, 0].tolist()) or []
     seconds, rows = len(wave) / model.sample_rate, len(labels)
-    figure = Figure(figsize=(7.2, 2.6 + 0.2 * rows), layout="constrained")
+    figure = Figure(figsize=(5.2, 2.2 + 0.18 * rows), dpi=180, layout="constrained")  # legible on a phone
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, max(2.0, 0.24 * rows)])
     above.specgram(wave.numpy() + 1e-7, NFFT=400, Fs=model.sample_rate, noverlap=240, vmin=-110)
     above.set(ylabel="Hz", ylim=(0, min(8000, model.sample_rate / 2)), xlim=(0, seconds))

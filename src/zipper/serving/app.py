@@ -181,7 +181,7 @@ def create_app(
     if page:
         from zipper.serving.web import add_page  # its package is another extra
 
-        add_page(app, model, batcher, name)
+        add_page(app, model, batcher, name, limits.megabytes)
     app.add_middleware(Measure, seen=metrics.answered)
     app.add_middleware(LimitBody, most=int(limits.megabytes * 1e6), seconds=limits.seconds)
     return app

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -21,7 +22,7 @@ class TooSlow(Exception):
 
 class LimitBody:
     """ASGI middleware: a body of more than `most` bytes ends with TooLarge, one that pauses for more than
-    `seconds` with TooSlow, whatever its headers say."""
+    `seconds` with TooSlow, whatever its headers say. An app that does not catch them answers 413 or 408."""
 
     def __init__(self, app: App, most: int, seconds: float) -> None:
         self.app, self.most, self.seconds = app, most, seconds
@@ -30,23 +31,29 @@ class LimitBody:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        taken, ended = 0, False
+        taken, ended, status = 0, False, 500
 
         async def limited() -> Message:
-            nonlocal taken, ended
+            nonlocal taken, ended, status
             if ended:
                 return await receive()  # waits for the client to go
             try:
                 message = await asyncio.wait_for(receive(), self.seconds)
             except TimeoutError:
+                status = 408
                 raise TooSlow from None
             taken += len(message.get("body", b""))
             ended = not message.get("more_body", False)
             if taken > self.most:
+                status = 413
                 raise TooLarge
             return message
 
-        await self.app(scope, limited, send)
+        async def named(message: Message) -> None:
+            await send({**message, "status": status} if message.get("status") == 500 else message)
+
+        with suppress(TooLarge, TooSlow):
+            await self.app(scope, limited, named)
 
 
 class Measure:

@@ -11,6 +11,7 @@ if (navigator.mediaDevices) {  // only there on https and on localhost
 window.zipperSpeak = async (text) => {
   const rate = 24000, player = document.querySelector("#spoken audio");
   window.zipperSound?.close();
+  player.removeAttribute("src");
   const sound = window.zipperSound = new AudioContext({ sampleRate: rate });
   const started = performance.now(), parts = [];
   let first = null, until = 0, rest = new Uint8Array(0);

@@ -25,10 +25,13 @@ from zipper.serving.batcher import Batcher
 
 Sound = tuple[int, np.ndarray]  # sample rate in Hz, samples [n] or [n, channels]
 EVERY = 0.5  # seconds between pieces of the microphone
+KEPT = 3600  # seconds that uploads stay in gradio's folder of temporary files
 CSS = """
 .gradio-container {max-width: 760px !important; margin: auto; padding: 12px !important}
 #spoken audio {width: 100%}
 #last, #picture, #sound {background: white}
+#last:not(:has(img)), #picture:not(:has(img)), #sound:not(:has(img)), .times:has(.no-rows), #spoken:not(:has([src])),
+#spoken .empty {display: none !important}
 """
 EXAMPLES = [  # which the shipped model knows
     "why did helen give the blue wallet to the quiet singer",
@@ -47,13 +50,13 @@ class Listening:
     words: list[Word] = field(default_factory=list)
 
 
-def add_page(app: FastAPI, model: Zipper, batcher: Batcher, name: str) -> FastAPI:
-    """Put the page at / of a server."""
+def add_page(app: FastAPI, model: Zipper, batcher: Batcher, name: str, megabytes: float) -> FastAPI:
+    """Put the page at / of a server. megabytes: largest upload."""
     page = create_page(model, batcher, name)
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     return gr.mount_gradio_app(
         app, page, path="/", css=CSS, head=f"<script>{script}</script>", footer_links=[],
-        theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]), show_error=True,
+        theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]), show_error=True, max_file_size=int(0.99 * megabytes * 1e6),  # with what a form adds
     )  # fmt: skip
 
 
@@ -105,7 +108,8 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
     def drawn(wave: Tensor, text: str) -> Figure | None:
         return listening_picture(model, wave, text) if text and zips else None
 
-    with gr.Blocks(title=f"Zipper: {name}", analytics_enabled=False) as page:
+    title = f"Zipper: {name}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             f"# Zipper\nTwo language models, one of text and one of speech, zipped: `{name}` recognises "
             "speech and speaks. It runs on this machine alone."
