@@ -38,7 +38,7 @@ EXAMPLES = [  # which the shipped model knows
     "julia carried thirty five green buttons",
     "every wednesday at five daniel slept with the clever tiger",
 ]
-PAGE = "page seven of the red book shows five tigers"
+PAGE = "page seven of the red book shows three tigers"
 FONTS = ["system-ui", "sans-serif"]  # of the reader's own machine
 
 
