@@ -30,8 +30,8 @@ CSS = """
 .gradio-container {max-width: 760px !important; margin: auto; padding: 12px !important}
 #spoken audio {width: 100%}
 #last, #picture, #sound {background: white}
-#last:not(:has(img)), #picture:not(:has(img)), #sound:not(:has(img)), .times:has(.no-rows), #spoken:not(:has([src])),
-#spoken .empty {display: none !important}
+#last:not(:has(img)), #picture:not(:has(img)), #sound:not(:has(img)), .times:has(.no-rows),
+#spoken:not(:has([src])), #spoken .empty {display: none !important}
 """
 EXAMPLES = [  # which the shipped model knows
     "why did helen give the blue wallet to the quiet singer",
@@ -55,9 +55,16 @@ def add_page(app: FastAPI, model: Zipper, batcher: Batcher, name: str, megabytes
     page = create_page(model, batcher, name)
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     return gr.mount_gradio_app(
-        app, page, path="/", css=CSS, head=f"<script>{script}</script>", footer_links=[],
-        theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]), show_error=True, max_file_size=int(0.99 * megabytes * 1e6),  # with what a form adds
-    )  # fmt: skip
+        app,
+        page,
+        path="/",
+        css=CSS,
+        head=f"<script>{script}</script>",
+        footer_links=[],
+        theme=gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+        show_error=True,
+        max_file_size=int(0.99 * megabytes * 1e6),  # the rest is the form's
+    )
 
 
 def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
