@@ -19,6 +19,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts, route
 from zipper.generation.generate import generate as generate_segments
 from zipper.generation.prompts import prompt_of
+from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.modalities.base import modality_class
@@ -76,9 +77,10 @@ def generate(args: argparse.Namespace) -> None:
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
                 prompts = [prompt_of(prompt.id, segment) for prompt, segment in part]
-                outputs = generate_segments(
-                    model.network, prompts, _order(name), model.statistics, decode, args.seed
-                )
+                with few_threads(model.network, len(part)):
+                    outputs = generate_segments(
+                        model.network, prompts, _order(name), model.statistics, decode, args.seed
+                    )
                 for (prompt, _), segments in zip(part, outputs, strict=True):
                     stem = target / prompt.id if args.batch else out.with_suffix("")
                     entry = save(model, prompt, segments, stem)

@@ -20,6 +20,7 @@ from zipper.generation.generate import FinishReason, generate
 from zipper.generation.live import LiveTranscript
 from zipper.generation.prompts import prompt_of, prompt_segment
 from zipper.generation.stream import stream
+from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word, word_times
 from zipper.hub import model_folder, push
 from zipper.modalities.base import Modality, load_modalities
@@ -256,24 +257,28 @@ class Zipper(nn.Module):
         >>> text.value
         'every wednesday at five daniel slept with the clever tiger'
         """
-        documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
         decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
-        with self._evaluating():
+        with self._evaluating(len(prompts)):
+            documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
             found = generate(self.network, documents, order, self.statistics, decode, seed)
-        return [
-            [
-                GeneratedSegment(o.modality, self.modalities[o.modality].decode(o.content), o.finish_reason)
-                for o in outputs
+            return [
+                [
+                    GeneratedSegment(
+                        o.modality, self.modalities[o.modality].decode(o.content), o.finish_reason
+                    )
+                    for o in outputs
+                ]
+                for outputs in found
             ]
-            for outputs in found
-        ]
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self, rows: int = 1) -> Iterator[None]:
+        """Context in eval mode, for a batch of `rows` prompts."""
         was_training = self.training
         try:
             self.eval()
-            yield
+            with few_threads(self.network, rows):
+                yield
         finally:
             self.train(was_training)
 

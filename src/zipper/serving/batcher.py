@@ -17,6 +17,7 @@ from zipper.data.documents import Document
 from zipper.errors import ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
 from zipper.generation.generate import GenerationOutput, check_prompts
+from zipper.generation.threads import few_threads
 from zipper.generation.zipper import Zipper
 
 END = None  # of a stream's pieces
@@ -151,7 +152,8 @@ class Batcher:
         if not running:
             return
         self.seen(len(running))
-        left = {id(row) for row in batch.step()}
+        with few_threads(batch.model, len(running)):
+            left = {id(row) for row in batch.step()}
         for one in running:
             if one.streams:
                 self._send(one)
