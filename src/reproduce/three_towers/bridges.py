@@ -56,8 +56,7 @@ class Bridge(nn.Module):
         self.norm = nn.RMSNorm(source)
         self.layers = nn.Sequential(
             nn.Conv1d(source, hub, KERNEL, padding="same"), nn.GELU(),
-            nn.Conv1d(hub, hub, KERNEL, padding="same", dilation=2), nn.GELU(),
-            nn.Conv1d(hub, hub, KERNEL, padding="same", dilation=4), nn.GELU(),
+            nn.Conv1d(hub, hub, KERNEL, padding="same", dilation=3), nn.GELU(),
             nn.Conv1d(hub, hub, 1),
         )  # fmt: skip
 

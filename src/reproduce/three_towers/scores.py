@@ -39,7 +39,7 @@ PATTERN = re.compile(r"page (\w+) of the (\w+) book shows (\w+) (\w+)")
 CHOICES = {"number": len(UNITS), "color": len(COLORS), "amount": len(COUNTS), "animals": len(DRAWINGS)}
 HEARD = 100  # utterances of generated speech that the ASR scorer transcribes
 PAIRS = 1500  # of text and speech, for bridges
-EPOCHS = 8
+EPOCHS = 5
 
 
 class Pages:

@@ -15,6 +15,12 @@ class SamplingConfig(Section):
     top_p: float = setting(
         1.0, "sample from the most likely tokens with this total probability", above=0, at_most=1
     )
+    candidates: int = setting(
+        1,
+        "samples, of which the one is kept from which the model is most likely to generate the prompt; "
+        "needs a temperature and the task of the way back",
+        at_least=1,
+    )
     beams: int = setting(
         1, "beams of beam search, for modalities of one codebook; 1: no beam search", at_least=1
     )
@@ -28,7 +34,8 @@ class SamplingConfig(Section):
             return f"beam search, {self.beams} beams"
         if self.temperature == 0:
             return "greedy"
-        return f"sampled, temperature {self.temperature:g}, top-k {self.top_k or 'all'}, top-p {self.top_p:g}"
+        best = f", best of {self.candidates}" if self.candidates > 1 else ""
+        return f"sampled, temperature {self.temperature:g}, top-k {self.top_k or 'all'}, top-p {self.top_p:g}{best}"
 
 
 @dataclass

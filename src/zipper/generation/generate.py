@@ -16,6 +16,7 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
+from zipper.generation.candidates import generate_best
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
 from zipper.modalities.delay import extra_timesteps
@@ -66,6 +67,14 @@ def generate(
     Raises ConfigError as `check_prompts`.
     """
     check_prompts(model, prompts, order)
+    if decode and order != "auto" and any(decode[name].candidates > 1 for name in order if name in decode):
+
+        def sample(
+            many: list[Document], name: str, single: dict[str, SamplingConfig]
+        ) -> list[GenerationOutput]:
+            return [one for [one] in generate(model, many, [name], statistics, single, seed)]
+
+        return generate_best(model, prompts, order, decode, sample)
     out: list[list[GenerationOutput]] = [[] for _ in prompts]
     hops = {i: one.segments[-1] for i, one in enumerate(prompts)}  # source segment of each prompt
     chosen: dict[int, str] = {}  # next modality by prompt, with `auto`
