@@ -96,7 +96,7 @@ def three_towers(args: argparse.Namespace) -> None:
     """score a model of three towers on pages: seen pairs, chains, and the pair that was not trained"""
     from reproduce.three_towers.scores import measure
 
-    measure(args.model, args.out, args.parts, args.line)
+    measure(args.model, args.out, args.parts, args.decode, args.line)
 
 
 def bench_towers(args: argparse.Namespace) -> None:
@@ -171,6 +171,7 @@ def _add_three_towers_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of an exported model or of a run")
     parser.add_argument("--out", type=Path, required=True, help="file of the result")
     parser.add_argument("--parts", nargs="+", choices=parts, default=["seen"], help="default: seen")
+    parser.add_argument("--decode", nargs="+", default=[], metavar="KEY=VALUE", help="decoding overrides")
 
 
 def _add_bench_towers_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,6 @@ from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import with_overrides
 from zipper.corpora.grammar import UNITS
-from zipper.corpora.pages import COUNTS, DRAWINGS, HELD_OUT, Page, Reader, digits
 from zipper.data.dataset import Row
 from zipper.data.prepare import prepare
 from zipper.evaluation.result import versions
@@ -30,7 +29,8 @@ from zipper.evaluation.task import mismatched_rows
 from zipper.generation.generate import GenerationOutput
 from zipper.generation.rows import generate_rows
 from zipper.generation.zipper import Zipper
-from zipper.modalities.image import COLORS
+from zipper.modalities.page_reader import COUNTS, DRAWINGS, HELD_OUT, Page, Reader, digits
+from zipper.modalities.palette import COLORS
 from zipper.modalities.scoring import word_errors
 from zipper.models.zip_block import ZipBlock
 from zipper.models.zipper import ZipperModel
@@ -186,9 +186,10 @@ def unseen(pages: Pages, seed: int) -> dict[str, Any]:
     return found
 
 
-def measure(folder: Path, out: Path, parts: Sequence[str], command: str) -> None:
-    """Write the scores of an exported model (or a run folder)."""
+def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str], command: str) -> None:
+    """Write the scores of an exported model (or a run folder). decode: overrides of its decoding."""
     model = Zipper.from_pretrained(folder)
+    model.config = with_overrides(model.config, [f"decode.{one}" for one in decode])
     pages = Pages(model)
     result = describe(model, command, data_fingerprint=pages.data.fingerprint, utterances=len(pages.rows))
     result["judge"] = judge(pages)

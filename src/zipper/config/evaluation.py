@@ -35,7 +35,8 @@ class SamplingConfig(Section):
         if self.temperature == 0:
             return "greedy"
         best = f", best of {self.candidates}" if self.candidates > 1 else ""
-        return f"sampled, temperature {self.temperature:g}, top-k {self.top_k or 'all'}, top-p {self.top_p:g}{best}"
+        top = f"top-k {self.top_k or 'all'}, top-p {self.top_p:g}"
+        return f"sampled, temperature {self.temperature:g}, {top}{best}"
 
 
 @dataclass

@@ -5,7 +5,6 @@ neighbours among them.
 """
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -19,19 +18,9 @@ from zipper.config import RunConfig
 from zipper.errors import DataError
 from zipper.modalities.base import LIMIT, Modality
 from zipper.modalities.layout import TokenLayout
+from zipper.modalities.palette import HEIGHT, PALETTE
 from zipper.modalities.scoring import Scorer, TextScorer
 
-HEIGHT = 8  # pixels
-LEVELS = (
-    3  # grey levels: paper, half, ink. With more, paper is the most likely pixel even where most have ink
-)
-COLORS: Mapping[str, tuple[int, int, int]] = {
-    "red": (214, 48, 49), "blue": (52, 98, 219), "green": (46, 160, 67), "yellow": (250, 222, 60),
-    "white": (255, 250, 235), "black": (28, 14, 40), "purple": (132, 60, 180), "orange": (240, 140, 40),
-    "silver": (176, 190, 204), "golden": (198, 158, 66),
-}  # fmt: skip
-GREYS = [(255 - 240 * level // (LEVELS - 1),) * 3 for level in range(LEVELS)]
-PALETTE = np.array([*GREYS, *COLORS.values()], dtype=np.uint8)  # [codes, 3]
 SCALE = 16  # pixels of a written file for one of the image
 COLUMNS_PER_SECOND = 5.0  # 16 columns last as long as a sentence, for the time positions of zips
 
@@ -93,9 +82,9 @@ class Image(Modality):
         return f"{length} columns"
 
     def scorer(self, cfg: RunConfig) -> Scorer:
-        """Word errors of the sentence that `corpora.pages.Reader` reads in an image, against the row's text.
+        """Word errors of the sentence that `page_reader.Reader` reads in an image, against the row's text.
         Raises ConfigError without scikit-learn."""
-        from zipper.corpora.pages import Reader
+        from zipper.modalities.page_reader import Reader
 
         reader = Reader(cfg.data.seed)
         return TextScorer(lambda row: row["text"], lambda content: reader.sentence(self.decode(content)))

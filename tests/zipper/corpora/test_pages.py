@@ -8,9 +8,10 @@ import torch
 from PIL import Image as Picture
 
 from zipper.config import DataConfig, RunConfig
-from zipper.corpora.pages import DRAWINGS, Reader, digits, draw, drawing, every_page, split_pages
+from zipper.corpora.pages import draw, every_page, split_pages
 from zipper.errors import DataError
 from zipper.modalities.image import HEIGHT, PALETTE, Image
+from zipper.modalities.page_reader import DRAWINGS, Reader, digits, drawing
 
 SIZES = DataConfig(dev=40, test=60)
 
