@@ -203,3 +203,14 @@ def test_an_error_of_the_model_goes_to_who_asked_and_the_next_is_answered(model,
         future.result(60)
     assert batcher.generate(prompt, "speech").result(60).finish_reason == "end"
     batcher.close()
+
+
+def test_a_server_that_cannot_generate_any_more_says_so(model, monkeypatch):
+    def end(self: Batcher) -> None:
+        """Of the thread, at once."""
+
+    monkeypatch.setattr(Batcher, "_run", end)
+    with TestClient(create_app(model)) as client:
+        answer = client.get("/health")
+    assert answer.status_code == 503
+    assert "has ended" in answer.json()["error"]["message"]

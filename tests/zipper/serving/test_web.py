@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import numpy as np
 import pytest
 import soundfile as sf
@@ -48,6 +49,13 @@ def test_a_recording_is_read_without_the_page(address, model, tmp_path):
     with pytest.raises(AppError, match="is silent"):
         client.predict(handle_file(tmp_path / "silent.wav"), api_name="/read")
     assert client.predict(handle_file(RECORDING), api_name="/read")[0] == text
+
+
+def test_an_upload_beyond_the_limit_is_refused_and_the_next_is_read(address, model):
+    answer = httpx.post(f"{address}gradio_api/upload", files={"files": bytes(26_000_000)}, timeout=60)
+    assert answer.status_code == 413
+    client = Client(address, verbose=False)
+    assert client.predict(handle_file(RECORDING), api_name="/read")[0] == model.transcribe(RECORDING)
 
 
 @pytest.mark.parametrize("kind", ["int16", "float32", "stereo"])
