@@ -3,8 +3,10 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from served import serving
 
 import zipper
 from reproduce import ROOT
+from zipper.config import RunConfig
+from zipper.modalities.image import Image
 from zipper.serving.app import create_app
-from zipper.serving.web import _wave
+from zipper.serving.web import _add_images, _wave
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -65,6 +69,29 @@ def test_sound_of_a_browser_is_a_waveform_at_the_models_rate(kind):
     found = _wave((48_000, samples[kind]), 16_000)
     expected = torch.sin(torch.arange(16_000) / 16_000 * 2 * torch.pi * 440) / 2
     torch.testing.assert_close(found[100:-100], expected[100:-100], rtol=0, atol=1e-3)
+
+
+def test_a_model_with_images_draws_and_looks():
+    """A stand-in of three towers, which draws each sentence as a page of paper with one pixel of ink."""
+    image = Image.load(RunConfig())
+    drawn = torch.zeros(8, 16, dtype=torch.int64)
+    drawn[3, 5] = 2
+
+    def generate(prompts, order):
+        values = {"text": "a page", "image": drawn}
+        return [[SimpleNamespace(modality=name, value=values[name]) for name in order] for _ in prompts]
+
+    model = SimpleNamespace(modalities={"image": image}, generate=generate)
+    with gr.Blocks() as page:
+        _add_images(model, lambda run: run())
+    draw, listen, look = (event.fn for event in page.fns.values())
+    pixels = draw("a page")
+    assert pixels.shape == (128, 256, 3)
+    ink = (pixels.sum(-1) < 100).nonzero()
+    assert (min(ink[0]) // 16, min(ink[1]) // 16) == (3, 5)
+    assert listen("a.wav")[0] == look("a.png") == "a page"
+    assert np.array_equal(listen("a.wav")[1], pixels)
+    assert (look(None), listen(None)) == ("", ("", None))
 
 
 @pytest.fixture
