@@ -232,6 +232,8 @@ def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
     out: dict[str, Any] = {"seed": config["seed"]}
     for section in SECTIONS:
         out |= {f"{section}.{key}": value for key, value in config.get(section, {}).items()}
+    for name in [name for name in out if name.startswith("decode.")]:
+        out |= {f"{name}.{key}": value for key, value in out.pop(name).items()}
     out.pop("data.tokenizer", None)
     zips, towers = out.pop("model.zip", {}), out.pop("model.towers", {})
     names = cfg.model.modalities

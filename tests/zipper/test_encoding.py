@@ -7,6 +7,7 @@ import pytest
 from reproduce import ROOT
 
 OPENS = {"open": "r", "fdopen": "r", "NamedTemporaryFile": "w+b", "TemporaryFile": "w+b"}  # default modes
+BINARY = (("os", "open"), ("tarfile", "open"), ("Picture", "open"))  # no text
 STARTS = ("run", "Popen", "check_output", "check_call")
 
 
@@ -20,7 +21,7 @@ def without_encoding(code: str) -> list[str]:
 def follows_locale(call: ast.Call) -> bool:
     owner, _, name = ast.unparse(call.func).rpartition(".")
     given = {keyword.arg for keyword in call.keywords}
-    if "encoding" in given or (owner, name) in (("os", "open"), ("tarfile", "open")):
+    if "encoding" in given or (owner, name) in BINARY:
         return False
     if name in OPENS:
         values = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
