@@ -43,6 +43,7 @@ def bench_towers(out: Path, command: str) -> None:
     result: dict[str, Any] = {
         "task": "bench-towers", "rows": rows, "documents": DOCUMENTS, "tokens": LENGTH, "turns": TURNS,
         "threads": torch.get_num_threads(), "commit": commit(), "command": command, "versions": versions(),
+        "seed": 0, "config": {"seed": 0}, "data_fingerprint": "random tokens",
     }  # fmt: skip
     write_result(result, out)
 
