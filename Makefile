@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
-.PHONY: bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live bench-serve gpu report dashboard notebooks test lint
+.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -30,7 +30,7 @@ $(VENV)/.speaker: $(READY)
 
 setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.images $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -124,6 +124,19 @@ build/runs/%/finished: | $(READY)
 
 codec-table: $(VENV)/.judge  ## measure the WER of codec resynthesis for every number of codebooks
 	$(RUN) evaluate-codec configs/codec.yaml name=codec-table result=results/codec.json $(ARGS)
+
+# An image tower for the shipped model, three seeds (7 minutes of a core each), then their scores on test (5 minutes each).
+three-towers: $(patsubst %,build/three-towers/scores-seed%.json,0 1 2)  ## zip an image tower to the shipped model, three seeds, and score them
+	$(RUN) bench-towers --out build/three-towers/cost.json
+
+build/three-towers/image-tower/tower.json: | $(VENV)/.images
+	$(RUN) pretrain configs/three-towers/image-tower.yaml $(ARGS)
+
+build/three-towers/seed%/zipper.json: build/three-towers/image-tower/tower.json
+	$(RUN) train configs/three-towers/images.yaml name=three-towers-seed$* seed=$* export=build/three-towers/seed$* $(ARGS)
+
+build/three-towers/scores-seed%.json: build/three-towers/seed%/zipper.json
+	$(RUN) three-towers build/three-towers/seed$* --parts seen unseen --decode image.temperature=0.8 image.candidates=4 --out $@
 
 bench: $(VENV)/.bench  ## benchmark training and decoding against transformers
 	$(RUN) bench configs/asr.yaml name=bench result=results/bench.json $(ARGS)
