@@ -1,5 +1,5 @@
-"""Semantic units of speech: clusters of a frozen speech encoder's states, 25 a second, or of the states of a
-small head over it that has learned to recognise letters.
+"""Semantic units of speech, 25 a second: clusters of a frozen speech encoder's states, or the rounded outputs of
+a small head over it that has learned to recognise letters.
 """
 
 from abc import ABC, abstractmethod
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zipper.clusters import nearest
 from zipper.hashes import digest
 
 SAMPLE_RATE, HOP = 16_000, 640  # Hz, samples of a unit
@@ -16,35 +17,67 @@ HEAD, CONVOLUTIONS = 256, 3  # width of a letter head
 WINDOW = 30 * SAMPLE_RATE  # samples that the encoder sees at once; longer audio is cut
 
 
-class LetterHead(nn.Module):
-    """Convolutions over an encoder's states, 13 frames in all (half a second). They are trained to recognise
-    the letters of transcripts by CTC; then their states hold what tells words apart, and little else, as in
-    CosyVoice's supervised semantic tokens (arXiv 2407.05407)."""
+class Convolutions(nn.Module):
+    """Residual convolutions over time with layer normalisation: [B, F, HEAD] -> [B, F, HEAD]. In training
+    their products are of bfloat16."""
 
-    def __init__(self, width: int, dropout: float = 0.15) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.narrow = nn.Linear(width, HEAD)
         self.convolutions = nn.ModuleList(nn.Conv1d(HEAD, HEAD, 5, padding=2) for _ in range(CONVOLUTIONS))
         self.norms = nn.ModuleList(nn.LayerNorm(HEAD) for _ in range(CONVOLUTIONS))
 
-    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
-        """states [B, F, D], valid bool [B, F] -> [B, F, HEAD]"""
-        x = self.narrow(states)
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """valid bool [B, F]"""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.dropout(x, self.dropout, self.training) * valid[..., None]  # silence beyond the end
-            x = x + norm(F.gelu(convolution(x.transpose(1, 2)).transpose(1, 2)))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training):
+                y = convolution(x.transpose(1, 2)).transpose(1, 2)
+            x = x + norm(F.gelu(y.float()))
         return x
 
 
+class LetterHead(nn.Module):
+    """Convolutions over an encoder's states, 13 frames in all (half a second), to a few scalars, which are
+    rounded to a unit (finite scalar quantisation, arXiv 2309.15505). It is trained to recognise the letters
+    of transcripts from the rounded scalars by CTC, so that units hold what tells words apart, and little
+    else, as the supervised semantic tokens of CosyVoice 2 (arXiv 2412.10117).
+
+    levels [n]: of each scalar, which is between 0 and levels - 1.
+    """
+
+    levels: Tensor
+
+    def __init__(self, width: int, units: int, dropout: float = 0.15) -> None:
+        """units: a power of 2."""
+        super().__init__()
+        self.narrow = nn.Linear(width, HEAD)
+        self.body = Convolutions(dropout)
+        self.norm = nn.LayerNorm(HEAD)
+        bits = units.bit_length() - 1
+        self.register_buffer("levels", torch.tensor([4.0] * (bits // 2) + [2.0] * (bits % 2)), False)
+        self.down = nn.Linear(HEAD, len(self.levels))
+
+    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
+        """states [B, F, D], valid bool [B, F] -> scalars [B, F, n], not rounded"""
+        x = self.down(self.norm(self.body(self.narrow(states), valid)))
+        return (x.tanh() + 1) * (self.levels - 1) / 2
+
+    def grid(self) -> Tensor:
+        """Scalars of each unit: [units, n]"""
+        return torch.cartesian_prod(*(torch.arange(float(count)) for count in self.levels)).view(
+            -1, len(self.levels)
+        )
+
+
 class SemanticEncoder(nn.Module, ABC):
-    """Waveforms to units: states of an encoder, standardised, through the letter head if there is one, then
-    the nearest centroid.
+    """Waveforms to units: the nearest centroid of an encoder's standardised states, or of the scalars that a
+    letter head makes of them.
 
     Without standardisation a few dimensions of large variance decide alone (LOG.md).
 
     teacher: encoder and layer, in words. Buffers (FITTED): `mean` and `deviation` [D] of the states, and
-    `centroids` [V, D or HEAD], which is 0 until all three, and the head, are fitted. The state is what the
+    `centroids` [V, D or n], which is 0 until all three, and the head, are fitted. The state is what the
     codec's folder holds; exact: names of matrices that it holds in half precision, not in 8 bits. An encoder
     attends to the whole window, so units are not causal.
     """
@@ -54,10 +87,10 @@ class SemanticEncoder(nn.Module, ABC):
 
     def __init__(self, width: int, units: int, letters: bool = False) -> None:
         super().__init__()
-        self.head = LetterHead(width) if letters else None
+        self.head = LetterHead(width, units) if letters else None
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
-        self.register_buffer("centroids", torch.zeros(units, HEAD if letters else width))
+        self.register_buffer("centroids", torch.zeros(units, len(self.head.levels) if self.head else width))
 
     @property
     def fingerprint(self) -> str:
@@ -81,7 +114,7 @@ class SemanticEncoder(nn.Module, ABC):
 
     @torch.no_grad()
     def features(self, states: Tensor) -> Tensor:
-        """What is clustered: states [F, D] of a whole waveform -> [F, D or HEAD]"""
+        """What centroids are nearest to: states [F, D] of a whole waveform -> [F, D or n]"""
         x = self.standardised(states)
         return x if self.head is None else self.head(x[None], x.new_ones(1, len(x), dtype=torch.bool))[0]
 
@@ -97,8 +130,3 @@ class SemanticEncoder(nn.Module, ABC):
     @abstractmethod
     def window_states(self, wave: Tensor) -> Tensor:
         """wave float32 [F * HOP], at most WINDOW -> states [F, D]."""
-
-
-def nearest(x: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest centre of each row: x [N, D], centres [V, D] -> int64 [N]."""
-    return (centres.square().sum(1) - 2 * x @ centres.T).argmin(1)

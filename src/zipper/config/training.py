@@ -188,8 +188,8 @@ class TrainCodecConfig(Section):
     )
     semantic_ctc: int = setting(
         0,
-        "steps in which a small head over the encoder learns the letters of the transcripts by CTC; then its "
-        "states are clustered. 0: no head, the encoder's states",
+        "steps in which a small head over the encoder learns units from which the letters of the transcripts "
+        "can be read, by CTC. 0: no head; clusters of the encoder's states",
         at_least=0,
     )
     causal: bool = setting(False, "encoder and decoder without future samples")

@@ -10,7 +10,7 @@ from encodec.quantization import ResidualVectorQuantizer
 from encodec.quantization.core_vq import EuclideanCodebook
 from torch import Tensor, nn
 
-from zipper.codecs.semantic import nearest
+from zipper.clusters import k_means, means, nearest
 
 
 class CodebookLearner(nn.Module):
@@ -78,20 +78,3 @@ class CodebookLearner(nn.Module):
             book.cluster_size[dead] = book.cluster_size.mean()
             book.embed_avg[dead] = fresh * book.cluster_size.mean()
         book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
-
-
-def k_means(x: Tensor, count: int, rounds: int) -> Tensor:
-    """k-means: x [N, D] -> centres [count, D]. An empty centre moves to a random row."""
-    centres = x[torch.randperm(len(x), device=x.device)[:count]].clone()
-    for _ in range(rounds):
-        code = nearest(x, centres)
-        centres = means(x, code, count)
-        empty = torch.bincount(code, minlength=count) == 0
-        centres[empty] = x[torch.randint(len(x), (int(empty.sum()),), device=x.device)]
-    return centres
-
-
-def means(x: Tensor, code: Tensor, count: int) -> Tensor:
-    """Mean of the rows x [N, D] of each code int64 [N] -> [count, D]; 0 for a code without rows."""
-    size = torch.bincount(code, minlength=count).clamp(min=1)
-    return torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, code, x) / size[:, None]

@@ -1,4 +1,4 @@
-"""Fits a semantic encoder to recordings: its letter head, if it has one, by CTC of their transcripts, then
+"""Fits a semantic encoder to recordings: its letter head, if it has one, by CTC of their transcripts, or else
 the centroids of its units by k-means.
 """
 
@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.semantic import HEAD, HOP, LetterHead, SemanticEncoder
+from zipper.clusters import k_means
+from zipper.codecs.semantic import HEAD, HOP, Convolutions, LetterHead, SemanticEncoder
 from zipper.disk import write_atomic
 from zipper.distributed import AtomicCheckpointIO
 from zipper.errors import DataError
-from zipper.training.codebooks import k_means
 from zipper.weight_files import as_kept
 
 FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
@@ -109,9 +109,12 @@ def _fit(
                 kept[index] = states(index)
             batches = LetterBatches(semantic, [kept[i] for i in range(len(waves))], texts, seed)
             train_head(semantic.head, batches, steps, folder)
-        clustered = torch.cat([semantic.features(kept[i]) for i in sample])
         centroids = semantic.get_buffer("centroids")
-        centroids.copy_(k_means(clustered, len(centroids), KMEANS_ROUNDS).half())
+        if semantic.head is None:
+            clustered = torch.cat([semantic.features(kept[i]) for i in sample])
+            centroids.copy_(k_means(clustered, len(centroids), KMEANS_ROUNDS).half())
+        else:
+            centroids.copy_(semantic.head.grid())
     with bar:
         return [semantic.units(kept[i] if i in kept else states(i)) for i in range(len(waves))]
 
@@ -151,17 +154,22 @@ class LetterBatches(IterableDataset):
 
 
 class HeadModule(L.LightningModule):
-    """Trains a letter head, with an output layer that is not kept."""
+    """Trains a letter head, with convolutions that read letters from its units and are not kept."""
 
     def __init__(self, head: LetterHead, letters: int, steps: int) -> None:
         super().__init__()
         self.head, self.steps = head, steps
+        self.up = nn.Linear(len(head.levels), HEAD)
+        self.reader = Convolutions(head.body.dropout)
         self.out = nn.Linear(HEAD, 1 + letters)  # 0: blank
 
     def training_step(self, batch: LetterBatch, index: int) -> Tensor:
         states, frames, letters, counts = batch
         valid = torch.arange(states.shape[1], device=self.device) < frames[:, None]
-        scores = self.out(self.head(states, valid)).log_softmax(-1).transpose(0, 1)  # [F, B, letters + 1]
+        scalars = self.head(states, valid)
+        rounded = scalars + (scalars.round() - scalars).detach()  # a straight-through gradient
+        x = self.reader(self.up(rounded / (self.head.levels - 1) * 2 - 1), valid)
+        scores = self.out(x).log_softmax(-1).transpose(0, 1)  # [F, B, letters + 1]
         loss = F.ctc_loss(scores, letters, frames, counts, zero_infinity=True)
         self.log("semantic/ctc", loss, prog_bar=True, batch_size=len(frames))
         return loss

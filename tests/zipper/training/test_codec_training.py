@@ -19,11 +19,11 @@ from torchaudio.pipelines import HUBERT_BASE
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
-from zipper.codecs.semantic import nearest
+from zipper.clusters import k_means, nearest
 from zipper.codecs.whisper import WhisperEncoder, _as_kept, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError
-from zipper.training.codebooks import CodebookLearner, k_means
+from zipper.training.codebooks import CodebookLearner
 from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
 
 pytestmark = pytest.mark.slow

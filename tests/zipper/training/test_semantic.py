@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from zipper.codecs.semantic import LetterHead, SemanticEncoder
 from zipper.errors import DataError
@@ -55,24 +56,28 @@ def spoken_letters(count: int = 60) -> tuple[list[torch.Tensor], list[str], list
     return waves, texts, letters
 
 
-def told_apart(units: list[torch.Tensor], letters: list[str]) -> float:
-    """Share of the units whose letter is that of most of their cluster."""
-    joined, is_a = torch.cat(units), torch.tensor([letter == "a" for letter in letters])
-    right = sum(max(int(is_a[joined == u].sum()), int((~is_a[joined == u]).sum())) for u in joined.unique())
-    return right / len(joined)
+def readable(units: list[torch.Tensor], letters: list[str]) -> float:
+    """Share of letters that a linear map of the units around reads, fitted to half of the recordings."""
+    near = F.pad(F.one_hot(torch.stack(units), 16).float(), (0, 0, 6, 6)).unfold(1, 13, 1).flatten(2)
+    is_a = torch.tensor([letter == "a" for letter in letters]).view(len(units), -1).float() * 2 - 1
+    half = len(units) // 2
+    known, rest = near[:half].flatten(0, 1), near[half:].flatten(0, 1)
+    ridge = known.T @ known + torch.eye(known.shape[1])
+    weights = torch.linalg.solve(ridge, known.T @ is_a[:half].flatten())
+    return float(((rest @ weights > 0) == (is_a[half:].flatten() > 0)).float().mean())
 
 
-def test_a_head_that_learned_letters_clusters_by_them_and_not_by_noise():
+def test_units_of_a_head_that_learned_letters_follow_them_and_not_the_noise():
     waves, texts, letters = spoken_letters()
     shares = []
     for steps in (0, 60):
         torch.manual_seed(0)
         encoder = Sounds(torch.ones(DIMENSIONS), letters=steps > 0)
-        shares.append(told_apart(semantic_units(encoder, waves, texts, steps, seed=0), letters))
+        shares.append(readable(semantic_units(encoder, waves, texts, steps, seed=0), letters))
         wave = waves[0].float() / 32767
         assert torch.equal(encoder(wave), semantic_units(encoder, waves[:1], texts[:1], steps, seed=0)[0])
-    assert shares[0] < 0.8
-    assert shares[1] > 0.85
+    assert shares[0] < 0.88
+    assert shares[1] > 0.92
 
 
 def test_an_interrupted_head_goes_on_exactly(tmp_path, monkeypatch):
@@ -83,11 +88,11 @@ def test_an_interrupted_head_goes_on_exactly(tmp_path, monkeypatch):
         torch.manual_seed(0)
         encoder = Sounds(torch.ones(DIMENSIONS), letters=True)
         batches = LetterBatches(encoder, [encoder.states(w.float()) for w in waves], texts, seed=0)
-        head, folder = LetterHead(DIMENSIONS, dropout=0.0), tmp_path / str(stop)
+        head, folder = LetterHead(DIMENSIONS, 16, dropout=0.0), tmp_path / str(stop)
         monkeypatch.setattr(semantic_module.HeadModule, "configure_optimizers", constant_rate)
         train_head(head, batches, stop, folder)
         if stop == 3:
-            head = LetterHead(DIMENSIONS, dropout=0.0)
+            head = LetterHead(DIMENSIONS, 16, dropout=0.0)
             train_head(head, batches, 6, folder)
         heads.append(head.state_dict())
     assert all(torch.equal(heads[1][name], weight) for name, weight in heads[0].items())
@@ -99,7 +104,7 @@ def constant_rate(module: semantic_module.HeadModule) -> torch.optim.Optimizer:
 
 def test_a_padded_batch_has_the_states_of_single_recordings():
     torch.manual_seed(0)
-    head = LetterHead(8).eval()
+    head = LetterHead(8, 32).eval()
     states, frames = torch.randn(3, 20, 8), torch.tensor([20, 13, 1])
     together = head(states, torch.arange(20) < frames[:, None])
     for row, count in enumerate(frames.tolist()):
