@@ -16,7 +16,8 @@ def save_state(file: Path, state: Mapping[str, Tensor], int8: Collection[str] = 
     out = dict[str, Tensor]()
     for name, weight in state.items():
         weight = weight.detach().cpu()
-        if name in int8 and weight.ndim > 1 and weight.numel() >= SMALLEST:
+        matrix = weight.is_floating_point() and weight.ndim > 1
+        if name in int8 and matrix and weight.numel() >= SMALLEST:
             out[name], out[name + SCALE] = quantise(weight)
         else:
             out[name] = weight.half().contiguous() if weight.is_floating_point() else weight.contiguous()

@@ -24,14 +24,26 @@ class SamplingConfig(Section):
     beams: int = setting(
         1, "beams of beam search, for modalities of one codebook; 1: no beam search", at_least=1
     )
+    ctc: float = setting(
+        0.0,
+        "weight of CTC's log probability in beam search, beside the tower's (1 - ctc); needs train.ctc",
+        at_least=0,
+        at_most=1,
+    )
     compile: bool = setting(
         False, "torch.compile the decoding step: takes a minute or more once; for GPUs and many sentences"
     )
 
+    @property
+    def searches(self) -> bool:
+        """Whether it is beam search, which knows no token before the end."""
+        return self.beams > 1 or self.ctc > 0
+
     def describe(self) -> str:
         """Description of the decoding method for a result file."""
-        if self.beams > 1:
-            return f"beam search, {self.beams} beams"
+        if self.searches:
+            with_ctc = f", CTC {self.ctc:g}" if self.ctc else ""
+            return f"beam search, {self.beams} beams{with_ctc}"
         if self.temperature == 0:
             return "greedy"
         best = f", best of {self.candidates}" if self.candidates > 1 else ""

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from zipper.generation.cache import KVCache
+from zipper.generation.ctc import CtcScorer, JointScores
 from zipper.generation.stopping import LogitsProcessor
 from zipper.modalities.layout import NOT_ENDED, TokenLayout
 
@@ -17,8 +18,10 @@ def beam_search(
     caps: list[int],
     beams: int,
     append_last: bool,
+    ctc: tuple[CtcScorer, float] | None = None,
 ) -> tuple[Tensor, np.ndarray]:
     """Best of `beams` hypotheses by mean log probability per token, EOS included. One beam is greedy search.
+    ctc: scorer and weight, for the best by the weighted sum of both log probabilities.
 
     rows: indices of the cache rows that generate; the others wait. caps: maximum content length of every row
     of the cache. append_last: also append EOS to the cache.
@@ -38,6 +41,7 @@ def beam_search(
     token = torch.full((count, beams), layout.bos, device=device)
     fresh, history = ~waiting, token[..., None]  # [B, K, S]
     first = torch.arange(count, device=device)[:, None] * beams
+    joint = None if ctc is None else JointScores(*ctc, beams, layout.eos)
     while bool((ended == NOT_ENDED).any()):
         states = cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
         at = history.shape[2]
@@ -46,8 +50,11 @@ def beam_search(
         kinds = layout.kinds(at, np.full(len(must_end), NOT_ENDED), must_end)
         logits = processor(cache.logits(name, states[:, -1]), kinds)[:, 0]
         likely = logits.log_softmax(-1).view(count, beams, -1)
-        scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
-        parent, token = best // layout.vocabulary, best % layout.vocabulary
+        if joint is None:
+            scores, best = (scores[..., None] + likely).flatten(1).topk(beams)  # [B, K]
+            parent, token = best // layout.vocabulary, best % layout.vocabulary
+        else:
+            parent, token, scores = joint.choose(scores, likely, closed)
         cache.select((first + parent).flatten())
         ended, closed = ended.gather(1, parent), closed.gather(1, parent)
         history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
@@ -56,7 +63,7 @@ def beam_search(
         ended = torch.where(fresh & ((token == layout.eos) | lost), at, ended)
     if append_last:
         cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
-    best = (scores / ended.clamp(min=1)).argmax(1)
+    best = (scores / ended.clamp(min=1) if joint is None else joint.joined(scores)).argmax(1)
     cache.select(first[:, 0] + best)
     row = torch.arange(count, device=device)
     return history[row, best][..., None], ended[row, best].cpu().numpy()

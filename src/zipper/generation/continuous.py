@@ -47,9 +47,10 @@ class ContinuousBatch:
         """Raises ConfigError on beam search."""
         self.model, self.name, self.statistics, self.seed = model, name, statistics, seed
         self.sampling = (decode or {}).get(name, GREEDY)
-        if self.sampling.beams > 1:
+        if self.sampling.searches:
             raise ConfigError(
-                f"decode.{name}.beams={self.sampling.beams} cannot be batched continuously. Give 1."
+                f"decode.{name}.beams={self.sampling.beams} with ctc={self.sampling.ctc:g} cannot be batched "
+                "continuously. Give 1 and 0."
             )
         self.layout = TokenLayout.of(model.tower(name).cfg)
         self.processor = LogitsProcessor(self.layout, next(model.parameters()).device)

@@ -22,6 +22,7 @@ from zipper.hub import model_folder
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel, build_untrained
 from zipper.models.certify import certificate, check_certificate
+from zipper.models.ctc import CtcHeads
 from zipper.weight_files import load_state, rounded, save_state
 
 WEIGHTS, INFO = "zipper.safetensors", "zipper.json"
@@ -109,7 +110,8 @@ def kept_weights(config: RunConfig) -> dict[str, Tensor]:
     if not config.model.init:
         return {}
     old, _ = load_exported(model_folder(config.model.init))
-    return {n: w for n, w in old.network.state_dict().items() if not n.startswith("next_modality_heads.")}
+    own = ("next_modality_heads.", "ctc.")
+    return {n: w for n, w in old.network.state_dict().items() if not n.startswith(own)}
 
 
 def certify(folder: Path) -> list[str]:
@@ -139,8 +141,7 @@ def load_trained(checkpoint: Path) -> TrainedModel:
         raise DataError(
             f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
         )
-    state = saved["state_dict"].items()  # also heads of training alone (train.ctc)
-    weights = {name.removeprefix("model."): w for name, w in state if name.startswith("model.")}
+    weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
     why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
     return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
 
@@ -149,6 +150,7 @@ def _load_state(
     config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
 ) -> TrainedModel:
     trained = build_untrained(config, statistics)
+    trained.network.ctc = CtcHeads.from_state(weights)
     trained.network.used = sorted({*trained.network.used, *kept_directions(config)})
     if config.model.init:  # an export lacks the zips that no task has trained
         spare = {name: trained.network.state_dict()[name] for name in untrained_names(trained.network)}

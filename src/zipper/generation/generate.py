@@ -17,6 +17,7 @@ from zipper.errors import ConfigError
 from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
 from zipper.generation.candidates import generate_best
+from zipper.generation.ctc import ctc_scorer
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
 from zipper.modalities.delay import extra_timesteps
@@ -206,9 +207,10 @@ class Generator:
         also append the last token to the cache, so that generation can continue from it.
         """
         self.cache.compile = sampling.compile
-        if sampling.beams > 1:
+        if sampling.searches:
+            ctc = (ctc_scorer(self.cache, self.name), sampling.ctc) if sampling.ctc else None
             tokens, ended = beam_search(
-                self.cache, self.name, self.layout, rows, caps, sampling.beams, append_last
+                self.cache, self.name, self.layout, rows, caps, sampling.beams, append_last, ctc
             )
             return self._segments(rows, tokens, ended, np.zeros(len(ended), dtype=bool), caps)
         criteria = StoppingCriteria(self.layout, rows, np.array(caps), self.max_repeats)
@@ -277,7 +279,10 @@ def prefill(
         ]
         if any(part.segments for part in parts):
             stream = collate(parts, {name: model.cfg.towers[name].codebooks}).streams[name]
-            cache.extend(name, stream.tokens.to(device), stream.valid.to(device))
+            valid = stream.valid.to(device)
+            states = cache.extend(name, stream.tokens.to(device), valid)
+            if model.ctc is not None:
+                cache.states[name] = states, valid
     return cache
 
 

@@ -31,9 +31,10 @@ def stream(
     """
     check_prompts(model, [prompt], [name])
     sampling = (decode or {}).get(name, GREEDY)
-    if sampling.beams > 1:
+    if sampling.searches:
         raise ConfigError(
-            f"decode.{name}.beams={sampling.beams}: beam search knows no token before the end. Leave it out."
+            f"decode.{name}.beams={sampling.beams} with ctc={sampling.ctc:g}: beam search knows no token "
+            "before the end. Give 1 and 0."
         )
     source = prompt.segments[-1]
     cache = prefill(model, [prompt], {name})

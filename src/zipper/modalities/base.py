@@ -194,7 +194,7 @@ def load_modalities(cfg: RunConfig, folder: Path | None = None) -> dict[str, Mod
     names = dict.fromkeys([*DEFAULT_MODALITIES, *cfg.model.towers])
     found = {name: modality_class(name).load(cfg, folder) for name in names}
     for name, how in cfg.decode.items():
-        if how.beams > 1 and found[name].codebooks > 1:
+        if how.searches and found[name].codebooks > 1:
             raise ConfigError(
                 f"decode.{name}.beams={how.beams}: beam search needs one codebook, and {name} has "
                 f"{found[name].codebooks}. Leave it out."

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.batches import Batch
+from zipper.models.ctc import CtcHeads
 from zipper.models.tower import Tower
 from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
 
@@ -31,6 +32,7 @@ class MultimodalModel(nn.Module):
         self.pairs: list[Pair] = [(a, b) for a in self.names for b in self.names if a != b]
         self.used = self.pairs
         self.next_modality_heads = nn.ModuleDict()
+        self.ctc: CtcHeads | None = None  # of trainings with train.ctc
         self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
 from zipper.models.building import build_untrained, idle_parts, set_trainable
+from zipper.models.ctc import CtcHeads
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
-from zipper.models.zipper import ZipperModel
-from zipper.training.ctc import CtcHeads
+from zipper.models.zipper import ZipperModel, recorded_attention
 from zipper.training.data import ZipperData
 from zipper.training.engine import shard
 
@@ -56,7 +56,6 @@ class ZipperModule(L.LightningModule):
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
         set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`
         self.idle = idle_parts(self.model)
-        self.ctc: CtcHeads | None = None  # made with the data
         self.sharded = False
         self.step_batches: list[Batch] = []  # micro-batches of the current step
         self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
@@ -73,7 +72,7 @@ class ZipperModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align, or the
         data is not `ZipperData`, which knows the letters."""
-        if self.cfg.train.ctc and self.ctc is None:
+        if self.cfg.train.ctc and self.model.ctc is None:
             data = getattr(self.trainer, "datamodule", None)
             if not isinstance(data, ZipperData):
                 raise ConfigError(
@@ -85,13 +84,14 @@ class ZipperModule(L.LightningModule):
                     f"train.guide={self.cfg.train.guide:g} leads the attention of zips, and model.kind="
                     f"{self.cfg.model.kind} has none. Leave it out."
                 )
-            self.ctc = CtcHeads.of(self.model, self.cfg.train.tasks, data.dataset.modalities)
+            widths = {name: self.model.tower(name).cfg.width for name in self.model.names}
+            heads = CtcHeads.of(widths, self.cfg.train.tasks, data.dataset.modalities)
+            self.model.ctc = heads.to(next(self.model.parameters()).dtype)  # Lightning casts after loading
 
     def configure_model(self) -> None:
         """Lightning hook: shard the model if the strategy does."""
         if self.device_mesh is not None and not self.sharded:
-            for part in (self.model, *([] if self.ctc is None else [self.ctc])):
-                shard(part, self.device_mesh["data_parallel"])
+            shard(self.model, self.device_mesh["data_parallel"])
             self.sharded = True
 
     def on_fit_start(self) -> None:
@@ -127,8 +127,10 @@ class ZipperModule(L.LightningModule):
         if train.mask:
             batch = mask_prompt(batch, self.model, train.mask, train.mask_span)
         with ExitStack() as recording:
-            guided = self.ctc if train.guide else None
-            attention = recording.enter_context(guided.recorded(self.model)) if guided else []
+            guided, attention = self.model.ctc if train.guide else None, []
+            if guided is not None and isinstance(self.model, ZipperModel):
+                pairs = [(head.answer, head.prompt) for head in guided.own()]
+                attention = [recording.enter_context(recorded_attention(self.model, *pair)) for pair in pairs]
             states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
@@ -139,8 +141,8 @@ class ZipperModule(L.LightningModule):
             if batch.total[name]:
                 self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + part
-        if self.ctc is not None:
-            aligned = self.ctc(states, batch) * slices
+        if self.model.ctc is not None and train.ctc:
+            aligned = self.model.ctc(states, batch) * slices
             self.log("train/loss_ctc", aligned, batch_size=len(batch.ids), sync_dist=True)
             loss = loss + self.cfg.train.ctc * aligned
             if guided is not None:
@@ -215,8 +217,7 @@ class ZipperModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.cfg.train
-        trained = self.model if self.ctc is None else nn.ModuleList([self.model, self.ctc])
-        groups = parameter_groups(trained, train.lr, train.gate_lr, train.weight_decay)
+        groups = parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay)
         optimiser: torch.optim.Optimizer
         if train.optimiser == "adafactor":
             optimiser = torch.optim.Adafactor(groups, lr=train.lr)

@@ -17,9 +17,9 @@ from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file, save_file
 from torchaudio.pipelines import HUBERT_BASE
 
+from zipper.clusters import k_means, nearest
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
-from zipper.clusters import k_means, nearest
 from zipper.codecs.whisper import WhisperEncoder, _as_kept, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError

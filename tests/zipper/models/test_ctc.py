@@ -1,4 +1,4 @@
-"""CTC of the answer on the states of its prompt: equal to a slow sum, and only in training."""
+"""CTC of the answer on the states of its prompt: equal to a slow sum, and kept with the model."""
 
 import itertools
 from dataclasses import replace
@@ -10,11 +10,11 @@ import torch
 from conftest import as_batch, config, module_for, training_documents
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
-from zipper.generation.exported import load_trained
+from zipper.generation.exported import load_model, load_trained, save_exported
+from zipper.models import ctc
+from zipper.models.ctc import CtcHead, CtcHeads
 from zipper.models.zipper import recorded_attention
-from zipper.training import ctc
 from zipper.training import run as run_module
-from zipper.training.ctc import CtcHead, CtcHeads
 from zipper.training.module import ZipperModule
 
 
@@ -58,7 +58,7 @@ def test_it_equals_a_sum_over_all_alignments(dataset):
         scores = head.linear(states["speech"][row]).log_softmax(-1)
         answer = "".join(spelling[int(token)] for token in document.segments[1].tokens[:, 0])
         expected = expected - alignments(scores, [1 + "ab".index(letter) for letter in answer], 0)
-    torch.testing.assert_close(head(states, batch), expected / batch.total["text"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(head.loss(states, batch), expected / batch.total["text"], rtol=1e-5, atol=1e-6)
 
 
 def best_path(scores: torch.Tensor, answer: list[int]) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def test_speech_that_follows_its_text_is_not_aligned(dataset):
     losses = []
     for documents in (recognised, [*recognised, *spoken], spoken):
         batch = as_batch(module.model, documents)
-        losses.append(float(head(module.model(batch), batch).detach()) * batch.total["text"])
+        losses.append(float(head.loss(module.model(batch), batch).detach()) * batch.total["text"])
     assert losses[0] > 1
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert losses[2] == 0
@@ -132,7 +132,7 @@ def test_speech_that_follows_its_text_is_not_aligned(dataset):
 
 def test_letters_are_those_of_the_subwords(dataset):
     module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
-    heads = CtcHeads.of(module.model, module.cfg.train.tasks, dataset.modalities)
+    heads = CtcHeads.of({"speech": 8, "text": 8}, module.cfg.train.tasks, dataset.modalities)
     (head,) = heads.heads.values()
     row = dataset.splits["train"][0]
     tokens = dataset.modalities["text"].content(row)[0]
@@ -154,13 +154,14 @@ def test_a_training_without_letters_is_refused():
 
 
 @pytest.mark.usefixtures("prepared", "nothing_is_drawn")
-def test_it_is_trained_and_not_exported():
+def test_it_is_trained_and_exported(dataset):
     words = ("name=aligned", "train.steps=4", "train.validate_every=2", "train.ctc=0.5", "train.guide=0.3")
     run_module.train(config(*words), "x")
-    checkpoint = Path("build/runs/aligned/checkpoints/last.ckpt")
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
-    assert state["ctc.heads.text_from_speech.linear.weight"].isfinite().all()
-    trained = load_trained(checkpoint)
-    assert {f"model.{name}" for name in trained.network.state_dict()} == {
-        name for name in state if not name.startswith("ctc.")
-    }
+    trained = load_trained(Path("build/runs/aligned/checkpoints/last.ckpt"))
+    head = trained.network.ctc.get("text", "speech")
+    torch.nn.init.normal_(head.linear.weight)
+    trained.config.export_int8 = True
+    save_exported(Path("out"), trained, dataset.modalities, {})
+    kept = load_model(Path("out")).network.ctc.get("text", "speech")
+    assert torch.equal(head.table, kept.table)
+    torch.testing.assert_close(kept.linear.weight, head.linear.weight, atol=1e-3, rtol=1e-3)

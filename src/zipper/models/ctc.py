@@ -1,10 +1,10 @@
 """CTC of an answer's letters on the states of its prompt, beside next-token prediction (hybrid CTC/attention,
 arXiv 1609.06773). It finds the alignment that attention learns late or, on a few hours of speech, not at all;
-attention can be guided by it.
+attention can be guided by it, and beam search can use its scores, too (`generation.ctc`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,10 @@ from zipper.config import modalities_of
 from zipper.data.batches import Batch
 from zipper.errors import ConfigError
 from zipper.modalities.base import Modality
-from zipper.models.multimodal import MultimodalModel
-from zipper.models.zipper import ZipperModel, recorded_attention
 
 MARGIN = 2  # timesteps on either side of a token's letters that its attention may go to
 LEAST = 1e-4  # added to attention weights before the logarithm
+SAVED = re.compile(r"ctc\.heads\.(\w+)_from_(\w+)\.table")  # in the state dict of a model
 
 
 class CtcHead(nn.Module):
@@ -38,15 +37,20 @@ class CtcHead(nn.Module):
         table = torch.zeros(len(spelling), max(map(len, spelling)), dtype=torch.int64)
         for token, word in enumerate(spelling):
             table[token, : len(word)] = torch.tensor([1 + letters.index(letter) for letter in word])
-        self.register_buffer("table", table, persistent=False)  # int64 [V, L]; 0: none
+        self.register_buffer("table", table)  # int64 [V, L]; 0: none
 
-    def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
+        """Log probabilities [B, T, letters + 1] from the states [B, T, D] of the prompt's tower."""
+        scores = self.linear(states)
+        return (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1)
+
+    def loss(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
         """Share of these documents in the loss per token of the step's answers: []. states: of every
         modality, [B, T, D]."""
         letters = self._letters(batch)
         lengths = (letters > 0).sum((1, 2))
         each = F.ctc_loss(
-            self._scores(states).transpose(0, 1),
+            self(states[self.prompt]).transpose(0, 1),
             letters[letters > 0],
             batch.streams[self.prompt].valid.sum(1).clamp(min=1),
             lengths,
@@ -57,7 +61,7 @@ class CtcHead(nn.Module):
 
     def guide(self, states: dict[str, Tensor], batch: Batch, attention: Sequence[Tensor]) -> Tensor:
         """-log of the attention that each token of an answer pays to the frames in which it is said, mean
-        over zips, in the unit of `forward`: [].
+        over zips, in the unit of `loss`: [].
 
         The frames are those of its letters in the best alignment, and MARGIN on either side; a token counts
         as much as CTC is sure of its letters there. attention: [R, Tq, Tk] per zip, of the answer to the
@@ -68,7 +72,7 @@ class CtcHead(nn.Module):
             batch.streams[self.prompt].valid.sum(1).tolist(),
             self._letters(batch).cpu(),
         )
-        scores, shape = self._scores(states).detach().float().cpu(), attention[0].shape
+        scores, shape = self(states[self.prompt]).detach().float().cpu(), attention[0].shape
         said, sure = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape[:2])
         for at, row in enumerate(rows.tolist()):
             place, _ = (tokens[row] > 0).nonzero(as_tuple=True)  # of each letter's token
@@ -98,24 +102,37 @@ class CtcHead(nn.Module):
         written = target.valid & first[:, None]
         return self.get_buffer("table")[target.tokens[..., 0]] * written[..., None]
 
-    def _scores(self, states: dict[str, Tensor]) -> Tensor:
-        """Log probabilities [B, T, letters + 1] of the prompt's states."""
-        scores = self.linear(states[self.prompt])
-        return (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1)
-
 
 class CtcHeads(nn.Module):
-    """A `CtcHead` for each task of two modalities whose answer has letters. Exports do not have them."""
+    """A `CtcHead` for each task of two modalities whose answer has letters."""
 
     def __init__(self, heads: Mapping[str, CtcHead]) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(heads)
 
     @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "CtcHeads | None":
+        """Heads of the shape that a model's state dict has, or None if it has none."""
+        heads = dict[str, CtcHead]()
+        for name in state:
+            if (found := SAVED.fullmatch(name)) is not None:
+                table = state[name]
+                answer, prompt = found.groups()
+                head = heads[f"{answer}_from_{prompt}"] = CtcHead(1, ["?"], prompt, answer)
+                weight = state[name.replace("table", "linear.weight")]
+                head.linear = nn.Linear(weight.shape[1], len(weight))
+                head.register_buffer("table", torch.zeros_like(table))
+        return cls(heads) if heads else None
+
+    def get(self, answer: str, prompt: str) -> CtcHead | None:
+        """The head of a pair, if there is one."""
+        return next((one for one in self.own() if (one.answer, one.prompt) == (answer, prompt)), None)
+
+    @classmethod
     def of(
-        cls, model: MultimodalModel, tasks: Iterable[str], modalities: Mapping[str, Modality]
+        cls, widths: Mapping[str, int], tasks: Iterable[str], modalities: Mapping[str, Modality]
     ) -> "CtcHeads":
-        """Raises ConfigError if there is no such task."""
+        """widths: of the towers, by modality. Raises ConfigError if there is no such task."""
         heads: dict[str, CtcHead] = {}
         for chain in map(modalities_of, tasks):
             answer = modalities[chain[-1]]
@@ -123,32 +140,24 @@ class CtcHeads(nn.Module):
             labels = answer.labels(range(answer.layout.vocabulary)) if len(chain) == 2 else None
             if labels:
                 spelling = ["" if token in specials else label for token, label in enumerate(labels)]
-                head = CtcHead(model.tower(chain[0]).cfg.width, spelling, *chain)
+                head = CtcHead(widths[chain[0]], spelling, *chain)
                 heads[f"{chain[1]}_from_{chain[0]}"] = head
         if not heads:
             raise ConfigError(
                 f"train.ctc with train.tasks={[*tasks]}: no task of two modalities has an answer with "
                 "letters, such as speech>text. Leave train.ctc out."
             )
-        return cls(heads).to(next(model.parameters()).dtype)  # Lightning casts after loading a checkpoint
-
-    @contextmanager
-    def recorded(self, model: MultimodalModel) -> Iterator[list[list[Tensor]]]:
-        """Context that collects what `guide` needs of a forward pass."""
-        assert isinstance(model, ZipperModel)
-        with ExitStack() as stack:
-            yield [
-                stack.enter_context(recorded_attention(model, one.answer, one.prompt)) for one in self._own()
-            ]
+        return cls(heads)
 
     def guide(self, states: dict[str, Tensor], batch: Batch, attention: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Sum of the heads' `CtcHead.guide`: []. attention: of `recorded`."""
-        heads = zip(self._own(), attention, strict=True)
+        """Sum of the heads' `CtcHead.guide`: []. attention: of each head's pair
+        (`recorded_attention`)."""
+        heads = zip(self.own(), attention, strict=True)
         return torch.stack([head.guide(states, batch, own) for head, own in heads]).sum()
 
     def forward(self, states: dict[str, Tensor], batch: Batch) -> Tensor:
         """Sum of the heads' losses: []. states: of every modality, [B, T, D]."""
-        return torch.stack([head(states, batch) for head in self._own()]).sum()
+        return torch.stack([head.loss(states, batch) for head in self.own()]).sum()
 
-    def _own(self) -> list[CtcHead]:
+    def own(self) -> list[CtcHead]:
         return [head for head in self.heads.values() if isinstance(head, CtcHead)]

@@ -1,0 +1,141 @@
+"""Decoding with CTC: prefix scores equal a slow sum, and beam search finds the best of all answers."""
+
+import itertools
+
+import pytest
+import torch
+
+from conftest import module_for
+from zipper.config import SamplingConfig
+from zipper.data.documents import Document, segment
+from zipper.errors import ConfigError
+from zipper.generation.ctc import CtcScorer, JointScores
+from zipper.generation.generate import generate
+from zipper.models.ctc import CtcHeads
+
+FRAMES, LETTERS = 4, 3  # a, b, c after the blank
+SPELLED = [(), (1,), (2,), (1, 1), (2, 3, 1)]  # tokens
+
+
+def all_answers(scores: torch.Tensor) -> dict[tuple[int, ...], torch.Tensor]:
+    """Log probability of every answer, summed over its paths [T]."""
+    found: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for path in itertools.product(range(scores.shape[1]), repeat=len(scores)):
+        answer = tuple(code for code, _ in itertools.groupby(path) if code)
+        found.setdefault(answer, []).append(sum(scores[t, code] for t, code in enumerate(path)))
+    return {answer: torch.stack(paths).logsumexp(0) for answer, paths in found.items()}
+
+
+@pytest.fixture
+def scores():
+    return (
+        torch.randn(2, FRAMES, 1 + LETTERS, generator=torch.Generator().manual_seed(0))
+        .double()
+        .log_softmax(-1)
+    )
+
+
+def table():
+    rows = torch.zeros(len(SPELLED), 3, dtype=torch.int64)
+    for token, letters in enumerate(SPELLED):
+        rows[token, : len(letters)] = torch.tensor(letters, dtype=torch.int64)
+    return rows
+
+
+@pytest.mark.parametrize("frames", [FRAMES, FRAMES - 1])
+def test_scores_of_prefixes_are_those_of_all_answers_that_begin_with_them(scores, frames):
+    counts = torch.tensor([FRAMES, frames])
+    scorer = CtcScorer(scores, counts, table())
+    for tokens in [(1,), (1, 2), (3,), (2, 2), (4,), (1, 0, 1), (3, 1)]:
+        prefix, rows = scorer.start(), torch.arange(2)
+        for token in tokens:
+            prefix, begins = scorer.extended(prefix, rows, torch.full((2,), token))
+        spelled = tuple(itertools.chain(*(SPELLED[token] for token in tokens)))
+        for row in (0, 1):
+            known = all_answers(scores[row, : counts[row]])
+            starts = [p for answer, p in known.items() if answer[: len(spelled)] == spelled]
+            expected = torch.stack(starts).logsumexp(0) if starts else torch.tensor(-1e29)
+            if expected < -1e20:
+                assert begins[row] < -1e20
+                continue
+            torch.testing.assert_close(begins[row], expected)
+            whole = known.get(spelled)
+            if whole is not None:
+                torch.testing.assert_close(scorer.whole(prefix)[row], whole)
+
+
+def test_beam_search_finds_the_best_sum_of_both_scores_among_all_answers(scores):
+    """One row; a tower that gives every token the same probabilities; as many beams as answers."""
+    likely = torch.tensor([0.3, 0.1, 0.2, 0.25, 0.15]).double().log()  # token 0: EOS
+    weight, beams, longest = 0.4, 200, 3
+    joint = JointScores(CtcScorer(scores[:1], torch.tensor([FRAMES]), table()), weight, beams, eos=0)
+    tower = torch.full((1, beams), float("-inf")).double()
+    tower[:, 0] = 0.0
+    history, closed = torch.zeros(1, beams, 0, dtype=torch.int64), torch.zeros(1, beams, dtype=torch.bool)
+    for at in range(longest + 1):
+        only = torch.full((5,), float("-inf")).double()
+        only[0] = 0.0
+        steps = torch.where(closed[..., None] | (at == longest), only, likely)
+        parent, token, tower = joint.choose(tower, steps, closed)
+        history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
+        closed = closed.gather(1, parent) | (token == 0)
+    found = joint.joined(tower)[0]
+    best = tuple(token for token in history[0, found.argmax()].tolist() if token)
+    known = all_answers(scores[0])
+    expected = {}
+    for length in range(longest + 1):
+        for tokens in itertools.product(range(1, 5), repeat=length):
+            spelled = tuple(itertools.chain(*(SPELLED[token] for token in tokens)))
+            own = sum(likely[list(tokens)]) + (likely[0] if length < longest else 0.0)
+            if spelled in known:
+                expected[tokens] = (1 - weight) * own + weight * known[spelled]
+    assert best == max(expected, key=lambda tokens: float(expected[tokens]))
+    torch.testing.assert_close(found.max(), torch.as_tensor(max(expected.values())))
+
+
+@pytest.fixture
+def model(dataset):
+    """An untrained model with a head of CTC."""
+    module = module_for(dataset, "train.tasks={asr: 1}")
+    network = module.model.double().eval()
+    widths = {name: network.tower(name).cfg.width for name in network.names}
+    network.ctc = CtcHeads.of(widths, ["asr"], dataset.modalities).double()
+    torch.nn.init.normal_(network.ctc.get("text", "speech").linear.weight, std=0.5)
+    return network, module.statistics
+
+
+def prompts(dataset, count=5):
+    speech = dataset.modalities["speech"]
+    rows = [*dataset.splits["train"]][:count]
+    return [Document(row["id"], [segment(speech, speech.content(row))], multimodal=True) for row in rows]
+
+
+def test_a_batch_is_decoded_as_each_recording_alone(model, dataset):
+    network, statistics = model
+    how = {"text": SamplingConfig(beams=3, ctc=0.5)}
+    given = prompts(dataset)
+    together = generate(network, given, ["text"], statistics, how)
+    for prompt, [found] in zip(given, together, strict=True):
+        [[alone]] = generate(network, [prompt], ["text"], statistics, how)
+        assert torch.equal(found.tokens, alone.tokens)
+
+
+def test_a_head_that_is_sure_decides_what_is_written(model, dataset):
+    """With CTC alone, what is written spells the head's best letters, as far as tokens can."""
+    network, statistics = model
+    head = network.ctc.get("text", "speech")
+    torch.nn.init.zeros_(head.linear.weight)
+    with torch.no_grad():
+        head.linear.bias.fill_(-20.0)
+        head.linear.bias[0] = 0.0  # blank, everywhere: nothing is said
+    [[silent]] = generate(
+        network, prompts(dataset, 1), ["text"], statistics, {"text": SamplingConfig(ctc=1.0)}
+    )
+    assert silent.content.shape[1] == 0
+
+
+def test_a_model_without_a_head_is_refused(model, dataset):
+    network, statistics = model
+    network.ctc = None
+    with pytest.raises(ConfigError, match=r"decode\.text\.ctc: no head of CTC.*train\.ctc=0\.3"):
+        generate(network, prompts(dataset, 1), ["text"], statistics, {"text": SamplingConfig(ctc=0.3)})
