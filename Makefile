@@ -136,7 +136,7 @@ build/three-towers/seed%/zipper.json: build/three-towers/image-tower/tower.json
 	$(RUN) train configs/three-towers/images.yaml name=three-towers-seed$* seed=$* export=build/three-towers/seed$* $(ARGS)
 
 build/three-towers/scores-seed%.json: build/three-towers/seed%/zipper.json
-	$(RUN) three-towers build/three-towers/seed$* --parts seen unseen --decode image.temperature=0.8 image.candidates=4 --out $@
+	$(RUN) three-towers build/three-towers/seed$* --parts seen heard unseen --out $@
 
 bench: $(VENV)/.bench  ## benchmark training and decoding against transformers
 	$(RUN) bench configs/asr.yaml name=bench result=results/bench.json $(ARGS)

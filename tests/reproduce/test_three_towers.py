@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from conftest import tiny_model
-from reproduce.three_towers.bridges import Bridge, BridgedZip, Composed, hub_targets
+from conftest import module_for, tiny_model
+from reproduce.three_towers.bridges import BridgedZip, Composed, both_sides, given, pair_batches
 from reproduce.three_towers.scores import accuracies
 from zipper.models.zip_block import TimePositions
 
@@ -32,15 +32,23 @@ def test_a_composed_bridge_adds_what_attention_to_one_token_would_add():
     torch.testing.assert_close(found[:, 2], mean + block.attention_gate.tanh() * added[:, 0])
 
 
-def test_a_source_token_belongs_to_the_token_after_the_one_that_attends_to_it():
-    text = torch.eye(4)[None]  # [B, Tq, D]
-    weights = torch.zeros(1, 4, 3)
-    weights[0, 0, 2] = weights[0, 1, 1] = weights[0, 2, 1] = 1.0
-    (mixed,), total = hub_targets([text], weights)
-    assert total.tolist() == [[0, 2, 1]]
-    assert torch.equal(mixed[0, 2], text[0, 1])
-    assert torch.allclose(mixed[0, 1], (text[0, 2] + text[0, 3]) / 2)
-    assert Bridge(24, 16)(torch.randn(2, 9, 24)).shape == (2, 9, 16)
+def test_states_and_queries_that_are_taken_out_give_what_the_zips_added(dataset):
+    model = module_for(dataset, "train.tasks={tts: 1}").model.eval()
+    (batch,) = pair_batches(model, dataset, [*dataset.splits["train"]][:4], "tts")
+    added = []
+    hooks = [
+        model.zip(stage, "speech", "text").register_forward_hook(lambda _, given, out: added.append(out))
+        for stage in range(model.stages)
+    ]
+    source, queries = both_sides(model, batch, "speech", "text")
+    for hook in hooks:
+        hook.remove()
+    assert len(added) == model.stages > 0
+    for stage, out in enumerate(added):
+        reader = model.zip(stage, "speech", "text")
+        found = given(reader, queries.states[stage], queries.times, source.states[stage], source)
+        valid = batch.streams["speech"].valid
+        torch.testing.assert_close(found[valid], out[valid])
 
 
 def test_words_are_counted_one_by_one():

@@ -2,6 +2,7 @@
 bridge that learned from text and speech alone."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,24 +65,39 @@ class Bridge(nn.Module):
         return self.layers(self.norm(x).transpose(1, 2)).transpose(1, 2)
 
 
+class Source(NamedTuple):
+    """A modality's states as zips see them: by stage [B, T, C], their times, and which are no padding."""
+
+    states: list[Tensor]
+    times: TimePositions
+    valid: Tensor  # bool [B, T]
+
+
+class Queries(NamedTuple):
+    """Query states by stage [B, T, D], and their times."""
+
+    states: list[Tensor]
+    times: TimePositions
+
+
 @torch.no_grad()
-def source_states(
-    model: ZipperModel, batch: Batch, query: str, source: str
-) -> tuple[list[Tensor], list[Tensor]]:
-    """States of the source [B, Tk, C] and attention weights [B, Tq, Tk] (mean over heads) of each stage."""
-    states, weights, hooks = list[Tensor](), list[Tensor](), []
+def both_sides(model: ZipperModel, batch: Batch, query: str, source: str) -> tuple[Source, Queries]:
+    """What the zips of a pair get in documents of its task."""
+    sources, inputs, hooks = list[Tensor](), list[tuple[Tensor, TimePositions]](), []
     for stage in range(model.stages):
         block = model.zip(stage, query, source)
         hooks += [
-            block.source_norm.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])),
-            block.register_forward_hook(lambda one, given, _: weights.append(one.weights(*given).mean(1))),
+            block.source_norm.register_forward_pre_hook(lambda _, given: sources.append(given[0])),
+            block.register_forward_pre_hook(lambda _, given: inputs.append((given[0], given[1]))),
         ]
     try:
         model.eval()(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return states, weights
+    stream = batch.streams[source]
+    times, _, _ = model.times(source, stream.tokens, stream.valid)
+    return Source(sources, times, stream.valid), Queries([x for x, _ in inputs], inputs[0][1])
 
 
 def pair_batches(
@@ -93,59 +109,70 @@ def pair_batches(
         yield collate([document(dataset, row, task, 0.0) for row in rows[start : start + BATCH]], books)
 
 
-def hub_targets(text: list[Tensor], weights: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Hub states that belong to each source token [B, Tk, D], by stage, and the attention it gets [B, Tk].
-
-    The hub's token j attends to what token j + 1 says, so a source token belongs to the tokens after those
-    that attend to it. text: hub states [B, Tq, D]. weights [B, Tq, Tk]."""
-    share = weights[:, :-1]  # [B, Tq - 1, Tk]
-    total = share.sum(1)  # [B, Tk]
-    mixed = [share.transpose(1, 2) @ states[:, 1:] / total[..., None].clamp(min=1e-6) for states in text]
-    return mixed, total
-
-
 def train_bridges(
-    model: ZipperModel, dataset: EncodedDataset, rows: Sequence[Row], query: str, epochs: int, seed: int
+    model: ZipperModel,
+    pairs: tuple[EncodedDataset, Sequence[Row]],
+    asked: tuple[EncodedDataset, Sequence[Row]],
+    query: str,
+    source: str,
+    epochs: int,
+    seed: int,
 ) -> list[Bridge]:
-    """Bridge from speech to text for each stage of the zips of `query` from text, from pairs of text and
-    speech alone: it predicts the text state whose token a frame belongs to, in the coordinates that the zips
-    of `query` read (whitened)."""
+    """Bridge from `source` to text for each stage of the zips of `query` from text.
+
+    It learns, from pairs of text and `source` alone, to make these zips give a query what the text would have
+    given it. The queries are of other documents: `asked`, pairs of text and `query`, in random order.
+    """
     torch.manual_seed(seed)
+    dataset, rows = pairs
+    length = dataset.modalities[source].length_column
+    order = sorted(rows, key=lambda row: row[length])
     readers = [model.zip(stage, query, "text") for stage in range(model.stages)]
     kept = []
-    order = sorted(rows, key=lambda row: row["frames"])
-    for heard, written in zip(
-        pair_batches(model, dataset, order, "asr"), pair_batches(model, dataset, order, "tts"), strict=True
+    for known, heard in zip(
+        pair_batches(model, dataset, order, f"text>{source}"),
+        pair_batches(model, dataset, order, f"{source}>text"),
+        strict=True,
     ):
-        speech, weights = source_states(model, heard, "text", "speech")
-        text, _ = source_states(model, written, "speech", "text")
-        sharpest = max(weights, key=lambda one: float(one.amax(-1).mean()))
-        targets, total = hub_targets(text, sharpest)
-        kept.append((speech, [_read(r, t) for r, t in zip(readers, targets, strict=True)], total))
-    bridges = [Bridge(states.shape[-1], model.cfg.towers["text"].width) for states in kept[0][0]]
-    parameters = [p for bridge in bridges for p in bridge.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
+        text, _ = both_sides(model, known, source, "text")
+        other, _ = both_sides(model, heard, "text", source)
+        kept.append((text, other))
+    questions = [
+        both_sides(model, batch, query, "text")[1]
+        for batch in pair_batches(model, asked[0], asked[1], f"text>{query}")
+    ]
+    bridges = [Bridge(states.shape[-1], model.cfg.towers["text"].width) for states in kept[0][1].states]
+    optimiser = torch.optim.AdamW(
+        [p for one in bridges for p in one.parameters()], lr=2e-3, weight_decay=0.01
+    )
     steps = epochs * len(kept)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for step in range(steps):
-        speech, targets, total = kept[int(torch.randint(len(kept), ()))]
-        loss = torch.zeros(())
-        for bridge, reader, states, target in zip(bridges, readers, speech, targets, strict=True):
-            error = (_read(reader, bridge(states), grad=True) - target).square().mean(-1)
-            loss = loss + (error * total).sum() / total.sum()
+        text, other = kept[int(torch.randint(len(kept), ()))]
+        chosen = questions[int(torch.randint(len(questions), ()))]
+        who = torch.randint(len(chosen.times.time), (len(text.valid),))
+        at, loss = TimePositions(chosen.times.time[who]), torch.zeros(())
+        for stage, (reader, bridge) in enumerate(zip(readers, bridges, strict=True)):
+            x = chosen.states[stage][who]
+            with torch.no_grad():
+                expected = given(reader, x, at, text.states[stage], text)
+            found = given(reader, x, at, bridge(other.states[stage]), other)
+            loss = loss + (found - expected).square().sum() / expected.square().sum()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         if step % 50 == 0 or step == steps - 1:
-            print(f"bridge step {step}: loss {float(loss):.3f}", flush=True)
+            print(
+                f"bridge step {step}: {float(loss) / len(readers):.3f} of the variance is missed", flush=True
+            )
     return [bridge.eval().requires_grad_(False) for bridge in bridges]
 
 
-def _read(reader: ZipBlock, states: Tensor, grad: bool = False) -> Tensor:
-    """Source states in the (whitened) coordinates of a zip's first linear layer."""
-    with torch.set_grad_enabled(grad):
-        return reader.projection[0](reader.source_norm(states))
+def given(reader: ZipBlock, x: Tensor, at: TimePositions, states: Tensor, source: Source) -> Tensor:
+    """What a zip adds to queries x [B, Tq, D] that attend to all states [B, Tk, C]."""
+    mask = source.valid[:, None].expand(-1, x.shape[1], -1)
+    return reader(x, at, reader.project_source(states, source.times), mask)
 
 
 def mean_states(model: ZipperModel, dataset: EncodedDataset, rows: Sequence[Row], task: str) -> list[Tensor]:
@@ -154,10 +181,9 @@ def mean_states(model: ZipperModel, dataset: EncodedDataset, rows: Sequence[Row]
     sums = [torch.zeros(model.cfg.towers[source].width) for _ in range(model.stages)]
     count = 0
     for batch in pair_batches(model, dataset, rows, task):
-        states, _ = source_states(model, batch, query, source)
-        valid = batch.streams[source].valid
-        sums = [total + one[valid].sum(0) for total, one in zip(sums, states, strict=True)]
-        count += int(valid.sum())
+        found, _ = both_sides(model, batch, query, source)
+        sums = [total + one[found.valid].sum(0) for total, one in zip(sums, found.states, strict=True)]
+        count += int(found.valid.sum())
     return [total / count for total in sums]
 
 

@@ -3,6 +3,7 @@ trained."""
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from statistics import fmean
@@ -29,9 +30,8 @@ from zipper.evaluation.task import mismatched_rows
 from zipper.generation.generate import GenerationOutput
 from zipper.generation.rows import generate_rows
 from zipper.generation.zipper import Zipper
-from zipper.modalities.page_reader import COUNTS, DRAWINGS, HELD_OUT, Page, Reader, digits
-from zipper.modalities.palette import COLORS
-from zipper.modalities.scoring import word_errors
+from zipper.modalities.page_reader import COLORS, COUNTS, DRAWINGS, HELD_OUT, Page, Reader, digits
+from zipper.modalities.scoring import Scorer, word_errors
 from zipper.models.zip_block import ZipBlock
 from zipper.models.zipper import ZipperModel
 
@@ -53,8 +53,17 @@ class Pages:
 
     def read(self, order: Sequence[str], rows: list[Row] | None = None) -> list[str]:
         """Sentence of the last segment of `order`, for each row whose segment of `order[0]` is the prompt."""
-        found = self.generate(order, rows or self.rows)
-        return [self.sentence(segments[-1]) for segments in found]
+        rows = (rows or self.rows)[: HEARD if order[-1] == "speech" else None]
+        found = [segments[-1] for segments in self.generate(order, rows)]
+        if order[-1] == "speech":
+            scores = self.listener.score(rows, found, self.data.fingerprint)
+            return [one.hypothesis for one in scores]
+        return [self.sentence(segment) for segment in found]
+
+    @cached_property
+    def listener(self) -> Scorer:
+        """ASR scorer of generated speech."""
+        return self.model.modalities["speech"].scorer(self.model.config)
 
     def generate(self, order: Sequence[str], rows: list[Row]) -> list[list[GenerationOutput]]:
         """Greedy answers."""
@@ -67,8 +76,9 @@ class Pages:
 
     def score(self, order: Sequence[str]) -> dict[str, float]:
         """Shares of test rows that are right, and of the mismatched control. Greedy."""
-        found = accuracies(self.rows, self.read(order))
-        control = accuracies(self.rows, self.read(order, mismatched_rows(self.rows)))
+        answers, others = self.read(order), self.read(order, mismatched_rows(self.rows))
+        found = accuracies(self.rows[: len(answers)], answers)
+        control = accuracies(self.rows[: len(others)], others)
         return {**found, "shuffled_exact": control["exact"], "shuffled_slots": control["slots"]}
 
 
@@ -149,42 +159,35 @@ def unchanged(pages: Pages, init: str) -> dict[str, Any]:
     return out
 
 
-def measure_heard(pages: Pages, order: Sequence[str]) -> dict[str, float]:
-    """Scores of the ASR scorer's transcripts of generated speech."""
-    rows = pages.rows[:HEARD]
-    scorer = pages.model.modalities["speech"].scorer(pages.model.config)
-    found = generate_rows(
-        pages.network, pages.data, pages.model.statistics, rows, order, 100, pages.model.config.decode
-    )
-    scores = scorer.score(rows, [segments[-1] for segments in found], pages.data.fingerprint)
-    return accuracies(rows, [one.hypothesis for one in scores])
-
-
 def unseen(pages: Pages, seed: int) -> dict[str, Any]:
-    """Speech>image without text, by zips that no document with speech and an image has trained."""
+    """Speech>image and image>speech without text, by zips that no document with speech and an image has
+    trained."""
     network = pages.network
     assert isinstance(network, ZipperModel)
-    found: dict[str, Any] = {}
-    use_zips(network, "image", "speech", [network.zip(n, "image", "speech") for n in range(network.stages)])
-    found["untrained zip"] = pages.score(["speech", "image"])
     spoken = with_overrides(pages.model.config, ["data.corpus=pages-spoken", "data.train=3000"])
     data = prepare(spoken, Clock(), pages.model.modalities)
-    pairs = [*data.splits["train"].select(range(PAIRS))]
-    means = mean_states(network, data, pairs[:200], "text>speech")
-    readers = [network.zip(stage, "image", "text") for stage in range(network.stages)]
-    composed: list[ZipBlock] = [
-        BridgedZip(reader, Composed(network.zip(stage, "text", "speech"), mean))
-        for stage, (reader, mean) in enumerate(zip(readers, means, strict=True))
-    ]
-    use_zips(network, "image", "speech", composed)
-    found["composed zip"] = pages.score(["speech", "image"])
-    network.used = [pair for pair in network.used if pair != ("image", "speech")]  # its zips share parts
-    bridges = train_bridges(network, data, pairs, "image", EPOCHS, seed)
-    use_zips(network, "image", "speech", [BridgedZip(r, b) for r, b in zip(readers, bridges, strict=True)])
-    found["bridge of text and speech"] = {
-        **pages.score(["speech", "image"]),
-        "parameters": sum(p.numel() for bridge in bridges for p in bridge.parameters()),
-    }
+    rows = [*data.splits["train"].select(range(2 * PAIRS))]
+    first, second = (data, rows[:PAIRS]), (data, rows[PAIRS:])
+    found: dict[str, Any] = {}
+    for source, query in (("speech", "image"), ("image", "speech")):
+        own = [network.zip(stage, query, source) for stage in range(network.stages)]
+        readers = [network.zip(stage, query, "text") for stage in range(network.stages)]
+        means = mean_states(network, data, rows[:200], f"text>{source}")
+        composed: list[ZipBlock] = [
+            BridgedZip(reader, Composed(network.zip(stage, "text", source), mean))
+            for stage, (reader, mean) in enumerate(zip(readers, means, strict=True))
+        ]
+        bridges = train_bridges(network, first, second, query, source, EPOCHS, seed)
+        bridged: list[ZipBlock] = [BridgedZip(r, b) for r, b in zip(readers, bridges, strict=True)]
+        for way, zips in (("untrained zip", own), ("composed zip", composed), ("bridge", bridged)):
+            use_zips(network, query, source, zips)
+            found[f"{source}>{query}, {way}"] = pages.score([source, query])
+            network.used = [pair for pair in network.used if pair != (query, source)]  # its zips share parts
+        found[f"{source}>{query}, bridge"]["parameters"] = sum(
+            p.numel() for b in bridges for p in b.parameters()
+        )
+        use_zips(network, query, source, own)
+        network.used = [pair for pair in network.used if pair != (query, source)]
     return found
 
 
@@ -201,7 +204,7 @@ def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str]
         if model.config.model.init:
             result["old pairs"] = unchanged(pages, model.config.model.init)
     if "heard" in parts:
-        result["image>text>speech"] = measure_heard(pages, ["image", "text", "speech"])
+        result["image>text>speech"] = pages.score(["image", "text", "speech"])
     if "direct" in parts:
         result["speech>image"] = pages.score(["speech", "image"])
     if "unseen" in parts:

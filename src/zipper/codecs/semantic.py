@@ -1,5 +1,5 @@
-"""Semantic units of speech, 25 a second: clusters of a frozen speech encoder's states, or the rounded outputs of
-a small head over it that has learned to recognise letters.
+"""Semantic units of speech, 25 a second: clusters of a frozen speech encoder's states, or the rounded outputs
+of a small head over it that has learned to recognise letters.
 """
 
 from abc import ABC, abstractmethod

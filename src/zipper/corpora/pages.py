@@ -1,6 +1,6 @@
 """Pages: small images that a sentence of the grammar describes, with a handwritten page number.
 
-"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8, three greys), right
+"page seven of the red book shows three dogs": left a real digit of scikit-learn (8 x 8), right
 three dogs on the book's colour, each in one of four fields. Digits are split by sample and sentences by their
 words, so dev and test have neither a digit nor a sentence of the training split.
 """
@@ -19,18 +19,22 @@ from zipper.corpora.spoken import spoken_texts, synthesize
 from zipper.corpora.utterance import Utterance, read_manifest, write_manifest
 from zipper.modalities.image import Image
 from zipper.modalities.page_reader import (
+    COLORS,
     COUNTS,
     DRAWINGS,
     FIELDS,
+    HEIGHT,
     INK,
     NUMBERS,
+    SHIFTS,
     SIDE,
     Page,
     digits,
     drawing,
-    ink,
+    drawn,
+    shifted,
+    turned,
 )
-from zipper.modalities.palette import COLORS, HEIGHT, LEVELS
 
 
 def every_page() -> list[Page]:
@@ -39,19 +43,18 @@ def every_page() -> list[Page]:
 
 
 def draw(page: Page, split: str, chance: random.Random, seed: int) -> Tensor:
-    """Image int64 [8, 16] of a page with a digit of the split, which in train is shifted by up to a pixel."""
+    """Pixels uint8 [8, 16, 3] of a page with a digit of the split, which in train is shifted by up to a
+    pixel, or turned."""
     images, labels = digits(seed)[split]
     own = np.flatnonzero(labels == NUMBERS.index(page.number))
     digit = images[chance.choice(own.tolist())]
     if split == "train":
-        padded = np.pad(digit, 1)
-        top, left = chance.randrange(3), chance.randrange(3)
-        digit = padded[top : top + HEIGHT, left : left + HEIGHT]
-    picture = np.full((HEIGHT, HEIGHT), LEVELS + [*COLORS].index(page.color))
+        digit = shifted(digit, *chance.choice(SHIFTS)) if chance.random() < 0.3 else turned(digit, chance)
+    shape = np.zeros((HEIGHT, HEIGHT), dtype=bool)
     for row, column in chance.sample(FIELDS, COUNTS[page.amount]):
-        picture[row : row + SIDE, column : column + SIDE][drawing(page.animals)] = ink(page.color)
-    levels = np.rint(digit * (LEVELS - 1) / INK).astype(np.int64)
-    return torch.from_numpy(np.concatenate([levels, picture], axis=1))
+        shape[row : row + SIDE, column : column + SIDE] = drawing(page.animals)
+    grey = np.rint(255 - 255 / INK * digit).astype(np.uint8)
+    return torch.from_numpy(np.concatenate([grey[..., None].repeat(3, -1), drawn(shape, page.color)], axis=1))
 
 
 def pages_corpus(cfg: DataConfig, root: Path, workers: int, spoken: bool) -> list[Utterance]:

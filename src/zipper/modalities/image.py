@@ -1,10 +1,13 @@
-"""Images of few colours, a column a timestep and a row a codebook, scored by what an independent reader sees.
+"""Images in patches of pixels, which a residual quantiser turns into codes, as EnCodec's does for sound.
 
-With the delay pattern, each pixel is predicted from all pixels on earlier diagonals, its left and upper
-neighbours among them.
+A patch is a timestep: the image is read column by column of patches, each from the top. Scored by what an
+independent reader sees.
 """
 
+import hashlib
+import itertools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -12,31 +15,81 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 from PIL import UnidentifiedImageError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from zipper.clusters import k_means, nearest
 from zipper.config import RunConfig
+from zipper.disk import write_atomic
 from zipper.errors import DataError
+from zipper.hub import model_folder
 from zipper.modalities.base import LIMIT, Modality
 from zipper.modalities.layout import TokenLayout
-from zipper.modalities.palette import HEIGHT, PALETTE
 from zipper.modalities.scoring import Scorer, TextScorer
 
+HEIGHT, SIDE = 8, 4  # pixels of an image and of a patch
+CODES, CODEBOOKS = 256, 4
+FILE = "patches.safetensors"  # the codebooks of a model
+FITTED, ROUNDS = 4000, 30  # images that codebooks are fitted to, rounds of k-means
+PATCHES_PER_SECOND = 2.5  # 8 patches last as long as a sentence, for the time positions of zips
 SCALE = 16  # pixels of a written file for one of the image
-COLUMNS_PER_SECOND = 5.0  # 16 columns last as long as a sentence, for the time positions of zips
 
 
 class Image(Modality):
-    """Values and content are codes int64 [HEIGHT, W] into PALETTE. Raw inputs are image files."""
+    """Values are pixels uint8 [HEIGHT, W, 3]; content is the codes int64 [CODEBOOKS, F] of F patches. Raw
+    inputs are image files."""
 
     name = "image"
     names_file, fixed_rate, suffix = True, True, ".png"
-    rate = COLUMNS_PER_SECOND
-    layout = TokenLayout.after(len(PALETTE), HEIGHT)
-    fingerprint = f"columns {HEIGHT} x {len(PALETTE)}"
+    rate = PATCHES_PER_SECOND
+    layout = TokenLayout.after(CODES, CODEBOOKS)
+
+    def __init__(self, codebooks: Tensor | None = None) -> None:
+        """codebooks float32 [CODEBOOKS, CODES, SIDE * SIDE * 3], of which each adds to those before; None:
+        `fit` finds them."""
+        self._centres = codebooks
 
     @classmethod
     def load(cls, cfg: RunConfig, folder: Path | None = None) -> Self:
-        return cls()
+        """With the codebooks of the trained model, or of the pre-trained image tower."""
+        tower = cfg.model.towers.get(cls.name)
+        if folder is not None and (folder / FILE).is_file():
+            file = folder / FILE
+        elif tower and tower.init:
+            file = model_folder(tower.init) / FILE
+        else:
+            return cls()
+        return cls(load_file(file)["codebooks"])
+
+    def fit(self, raw: Iterable[str]) -> None:
+        """Codebooks by k-means on the patches of the first images, each on what those before it leave."""
+        files = [] if self._centres is not None else [*itertools.islice(raw, FITTED)]
+        if not files:
+            return
+        residual = torch.cat([_patches(self.read(file)) for file in files])
+        found = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for _ in range(CODEBOOKS):
+                found.append(k_means(residual, CODES, ROUNDS))
+                residual = residual - found[-1][nearest(residual, found[-1])]
+        self._centres = torch.stack(found)
+
+    def save(self, folder: Path) -> None:
+        write_atomic(folder / FILE, save({"codebooks": self.centres}))
+
+    @property
+    def centres(self) -> Tensor:
+        if self._centres is None:
+            raise DataError(
+                "There are no codebooks of images: name a pre-trained image tower (model.towers.image.init), "
+                "which has them, or a corpus with images."
+            )
+        return self._centres
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]  # not before `fit`
+        return f"patches {hashlib.sha256(self.centres.numpy().tobytes()).hexdigest()[:16]}"
 
     def read(
         self,
@@ -46,40 +99,52 @@ class Image(Modality):
         longest: float = math.inf,
         limit: str = LIMIT,
     ) -> Tensor:
-        """Codes int64 [HEIGHT, W] of a file: each pixel the nearest colour of the palette. An enlarged
-        image (`write`) is reduced. Raises DataError if it cannot be read, or has another height."""
+        """Pixels of a file. An enlarged image (`write`) is reduced. Raises DataError if it cannot be read, or
+        is not HEIGHT pixels high and whole patches wide."""
         if isinstance(raw, Tensor):
             return raw
         try:
             with Picture.open(raw) as picture:
-                pixels = np.asarray(picture.convert("RGB")).astype(np.int64)
+                pixels = np.asarray(picture.convert("RGB"))
         except (OSError, UnidentifiedImageError, Picture.DecompressionBombError) as error:
             raise DataError(f"{raw} cannot be read as an image ({error}). Give a PNG file.") from error
         high, wide, _ = pixels.shape
         scale = high // HEIGHT
-        if high % HEIGHT or wide % scale:
+        if high % HEIGHT or wide % (SIDE * scale):
             raise DataError(
-                f"{raw} has {wide} x {high} pixels. Give an image of {HEIGHT} pixels in height, or one of "
-                "these enlarged by a whole number."
+                f"{raw} has {wide} x {high} pixels. Give an image of {HEIGHT} pixels in height and a "
+                f"multiple of {SIDE} in width, or one of these enlarged by a whole number."
             )
-        small = pixels[scale // 2 :: scale, scale // 2 :: scale]
-        distance = np.square(small[:, :, None] - PALETTE.astype(np.int64)).sum(-1)  # [H, W, codes]
-        return torch.from_numpy(distance.argmin(-1))
+        return torch.from_numpy(pixels[scale // 2 :: scale, scale // 2 :: scale].copy())
 
     def encode(self, values: list[Tensor]) -> list[Tensor]:
-        return values
+        return [self._encode(_patches(value)) for value in values]
+
+    def _encode(self, residual: Tensor) -> Tensor:
+        codes = []
+        for centres in self.centres:
+            codes.append(nearest(residual, centres))
+            residual = residual - centres[codes[-1]]
+        return torch.stack(codes)
 
     def decode(self, content: Tensor) -> Tensor:
-        return content
+        """The last column of patches is completed with paper if it ends early."""
+        patches = sum((book[row] for book, row in zip(self.centres, content, strict=True)), torch.zeros(()))
+        rows = HEIGHT // SIDE
+        white = torch.ones(-content.shape[1] % rows, SIDE * SIDE * 3)
+        pixels = torch.cat([patches, white]).unflatten(0, (-1, rows)) if content.numel() else white[:, None]
+        image = pixels.unflatten(2, (SIDE, SIDE, 3)).permute(1, 2, 0, 3, 4).reshape(HEIGHT, -1, 3)
+        return (image * 255).round().clamp(0, 255).to(torch.uint8)
 
     def write(self, value: Tensor, stem: Path, scale: int = SCALE) -> Path:
-        """STEM.png, enlarged by `scale`. An empty image is one column of paper."""
+        """STEM.png, enlarged by `scale`. An empty image is a column of patches of paper."""
         file = stem.with_name(f"{stem.name}.png")
-        Picture.fromarray(pixels(value, scale)).save(file)
+        pixels = value.numpy() if value.numel() else np.full((HEIGHT, SIDE, 3), 255, dtype=np.uint8)
+        Picture.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)).save(file)
         return file
 
     def length_text(self, length: int) -> str:
-        return f"{length} columns"
+        return f"{length} patches"
 
     def scorer(self, cfg: RunConfig) -> Scorer:
         """Word errors of the sentence that `page_reader.Reader` reads in an image, against the row's text.
@@ -90,7 +155,8 @@ class Image(Modality):
         return TextScorer(lambda row: row["text"], lambda content: reader.sentence(self.decode(content)))
 
 
-def pixels(value: Tensor, scale: int = SCALE) -> np.ndarray:
-    """Codes int64 [H, W] as colours uint8 [H * scale, W * scale, 3]."""
-    codes = value.numpy() if value.numel() else np.zeros((HEIGHT, 1), dtype=np.int64)
-    return PALETTE[codes].repeat(scale, 0).repeat(scale, 1)
+def _patches(value: Tensor) -> Tensor:
+    """Pixels uint8 [HEIGHT, W, 3] -> patches float32 [F, SIDE * SIDE * 3] of 0 to 1."""
+    high, wide, _ = value.shape
+    pixels = value.float().div(255).view(high // SIDE, SIDE, wide // SIDE, SIDE, 3)
+    return pixels.permute(2, 0, 1, 3, 4).reshape(-1, SIDE * SIDE * 3)

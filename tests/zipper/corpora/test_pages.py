@@ -10,8 +10,17 @@ from PIL import Image as Picture
 from zipper.config import DataConfig, RunConfig
 from zipper.corpora.pages import draw, every_page, split_pages
 from zipper.errors import DataError
-from zipper.modalities.image import HEIGHT, PALETTE, Image
-from zipper.modalities.page_reader import DRAWINGS, Reader, digits, drawing
+from zipper.modalities.image import CODEBOOKS, Image
+from zipper.modalities.page_reader import (
+    COLORS,
+    DRAWINGS,
+    HEIGHT,
+    SHIFTS,
+    Reader,
+    digits,
+    drawing,
+    shifted,
+)
 
 SIZES = DataConfig(dev=40, test=60)
 
@@ -32,14 +41,20 @@ def test_the_reader_reads_real_pages_of_the_test_split(reader):
     assert np.mean([words[1] == page.number for words, page in zip(read, pages, strict=True)]) > 0.9
 
 
+def test_the_reader_reads_digits_shifted_as_training_pages_have_them(reader):
+    images, labels = digits(1)["test"]
+    for by in SHIFTS:
+        assert (reader.digits(shifted(images, *by)) == labels).mean() > 0.95
+
+
 def test_the_reader_does_not_see_what_is_not_there(reader):
     page = every_page()[0]
     image = draw(page, "test", random.Random(0), 1)
     assert reader.sentence(image) == page.sentence
     assert reader.sentence(image[:, :-1]) == ""
-    assert reader.sentence(torch.zeros_like(image)) == ""
+    assert reader.sentence(torch.randint(256, image.shape, generator=torch.Generator().manual_seed(0))) == ""
     empty = image.clone()
-    empty[:, HEIGHT:] = image[:, HEIGHT:].max()
+    empty[:, HEIGHT:] = torch.tensor(COLORS[page.color])
     assert "shows" not in reader.sentence(empty)
 
 
@@ -57,13 +72,46 @@ def test_drawings_differ_enough_to_be_told_apart():
     assert min((a != b).sum() for i, a in enumerate(several) for b in several[:i]) >= 4
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    pages, chance = split_pages(SIZES)["train"], random.Random(0)
+    image = Image()
+    image.fit([draw(page, "train", chance, 1) for page in pages])
+    return image
+
+
 @pytest.mark.parametrize("scale", [1, 5])
 def test_an_image_is_read_as_it_was_written(tmp_path, scale):
-    image, value = Image(), torch.arange(len(PALETTE)).repeat(8)[: HEIGHT * 9].view(HEIGHT, 9)
-    file = image.write(value, tmp_path / "x", scale)
-    assert torch.equal(image.read(file), value)
-    (content,) = image.encode([value])
-    assert torch.equal(image.decode(image.layout.content(image.layout.tokens(content))), value)
+    image, value = Image(), torch.randint(256, (HEIGHT, 12, 3), dtype=torch.uint8)
+    assert torch.equal(image.read(image.write(value, tmp_path / "x", scale)), value)
+
+
+def test_codes_keep_what_the_reader_sees(fitted, reader, tmp_path):
+    pages, chance = split_pages(SIZES)["test"], random.Random(0)
+    values = [draw(page, "test", chance, 1) for page in pages]
+    codes = fitted.encode(values)
+    assert all(code.shape == (CODEBOOKS, 8) for code in codes)
+    decoded = [fitted.decode(code) for code in codes]
+    same = [reader.sentence(a) == reader.sentence(b) for a, b in zip(values, decoded, strict=True)]
+    assert np.mean(same) > 0.95
+    fitted.save(tmp_path)
+    again = Image.load(RunConfig(), tmp_path)
+    assert again.fingerprint == fitted.fingerprint
+    assert torch.equal(again.encode(values[:1])[0], codes[0])
+
+
+@pytest.mark.parametrize("patches", [0, 1, 3])
+def test_an_image_that_ends_early_is_completed_with_paper(fitted, patches):
+    codes = torch.zeros(CODEBOOKS, patches, dtype=torch.int64)
+    image = fitted.decode(codes)
+    assert image.shape == (HEIGHT, 4 * ((patches + 1) // 2), 3)
+    if patches % 2:
+        assert (image[4:, -4:] == 255).all()
+
+
+def test_an_image_tower_without_its_codebooks_is_refused():
+    with pytest.raises(DataError, match=r"model\.towers\.image\.init"):
+        Image().encode([torch.zeros(HEIGHT, 8, 3, dtype=torch.uint8)])
 
 
 def test_a_bad_image_is_refused(tmp_path):

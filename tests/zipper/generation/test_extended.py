@@ -14,7 +14,7 @@ from zipper.errors import ConfigError
 from zipper.generation.extended import extended
 from zipper.modalities import speech as speech_module
 from zipper.modalities.base import load_modalities
-from zipper.modalities.image import HEIGHT, PALETTE, Image
+from zipper.modalities.image import HEIGHT, Image
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
 from zipper.training.data import ZipperData
@@ -31,7 +31,7 @@ def two(utterances, codec, monkeypatch, in_tmp):
     draw, image = torch.Generator().manual_seed(0), Image()
     lines = ["id\taudio\ttext\tsplit\timage"]
     for u in utterances:
-        value = torch.randint(len(PALETTE), (HEIGHT, 2), generator=draw)
+        value = torch.randint(256, (HEIGHT, 4, 3), generator=draw, dtype=torch.uint8)
         file = image.write(value, in_tmp / u.id, scale=1)
         lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{u.split}\t{file.name}")
     (in_tmp / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")

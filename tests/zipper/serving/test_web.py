@@ -74,8 +74,8 @@ def test_sound_of_a_browser_is_a_waveform_at_the_models_rate(kind):
 def test_a_model_with_images_draws_and_looks():
     """A stand-in of three towers, which draws each sentence as a page of paper with one pixel of ink."""
     image = Image.load(RunConfig())
-    drawn = torch.zeros(8, 16, dtype=torch.int64)
-    drawn[3, 5] = 2
+    drawn = torch.full((8, 16, 3), 255, dtype=torch.uint8)
+    drawn[3, 5] = 0
 
     def generate(prompts, order):
         values = {"text": "a page", "image": drawn}
