@@ -4,7 +4,9 @@ Series differ in marker and line style as well as in colour, seeds are shown as 
 paper have their own marker.
 """
 
+import re
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,12 @@ def panels(
 
 @styled
 def save(figure: Figure, file: Path) -> Path:
-    """Writes FILE.svg, byte-identical for the same figure."""
+    """Writes FILE.svg, byte-identical for the same figure, with paths of two decimals."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file.with_suffix(".svg"), metadata={"Date": None})
+    drawn = StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    short = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawn.getvalue())
+    file.with_suffix(".svg").write_text(short, encoding="utf-8")
     return file.with_suffix(".svg")
 
 

@@ -143,7 +143,12 @@ def write_result(result: Mapping[str, object], *files: Path) -> None:
 
     Each file is written atomically, the result file last.
     """
-    rows = [f" {json.dumps(key)}: {json.dumps(result[key])}" for key in result if key != "per_utterance"]
+    dense = (",", ":")
+    rows = [
+        f" {json.dumps(key)}: {json.dumps(result[key], separators=dense)}"
+        for key in result
+        if key != "per_utterance"
+    ]
     text = "{\n" + ",\n".join(rows) + "\n}\n"
     entries = cast(Result, result).get("per_utterance", [])
     utterances = "".join(json.dumps(one) + "\n" for one in entries)
