@@ -59,7 +59,7 @@ class Image(Modality):
             file = model_folder(tower.init) / FILE
         else:
             return cls()
-        return cls(load_file(file)["codebooks"])
+        return cls(load_file(file)["codebooks"].float())
 
     def fit(self, raw: Iterable[str]) -> None:
         """Codebooks by k-means on the patches of the first images, each on what those before it leave."""
@@ -73,10 +73,10 @@ class Image(Modality):
             for _ in range(CODEBOOKS):
                 found.append(k_means(residual, CODES, ROUNDS))
                 residual = residual - found[-1][nearest(residual, found[-1])]
-        self._centres = torch.stack(found)
+        self._centres = torch.stack(found).half().float()  # as `save` writes them
 
     def save(self, folder: Path) -> None:
-        write_atomic(folder / FILE, save({"codebooks": self.centres}))
+        write_atomic(folder / FILE, save({"codebooks": self.centres.half()}))
 
     @property
     def centres(self) -> Tensor:
