@@ -56,7 +56,7 @@ train-tts: $(VENV)/.judge  ## train TTS with the shipped towers, print the test 
 train: $(VENV)/.judge  ## train ASR and TTS in one model, as the one in assets/zipped
 	$(RUN) train configs/joint.yaml $(ARGS)
 
-# A text tower of open vocabulary, a codec of many voices, a speech tower, then ASR with the text tower frozen. An
+# A text tower of open vocabulary, units of speech, a speech tower, then ASR with the text tower frozen. An
 # interrupted step resumes. SPEECH: the recordings; TEXT: a folder of .txt files, without the books that dev and test read.
 SPEECH ?= data=mini-librispeech
 TEXT   ?= data/text
@@ -67,10 +67,10 @@ train-real: build/real/speech-tower/tower.json  ## train ASR of real speech, eve
 build/real/text-tower/tower.json: | $(READY)
 	$(RUN) pretrain configs/real-text.yaml data.folder=$(TEXT)
 
-build/real/codec/codec.json: | $(VENV)/.judge
-	$(RUN) train-codec configs/real-codec.yaml $(SPEECH)
+build/real/units/codec.json: | $(VENV)/.judge
+	$(RUN) train-codec configs/real-codec.yaml name=real-units train_codec.steps=20 train_codec.out=build/real/units $(SPEECH)
 
-build/real/speech-tower/tower.json: build/real/codec/codec.json build/real/text-tower/tower.json
+build/real/speech-tower/tower.json: build/real/units/codec.json build/real/text-tower/tower.json
 	$(RUN) pretrain configs/real-speech.yaml $(SPEECH)
 
 demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shipped model
