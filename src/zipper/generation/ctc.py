@@ -9,13 +9,13 @@ from torch import Tensor
 from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
 
-CANDIDATES = 40  # continuations of a hypothesis that CTC scores: the likeliest of the tower
+CANDIDATES = 20  # continuations of a hypothesis that CTC scores: the likeliest of the tower
 NEVER = -1e30  # in place of log(0), whose differences are undefined
 
 
 class Prefix(NamedTuple):
     """Forward variables of N prefixes: log probability of the prefix within the first t frames, the last of
-    them being its last letter, or a blank: float64 [N, T + 1] each. last int64 [N]: last letter; 0: none."""
+    them being its last letter, or a blank: float32 [N, T + 1] each. last int64 [N]: last letter; 0: none."""
 
     letter: Tensor
     blank: Tensor
@@ -32,7 +32,7 @@ class CtcScorer:
         """scores [N, T, letters + 1]: log probabilities, blank first. frames int64 [N]. table int64 [V, L]:
         letters of each token, 0 for none."""
         beyond = torch.arange(scores.shape[1], device=scores.device) >= frames[:, None]
-        self.scores = scores.double().transpose(1, 2).masked_fill(beyond[:, None], NEVER).clamp(min=NEVER)
+        self.scores = scores.transpose(1, 2).masked_fill(beyond[:, None], NEVER).clamp(min=NEVER)
         self.scores[:, 0].masked_fill_(beyond, 0.0)  # what comes after the end is blank
         self.table = table
 
@@ -47,17 +47,13 @@ class CtcScorer:
         rows int64 [N]: of `scores`. tokens int64 [N]."""
         letters = self.table[tokens]
         begins = self.whole(prefix)  # of a token without letters
+        longer = Prefix(*(part.clone() for part in prefix))
         for at in range(int((letters > 0).sum(1).max())):
-            new, score = self._one(prefix, rows, letters[:, at])
-            here = letters[:, at] > 0
-            begins = torch.where(here, score, begins)
-            prefix = Prefix(
-                *(
-                    torch.where(here.view(-1, *[1] * (a.ndim - 1)), a, b)
-                    for a, b in zip(new, prefix, strict=True)
-                )
-            )
-        return prefix, begins
+            here = letters[:, at].nonzero()[:, 0]
+            new, begins[here] = self._one(longer.select(here), rows[here], letters[here, at])
+            for part, own in zip(longer, new, strict=True):
+                part[here] = own
+        return longer, begins
 
     def whole(self, prefix: Prefix) -> Tensor:
         """Log probability [N] that the answer is the prefix."""
@@ -98,7 +94,7 @@ class JointScores:
         self.prefix = start.select(
             torch.arange(len(start.last), device=start.last.device).repeat_interleave(beams)
         )
-        self.total = torch.zeros(len(start.last), beams, dtype=torch.float64, device=start.last.device)
+        self.total = start.blank.new_zeros(len(start.last), beams)
 
     def joined(self, scores: Tensor) -> Tensor:
         """Joint scores [B, K] of the hypotheses, from those of the tower."""
