@@ -127,7 +127,7 @@ codec-table: $(VENV)/.judge  ## measure the WER of codec resynthesis for every n
 
 # An image tower for the shipped model, three seeds (7 minutes of a core each), then their scores on test (5 minutes each).
 three-towers: $(patsubst %,build/three-towers/scores-seed%.json,0 1 2)  ## zip an image tower to the shipped model, three seeds, and score them
-	$(RUN) bench-towers --out build/three-towers/cost.json
+	$(RUN) bench-towers $(ARGS)
 
 build/three-towers/image-tower/tower.json: | $(VENV)/.images
 	$(RUN) pretrain configs/three-towers/image-tower.yaml $(ARGS)
