@@ -55,7 +55,7 @@ def beam_search(
             parent, token = best // layout.vocabulary, best % layout.vocabulary
         else:
             parent, token, scores = joint.choose(scores, likely, closed)
-        cache.select((first + parent).flatten())
+        cache.exchange(name, (first + parent).flatten())
         ended, closed = ended.gather(1, parent), closed.gather(1, parent)
         history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
         fresh = ~closed
