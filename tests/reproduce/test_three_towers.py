@@ -5,7 +5,7 @@ from torch import nn
 
 from conftest import module_for, tiny_model
 from reproduce.three_towers.bridges import BridgedZip, Composed, both_sides, given, pair_batches
-from reproduce.three_towers.scores import accuracies
+from reproduce.three_towers.scores import accuracies, in_words
 from zipper.models.zip_block import TimePositions
 
 
@@ -58,3 +58,7 @@ def test_words_are_counted_one_by_one():
     assert found["exact"] == found["color"] == 0
     assert found["slots"] == 3 / 8
     assert found["wer"] == round(4 / 18, 4)
+
+
+def test_a_transcript_with_digits_is_read_in_words():
+    assert in_words("Page 3 of the Red Book shows 2 dogs.") == "page three of the red book shows two dogs"

@@ -52,13 +52,19 @@ class Bridge(nn.Module):
     """States of the hub from those of another tower: [B, T, C] -> [B, T, D]. Convolutions over time, to both
     sides, because a source is known as a whole."""
 
-    def __init__(self, source: int, hub: int) -> None:
+    def __init__(self, source: int, mean: Tensor) -> None:
+        """source: width C. mean: state of the hub [D] at which all frames start; random states would be far
+        from any, and zips that whiten their source make them large."""
         super().__init__()
+        hub, last = len(mean), nn.Conv1d(len(mean), len(mean), 1)
+        nn.init.zeros_(last.weight)
+        last.bias = nn.Parameter(mean.clone())
         self.norm = nn.RMSNorm(source)
         self.layers = nn.Sequential(
             nn.Conv1d(source, hub, KERNEL, padding="same"), nn.GELU(),
             nn.Conv1d(hub, hub, KERNEL, padding="same", dilation=3), nn.GELU(),
-            nn.Conv1d(hub, hub, 1),
+            nn.Conv1d(hub, hub, KERNEL, padding="same", dilation=9), nn.GELU(),
+            last,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +147,8 @@ def train_bridges(
         both_sides(model, batch, query, "text")[1]
         for batch in pair_batches(model, asked[0], asked[1], f"text>{query}")
     ]
-    bridges = [Bridge(states.shape[-1], model.cfg.towers["text"].width) for states in kept[0][1].states]
+    means = mean_states(model, dataset, order, f"text>{source}")
+    bridges = [Bridge(states.shape[-1], mean) for states, mean in zip(kept[0][1].states, means, strict=True)]
     optimiser = torch.optim.AdamW(
         [p for one in bridges for p in one.parameters()], lr=2e-3, weight_decay=0.01
     )
