@@ -142,7 +142,7 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
     states = [weights_of(run) for run in runs]
     assert states[0].keys() == states[1].keys()
     for key, tensor in states[0].items():
-        torch.testing.assert_close(states[1][key].double(), tensor, rtol=0, atol=weights)
+        torch.testing.assert_close(states[1][key].double(), tensor.double(), rtol=0, atol=weights)
     results = [read_result(run / "asr.json") for run in runs]
     assert results[0]["per_utterance"] == results[1]["per_utterance"]
 
