@@ -1,5 +1,5 @@
 """Zips of a pair that was not trained, made of those of two pairs that were: by composing them, or with a
-bridge that learned from text and speech alone."""
+bridge that learned from text and the source alone, by distillation."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -127,7 +127,8 @@ def train_bridges(
     """Bridge from `source` to text for each stage of the zips of `query` from text.
 
     It learns, from pairs of text and `source` alone, to make these zips give a query what the text would have
-    given it. The queries are of other documents: `asked`, pairs of text and `query`, in random order.
+    given it. The queries are of other documents: `asked`, pairs of text and `query`, in random order. epochs:
+    passes over `pairs`.
     """
     torch.manual_seed(seed)
     dataset, rows = pairs
@@ -147,8 +148,10 @@ def train_bridges(
         both_sides(model, batch, query, "text")[1]
         for batch in pair_batches(model, asked[0], asked[1], f"text>{query}")
     ]
-    means = mean_states(model, dataset, order, f"text>{source}")
-    bridges = [Bridge(states.shape[-1], mean) for states, mean in zip(kept[0][1].states, means, strict=True)]
+    bridges = [
+        Bridge(states.shape[-1], torch.cat([text.states[stage][text.valid] for text, _ in kept]).mean(0))
+        for stage, states in enumerate(kept[0][1].states)
+    ]
     optimiser = torch.optim.AdamW(
         [p for one in bridges for p in one.parameters()], lr=2e-3, weight_decay=0.01
     )

@@ -39,7 +39,7 @@ class KVCache:
         self.end_time: dict[str, Tensor] = {}  # [B, 1] end of the last valid token in seconds
         # [B, D] state of each row's last valid token, for the next-modality head.
         self.last_states: dict[str, Tensor] = {}
-        # (states [B, T, D], valid [B, T]) of the prompt, by modality, for heads of CTC.
+        # (states [B, T, D], valid [B, T]) of the prompt, by modality, for heads of CTC; rows as prefilled.
         self.states: dict[str, tuple[Tensor, Tensor]] = {}
         self.single_steps: dict[str, SingleStep] = {}
         self.biases: dict[str, Tensor] = {}  # [B, 1, 1, capacity] self-attention of each backbone

@@ -15,7 +15,7 @@ NEVER = -1e30  # in place of log(0), whose differences are undefined
 
 class Prefix(NamedTuple):
     """Forward variables of N prefixes: log probability of the prefix within the first t frames, the last of
-    them being its last letter, or a blank: float32 [N, T + 1] each. last int64 [N]: last letter; 0: none."""
+    them being its last letter, or a blank: [N, T + 1] each. last int64 [N]: last letter; 0: none."""
 
     letter: Tensor
     blank: Tensor
@@ -125,7 +125,8 @@ class JointScores:
 
 
 def _recurrence(added: Tensor, step: Tensor) -> Tensor:
-    """log r[0 ... T] with r[0] = 0 and r[t] = (r[t - 1] + added[t - 1]) step[t - 1]; all in logarithms."""
+    """Logarithms [N, T + 1] of r with r[0] = 0 and r[t] = (r[t - 1] + a[t - 1]) p[t - 1], from those of a
+    (`added`) and p (`step`), [N, T]."""
     total = step.cumsum(1)
     found = total + (added - F.pad(total, (1, 0))[:, :-1]).logcumsumexp(1)
     return F.pad(found.clamp(min=NEVER), (1, 0), value=NEVER)

@@ -196,7 +196,7 @@ def load_modalities(cfg: RunConfig, folder: Path | None = None) -> dict[str, Mod
     for name, how in cfg.decode.items():
         if how.searches and found[name].codebooks > 1:
             raise ConfigError(
-                f"decode.{name}.beams={how.beams}: beam search needs one codebook, and {name} has "
-                f"{found[name].codebooks}. Leave it out."
+                f"decode.{name}.beams={how.beams} with ctc={how.ctc:g}: beam search needs one codebook, and "
+                f"{name} has {found[name].codebooks}. Leave it out."
             )
     return found

@@ -24,20 +24,17 @@ SAVED = re.compile(r"ctc\.heads\.(\w+)_from_(\w+)\.table")  # in the state dict 
 class CtcHead(nn.Module):
     """Linear head of one prompt over the letters of its answer, and CTC's blank, which comes first.
 
-    spelling: letters of each token of the answer's tower; those of special tokens are empty.
+    table int64 [V, L]: letters of each token of the answer's tower, from 1 on (`letter_table`); 0: none.
     """
 
-    def __init__(self, width: int, spelling: Sequence[str], prompt: str, answer: str) -> None:
+    def __init__(self, width: int, table: Tensor, prompt: str, answer: str) -> None:
+        """width: of the prompt's tower."""
         super().__init__()
         self.prompt, self.answer = prompt, answer
-        letters = sorted({*"".join(spelling)})
-        self.linear = nn.Linear(width, 1 + len(letters))
+        self.linear = nn.Linear(width, 1 + int(table.max()))
         for parameter in self.linear.parameters():  # the same in every process: it is made after seeding
             nn.init.zeros_(parameter)
-        table = torch.zeros(len(spelling), max(map(len, spelling)), dtype=torch.int64)
-        for token, word in enumerate(spelling):
-            table[token, : len(word)] = torch.tensor([1 + letters.index(letter) for letter in word])
-        self.register_buffer("table", table)  # int64 [V, L]; 0: none
+        self.register_buffer("table", table)
 
     def forward(self, states: Tensor) -> Tensor:
         """Log probabilities [B, T, letters + 1] from the states [B, T, D] of the prompt's tower."""
@@ -114,14 +111,11 @@ class CtcHeads(nn.Module):
     def from_state(cls, state: Mapping[str, Tensor]) -> "CtcHeads | None":
         """Heads of the shape that a model's state dict has, or None if it has none."""
         heads = dict[str, CtcHead]()
-        for name in state:
+        for name, table in state.items():
             if (found := SAVED.fullmatch(name)) is not None:
-                table = state[name]
                 answer, prompt = found.groups()
-                head = heads[f"{answer}_from_{prompt}"] = CtcHead(1, ["?"], prompt, answer)
-                weight = state[name.replace("table", "linear.weight")]
-                head.linear = nn.Linear(weight.shape[1], len(weight))
-                head.register_buffer("table", torch.zeros_like(table))
+                width = state[name.replace("table", "linear.weight")].shape[1]
+                heads[f"{answer}_from_{prompt}"] = CtcHead(width, table, prompt, answer)
         return cls(heads) if heads else None
 
     def get(self, answer: str, prompt: str) -> CtcHead | None:
@@ -140,7 +134,7 @@ class CtcHeads(nn.Module):
             labels = answer.labels(range(answer.layout.vocabulary)) if len(chain) == 2 else None
             if labels:
                 spelling = ["" if token in specials else label for token, label in enumerate(labels)]
-                head = CtcHead(widths[chain[0]], spelling, *chain)
+                head = CtcHead(widths[chain[0]], letter_table(spelling), *chain)
                 heads[f"{chain[1]}_from_{chain[0]}"] = head
         if not heads:
             raise ConfigError(
@@ -150,8 +144,7 @@ class CtcHeads(nn.Module):
         return cls(heads)
 
     def guide(self, states: dict[str, Tensor], batch: Batch, attention: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Sum of the heads' `CtcHead.guide`: []. attention: of each head's pair
-        (`recorded_attention`)."""
+        """Sum of the heads' `CtcHead.guide`: []. attention: of each head's pair (`recorded_attention`)."""
         heads = zip(self.own(), attention, strict=True)
         return torch.stack([head.guide(states, batch, own) for head, own in heads]).sum()
 
@@ -161,3 +154,13 @@ class CtcHeads(nn.Module):
 
     def own(self) -> list[CtcHead]:
         return [head for head in self.heads.values() if isinstance(head, CtcHead)]
+
+
+def letter_table(spelling: Sequence[str]) -> Tensor:
+    """Letters of each token, numbered from 1 on: int64 [V, L], 0 for none. spelling: of each token; empty for
+    special ones."""
+    letters = sorted({*"".join(spelling)})
+    table = torch.zeros(len(spelling), max(map(len, spelling)), dtype=torch.int64)
+    for token, word in enumerate(spelling):
+        table[token, : len(word)] = torch.tensor([1 + letters.index(letter) for letter in word])
+    return table

@@ -12,7 +12,7 @@ from zipper.data.documents import Document
 from zipper.errors import ConfigError
 from zipper.generation.exported import load_model, load_trained, save_exported
 from zipper.models import ctc
-from zipper.models.ctc import CtcHead, CtcHeads
+from zipper.models.ctc import CtcHead, CtcHeads, letter_table
 from zipper.models.zipper import recorded_attention
 from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
@@ -44,7 +44,7 @@ def head_for(module: ZipperModule) -> tuple[CtcHead, list[str]]:
     """Head for a language of the letters a and b, and how it spells the tokens."""
     text = module.model.tower("text").cfg
     spelling = ["" if i in text.specials else ("a", "ab", "b")[i % 3] for i in range(text.vocabulary)]
-    return CtcHead(module.model.tower("speech").cfg.width, spelling, "speech", "text"), spelling
+    return CtcHead(module.model.tower("speech").cfg.width, letter_table(spelling), "speech", "text"), spelling
 
 
 def test_it_equals_a_sum_over_all_alignments(dataset):
