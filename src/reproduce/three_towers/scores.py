@@ -180,7 +180,7 @@ def unseen(pages: Pages, seed: int) -> dict[str, Any]:
         readers = [network.zip(stage, query, "text") for stage in range(network.stages)]
         means = mean_states(network, data, rows[:200], f"text>{source}")
         composed: list[ZipBlock] = [
-            BridgedZip(reader, Composed(network.zip(stage, "text", source), mean))
+            BridgedZip(reader, Composed(network.zip(stage, "text", source), mean, reader))
             for stage, (reader, mean) in enumerate(zip(readers, means, strict=True))
         ]
         bridges = train_bridges(network, pairs, asked, query, source, EPOCHS, seed)

@@ -109,9 +109,13 @@ class ZipBlock(nn.Module):
 
     def project_source(self, source: Tensor, times: TimePositions) -> KeyValue:
         """Keys and values [B, H, Tk, K] of the source tower's states [B, Tk, C] at times [B, Tk]."""
-        h = F.relu(self.projection(self.source_norm(source)))
+        h = F.relu(self.projected(source))
         at = h + sinusoid(times.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
         return KeyValue(self._add_position(self._split(self.to_k(at)), times), self._split(self.to_v(h)))
+
+    def projected(self, source: Tensor) -> Tensor:
+        """g of the source tower's states, before its ReLU: [B, Tk, C] -> [B, Tk, D]."""
+        return self.projection(self.source_norm(source))
 
     def _add_position(self, x: Tensor, times: TimePositions) -> Tensor:
         return rotate(x, times.rotation(self.size, x.dtype)) if self.cfg.position == "rotary" else x
