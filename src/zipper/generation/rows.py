@@ -1,6 +1,6 @@
 """Generation for rows of an encoded dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.generation.generate import GenerationOutput, generate
 from zipper.modalities.scoring import Journal
 from zipper.models.multimodal import MultimodalModel
+
+LIMIT = 100_000  # padded timesteps of the prompts of a batch, in all beams or candidates: up to about 2 GB
 
 
 def generate_rows(
@@ -30,19 +32,22 @@ def generate_rows(
     """Generate the modalities `order[1:]` for every row. The prompt is the row's own segment of modality
     `order[0]`.
 
-    Rows of similar length form a batch of `batch`. The model's training mode is restored. journal: records
-    finished batches under `name`, so that an interrupted evaluation resumes.
+    Rows of similar length form a batch of up to `batch`, fewer if they are long (LIMIT). The model's training
+    mode is restored. journal: records finished batches under `name`, so that an interrupted evaluation
+    resumes.
     """
     source = dataset.modalities[order[0]]
     prompts = [Document(row["id"], [segment(source, source.content(row))], multimodal=True) for row in rows]
-    by_length = sorted(range(len(rows)), key=lambda i: len(prompts[i].segments[0].tokens))
+    lengths = [len(prompt.segments[0].tokens) for prompt in prompts]
+    by_length = sorted(range(len(rows)), key=lengths.__getitem__)
+    copies = max((max(one.beams, one.candidates) for one in (decode or {}).values()), default=1)
     found: dict[int, list[GenerationOutput]] = {}
     was_training = model.training
     model.eval()
     with tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False) as bar:
-        for start in range(0, len(rows), batch):
-            part = by_length[start : start + batch]
-            key = f"{name} {seed} {start}"
+        for start, end in spans([lengths[i] * copies for i in by_length], batch, LIMIT):
+            part = by_length[start:end]
+            key = f"{name} {seed} {start}-{end}"
             if journal is not None and key in journal.pieces:
                 lines = journal.pieces[key]
                 found.update({i: [*map(from_json, line)] for i, line in zip(part, lines, strict=True)})
@@ -54,6 +59,17 @@ def generate_rows(
             bar.update(len(part))
     model.train(was_training)
     return [found[i] for i in range(len(rows))]
+
+
+def spans(lengths: Sequence[int], count: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Beginning and end of consecutive batches of ascending lengths: of up to `count` items, and padded to
+    the longest, of up to `limit` in all; one alone may be longer."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        longer = end < len(lengths) and (end + 1 - start) * lengths[end] > limit
+        if end == len(lengths) or end - start == count or longer:
+            yield start, end
+            start = end
 
 
 def to_json(written: GenerationOutput) -> list[Any]:
