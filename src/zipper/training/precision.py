@@ -2,10 +2,11 @@
 
 For CPUs that multiply bfloat16 faster than float32. Weights, attention, norms, loss and optimiser stay in
 float32. Lightning's `bf16-mixed` keeps activations and attention in bfloat16, too, which is slower on a CPU
-than float32.
+than float32. Once products are fast, what is left counts more: RMSNorm passes over its input fewer times
+here, and a random number is the mask of eight elements in dropout.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +29,7 @@ class BFloat16Products(Precision):
 
 
 class Products(TorchFunctionMode):
-    """Linear layers multiply in bfloat16, forward and backward."""
+    """Linear layers multiply in bfloat16, forward and backward; RMSNorm and dropout take less time."""
 
     def __torch_function__(
         self,
@@ -37,8 +38,8 @@ class Products(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func is F.linear:
-            return _linear(*args, **(kwargs or {}))
+        if (own := OWN.get(func)) is not None:
+            return own(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -63,3 +64,44 @@ class _Product(torch.autograd.Function):
         to_x = (gradient @ weight).float() if ctx.needs_input_grad[0] else None
         to_weight = gradient.flatten(0, -2).T @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
         return to_x, None if to_weight is None else to_weight.float()
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: float | None = None) -> Tensor:
+    if len(shape) != 1:
+        raise ValueError(f"RMSNorm over {len(shape)} dimensions: bf16-products knows that of one only")
+    y: Tensor = _RmsNorm.apply(x, weight, torch.finfo(x.dtype).eps if eps is None else eps)
+    return y
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x [..., D], weight [D] -> [..., D]: x / rms(x) * weight. The backward pass gets both sums that it needs
+    as products of one matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        product = gradients[0] * x
+        to_weight = scale.flatten() @ product.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        along = (product @ weight)[..., None] * scale**3 / -x.shape[-1]
+        return (gradients[0] * weight).mul_(scale).addcmul_(x, along), to_weight, None
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Dropout in steps of 1 / 256, the share of elements to which it rounds p."""
+    dropped = min(round(256 * p), 255)
+    if not training or not dropped:
+        return x
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= dropped
+    return x * kept.to(x.dtype).mul_(256 / (256 - dropped))
+
+
+OWN: Mapping[Any, Callable[..., Tensor]] = {
+    F.linear: _linear, F.rms_norm: _rms_norm, F.dropout: _dropout,
+}  # fmt: skip

@@ -45,6 +45,37 @@ def test_frozen_weights_and_inputs_without_gradient_get_none():
     assert linear.weight.grad is None
 
 
+@pytest.mark.parametrize("eps", [None, 1e-3])
+def test_rms_norm_is_that_of_torch_with_its_gradients(eps):
+    torch.manual_seed(0)
+    norm, x = nn.RMSNorm(48, eps=eps), torch.randn(5, 7, 48, requires_grad=True)
+    nn.init.normal_(norm.weight)
+    gradient = torch.randn(5, 7, 48)
+    expected = norm(x)
+    with BFloat16Products().forward_context():
+        y = norm(x)
+    assert torch.equal(y, expected)
+    parts = (x, norm.weight)
+    for a, b in zip(*(torch.autograd.grad(out, parts, gradient) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_drops_its_share_keeps_the_mean_and_passes_gradients_through_its_mask(p):
+    torch.manual_seed(0)
+    dropout, x = nn.Dropout(p), torch.ones(1001, 999, requires_grad=True)
+    with BFloat16Products().forward_context():
+        y = dropout(x)
+        assert torch.equal(dropout.eval()(x), x)
+    share = round(256 * p) / 256
+    assert abs(float((y == 0).float().mean()) - share) < 0.002
+    assert abs(float(y.detach().mean()) - 1) < 0.003
+    kept = (y != 0).float()  # columns and rows are alike, whatever byte of a number masks them
+    assert float((kept.mean(0) - (1 - share)).abs().max()) < 0.08
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prepared", "nothing_is_drawn")
 def test_a_training_differs_from_float32_by_rounding_alone():
