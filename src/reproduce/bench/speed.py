@@ -35,6 +35,7 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
 from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.precision import Products
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -83,10 +84,11 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
         layers=shape.layers, width=shape.width, heads=shape.heads, kv_heads=shape.kv_heads,
         hidden=shape.hidden, vocabulary=shape.vocabulary, codebooks=1,
     )  # fmt: skip
-    ours, theirs = Tower(one_codebook), llama(shape)
+    ours, rough, theirs = Tower(one_codebook), Tower(one_codebook), llama(shape)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    a, b = take_turns(
+    a, c, b = take_turns(
         language_model_step(ours, lambda x: ours.logits(ours(x))[:, :, 0], batches),
+        in_bfloat16(language_model_step(rough, lambda x: rough.logits(rough(x))[:, :, 0], batches)),
         llama_step(theirs, batches),
     )
     units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
@@ -95,6 +97,7 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
         "units_per_second": round(units / a),
         "llama_units_per_second": round(units / b),
         "ratio": round(b / a, 3),
+        "ratio_bf16_products": round(b / c, 3),
     }
 
 
@@ -103,10 +106,11 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
 
     Units per second without padding: speech timesteps and subwords of Zipper, timesteps of Llama.
     """
-    module = ZipperModule.of(cfg, measure_statistics(dataset))
-    model = module.model
+    model, rough = (ZipperModule.of(cfg, measure_statistics(dataset)).model for _ in range(2))
     theirs = llama_step(llama(cfg.model.towers["speech"]), batches)
-    a, b = take_turns(zipper_step(model, batches, cfg.train), theirs)
+    a, c, b = take_turns(
+        zipper_step(model, batches, cfg.train), in_bfloat16(zipper_step(rough, batches, cfg.train)), theirs
+    )
     columns = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     units = sum(int(s.valid.sum()) for batch in batches for s in batch.streams.values()) / len(batches)
     return {
@@ -115,6 +119,7 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
         "units_per_second": round(units / a),
         "llama_units_per_second": round(columns / b),
         "ratio": round(units / a / (columns / b), 3),
+        "ratio_bf16_products": round(units / c / (columns / b), 3),
         "seconds_a_step": round(a, 4),
         "units_a_step": round(units, 1),
     }
@@ -208,7 +213,16 @@ def loader(steps: BatchSchedule, books: dict[str, int], seconds_a_step: float) -
     }
 
 
-def take_turns(a: Callable[[int], None], b: Callable[[int], None]) -> tuple[float, float]:
-    """Median seconds of two functions, called alternately."""
-    first, second = (statistics.median(times[WARM:]) for times in alternate(a, b, turns=WARM + TURNS))
-    return first, second
+def in_bfloat16(step: Callable[[int], None]) -> Callable[[int], None]:
+    """A step with `train.precision=bf16-products`."""
+
+    def inner(turn: int) -> None:
+        with Products():
+            step(turn)
+
+    return inner
+
+
+def take_turns(*steps: Callable[[int], None]) -> list[float]:
+    """Median seconds of functions that are called in turn."""
+    return [statistics.median(times[WARM:]) for times in alternate(*steps, turns=WARM + TURNS)]

@@ -176,7 +176,7 @@ def test_turns_are_taken_and_the_median_counts(monkeypatch):
 
         return step
 
-    assert take_turns(takes(1.0, "a"), takes(2.5, "b")) == (1.0, 2.5)
+    assert take_turns(takes(1.0, "a"), takes(2.5, "b")) == [1.0, 2.5]
     assert order[:4] == ["a", "b", "a", "b"]
 
 
@@ -189,6 +189,7 @@ def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch, capsys):
     result = bench(config("name=bench", "result=made/bench.json"), "x")
     figures = result["figures"]
     assert figures["tower"]["ratio"] > 0
+    assert figures["zipper"]["ratio_bf16_products"] > 0
     assert 0 < figures["zipper"]["parameters_trained"] < figures["zipper"]["parameters"]
     assert 0 <= figures["loader"]["padding_share"] < 1
     assert set(figures["decoding"]) == {"batch 1", "batch 6"}
