@@ -1,5 +1,6 @@
 """Sharding by FSDP2, compilation and activation checkpointing of a model's layers."""
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -34,3 +35,6 @@ def prepare_layers(model: nn.Module, train: TrainConfig) -> None:
             part.activation_checkpointing = train.recompute
         if train.compile and isinstance(part, Layer | ZipBlock):
             part.compile(backend=BACKEND, dynamic=True)
+        if train.compile and isinstance(part, ZipBlock):
+            compiled = torch.compile(part.project_source, backend=BACKEND, dynamic=True)
+            part.project_source = compiled  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 from conftest import as_batch, config, interleaving, tiny_model
 from reproduce import ROOT
@@ -14,6 +15,8 @@ from zipper.distributed import check_trainer
 from zipper.errors import ConfigError
 from zipper.generation.exported import load_trained
 from zipper.models.losses import stream_loss
+from zipper.models.tower import Layer
+from zipper.models.zip_block import ZipBlock
 from zipper.training import engine
 from zipper.training import run as run_module
 from zipper.training.engine import prepare_layers
@@ -44,6 +47,23 @@ def test_gradients_of_layers_that_forget_are_the_same_bit_for_bit_dropout_includ
     forgot = gradients(recompute=True)
     assert len(calls) == 10
     assert all(torch.equal(forgot[name], gradient) for name, gradient in kept.items())
+
+
+def test_layers_zips_and_projections_are_compiled_once_for_each_width_whatever_the_lengths(monkeypatch):
+    """By dynamo alone: no C++ compiler is needed. Beyond 8 graphs of one function it gives up."""
+    monkeypatch.setattr(engine, "BACKEND", "eager")
+    torch._dynamo.reset()
+    model, plain = tiny_model(layers=7), tiny_model(layers=7)
+    prepare_layers(model, TrainConfig(compile=True))
+    for segments in (3, 4, 5, 2, 6):
+        documents = [interleaving(model, random.Random(i), segments) for i in range(3)]
+        batch = as_batch(model, documents)
+        states, expected = model(batch), plain(batch)
+        for name, one in states.items():
+            torch.testing.assert_close(one, expected[name])
+    for function in (Layer.forward, ZipBlock.forward, ZipBlock.project_source):
+        # One more where a length happens to equal a width.
+        assert 2 <= len(_debug_get_cache_entry_list(function.__code__)) <= 3
 
 
 @pytest.mark.slow
