@@ -97,8 +97,8 @@ class TrainConfig(Section):
     workers: int = setting(0, "processes of the data loader", at_least=0)
     precision: Literal["32-true", "bf16-mixed", "bf16-products", "64-true"] = setting(
         "32-true",
-        "precision of the Trainer; bf16-products: float32, but matrix products of bfloat16, for CPUs that "
-        "multiply it faster",
+        "precision of the Trainer (on GPUs, float32 products are TF32's); bf16-products: float32, but matrix "
+        "products of bfloat16, for CPUs that multiply it faster",
     )
     accelerator: str = setting("auto", "accelerator of the Trainer")
     devices: int = setting(1, "devices per node", at_least=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
@@ -176,6 +177,7 @@ def fit(
     # Expected: the run folder already holds the config, and batches follow from the step.
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    torch.backends.cuda.matmul.allow_tf32 = True  # products that a mixed precision leaves in float32
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     statistics = kept_statistics(cfg, measure_statistics(dataset, cfg.data.only, towers))
     module = ZipperModule.of(cfg, statistics)
