@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
-.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-live bench-serve gpu report dashboard notebooks test lint
+.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -146,6 +146,9 @@ bench-encoding: $(READY)  ## benchmark encoding against the codec alone, and two
 
 bench-saving: $(READY)  ## benchmark the overhead of fault tolerance
 	$(RUN) bench-saving configs/asr.yaml name=bench-saving result=results/saving.json $(ARGS)
+
+bench-shards: $(READY)  ## count what each GPU holds of models of 8B parameters, sharded by FSDP2
+	$(RUN) bench-shards $(ARGS)
 
 bench-scale: $(READY)  ## time and memory with which a training starts on 960 h, simulated (1 GB of disk)
 	$(RUN) bench-scale $(ARGS)

@@ -106,6 +106,13 @@ def bench_towers(args: argparse.Namespace) -> None:
     run(args.out, args.line)
 
 
+def bench_shards(args: argparse.Namespace) -> None:
+    """count what each process holds of models of 8B parameters that FSDP2 shards"""
+    from reproduce.bench.shards import bench_shards as run
+
+    run(args.out, args.line)
+
+
 def dashboard(args: argparse.Namespace) -> None:
     """create the W&B dashboard in your project; without a W&B key, only check it"""
     from reproduce.report.dashboard import dashboard as run
@@ -178,6 +185,10 @@ def _add_bench_towers_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/three-towers/cost.json"), help="file")
 
 
+def _add_bench_shards_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("build/shards.json"), help="file of the result")
+
+
 def _add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entity", default="", help="W&B user or team (default: that of your key)")
     parser.add_argument("--project", default="zipper", help="log.project of the runs (default: zipper)")
@@ -195,6 +206,7 @@ COMMANDS: dict[str, Command] = {
     "ablate": Command(sweep, _add_sweep_arguments),  # its former name
     "gpu": Command(gpu, _add_gpu_arguments),
     "faults": Command(faults, _add_faults_arguments),
+    "bench-shards": Command(bench_shards, _add_bench_shards_arguments),
     "bench-towers": Command(bench_towers, _add_bench_towers_arguments),
     "three-towers": Command(three_towers, _add_three_towers_arguments),
     "dashboard": Command(dashboard, _add_dashboard_arguments),
