@@ -59,6 +59,7 @@ class ZipperModule(L.LightningModule):
         self.sharded = False
         self.step_batches: list[Batch] = []  # micro-batches of the current step
         self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
+        self.figures: dict[str, Tensor] = {}  # sums over the micro-batches of the current step, to be logged
         self.latest: dict[str, Tensor] = {}  # loss of the last micro-batch, norm of the last gradient
         self.units = 0  # trained tokens, without padding
         self.seconds_before = 0.0  # of training, in earlier processes of this run
@@ -139,29 +140,43 @@ class ZipperModule(L.LightningModule):
             part = stream_loss(self.model.tower(name), states[name], stream, books)
             part = part * slices / max(batch.total[name], 1.0)
             if batch.total[name]:
-                self.log(f"train/loss_{name}", part, batch_size=len(batch.ids), sync_dist=True)
+                self._add(f"loss_{name}", part)
             loss = loss + part
         if self.model.ctc is not None and train.ctc:
             aligned = self.model.ctc(states, batch) * slices
-            self.log("train/loss_ctc", aligned, batch_size=len(batch.ids), sync_dist=True)
+            self._add("loss_ctc", aligned)
             loss = loss + self.cfg.train.ctc * aligned
             if guided is not None:
                 missed = guided.guide(states, batch, attention) * slices
-                self.log("train/loss_guide", missed, batch_size=len(batch.ids), sync_dist=True)
+                self._add("loss_guide", missed)
                 loss = loss + train.guide * missed
         if self.model.next_modality_heads:
             head_loss = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
-            self.log("train/loss_switch", head_loss, batch_size=len(batch.ids), sync_dist=True)
+            self._add("loss_switch", head_loss)
             loss = loss + head_loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids), sync_dist=True)
-        padding = torch.tensor(batch.padding).to(
-            self.device, non_blocking=True
-        )  # avoids a synchronisation by Lightning
-        self.log("train/padding", padding, batch_size=len(batch.ids))
+        self._add("loss", loss)
+        self._add("padding", loss.new_full((), batch.padding))
         self.latest["loss"] = loss.detach()
         self.step_batches.append(batch)
         self.units += batch.tokens
         return loss
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self.figures[name] = self.figures[name] + value if name in self.figures else value
+
+    def _log_figures(self) -> None:
+        """Log the means over micro-batches and processes, in steps that are logged. The processes exchange
+        them at once, and in no other step."""
+        names, sums = [*self.figures], [*self.figures.values()]
+        self.figures = {}
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # not declared
+        if (self.trainer.global_step + 1) % max(every, 1):
+            return
+        means = torch.stack([one.to(sums[0].dtype) for one in sums]) / self.trainer.accumulate_grad_batches
+        means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        for name, mean in zip(names, means, strict=True):
+            self.log(f"train/{name}", mean, prog_bar=name == "loss", batch_size=1)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
@@ -176,6 +191,7 @@ class ZipperModule(L.LightningModule):
         self.step_batches.clear()
         if gradient_clip_val:
             nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+        self._log_figures()
         self.log("train/grad_norm", norm, batch_size=1)
         self.latest["grad_norm"] = norm
 
