@@ -106,12 +106,15 @@ class BatchSchedule:
         return batch if mine else without_loss(batch)
 
     def first_documents(self, count: int) -> list[Document]:
-        """About `count` documents from the start of the training, independent of slicing."""
+        """About `count` documents from the start of the training, independent of slicing; more if a task is
+        not yet among them."""
         found: list[Document] = []
+        tasks = set[str]()
         for step in range(self.epoch_length(0)):
-            if len(found) >= count:
+            if len(found) >= count and tasks == {*self.tasks}:
                 break
             examples = self.examples(step)
+            tasks |= {task for _, task in examples}
             found += [document(self.dataset, self.rows[i], task, self.prompt_weight) for i, task in examples]
         return found
 

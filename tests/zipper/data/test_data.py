@@ -226,3 +226,10 @@ def test_utterances_of_train_are_encoded_at_each_speed_and_stay_together_in_subs
     few = limit_rows(encoded.splits["train"], 5)["id"]
     assert len(few) == 15
     assert len({id.partition("@")[0] for id in few}) == 5
+
+
+def test_the_first_documents_are_of_every_task(dataset):
+    """Zips are initialised on them: without one of a task, its zips had NaN weights."""
+    found = steps(dataset, tasks={"asr": 50.0, "tts": 1.0}, tokens=100).first_documents(1)
+    orders = {tuple(part.modality for part in one.segments) for one in found}
+    assert orders == {("speech", "text"), ("text", "speech")}
