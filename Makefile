@@ -125,7 +125,7 @@ build/runs/%/finished: | $(READY)
 codec-table: $(VENV)/.judge  ## measure the WER of codec resynthesis for every number of codebooks
 	$(RUN) evaluate-codec configs/codec.yaml name=codec-table result=results/codec.json $(ARGS)
 
-# An image tower for the shipped model, three seeds (8 minutes of a core each), then their scores on test (about 10 minutes each).
+# An image tower for the shipped model, three seeds (14 minutes of a core each), then their scores on test (about 10 minutes each).
 three-towers: $(patsubst %,build/three-towers/scores-seed%.json,0 1 2)  ## zip an image tower to the shipped model, three seeds, and score them
 	$(RUN) bench-towers $(ARGS)
 

@@ -5,6 +5,7 @@ Nothing is computed and no memory is used: processes are simulated, and the shar
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,17 @@ from zipper.models.zipper import ZipperModel
 from zipper.training.engine import shard
 
 FLOAT, GRADIENT, MOMENTS = 4, 4, 8  # bytes of a float32 weight, and of its gradient and AdamW's two moments
+LLAMA = TowerConfig(  # of the shape of Llama 3.1 8B
+    32, 4096, 32, 8, 14336, tied=False, vocabulary=128_256, codebooks=1, specials=[0, 1], interval=8
+)
+SPEECH = TowerConfig(16, 2048, 32, 8, 8192, vocabulary=1027, codebooks=8, interval=4)  # of Llama 3.2 1B
 TOWERS = {
-    "8B text, frozen, and 1B speech": {  # Llama 3.1 8B; a speech tower of the shape of Llama 3.2 1B
-        "text": TowerConfig(
-            32, 4096, 32, 8, 14336, tied=False, vocabulary=128_256, codebooks=1, specials=[0, 1],
-            frozen=True, interval=8,
-        ),
-        "speech": TowerConfig(16, 2048, 32, 8, 8192, vocabulary=1027, codebooks=8, interval=4),
-    },
+    "8B text, frozen, and 1B speech": {"text": replace(LLAMA, frozen=True), "speech": SPEECH},
     "8B text and 8B speech": {
-        "text": TowerConfig(
-            32, 4096, 32, 8, 14336, tied=False, vocabulary=128_256, codebooks=1, specials=[0, 1], interval=8
-        ),
+        "text": LLAMA,
         "speech": TowerConfig(32, 4096, 32, 8, 14336, vocabulary=1027, codebooks=8, interval=8),
     },
-}  # fmt: skip
+}
 RANKS = (1, 8, 64)
 
 

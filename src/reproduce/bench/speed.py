@@ -86,7 +86,7 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
     )  # fmt: skip
     ours, rough, theirs = Tower(one_codebook), Tower(one_codebook), llama(shape)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    a, c, b = take_turns(
+    float32, products, other = take_turns(
         language_model_step(ours, lambda x: ours.logits(ours(x))[:, :, 0], batches),
         in_bfloat16(language_model_step(rough, lambda x: rough.logits(rough(x))[:, :, 0], batches)),
         llama_step(theirs, batches),
@@ -94,10 +94,10 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
     units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     return {
         "parameters": sum(p.numel() for p in ours.parameters()),
-        "units_per_second": round(units / a),
-        "llama_units_per_second": round(units / b),
-        "ratio": round(b / a, 3),
-        "ratio_bf16_products": round(b / c, 3),
+        "units_per_second": round(units / float32),
+        "llama_units_per_second": round(units / other),
+        "ratio": round(other / float32, 3),
+        "ratio_bf16_products": round(other / products, 3),
     }
 
 
@@ -108,7 +108,7 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
     """
     model, rough = (ZipperModule.of(cfg, measure_statistics(dataset)).model for _ in range(2))
     theirs = llama_step(llama(cfg.model.towers["speech"]), batches)
-    a, c, b = take_turns(
+    float32, products, other = take_turns(
         zipper_step(model, batches, cfg.train), in_bfloat16(zipper_step(rough, batches, cfg.train)), theirs
     )
     columns = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
@@ -116,11 +116,11 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "units_per_second": round(units / a),
-        "llama_units_per_second": round(columns / b),
-        "ratio": round(units / a / (columns / b), 3),
-        "ratio_bf16_products": round(units / c / (columns / b), 3),
-        "seconds_a_step": round(a, 4),
+        "units_per_second": round(units / float32),
+        "llama_units_per_second": round(columns / other),
+        "ratio": round(units / float32 / (columns / other), 3),
+        "ratio_bf16_products": round(units / products / (columns / other), 3),
+        "seconds_a_step": round(float32, 4),
         "units_a_step": round(units, 1),
     }
 

@@ -122,20 +122,20 @@ def pair_batches(
         yield collate([document(dataset, row, task, 0.0) for row in rows[start : start + BATCH]], books)
 
 
-class Pair(NamedTuple):
-    """Documents of text and a source, each read without the other."""
+class PairStates(NamedTuple):
+    """States of text and of a source in the same documents, each read without the other."""
 
     text: Source
     source: Source
     share: Tensor  # [B, T, S]: of each timestep of the source, in the tokens of the text (`shares`)
 
 
-def read_pair(model: ZipperModel, known: Batch, heard: Batch, source: str) -> Pair:
+def read_pair(model: ZipperModel, known: Batch, heard: Batch, source: str) -> PairStates:
     """known: documents that begin with their text. heard: the same ones, beginning with their `source`."""
     text, _ = both_sides(model, known, source, "text")
     with recorded_attention(model, "text", source) as attention:
         other, _ = both_sides(model, heard, "text", source)
-    return Pair(text, other, shares(torch.stack(attention).mean(0), text.valid, other.valid))
+    return PairStates(text, other, shares(torch.stack(attention).mean(0), text.valid, other.valid))
 
 
 def shares(attention: Tensor, text: Tensor, source: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class TimePositions:
 
     def rotation(self, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Rotary cosines and sines for heads of size `size`."""
-        if torch.compiler.is_compiling():  # inductor fuses them, and would compile again for what is cached
+        if torch.compiler.is_compiling():  # fused; guards on the cache would compile again
             return rotation(self.time / SECONDS_PER_RADIAN, size, SECONDS_BASE, dtype)
         if (size, dtype) not in self._rotations:
             self._rotations[size, dtype] = rotation(self.time / SECONDS_PER_RADIAN, size, SECONDS_BASE, dtype)

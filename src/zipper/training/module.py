@@ -166,12 +166,12 @@ class ZipperModule(L.LightningModule):
         self.figures[name] = self.figures[name] + value if name in self.figures else value
 
     def _log_figures(self) -> None:
-        """Log the means over micro-batches and processes, in steps that are logged. The processes exchange
-        them at once, and in no other step."""
+        """Log the means over micro-batches and processes. Several processes exchange them in one tensor, in
+        steps that are written to the loggers alone."""
         names, sums = [*self.figures], [*self.figures.values()]
         self.figures = {}
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # not declared
-        if (self.trainer.global_step + 1) % max(every, 1):
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it elsewhere
+        if self.trainer.world_size > 1 and (self.trainer.global_step + 1) % max(every, 1):
             return
         means = torch.stack([one.to(sums[0].dtype) for one in sums]) / self.trainer.accumulate_grad_batches
         means = self.trainer.strategy.reduce(means, reduce_op="mean")
