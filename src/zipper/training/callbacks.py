@@ -19,6 +19,7 @@ from zipper.evaluation.samples import show_samples
 from zipper.evaluation.task import answer_rows, entries
 from zipper.modalities.scoring import Scorer, capped_rate, total_errors
 from zipper.models.zip_block import is_gate
+from zipper.training.engine import whole_weights
 from zipper.training.module import ZipperModule
 
 SHOWN = 5  # utterances printed at a validation
@@ -38,13 +39,14 @@ class TaskMonitor(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
         cfg = self.cfg
-        answers = map_over_ranks(
-            self.rows,
-            lambda rows: answer_rows(
-                module.model, self.dataset, module.statistics, self.scorer, rows, modalities_of(self.task),
-                cfg.evaluate.batch, cfg.decode, cfg.seed,
-            ),
-        )  # fmt: skip
+        with whole_weights(module.model):
+            answers = map_over_ranks(
+                self.rows,
+                lambda rows: answer_rows(
+                    module.model, self.dataset, module.statistics, self.scorer, rows, modalities_of(self.task),
+                    cfg.evaluate.batch, cfg.decode, cfg.seed,
+                ),
+            )  # fmt: skip
         found = [score for _, score in answers]
         wer = total_errors(found).rate
         module.log(f"dev/{self.task}_wer", wer, prog_bar=True)

@@ -12,11 +12,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from zipper.checkpoint_files import link_checkpoint
+from zipper.checkpoint_files import BEST, LAST, PREVIOUS, link_checkpoint
 from zipper.stop import SignalFlag, Stopped
-
-LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
-RUN = ("_instantiator", "_class_path")  # hyperparameters whose code Lightning imports and calls
 
 
 class Save(Checkpoint):

@@ -1,9 +1,12 @@
 """Sharding by FSDP2, compilation and activation checkpointing of a model's layers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from zipper.config import TrainConfig
 from zipper.models.tower import Layer
@@ -22,6 +25,24 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
         if isinstance(part, ZipBlock):
             register_fsdp_forward_method(part, "project_source")
     fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """All weights of a sharded model in every process, for generation: it calls more than `forward`, and as
+    often as a process' own rows need. All processes must enter it. A model that is not sharded is left alone.
+    """
+    parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            # As `fully_shard` leaves it: the root, which the backward pass needs at once, stays whole.
+            part.set_reshard_after_forward(part is not model, recurse=False)
 
 
 def prepare_layers(model: nn.Module, train: TrainConfig) -> None:

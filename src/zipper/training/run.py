@@ -218,10 +218,7 @@ def fit(
 def callbacks(cfg: RunConfig, dataset: EncodedDataset, scorers: Mapping[str, Scorer]) -> list[L.Callback]:
     """Callbacks of a training. The WER monitors come first, because the checkpoint depends on their
     metrics."""
-    watch: list[L.Callback] = []
-    sharded = cfg.train.strategy == "fsdp2"  # no generation with sharded weights
-    if not sharded:
-        watch += [TaskMonitor(task, dataset, cfg, scorers) for task in cfg.evaluated_tasks]
+    watch = [TaskMonitor(task, dataset, cfg, scorers) for task in cfg.evaluated_tasks]
     folder = cfg.run_dir / "checkpoints"
     monitor = "dev/wer" if watch else "dev/loss"
     best = Best(folder, monitor)

@@ -129,7 +129,7 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
 ):
     """20 steps with the same global batch, frozen and trained parameters mixed, against one process in
     float64 (which Lightning does not shard). The checkpoint of FSDP2 is a whole one, and loads as any
-    other."""
+    other; its sharded weights transcribe dev as whole ones do."""
     if strategy != "auto":
         more = [f"train.strategy={strategy}", f"train.precision={precision}"]
         zipper(folder, "train", f"name={strategy}", "train.devices=2", *more)
@@ -139,6 +139,8 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
     assert one[19] < one[0] - 0.01
     assert max(abs(one[step] - two[step]) for step in one) < close
     runs = (one_process, folder / "build/runs" / strategy)
+    for kept in (read_metrics(run) for run in runs):
+        assert kept["dev/asr_wer"] == read_metrics(one_process)["dev/asr_wer"] != []
     states = [weights_of(run) for run in runs]
     assert states[0].keys() == states[1].keys()
     for key, tensor in states[0].items():
