@@ -210,7 +210,8 @@ def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str]
     if "heard" in parts:
         result["image>text>speech"] = pages.score(["image", "text", "speech"])
     if "direct" in parts:
-        result["speech>image"] = pages.score(["speech", "image"])
+        pairs = ("speech>image", "image>speech")
+        result |= {pair: pages.score(pair.split(">")) for pair in pairs if pair in model.config.train.tasks}
     if "unseen" in parts:
         result["unseen"] = unseen(pages, model.config.seed)
     write_result(result, out)
