@@ -69,7 +69,8 @@ def push(folder: Path, repository: str, private: bool) -> str:
 def model_card(folder: Path, repository: str) -> str:
     """The page that the hub shows of an exported model or tower: tasks, data, figures with their command,
     licence and use. A README.md of the folder's own takes its place."""
-    info = read_json(next(file for file in sorted(folder.glob("*.json")) if file.name != "tokenizer.json"))
+    others = ("tokenizer.json", "codec.json")
+    info = read_json(next(file for file in sorted(folder.glob("*.json")) if file.name not in others))
     config = info.get("config", {})
     shares = config.get("train", {}).get("tasks", {})
     tasks = [TASK_NAMES[task] for task, share in shares.items() if share and task in TASK_NAMES]

@@ -38,10 +38,12 @@ class Codec:
     the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
     reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
     decoder with memory (EnCodec's LSTM, Mimi's transformer). reflected: frames at the start that padding
-    reflects, so that the first ones depend on all of them; 0: no more than `reach` says.
+    reflects, so that the first ones depend on all of them; 0: no more than `reach` says. folder: with
+    codec.json, from which it was loaded.
     """
 
     semantic: SemanticEncoder | None = None
+    folder: Path | None = None
     silent = 0
     reach: tuple[int | None, int] = (None, 0)
     reflected = 8
@@ -163,6 +165,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
         state = {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
         units.load_state_dict(fitted | state)
     codec = Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
+    codec.folder = folder
     codec.reach, codec.reflected = (REACH, 0 if cfg.causal else REACH // 2), 0
     return codec
 

@@ -1,12 +1,14 @@
 """Load the codec of a config."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from zipper.codecs.codec import Codec, load_official, load_zipper_codec
+from zipper.codecs.codec import SETTINGS, WEIGHTS, Codec, load_official, load_zipper_codec
 from zipper.codecs.mimi import Mimi
 from zipper.codecs.prefixed import SemanticPrefix
 from zipper.codecs.semantic import SemanticEncoder
-from zipper.config import CodecConfig, asset
+from zipper.config import ROOT, CodecConfig, asset
 from zipper.errors import ConfigError
 from zipper.hub import model_folder
 
@@ -21,7 +23,29 @@ def load_codec(cfg: CodecConfig) -> Codec:
         return Mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)
     units = None if cfg.semantic is None else load_semantic(asset(cfg.semantic))
     official = load_official(cfg.bandwidth_kbps, Path(cfg.weights) if cfg.weights else None)
-    return official if units is None else SemanticPrefix(official, units)
+    if units is None:
+        return official
+    codec = SemanticPrefix(official, units)
+    codec.folder = asset(cfg.semantic or "")
+    return codec
+
+
+def copy_codec(codec: Codec, folder: Path) -> None:
+    """Copy the files of a codec that is not shipped into an exported model's folder."""
+    there = [(ROOT / "assets/codec").resolve(), folder.resolve()]
+    if codec.folder is None or codec.folder.resolve() in there:
+        return
+    for name in (WEIGHTS, SETTINGS):
+        shutil.copyfile(codec.folder / name, folder / name)
+
+
+def with_copied_codec(cfg: CodecConfig, folder: Path | None) -> CodecConfig:
+    """Config that names the codec in an exported model's folder, if `copy_codec` has put one there."""
+    if folder is None or not (folder / SETTINGS).is_file():
+        return cfg
+    if cfg.name == "embedded":
+        return replace(cfg, weights=str(folder))
+    return replace(cfg, semantic=str(folder))
 
 
 def load_semantic(folder: Path) -> SemanticEncoder:

@@ -1,7 +1,7 @@
 """Trained models in folders: checkpoints of runs, and exported models.
 
-Files of an exported model: zipper.safetensors, zipper.json (config, statistics, hash, figures) and
-tokenizer.json.
+Files of an exported model: zipper.safetensors, zipper.json (config, statistics, hash, figures),
+tokenizer.json, and codec.safetensors and codec.json of a codec that is not the shipped one.
 """
 
 import json
@@ -36,8 +36,8 @@ def is_exported(folder: Path) -> bool:
 def save_exported(
     folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
 ) -> None:
-    """Write weights in half precision (or 8 bits: `export_int8`), tokenizer and zipper.json. figures: further
-    entries of zipper.json."""
+    """Write weights in half precision (or 8 bits: `export_int8`), tokenizer, a codec that is not shipped, and
+    zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
     if trained.config.model.init:  # holds the rest
@@ -46,7 +46,7 @@ def save_exported(
     save_state(folder / WEIGHTS, state, _int8_names(trained, state))
     for name in trained.network.names:
         if name not in trained.config.model.kept:
-            modalities[name].save(folder)
+            modalities[name].export(folder)
     info = {
         **figures,
         "sha256": sha256(folder / WEIGHTS),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
+from zipper.codecs.load import with_copied_codec
 from zipper.config import RunConfig, from_dict, read_json
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics, saved_statistics
@@ -43,7 +44,7 @@ def extended(cfg: RunConfig) -> RunConfig:
     }
     model = replace(cfg.model, towers={**cfg.model.towers, **towers}, zips=zips)
     data = replace(cfg.data, tokenizer=cfg.data.tokenizer or f"{cfg.model.init}/tokenizer.json")
-    return replace(cfg, model=model, data=data, codec=saved.codec)
+    return replace(cfg, model=model, data=data, codec=with_copied_codec(saved.codec, folder))
 
 
 def kept_statistics(cfg: RunConfig, measured: DatasetStatistics) -> DatasetStatistics:

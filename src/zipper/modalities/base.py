@@ -91,6 +91,10 @@ class Modality(ABC):
     def save(self, folder: Path) -> None:  # noqa: B027  # a hook
         """Write what `load` needs besides the config."""
 
+    def export(self, folder: Path) -> None:
+        """Write what `load` needs besides the config, where files that the config names may be gone."""
+        self.save(folder)
+
     def check(self, raw: str) -> None:  # noqa: B027  # a hook
         """Raises DataError on raw input that cannot be used, with the fix. Cheap: reads no file."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zipper.codecs.codec import Codec
-from zipper.codecs.load import load_codec
+from zipper.codecs.load import copy_codec, load_codec, with_copied_codec
 from zipper.codecs.streaming import DecoderStream
 from zipper.config import RunConfig
 from zipper.modalities.audio import read_wave
@@ -40,8 +40,13 @@ class Speech(Modality):
 
     @classmethod
     def load(cls, cfg: RunConfig, folder: Path | None = None) -> Self:
-        """The codec of the config."""
-        return cls(load_codec(cfg.codec), cfg.codec.pattern, cfg.codec.batch_seconds)
+        """The codec of the config, or of the exported model in `folder`, if it has one."""
+        return cls(
+            load_codec(with_copied_codec(cfg.codec, folder)), cfg.codec.pattern, cfg.codec.batch_seconds
+        )
+
+    def export(self, folder: Path) -> None:
+        copy_codec(self.codec, folder)
 
     def read(
         self,

@@ -43,8 +43,8 @@ class TaskMonitor(L.Callback):
             answers = map_over_ranks(
                 self.rows,
                 lambda rows: answer_rows(
-                    module.model, self.dataset, module.statistics, self.scorer, rows, modalities_of(self.task),
-                    cfg.evaluate.batch, cfg.decode, cfg.seed,
+                    module.model, self.dataset, module.statistics, self.scorer, rows,
+                    modalities_of(self.task), cfg.evaluate.batch, cfg.decode, cfg.seed,
                 ),
             )  # fmt: skip
         found = [score for _, score in answers]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -9,19 +10,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import zipper
 from conftest import units
 from zipper.codecs.codec import Codec, build_zipper_codec, sha256
 from zipper.codecs.load import load_codec
 from zipper.codecs.prefixed import SemanticPrefix
 from zipper.codecs.semantic import SemanticEncoder
 from zipper.codecs.whisper import WhisperEncoder
-from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
+from zipper.config import CodecConfig, RunConfig, TowerConfig, TrainCodecConfig, with_overrides
 from zipper.data.dataset import open_dataset
 from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as codec_module
 from zipper.evaluation.codec import evaluate_codec
 from zipper.modalities.asr_scorer import AsrScorer
+from zipper.modalities.delay import vocabulary
+from zipper.models.pretrained import save_tower
+from zipper.models.tower import Tower
 
 SMALL = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, causal=True)
 UNITS = 25  # a second
@@ -113,6 +118,37 @@ def test_units_are_those_of_the_codec_that_they_come_from(folder):
     (codes,) = codec.encode([tones[0]])
     same = codes[0, ::3] == own[0]
     assert same.float().mean() > 0.9  # the resampling filter changes samples a little
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["codec.codebooks=1"], ["codec.name=encodec_24khz", "codec.bandwidth_kbps=1.5"]],
+    ids=["embedded", "encodec"],
+)
+def test_an_exported_model_brings_its_codec_along(folder, model_hub, monkeypatch, words):
+    """The codec's own folder is gone, and the model is somewhere else: on the hub, with its card, and after a
+    second export."""
+    own = "weights" if len(words) == 1 else "semantic"
+    words = [*words, f"codec.{own}={folder}"]
+    codec = load_codec(with_overrides(RunConfig(), words).codec)
+    shape = TowerConfig(
+        layers=2, width=16, heads=2, kv_heads=2, hidden=32,
+        vocabulary=vocabulary(codec.codes), codebooks=codec.codebooks,
+    )  # fmt: skip
+    save_tower(Path("tower"), Tower(shape), {"reads": codec.fingerprint, "trained_on": None})
+    model = zipper.Zipper.from_towers(text="assets/text-tower", speech="tower", overrides=words)
+    wave = 0.1 * torch.randn(model.modalities["speech"].sample_rate)
+    expected = model.modalities["speech"].encode([wave])
+    model.push_to_hub("me/mine")
+    shutil.rmtree(folder)
+    assert "from_pretrained" in (model_hub / "me/mine/README.md").read_text(encoding="utf-8")
+    again = zipper.Zipper.from_pretrained("me/mine")
+    again.save_pretrained("elsewhere/mine")
+    Path("place").mkdir()
+    monkeypatch.chdir("place")
+    third = zipper.Zipper.from_pretrained("../elsewhere/mine")
+    for one in (again, third):
+        assert torch.equal(one.modalities["speech"].encode([wave])[0], expected[0])
 
 
 @pytest.mark.parametrize("samples", [1, 319, 320, 321, 640, 959, 960, 961, 23_999, 24_001])
