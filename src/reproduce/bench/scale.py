@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> None:
             sizes[str(rows)] = pool.submit(measure, folder).result()
         shutil.rmtree(folder)
         print(f"{rows} utterances: {sizes[str(rows)]}", flush=True)
-    command = f"python -m zipper bench-scale --rows {' '.join(map(str, args.rows))}"
-    origin = {"task": "bench-scale", "commit": commit(), "versions": versions(), "command": command}
-    write_result({**origin, "seed": 0, "epoch": EPOCH, "sizes": sizes}, args.out)
+    origin = {
+        "task": "bench-scale", "commit": commit(), "versions": versions(), "command": args.line, "seed": 0,
+        "config": {"seed": 0}, "data_fingerprint": "simulated",
+    }  # fmt: skip
+    write_result({**origin, "epoch": EPOCH, "sizes": sizes}, args.out)
     print(f"-> {args.out}")
 
 

@@ -45,7 +45,7 @@ class ShardReader(L.LightningDataModule):
         assert self.trainer is not None
         todo = self.shards_of(self.trainer.global_rank, self.trainer.world_size)
         values = Values(todo, self.modalities, self.longest)
-        return DataLoader(values, batch_size=None, collate_fn=_identity)  # Values reads with threads
+        return DataLoader(values, batch_size=None, collate_fn=identity)  # Values reads with threads
 
     def shards_of(self, rank: int, ranks: int) -> list[Shard]:
         """Incomplete shards of a rank. A rank without any gets one empty shard without a file, because
@@ -88,8 +88,8 @@ class Values(Dataset[tuple[Shard, list[LoadedUtterance]]]):
         return value if u.speed == 1 or rate is None else resample(value, round(rate * u.speed), rate)
 
 
-def _identity(batch: Any) -> Any:
-    """Identity. The default conversion of DataLoader turns tuples into lists."""
+def identity(batch: Any) -> Any:
+    """Identity collate_fn. The default conversion of DataLoader turns tuples into lists."""
     return batch
 
 

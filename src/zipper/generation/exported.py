@@ -16,8 +16,9 @@ from zipper.checkpoint_files import read_checkpoint
 from zipper.codecs.codec import sha256
 from zipper.config import RunConfig, from_dict, read_json, to_dict
 from zipper.data.statistics import DatasetStatistics, saved_statistics
+from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
-from zipper.generation.extended import kept_directions, kept_names, untrained_names
+from zipper.generation.extended import INFO, kept_directions, kept_names, untrained_names
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel, build_untrained
@@ -25,7 +26,7 @@ from zipper.models.certify import certificate, check_certificate
 from zipper.models.ctc import CtcHeads
 from zipper.weight_files import load_state, rounded, save_state
 
-WEIGHTS, INFO = "zipper.safetensors", "zipper.json"
+WEIGHTS = "zipper.safetensors"
 
 
 def is_exported(folder: Path) -> bool:
@@ -54,7 +55,7 @@ def save_exported(
         "statistics": trained.statistics.to_dict(),
         "config": to_dict(trained.config),
     }
-    (folder / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
 
 
 def _int8_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]:

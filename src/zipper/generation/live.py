@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zipper.generation.word_times import Word
+from zipper.generation.word_times import BLOCK, Word
 
-BLOCK = 0.02  # seconds whose power is measured
 PAUSE, SPEECH = 0.4, 0.6  # seconds: a pause that ends a segment, and the least speech before it
 LEAD = 0.1  # seconds of silence before a segment, as corpora have them
 QUIET = 0.1  # of the loudest block: amplitude of a pause

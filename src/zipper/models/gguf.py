@@ -1,7 +1,6 @@
 """`zipper import-gguf`: convert a language model from GGUF to Hugging Face format with transformers."""
 
 import json
-import os
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from zipper.disk import check_writable
+from zipper.disk import check_writable, write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.models.hf import CONFIG, FAMILIES, ONE_FILE
 
@@ -57,8 +56,5 @@ def import_gguf(file: Path, folder: Path) -> None:
     save_file(weights, folder / ONE_FILE)
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     # Written last, because it marks the folder as complete.
-    temporary = folder / f"{CONFIG}.{os.getpid()}.part"
-    temporary.write_text(
-        json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n", encoding="utf-8"
-    )
-    temporary.rename(folder / CONFIG)
+    described = json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n"
+    write_atomic(folder / CONFIG, described.encode())

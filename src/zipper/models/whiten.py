@@ -7,6 +7,7 @@ mainly the former, and learns the latter last.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def _record_inputs(
         for pair in model.used:
             block = model.zip(stage, *pair)
             kept[block] = []
-            hooks.append(part(block).register_forward_pre_hook(_recorder(kept[block], valid, pair)))
+            hooks.append(part(block).register_forward_pre_hook(partial(_keep, kept[block], valid, pair)))
     codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for start in range(0, len(documents), BATCH):
         batch = collate(documents[start : start + BATCH], codebooks).on(device)
@@ -93,10 +94,7 @@ def _record_inputs(
     return [(block, torch.cat(parts)) for block, parts in kept.items()]
 
 
-def _recorder(
-    kept: list[Tensor], valid: dict[Pair, Tensor], pair: Pair
-) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    def keep(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        kept.append(inputs[0][valid[pair]])
-
-    return keep
+def _keep(
+    kept: list[Tensor], valid: dict[Pair, Tensor], pair: Pair, _: nn.Module, inputs: tuple[Tensor]
+) -> None:
+    kept.append(inputs[0][valid[pair]])

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -14,6 +13,7 @@ from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.schedule import BatchSchedule, MicroBatches, ResumableSampler
+from zipper.data.shards import identity
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
 from zipper.generation.zipper import Zipper
@@ -133,8 +133,3 @@ class ZipperData(L.LightningDataModule):
             self.cfg.data.only if learnt else None, train.codebook_weights if learnt else (),
             self.cfg.data.tasks, train.loss_mean,
         )  # fmt: skip
-
-
-def identity(batch: Any) -> Any:
-    """Identity collate_fn. The default conversion of DataLoader turns tuples into lists."""
-    return batch
