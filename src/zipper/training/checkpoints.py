@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from zipper.checkpoint_files import BEST, LAST, PREVIOUS, link_checkpoint
@@ -25,9 +26,12 @@ class Save(Checkpoint):
         self.folder, self.every, self.validate_every = folder, every, validate_every
         self.log_every = log_every
         self.signal = SignalFlag()
+        self.group: dist.ProcessGroup | None = None  # of CPUs, so that no GPU waits for it
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.signal.listen()
+        if trainer.world_size > 1:
+            self.group = dist.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
@@ -35,7 +39,7 @@ class Save(Checkpoint):
         step = trainer.global_step
         if (index + 1) % trainer.accumulate_grad_batches or step % self.validate_every == 0:
             return
-        signal = self._received_signal(trainer)
+        signal = self._received_signal()
         if signal or step % self.every == 0:
             if step % self.log_every == 0:  # Lightning logs later, and the run may stop here
                 metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
@@ -50,18 +54,19 @@ class Save(Checkpoint):
             return
         self._save(trainer)
         if trainer.global_step < trainer.max_steps:
-            self._stop(self._received_signal(trainer))
+            self._stop(self._received_signal())
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Handle a signal of the last step or its validation."""
-        self._stop(self._received_signal(trainer))
+        self._stop(self._received_signal())
 
-    def _received_signal(self, trainer: L.Trainer) -> int:
+    def _received_signal(self) -> int:
         """Number of the signal that any process has received, 0 if none. All ranks get the same number."""
-        if trainer.world_size == 1:
+        if self.group is None:
             return self.signal.number
-        number = torch.tensor(self.signal.number, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(number, reduce_op="max"))
+        number = torch.tensor(self.signal.number)
+        dist.all_reduce(number, dist.ReduceOp.MAX, self.group)
+        return int(number)
 
     def _save(self, trainer: L.Trainer) -> None:
         for logger in trainer.loggers:
