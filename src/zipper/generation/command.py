@@ -169,6 +169,8 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
             entries.append({"wav": str(file), "seconds": seconds, "stopped": segment.finish_reason})
         else:
             entries.append({"file": str(file), "stopped": segment.finish_reason})
+        if segment.doubt:
+            entries[-1]["doubt"] = segment.doubt
     return {"id": prompt.id, "given": [[prompt.modality, prompt.raw]], "written": entries}
 
 
@@ -184,10 +186,13 @@ def show(entry: dict[str, Any], took: float) -> None:
     """Print one line per segment."""
     for one in entry["written"]:
         why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
+        why += f"  [doubtful: {one['doubt']}]" if "doubt" in one else ""
         if "wav" in one:
             print(f"speech  {one['wav']}, {one['seconds']:.2f} s{why}")
         else:
-            [(kind, value)] = [(kind, value) for kind, value in one.items() if kind != "stopped"]
+            [(kind, value)] = [
+                (kind, value) for kind, value in one.items() if kind not in ("stopped", "doubt")
+            ]
             print(f"{kind:<7} {value or '(empty)'}{why}")
     for word, start, end in entry.get("words", []):
         print(f"{start:7.2f} {end:7.2f}  {word}")

@@ -9,6 +9,8 @@ from torch import Tensor
 from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
 
+# What dev recordings of real speech never reach (LOG.md): letters a timestep, and their mean probability.
+FEW_LETTERS, UNSURE = 0.1, 0.7
 CANDIDATES = 20  # continuations of a hypothesis that CTC scores: the likeliest of the tower
 NEVER = -1e30  # in place of log(0), whose differences are undefined
 
@@ -82,6 +84,30 @@ def ctc_scorer(cache: KVCache, name: str) -> CtcScorer:
         )
     states, valid = cache.states[prompts[0]]
     return CtcScorer(head(states), valid.sum(1), head.get_buffer("table"))
+
+
+def doubts(cache: KVCache, name: str) -> list[str]:
+    """Why CTC doubts that the prompt of each row can be written down; empty where it does not, or if the
+    prompts are of several modalities or have no head."""
+    heads, prompts = cache.model.ctc, [*cache.states]
+    head = heads.get(name, prompts[0]) if heads and len(prompts) == 1 else None
+    if head is None:
+        return [""] * len(cache.multimodal)
+    states, valid = cache.states[prompts[0]]
+    likely, best = head(states).max(-1)
+    written = valid & (best > 0)
+    begins = written & F.pad(best[:, 1:] != best[:, :-1], (1, 0), value=True)
+    letters = begins.sum(1) / valid.sum(1).clamp(min=1)
+    sure = torch.where(written, likely.exp(), 0.0).sum(1) / written.sum(1).clamp(min=1)
+    return [_doubt(*row, prompts[0]) for row in zip(letters.tolist(), sure.tolist(), strict=True)]
+
+
+def _doubt(letters: float, sure: float, prompt: str) -> str:
+    if letters < FEW_LETTERS:
+        return f"hardly a letter is heard: is there any {prompt} in it?"
+    if sure < UNSURE:
+        return f"letters are heard with {sure:.0%} probability: noise, music or another language?"
+    return ""
 
 
 class JointScores:

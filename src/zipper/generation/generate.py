@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from zipper.errors import ConfigError
 from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
 from zipper.generation.candidates import generate_best
-from zipper.generation.ctc import ctc_scorer
+from zipper.generation.ctc import ctc_scorer, doubts
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
 from zipper.modalities.delay import extra_timesteps
@@ -34,13 +34,15 @@ class GenerationOutput:
     """Generated segment.
 
     tokens int64 [S, Q] with BOS and EOS; content int64 [Q, F]: codes, or text ids with Q = 1. finish_reason:
-    `end` (EOS), `cap` (length limit) or `loop` (repetition).
+    `end` (EOS), `cap` (length limit) or `loop` (repetition). doubt: why a model with a head of CTC doubts it
+    (`generation.ctc`); empty if it does not.
     """
 
     modality: str
     tokens: Tensor
     content: Tensor
     finish_reason: FinishReason
+    doubt: str = ""
 
     def as_prompt(self) -> Segment:
         """The segment as a prompt for the next one. None of its tokens is scored."""
@@ -97,9 +99,10 @@ def generate(
                 Generator(cache, name, statistics.max_repeats(name)),
                 (decode or {}).get(name, GREEDY),
             )
+            doubted = doubts(cache, name)
             segments = generator.generate(mine, most, sampling, ids, seed, append_last=order == "auto")
             for at, segment in zip(mine, segments, strict=True):
-                out[rows[at]].append(segment)
+                out[rows[at]].append(replace(segment, doubt=doubted[at]))
                 hops[rows[at]] = segment.as_prompt()
         if order == "auto":
             chosen = _next_modalities(cache, following, rows)

@@ -1,6 +1,7 @@
 """`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,11 +36,12 @@ Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a wavef
 
 class GeneratedSegment(NamedTuple):
     """Generated segment. value: as its modality decodes it: text, or a waveform float32 [n] at
-    `Zipper.sample_rate`."""
+    `Zipper.sample_rate`. doubt: why the model doubts it, or empty (`GenerationOutput`)."""
 
     modality: str
     value: Any
     finish_reason: FinishReason
+    doubt: str = ""
 
 
 class Zipper(nn.Module):
@@ -150,7 +152,7 @@ class Zipper(nn.Module):
         """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
 
         Raises DataError on unusable audio, ConfigError on audio that is too long, or if the model was not
-        trained for speech recognition.
+        trained for speech recognition. Warns if a model that was trained with `train.ctc` hears no speech.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> model.transcribe("recording.flac")
@@ -158,6 +160,8 @@ class Zipper(nn.Module):
         """
         [[text]] = self.generate([{"speech": audio}], ["text"])
         assert isinstance(text.value, str)
+        if text.doubt:
+            warnings.warn(f"The transcript is doubtful: {text.doubt}", stacklevel=2)
         return text.value
 
     def transcribe_words(self, audio: str | Path | Tensor, text: str | None = None) -> list[Word]:
@@ -264,7 +268,7 @@ class Zipper(nn.Module):
             return [
                 [
                     GeneratedSegment(
-                        o.modality, self.modalities[o.modality].decode(o.content), o.finish_reason
+                        o.modality, self.modalities[o.modality].decode(o.content), o.finish_reason, o.doubt
                     )
                     for o in outputs
                 ]

@@ -139,3 +139,37 @@ def test_a_model_without_a_head_is_refused(model, dataset):
     network.ctc = None
     with pytest.raises(ConfigError, match=r"decode\.text\.ctc: no head of CTC.*train\.ctc=0\.3"):
         generate(network, prompts(dataset, 1), ["text"], statistics, {"text": SamplingConfig(ctc=0.3)})
+
+
+@pytest.mark.parametrize(
+    ("bias", "doubt"),
+    [
+        ((9.0, 0.0), "hardly a letter is heard: is there any speech in it?"),
+        ((0.0, 9.0), ""),
+        ((0.0, 0.1), "letters are heard with"),
+    ],
+)
+def test_an_answer_to_what_is_no_speech_is_doubted(model, dataset, bias, doubt):
+    """Blank and one letter of these scores in turn; whatever is decoded, alone and in a batch."""
+    network, statistics = model
+    head = network.ctc.get("text", "speech")
+    blank, letter = bias
+    forward = head.forward
+
+    def alternating(states):
+        scores = torch.full_like(forward(states), -1e3)
+        scores[..., 0], scores[..., 1] = blank, 0.0
+        scores[:, ::2, 1] = letter
+        return scores.log_softmax(-1)
+
+    head.forward = alternating
+    given = prompts(dataset)
+    together = generate(network, given, ["text"], statistics)
+    for prompt, [found] in zip(given, together, strict=True):
+        [[alone]] = generate(network, [prompt], ["text"], statistics)
+        assert found.doubt == alone.doubt
+        assert found.doubt.startswith(doubt)
+        assert bool(found.doubt) == bool(doubt)
+    network.ctc = None
+    [[without]] = generate(network, given[:1], ["text"], statistics)
+    assert without.doubt == ""
