@@ -190,9 +190,7 @@ def show(entry: dict[str, Any], took: float) -> None:
         if "wav" in one:
             print(f"speech  {one['wav']}, {one['seconds']:.2f} s{why}")
         else:
-            [(kind, value)] = [
-                (kind, value) for kind, value in one.items() if kind not in ("stopped", "doubt")
-            ]
+            kind, value = next(iter(one.items()))
             print(f"{kind:<7} {value or '(empty)'}{why}")
     for word, start, end in entry.get("words", []):
         print(f"{start:7.2f} {end:7.2f}  {word}")
