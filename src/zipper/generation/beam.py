@@ -30,6 +30,7 @@ def beam_search(
     """
     device, count = cache.multimodal.device, len(caps)
     cache.select(torch.arange(count, device=device).repeat_interleave(beams))
+    start = cache.length[cache.model.backbone(name)]
     tower = cache.model.tower(name)
     processor = LogitsProcessor(layout, device)
     cap = torch.tensor(caps, device=device)[:, None].expand(count, beams)
@@ -55,7 +56,7 @@ def beam_search(
             parent, token = best // layout.vocabulary, best % layout.vocabulary
         else:
             parent, token, scores = joint.choose(scores, likely, closed)
-        cache.exchange(name, (first + parent).flatten())
+        cache.exchange(name, (first + parent).flatten(), start)
         ended, closed = ended.gather(1, parent), closed.gather(1, parent)
         history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
         fresh = ~closed

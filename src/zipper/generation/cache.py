@@ -5,6 +5,7 @@ tower caches the keys and values of its own layers, and each zip those of its so
 modality, only its own tower runs. Towers that share a backbone (Single Decoder) share the cache.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -210,18 +211,20 @@ class KVCache:
         before = self.last_states.get(name, latest)
         self.last_states[name] = torch.where((count > 0)[:, None], latest, before)
 
-    def exchange(self, name: str, rows: Tensor) -> None:
+    def exchange(self, name: str, rows: Tensor, start: int) -> None:
         """As `select`, for rows int64 [B] that take the place of rows with the same prompt: beams, which
-        differ in what tower `name` has generated alone. Prompts are long, and stay where they are."""
+        differ in what tower `name` has generated alone, from timestep `start` of its backbone on. Prompts are
+        long, and stay where they are."""
         backbone = self.model.backbone(name)
         for kept in (self.biases, self.valid, self.count, self.end_time, self.last_states):
             kept.update({key: x[rows] for key, x in kept.items() if key in (name, backbone)})
         if name in self.cross_biases:
             self.cross_biases[name] = self.cross_biases[name].select(rows)
-        own = {key: kv for key, kv in self.layer_kv.items() if key[0] == backbone}
-        self.layer_kv.update({key: KeyValue(k[rows], v[rows]) for key, (k, v) in own.items()})
-        read = {key: kv for key, kv in self.zip_kv.items() if key[1][1] == name}
-        self.zip_kv.update({key: KeyValue(k[rows], v[rows]) for key, (k, v) in read.items()})
+        new = slice(start, self.length[backbone])
+        own = [kv for key, kv in self.layer_kv.items() if key[0] == backbone]
+        read = [kv for key, kv in self.zip_kv.items() if key[1][1] == name]
+        for buffer in itertools.chain(*own, *read):
+            buffer[:, :, new] = buffer[rows, :, new]
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows int64 [N] in this order. A row may be dropped or repeated."""
