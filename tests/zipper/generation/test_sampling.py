@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_single_decoder import single_decoder
 from torch._dynamo.testing import CompileCounter
 
 from conftest import as_batch, tiny_model
@@ -88,8 +89,10 @@ def test_a_beam_of_one_is_greedy():
     assert greedy == [found.tolist() for found in searched(model, given, caps, 1)]
 
 
-def test_a_wide_beam_finds_the_likeliest_of_all_texts():
-    model = tiny_model()
+@pytest.mark.parametrize("build", [tiny_model, single_decoder])
+def test_a_wide_beam_finds_the_likeliest_of_all_texts(build):
+    """Beams of a Single Decoder share a cache with their prompts."""
+    model = build().eval()
     given = prompts(model, 3, "speech")
     every = [list(ids) for n in range(3) for ids in itertools.product(range(2, 11), repeat=n)]
     for doc, found in zip(given, searched(model, given, [2, 2, 2], len(every)), strict=True):
