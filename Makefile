@@ -151,7 +151,7 @@ bench-shards: $(READY)  ## count what each GPU holds of models of 8B parameters,
 	$(RUN) bench-shards $(ARGS)
 
 bench-scale: $(READY)  ## time and memory with which a training starts on 960 h, simulated (1 GB of disk)
-	$(RUN) bench-scale --out results/scale.json $(ARGS)
+	$(RUN) bench-scale $(ARGS)
 
 bench-live: $(VENV)/.bench  ## delay of streamed speech and of live words, and errors of word times (12 minutes)
 	$(RUN) bench-live assets/zipped --out results/live.json $(ARGS)

@@ -152,7 +152,7 @@ def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     rows = [40_000, 281_241]  # the second is LibriSpeech, 960 h
     parser.add_argument("--rows", type=int, nargs="+", default=rows, help="utterances of each corpus")
-    parser.add_argument("--out", type=Path, default=Path("build/scale.json"), help="file of the result")
+    parser.add_argument("--out", type=Path, default=Path("results/scale.json"), help="file of the result")
 
 
 def _add_live_arguments(parser: argparse.ArgumentParser) -> None:
