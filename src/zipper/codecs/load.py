@@ -21,17 +21,18 @@ def load_codec(cfg: CodecConfig) -> Codec:
     if cfg.name == "mimi":
         assert cfg.bandwidth_kbps is not None
         return Mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)
-    units = None if cfg.semantic is None else load_semantic(asset(cfg.semantic))
-    official = load_official(cfg.bandwidth_kbps, Path(cfg.weights) if cfg.weights else None)
-    if units is None:
-        return official
-    codec = SemanticPrefix(official, units)
-    codec.folder = asset(cfg.semantic or "")
+    weights = Path(cfg.weights) if cfg.weights else None
+    if cfg.semantic is None:
+        return load_official(cfg.bandwidth_kbps, weights)
+    folder = asset(cfg.semantic)
+    units = load_semantic(folder)
+    codec = SemanticPrefix(load_official(cfg.bandwidth_kbps, weights), units)
+    codec.folder = folder
     return codec
 
 
 def copy_codec(codec: Codec, folder: Path) -> None:
-    """Copy the files of a codec that is not shipped into an exported model's folder."""
+    """Copy a zipper-codec's files into an exported model's folder, unless it is the shipped one."""
     there = [(ROOT / "assets/codec").resolve(), folder.resolve()]
     if codec.folder is None or codec.folder.resolve() in there:
         return

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
+from zipper.models.ctc import CtcHead
 
-# What dev recordings of real speech never reach (LOG.md): letters a timestep, and their mean probability.
+# Below all dev recordings of real speech (LOG.md): letters a timestep, and their mean probability.
 FEW_LETTERS, UNSURE = 0.1, 0.7
 CANDIDATES = 20  # continuations of a hypothesis that CTC scores: the likeliest of the tower
 NEVER = -1e30  # in place of log(0), whose differences are undefined
@@ -75,38 +76,44 @@ class CtcScorer:
 def ctc_scorer(cache: KVCache, name: str) -> CtcScorer:
     """Scorer of answers of modality `name` to the prompts in a cache. Raises ConfigError if the prompts are
     of several modalities, or the model has no head for them."""
-    heads, prompts = cache.model.ctc, [*cache.states]
-    head = heads.get(name, prompts[0]) if heads and len(prompts) == 1 else None
+    head = _head(cache, name)
     if head is None:
         raise ConfigError(
-            f"decode.{name}.ctc: no head of CTC from {' and '.join(prompts) or 'this prompt'} to {name}. "
-            "Leave it out, or train with train.ctc=0.3, which makes one."
+            f"decode.{name}.ctc: no head of CTC from {' and '.join(cache.states) or 'this prompt'} to {name}."
+            " Leave it out, or train with train.ctc=0.3, which makes one."
         )
-    states, valid = cache.states[prompts[0]]
+    states, valid = cache.states[head.prompt]
     return CtcScorer(head(states), valid.sum(1), head.get_buffer("table"))
 
 
-def doubts(cache: KVCache, name: str) -> list[str]:
-    """Why CTC doubts that the prompt of each row can be written down; empty where it does not, or if the
-    prompts are of several modalities or have no head."""
+def _head(cache: KVCache, name: str) -> CtcHead | None:
+    """The head of CTC from the prompts in a cache to answers of modality `name`, if they have one in
+    common."""
     heads, prompts = cache.model.ctc, [*cache.states]
-    head = heads.get(name, prompts[0]) if heads and len(prompts) == 1 else None
+    return heads.get(name, prompts[0]) if heads and len(prompts) == 1 else None
+
+
+def doubts(cache: KVCache, name: str) -> list[str]:
+    """Why CTC doubts that the prompt of each row can be transcribed; empty where it does not, or if there is
+    no head."""
+    head = _head(cache, name)
     if head is None:
         return [""] * len(cache.multimodal)
-    states, valid = cache.states[prompts[0]]
+    states, valid = cache.states[head.prompt]
     likely, best = head(states).max(-1)
     written = valid & (best > 0)
     begins = written & F.pad(best[:, 1:] != best[:, :-1], (1, 0), value=True)
     letters = begins.sum(1) / valid.sum(1).clamp(min=1)
     sure = torch.where(written, likely.exp(), 0.0).sum(1) / written.sum(1).clamp(min=1)
-    return [_doubt(*row, prompts[0]) for row in zip(letters.tolist(), sure.tolist(), strict=True)]
+    return [_doubt(*row, head.prompt) for row in zip(letters.tolist(), sure.tolist(), strict=True)]
 
 
 def _doubt(letters: float, sure: float, prompt: str) -> str:
+    """letters: a timestep. sure: their mean probability."""
     if letters < FEW_LETTERS:
-        return f"hardly a letter is heard: is there any {prompt} in it?"
+        return f"hardly a letter is recognised: is there any {prompt} in it?"
     if sure < UNSURE:
-        return f"letters are heard with {sure:.0%} probability: noise, music or another language?"
+        return f"letters are recognised with {sure:.0%} probability: noise, music or another language?"
     return ""
 
 

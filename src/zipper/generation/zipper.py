@@ -152,7 +152,7 @@ class Zipper(nn.Module):
         """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
 
         Raises DataError on unusable audio, ConfigError on audio that is too long, or if the model was not
-        trained for speech recognition. Warns if a model that was trained with `train.ctc` hears no speech.
+        trained for speech recognition. Warns if a head of CTC doubts the transcript.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> model.transcribe("recording.flac")

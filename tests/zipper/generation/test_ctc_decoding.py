@@ -144,9 +144,9 @@ def test_a_model_without_a_head_is_refused(model, dataset):
 @pytest.mark.parametrize(
     ("bias", "doubt"),
     [
-        ((9.0, 0.0), "hardly a letter is heard: is there any speech in it?"),
+        ((9.0, 0.0), "hardly a letter is recognised: is there any speech in it?"),
         ((0.0, 9.0), ""),
-        ((0.0, 0.1), "letters are heard with"),
+        ((0.0, 0.1), "letters are recognised with"),
     ],
 )
 def test_an_answer_to_what_is_no_speech_is_doubted(model, dataset, bias, doubt):

@@ -94,9 +94,9 @@ def test_a_wide_beam_finds_the_likeliest_of_all_texts(build):
     """Beams of a Single Decoder share a cache with their prompts. Three tokens: the end after the last is
     free, so two would not show whether the first one's keys follow their beam."""
     model = build().eval()
-    given = prompts(model, 2, "speech")
+    given = prompts(model, 3, "speech")
     every = [list(ids) for n in range(4) for ids in itertools.product(range(2, 11), repeat=n)]
-    for doc, found in zip(given, searched(model, given, [3, 3], len(every)), strict=True):
+    for doc, found in zip(given, searched(model, given, [3, 3, 3], len(every)), strict=True):
         best = max(every, key=lambda ids: mean_likelihood(model, doc, ids, cap=3))
         assert found[1:-1, 0].tolist() == best
 
