@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
+.PHONY: help setup setup-judge setup-whisper setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
 .PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -22,6 +22,8 @@ $(READY): pyproject.toml constraints.txt
 
 setup-judge: $(VENV)/.judge  ## install the ASR scorer for TTS evaluation
 
+setup-whisper: $(VENV)/.whisper  ## install the speech encoder that makes the units of real speech
+
 setup-speaker: $(VENV)/.speaker  ## install the speaker embedding of codec-table
 
 $(VENV)/.speaker: $(READY)
@@ -30,7 +32,7 @@ $(VENV)/.speaker: $(READY)
 
 setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.images $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.judge $(VENV)/.whisper $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.images $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -67,8 +69,8 @@ train-real: build/real/speech-tower/tower.json  ## train ASR of real speech, eve
 build/real/text-tower/tower.json: | $(READY)
 	$(RUN) pretrain configs/real-text.yaml data.folder=$(TEXT)
 
-build/real/units/codec.json: | $(VENV)/.judge
-	$(RUN) train-codec configs/real-codec.yaml name=real-units train_codec.steps=20 train_codec.out=build/real/units $(SPEECH)
+build/real/units/codec.json: | $(VENV)/.whisper
+	$(RUN) train-codec configs/real-units.yaml $(SPEECH)
 
 build/real/speech-tower/tower.json: build/real/units/codec.json build/real/text-tower/tower.json
 	$(RUN) pretrain configs/real-speech.yaml $(SPEECH)

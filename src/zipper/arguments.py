@@ -116,6 +116,22 @@ def add_certify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="model folder written by `export=` or `save_pretrained`")
 
 
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `zipper export`."""
+    parser.add_argument("model", type=Path, help="folder of a run or of an exported model")
+    parser.add_argument("folder", type=Path, help="output folder")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(16, 8, 4),
+        default=16,
+        help="of a weight (default: 16); frozen towers stay as they are",
+    )
+    parser.add_argument(
+        "--frozen-too", action="store_true", help="round frozen towers, too; `certify` then checks the rounded"
+    )
+
+
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `zipper push`."""
     parser.add_argument("folder", type=Path, help="model folder written by `export=`")

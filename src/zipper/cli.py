@@ -20,6 +20,7 @@ from zipper.arguments import (
     add_certify_arguments,
     add_compare_arguments,
     add_config_arguments,
+    add_export_arguments,
     add_generate_arguments,
     add_import_gguf_arguments,
     add_push_arguments,
@@ -116,6 +117,14 @@ def certify(args: argparse.Namespace) -> None:
     print(f"{args.folder}: " + (f"{', '.join(found)} as pre-trained" if found else "no tower is frozen"))
 
 
+def export(args: argparse.Namespace) -> None:
+    """write a trained or exported model to a folder, in half precision, 8 or 4 bits a weight"""
+    from zipper.generation.exported import export as run
+
+    run(args.model, args.folder, args.bits, args.frozen_too)
+    print(f"model -> {args.folder}")
+
+
 def push(args: argparse.Namespace) -> None:
     """upload an exported model or tower to the Hugging Face hub, with your own token"""
     from zipper.hub import push as run
@@ -168,6 +177,7 @@ COMMANDS: dict[str, Command] = {
     "web": Command(web, add_serve_arguments),
     "compare": Command(compare, add_compare_arguments),
     "import-gguf": Command(import_gguf, add_import_gguf_arguments),
+    "export": Command(export, add_export_arguments),
     "certify": Command(certify, add_certify_arguments),
     "push": Command(push, add_push_arguments),
 }

@@ -1,4 +1,4 @@
-"""Files of weights: safetensors in half precision, or with matrices in 8 bits and a scale for each row."""
+"""Files of weights: safetensors in half precision, or with matrices in 8 or 4 bits and their scales."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,17 +8,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 SCALE = ".scale"  # suffix of the name of a matrix's scales
-SMALLEST = 4096  # numbers of a matrix that is worth 8 bits
+SMALLEST = 4096  # numbers of a matrix that is worth fewer bits
+GROUP = 32  # numbers of a row that share a scale in 4 bits
+CLIPS = (7.0, 7.5, 8.0, 8.5, 9.0, 10.0)  # steps of 4 bits in the largest number of a group: the nearest wins
 
 
-def save_state(file: Path, state: Mapping[str, Tensor], int8: Collection[str] = ()) -> None:
-    """Write a state in half precision; the matrices named in `int8` in 8 bits."""
+def save_state(file: Path, state: Mapping[str, Tensor], small: Collection[str] = (), bits: int = 8) -> None:
+    """Write a state in half precision; the matrices named in `small` in so many bits."""
     out = dict[str, Tensor]()
     for name, weight in state.items():
         weight = weight.detach().cpu()
-        matrix = weight.is_floating_point() and weight.ndim > 1
-        if name in int8 and matrix and weight.numel() >= SMALLEST:
-            out[name], out[name + SCALE] = quantise(weight)
+        if name in small and _is_large(weight) and bits < 16:
+            out[name], out[name + SCALE] = quantise(weight, bits)
         else:
             out[name] = weight.half().contiguous() if weight.is_floating_point() else weight.contiguous()
     save_file(out, file)
@@ -34,27 +35,52 @@ def load_state(file: Path) -> dict[str, Tensor]:
     }
 
 
-def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """weight float [N, ...] -> int8 [N, ...], scale float16 [N]: row by row, their product is near weight."""
+def quantise(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Whole numbers and scales float16, whose product is near weight float [N, ...].
+
+    8 bits: int8 [N, ...], [N]. 4 bits: uint8 [N, M / 2], two numbers each, [N, M / GROUP], for a matrix [N, M]
+    of whole groups; others are in 8 bits.
+    """
+    if bits == 4 and weight.ndim == 2 and weight.shape[1] % GROUP == 0:
+        return _in_4_bits(weight.float())
     scale = (weight.float().flatten(1).abs().amax(1) / 127).half()
     steps = weight.float() / _over(scale, weight).clamp(min=1e-12)
     return steps.round().clamp(-127, 127).to(torch.int8), scale
 
 
 def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
-    """weight int8 [N, ...], scale [N] -> float32 [N, ...]"""
+    """What `quantise` returns -> float32 [N, ...]"""
+    if weight.dtype == torch.uint8:
+        numbers = torch.stack([weight & 15, weight >> 4], -1).flatten(1).float() - 8
+        return (numbers.unflatten(1, (-1, GROUP)) * scale.float()[..., None]).flatten(1)
     return weight.float() * _over(scale, weight)
 
 
-def rounded(weight: Tensor) -> Tensor:
-    """A matrix as a file in 8 bits holds it, float32."""
-    return dequantise(*quantise(weight))
+def rounded(weight: Tensor, bits: int = 8) -> Tensor:
+    """A matrix as a file in so many bits holds it, float32."""
+    return dequantise(*quantise(weight, bits))
 
 
-def as_kept(weight: Tensor) -> Tensor:
-    """A weight as a file in 8 bits holds it, float32: small ones and vectors in half precision."""
-    small = weight.ndim > 1 and weight.numel() >= SMALLEST
-    return rounded(weight) if small else weight.half().float()
+def as_kept(weight: Tensor, bits: int = 8) -> Tensor:
+    """A weight as a file in so many bits holds it, float32: small ones and vectors in half precision."""
+    return rounded(weight, bits) if _is_large(weight) else weight.half().float()
+
+
+def _in_4_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """weight float32 [N, M] -> uint8 [N, M / 2], float16 [N, M / GROUP]"""
+    groups = weight.unflatten(1, (-1, GROUP))
+    largest = groups.abs().amax(-1, keepdim=True)
+    scales = torch.stack([(largest / clip).half().float() for clip in CLIPS]).clamp(min=6e-8)
+    steps = (groups / scales).round().clamp(-8, 7)  # [clips, N, M / GROUP, GROUP]
+    best = (steps * scales - groups).square().sum(-1, keepdim=True).argmin(0, keepdim=True)
+    scale = scales.gather(0, best)[0, ..., 0]
+    numbers = (steps.gather(0, best.expand(1, *groups.shape))[0].flatten(1) + 8).to(torch.uint8)
+    low, high = numbers.unflatten(1, (-1, 2)).unbind(-1)
+    return low | (high << 4), scale.half()
+
+
+def _is_large(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.ndim > 1 and weight.numel() >= SMALLEST
 
 
 def _over(scale: Tensor, weight: Tensor) -> Tensor:

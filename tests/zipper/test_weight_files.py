@@ -1,8 +1,9 @@
-"""Files of weights: what is written in 8 bits is read within half a step, and written again as it was."""
+"""Files of weights: what is written in few bits is read within half a step, and written again as it was."""
 
+import pytest
 import torch
 
-from zipper.weight_files import dequantise, load_state, quantise, rounded, save_state
+from zipper.weight_files import GROUP, dequantise, load_state, quantise, rounded, save_state
 
 
 def test_a_row_in_8_bits_is_within_half_a_step_and_is_not_rounded_twice():
@@ -17,24 +18,41 @@ def test_a_row_in_8_bits_is_within_half_a_step_and_is_not_rounded_twice():
     assert torch.equal(rounded(near), near)
 
 
-def test_a_state_is_read_as_it_was_written_in_8_bits_or_in_half_precision(tmp_path):
+def test_a_matrix_in_4_bits_is_near_in_every_group_and_is_not_rounded_twice():
+    torch.manual_seed(0)
+    weight = torch.randn(40, 5 * GROUP) * torch.logspace(-3, 2, 40)[:, None]
+    weight[3] = 0
+    weight[4, :GROUP] = torch.linspace(-8, 7, 16).repeat(2)  # what 4 bits hold exactly
+    packed, scale = quantise(weight, 4)
+    assert (packed.dtype, packed.shape) == (torch.uint8, (40, 5 * GROUP // 2))
+    assert (scale.dtype, scale.shape) == (torch.float16, (40, 5))
+    near = dequantise(packed, scale)
+    groups, wrong = weight.unflatten(1, (5, GROUP)), (near - weight).unflatten(1, (5, GROUP))
+    assert (wrong.square().mean(-1).sqrt() <= groups.abs().amax(-1) / 7 / 3).all()  # a step / sqrt(12), nearly
+    assert torch.equal(near[3], weight[3])
+    assert torch.equal(near[4, :GROUP], weight[4, :GROUP])
+    assert torch.equal(rounded(near, 4), near)
+    assert quantise(torch.randn(4, GROUP + 1), 4)[0].dtype == torch.int8  # no whole groups
+    assert quantise(torch.randn(4, GROUP, 3), 4)[0].dtype == torch.int8
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_a_state_is_read_as_it_was_written(tmp_path, bits):
     torch.manual_seed(0)
     state = {
-        "large": torch.randn(64, 80),
+        "large": torch.randn(64, 96),
         "small": torch.randn(3, 4),
         "gain": torch.randn(5000),
-        "half": torch.randn(64, 80),
+        "half": torch.randn(64, 96),
         "count": torch.tensor([70_000]),
     }
-    sizes = []
-    for int8 in ((), ("large", "small", "gain")):
-        save_state(tmp_path / "x", state, int8)
-        sizes.append((tmp_path / "x").stat().st_size)
-        read = load_state(tmp_path / "x")
-        assert {*read} == {*state}
-        expected = {name: weight.half().float() for name, weight in state.items() if name != "count"}
-        expected["count"] = state["count"]
-        if int8:
-            expected["large"] = rounded(state["large"])
-        assert all(torch.equal(read[name], weight) for name, weight in expected.items())
-    assert sizes[0] - sizes[1] > 64 * 80 - 500
+    save_state(tmp_path / "x", state, ("large", "small", "gain", "count"), bits)
+    read = load_state(tmp_path / "x")
+    assert {*read} == {*state}
+    expected = {name: weight.half().float() for name, weight in state.items() if name != "count"}
+    expected["count"] = state["count"]
+    if bits < 16:
+        expected["large"] = rounded(state["large"], bits)
+    assert all(torch.equal(read[name], weight) for name, weight in expected.items())
+    others = 2 * (64 * 96 + 3 * 4 + 5000)
+    assert (tmp_path / "x").stat().st_size - others < 64 * 96 * bits / 8 + 1200

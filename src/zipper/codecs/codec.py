@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from encodec import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
-from zipper.codecs.semantic import FITTED, SemanticEncoder
-from zipper.codecs.whisper import WhisperEncoder
+from zipper.codecs.semantic import FITTED, HOP, SAMPLE_RATE, SemanticEncoder
+from zipper.codecs.whisper import whisper_encoder
 from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
 from zipper.hashes import digest
@@ -130,8 +130,35 @@ class Codec:
         return self.model.decoder(latents)[0, 0] / self.gain
 
     @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.network.parameters()).device
+
+
+class SemanticUnits(Codec):
+    """Codec of one codebook, of semantic units, which is all that recognition needs. It cannot decode."""
+
+    def __init__(self, semantic: SemanticEncoder) -> None:
+        self.semantic = semantic
+        self.codebooks, self.name = 1, "units"
+        self.sample_rate, self.hop, self.margin = SAMPLE_RATE, HOP, 0
+        self.frame_rate = SAMPLE_RATE / HOP
+        self.codes = len(semantic.get_buffer("centroids"))
+        self.fingerprint = f"units, {semantic.fingerprint}"
+
+    @property
+    def network(self) -> nn.Module:
+        assert self.semantic is not None
+        return self.semantic
+
+    def waves(self, codes: Tensor) -> Tensor:
+        raise ConfigError(
+            "The codec of this model has semantic units alone, of which no sound can be made. Train one with "
+            "sound: train_codec.codebooks=4."
+        )
 
 
 def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
@@ -151,7 +178,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
         raise ConfigError(
             f"codec.codebooks={codebooks}: {folder} has {cfg.codebooks}. Give 1 to {cfg.codebooks}."
         )
-    model, units = build_zipper_codec(cfg), build_semantic(cfg)
+    units = build_semantic(cfg)
     if isinstance(units, HubertEncoder) and units.teacher != settings["semantic"]:
         raise DataError(
             f"{hubert_file()} holds other weights ({units.teacher}) than those that {folder} was trained "
@@ -159,11 +186,16 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
             "codec anew."
         )
     weights = _with_averages(load_state(folder / WEIGHTS))
-    model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
     if units is not None:
         fitted = {name: units.get_buffer(name) for name in FITTED}  # older folders hold centroids alone
         state = {key.removeprefix(SEMANTIC): w for key, w in weights.items() if key.startswith(SEMANTIC)}
-        units.load_state_dict(fitted | state)
+        units.load_state_dict(units.state_dict() | fitted | state)
+    if units is not None and cfg.units_only:
+        codec: Codec = SemanticUnits(units)
+        codec.folder = folder
+        return codec
+    model = build_zipper_codec(cfg)
+    model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
     codec = Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
     codec.folder = folder
     codec.reach, codec.reflected = (REACH, 0 if cfg.causal else REACH // 2), 0
@@ -171,16 +203,16 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
 
 
 def save_codec_weights(
-    folder: Path, model: EncodecModel, semantic: SemanticEncoder | None, int8: bool
+    folder: Path, model: EncodecModel | None, semantic: SemanticEncoder | None, bits: int
 ) -> None:
-    """Write a zipper-codec's weights in half precision: the matrices of its semantic encoder, and with `int8`
-    its own filters, in 8 bits; codes and centroids never."""
-    state = {name: w for name, w in model.state_dict().items() if not name.endswith(AVERAGE)}
-    small = [name for name in state if int8 and not name.startswith("quantizer.")]
+    """Write a zipper-codec's weights in half precision: its own filters in so many bits, the head of its
+    semantic encoder in 8 bits; codes and centroids never in fewer. model: None for units alone."""
+    own = model.state_dict() if model else {}
+    state = {name: w for name, w in own.items() if not name.endswith(AVERAGE)}
+    small = [name for name in state if not name.startswith("quantizer.")] if bits < 16 else []
     if semantic is not None:
-        mine = {f"{SEMANTIC}{name}": weight for name, weight in semantic.state_dict().items()}
-        state |= mine
-        small += [name for name in mine if name.removeprefix(SEMANTIC) not in semantic.exact]
+        state |= {f"{SEMANTIC}{name}": weight for name, weight in semantic.fitted().items()}
+        small += [name for name in state if name.startswith(f"{SEMANTIC}head.")]
     save_state(folder / WEIGHTS, state, small)
 
 
@@ -194,9 +226,9 @@ def _with_averages(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def build_semantic(cfg: TrainCodecConfig) -> SemanticEncoder | None:
-    """Semantic encoder of a codec's shape, without what its folder holds; None if it has none."""
+    """Semantic encoder of a codec's shape, without what is fitted; None if it has none."""
     if cfg.semantic == "whisper":
-        return WhisperEncoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0).eval()
+        return whisper_encoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0)
     if cfg.semantic == "hubert":
         return HubertEncoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0).eval()
     return None

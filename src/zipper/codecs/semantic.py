@@ -77,13 +77,12 @@ class SemanticEncoder(nn.Module, ABC):
     Without standardisation a few dimensions of large variance decide alone (LOG.md).
 
     teacher: encoder and layer, in words. Buffers (FITTED): `mean` and `deviation` [D] of the states, and
-    `centroids` [V, D or n], which is 0 until all three, and the head, are fitted. The state is what the
-    codec's folder holds; exact: names of matrices that it holds in half precision, not in 8 bits. An encoder
-    attends to the whole window, so units are not causal.
+    `centroids` [V, D or n], which is 0 until all three, and the head, are fitted. A codec's
+    folder holds what is fitted alone (`fitted`). An encoder attends to the whole window, so units are not
+    causal.
     """
 
     teacher: str
-    exact: tuple[str, ...] = ("centroids",)
 
     def __init__(self, width: int, units: int, letters: bool = False) -> None:
         super().__init__()

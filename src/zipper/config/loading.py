@@ -117,6 +117,8 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     for name, tower in values.get("model", {}).get("towers", {}).items():
         if name == "speech" and len(tower.get("specials", [])) == 2 and tower.get("vocabulary"):
             tower["specials"] = [tower["vocabulary"] - back for back in (3, 2, 1)]  # were not stored
+    if values.pop("export_int8", False):
+        values["export_bits"] = 8
     if tasks := values.get("train", {}).get("tasks"):
         values["train"]["tasks"] = {task: share for task, share in tasks.items() if share}
     return values

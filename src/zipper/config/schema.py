@@ -171,8 +171,8 @@ class RunConfig(Section):
     build: str = setting("build", "folder of corpora, encoded datasets and runs")
     result: str | None = setting(None, "file for a copy of the result")
     export: str | None = setting(None, "folder to export the pre-trained tower or the model to")
-    export_int8: bool = setting(
-        False, "matrices of the export (or of train_codec.out) in 8 bits, with a scale a row: half the size"
+    export_bits: int = setting(
+        16, "bits of a weight of the export (or of train_codec.out): 16, 8, or 4", at_least=4, at_most=16
     )
     resume: Literal["auto", "never"] = setting(
         "auto", "auto: resume an unfinished run of the same config; never: raise an error"
@@ -189,6 +189,8 @@ class RunConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.export_bits not in (16, 8, 4):
+            raise ConfigError(f"export_bits={self.export_bits}: give 16, 8 or 4.")
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():

@@ -174,12 +174,14 @@ class TrainCodecConfig(Section):
         [4, 4, 5, 8], "strides of the decoder; their product is the hop in samples", at_least=1, at_most=10**6
     )
     sample_rate: int = setting(16_000, "Hz", at_least=1)
-    codebooks: int = setting(4, "codebooks (residual quantisers)", at_least=1)
+    codebooks: int = setting(
+        4, "codebooks (residual quantisers); 1 with semantic: units alone, without sound", at_least=1
+    )
     codes: int = setting(1024, "codes of a codebook, a power of 2", at_least=2)
     semantic: Literal["none", "whisper", "hubert"] = setting(
         "none",
-        "the first codebook holds clusters of a speech encoder's states. whisper: Whisper tiny.en, shipped "
-        "with the codec; hubert: HuBERT base of torchaudio, downloaded once",
+        "the first codebook holds clusters of a speech encoder's states. whisper: Whisper tiny.en, of a wheel "
+        "(the extra `whisper`); hubert: HuBERT base of torchaudio, downloaded once",
     )
     semantic_layers: int | None = setting(
         None,
@@ -221,6 +223,11 @@ class TrainCodecConfig(Section):
             raise ConfigError(
                 f"train_codec.semantic_layers={self.layers}: {self.semantic} has {most}. Give 1 to {most}."
             )
+
+    @property
+    def units_only(self) -> bool:
+        """Whether the codec has no codebooks but that of the semantic units."""
+        return self.codebooks == 1 and self.semantic != "none"
 
     @property
     def layers(self) -> int:

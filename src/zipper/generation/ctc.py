@@ -83,7 +83,7 @@ def ctc_scorer(cache: KVCache, name: str) -> CtcScorer:
             " Leave it out, or train with train.ctc=0.3, which makes one."
         )
     states, valid = cache.states[head.prompt]
-    return CtcScorer(head(states), valid.sum(1), head.get_buffer("table"))
+    return CtcScorer(head(states), valid.sum(1), head.get_buffer("table").long())
 
 
 def _head(cache: KVCache, name: str) -> CtcHead | None:

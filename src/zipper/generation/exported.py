@@ -20,13 +20,14 @@ from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
 from zipper.generation.extended import INFO, kept_directions, kept_names, untrained_names
 from zipper.hub import model_folder
-from zipper.modalities.base import Modality
+from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_untrained
-from zipper.models.certify import certificate, check_certificate
+from zipper.models.certify import certificate, check_certificate, round_frozen
 from zipper.models.ctc import CtcHeads
 from zipper.weight_files import load_state, rounded, save_state
 
 WEIGHTS = "zipper.safetensors"
+ORIGIN = ("command", "commit", "steps", "minutes")  # figures of a training in zipper.json
 
 
 def is_exported(folder: Path) -> bool:
@@ -37,14 +38,14 @@ def is_exported(folder: Path) -> bool:
 def save_exported(
     folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
 ) -> None:
-    """Write weights in half precision (or 8 bits: `export_int8`), tokenizer, a codec that is not shipped, and
-    zipper.json. figures: further entries of zipper.json."""
+    """Write weights in half precision (or fewer bits: `export_bits`), tokenizer, a codec that is not shipped,
+    and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
     if trained.config.model.init:  # holds the rest
         known = {*kept_names(trained.network), *untrained_names(trained.network)}
         state = {name: weight for name, weight in state.items() if name not in known}
-    save_state(folder / WEIGHTS, state, _int8_names(trained, state))
+    save_state(folder / WEIGHTS, state, _small_names(trained, state), trained.config.export_bits)
     for name in trained.network.names:
         if name not in trained.config.model.kept:
             modalities[name].export(folder)
@@ -58,15 +59,27 @@ def save_exported(
     write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
 
 
-def _int8_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the weights to write in 8 bits: all, but for what this would change of frozen towers."""
-    if not trained.config.export_int8:
-        return []
+def export(model: Path, folder: Path, bits: int, frozen_too: bool) -> None:
+    """Write a run's or an exported model with so many bits a weight. frozen_too: also those of frozen towers,
+    whose certificate is then that of the rounded weights. Raises as `load_model`, and DataError if a frozen
+    tower is not as pre-trained."""
+    trained = load_model(model)
+    trained.config.export_bits = bits
+    if frozen_too:
+        round_frozen(trained.network, bits)
+    info = read_json(model / INFO) if is_exported(model) else {}
+    figures = {name: value for name, value in info.items() if name in ORIGIN or "/" in name}
+    save_exported(folder, trained, load_modalities(trained.config, model), figures)
+
+
+def _small_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the weights to write in few bits: all, but for what this would change of frozen towers."""
+    bits = trained.config.export_bits
     frozen = tuple(f"towers.{name}." for name, tower in trained.config.model.towers.items() if tower.frozen)
     return [
         name
         for name, weight in state.items()
-        if not name.startswith(frozen) or (weight.ndim > 1 and torch.equal(rounded(weight), weight.cpu()))
+        if not name.startswith(frozen) or (weight.ndim > 1 and torch.equal(rounded(weight, bits), weight.cpu()))
     ]
 
 

@@ -32,7 +32,7 @@ class Speech(Modality):
 
     def __init__(self, codec: Codec, pattern: Pattern = "delay", batch_seconds: float = 8.0) -> None:
         """batch_seconds: of audio in a batch of `encode`."""
-        self.codec, self.network = codec, codec.model
+        self.codec, self.network = codec, codec.network
         self.layout = TokenLayout.after(codec.codes, codec.codebooks, pattern)
         self.fingerprint, self.rate = codec.fingerprint, codec.frame_rate
         self.sample_rate: int = codec.sample_rate

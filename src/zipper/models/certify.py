@@ -15,6 +15,7 @@ from zipper.hub import model_folder
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.pretrained import read_tower
 from zipper.models.tower import Tower
+from zipper.weight_files import as_kept
 
 TOKENS, ROWS = 8, 16  # reference logits: number of tokens, number of ids
 TOLERANCE = 1e-3  # relative to the largest logit; rounding differs between machines
@@ -37,6 +38,20 @@ def certificate(network: MultimodalModel) -> dict[str, Any]:
             weights = {key: _digest(weight) for key, weight in tower.state_dict().items()}
             found[name] = {"init": cfg.init, "weights": weights, "logits": _logits(tower).tolist()}
     return found
+
+
+def round_frozen(network: MultimodalModel, bits: int) -> None:
+    """Round the frozen towers as files in so many bits hold them. Their certificate is that of the rounded
+    weights from then on. Raises DataError if they are not as pre-trained before."""
+    certified = certificate(network)
+    check_certificate(network, certified)
+    for name, entry in certified.items():
+        tower = network.tower(name)
+        tower.load_state_dict({key: as_kept(weight, bits) for key, weight in tower.state_dict().items()})
+        weights = {key: _digest(weight) for key, weight in tower.state_dict().items()}
+        network.certificate[name] = {
+            **entry, "bits": bits, "weights": weights, "logits": _logits(tower).tolist()
+        }  # fmt: skip
 
 
 def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:

@@ -27,12 +27,12 @@ SHAPE = (
 )  # fmt: skip
 
 
-def save_tower(folder: Path, tower: Tower, info: dict[str, Any], int8: bool = False) -> None:
-    """Write weights in half precision, or matrices in 8 bits, with LoRA merged, and shape. info: further
+def save_tower(folder: Path, tower: Tower, info: dict[str, Any], bits: int = 16) -> None:
+    """Write weights in half precision, or matrices in fewer bits, with LoRA merged, and shape. info: further
     entries of tower.json: training data, command, metrics; `reads`: id of its units."""
     folder.mkdir(parents=True, exist_ok=True)
     state = merged_state(tower)
-    save_state(folder / WEIGHTS, state, state if int8 else ())
+    save_state(folder / WEIGHTS, state, state, bits)
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
     digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     (folder / INFO).write_text(

@@ -27,7 +27,6 @@ from zipper.codecs.codec import (
     sha256,
 )
 from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder
-from zipper.codecs.whisper import whisper_encoder
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainCodecConfig, asset, read_json
 from zipper.corpora.utterance import Utterance, sentences_hash
@@ -139,6 +138,8 @@ def check_codec_training(cfg: RunConfig) -> None:
     if not mine.init:
         semantic_encoder(mine)
         return
+    if mine.units_only:
+        raise ConfigError(f"train_codec.init={mine.init}: units alone are not trained further. Leave it out.")
     first = load_zipper_codec(asset(mine.init)).model.state_dict()
     shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
     if {key: tensor.shape for key, tensor in first.items()} != shapes:
@@ -162,8 +163,6 @@ def semantic_encoder(cfg: TrainCodecConfig) -> SemanticEncoder | None:
     """Encoder of the units of the first codebook: that of `init`, or a new one without centroids."""
     if cfg.init:
         return load_zipper_codec(asset(cfg.init)).semantic
-    if cfg.semantic == "whisper":
-        return whisper_encoder(cfg.layers, cfg.codes, cfg.semantic_ctc > 0)
     return build_semantic(cfg)
 
 
@@ -176,6 +175,29 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     train = [u for u in utterances if u.split == "train"]
     semantic = semantic_encoder(cfg.train_codec)
     crops = Crops(train, cfg.train_codec, cfg.seed, semantic, cfg.run_dir)
+    module = None if cfg.train_codec.units_only else fit(cfg, crops)
+    folder = Path(cfg.train_codec.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = module and module.model.cpu().eval()
+    save_codec_weights(folder, model, semantic, cfg.export_bits)
+    settings = {
+        "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
+        "gain": GAIN,
+        "sha256": sha256(folder / WEIGHTS),
+        "semantic": semantic.teacher if semantic else None,
+        "command": command,
+        "commit": code,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "trained_on": sentences_hash(u.text or "" for u in train),
+        "codebooks": usage(crops, module),
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (cfg.run_dir / "finished").touch()
+    return folder
+
+
+def fit(cfg: RunConfig, crops: Crops) -> CodecModule:
+    """Train encoder, decoder and codebooks, from the last checkpoint of an interrupted training."""
     module = CodecModule(cfg.train_codec, crops)
     logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
     trainer = L.Trainer(
@@ -193,34 +215,23 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         crops.start = read_checkpoint(last)["global_step"]
     path = last if last.exists() else None
     trainer.fit(module, DataLoader(crops, batch_size=None), ckpt_path=path, weights_only=True)
-    folder = Path(cfg.train_codec.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_codec_weights(folder, module.model.cpu().eval(), semantic, cfg.export_int8)
-    settings = {
-        "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
-        "gain": GAIN,
-        "sha256": sha256(folder / WEIGHTS),
-        "semantic": semantic.teacher if semantic else None,
-        "command": command,
-        "commit": code,
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "trained_on": sentences_hash(u.text or "" for u in train),
-        "codebooks": usage(module),
-    }
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (cfg.run_dir / "finished").touch()
-    return folder
+    return module
 
 
 @torch.no_grad()
-def usage(module: CodecModule, batches: int = 200) -> list[dict[str, float]]:
-    """Used codes of each codebook, and their entropy in bits (at most log2 of the codes)."""
-    counts = torch.zeros(module.cfg.codebooks, module.cfg.codes)
-    for _, (wave, units) in zip(range(batches), module.crops.crops(seed=module.cfg.steps + 1), strict=False):
+def usage(crops: Crops, module: CodecModule | None, batches: int = 200) -> list[dict[str, float]]:
+    """Used codes of each codebook, and their entropy in bits (at most log2 of the codes). module: None for
+    units alone."""
+    counts = torch.zeros(crops.cfg.codebooks, crops.cfg.codes)
+    for _, (wave, units) in zip(range(batches), crops.crops(seed=crops.cfg.steps + 1), strict=False):
+        if module is None:
+            assert units is not None
+            counts[0] += torch.bincount(units.flatten(), minlength=crops.cfg.codes)
+            continue
         residual = module.model.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1)
         for level, book in enumerate(module.learner.books):
             code = module.learner.code(level, residual, units)
-            counts[level] += torch.bincount(code, minlength=module.cfg.codes)
+            counts[level] += torch.bincount(code, minlength=crops.cfg.codes)
             residual = residual - book.embed[code]
     share = counts / counts.sum(1, keepdim=True)
     entropy = -(share * share.clamp(min=1e-12).log2()).sum(1)

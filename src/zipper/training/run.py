@@ -286,7 +286,7 @@ def export(cfg: RunConfig, trained: TrainedModel, dataset: EncodedDataset, resul
         "perplexity": {first["split"]: round(first["perplexity"], 4)},
         **made,
     }
-    save_tower(folder, tower, statistics, cfg.export_int8)
+    save_tower(folder, tower, statistics, cfg.export_bits)
     for one in learnt:
         one.save(folder)
 

@@ -16,7 +16,7 @@ from zipper.codecs.codec import sha256
 from zipper.errors import DataError
 from zipper.generation.exported import certify
 from zipper.models.pretrained import read_tower, save_tower
-from zipper.weight_files import SMALLEST, rounded
+from zipper.weight_files import SMALLEST, as_kept, rounded
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_an_export_is_certified_and_the_shipped_model_too(exported, capsys):
 
 def test_in_8_bits_frozen_weights_stay_and_a_tower_in_8_bits_is_bit_identical(towers):
     model = zipper.Zipper.from_towers(
-        **towers, frozen=["text"], overrides=["model.zip.heads=2", "export_int8=true"]
+        **towers, frozen=["text"], overrides=["model.zip.heads=2", "export_bits=8"]
     )
     model.save_pretrained("mine")
     assert certify(Path("mine")) == ["text"]
@@ -55,11 +55,32 @@ def test_in_8_bits_frozen_weights_stay_and_a_tower_in_8_bits_is_bit_identical(to
         large = weight.ndim > 1 and weight.numel() >= SMALLEST
         expected = rounded(weight) if large and not frozen else weight.half().float()
         assert torch.equal(after[name], expected), name
-    save_tower(Path("small"), again.network.tower("text"), {"reads": "x", "trained_on": None}, int8=True)
+    save_tower(Path("small"), again.network.tower("text"), {"reads": "x", "trained_on": None}, bits=8)
     tower = read_tower(Path("small"))
-    save_tower(Path("smaller"), tower, {"reads": "x", "trained_on": None}, int8=True)
+    save_tower(Path("smaller"), tower, {"reads": "x", "trained_on": None}, bits=8)
     again = read_tower(Path("smaller")).state_dict()
     assert all(torch.equal(again[name], weight) for name, weight in tower.state_dict().items())
+
+
+def test_a_frozen_tower_is_rounded_on_request_and_certified_as_rounded(exported, towers, capsys):
+    with pytest.raises(SystemExit):
+        main(["export", str(exported), "small", "--bits", "5"])
+    before = zipper.Zipper.from_pretrained(exported).network.state_dict()
+    for words, same in ([], True), (["--frozen-too"], False):
+        main(["export", str(exported), "small", "--bits", "4", *words])
+        assert certify(Path("small")) == ["text"]
+        after = zipper.Zipper.from_pretrained("small").network.state_dict()
+        for name, weight in before.items():
+            keeps = same and name.startswith("towers.text.")
+            assert torch.equal(after[name], weight if keeps else as_kept(weight, 4)), name
+    main(["export", "small", "again", "--bits", "4"])  # what is rounded stays as it is
+    again = zipper.Zipper.from_pretrained("again").network.state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in after.items())
+    rewritten(exported, lambda weights: weights["towers.text.layers.1.attention.to_out.weight"].mul_(1.5))
+    with pytest.raises(SystemExit):
+        main(["export", str(exported), "wrong", "--bits", "4", "--frozen-too"])
+    assert "is not that of" in capsys.readouterr().err
+    assert not Path("wrong").exists()
 
 
 def test_one_flipped_bit_is_found_in_a_frozen_tower_and_no_matter_in_one_that_learns(exported):

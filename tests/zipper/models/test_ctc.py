@@ -160,7 +160,7 @@ def test_it_is_trained_and_exported(dataset):
     trained = load_trained(Path("build/runs/aligned/checkpoints/last.ckpt"))
     head = trained.network.ctc.get("text", "speech")
     torch.nn.init.normal_(head.linear.weight)
-    trained.config.export_int8 = True
+    trained.config.export_bits = 8
     save_exported(Path("out"), trained, dataset.modalities, {})
     kept = load_model(Path("out")).network.ctc.get("text", "speech")
     assert torch.equal(head.table, kept.table)

