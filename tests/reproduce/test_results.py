@@ -14,6 +14,7 @@ from reproduce.report.results import in_short
 from reproduce.sweep_file import differences
 from zipper import commit as commit_module
 from zipper.config import flat, load_config, to_dict
+from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.task import summary_line
 from zipper.modalities.scoring import WordErrors, word_errors
@@ -21,7 +22,7 @@ from zipper.modalities.tokenizer import Tokenizer
 
 RESULTS = Results(ROOT / "results")
 COUNTS = ("errors", "words", "target_errors", "target_words")
-FILES = sorted((ROOT / "results").rglob("*.json"))
+FILES = result_files(ROOT / "results")
 MADE = [file for file in FILES if file.stem not in ("quickstart", "bad-input")]  # those have no data, no seed
 
 
@@ -172,14 +173,15 @@ def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, t
 
 @pytest.mark.parametrize("grid", RESULTS.sweeps, ids=lambda grid: grid.name)
 def test_the_runs_of_a_grid_are_those_that_it_describes_now(grid):
-    folder = ROOT / "results" / "ablations" / grid.name
+    files = {file.stem: file for file in result_files(ROOT / "results" / "ablations" / grid.name)}
     known = set()
     for point in grid.runs():
-        for file in (*folder.glob(f"{point.name}.json"), *folder.glob(f"{point.name}-[at]??.json")):
-            known.add(file)
-            config = read_result(file, utterances=False)["config"]
+        for name in {point.name, f"{point.name}-asr", f"{point.name}-tts"} & {*files}:
+            known.add(name)
+            config = read_result(files[name], utterances=False)["config"]
             assert differences(config, load_config(ROOT / point.config, point.overrides)) == []
-    assert {*folder.glob("*.json")} == known
+    assert {*files} == known
+    assert known or grid.name == "aligned-librispeech"  # not run yet
 
 
 def test_the_readme_shows_the_comparison_of_the_files():

@@ -11,6 +11,7 @@ import yaml
 
 from reproduce import ROOT
 from reproduce.sweep_file import Sweep, read_sweep
+from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import Result, UtteranceResult, read_result
 
 Runs = dict[str, dict[str, list[Result]]]  # model, task: results by seed
@@ -52,7 +53,7 @@ class Results:
     def __init__(self, folder: Path, sweeps: Sequence[Sweep] | None = None) -> None:
         self.folder = folder
         self.sweeps = sweeps or [read_sweep(one) for one in sorted(SWEEPS.rglob("*.yaml"))]
-        rows = [_read(folder, file) for file in sorted(folder.rglob("*.json"))]
+        rows = [_read(folder, file) for file in result_files(folder)]
         self.frame = pd.DataFrame(rows, columns=[one.name for one in fields(Record)])
 
     def select(self, **equal: str) -> pd.DataFrame:

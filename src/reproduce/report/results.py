@@ -14,7 +14,8 @@ from reproduce.report.claims import PAR, claims
 from reproduce.report.plots import draw
 from reproduce.report.records import SAID, Result, Results, Runs, percent
 from zipper.config import read_json
-from zipper.evaluation.result_file import pack_utterances
+from zipper.evaluation.result_archive import pack
+from zipper.evaluation.result_file import UTTERANCES
 from zipper.evaluation.significance import RESAMPLES, ZEROS
 
 ENVIRONMENT = Environment(
@@ -36,10 +37,10 @@ ENVIRONMENT.globals |= {
 
 
 def report() -> tuple[Path, str]:
-    """Writes RESULTS.md and its figures, and packs the utterances of each folder of results/. Returns its
-    path, and the summary for README.md."""
-    for folder in {file.parent for file in (ROOT / "results").glob("*/**/*.json")}:
-        pack_utterances(folder)
+    """Writes RESULTS.md and its figures, and packs results of sweeps, and utterances. Returns its path, and
+    the summary for README.md."""
+    kept = ROOT / "results"
+    pack([*kept.glob(f"*/**/*{UTTERANCES}"), *kept.glob("ablations/*/*.json")])
     results, file = Results(ROOT / "results"), ROOT / "RESULTS.md"
     draw(results, ROOT / "reports" / "figures")
     file.write_text(render(results), encoding="utf-8")

@@ -1,21 +1,18 @@
-"""Result files: NAME.json, and its utterances as JSON lines in NAME.utterances.jsonl.xz, or in the archive of
-its folder."""
+"""Result files: NAME.json, and its utterances as JSON lines in NAME.utterances.jsonl.xz. Both can be in the
+archive of their folder."""
 
-import io
 import json
 import lzma
-import tarfile
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 from zipper.config import upgraded
 from zipper.disk import write_atomic
 from zipper.errors import DataError
+from zipper.evaluation.result_archive import read_bytes
 
 UTTERANCES = ".utterances.jsonl.xz"  # in place of .json
-ARCHIVE = "utterances.tar.xz"  # of a folder: NAME.utterances.jsonl of every result that has no file of its own
 NEEDED = ("id", "errors", "words", "reference")  # keys of every utterance
 
 
@@ -173,10 +170,11 @@ def read_result(file: Path, utterances: bool = True) -> Result:
     utterances=False leaves `per_utterance` out and does not read its file. Raises DataError if a file is
     missing or damaged.
     """
-    if not file.is_file():
+    content = read_bytes(file)
+    if content is None:
         raise DataError(f"{file} does not exist: give a result file, such as build/runs/NAME/asr.json.")
     try:
-        result: Result = json.loads(file.read_text(encoding="utf-8"))
+        result: Result = json.loads(content)
     except ValueError as error:
         raise DataError(f"{file} is not JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict):
@@ -193,63 +191,22 @@ def read_result(file: Path, utterances: bool = True) -> Result:
     return result
 
 
-def pack_utterances(folder: Path) -> None:
-    """Move the utterances files of a folder into its archive, where they take a tenth of the bytes, since
-    results of one folder have most sentences in common."""
-    single = sorted(folder.glob(f"*{UTTERANCES}"))
-    if not single:
-        return
-    archive = folder / ARCHIVE
-    kept = _unpacked(archive, archive.stat().st_mtime_ns) if archive.is_file() else {}
-    lists = {**kept, **{file.name.removesuffix(".xz"): lzma.decompress(file.read_bytes()) for file in single}}
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:xz", preset=9) as tar:
-        for name in sorted(lists):
-            entry = tarfile.TarInfo(name)
-            entry.size = len(lists[name])
-            tar.addfile(entry, io.BytesIO(lists[name]))
-    write_atomic(archive, out.getvalue())
-    for file in single:
-        file.unlink()
-
-
-@lru_cache(maxsize=1)
-def _unpacked(archive: Path, changed: int) -> dict[str, bytes]:
-    """Files of an archive by name. changed: its modification time. Raises DataError if it is damaged."""
-    try:
-        whole = io.BytesIO(lzma.decompress(archive.read_bytes()))  # checks what tarfile would not read
-        with tarfile.open(fileobj=whole) as tar:
-            return {one.name: stream.read() for one in tar if (stream := tar.extractfile(one))}
-    except (lzma.LZMAError, tarfile.TarError) as error:
-        raise DataError(f"{archive} is damaged ({error}). Restore it, or evaluate its runs again.") from error
-
-
-def _list_of(file: Path) -> tuple[Path, bytes]:
-    """Where the utterances of a result file are, and their JSON lines."""
-    beside = utterances_file(file)
-    archive = file.with_name(ARCHIVE)
-    if not beside.is_file() and archive.is_file():
-        return archive, _unpacked(archive, archive.stat().st_mtime_ns)[beside.stem]
-    return beside, lzma.decompress(beside.read_bytes())
-
-
 def _read_utterances(file: Path, count: int | None) -> list[UtteranceResult]:
     """Utterances of a result file. count: expected number, if known."""
     beside = utterances_file(file)
     try:
-        where, lines = _list_of(file)
-        rows = [json.loads(line) for line in lines.splitlines()]
-    except (FileNotFoundError, KeyError) as error:
-        raise DataError(
-            f"{file} holds no utterances, {beside} does not exist, and no {ARCHIVE} has it. Restore it, or "
-            "give the asr.json."
-        ) from error
+        lines = read_bytes(beside)
+        rows = [json.loads(line) for line in (lines or b"").splitlines()]
     except (lzma.LZMAError, ValueError) as error:
         raise DataError(
             f"{beside} is damaged ({error}). Restore it with {file}, or evaluate the run again."
         ) from error
+    if lines is None:
+        raise DataError(
+            f"{file} holds no utterances, and {beside} does not exist. Restore it, or give the asr.json."
+        )
     if count not in (None, len(rows)):
         raise DataError(
-            f"{where} holds {len(rows)} utterances, but {file} has {count}. Restore both, or evaluate again."
+            f"{beside} holds {len(rows)} utterances, but {file} has {count}. Restore both, or evaluate again."
         )
     return rows

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from test_compare import result
 
 from zipper.errors import DataError
-from zipper.evaluation.result_file import ARCHIVE, pack_utterances, read_result, utterances_file, write_result
+from zipper.evaluation.result_archive import ARCHIVE, pack, result_files
+from zipper.evaluation.result_file import read_result, utterances_file, write_result
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -50,35 +51,37 @@ def test_a_result_without_utterances_removes_those_of_another(tmp_path):
     assert read_result(file, utterances=False) == {"task": "bench"}
 
 
-def test_packed_utterances_are_read_as_before_and_those_written_later_win(tmp_path):
+def test_what_is_packed_is_read_as_before_and_what_is_written_later_wins(tmp_path):
     results = {tmp_path / f"{name}.json": result([at, 0, 2], [4, 3, 5]) for at, name in enumerate("abc")}
     for file, one in results.items():
         write_result(one, file)
-    pack_utterances(tmp_path)
+    pack(tmp_path.glob("*.utterances.jsonl.xz"))
     assert {file.name for file in tmp_path.iterdir()} == {"a.json", "b.json", "c.json", ARCHIVE}
-    packed = (tmp_path / ARCHIVE).read_bytes()
-    pack_utterances(tmp_path)
-    assert (tmp_path / ARCHIVE).read_bytes() == packed
-    assert {file: read_result(file) for file in results} == results
+    assert {file: read_result(file) for file in result_files(tmp_path)} == results
+    pack(tmp_path.glob("[ab].json"))
+    assert {file.name for file in tmp_path.iterdir()} == {"c.json", ARCHIVE}
+    assert {file: read_result(file) for file in result_files(tmp_path)} == results
     later = result([3, 3], [4, 4])
     write_result(later, first := tmp_path / "a.json")
     for _ in range(2):
-        assert {file: read_result(file) for file in results} == {**results, first: later}
-        pack_utterances(tmp_path)
-    assert not utterances_file(first).exists()
+        assert {file: read_result(file) for file in result_files(tmp_path)} == {**results, first: later}
+        pack([first, utterances_file(first)] if first.exists() else [])
+    assert not first.exists()
+    with pytest.raises(DataError, match=r"d\.json does not exist"):
+        read_result(tmp_path / "d.json")
 
 
 def test_a_damaged_archive_is_told_and_is_not_packed_over(tmp_path):
     write_result(result([1, 0, 2], [4, 3, 5]), file := tmp_path / "a.json")
-    pack_utterances(tmp_path)
+    pack([utterances_file(file)])
     archive = tmp_path / ARCHIVE
     archive.write_bytes(archive.read_bytes()[:-60])
     with pytest.raises(DataError, match="damaged"):
         read_result(file)
     write_result(result([0], [1]), tmp_path / "b.json")
     with pytest.raises(DataError, match="damaged"):
-        pack_utterances(tmp_path)
-    assert utterances_file(tmp_path / "b.json").is_file()
+        pack([tmp_path / "b.json"])
+    assert (tmp_path / "b.json").is_file()
 
 
 HARMS = {
