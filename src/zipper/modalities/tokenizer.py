@@ -70,7 +70,7 @@ class Tokenizer:
     def save(self, file: Path) -> None:
         """Write tokenizer.json."""
         # Tokenizer.save of the package hides the reason of a failed write.
-        file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        file.write_text(self.tokenizer.to_str(), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Ids of a normalised text, without BOS and EOS."""
