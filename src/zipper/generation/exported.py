@@ -42,9 +42,10 @@ def save_exported(
     and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = trained.network.state_dict()
-    if trained.config.model.init:  # holds the rest
-        known = {*kept_names(trained.network), *untrained_names(trained.network)}
-        state = {name: weight for name, weight in state.items() if name not in known}
+    spare = {*kept_names(trained.network)}  # what model.init holds
+    if trained.network.used:
+        spare |= {*untrained_names(trained.network)}
+    state = {name: weight for name, weight in state.items() if name not in spare}
     save_state(folder / WEIGHTS, state, _small_names(trained, state), trained.config.export_bits)
     for name in trained.network.names:
         if name not in trained.config.model.kept:
@@ -163,12 +164,13 @@ def load_trained(checkpoint: Path) -> TrainedModel:
 def _load_state(
     config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
 ) -> TrainedModel:
-    trained = build_untrained(config, statistics)
+    with torch.random.fork_rng(devices=[]):  # zips that no task has trained are not exported: always the same
+        torch.manual_seed(config.seed)
+        trained = build_untrained(config, statistics)
     trained.network.ctc = CtcHeads.from_state(weights)
     trained.network.used = sorted({*trained.network.used, *kept_directions(config)})
-    if config.model.init:  # an export lacks the zips that no task has trained
-        spare = {name: trained.network.state_dict()[name] for name in untrained_names(trained.network)}
-        weights = {**spare, **weights}
+    state = trained.network.state_dict()
+    weights = {**{name: state[name] for name in untrained_names(trained.network)}, **weights}
     try:
         trained.network.load_state_dict(weights)
     except RuntimeError as error:

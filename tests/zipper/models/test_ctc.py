@@ -16,6 +16,7 @@ from zipper.models.ctc import CtcHead, CtcHeads, letter_table
 from zipper.models.zipper import recorded_attention
 from zipper.training import run as run_module
 from zipper.training.module import ZipperModule
+from zipper.weight_files import load_state
 
 
 def alignments(scores: torch.Tensor, answer: list[int], blank: int) -> torch.Tensor:
@@ -162,6 +163,10 @@ def test_it_is_trained_and_exported(dataset):
     torch.nn.init.normal_(head.linear.weight)
     trained.config.export_bits = 8
     save_exported(Path("out"), trained, dataset.modalities, {})
+    again, once_more = (load_model(Path("out")).network.state_dict() for _ in range(2))
+    idle = {name for name in again if "speech_from_text" in name}  # no task trains them
+    assert {*again} - {*load_state(Path("out/zipper.safetensors"))} == idle != set()
+    assert all(torch.equal(once_more[name], weight) for name, weight in again.items())
     kept = load_model(Path("out")).network.ctc.get("text", "speech")
     assert torch.equal(head.table, kept.table)
     torch.testing.assert_close(kept.linear.weight, head.linear.weight, atol=1e-3, rtol=1e-3)
