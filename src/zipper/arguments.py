@@ -120,6 +120,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `zipper export`."""
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model")
     parser.add_argument("folder", type=Path, help="output folder")
+    parser.add_argument("overrides", nargs="*", metavar="decode.KEY=VALUE", help="decoding by default")
     parser.add_argument(
         "--bits",
         type=int,

@@ -121,7 +121,7 @@ def export(args: argparse.Namespace) -> None:
     """write a trained or exported model to a folder, in half precision, 8 or 4 bits a weight"""
     from zipper.generation.exported import export as run
 
-    run(args.model, args.folder, args.bits, args.frozen_too)
+    run(args.model, args.folder, args.bits, args.frozen_too, args.overrides)
     print(f"model -> {args.folder}")
 
 

@@ -5,7 +5,7 @@ tokenizer.json, and codec.safetensors and codec.json of a codec that is not the 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zipper.checkpoint_files import read_checkpoint
 from zipper.codecs.codec import sha256
-from zipper.config import RunConfig, from_dict, read_json, to_dict
+from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
@@ -60,12 +60,14 @@ def save_exported(
     write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
 
 
-def export(model: Path, folder: Path, bits: int, frozen_too: bool) -> None:
+def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Sequence[str] = ()) -> None:
     """Write a run's or an exported model with so many bits a weight. frozen_too: also those of frozen towers,
-    whose certificate is then that of the rounded weights. Raises as `load_model`, and DataError if a frozen
-    tower is not as pre-trained."""
-    trained = load_model(model)
-    trained.config.export_bits = bits
+    whose certificate is then that of the rounded weights. overrides: settings of decoding. Raises as
+    `load_model`, and DataError if a frozen tower is not as pre-trained."""
+    if other := [one for one in overrides if not one.startswith("decode.")]:
+        raise ConfigError(f"{other[0]}: an export can change decode.* alone; the rest is as it was trained.")
+    network, statistics, config = load_model(model)
+    trained = TrainedModel(network, statistics, with_overrides(config, [*overrides, f"export_bits={bits}"]))
     if frozen_too:
         round_frozen(trained.network, bits)
     info = read_json(model / INFO) if is_exported(model) else {}

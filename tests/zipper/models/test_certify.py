@@ -73,7 +73,10 @@ def test_a_frozen_tower_is_rounded_on_request_and_certified_as_rounded(exported,
         for name, weight in before.items():
             keeps = same and name.startswith("towers.text.")
             assert torch.equal(after[name], weight if keeps else as_kept(weight, 4)), name
-    main(["export", "small", "again", "--bits", "4"])  # what is rounded stays as it is
+    main(["export", "small", "again", "decode.text.beams=3", "--bits", "4"])  # what is rounded stays as it is
+    assert zipper.Zipper.from_pretrained("again").config.decode["text"].beams == 3
+    with pytest.raises(SystemExit):
+        main(["export", "small", "again", "model.zip.heads=1"])
     again = zipper.Zipper.from_pretrained("again").network.state_dict()
     assert all(torch.equal(again[name], weight) for name, weight in after.items())
     rewritten(exported, lambda weights: weights["towers.text.layers.1.attention.to_out.weight"].mul_(1.5))
