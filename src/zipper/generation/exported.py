@@ -71,7 +71,7 @@ def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Se
     if frozen_too:
         round_frozen(trained.network, bits)
     info = read_json(model / INFO) if is_exported(model) else {}
-    figures = {name: value for name, value in info.items() if name in ORIGIN or "/" in name}
+    figures = {name: info[name] for name in ORIGIN if name in info}  # WERs were those of other bits
     save_exported(folder, trained, load_modalities(trained.config, model), figures)
 
 
