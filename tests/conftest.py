@@ -202,7 +202,7 @@ def prepared(dataset, monkeypatch, in_tmp):
     """`train` finds the tiny store, and works in an empty folder."""
     for module in (run_module, evaluation_module):
         monkeypatch.setattr(module, "prepare", lambda cfg, clock, modalities: dataset)
-        monkeypatch.setattr(module, "load_modalities", lambda cfg: dataset.modalities)
+        monkeypatch.setattr(module, "load_modalities", lambda cfg, folder=None: dataset.modalities)
     return dataset
 
 

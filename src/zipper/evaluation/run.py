@@ -75,7 +75,7 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
                 f"{cfg.run_dir} holds {part} of a training run, so results of {exported} cannot go there. "
                 "Choose another name (name=...)."
             )
-    clock, modalities = Clock(), load_modalities(cfg)
+    clock, modalities = Clock(), load_modalities(cfg, exported)
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities)
     for name in trained.network.names:
