@@ -75,15 +75,20 @@ build/real/units/codec.json: | $(VENV)/.whisper
 build/real/speech-tower/tower.json: build/real/units/codec.json build/real/text-tower/tower.json
 	$(RUN) pretrain configs/real-speech.yaml $(SPEECH)
 
-demo: $(READY)  ## synthesize a sentence and transcribe a recording with the shipped model
+AUDIO ?= results/samples/8629-261139-0000.ogg
+
+demo: $(VENV)/.whisper  ## speak a sentence and transcribe recordings with the shipped models: AUDIO=YOUR-RECORDING
 	$(RUN) generate assets/zipped --text "why did helen give the blue wallet to the quiet singer" -o build/demo.wav --overwrite
-	$(RUN) generate assets/zipped --audio results/samples/test-00000-original.flac
+	$(RUN) generate assets/zipped --audio build/demo.wav
+	$(RUN) generate assets/real --audio $(AUDIO)
 
-serve: $(VENV)/.serve  ## serve the shipped model on port 8000, for clients of OpenAI's audio endpoints
-	$(RUN) serve assets/zipped $(ARGS)
+MODEL ?= assets/zipped
 
-web: $(VENV)/.web  ## serve a page with a microphone on port 8000
-	$(RUN) web assets/zipped $(ARGS)
+serve: $(VENV)/.serve  ## serve a model on port 8000, for clients of OpenAI's audio endpoints: MODEL=FOLDER
+	$(RUN) serve $(MODEL) $(ARGS)
+
+web: $(VENV)/.web  ## serve a page with a microphone on port 8000: MODEL=FOLDER
+	$(RUN) web $(MODEL) $(ARGS)
 
 overfit: $(READY)  ## overfit 32 utterances to 0 % WER, as a check of the training code
 	$(RUN) train configs/overfit.yaml $(ARGS)

@@ -129,7 +129,9 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a weight (default: 16); frozen towers stay as they are",
     )
     parser.add_argument(
-        "--frozen-too", action="store_true", help="round frozen towers, too; `certify` then checks the rounded"
+        "--frozen-too",
+        action="store_true",
+        help="round frozen towers, too; `certify` then checks the rounded",
     )
 
 

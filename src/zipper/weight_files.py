@@ -38,8 +38,8 @@ def load_state(file: Path) -> dict[str, Tensor]:
 def quantise(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Whole numbers and scales float16, whose product is near weight float [N, ...].
 
-    8 bits: int8 [N, ...], [N]. 4 bits: uint8 [N, M / 2], two numbers each, [N, M / GROUP], for a matrix [N, M]
-    of whole groups; others are in 8 bits.
+    8 bits: int8 [N, ...], [N]. 4 bits: uint8 [N, M / 2], two numbers each, [N, M / GROUP], for a matrix
+    [N, M] of whole groups; others are in 8 bits.
     """
     if bits == 4 and weight.ndim == 2 and weight.shape[1] % GROUP == 0:
         return _in_4_bits(weight.float())

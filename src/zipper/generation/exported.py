@@ -82,7 +82,8 @@ def _small_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str
     return [
         name
         for name, weight in state.items()
-        if not name.startswith(frozen) or (weight.ndim > 1 and torch.equal(rounded(weight, bits), weight.cpu()))
+        if not name.startswith(frozen)
+        or (weight.ndim > 1 and torch.equal(rounded(weight, bits), weight.cpu()))
     ]
 
 

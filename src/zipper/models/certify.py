@@ -45,13 +45,13 @@ def round_frozen(network: MultimodalModel, bits: int) -> None:
     weights from then on. Raises DataError if they are not as pre-trained before."""
     certified = certificate(network)
     check_certificate(network, certified)
+    renewed = {}
     for name, entry in certified.items():
         tower = network.tower(name)
         tower.load_state_dict({key: as_kept(weight, bits) for key, weight in tower.state_dict().items()})
         weights = {key: _digest(weight) for key, weight in tower.state_dict().items()}
-        network.certificate[name] = {
-            **entry, "bits": bits, "weights": weights, "logits": _logits(tower).tolist()
-        }  # fmt: skip
+        renewed[name] = {**entry, "bits": bits, "weights": weights, "logits": _logits(tower).tolist()}
+    network.certificate = renewed
 
 
 def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:

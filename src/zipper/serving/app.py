@@ -244,7 +244,8 @@ async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[dict[st
     if not text:
         return []
     try:
-        words = await asyncio.wrap_future(batcher.run(lambda: batcher.model.transcribe_words(wave, text)))
+        asked = _refusing(batcher.run, lambda: batcher.model.transcribe_words(wave, text))
+        words = await asyncio.wrap_future(asked)
     except ConfigError as error:
         raise Refused(400, str(error), "timestamp_granularities") from error
     return [{"word": word, "start": start, "end": end} for word, start, end in words]

@@ -16,7 +16,7 @@ from torch import Tensor
 from zipper.data.documents import Document
 from zipper.errors import ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
-from zipper.generation.generate import GenerationOutput, check_prompts
+from zipper.generation.generate import GenerationOutput, check_prompts, generate
 from zipper.generation.threads import few_threads
 from zipper.generation.zipper import Zipper
 
@@ -41,8 +41,9 @@ class Request:
 
 
 class Batcher:
-    """Runs a model's network in its own thread; a modality's requests are one `ContinuousBatch`. Encoding and
-    decoding are the callers'. An answer does not depend on the others."""
+    """Runs a model's network in its own thread; a modality's requests are one `ContinuousBatch`, or, where it
+    is decoded by beam search, one after another. Encoding and decoding are the callers'. An answer does not
+    depend on the others."""
 
     def __init__(
         self,
@@ -52,13 +53,15 @@ class Batcher:
         seen: Callable[[int], None] = lambda size: None,
     ) -> None:
         """batch: most requests at once, of each modality. waiting: requests that may wait for that; more are
-        refused. seen: told of the size of each timestep's batch. Raises ConfigError on beam search."""
+        refused. seen: told of the size of each timestep's batch."""
         self.model, self.batch, self.most, self.seen = model.eval(), batch, waiting, seen
         network, decode = model.network, model.config.decode
         self.batches = {
-            name: ContinuousBatch(network, name, model.statistics, decode) for name in network.names
+            name: ContinuousBatch(network, name, model.statistics, decode)
+            for name in network.names
+            if not (name in decode and decode[name].searches)
         }
-        self.running: dict[str, list[Request]] = {name: [] for name in network.names}
+        self.running: dict[str, list[Request]] = {name: [] for name in self.batches}
         self.waiting: deque[Request] = deque()
         self.calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self.changed = threading.Condition()
@@ -68,11 +71,17 @@ class Batcher:
 
     def generate(self, prompt: Document, to: str) -> "Future[GenerationOutput]":
         """Segment of modality `to` after a prompt. Raises Busy, and ConfigError as `check_prompts`."""
+        if to not in self.batches:
+            model = self.model
+            check_prompts(model.network, [prompt], [to])
+            return self.run(
+                lambda: generate(model.network, [prompt], [to], model.statistics, model.config.decode)[0][0]
+            )
         return self._add(Request(prompt, to)).future
 
     def stream(self, prompt: Document, to: str) -> Iterator[Tensor]:
         """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, before
-        the first piece. One that is closed early is not generated further."""
+        the first piece. One that is closed early is not generated further. No beam search."""
         request = self._add(Request(prompt, to, streams=True))
         try:
             while (piece := request.pieces.get()) is not END:
@@ -84,11 +93,10 @@ class Batcher:
                 request.row.wanted = False
 
     def run(self, function: Callable[[], Any]) -> "Future[Any]":
-        """Result of a function that uses the network, between two timesteps."""
+        """Result of a function that uses the network, between two timesteps. Raises Busy."""
         future: Future[Any] = Future()
         with self.changed:
-            if self.closed:
-                raise Busy("The server stops.")
+            self._check_room(len(self.calls))
             self.calls.append((function, future))
             self.changed.notify()
         return future
@@ -103,11 +111,14 @@ class Batcher:
     def _add(self, request: Request) -> Request:
         check_prompts(self.model.network, [request.prompt], [request.to])
         with self.changed:
-            if self.closed or len(self.waiting) >= self.most:
-                raise Busy(f"{len(self.waiting)} requests wait already. Try again in a few seconds.")
+            self._check_room(len(self.waiting))
             self.waiting.append(request)
             self.changed.notify()
         return request
+
+    def _check_room(self, waiting: int) -> None:
+        if self.closed or waiting >= self.most:
+            raise Busy(f"{waiting} requests wait already. Try again in a few seconds.")
 
     def _run(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from zipper.generation.live import LiveTranscript
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.models.zipper import ZipperModel
-from zipper.serving.batcher import Batcher
+from zipper.serving.batcher import Batcher, Busy
 
 Sound = tuple[int, np.ndarray]  # sample rate in Hz, samples [n] or [n, channels]
 EVERY = 0.5  # seconds between pieces of the microphone
@@ -70,12 +70,12 @@ def add_page(app: FastAPI, model: Zipper, batcher: Batcher, name: str, megabytes
 def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
     """The page. Everything that uses the model's network runs in the batcher's thread."""
 
-    zips = isinstance(model.network, ZipperModel)
+    zips, speaks = isinstance(model.network, ZipperModel), ("speech", "text") in model.network.used
 
     def ask(run: Callable[[], Any]) -> Any:
         try:
             return batcher.run(run).result()
-        except (ConfigError, DataError) as error:
+        except (ConfigError, DataError, Busy) as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from None
 
     def hear(state: Listening | None, sound: Sound | None) -> tuple[Listening | None, str, list[list[Any]]]:
@@ -109,7 +109,7 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
         try:
             wave = batcher.run(lambda: model.synthesize(text)).result()
             return batcher.run(lambda: drawn(wave, text)).result()
-        except (ConfigError, DataError):
+        except (ConfigError, DataError, Busy):
             return None  # the reason is shown already
 
     def drawn(wave: Tensor, text: str) -> Figure | None:
@@ -119,7 +119,7 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.Markdown(
             f"# Zipper\nTwo language models, one of text and one of speech, zipped: `{name}` recognises "
-            "speech and speaks. It runs on this machine alone."
+            f"speech{' and speaks' if speaks else ''}. It runs on this machine alone."
         )
         with gr.Tab("Listen"):
             state = gr.State()
@@ -147,7 +147,7 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
             )
             picture, table = _picture("picture"), _table()
             recording.change(read, [recording], [text, table, picture], concurrency_limit=None)
-        with gr.Tab("Speak"):
+        with gr.Tab("Speak", visible=speaks):
             said = gr.Textbox(
                 label="Sentence", lines=2, value=EXAMPLES[0], elem_id="said", submit_btn="Speak"
             )

@@ -2,7 +2,9 @@
 
 import io
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from openai import APIStatusError, OpenAI
 from served import serving
 
 import zipper
+from zipper.config import with_overrides
 from zipper.serving.app import Limits, create_app
-from zipper.serving.batcher import Batcher
+from zipper.serving.batcher import Batcher, Busy
 
 ROOT = Path(__file__).parents[3]
 RECORDING = ROOT / "results/samples/test-00000-original.flac"
@@ -214,3 +217,46 @@ def test_a_server_that_cannot_generate_any_more_says_so(model, monkeypatch):
         answer = client.get("/health")
     assert answer.status_code == 503
     assert "has ended" in answer.json()["error"]["message"]
+
+
+def with_beams(model: zipper.Zipper) -> zipper.Zipper:
+    config = with_overrides(model.config, ["decode.text.beams=3"])
+    return zipper.Zipper(model.network, model.statistics, config, model.modalities)
+
+
+def test_beam_search_is_answered_one_after_another_and_words_and_speech_beside_it(model):
+    beams = with_beams(model)
+    with serving(create_app(beams, limits=Limits(seconds=0.5))) as address, ThreadPoolExecutor(4) as pool:
+        client = OpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0)
+
+        def transcript(_: int) -> str:
+            return client.audio.transcriptions.create(
+                model="zipper",
+                file=RECORDING,
+                response_format="verbose_json",
+                timestamp_granularities=["word"],
+            ).text
+
+        spoken = pool.submit(
+            client.audio.speech.create, model="tts-1", voice="alloy", input=TEXT, response_format="wav"
+        )
+        assert {*pool.map(transcript, range(4))} == {beams.transcribe(RECORDING)}
+        assert sf.info(io.BytesIO(spoken.result().content)).duration > 1
+
+
+def test_more_beam_searches_than_may_wait_are_refused(model):
+    beams = with_beams(model)
+    batcher = Batcher(beams, waiting=2)
+    held = threading.Event()
+    batcher.run(held.wait)
+    prompt = beams.document("0", {"speech": RECORDING})
+    try:
+        while batcher.calls:  # until it is being run
+            pass
+        asked = [batcher.generate(prompt, "text") for _ in range(2)]
+        with pytest.raises(Busy, match="2 requests wait"):
+            batcher.generate(prompt, "text")
+    finally:
+        held.set()
+    assert len({tuple(one.result().content.flatten().tolist()) for one in asked}) == 1
+    batcher.close()
