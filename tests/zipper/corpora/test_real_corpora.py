@@ -3,6 +3,7 @@ damaged."""
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -287,5 +288,7 @@ def test_holding_out_takes_whole_speakers_and_leaves_something_to_train_on():
     speakers = {s: {split[f"{s}-{i}"] for i in range(5)} for s in "abcdefgh"}
     assert all(len(of) == 1 for of in speakers.values())
     assert sorted(next(iter(of)) for of in speakers.values()) == ["dev", "test", "test", *["train"] * 5]
+    alone = [Utterance(str(i), "a", "x", f"speaker {i}", "") for i in range(100)]
+    assert Counter(u.split for u in hold_out(alone, 5, 10, seed=1)) == {"train": 85, "dev": 5, "test": 10}
     with pytest.raises(DataError, match="all go to"):
         hold_out(found[:10], 5, 20, seed=1)
