@@ -134,9 +134,11 @@ DEFAULT_MODALITIES = ("text", "speech")
 class ModelConfig(Section):
     KEY = "model"
 
-    kind: Literal["zipper", "single_decoder"] = setting(
+    kind: Literal["zipper", "single_decoder", "insertion", "mixture"] = setting(
         "zipper",
-        "zipper, or the paper's baseline: the first modality's tower with the vocabulary of all modalities",
+        "zipper; single_decoder, the paper's baseline: the first modality's tower with the vocabulary of "
+        "all; insertion: projected states of the others in the input of the first modality's tower; mixture: "
+        "self-attention over all towers' keys",
     )
     modalities: list[str] = setting([*DEFAULT_MODALITIES], "modalities, one tower each")
     towers: dict[str, TowerConfig] = field(
@@ -165,6 +167,8 @@ class ModelConfig(Section):
             )
         if self.kind == "single_decoder":
             self._check_single_decoder()
+        if self.kind == "mixture":
+            self._check_mixture()
         if not any(self.towers[n].init and not self.towers[n].vocabulary for n in self.modalities):
             self.check_widths()  # otherwise the folder sets the width later
 
@@ -182,6 +186,18 @@ class ModelConfig(Section):
                     f"model.zip.heads={self.zip.heads} does not divide model.towers.{name}.width={width} "
                     f"into heads of even size. Choose a divisor of {width // 2}."
                 )
+
+    def _check_mixture(self) -> None:
+        """Raises ConfigError unless all towers have the same heads. Shapes of a folder are read later."""
+        shapes = {
+            n: self.towers[n] for n in self.modalities if not self.towers[n].init or self.towers[n].vocabulary
+        }
+        found = {n: (t.layers, t.heads, t.kv_heads, t.size) for n, t in shapes.items()}
+        if len({*found.values()}) > 1:
+            raise ConfigError(
+                "model.kind=mixture: towers attend to one another's keys, so layers, heads, kv_heads and the "
+                f"size of a head must be equal, not {found}. Choose such towers."
+            )
 
     def _check_single_decoder(self) -> None:
         for name in self.modalities:

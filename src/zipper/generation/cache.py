@@ -55,7 +55,8 @@ class KVCache:
         whole document.
         """
         self.cross_biases.pop(name, None)
-        if valid.shape[1] == 1 and not self.compile:
+        whole = self.model.reader(name) is not self.model.tower(name)
+        if valid.shape[1] == 1 and not self.compile and not whole:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
         backbone = self.model.backbone(name)
         start, end = self.length[backbone], self.length[backbone] + valid.shape[1]
@@ -94,7 +95,7 @@ class KVCache:
         at: Tensor,
         read: int,
     ) -> Tensor:
-        model, tower, backbone = self.model, self.model.tower(name), self.model.backbone(name)
+        model, tower, backbone = self.model, self.model.reader(name), self.model.backbone(name)
         rotation, (time, next_time) = tower.rotation(position), times
         source = {  # source towers with cached tokens
             other: (_round_up(self.length[other], BLOCK), self._cross_mask(other, tokens.shape[1]))
@@ -114,7 +115,7 @@ class KVCache:
             return x
 
         x = model.project(name, tower.embed(tokens), self.multimodal)
-        return tower.finish(self._run_stages(name, x, layer, zips, time, at, read))
+        return model.outputs(name, tokens, self._run_stages(name, x, layer, zips, time, at, read))
 
     def _run_stages(
         self,

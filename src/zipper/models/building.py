@@ -10,7 +10,9 @@ from zipper.config import ModelConfig, RunConfig
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.hub import model_folder
+from zipper.models.insertion import InsertionModel
 from zipper.models.lora import freeze_all_but_lora
+from zipper.models.mixture import MixtureModel
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.pretrained import load_weights, read_tower, tower_info
 from zipper.models.single_decoder import SingleDecoderModel
@@ -21,7 +23,14 @@ def build_model(
     cfg: ModelConfig, rates: dict[str, float], seconds: Mapping[str, list[float]] | None = None
 ) -> MultimodalModel:
     """Model of a resolved config, with random weights. rates, seconds: see `ZipperModel.set_times`."""
-    return SingleDecoderModel(cfg) if cfg.kind == "single_decoder" else ZipperModel(cfg, rates, seconds)
+    match cfg.kind:
+        case "single_decoder":
+            return SingleDecoderModel(cfg)
+        case "insertion":
+            return InsertionModel(cfg)
+        case "mixture":
+            return MixtureModel(cfg)
+    return ZipperModel(cfg, rates, seconds)
 
 
 def load_pretrained(model: MultimodalModel) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from zipper.config import TowerConfig
+from zipper.models.insertion import DEPTH, InsertionModel
+from zipper.models.mixture import MixtureModel
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.zipper import ZipperModel
@@ -42,22 +44,29 @@ def document_flops(
     terms = [*_towers(model, lengths, causal), *_heads(model, scored)]
     if isinstance(model, ZipperModel):
         terms += [*_zips(model, lengths)]
+    if isinstance(model, InsertionModel):
+        terms += [*_insertions(model, lengths)]
     return Flops(sum(t.forward for t in terms), sum(t.forward * t.times for t in terms))
 
 
 def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) -> Iterator[Term]:
-    backbones: dict[str, int] = {}
+    sequences: dict[str, int] = {}  # tokens that attend to one another
     for name, count in lengths.items():
         backbone = model.backbone(name)
-        backbones[backbone] = backbones.get(backbone, 0) + count
-    for name, count in backbones.items():
+        sequences[backbone] = sequences.get(backbone, 0) + count
+    through = {n: sequences[model.backbone(n)] if model.backbone(n) == n else 0 for n in lengths}
+    if isinstance(model, InsertionModel | MixtureModel):  # each token runs through its own tower, as well
+        alone = {name: count for name, count in lengths.items() if name != model.names[0]}
+        through |= alone if isinstance(model, InsertionModel) else lengths
+    for name, count in through.items():
+        keys = sequences[model.backbone(name)] if isinstance(model, MixtureModel) else count
         cfg: TowerConfig = model.cfg.towers[name]
         attention = cfg.width * cfg.size * 2 * (cfg.heads + cfg.kv_heads)
         matrices = attention + 3 * cfg.width * cfg.hidden
         yield Term(2 * count * matrices * cfg.layers, _times(model, name))
         sides = 4 * cfg.width + 2 * (cfg.heads + cfg.kv_heads) * cfg.size + 3 * cfg.hidden
         yield Term(2 * count * cfg.lora * sides * cfg.layers, 3)
-        yield Term((2 if causal else 4) * count**2 * cfg.size * cfg.heads * cfg.layers, 3)
+        yield Term((2 if causal else 4) * count * keys * cfg.size * cfg.heads * cfg.layers, 3)
 
 
 def _heads(model: MultimodalModel, scored: Mapping[str, int]) -> Iterator[Term]:
@@ -87,6 +96,13 @@ def _zips(model: ZipperModel, lengths: Mapping[str, int]) -> Iterator[Term]:
         each += sources * (2 * s * q + 2 * (depth - 1) * q**2 + 4 * q**2)  # g; keys, values
         each += 4 * queries * sources * q
         yield Term(model.stages * each, 3)
+
+
+def _insertions(model: InsertionModel, lengths: Mapping[str, int]) -> Iterator[Term]:
+    width = model.cfg.towers[model.names[0]].width
+    for name, _ in model.inserted():
+        count = lengths.get(name, 0)
+        yield Term(2 * count * width * (model.cfg.towers[name].width + (DEPTH - 1) * width), 3)
 
 
 def _times(model: MultimodalModel, name: str) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from zipper.config import ModelConfig, TowerConfig
-from zipper.data.batches import Batch
+from zipper.data.batches import Batch, Stream
 from zipper.models.ctc import CtcHeads
 from zipper.models.tower import Tower
 from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
@@ -47,6 +47,14 @@ class MultimodalModel(nn.Module):
         """Modality whose layers process this one. Towers of one backbone form one sequence and attend to
         one another by self-attention."""
         raise NotImplementedError
+
+    def reader(self, name: str) -> Tower:
+        """Tower whose layers a cache runs tokens of this modality through."""
+        return self.tower(name)
+
+    def outputs(self, name: str, tokens: Tensor, x: Tensor) -> Tensor:
+        """States [B, T, D] for the `logits` of the tower. x: after the layers of the `reader`."""
+        return self.tower(name).finish(x)
 
     @property
     def directions_used(self) -> list[Pair]:
@@ -105,3 +113,19 @@ class MultimodalModel(nn.Module):
         return nn.ModuleDict(
             {n: nn.Linear(t.width, choices) for n, t in towers.items() if self.cfg.switch and self.pairs}
         )
+
+
+def scattered(parts: dict[str, Tensor], batch: Batch) -> Tensor:
+    """Tokens [B, T, D] of each modality in the order of their documents: [B, batch.length, D]"""
+    first = next(iter(parts.values()))
+    x = first.new_zeros(len(first), batch.length + 1, first.shape[-1])  # one more position, for padding
+    for name, part in parts.items():
+        stream = batch.streams[name]
+        at = torch.where(stream.valid, stream.order, batch.length)[..., None].expand_as(part)
+        x = x.scatter(1, at, part)
+    return x[:, : batch.length]
+
+
+def gathered(x: Tensor, stream: Stream) -> Tensor:
+    """Tokens [B, T, D] of a modality in x [B, length, D], which has the order of the documents."""
+    return x.gather(1, stream.order[..., None].expand(-1, -1, x.shape[-1]))

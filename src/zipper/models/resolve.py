@@ -73,6 +73,16 @@ def _check_tasks(cfg: RunConfig) -> None:
         raise ConfigError(
             "train.tasks: every share is 0, nothing would be trained. Give one a share, such as asr or tts."
         )
+    wrong = [
+        task
+        for task in shares
+        if len(modalities_of(task)) > 1 and modalities_of(task)[-1] != cfg.model.modalities[0]
+    ]
+    if cfg.model.kind == "insertion" and wrong:
+        raise ConfigError(
+            f"train.tasks: {wrong[0]}, but with model.kind=insertion the first of model.modalities="
+            f"{cfg.model.modalities} gives all answers. Name that of the answer first."
+        )
     needed = {name for task in shares for name in modalities_of(task)}
     if missing := sorted(needed - set(cfg.model.modalities)):
         raise ConfigError(

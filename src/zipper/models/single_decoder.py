@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.batches import Batch
-from zipper.models.multimodal import MultimodalModel
+from zipper.models.multimodal import MultimodalModel, gathered, scattered
 from zipper.models.tower import Tower, cross_entropy
 
 
@@ -39,23 +39,12 @@ class SingleDecoderModel(MultimodalModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See MultimodalModel."""
         streams = {name: batch.streams[name] for name in self.names}
-        length, x = batch.length, None
-        for name, stream in streams.items():
-            embedded = self.shared_towers[name].embed(stream.tokens)
-            if x is None:  # one extra position for padding
-                x = embedded.new_zeros(len(embedded), length + 1, embedded.shape[-1])
-            at = torch.where(stream.valid, stream.order, length)[..., None].expand_as(embedded)
-            x = x.scatter(1, at, embedded)
-        assert x is not None
-        x = x[:, :length]
-        rotation = self.decoder.rotation(torch.arange(length, device=x.device)[None])
+        x = scattered({n: self.shared_towers[n].embed(s.tokens) for n, s in streams.items()}, batch)
+        rotation = self.decoder.rotation(torch.arange(batch.length, device=x.device)[None])
         for layer in self.decoder.layers:
             x = layer(x, rotation)
         states = self.decoder.finish(x)
-        order = {
-            name: stream.order[..., None].expand(-1, -1, x.shape[-1]) for name, stream in streams.items()
-        }
-        return {name: states.gather(1, at) for name, at in order.items()}
+        return {name: gathered(states, stream) for name, stream in streams.items()}
 
     def tower(self, name: str) -> Tower:
         return self.shared_towers[name]

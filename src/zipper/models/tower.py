@@ -69,16 +69,23 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = attend; default causal."""
+        q, kv = self.keys(x, rotation)
+        return self.attend(q, kv if cache is None else cache.update(kv), mask)
+
+    def keys(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
+        """Queries [B, H, T, K], and keys and values, of x [B, T, D]."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = qk.split([self.heads, self.kv_heads], dim=1)
             qk = torch.cat([self.query_norm(q), self.key_norm(k)], dim=1)
         q, k = rotate(qk, rotation).split([self.heads, self.kv_heads], dim=1)
-        if cache is not None:
-            k, v = cache.update(KeyValue(k, v))
+        return q, KeyValue(k, v)
+
+    def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """q [B, H, T, K] -> [B, T, D]. mask: see `forward`."""
         y = F.scaled_dot_product_attention(
-            q, k, v,
+            q, *kv,
             attn_mask=None if mask is None else mask[:, None],
             is_causal=mask is None,
             enable_gqa=self.kv_heads != self.heads,
@@ -127,7 +134,16 @@ class Layer(nn.Module):
     def _run(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache))
+        q, kv = self.keys(x, rotation)
+        return self.attend(x, q, kv if cache is None else cache.update(kv), mask)
+
+    def keys(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
+        """See Attention."""
+        return self.attention.keys(self.attention_norm(x), rotation)
+
+    def attend(self, x: Tensor, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """x [B, T, D] after attention of its queries q to keys and values, and the feed-forward."""
+        x = x + self.dropout(self.attention.attend(q, kv, mask))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 

@@ -4,6 +4,8 @@ import random
 
 import pytest
 import torch
+from test_arms import KINDS
+from test_arms import joined as arm
 from test_single_decoder import single_decoder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,11 +42,13 @@ def counted(model, batch, train: bool) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder", "elsewhere", "lora"])
+@pytest.mark.parametrize("kind", ["zipper", "frozen text", "single decoder", "elsewhere", "lora", *KINDS])
 @pytest.mark.parametrize("train", [False, True])
 def test_counted_from_shapes_equals_torchs_counter(kind, train):
     model = (
-        single_decoder()
+        arm(kind)
+        if kind in KINDS
+        else single_decoder()
         if kind == "single decoder"
         else tiny_model(elsewhere=kind == "elsewhere", lora=2 * (kind == "lora"))
     )

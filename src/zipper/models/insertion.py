@@ -1,0 +1,76 @@
+"""Token insertion: states of pre-trained towers are projected into the input sequence of another one, as most
+speech language models do (SLAM-ASR, arXiv 2402.08846), and, the other way round, as a talker is fed by a
+thinker (Qwen2.5-Omni, arXiv 2503.20215).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from zipper.config import ModelConfig
+from zipper.data.batches import Batch
+from zipper.models.multimodal import MultimodalModel, gathered, scattered
+from zipper.models.tower import Tower
+from zipper.models.zip_block import mlp
+
+DEPTH = 2  # linear layers of a projection
+
+
+class InsertionModel(MultimodalModel):
+    """The first modality's tower answers. Its sequence is the document, where a token of another modality is
+    the projected state that its own tower has of it; that tower sees its own modality alone."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__(cfg)
+        self.answer = self.names[0]
+        self.towers = nn.ModuleDict({name: Tower(cfg.towers[name]) for name in self.names})
+        width = cfg.towers[self.answer].width
+        self.projections = nn.ModuleDict(
+            {name: mlp(cfg.towers[name].width, width, DEPTH) for name in self.names[1:]}
+        )
+        # A plain dict, because the towers own the weights.
+        self.readers = {
+            n: InsertedTower(self.tower(n), p, self.tower(self.answer)) for n, p in self.inserted()
+        }
+        self.next_modality_heads = self.make_next_modality_heads()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """See MultimodalModel."""
+        states = {name: self.tower(name)(batch.streams[name].tokens) for name, _ in self.inserted()}
+        own = self.tower(self.answer)
+        parts = {name: projection(states[name]) for name, projection in self.inserted()}
+        x = scattered({self.answer: own.embed(batch.streams[self.answer].tokens), **parts}, batch)
+        rotation = own.rotation(torch.arange(batch.length, device=x.device)[None])
+        for layer in own.layers:
+            x = layer(x, rotation)
+        return {self.answer: gathered(own.finish(x), batch.streams[self.answer]), **states}
+
+    def inserted(self) -> list[tuple[str, nn.Module]]:
+        """Modalities whose states are inserted, and their projections."""
+        return [*self.projections.items()]
+
+    def tower(self, name: str) -> Tower:
+        tower = self.towers[name]
+        assert isinstance(tower, Tower)
+        return tower
+
+    def backbone(self, name: str) -> str:
+        return self.answer
+
+    def reader(self, name: str) -> Tower:
+        return self.readers.get(name) or self.tower(name)
+
+    def outputs(self, name: str, tokens: Tensor, x: Tensor) -> Tensor:
+        return super().outputs(name, tokens, x) if name == self.answer else self.tower(name)(tokens)
+
+
+class InsertedTower(Tower):
+    """The answering tower's layers, which read the projected states of another tower."""
+
+    def __init__(self, tower: Tower, projection: nn.Module, answer: Tower) -> None:
+        nn.Module.__init__(self)
+        self.cfg, self.layers, self.embedding = answer.cfg, answer.layers, answer.embedding
+        self.tower, self.projection = tower, projection
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [B, T, Q], a whole segment -> [B, T, D]"""
+        return self.projection(self.tower(tokens))
