@@ -54,10 +54,11 @@ def _towers(model: MultimodalModel, lengths: Mapping[str, int], causal: bool) ->
     for name, count in lengths.items():
         backbone = model.backbone(name)
         sequences[backbone] = sequences.get(backbone, 0) + count
-    through = {n: sequences[model.backbone(n)] if model.backbone(n) == n else 0 for n in lengths}
-    if isinstance(model, InsertionModel | MixtureModel):  # each token runs through its own tower, as well
-        alone = {name: count for name, count in lengths.items() if name != model.names[0]}
-        through |= alone if isinstance(model, InsertionModel) else lengths
+    through: Mapping[str, int] = sequences  # tokens by the tower whose layers they run through
+    if isinstance(model, InsertionModel):  # inserted ones run through their own tower, too
+        through = {**{name: count for name, count in lengths.items() if name != model.answer}, **sequences}
+    if isinstance(model, MixtureModel):
+        through = lengths
     for name, count in through.items():
         keys = sequences[model.backbone(name)] if isinstance(model, MixtureModel) else count
         cfg: TowerConfig = model.cfg.towers[name]

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import as_batch, interleaving, tiny_model
+from slow import prompts
 from zipper.config import TowerConfig
 from zipper.data.documents import Document
 from zipper.models.flops import document_flops
@@ -80,3 +81,10 @@ def test_equal_to_the_formulas_of_the_paper():
     zips = 2 * (text * 20 * d_t**2 + speech * (2 * d_s * d_t + 8 * d_t**2) + 4 * text * speech * d_t)
     found = document_flops(model, {"speech": speech, "text": text}, {}).forward
     assert found == towers + exact + zips
+
+
+@pytest.mark.parametrize("model", [single_decoder(), arm("insertion")], ids=["single decoder", "insertion"])
+def test_a_document_of_one_modality_is_counted(model):
+    (document,) = prompts(model, 1, "speech")
+    found = document_flops(model, *tokens_of(document), causal=False).forward
+    assert found == counted(model, as_batch(model, [document]), False)
