@@ -98,12 +98,14 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
 
         def transcribed() -> tuple[str, list[Word], Figure | None]:
             wave = model.modalities["speech"].read(file)
-            text = model.transcribe(wave)
+            [[found]] = model.generate([{"speech": wave}], ["text"])
+            text = found.value
             words = model.transcribe_words(wave, text) if text and zips else []
-            return text, words, drawn(wave, text)
+            shown = f"{text or '(no words)'}{f' [doubtful: {found.doubt}]' if found.doubt else ''}"
+            return shown, words, drawn(wave, text)
 
         text, words, picture = ask(transcribed)
-        return text or "(no words)", _shown(words)[1], picture
+        return text, _shown(words)[1], picture
 
     def speak(text: str) -> Figure | None:
         try:

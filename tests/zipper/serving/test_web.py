@@ -55,6 +55,23 @@ def test_a_recording_is_read_without_the_page(address, model, tmp_path):
     assert client.predict(handle_file(RECORDING), api_name="/read")[0] == text
 
 
+def test_a_recogniser_without_speech_says_what_it_doubts(tmp_path):
+    model = zipper.Zipper.from_pretrained(ROOT / "assets/real")
+    noise = np.random.default_rng(0).normal(0, 0.1, 32_000)
+    sf.write(tmp_path / "noise.wav", noise, 16_000)
+    with serving(create_app(model, page=True)) as address:
+        client = Client(f"http://{address}/", verbose=False)
+        text, _, _ = client.predict(handle_file(tmp_path / "noise.wav"), api_name="/read")
+        assert "[doubtful: " in text
+        config = httpx.get(f"http://{address}/config").json()
+    tabs = {
+        one["props"]["label"]: one["props"]["visible"]
+        for one in config["components"]
+        if one["type"] == "tabitem"
+    }
+    assert tabs == {"Listen": True, "Recording": True, "Speak": False}
+
+
 def test_an_upload_beyond_the_limit_is_refused_and_the_next_is_read(address, model):
     answer = httpx.post(f"{address}gradio_api/upload", files={"files": bytes(26_000_000)}, timeout=60)
     assert answer.status_code == 413
