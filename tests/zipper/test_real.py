@@ -47,7 +47,11 @@ def test_half_a_minute_is_recognised_and_more_is_refused_with_the_length(model):
         model.transcribe(torch.cat([wave] * 8))
 
 
-@pytest.mark.parametrize("sound", [torch.zeros(32_000), 0.1 * torch.randn(32_000)], ids=["silence", "noise"])
+CHORD = sum(0.1 * torch.sin(torch.arange(48_000) / 16_000 * 2 * torch.pi * note) for note in (220, 277, 330))
+NO_SPEECH = {"silence": torch.zeros(32_000), "noise": 0.1 * torch.randn(32_000), "a chord": CHORD}
+
+
+@pytest.mark.parametrize("sound", NO_SPEECH.values(), ids=NO_SPEECH)
 def test_what_is_no_speech_is_doubted(model, sound):
     with pytest.warns(UserWarning, match="doubtful"):
         model.transcribe(sound)
