@@ -47,6 +47,7 @@ def test_a_result_can_be_made_again(file):
     assert result.get("data_fingerprint") or result["task"] == "faults"  # that one makes its own
     assert result["versions"]["torch"]
     assert result["seed"] == result["config"]["seed"]
+    assert [key for key, value in flat(result["config"]).items() if str(value).startswith("/")] == []
 
 
 @pytest.mark.parametrize("file", of_task("asr"), ids=lambda f: f.stem)
