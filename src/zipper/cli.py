@@ -112,9 +112,11 @@ def import_gguf(args: argparse.Namespace) -> None:
 def certify(args: argparse.Namespace) -> None:
     """check that the frozen towers of an exported model equal their pre-trained weights bit for bit"""
     from zipper.generation.exported import certify as run
+    from zipper.generation.exported import rounded_towers
 
-    found = run(args.folder)
-    print(f"{args.folder}: " + (f"{', '.join(found)} as pre-trained" if found else "no tower is frozen"))
+    found, bits = run(args.folder), rounded_towers(args.folder)
+    shown = [f"{name} as pre-trained{f', in {bits[name]} bits' if name in bits else ''}" for name in found]
+    print(f"{args.folder}: {'; '.join(shown) or 'no tower is frozen'}")
 
 
 def export(args: argparse.Namespace) -> None:

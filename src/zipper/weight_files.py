@@ -36,7 +36,7 @@ def load_state(file: Path) -> dict[str, Tensor]:
 
 
 def quantise(weight: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Whole numbers and scales float16, whose product is near weight float [N, ...].
+    """Whole numbers of 8 or 4 bits and scales float16, whose product is near weight float [N, ...].
 
     8 bits: int8 [N, ...], [N]. 4 bits: uint8 [N, M / 2], two numbers each, [N, M / GROUP], for a matrix
     [N, M] of whole groups; others are in 8 bits.
@@ -58,7 +58,7 @@ def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
 
 def rounded(weight: Tensor, bits: int = 8) -> Tensor:
     """A matrix as a file in so many bits holds it, float32."""
-    return dequantise(*quantise(weight, bits))
+    return weight.half().float() if bits == 16 else dequantise(*quantise(weight, bits))
 
 
 def as_kept(weight: Tensor, bits: int = 8) -> Tensor:

@@ -141,6 +141,8 @@ class Codec:
 class SemanticUnits(Codec):
     """Codec of one codebook, of semantic units, which is all that recognition needs. It cannot decode."""
 
+    semantic: SemanticEncoder
+
     def __init__(self, semantic: SemanticEncoder) -> None:
         self.semantic = semantic
         self.codebooks, self.name = 1, "units"
@@ -151,7 +153,6 @@ class SemanticUnits(Codec):
 
     @property
     def network(self) -> nn.Module:
-        assert self.semantic is not None
         return self.semantic
 
     def waves(self, codes: Tensor) -> Tensor:
@@ -205,8 +206,8 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
 def save_codec_weights(
     folder: Path, model: EncodecModel | None, semantic: SemanticEncoder | None, bits: int
 ) -> None:
-    """Write a zipper-codec's weights in half precision: its own filters in so many bits, the head of its
-    semantic encoder in 8 bits; codes and centroids never in fewer. model: None for units alone."""
+    """Write a zipper-codec's weights in half precision: its own filters in 8 bits if `bits` is less than 16,
+    the head of its semantic encoder always; codes and centroids never. model: None for units alone."""
     own = model.state_dict() if model else {}
     state = {name: w for name, w in own.items() if not name.endswith(AVERAGE)}
     small = [name for name in state if not name.startswith("quantizer.")] if bits < 16 else []

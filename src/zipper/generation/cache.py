@@ -55,8 +55,8 @@ class KVCache:
         whole document.
         """
         self.cross_biases.pop(name, None)
-        whole = self.model.reader(name) is not self.model.tower(name)
-        if valid.shape[1] == 1 and not self.compile and not whole:
+        own = self.model.reader(name) is self.model.tower(name)  # SingleStep knows no other
+        if valid.shape[1] == 1 and not self.compile and own:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
         backbone = self.model.backbone(name)
         start, end = self.length[backbone], self.length[backbone] + valid.shape[1]

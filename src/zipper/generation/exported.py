@@ -150,6 +150,12 @@ def certify(folder: Path) -> list[str]:
     return [*saved["certificate"]]
 
 
+def rounded_towers(folder: Path) -> dict[str, int]:
+    """Bits of a weight of the frozen towers that an export has rounded, by modality."""
+    certified = read_json(folder / INFO)["certificate"]
+    return {name: entry["bits"] for name, entry in certified.items() if entry.get("bits", 16) < 16}
+
+
 def load_trained(checkpoint: Path) -> TrainedModel:
     """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the
     weights do not fit this version."""

@@ -24,7 +24,8 @@ SAVED = re.compile(r"ctc\.heads\.(\w+)_from_(\w+)\.table")  # in the state dict 
 class CtcHead(nn.Module):
     """Linear head of one prompt over the letters of its answer, and CTC's blank, which comes first.
 
-    table uint8 or int64 [V, L]: letters of each token of the answer's tower, from 1 on (`letter_table`).
+    table uint8 or int64 [V, L]: letters of each token of the answer's tower, from 1 on (`letter_table`);
+    0: none.
     """
 
     def __init__(self, width: int, table: Tensor, prompt: str, answer: str) -> None:

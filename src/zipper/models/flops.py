@@ -100,8 +100,8 @@ def _zips(model: ZipperModel, lengths: Mapping[str, int]) -> Iterator[Term]:
 
 
 def _insertions(model: InsertionModel, lengths: Mapping[str, int]) -> Iterator[Term]:
-    width = model.cfg.towers[model.names[0]].width
-    for name, _ in model.inserted():
+    width = model.cfg.towers[model.answer].width
+    for name in model.projections:
         count = lengths.get(name, 0)
         yield Term(2 * count * width * (model.cfg.towers[name].width + (DEPTH - 1) * width), 3)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zipper.config import ModelConfig
 from zipper.data.batches import Batch
-from zipper.models.multimodal import MultimodalModel, gathered, scattered
+from zipper.models.multimodal import MultimodalModel, in_document_order, of_modality
 from zipper.models.tower import Tower
 from zipper.models.zip_block import mlp
 
@@ -28,30 +28,20 @@ class InsertionModel(MultimodalModel):
             {name: mlp(cfg.towers[name].width, width, DEPTH) for name in self.names[1:]}
         )
         # A plain dict, because the towers own the weights.
-        self.readers = {
-            n: InsertedTower(self.tower(n), p, self.tower(self.answer)) for n, p in self.inserted()
-        }
+        answer = self.tower(self.answer)
+        self.readers = {n: InsertedTower(self.tower(n), p, answer) for n, p in self.projections.items()}
         self.next_modality_heads = self.make_next_modality_heads()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See MultimodalModel."""
-        states = {name: self.tower(name)(batch.streams[name].tokens) for name, _ in self.inserted()}
+        states = {name: self.tower(name)(batch.streams[name].tokens) for name in self.projections}
         own = self.tower(self.answer)
-        parts = {name: projection(states[name]) for name, projection in self.inserted()}
-        x = scattered({self.answer: own.embed(batch.streams[self.answer].tokens), **parts}, batch)
+        parts = {name: projection(states[name]) for name, projection in self.projections.items()}
+        x = in_document_order({self.answer: own.embed(batch.streams[self.answer].tokens), **parts}, batch)
         rotation = own.rotation(torch.arange(batch.length, device=x.device)[None])
         for layer in own.layers:
             x = layer(x, rotation)
-        return {self.answer: gathered(own.finish(x), batch.streams[self.answer]), **states}
-
-    def inserted(self) -> list[tuple[str, nn.Module]]:
-        """Modalities whose states are inserted, and their projections."""
-        return [*self.projections.items()]
-
-    def tower(self, name: str) -> Tower:
-        tower = self.towers[name]
-        assert isinstance(tower, Tower)
-        return tower
+        return {self.answer: of_modality(own.finish(x), batch.streams[self.answer]), **states}
 
     def backbone(self, name: str) -> str:
         return self.answer

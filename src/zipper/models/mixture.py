@@ -35,7 +35,7 @@ class MixtureModel(MultimodalModel):
         }
         for index in range(self.cfg.towers[self.names[0]].layers):
             layers = {name: cast(Layer, self.tower(name).layers[index]) for name in self.names}
-            found = {name: layer.keys(x[name], rotations[name]) for name, layer in layers.items()}
+            found = {name: layer.project(x[name], rotations[name]) for name, layer in layers.items()}
             everyone = KeyValue(
                 *(torch.cat(parts, 2) for parts in zip(*(kv for _, kv in found.values()), strict=True))
             )
@@ -44,11 +44,6 @@ class MixtureModel(MultimodalModel):
                 for name, layer in layers.items()
             }
         return {name: self.tower(name).finish(x[name]) for name in self.names}
-
-    def tower(self, name: str) -> Tower:
-        tower = self.towers[name]
-        assert isinstance(tower, Tower)
-        return tower
 
     def backbone(self, name: str) -> str:
         return self.names[0]

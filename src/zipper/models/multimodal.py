@@ -16,12 +16,13 @@ Pair = tuple[str, str]  # (query, source)
 
 
 class MultimodalModel(nn.Module):
-    """Model of several modalities, with one `tower` per modality.
+    """Model of several modalities, with one `tower` per modality; a subclass makes `towers`, or overrides it.
 
     used: (query, source) directions of the training tasks; initially all. stages: number of zip stages.
     certificate: of the export that the weights were loaded from (`models.certify`).
     """
 
+    towers: nn.ModuleDict
     stages = 0
     certificate: Mapping[str, Any] = {}
 
@@ -41,7 +42,9 @@ class MultimodalModel(nn.Module):
 
     def tower(self, name: str) -> Tower:
         """Decoder of one modality: embeds its tokens and predicts the next one."""
-        raise NotImplementedError
+        tower = self.towers[name]
+        assert isinstance(tower, Tower)
+        return tower
 
     def backbone(self, name: str) -> str:
         """Modality whose layers process this one. Towers of one backbone form one sequence and attend to
@@ -115,7 +118,7 @@ class MultimodalModel(nn.Module):
         )
 
 
-def scattered(parts: dict[str, Tensor], batch: Batch) -> Tensor:
+def in_document_order(parts: dict[str, Tensor], batch: Batch) -> Tensor:
     """Tokens [B, T, D] of each modality in the order of their documents: [B, batch.length, D]"""
     first = next(iter(parts.values()))
     x = first.new_zeros(len(first), batch.length + 1, first.shape[-1])  # one more position, for padding
@@ -126,6 +129,6 @@ def scattered(parts: dict[str, Tensor], batch: Batch) -> Tensor:
     return x[:, : batch.length]
 
 
-def gathered(x: Tensor, stream: Stream) -> Tensor:
+def of_modality(x: Tensor, stream: Stream) -> Tensor:
     """Tokens [B, T, D] of a modality in x [B, length, D], which has the order of the documents."""
     return x.gather(1, stream.order[..., None].expand(-1, -1, x.shape[-1]))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.batches import Batch
-from zipper.models.multimodal import MultimodalModel, gathered, scattered
+from zipper.models.multimodal import MultimodalModel, in_document_order, of_modality
 from zipper.models.tower import Tower, cross_entropy
 
 
@@ -39,12 +39,12 @@ class SingleDecoderModel(MultimodalModel):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """See MultimodalModel."""
         streams = {name: batch.streams[name] for name in self.names}
-        x = scattered({n: self.shared_towers[n].embed(s.tokens) for n, s in streams.items()}, batch)
+        x = in_document_order({n: self.shared_towers[n].embed(s.tokens) for n, s in streams.items()}, batch)
         rotation = self.decoder.rotation(torch.arange(batch.length, device=x.device)[None])
         for layer in self.decoder.layers:
             x = layer(x, rotation)
         states = self.decoder.finish(x)
-        return {name: gathered(states, stream) for name, stream in streams.items()}
+        return {name: of_modality(states, stream) for name, stream in streams.items()}
 
     def tower(self, name: str) -> Tower:
         return self.shared_towers[name]

@@ -61,18 +61,7 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(self.size, eps=cfg.norm_eps) if cfg.qk_norm else None
         self.key_norm = nn.RMSNorm(self.size, eps=cfg.norm_eps) if cfg.qk_norm else None
 
-    def forward(
-        self,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = attend; default causal."""
-        q, kv = self.keys(x, rotation)
-        return self.attend(q, kv if cache is None else cache.update(kv), mask)
-
-    def keys(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
         """Queries [B, H, T, K], and keys and values, of x [B, T, D]."""
         qkv = self.to_qkv(x).unflatten(-1, (-1, self.size)).transpose(1, 2)  # [B, H + 2 H_kv, T, K]
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)
@@ -83,7 +72,7 @@ class Attention(nn.Module):
         return q, KeyValue(k, v)
 
     def attend(self, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
-        """q [B, H, T, K] -> [B, T, D]. mask: see `forward`."""
+        """q [B, H, T, K], kv [B, H, S, K] -> [B, T, D]. mask bool [B, T, S]: attend; default causal."""
         y = F.scaled_dot_product_attention(
             q, *kv,
             attn_mask=None if mask is None else mask[:, None],
@@ -126,7 +115,7 @@ class Layer(nn.Module):
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """See Attention."""
+        """x [B, T, D] -> [B, T, D]. mask bool [B, T, cache.read], True = attend; default causal."""
         if self.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._run, x, rotation, mask, cache, use_reentrant=False)
         return self._run(x, rotation, mask, cache)
@@ -134,12 +123,12 @@ class Layer(nn.Module):
     def _run(
         self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        q, kv = self.keys(x, rotation)
+        q, kv = self.project(x, rotation)
         return self.attend(x, q, kv if cache is None else cache.update(kv), mask)
 
-    def keys(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, KeyValue]:
         """See Attention."""
-        return self.attention.keys(self.attention_norm(x), rotation)
+        return self.attention.project(self.attention_norm(x), rotation)
 
     def attend(self, x: Tensor, q: Tensor, kv: KeyValue, mask: Tensor | None = None) -> Tensor:
         """x [B, T, D] after attention of its queries q to keys and values, and the feed-forward."""

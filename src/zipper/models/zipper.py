@@ -159,11 +159,6 @@ class ZipperModel(MultimodalModel):
         end = each.cumsum(1) + (0.0 if since is None else since)
         return TimePositions(end - each / 2), TimePositions(end + 1 / self.rates[name]), end[:, -1:]
 
-    def tower(self, name: str) -> Tower:
-        tower = self.towers[name]
-        assert isinstance(tower, Tower)
-        return tower
-
     def backbone(self, name: str) -> str:
         return name
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zipper.data.documents import Document
-from zipper.errors import ZipperError
+from zipper.errors import ConfigError, ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
 from zipper.generation.generate import GenerationOutput, check_prompts, generate
 from zipper.generation.threads import few_threads
@@ -81,7 +81,7 @@ class Batcher:
 
     def stream(self, prompt: Document, to: str) -> Iterator[Tensor]:
         """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, before
-        the first piece. One that is closed early is not generated further. No beam search."""
+        the first piece, and ConfigError on beam search. One that is closed early is not generated further."""
         request = self._add(Request(prompt, to, streams=True))
         try:
             while (piece := request.pieces.get()) is not END:
@@ -110,6 +110,10 @@ class Batcher:
 
     def _add(self, request: Request) -> Request:
         check_prompts(self.model.network, [request.prompt], [request.to])
+        if request.to not in self.batches:
+            raise ConfigError(
+                f"Beam search of {request.to} cannot be streamed: its end decides its beginning."
+            )
         with self.changed:
             self._check_room(len(self.waiting))
             self.waiting.append(request)

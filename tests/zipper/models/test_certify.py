@@ -73,6 +73,11 @@ def test_a_frozen_tower_is_rounded_on_request_and_certified_as_rounded(exported,
         for name, weight in before.items():
             keeps = same and name.startswith("towers.text.")
             assert torch.equal(after[name], weight if keeps else as_kept(weight, 4)), name
+    main(["certify", "small"])
+    assert "text as pre-trained, in 4 bits" in capsys.readouterr().out
+    main(["export", str(exported), "same", "--bits", "16", "--frozen-too"])
+    same = zipper.Zipper.from_pretrained("same").network.state_dict()
+    assert all(torch.equal(same[name], weight) for name, weight in before.items())
     main(["export", "small", "again", "decode.text.beams=3", "--bits", "4"])  # what is rounded stays as it is
     assert zipper.Zipper.from_pretrained("again").config.decode["text"].beams == 3
     with pytest.raises(SystemExit):

@@ -18,6 +18,7 @@ from served import serving
 
 import zipper
 from zipper.config import with_overrides
+from zipper.errors import ConfigError
 from zipper.serving.app import Limits, create_app
 from zipper.serving.batcher import Batcher, Busy
 
@@ -256,6 +257,8 @@ def test_more_beam_searches_than_may_wait_are_refused(model):
         asked = [batcher.generate(prompt, "text") for _ in range(2)]
         with pytest.raises(Busy, match="2 requests wait"):
             batcher.generate(prompt, "text")
+        with pytest.raises(ConfigError, match="cannot be streamed"):
+            next(batcher.stream(prompt, "text"))
     finally:
         held.set()
     assert len({tuple(one.result().content.flatten().tolist()) for one in asked}) == 1
