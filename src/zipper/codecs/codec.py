@@ -33,7 +33,8 @@ class Codec:
     """Codec at one bit rate.
 
     sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
-    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. With a `semantic`
+    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. coder: their hash,
+    of the codec that first gave these codes, if its decoder alone was trained further. With a `semantic`
     encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
     the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
     reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
@@ -55,6 +56,7 @@ class Codec:
         gain: float,
         name: str,
         semantic: SemanticEncoder | None = None,
+        coder: str | None = None,
     ) -> None:
         self.model, self.semantic = model.eval().requires_grad_(False), semantic
         self.codebooks, self.gain, self.name = codebooks, gain, name
@@ -65,7 +67,8 @@ class Codec:
         self.margin = 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
-        self.fingerprint = f"{name} x{codebooks} {digest(model)}"
+        self.coder = coder or digest(model)  # hash of the codec that first gave these codes
+        self.fingerprint = f"{name} x{codebooks} {self.coder}"
         if semantic is not None:
             self.fingerprint += f", {semantic.fingerprint}"
 
@@ -197,7 +200,9 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
         return codec
     model = build_zipper_codec(cfg)
     model.load_state_dict({key: w for key, w in weights.items() if not key.startswith(SEMANTIC)})
-    codec = Codec(model, codebooks or cfg.codebooks, settings["gain"], "embedded", units)
+    codec = Codec(
+        model, codebooks or cfg.codebooks, settings["gain"], "embedded", units, settings.get("coder")
+    )
     codec.folder = folder
     codec.reach, codec.reflected = (REACH, 0 if cfg.causal else REACH // 2), 0
     return codec

@@ -198,10 +198,17 @@ class TrainCodecConfig(Section):
     init: str | None = setting(
         None, "folder of a codec to start from, with its quantiser; none: random weights, then k-means"
     )
+    decoder_only: bool = setting(
+        False, "train the decoder of `init` alone: its codes, and what was trained on them, stay as they are"
+    )
     out: str = setting("assets/codec", "output folder of the codec")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decoder_only and not self.init:
+            raise ConfigError(
+                "train_codec.decoder_only=true needs a codec whose codes stay: give train_codec.init=FOLDER."
+            )
         if self.codes & (self.codes - 1):
             raise ConfigError(f"train_codec.codes={self.codes} is not a power of 2. Give one, such as 1024.")
         if self.seconds * self.sample_rate < 1:

@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import lightning as L
 import torch
@@ -20,6 +21,7 @@ from zipper.checkpoint_files import read_checkpoint
 from zipper.codecs.codec import (
     SETTINGS,
     WEIGHTS,
+    Codec,
     build_semantic,
     build_zipper_codec,
     load_zipper_codec,
@@ -35,6 +37,7 @@ from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError
 from zipper.training.codebooks import CodebookLearner
 from zipper.training.crops import GAIN, Crop, Crops
+from zipper.weight_files import load_state
 
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
 FLOOR = 1e-2  # added to mel energies before the logarithm, so that silence has a gradient
@@ -79,6 +82,7 @@ class CodecModule(L.LightningModule):
         if cfg.init:
             self.quantise_from = 0
             self.model.load_state_dict(load_zipper_codec(asset(cfg.init)).model.state_dict())
+        self.model.encoder.requires_grad_(not cfg.decoder_only)
 
     def training_step(self, batch: Crop, index: int) -> Tensor:
         wave, units = batch
@@ -88,6 +92,7 @@ class CodecModule(L.LightningModule):
             # One step in four decodes from fewer codebooks, as in EnCodec (section 3.2).
             few = index % 4 == 0
             codebooks = 1 + (index // 4) % self.cfg.codebooks if few else self.cfg.codebooks
+            self.learner.train(not self.cfg.decoder_only)
             latents, commitment = self.learner(latents, codebooks, units)
         out = self.model.decoder(latents)[:, 0, : wave.shape[-1]]
         spectral = self.loss(out, wave)
@@ -112,7 +117,8 @@ class CodecModule(L.LightningModule):
             self.learner.initialise(torch.cat(rows), torch.cat(given) if given else None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimiser = torch.optim.AdamW(self.parameters(), self.cfg.lr, betas=(0.8, 0.99), weight_decay=0.0)
+        learnt = (self.model.decoder if self.cfg.decoder_only else self).parameters()
+        optimiser = torch.optim.AdamW(learnt, self.cfg.lr, betas=(0.8, 0.99), weight_decay=0.0)
 
         def factor(step: int) -> float:
             return (
@@ -140,7 +146,8 @@ def check_codec_training(cfg: RunConfig) -> None:
         return
     if mine.units_only:
         raise ConfigError(f"train_codec.init={mine.init}: units alone are not trained further. Leave it out.")
-    first = load_zipper_codec(asset(mine.init)).model.state_dict()
+    codec = load_zipper_codec(asset(mine.init))
+    first = codec.model.state_dict()
     shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
     if {key: tensor.shape for key, tensor in first.items()} != shapes:
         raise ConfigError(
@@ -157,6 +164,20 @@ def check_codec_training(cfg: RunConfig) -> None:
             f"train_codec.init={mine.init} was trained with {theirs}, not {ours}. Give the same, or "
             "leave init out."
         )
+    if mine.decoder_only and not _kept_exactly(codec, cfg.export_bits):
+        raise ConfigError(
+            f"train_codec.decoder_only=true: export_bits={cfg.export_bits} would round the encoder of "
+            f"{mine.init} once more, and change its codes. Give export_bits={24 - cfg.export_bits}."
+        )
+
+
+def _kept_exactly(codec: Codec, bits: int) -> bool:
+    """Whether a file of weights in so many bits holds the encoder and the codebooks as they are."""
+    with TemporaryDirectory() as folder:
+        save_codec_weights(Path(folder), codec.model, None, bits)
+        kept = load_state(Path(folder) / WEIGHTS)
+    first = codec.model.state_dict()
+    return all(torch.equal(kept[name], first[name]) for name in kept if not name.startswith("decoder."))
 
 
 def semantic_encoder(cfg: TrainCodecConfig) -> SemanticEncoder | None:
@@ -176,7 +197,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     semantic = semantic_encoder(cfg.train_codec)
     crops = Crops(train, cfg.train_codec, cfg.seed, semantic, cfg.run_dir)
     module = None if cfg.train_codec.units_only else fit(cfg, crops)
-    folder = Path(cfg.train_codec.out)
+    folder, first = Path(cfg.train_codec.out), cfg.train_codec.init
     folder.mkdir(parents=True, exist_ok=True)
     model = module and module.model.cpu().eval()
     save_codec_weights(folder, model, semantic, cfg.export_bits)
@@ -184,6 +205,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,
         "sha256": sha256(folder / WEIGHTS),
+        "coder": load_zipper_codec(asset(first)).coder if cfg.train_codec.decoder_only and first else None,
         "semantic": semantic.teacher if semantic else None,
         "command": command,
         "commit": code,

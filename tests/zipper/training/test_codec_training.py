@@ -338,3 +338,23 @@ def test_units_of_another_rate_are_refused_before_any_audio_is_read():
     cfg.train_codec = replace(TINY, semantic="whisper", ratios=[4, 4, 4, 5])
     with pytest.raises(ConfigError, match=r"25 units a second.*640, not \[4, 4, 4, 5\]"):
         check_codec_training(cfg)
+
+
+def test_a_decoder_trained_alone_keeps_the_codes_and_what_was_made_of_them(utterances, in_tmp):
+    cfg = RunConfig(name="codec")
+    cfg.train_codec = replace(TINY, out="codec")
+    cfg.train.accelerator = "cpu"
+    train_codec(cfg, utterances, "x")
+    more = replace(cfg, name="more", train_codec=replace(TINY, init="codec", decoder_only=True, out="more"))
+    check_codec_training(more)
+    train_codec(more, utterances, "x")
+    one, other = (load_codec(CodecConfig(weights=name)) for name in ("codec", "more"))
+    assert one.fingerprint == other.fingerprint  # encoded datasets and speech towers stay good
+    waves = [u.wave(16_000) for u in utterances[:3]]
+    for codes, again in zip(one.encode(waves), other.encode(waves), strict=True):
+        assert torch.equal(codes, again)
+    assert not torch.equal(one.decode(codes), other.decode(codes))
+    with pytest.raises(ConfigError, match=r"export_bits=8 would round the encoder of codec .*export_bits=16"):
+        check_codec_training(replace(more, export_bits=8))
+    with pytest.raises(ConfigError, match=r"decoder_only=true .*give train_codec.init=FOLDER"):
+        replace(TINY, decoder_only=True)
