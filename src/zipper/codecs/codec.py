@@ -33,7 +33,7 @@ class Codec:
     """Codec at one bit rate.
 
     sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
-    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. coder: their hash,
+    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. coder: the hash
     of the codec that first gave these codes, if its decoder alone was trained further. With a `semantic`
     encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
     the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
