@@ -111,7 +111,7 @@ class Results:
 
     def sweep(self, sweep: Sweep) -> Found:
         """Results of a sweep; points without a result are left out."""
-        rows = self.select(folder=f"ablations/{sweep.name}")
+        rows = self.select(folder=sweep.result_file(sweep.runs()[0]).parent.relative_to("results").as_posix())
         own = dict(zip(zip(rows.run, rows.task, strict=True), rows.result, strict=True))
         found: Found = {}
         for point in sweep.runs():

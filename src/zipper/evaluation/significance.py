@@ -129,6 +129,36 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
+def over_seeds(
+    a: Sequence[Result], b: Sequence[Result], against: Errors = "errors", seed: int = 0
+) -> tuple[float, float, float]:
+    """95 % interval of the difference in WER, a - b, and its two-sided p, by a hierarchical bootstrap: over
+    utterances, which both sides share, and over the seeds of each side. Raises DataError as `compare` does.
+    """
+    compare(a, b, against)
+    draw = np.random.default_rng(seed)
+    words = _counts(a[0], "words" if against == "errors" else "target_words")
+    chosen = draw.multinomial(len(words), np.full(len(words), 1 / len(words)), RESAMPLES)  # [R, N]
+    rates = []
+    for side in (a, b):
+        errors = np.array([_counts(one, against) for one in side])  # [S, N]
+        weights = draw.multinomial(len(side), np.full(len(side), 1 / len(side)), RESAMPLES) / len(side)
+        rates.append((weights * (chosen @ errors.T)).sum(1) / (chosen @ words))
+    apart = rates[0] - rates[1]
+    low, high = np.percentile(apart, [2.5, 97.5])
+    least = min((apart <= 0).mean(), (apart >= 0).mean())
+    return float(low), float(high), min(1.0, max(2 * float(least), 1 / RESAMPLES))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method, in the same order."""
+    corrected, so_far = [0.0] * len(ps), 0.0
+    for rank, at in enumerate(np.argsort(ps)):
+        so_far = max(so_far, min(1.0, (len(ps) - rank) * ps[at]))
+        corrected[at] = so_far
+    return corrected
+
+
 def compare_files(a: str, b: str) -> None:
     """`zipper compare A B`: prints a comparison. Each side is a file or a glob pattern."""
     ours, theirs = ([read_result(file) for file in _files(pattern)] for pattern in (a, b))
