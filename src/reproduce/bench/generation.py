@@ -1,8 +1,14 @@
 """Speed of speech generation: with and without cache, against transformers, and from text to waveform."""
 
+import os
+import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +66,7 @@ def generation(
         }
     if (ROOT / "assets/zipped").is_dir():
         found["real_time_factor"] = round(real_time_factor(dataset), 4)
+        found |= from_the_shell(dataset.splits["dev"][0]["text"])
     return found
 
 
@@ -68,7 +75,7 @@ def fastest(*runs: Callable[[], None], turns: int = 5) -> list[float]:
     return [min(times) for times in alternate(*(lambda _, run=run: run() for run in runs), turns=turns)]
 
 
-def alternate(*runs: Callable[[int], None], turns: int) -> list[list[float]]:
+def alternate(*runs: Callable[[int], object], turns: int) -> list[list[float]]:
     """Seconds of each run by turn. Runs alternate, so that a slowdown of the machine affects all."""
     took: list[list[float]] = [[] for _ in runs]
     for turn in range(turns):
@@ -136,3 +143,20 @@ def real_time_factor(dataset: EncodedDataset) -> float:
             work += time.perf_counter() - started
             sound += len(wave) / model.sample_rate
     return work / sound
+
+
+def from_the_shell(text: str) -> dict[str, float]:
+    """Median seconds of `zipper generate` for a sentence, and of importing torch alone, in processes of their
+    own. Their bytecode is kept, as Python does it."""
+    with TemporaryDirectory() as folder:
+        bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": folder}
+
+        def run(*words: str) -> Callable[[int], object]:
+            command, environment = [sys.executable, *words], os.environ | bytecode
+            return lambda _: subprocess.check_output(command, env=environment, stderr=subprocess.DEVNULL)
+
+        model, out = str(ROOT / "assets/zipped"), str(Path(folder) / "a.wav")
+        generate = ("generate", model, "--text", text, "--then", "speech", "--out", out, "--overwrite")
+        took = alternate(run("-m", "zipper", *generate), run("-c", "import torch"), turns=6)
+    shell, torch_alone = (statistics.median(times[1:]) for times in took)  # the first turn compiles
+    return {"shell_seconds": round(shell, 2), "import_torch_seconds": round(torch_alone, 2)}

@@ -81,8 +81,8 @@ class BakeOff(NamedTuple):
         """Two ways, difference in WER with its interval, p corrected by Holm, and the way with fewer errors;
         pairs without results are left out."""
         return [
-            [one, other, f"{100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", p_value(p),
-             "not decided" if p >= 0.05 else one if apart < 0 else other]
+            [one, other, f"{100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+             p_value(p).removeprefix("= "), "not decided" if p >= 0.05 else one if apart < 0 else other]
             for (one, other, apart, low, high), p in zip(*self._compared, strict=True)
         ]  # fmt: skip
 
