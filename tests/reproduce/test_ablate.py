@@ -19,6 +19,7 @@ from reproduce.report.results import section
 from zipper.cli import run
 from zipper.config import load_config, save_config, to_dict
 from zipper.errors import ConfigError, TrainingError
+from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import read_result, write_result
 
 GRIDS = [one for name in ("ablations", "sweeps") for one in sorted((ROOT / "configs" / name).rglob("*.yaml"))]
@@ -147,7 +148,7 @@ def test_the_runs_of_the_comparison_keep_their_names_and_result_files():
     assert longer["longer-paper-2e-3"] == ("configs/paper.yaml", "results/longer/paper-2e-3.json")
     assert named("asr.yaml")["asr-seed2"] == ("configs/asr.yaml", "results/asr-seed2.json")
     for folder, runs in (("search", search), ("longer", longer)):
-        there = {re.sub("-(asr|tts)$", "", file.stem) for file in (ROOT / "results" / folder).glob("*.json")}
+        there = {re.sub("-(asr|tts)$", "", file.stem) for file in result_files(ROOT / "results" / folder)}
         assert there <= {Path(result).stem for _, result in runs.values()}
 
 

@@ -12,6 +12,7 @@ from zipper.cli import main
 from zipper.config import load_config
 from zipper.data.statistics import measure_statistics
 from zipper.errors import DataError
+from zipper.evaluation.result_archive import pack
 from zipper.evaluation.result_file import write_result
 from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe
 from zipper.models.pretrained import save_tower
@@ -150,6 +151,9 @@ def test_the_command_compares_files_and_patterns(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "A is better, p < 0.0001" in out
     assert "50 utterances" in out
+    pack(tmp_path.glob("*"))
+    main(["compare", f"{tmp_path}/a-*.json", f"{tmp_path}/b.json"])
+    assert capsys.readouterr().out == out
 
 
 def test_zipper_and_single_decoder_see_the_same_examples_in_the_same_order(dataset):

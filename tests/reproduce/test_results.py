@@ -30,6 +30,10 @@ def of_task(task: str) -> list[Path]:
     return [file for file in FILES if read_result(file, utterances=False).get("task") == task]
 
 
+def of_folder(name: str) -> list[Path]:
+    return result_files(ROOT / "results" / name)
+
+
 def load(name: str) -> dict:
     return read_result(ROOT / "results" / name, utterances=False)
 
@@ -132,7 +136,8 @@ MODELS = ("zipper", "zipper-frozen", "single-decoder", "single-decoder-speech")
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(model):
     cfg = load_config(ROOT / "configs" / f"compare-{model}.yaml")
-    found = [read_result(file) for file in (ROOT / "results" / "search").glob(f"{model}-lr*.json")]
+    found = [read_result(file) for file in of_folder("search") if file.match(f"{model}-lr*.json")]
+    assert found
     rates = {one["config"]["train"]["lr"] for one in found}
     assert {5e-5, 1e-4, 5e-4, 1e-3} < rates, "the paper's grid"
     assert best_rate(found) == cfg.train.lr
@@ -162,7 +167,7 @@ def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
 @pytest.mark.parametrize("task", ["asr", "tts"])
 @pytest.mark.parametrize("model", MODELS)
 def test_each_model_of_the_comparison_ran_with_its_seeds_and_its_config(model, task):
-    files = sorted((ROOT / "results" / "compare").glob(f"{model}-seed*-{task}.json"))
+    files = [file for file in of_folder("compare") if file.match(f"{model}-seed*-{task}.json")]
     found = [read_result(file, utterances=False) for file in files]
     assert len({one["seed"] for one in found}) >= 3
     for one in found:

@@ -19,6 +19,16 @@ from zipper.evaluation.result_archive import pack
 from zipper.evaluation.result_file import UTTERANCES
 from zipper.evaluation.significance import RESAMPLES, ZEROS
 
+SWEPT = (
+    "ablations",
+    "bake-off",
+    "bake-off-search",
+    "compare",
+    "longer",
+    "precision",
+    "search",
+)  # many files each
+
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,
@@ -42,7 +52,8 @@ def report() -> tuple[Path, str]:
     """Writes RESULTS.md and its figures, and packs results of sweeps, and utterances. Returns its path, and
     the summary for README.md."""
     kept = ROOT / "results"
-    pack([*kept.glob(f"*/**/*{UTTERANCES}"), *kept.glob("ablations/*/*.json")])
+    swept = [one for of in SWEPT for one in kept.glob(f"{of}/**/*.json")]
+    pack([*kept.glob(f"*/**/*{UTTERANCES}"), *swept])
     results, file = Results(ROOT / "results"), ROOT / "RESULTS.md"
     draw(results, ROOT / "reports" / "figures")
     file.write_text(render(results), encoding="utf-8")

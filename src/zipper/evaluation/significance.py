@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from scipy.stats import rankdata, wilcoxon
 
 from zipper.errors import DataError
+from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import Result, read_result
 
 SAME = ("task", "split", "normaliser", "judge", "codec", "utterances")
@@ -199,7 +201,10 @@ def _files(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_file():
         return [path]
-    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
+    parent, start = path.parent, Path(path.anchor or ".")
+    folders = [parent] if parent.is_dir() else sorted(start.glob(str(parent.relative_to(start))))
+    known = [file for folder in folders for file in result_files(folder) if file.parent == folder]
+    found = [file for file in known if fnmatch(file.name, path.name)]
     if not found:
         raise DataError(f"{pattern} matches no file: give a result file, or a quoted glob pattern.")
     return found
