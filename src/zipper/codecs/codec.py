@@ -33,10 +33,11 @@ class Codec:
     """Codec at one bit rate.
 
     sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
-    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. coder: the hash
-    of the codec that first gave these codes, if its decoder alone was trained further. With a `semantic`
-    encoder, the first codebook holds its units, and the others quantise what the codes of the units leave of
-    the latents. Decoding is the same: the sum of all codes. silent: first codebooks that decoding ignores.
+    codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. coder: hash of
+    the weights, or of the codec's that first gave these codes; decoder: then that of the weights. With a
+    `semantic` encoder, the first codebook holds its units, and the others quantise what the codes of the
+    units leave of the latents. Decoding is the same: the sum of all codes. silent: first codebooks that
+    decoding ignores.
     reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
     decoder with memory (EnCodec's LSTM, Mimi's transformer). reflected: frames at the start that padding
     reflects, so that the first ones depend on all of them; 0: no more than `reach` says. folder: with
@@ -44,6 +45,7 @@ class Codec:
     """
 
     semantic: SemanticEncoder | None = None
+    decoder = ""
     folder: Path | None = None
     silent = 0
     reach: tuple[int | None, int] = (None, 0)
@@ -67,10 +69,16 @@ class Codec:
         self.margin = 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
-        self.coder = coder or digest(model)  # hash of the codec that first gave these codes
+        own = digest(model)
+        self.coder, self.decoder = coder or own, "" if coder in (None, own) else own
         self.fingerprint = f"{name} x{codebooks} {self.coder}"
         if semantic is not None:
             self.fingerprint += f", {semantic.fingerprint}"
+
+    @property
+    def description(self) -> str:
+        """The fingerprint, and the hash of a decoder that was trained further: what sound depends on."""
+        return f"{self.fingerprint}, decoder {self.decoder}" if self.decoder else self.fingerprint
 
     @property
     def kbps(self) -> float:

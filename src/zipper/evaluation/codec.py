@@ -72,7 +72,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         "name": cfg.name,
         "task": "codec",
         "split": cfg.evaluate.split,
-        "codec": codec.fingerprint,
+        "codec": codec.description,
         "sample_rate": codec.sample_rate,
         "frame_rate": codec.frame_rate,
         "seconds": round(seconds, 1),

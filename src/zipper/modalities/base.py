@@ -85,6 +85,11 @@ class Modality(ABC):
         """Q, known before `fit`."""
         return self.layout.codebooks
 
+    @property
+    def description(self) -> str:
+        """The fingerprint, and what else `decode` depends on."""
+        return self.fingerprint
+
     def fit(self, raw: Iterable[str]) -> None:  # noqa: B027  # a hook
         """Learn the tokens from the raw inputs of a training split, unless they are known."""
 

@@ -45,6 +45,10 @@ class Speech(Modality):
             load_codec(with_copied_codec(cfg.codec, folder)), cfg.codec.pattern, cfg.codec.batch_seconds
         )
 
+    @property
+    def description(self) -> str:
+        return self.codec.description
+
     def export(self, folder: Path) -> None:
         copy_codec(self.codec, folder)
 

@@ -101,12 +101,12 @@ class SpeechScorer(Scorer):
             "target_wer": round(target.rate, 6),
             "oracle_wer": round(resynthesis.rate, 6),
             "original_wer": round(original.rate, 6),
-            "codec": self.speech.fingerprint,
+            "codec": self.speech.description,
         }
 
     def recordings(self, rows: Sequence[Mapping[str, Any]], dataset: str) -> list[Transcripts]:
         """Transcripts of every row, in order, cached. Raises DataError if a recording is missing."""
-        identity = f"{dataset} {self.speech.fingerprint} {self.asr_scorer.name}"
+        identity = f"{dataset} {self.speech.description} {self.asr_scorer.name}"
         file = Path(self.build) / "heard" / f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
         known = read_json(file)["heard"] if file.exists() else {}
         missing = [row for row in rows if row["id"] not in known]

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -24,7 +25,7 @@ from zipper.generation.generate import GenerationOutput
 from zipper.modalities.asr_scorer import load_asr_scorer
 from zipper.modalities.delay import to_timesteps
 from zipper.modalities.scoring import WordErrors, total_errors, word_errors
-from zipper.modalities.speech import PERIODS, longest_repeats
+from zipper.modalities.speech import PERIODS, Speech, longest_repeats
 from zipper.modalities.speech_scorer import SpeechScore, SpeechScorer
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
@@ -62,6 +63,10 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     again = SpeechScorer(listening.speech, deaf, "build").recordings(rows, prepared.fingerprint)
     assert again[:2] == first
     assert {one.original for one in again[2:]} == {"something else"}
+    codec = copy(listening.speech.codec)
+    codec.decoder = "trained further"
+    other = SpeechScorer(Speech(codec), deaf, "build").recordings(rows[:2], prepared.fingerprint)
+    assert {one.target for one in other} == {"something else"}
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
     with pytest.raises(DataError, match=r"Utterance lost: nowhere\.flac does not exist"):
         listening.recordings(lost, prepared.fingerprint)

@@ -350,6 +350,7 @@ def test_a_decoder_trained_alone_keeps_the_codes_and_what_was_made_of_them(utter
     train_codec(more, utterances, "x")
     one, other = (load_codec(CodecConfig(weights=name)) for name in ("codec", "more"))
     assert one.fingerprint == other.fingerprint  # encoded datasets and speech towers stay good
+    assert one.description == one.fingerprint != other.description  # what was heard of its sound does not
     waves = [u.wave(16_000) for u in utterances[:3]]
     for codes, again in zip(one.encode(waves), other.encode(waves), strict=True):
         assert torch.equal(codes, again)
