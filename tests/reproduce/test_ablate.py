@@ -149,6 +149,7 @@ def test_the_runs_of_the_comparison_keep_their_names_and_result_files():
     assert named("asr.yaml")["asr-seed2"] == ("configs/asr.yaml", "results/asr-seed2.json")
     for folder, runs in (("search", search), ("longer", longer)):
         there = {re.sub("-(asr|tts)$", "", file.stem) for file in result_files(ROOT / "results" / folder)}
+        assert there
         assert there <= {Path(result).stem for _, result in runs.values()}
 
 

@@ -153,7 +153,7 @@ def from_the_shell(text: str) -> dict[str, float]:
 
         def run(*words: str) -> Callable[[int], object]:
             command, environment = [sys.executable, *words], os.environ | bytecode
-            return lambda _: subprocess.check_output(command, env=environment, stderr=subprocess.DEVNULL)
+            return lambda _: subprocess.check_output(command, env=environment)
 
         model, out = str(ROOT / "assets/zipped"), str(Path(folder) / "a.wav")
         generate = ("generate", model, "--text", text, "--then", "speech", "--out", out, "--overwrite")

@@ -2,22 +2,26 @@
 of docs/bake-off.md."""
 
 import statistics
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import numpy as np
 
 from reproduce import ROOT
 from reproduce.report.choosing import capped
-from reproduce.report.records import Found, Result, Results, percent
+from reproduce.report.records import Result, Results, percent
 from reproduce.report.tables import Row, millions, spread
 from reproduce.sweep_file import read_sweep
+from zipper.errors import DataError
 from zipper.evaluation.significance import holm, over_seeds, p_value
 
 FLAT = 0.1  # largest share by which the last quarter of the steps lowers the dev WER of a flat curve
 DEV = "dev/asr_wer"
-ZIPPER, SINGLE = "Zipper", "Single Decoder"
-FROZEN, PAPERS = "Zipper, speech tower frozen", "Zipper, the paper's settings"
-PAIRS = [
-    *((ZIPPER, other) for other in (SINGLE, "Token insertion", "Mixture of transformers", FROZEN, PAPERS)),
-    (PAPERS, SINGLE), (f"{SINGLE}, + unlabelled speech", SINGLE),
+SEEDS = 3  # fewer on either side decide nothing
+ZIPPER, SINGLE, MORE = "Zipper", "Single Decoder", "Single Decoder, + unlabelled speech"
+PAIRS = [  # the claims of the terms
+    *((ZIPPER, other) for other in (SINGLE, MORE, "Token insertion", "Mixture of transformers")),
+    (ZIPPER, "Zipper, speech tower frozen"), (ZIPPER, "Zipper, the paper's settings"), (MORE, SINGLE),
 ]  # fmt: skip
 
 
@@ -25,31 +29,40 @@ class BakeOff(NamedTuple):
     """Results on test by way, seeds in order; and of the search of learning rates, on dev."""
 
     ways: dict[str, list[Result]]
-    searched: Found
+    searched: dict[tuple[str, ...], Result]
 
     @classmethod
     def of(cls, results: Results) -> "BakeOff":
+        """Raises DataError if ways were not trained and decoded on the same terms."""
         final, search = (
             results.sweep(read_sweep(ROOT / f"configs/sweeps/{name}.yaml"))
             for name in ("bake-off", "bake-off-search")
         )
-        return cls({labels[0]: tasks["asr"] for labels, tasks in final.items()}, search)
+        ways = {labels[0]: tasks["asr"] for labels, tasks in final.items() if "asr" in tasks}
+        terms = {
+            (one["decoding"], one["steps"], one["checkpoint"], one["config"]["train"]["tokens"]): one["name"]
+            for several in ways.values()
+            for one in several
+        }
+        if len(terms) > 1:
+            raise DataError(f"Runs of the bake-off differ in decoding, steps, checkpoint or tokens: {terms}.")
+        return cls(ways, {labels: tasks["asr"][0] for labels, tasks in search.items() if "asr" in tasks})
 
-    def rates(self) -> list[Row]:
-        """Dev WER of each trial, with the errors of a sentence capped at its words; the lowest is bold."""
+    def rates(self) -> tuple[list[str], list[Row]]:
+        """Rates searched, and a row for each way: dev WER of each trial, with the errors of a sentence capped
+        at its words, and the rate. The lowest of a way is bold once all trials are there."""
+        choices = [*read_sweep(ROOT / "configs/sweeps/bake-off-search.yaml").grid["rate"]]
         rows = []
-        for way in dict.fromkeys(labels[0] for labels in self.searched):
-            found = {
-                labels[1]: tasks["asr"][0] for labels, tasks in self.searched.items() if labels[0] == way
-            }
+        for way in dict.fromkeys(way for way, _ in self.searched):
+            found = {rate: one for (of, rate), one in self.searched.items() if of == way}
             wers = {rate: capped(one)["wer"] for rate, one in found.items()}
-            cells = [
-                f"{f'**{percent(wer)}**' if wer == min(wers.values()) else percent(wer)} "
-                f"({found[rate]['config']['train']['lr']:g})"
-                for rate, wer in wers.items()
-            ]
-            rows.append([way, *cells])
-        return rows
+            best = min(wers, key=lambda rate: wers[rate]) if len(wers) == len(choices) else ""
+            cells = dict.fromkeys(choices, "")
+            for rate, one in found.items():
+                wer = f"**{percent(wers[rate])}**" if rate == best else percent(wers[rate])
+                cells[rate] = f"{wer} ({one['config']['train']['lr']:g})"
+            rows.append([way, *cells.values()])
+        return choices, rows
 
     def budget(self) -> float:
         """FLOPs that the cheapest way spends in all."""
@@ -60,43 +73,52 @@ class BakeOff(NamedTuple):
         perplexity before and after."""
         rows = []
         for way, several in self.ways.items():
-            one = several[0]
-            text = [seed["alone"]["text"] for seed in several]
+            one, text = several[0], [seed["alone"]["text"] for seed in several]
             same = all(ends["before"] == ends["after"] for ends in text)
             after = "identical" if same else f"{statistics.fmean(ends['after'] for ends in text):.2f}"
+            before = text[0]["before"]
             rows.append([
                 way, millions(one["parameters_trained"], 1), millions(one["flops_per_token"]["training"], 1),
-                *spread(several, "wer"), percent(statistics.fmean(map(self.at_equal_flops, several))),
-                percent(statistics.fmean(map(fall, several))), f"{text[0]['before']:.2f}", after,
+                *spread(several, "wer"), _mean(map(self.at_equal_flops, several)), _mean(map(fall, several)),
+                "" if before is None else f"{before:.2f}", after,
             ])  # fmt: skip
         return rows
 
-    def at_equal_flops(self, one: Result) -> float:
-        """Dev WER at the last validation within the budget."""
-        curve = one["curves"][DEV]
-        within = [wer for step, wer in curve if flops(one, step + 1) <= self.budget()]
-        return within[-1] if within else curve[0][1]
+    def at_equal_flops(self, one: Result) -> float | None:
+        """Dev WER at the budget, on the line between the validations around it; None without them."""
+        curve = [(flops(one, step + 1), wer) for step, wer in one["curves"].get(DEV, [])]
+        if not curve or not curve[0][0] <= self.budget() <= curve[-1][0]:
+            return None
+        spent, wers = zip(*curve, strict=True)
+        return float(np.interp(self.budget(), spent, wers))
 
     def claims(self) -> list[Row]:
-        """Two ways, difference in WER with its interval, p corrected by Holm, and the way with fewer errors;
-        pairs without results are left out."""
-        return [
-            [one, other, f"{100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-             p_value(p).removeprefix("= "), "not decided" if p >= 0.05 else one if apart < 0 else other]
-            for (one, other, apart, low, high), p in zip(*self._compared, strict=True)
-        ]  # fmt: skip
-
-    @property
-    def _compared(self) -> tuple[list[tuple[str, str, float, float, float]], list[float]]:
-        found, ps = [], []
-        for one, other in PAIRS:
-            if one in self.ways and other in self.ways:
-                a, b = self.ways[one], self.ways[other]
-                low, high, p = over_seeds(a, b)
-                apart = statistics.fmean(x["wer"] for x in a) - statistics.fmean(x["wer"] for x in b)
-                found.append((one, other, apart, low, high))
-                ps.append(p)
-        return found, holm(ps)
+        """Two ways, seeds of each, difference in WER with its interval, p corrected by Holm for all claims of
+        the terms, and the way with fewer errors. Pairs without results are left out."""
+        pairs = [(one, other) for one, other in PAIRS if one in self.ways and other in self.ways]
+        found = [over_seeds(self.ways[one], self.ways[other]) for one, other in pairs]
+        missing = [1.0] * (len(PAIRS) - len(pairs))
+        rows = []
+        for (one, other), (low, high, _), p in zip(
+            pairs, found, holm([p for *_, p in found] + missing), strict=False
+        ):
+            a, b = self.ways[one], self.ways[other]
+            apart = statistics.fmean(x["wer"] for x in a) - statistics.fmean(x["wer"] for x in b)
+            falls = [
+                statistics.fmean(known)
+                for side in (a, b)
+                if (known := [x for x in map(fall, side) if x is not None])
+            ]
+            if min(len(a), len(b)) < SEEDS:
+                fewer = "not decided: too few seeds"
+            elif max(falls, default=1.0) >= FLAT:
+                fewer = "not ranked: a curve still falls"
+            else:
+                fewer = "not decided" if p >= 0.05 else one if apart < 0 else other
+            difference = f"{100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            seeds = f"{len(a)}, {len(b)}"
+            rows.append([one, other, seeds, difference, p_value(p).removeprefix("= "), fewer])
+        return rows
 
 
 def flops(one: Result, steps: int) -> float:
@@ -104,8 +126,16 @@ def flops(one: Result, steps: int) -> float:
     return float(one["flops_per_token"]["training"]) * one["config"]["train"]["tokens"] * steps
 
 
-def fall(one: Result) -> float:
-    """Share by which the last quarter of the steps lowers the dev WER; a curve is flat below FLAT."""
-    curve = one["curves"][DEV]
+def fall(one: Result) -> float | None:
+    """Share by which the last quarter of the steps lowers the dev WER; a curve is flat below FLAT. None
+    without validations before and in it."""
+    curve = one["curves"].get(DEV, [])
     before = [wer for step, wer in curve if step + 1 <= 0.75 * one["steps"]]
-    return 1 - min(wer for _, wer in curve) / min(before) if before else 1.0
+    if not before or len(before) == len(curve):
+        return None
+    return 1 - min(wer for _, wer in curve) / min(before)
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return percent(statistics.fmean(known)) if known else ""

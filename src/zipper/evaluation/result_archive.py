@@ -16,15 +16,16 @@ ARCHIVE = "results.tar.xz"
 PACKED = ".xz"  # suffix of files that are compressed outside of the archive, but not in it
 
 
-def result_files(folder: Path) -> list[Path]:
-    """Result files (NAME.json) of a folder and the folders in it, in archives or beside them."""
+def result_files(folder: Path, below: bool = True) -> list[Path]:
+    """Result files (NAME.json) of a folder, in its archive or beside it. below: and of the folders in it."""
+    find = folder.rglob if below else folder.glob
     packed = {
         archive.with_name(name)
-        for archive in folder.rglob(ARCHIVE)
+        for archive in find(ARCHIVE)
         for name in _content(archive)
         if name.endswith(".json")
     }
-    return sorted({*folder.rglob("*.json"), *packed})
+    return sorted({*find("*.json"), *packed})
 
 
 def read_bytes(file: Path) -> bytes | None:

@@ -131,25 +131,27 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def over_seeds(
-    a: Sequence[Result], b: Sequence[Result], against: Errors = "errors", seed: int = 0
-) -> tuple[float, float, float]:
+def over_seeds(a: Sequence[Result], b: Sequence[Result], seed: int = 0) -> tuple[float, float, float]:
     """95 % interval of the difference in WER, a - b, and its two-sided p, by a hierarchical bootstrap: over
-    utterances, which both sides share, and over the seeds of each side. Raises DataError as `compare` does.
+    utterances, which both sides share, and over the seeds of each side, whose draws are widened by
+    sqrt(S / (S - 1)), as a mean of S draws from S values varies that much less than one from all seeds. With
+    one seed a side it is a bootstrap over utterances alone. Raises DataError as `compare` does.
     """
-    compare(a, b, against)
+    compare(a, b)
     draw = np.random.default_rng(seed)
-    words = _counts(a[0], "words" if against == "errors" else "target_words")
+    words = _counts(a[0], "words")
     chosen = draw.multinomial(len(words), np.full(len(words), 1 / len(words)), RESAMPLES)  # [R, N]
     rates = []
     for side in (a, b):
-        errors = np.array([_counts(one, against) for one in side])  # [S, N]
-        weights = draw.multinomial(len(side), np.full(len(side), 1 / len(side)), RESAMPLES) / len(side)
-        rates.append((weights * (chosen @ errors.T)).sum(1) / (chosen @ words))
+        count = len(side)
+        of_seed = chosen @ np.array([_counts(one, "errors") for one in side]).T / (chosen @ words)[:, None]
+        weights = draw.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # [R, S]
+        mean = of_seed.mean(1)
+        rates.append(mean + (count / max(count - 1, 1)) ** 0.5 * ((weights * of_seed).sum(1) - mean))
     apart = rates[0] - rates[1]
     low, high = np.percentile(apart, [2.5, 97.5])
-    least = min((apart <= 0).mean(), (apart >= 0).mean())
-    return float(low), float(high), min(1.0, max(2 * float(least), 1 / RESAMPLES))
+    least = min((apart <= 0).sum(), (apart >= 0).sum())
+    return float(low), float(high), min(1.0, 2 * (int(least) + 1) / (RESAMPLES + 1))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -203,8 +205,10 @@ def _files(pattern: str) -> list[Path]:
         return [path]
     parent, start = path.parent, Path(path.anchor or ".")
     folders = [parent] if parent.is_dir() else sorted(start.glob(str(parent.relative_to(start))))
-    known = [file for folder in folders for file in result_files(folder) if file.parent == folder]
-    found = [file for file in known if fnmatch(file.name, path.name)]
+    known = [file for folder in folders for file in result_files(folder, below=False)]
+    found = [file for file in known if file.name == path.name] or [
+        file for file in known if fnmatch(file.name, path.name)
+    ]
     if not found:
         raise DataError(f"{pattern} matches no file: give a result file, or a quoted glob pattern.")
     return found

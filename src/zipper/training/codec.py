@@ -155,8 +155,9 @@ def check_codec_training(cfg: RunConfig) -> None:
             "dimension, ratios, codebooks and codes, or leave init out."
         )
     shape = TrainCodecConfig(**read_json(asset(mine.init) / SETTINGS)["shape"])
-    theirs, ours = (
-        f"semantic={one.semantic} semantic_layers={one.layers} semantic_ctc={one.semantic_ctc}"
+    theirs, ours = (  # what the codes depend on, though no shape of a weight does
+        f"sample_rate={one.sample_rate} causal={one.causal} semantic={one.semantic} "
+        f"semantic_layers={one.layers} semantic_ctc={one.semantic_ctc}"
         for one in (shape, mine)
     )
     if theirs != ours:
@@ -164,10 +165,14 @@ def check_codec_training(cfg: RunConfig) -> None:
             f"train_codec.init={mine.init} was trained with {theirs}, not {ours}. Give the same, or "
             "leave init out."
         )
+    if Path(mine.out).resolve() == asset(mine.init).resolve():
+        raise ConfigError(f"train_codec.out={mine.out} is the folder of train_codec.init. Give another one.")
     if mine.decoder_only and not _kept_exactly(codec, cfg.export_bits):
+        exact = [bits for bits in (16, 8) if _kept_exactly(codec, bits)]
         raise ConfigError(
             f"train_codec.decoder_only=true: export_bits={cfg.export_bits} would round the encoder of "
-            f"{mine.init} once more, and change its codes. Give export_bits={24 - cfg.export_bits}."
+            f"{mine.init} once more, and change its codes. "
+            + (f"Give export_bits={exact[0]}." if exact else "Leave decoder_only out.")
         )
 
 
@@ -194,10 +199,11 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
     started, code = time.monotonic(), commit()
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]
-    semantic = semantic_encoder(cfg.train_codec)
+    semantic, first = semantic_encoder(cfg.train_codec), cfg.train_codec.init
+    coder = load_zipper_codec(asset(first)).coder if cfg.train_codec.decoder_only and first else None
     crops = Crops(train, cfg.train_codec, cfg.seed, semantic, cfg.run_dir)
     module = None if cfg.train_codec.units_only else fit(cfg, crops)
-    folder, first = Path(cfg.train_codec.out), cfg.train_codec.init
+    folder = Path(cfg.train_codec.out)
     folder.mkdir(parents=True, exist_ok=True)
     model = module and module.model.cpu().eval()
     save_codec_weights(folder, model, semantic, cfg.export_bits)
@@ -205,7 +211,7 @@ def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Pa
         "shape": {key: value for key, value in asdict(cfg.train_codec).items() if key != "out"},
         "gain": GAIN,
         "sha256": sha256(folder / WEIGHTS),
-        "coder": load_zipper_codec(asset(first)).coder if cfg.train_codec.decoder_only and first else None,
+        "coder": coder,
         "semantic": semantic.teacher if semantic else None,
         "command": command,
         "commit": code,
@@ -234,7 +240,16 @@ def fit(cfg: RunConfig, crops: Crops) -> CodecModule:
     )
     last = cfg.run_dir / "last.ckpt"  # an interrupted training resumes from it
     if last.exists():
-        crops.start = read_checkpoint(last)["global_step"]
+        saved = read_checkpoint(last)
+        crops.start = saved["global_step"]
+        fixed = {k: w for k, w in module.state_dict().items() if not k.startswith("model.decoder.")}
+        if cfg.train_codec.decoder_only and not all(
+            torch.equal(saved["state_dict"][key], weight) for key, weight in fixed.items()
+        ):
+            raise ConfigError(
+                f"{last} is of a training from another codec than train_codec.init={cfg.train_codec.init}. "
+                "Choose another name (name=...)."
+            )
     path = last if last.exists() else None
     trainer.fit(module, DataLoader(crops, batch_size=None), ckpt_path=path, weights_only=True)
     return module

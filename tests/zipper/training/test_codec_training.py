@@ -349,6 +349,12 @@ def test_a_decoder_trained_alone_keeps_the_codes_and_what_was_made_of_them(utter
     check_codec_training(more)
     train_codec(more, utterances, "x")
     one, other = (load_codec(CodecConfig(weights=name)) for name in ("codec", "more"))
+    trained = other.model.state_dict()
+    assert [
+        name
+        for name, weight in one.model.state_dict().items()
+        if not name.startswith("decoder.") and not torch.equal(weight, trained[name])
+    ] == []
     assert one.fingerprint == other.fingerprint  # encoded datasets and speech towers stay good
     assert one.description == one.fingerprint != other.description  # what was heard of its sound does not
     waves = [u.wave(16_000) for u in utterances[:3]]
@@ -359,3 +365,13 @@ def test_a_decoder_trained_alone_keeps_the_codes_and_what_was_made_of_them(utter
         check_codec_training(replace(more, export_bits=8))
     with pytest.raises(ConfigError, match=r"decoder_only=true .*give train_codec.init=FOLDER"):
         replace(TINY, decoder_only=True)
+    with pytest.raises(ConfigError, match=r"out=codec is the folder of train_codec\.init"):
+        check_codec_training(replace(more, train_codec=replace(more.train_codec, out="codec")))
+    with pytest.raises(ConfigError, match=r"causal=False .* not .*causal=True"):
+        check_codec_training(replace(more, train_codec=replace(more.train_codec, causal=True)))
+
+    # An unfinished training does not go on from another codec.
+    train_codec(replace(cfg, name="b", seed=1, train_codec=replace(TINY, out="b")), utterances, "x")
+    (more.run_dir / "finished").unlink()
+    with pytest.raises(ConfigError, match=r"last\.ckpt is of a training from another codec than .*init=b"):
+        train_codec(replace(more, train_codec=replace(more.train_codec, init="b")), utterances, "x")
