@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from zipper.clock import Clock
+from zipper.codecs.load import load_codec
 from zipper.commit import commit
 from zipper.config import RunConfig, TrainConfig, with_overrides
 from zipper.data.dataset import EncodedDataset
@@ -39,7 +40,8 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     if not checkpoint.is_file():
         raise ConfigError(f"{checkpoint} does not exist. Train the run first, or name another (name=...).")
     trained = load_trained(checkpoint)
-    # Model and training are those of the checkpoint; decoding and scoring are those of the caller.
+    # Model and training are those of the checkpoint; decoding and scoring are those of the caller, and so is
+    # a codec of the same codes.
     requested = {
         key: getattr(cfg, key)
         for key in ("evaluate", "decode", "judge", "name", "build", "result", "export", "seed")
@@ -48,7 +50,10 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     places = ("folder", "text_folder")  # they may have moved
     moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in places}
     data = replace(trained.config.data, **moved)
-    cfg = replace(trained.config, **requested, data=data, train=replace(trained.config.train, **machine))
+    chosen, train = cfg.codec, replace(trained.config.train, **machine)
+    cfg = replace(trained.config, **requested, data=data, train=train)
+    if chosen != cfg.codec and load_codec(chosen).fingerprint == load_codec(cfg.codec).fingerprint:
+        cfg = replace(cfg, codec=chosen)
     clock, modalities = Clock(), load_modalities(cfg)
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities)

@@ -148,6 +148,17 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     evaluate_run(load_config(cfg.run_dir / "config.yaml"), "y")
     again = read_result(cfg.run_dir / "tts-test.json")
     assert again["per_utterance"] == tts["per_utterance"]
+    # The caller may choose a decoder that was trained further, since the codes are the same.
+    codec, further = listening.speech.codec, copy(listening.speech.codec)
+    further.decoder = "trained further"
+    mine = {"mine": {**prepared.modalities, "speech": Speech(further)}}
+    known = {"load_codec": lambda codec_cfg: further if codec_cfg.weights == "mine" else codec,
+             "load_modalities": lambda cfg: mine.get(cfg.codec.weights, prepared.modalities)}  # fmt: skip
+    for name, load in known.items():
+        monkeypatch.setattr(f"zipper.evaluation.run.{name}", load)
+    evaluate_run(load_config(cfg.run_dir / "config.yaml", ["codec.weights=mine"]), "z")
+    other = read_result(cfg.run_dir / "tts-test-2.json")
+    assert other["codec"] == f"{again['codec']}, decoder trained further"
 
 
 def test_errors_by_length_add_up():
