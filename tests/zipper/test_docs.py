@@ -20,10 +20,12 @@ from reproduce import ROOT
 from reproduce.sweep_file import read_sweep
 from zipper.cli import parser
 from zipper.config import RunConfig, describe, load_config
+from zipper.evaluation.result_archive import result_files
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = "<!-- not run -->"  # on the line before a block that needs minutes or a network
 SECTIONS = "data|codec|model|train|train_codec|decode|evaluate|judge|log"
+RESULTS = result_files(ROOT / "results")
 KEYS = {key for key, _, _ in describe()}
 SENTENCE = "every wednesday at five daniel slept with the clever tiger"
 
@@ -179,7 +181,8 @@ def test_every_setting_exists(page):
 def test_every_file_that_a_page_names_is_there(page):
     for code in [*inline_code(page), *(word for words in commands(page) for word in words)]:
         if re.fullmatch(r"(configs|src|results|assets|reports|notebooks|tests|docs|\.ci)/[\w./*-]*", code):
-            assert [*ROOT.glob(code)], code
+            packed = (file for file in RESULTS if file.relative_to(ROOT).match(code))
+            assert [*ROOT.glob(code), *packed], code
 
 
 @every_page
