@@ -23,6 +23,11 @@ class TrainConfig(Section):
         at_least=0,
         hint="0 leaves the task out",
     )
+    init: str | None = setting(
+        None,
+        "fine-tuning: folder of an exported model to start from, with its towers, zips, codec and tokenizer; "
+        "none: pre-trained towers and new zips",
+    )
     steps: int = setting(2000, "optimiser steps", at_least=1)
     tokens: int = setting(
         4096,

@@ -18,7 +18,7 @@ from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrid
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
-from zipper.generation.extended import INFO, kept_directions, kept_names, untrained_names
+from zipper.generation.extended import INFO, exported_folder, kept_directions, kept_names, untrained_names
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_untrained
@@ -41,6 +41,9 @@ def save_exported(
     """Write weights in half precision (or fewer bits: `export_bits`), tokenizer, a codec that is not shipped,
     and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
+    if trained.config.train.init and not trained.network.certificate:
+        start = exported_folder("train.init", trained.config.train.init)
+        trained.network.certificate = read_json(start / INFO).get("certificate", {})
     state = trained.network.state_dict()
     spare = {*kept_names(trained.network)}  # what model.init holds
     if trained.network.used:
@@ -121,6 +124,16 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     trained = _load_state(config, statistics, weights, why)
     trained.network.certificate = saved.get("certificate", {})
     return trained, saved
+
+
+def check_units(folder: Path, statistics: DatasetStatistics, modalities: Mapping[str, Modality]) -> None:
+    """Raise DataError if a codec or tokenizer is another one than the model in a folder was trained with."""
+    for name, modality in modalities.items():
+        if name in statistics.reads and statistics.reads[name] != modality.fingerprint:
+            raise DataError(
+                f"{folder} was trained on {name} units {statistics.reads[name]!r}, but its codec or "
+                f"tokenizer has {modality.fingerprint!r}."
+            )
 
 
 def kept_weights(config: RunConfig) -> dict[str, Tensor]:

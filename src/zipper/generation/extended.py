@@ -21,7 +21,7 @@ def extended(cfg: RunConfig) -> RunConfig:
     one. Raises ConfigError if it is no such model, or if the config lacks its modalities."""
     if not cfg.model.init:
         return cfg
-    folder = _folder(cfg.model.init)
+    folder = exported_folder("model.init", cfg.model.init)
     saved = from_dict(read_json(folder / INFO)["config"])
     old = saved.model
     if missing := [name for name in old.modalities if name not in cfg.model.modalities]:
@@ -52,7 +52,7 @@ def kept_statistics(cfg: RunConfig, measured: DatasetStatistics) -> DatasetStati
     where they were in time."""
     if not cfg.model.init:
         return measured
-    old = saved_statistics(read_json(_folder(cfg.model.init) / INFO))
+    old = saved_statistics(read_json(exported_folder("model.init", cfg.model.init) / INFO))
     ratio = {name: {**measured.ratio.get(name, {}), **old.ratio.get(name, {})} for name in measured.reads}
     return replace(
         measured,
@@ -68,7 +68,7 @@ def kept_directions(cfg: RunConfig) -> list[Pair]:
     """(query, source) directions that `model.init` was trained for."""
     if not cfg.model.init:
         return []
-    saved = from_dict(read_json(_folder(cfg.model.init) / INFO)["config"])
+    saved = from_dict(read_json(exported_folder("model.init", cfg.model.init) / INFO)["config"])
     return sorted({*directions(saved.train.tasks), *kept_directions(saved)})
 
 
@@ -93,8 +93,9 @@ def untrained_names(network: MultimodalModel) -> list[str]:
     return [name for name in network.state_dict() if idle and name.startswith(idle)]
 
 
-def _folder(init: str) -> Path:
+def exported_folder(setting: str, init: str) -> Path:
+    """Folder of the exported model that a setting names. Raises ConfigError if it is none."""
     folder = model_folder(init)
     if not (folder / INFO).is_file():
-        raise ConfigError(f"model.init={init} is no exported model: it holds no {INFO}. Name assets/zipped.")
+        raise ConfigError(f"{setting}={init} is no exported model: it holds no {INFO}. Name assets/zipped.")
     return folder

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from zipper.config import RunConfig, with_overrides
 from zipper.data.documents import Document, Segment, directions
 from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
-from zipper.errors import ConfigError, DataError
-from zipper.generation.exported import load_model, save_exported
+from zipper.errors import ConfigError
+from zipper.generation.exported import check_units, load_model, save_exported
 from zipper.generation.generate import FinishReason, generate
 from zipper.generation.live import LiveTranscript
 from zipper.generation.prompts import prompt_of, prompt_segment
@@ -118,12 +118,7 @@ class Zipper(nn.Module):
         folder = model_folder(str(name))
         network, statistics, config = load_model(folder)
         modalities = load_modalities(config, folder)
-        for name in network.names:
-            if statistics.reads[name] != modalities[name].fingerprint:
-                raise DataError(
-                    f"{folder} was trained on {name} units {statistics.reads[name]!r}, but its codec or "
-                    f"tokenizer has {modalities[name].fingerprint!r}."
-                )
+        check_units(folder, statistics, modalities)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.to(device), statistics, config, modalities).eval()
 

@@ -23,17 +23,17 @@ TOLERANCE = 1e-3  # relative to the largest logit; rounding differs between mach
 
 def certificate(network: MultimodalModel) -> dict[str, Any]:
     """Certificate by modality, for every frozen tower with `init`: its source, the hash of each weight,
-    and reference logits. All in half precision, as in exports. A network that was loaded from an
-    export keeps its certificate, so that the folders of its towers are not needed."""
+    and reference logits. All in half precision, as in exports. A network that was loaded from an export, or
+    fine-tuned from one, keeps its certificate, so that the folders of its towers are not needed."""
     found = {}
     for name in network.names:
         cfg = network.cfg.towers[name]
-        if not (cfg.frozen and cfg.init):
-            continue
         known = network.certificate.get(name, {})
-        if known.get("init") == cfg.init:
+        if not cfg.frozen:
+            continue
+        if known and cfg.init in (None, known["init"]):
             found[name] = known
-        else:
+        elif cfg.init:
             tower = _halved(read_tower(model_folder(cfg.init)))
             weights = {key: _digest(weight) for key, weight in tower.state_dict().items()}
             found[name] = {"init": cfg.init, "weights": weights, "logits": _logits(tower).tolist()}

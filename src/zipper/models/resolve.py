@@ -39,6 +39,8 @@ def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
     trained on sentences that the data holds out.
     """
     _check_tasks(cfg)
+    if cfg.train.init:  # its model is resolved
+        return cfg
     cfg = resolve_layouts(cfg, dataset.modalities)
     if cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None:
         for name in cfg.model.modalities:

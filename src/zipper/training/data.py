@@ -22,6 +22,7 @@ from zipper.models.pretrained import tower_hashes
 from zipper.models.resolve import resolve
 from zipper.models.whiten import start_zips
 from zipper.stop import ignore_group_signals
+from zipper.training.fine_tuning import continued
 
 
 class ZipperData(L.LightningDataModule):
@@ -60,14 +61,17 @@ class ZipperData(L.LightningDataModule):
         shares = {**dict.fromkeys(model.config.train.tasks, 0.0), **tasks} if tasks else {}
         settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
         cfg = with_overrides(model.config, [f"{section}={corpus}", *settings, *overrides])
-        dataset = prepare(cfg, Clock(), model.modalities)
-        cfg = resolve(cfg, dataset)
-        if cfg.model.towers != model.config.model.towers:
-            raise ConfigError("overrides change a tower: give them to Zipper.from_towers.")
+        if cfg.model != model.config.model:
+            raise ConfigError("overrides change the model: give them to Zipper.from_towers.")
         trained_before = bool(model.statistics.fingerprint)
-        chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
-        towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
-        model.train_on(cfg, measure_statistics(dataset, cfg.data.only, towers))
+        dataset = prepare(cfg, Clock(), model.modalities)
+        towers = {}
+        if not trained_before:
+            cfg = resolve(cfg, dataset)
+            chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
+            towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
+        statistics = measure_statistics(dataset, cfg.data.only, towers)
+        model.train_on(cfg, continued(model.statistics, statistics) if trained_before else statistics)
         self._open(cfg, dataset)
         if not trained_before:
             start_zips(model.network, cfg.model.zip, self.steps)

@@ -70,6 +70,13 @@ class ZipperModule(L.LightningModule):
         """Module with random weights, from a resolved config."""
         return cls(build_untrained(cfg, statistics))
 
+    def start_from(self, network: MultimodalModel) -> None:
+        """Start from the weights of a trained network of the same shape, and from its heads of CTC if the
+        training has any."""
+        self.model.ctc = network.ctc if self.cfg.train.ctc else None
+        own = {*self.model.state_dict()}
+        self.model.load_state_dict({name: x for name, x in network.state_dict().items() if name in own})
+
     def setup(self, stage: str) -> None:
         """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align, or the
         data is not `ZipperData`, which knows the letters."""

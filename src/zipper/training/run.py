@@ -65,6 +65,7 @@ from zipper.training.callbacks import (
 from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers
+from zipper.training.fine_tuning import continued, fine_tuned, started_from
 from zipper.training.module import ZipperModule
 from zipper.training.precision import BFloat16Products
 
@@ -75,7 +76,7 @@ def train(cfg: RunConfig, command: str) -> Results:
 
     An unfinished run of the same config is resumed. Any other existing run folder raises ConfigError.
     """
-    cfg = extended(cfg)
+    cfg = extended(fine_tuned(cfg))
     check_trainer(cfg.train)
     check_output_paths(cfg)
     check_towers(cfg)
@@ -86,6 +87,7 @@ def train(cfg: RunConfig, command: str) -> Results:
 def _train(cfg: RunConfig, command: str) -> Results:
     code = commit()  # at the start; the checkout may change during the run
     modalities = load_modalities(cfg)
+    old = started_from(cfg, modalities)
     scorers = load_scorers(cfg, modalities)
     clock = Clock()
     dataset = prepare(cfg, clock, modalities)
@@ -102,7 +104,7 @@ def _train(cfg: RunConfig, command: str) -> Results:
         for one in modalities.values():  # for `zipper generate`
             one.save(cfg.run_dir)
     with clock.stage("train"):
-        module, trainer = fit(cfg, dataset, data, checkpoint, scorers, towers)
+        module, trainer = fit(cfg, dataset, data, checkpoint, scorers, towers, old)
     origin = Origin(command, code, trainer.global_step, module.train_seconds())
     trainer.strategy.barrier("the last checkpoint is written")
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
@@ -169,9 +171,10 @@ def fit(
     checkpoint: Path | None,
     scorers: Mapping[str, Scorer],
     towers: dict[str, str] | None = None,
+    old: TrainedModel | None = None,
 ) -> tuple[ZipperModule, L.Trainer]:
     """Build module and Trainer, and train to the last step. towers: `tower_hashes`, stored in the
-    statistics."""
+    statistics. old: the model of `train.init`."""
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # Expected: the run folder already holds the config, and batches follow from the step.
@@ -179,11 +182,14 @@ def fit(
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     torch.backends.cuda.matmul.allow_tf32 = True  # products that a mixed precision leaves in float32
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    statistics = kept_statistics(cfg, measure_statistics(dataset, cfg.data.only, towers))
+    statistics = measure_statistics(dataset, cfg.data.only, towers)
+    statistics = continued(old.statistics, statistics) if old else kept_statistics(cfg, statistics)
     module = ZipperModule.of(cfg, statistics)
     load_pretrained(module.model)
     module.model.load_state_dict({**module.model.state_dict(), **kept_weights(cfg)})
-    if checkpoint is None:
+    if old:
+        module.start_from(old.network)
+    elif checkpoint is None:
         start_zips(module.model, cfg.model.zip, data.steps)
     prepare_layers(module.model, cfg.train)
     if module.idle:

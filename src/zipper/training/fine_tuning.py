@@ -1,0 +1,85 @@
+"""Fine-tuning: a training that starts from a trained model (`train.init`)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import zip_longest
+
+from zipper.codecs.load import with_copied_codec
+from zipper.config import CodecConfig, ModelConfig, RunConfig, from_dict, read_json
+from zipper.data.documents import directions
+from zipper.data.statistics import DatasetStatistics
+from zipper.errors import ConfigError
+from zipper.generation.exported import check_units, load_exported
+from zipper.generation.extended import INFO, exported_folder, kept_directions
+from zipper.modalities.base import Modality
+from zipper.models.building import TrainedModel
+
+
+def fine_tuned(cfg: RunConfig) -> RunConfig:
+    """Config with the model, codec and tokenizer of the exported model in `train.init`; unchanged without
+    one.
+
+    Its towers have no `init`: their weights are those of the model. Frozen towers stay frozen.
+
+    Raises ConfigError if the folder holds no such model, if the config has a model of its own, or if a task
+    needs a direction that the model was not trained for.
+    """
+    if not cfg.train.init:
+        return cfg
+    folder = exported_folder("train.init", cfg.train.init)
+    saved = from_dict(read_json(folder / INFO)["config"])
+    towers = {name: replace(tower, init=None) for name, tower in saved.model.towers.items()}
+    model, codec = replace(saved.model, towers=towers), with_copied_codec(saved.codec, folder)
+    if cfg.model not in (ModelConfig(), model):
+        raise ConfigError(
+            f"train.init={cfg.train.init} brings its model, but the config has another. Leave the section "
+            "model out."
+        )
+    known = {*directions(saved.train.tasks), *kept_directions(saved)}
+    if new := [task for task in cfg.train.tasks if not {*directions([task])} <= known]:
+        raise ConfigError(
+            f"train.tasks: {new[0]}, but train.init={cfg.train.init} was trained for "
+            f"{', '.join(saved.train.tasks)}. Leave that task out, or train from towers."
+        )
+    tokenizer = f"{cfg.train.init}/tokenizer.json"
+    if cfg.data.tokenizer not in (None, tokenizer) or cfg.codec not in (CodecConfig(), codec):
+        raise ConfigError(
+            f"train.init={cfg.train.init} brings its codec and tokenizer, but the config sets its own. Leave "
+            "data.tokenizer and the section codec out."
+        )
+    data = cfg.data if "text" not in towers else replace(cfg.data, tokenizer=tokenizer)
+    return replace(cfg, model=model, data=data, codec=codec)
+
+
+def continued(old: DatasetStatistics, new: DatasetStatistics) -> DatasetStatistics:
+    """Statistics of new training data for a model that was trained before. Rates and durations of tokens
+    stay, since zips attend by time; limits of lengths are the larger ones of both."""
+    names = {*new.longest, *old.longest}
+    ratio = {
+        a: {b: max(one.ratio.get(a, {}).get(b, 0.0) for one in (old, new)) for b in names - {a}}
+        for a in names
+    }
+    runs = {name: [old.repeats.get(name, []), new.repeats.get(name, [])] for name in names}
+    return replace(
+        new,
+        rates={**new.rates, **old.rates},
+        seconds={**new.seconds, **old.seconds},
+        longest={name: max(one.longest.get(name, 0) for one in (old, new)) for name in names},
+        ratio={a: {b: most for b, most in to.items() if most} for a, to in ratio.items() if any(to.values())},
+        repeats={
+            name: [max(both) for both in zip_longest(*each, fillvalue=0)]
+            for name, each in runs.items()
+            if any(each)
+        },
+    )
+
+
+def started_from(cfg: RunConfig, modalities: Mapping[str, Modality]) -> TrainedModel | None:
+    """The model of `train.init`, if there is one. Raises DataError if it is damaged, or was trained with
+    another codec or tokenizer than these modalities have."""
+    if not cfg.train.init:
+        return None
+    folder = exported_folder("train.init", cfg.train.init)
+    model, _ = load_exported(folder)
+    check_units(folder, model.statistics, modalities)
+    return model

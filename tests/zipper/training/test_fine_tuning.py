@@ -1,0 +1,156 @@
+"""Fine-tuning: a training that starts from an exported model (`train.init`)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import zipper
+from conftest import WORDS
+from zipper.config import RunConfig, load_config
+from zipper.data.statistics import DatasetStatistics
+from zipper.errors import ConfigError, DataError
+from zipper.generation.exported import certify, load_model
+from zipper.training import run as run_module
+from zipper.training.fine_tuning import continued, fine_tuned
+from zipper.training.module import ZipperModule
+
+ASR = [
+    "train.tasks={asr: 1}",
+    "train.ctc=0.5",
+    "train.guide=0.3",
+    "train.mask=0.1",
+    "evaluate.shuffled=false",
+]
+
+
+def config(*words: str) -> RunConfig:
+    """Without the towers of the other tests."""
+    return load_config(None, [*(one for one in WORDS if not one.startswith("model.")), *words])
+
+
+@pytest.fixture
+def data(towers, manifest, in_tmp):
+    """An exported model `first`, trained for recognition with a frozen text tower and a head of CTC, whose
+    towers' folders are gone; and the settings of its data."""
+    data = [f"data={{corpus: manifest, folder: {manifest}, dev: 4, test: 4}}"]
+    own = [
+        f"model.towers.text={{init: {towers['text']}, frozen: true, interval: 1}}",
+        f"model.towers.speech={{init: {towers['speech']}, interval: 1}}",
+        "model.zip.heads=2",
+    ]
+    run_module.train(config(*data, *own, *ASR, "name=first", "export=first", "model.zip.whiten=true"), "x")
+    first = zipper.Zipper.from_pretrained("first")
+    torch.nn.init.normal_(first.network.ctc.own()[0].linear.weight)  # these answers are too long to train it
+    first.save_pretrained("first")
+    for folder in towers.values():
+        folder.rename(folder.with_name(f"{folder.name}-gone"))
+    return data
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_model(Path(folder)).network.state_dict()
+
+
+def test_a_training_starts_from_the_weights_of_the_model_and_keeps_what_is_frozen(data, monkeypatch):
+    started = {}
+    start = ZipperModule.start_from
+
+    def watched(module, network):
+        start(module, network)
+        started.update({name: weight.clone() for name, weight in module.model.state_dict().items()})
+
+    monkeypatch.setattr(ZipperModule, "start_from", watched)
+    run_module.train(config(*data, *ASR, "train.init=first", "name=second", "export=second"), "x")
+    first, second = weights("first"), weights("second")
+    assert {*first} == {*started} == {*second}
+    assert all(torch.equal(first[name], weight) for name, weight in started.items())
+    changed = {name for name, weight in second.items() if not torch.equal(first[name], weight)}
+    assert not any(name.startswith("towers.text.") for name in changed)
+    assert "zips.0.text_from_speech.to_q.weight" in changed
+    assert second["ctc.heads.text_from_speech.linear.weight"].any()
+    assert certify(Path("second")) == ["text"]  # though the folder of the tower is gone
+    zipper.Zipper.from_pretrained("second").save_pretrained("third")
+    assert certify(Path("third")) == ["text"]
+
+
+def test_without_ctc_its_head_is_left_behind(data):
+    words = ["train.tasks={asr: 1}", "evaluate.shuffled=false", "train.init=first"]
+    run_module.train(config(*data, *words, "name=second", "export=second"), "x")
+    assert {*weights("first")} - {*weights("second")} == {
+        f"ctc.heads.text_from_speech.{name}" for name in ("table", "linear.weight", "linear.bias")
+    }
+
+
+def test_a_resumed_fine_tuning_equals_an_unbroken_one(data, monkeypatch):
+    words = [*data, *ASR, "train.init=first"]
+    run_module.train(config(*words, "name=whole", "export=whole"), "x")
+    step = ZipperModule.training_step
+
+    def broken(module, batch, index):
+        if index == 4:
+            raise InterruptedError
+        return step(module, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZipperModule, "training_step", broken)
+        with pytest.raises(InterruptedError):
+            run_module.train(config(*words, "name=parts", "export=parts"), "x")
+    run_module.train(config(*words, "name=parts", "export=parts"), "x")
+    whole, parts = weights("whole"), weights("parts")
+    assert all(torch.equal(whole[name], weight) for name, weight in parts.items())
+
+
+def test_the_python_api_goes_on_with_a_model_whose_towers_are_gone(data, manifest):
+    import lightning as L
+
+    model = zipper.Zipper.from_pretrained("first")
+    before = model.statistics
+    overrides = [f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200"]
+    more = zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=overrides)
+    assert model.statistics.rates == before.rates
+    trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(zipper.ZipperModule(model, lr=1e-3), more)
+    model.save_pretrained("second")
+    assert certify(Path("second")) == ["text"]
+
+
+def test_rates_stay_and_limits_are_the_larger_ones():
+    units, ratio = {"text": 3.0, "speech": 25.0}, {"text": {"speech": 0.1}}
+    old = DatasetStatistics(
+        "a", {}, units, {"text": [0.1]}, {"text": 5, "speech": 90}, ratio, {"speech": [4, 1]}
+    )
+    new = DatasetStatistics(
+        "b", {}, {**units, "text": 4.0}, {"text": [0.2]}, {"text": 9, "speech": 50},
+        {"text": {"speech": 0.2}}, {"speech": [2, 3]},
+    )  # fmt: skip
+    both = continued(old, new)
+    assert (both.fingerprint, both.rates, both.seconds) == ("b", old.rates, old.seconds)
+    assert (both.longest, both.ratio) == ({"text": 9, "speech": 90}, {"text": {"speech": 0.2}})
+    assert both.repeats == {"speech": [4, 3]}
+
+
+def test_another_codec_is_refused_before_anything_is_encoded(data, monkeypatch):
+    file = Path("first/zipper.json")
+    info = json.loads(file.read_text(encoding="utf-8"))
+    info["statistics"]["reads"]["speech"] = "another"
+    file.write_text(json.dumps(info), encoding="utf-8")
+    monkeypatch.setattr(run_module, "prepare", None)
+    with pytest.raises(DataError, match="was trained on speech units"):
+        run_module.train(config(*data, *ASR, "train.init=first", "name=second"), "x")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train.init=nowhere"], "train.init=nowhere is no exported model"),
+        (["model.zip.heads=1"], "brings its model, but the config has another"),
+        (["data.tokenizer=mine.json"], "brings its codec and tokenizer"),
+        (["codec.weights=mine"], "brings its codec and tokenizer"),
+        (["train.tasks={tts: 1}"], "tts, but train.init=first was trained for asr"),
+    ],
+)
+def test_what_the_model_does_not_bring_is_refused(data, words, message):
+    with pytest.raises(ConfigError, match=message):
+        fine_tuned(config(*data, "train.tasks={asr: 1}", "train.init=first", *words))
