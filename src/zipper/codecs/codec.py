@@ -34,10 +34,10 @@ class Codec:
 
     sample_rate in Hz, hop in samples per frame, frame_rate in frames per second, codebooks Q, codes V per
     codebook. fingerprint: weights and number of codebooks, stored with the encoded dataset. coder: hash of
-    the weights, or of the codec's that first gave these codes; decoder: then that of the weights. With a
-    `semantic` encoder, the first codebook holds its units, and the others quantise what the codes of the
-    units leave of the latents. Decoding is the same: the sum of all codes. silent: first codebooks that
-    decoding ignores.
+    the weights that first gave these codes; decoder: hash of the weights, if the decoder was trained further
+    since. With a `semantic` encoder, the first codebook holds its units, and the others quantise what the
+    codes of the units leave of the latents. Decoding is the same: the sum of all codes. silent: first
+    codebooks that decoding ignores.
     reach: frames before (None: all) and after a frame that its sound depends on; (None, 0) holds for a causal
     decoder with memory (EnCodec's LSTM, Mimi's transformer). reflected: frames at the start that padding
     reflects, so that the first ones depend on all of them; 0: no more than `reach` says. folder: with
@@ -70,7 +70,8 @@ class Codec:
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
         own = digest(model)
-        self.coder, self.decoder = coder or own, "" if coder in (None, own) else own
+        self.coder = coder or own
+        self.decoder = own if own != self.coder else ""
         self.fingerprint = f"{name} x{codebooks} {self.coder}"
         if semantic is not None:
             self.fingerprint += f", {semantic.fingerprint}"
