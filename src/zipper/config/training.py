@@ -90,13 +90,6 @@ class TrainConfig(Section):
         below=1,
     )
     hide_span: int = setting(8, "timesteps of a masked span", at_least=1)
-    noise: float = setting(
-        0.0,
-        "history noise: share of the tokens of target text that the text tower sees replaced by random ones "
-        "in training",
-        at_least=0,
-        below=1,
-    )
     validate_every: int = setting(500, "steps between validations; each saves a checkpoint", at_least=1)
     save_every: int = setting(
         100, "steps between checkpoints for resuming, besides those of validations", at_least=1

@@ -61,27 +61,6 @@ def mask_prompt(batch: Batch, model: MultimodalModel, share: float, span: int) -
     return _masked(batch, model, share, span, lambda stream: stream.weight < 1)
 
 
-def noisy_history(batch: Batch, model: MultimodalModel, share: float) -> Batch:
-    """History noise: replace about `share` of the answer's input tokens by random ones, in towers without a
-    filler (text; as arXiv 1703.02573 does with words).
-
-    The tokens after them are predicted as before, so that a tower learns to go on from its own mistakes by
-    what it attends to. BOS and other special tokens are left unchanged.
-    """
-    streams = dict(batch.streams)
-    for name, stream in streams.items():
-        cfg = model.tower(name).cfg
-        if TokenLayout.of(cfg).filler is not None:
-            continue
-        drawn = torch.randint(cfg.vocabulary, stream.tokens.shape, device=stream.tokens.device)
-        special = torch.tensor(cfg.specials, device=stream.tokens.device)
-        plain = ~torch.isin(stream.tokens, special) & ~torch.isin(drawn, special)
-        chosen = (torch.rand(stream.valid.shape, device=stream.valid.device) < share) & (stream.weight > 0)
-        tokens = torch.where(chosen[..., None] & plain, drawn, stream.tokens)
-        streams[name] = stream._replace(tokens=tokens)
-    return batch._replace(streams=streams)
-
-
 def _masked(
     batch: Batch, model: MultimodalModel, share: float, span: int, where: Callable[[Stream], Tensor]
 ) -> Batch:

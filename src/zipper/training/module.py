@@ -18,14 +18,7 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
 from zipper.models.building import build_untrained, idle_parts, set_trainable
 from zipper.models.ctc import CtcHeads
-from zipper.models.losses import (
-    mask_history,
-    mask_prompt,
-    next_modality_loss,
-    noisy_history,
-    not_finite,
-    stream_loss,
-)
+from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zip_block import is_gate
 from zipper.models.zipper import ZipperModel, recorded_attention
@@ -141,13 +134,12 @@ class ZipperModule(L.LightningModule):
             batch = mask_history(batch, self.model, train.hide, train.hide_span)
         if train.mask:
             batch = mask_prompt(batch, self.model, train.mask, train.mask_span)
-        seen = noisy_history(batch, self.model, train.noise) if train.noise else batch
         with ExitStack() as recording:
             guided, attention = self.model.ctc if train.guide else None, []
             if guided is not None and isinstance(self.model, ZipperModel):
                 pairs = [(head.answer, head.prompt) for head in guided.own()]
                 attention = [recording.enter_context(recorded_attention(self.model, *pair)) for pair in pairs]
-            states = self.model(seen)
+            states = self.model(batch)
         loss = states[self.model.names[0]].new_zeros(())
         for name, stream in batch.streams.items():
             books = self.cfg.train.codebook_weights

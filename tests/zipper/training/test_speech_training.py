@@ -19,14 +19,12 @@ from zipper.generation.exported import load_trained
 from zipper.generation.generate import generate
 from zipper.generation.rows import generate_rows
 from zipper.modalities.delay import to_timesteps
-from zipper.models.ctc import CtcHeads
-from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, noisy_history, stream_loss
+from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, stream_loss
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import joint_fingerprint, resolve
 from zipper.models.tower import Tower
 from zipper.models.whiten import rescale_zips, whiten_zips
 from zipper.models.zip_block import is_gate
-from zipper.models.zipper import ZipperModel
 from zipper.training import run as run_module
 
 
@@ -63,43 +61,6 @@ def test_masked_prompts_leave_answers_and_targets_alone(prepared):
     assert (after.tokens[changed] == 18).all()
     with pytest.raises(ConfigError, match="a prompt is known by a loss weight below 1"):
         config("train.mask=0.2", "train.prompt_weight=1")
-
-
-def test_noise_replaces_words_of_answers_alone_and_what_is_asked_stays(prepared):
-    model, batch = module_for(prepared).model, joint_batch(prepared)
-    torch.manual_seed(0)
-    noisy = noisy_history(batch, model, 0.4)
-    assert torch.equal(noisy.streams["speech"].tokens, batch.streams["speech"].tokens)
-    before, after = batch.streams["text"], noisy.streams["text"]
-    assert torch.equal(before.target, after.target)
-    changed = (before.tokens != after.tokens)[..., 0]
-    special = torch.isin(before.tokens[..., 0], torch.tensor(model.tower("text").cfg.specials))
-    answers = before.valid & (before.weight > 0) & ~special
-    assert not (changed & ~answers).any()
-    assert 0.25 < float(changed[answers].float().mean()) < 0.55
-    assert not torch.isin(after.tokens[changed], torch.tensor(model.tower("text").cfg.specials)).any()
-    assert len(after.tokens[changed].unique()) > 5
-
-
-def test_noise_does_not_reach_what_ctc_aligns(prepared, monkeypatch):
-    seen, forward = {"ctc": [], "model": []}, ZipperModel.forward
-
-    def watched(model, batch):
-        seen["model"].append(batch)
-        return forward(model, batch)
-
-    def aligned(heads, states, batch):
-        seen["ctc"].append(batch)
-        return states["text"].sum() * 0
-
-    monkeypatch.setattr(ZipperModel, "forward", watched)
-    monkeypatch.setattr(CtcHeads, "forward", aligned)
-    words = ["train.noise=0.9", "train.ctc=0.5", "train.steps=1", "evaluate.shuffled=false", "name=noisy"]
-    run_module.train(config(*words), "x")
-    for kind, clean in (("ctc", True), ("model", False)):
-        stream = seen[kind][0].streams["text"]
-        given, asked = stream.tokens[:, 1:], stream.target[:, :-1]
-        assert bool((given == asked)[asked != -100].all()) == clean
 
 
 def test_codebook_weights_weigh_codebooks_and_their_total_is_known(prepared):
