@@ -43,7 +43,7 @@ def extended(cfg: RunConfig) -> RunConfig:
         f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)
     }
     model = replace(cfg.model, towers={**cfg.model.towers, **towers}, zips=zips)
-    data = replace(cfg.data, tokenizer=cfg.data.tokenizer or f"{cfg.model.init}/tokenizer.json")
+    data = replace(cfg.data, tokenizer=cfg.data.tokenizer or str(folder / "tokenizer.json"))
     return replace(cfg, model=model, data=data, codec=with_copied_codec(saved.codec, folder))
 
 
@@ -97,5 +97,8 @@ def exported_folder(setting: str, init: str) -> Path:
     """Folder of the exported model that a setting names. Raises ConfigError if it is none."""
     folder = model_folder(init)
     if not (folder / INFO).is_file():
-        raise ConfigError(f"{setting}={init} is no exported model: it holds no {INFO}. Name assets/zipped.")
+        raise ConfigError(
+            f"{setting}={init} is no exported model: it holds no {INFO}. Name assets/zipped, or "
+            "write one: zipper export RUN FOLDER."
+        )
     return folder

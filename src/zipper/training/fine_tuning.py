@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import zip_longest
+from pathlib import Path
 
 from zipper.codecs.load import with_copied_codec
 from zipper.config import CodecConfig, ModelConfig, RunConfig, from_dict, read_json
@@ -16,17 +17,16 @@ from zipper.models.building import TrainedModel
 
 
 def fine_tuned(cfg: RunConfig) -> RunConfig:
-    """Config with the model, codec and tokenizer of the exported model in `train.init`; unchanged without
-    one.
+    """Config with the model and codec of the exported model in `train.init`; unchanged without one.
 
     Its towers have no `init`: their weights are those of the model. Frozen towers stay frozen.
 
     Raises ConfigError if the folder holds no such model, if the config has a model of its own, or if a task
     needs a direction that the model was not trained for.
     """
-    if not cfg.train.init:
+    folder = start_folder(cfg)
+    if folder is None:
         return cfg
-    folder = exported_folder("train.init", cfg.train.init)
     saved = from_dict(read_json(folder / INFO)["config"])
     towers = {name: replace(tower, init=None) for name, tower in saved.model.towers.items()}
     model, codec = replace(saved.model, towers=towers), with_copied_codec(saved.codec, folder)
@@ -41,14 +41,17 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
             f"train.tasks: {new[0]}, but train.init={cfg.train.init} was trained for "
             f"{', '.join(saved.train.tasks)}. Leave that task out, or train from towers."
         )
-    tokenizer = f"{cfg.train.init}/tokenizer.json"
-    if cfg.data.tokenizer not in (None, tokenizer) or cfg.codec not in (CodecConfig(), codec):
+    if cfg.data.tokenizer or cfg.codec not in (CodecConfig(), codec):
         raise ConfigError(
             f"train.init={cfg.train.init} brings its codec and tokenizer, but the config sets its own. Leave "
             "data.tokenizer and the section codec out."
         )
-    data = cfg.data if "text" not in towers else replace(cfg.data, tokenizer=tokenizer)
-    return replace(cfg, model=model, data=data, codec=codec)
+    return replace(cfg, model=model, codec=codec)
+
+
+def start_folder(cfg: RunConfig) -> Path | None:
+    """Folder of `train.init`, whose tokenizer and codec `load_modalities` reads; None without one."""
+    return exported_folder("train.init", cfg.train.init) if cfg.train.init else None
 
 
 def continued(old: DatasetStatistics, new: DatasetStatistics) -> DatasetStatistics:
@@ -77,9 +80,9 @@ def continued(old: DatasetStatistics, new: DatasetStatistics) -> DatasetStatisti
 def started_from(cfg: RunConfig, modalities: Mapping[str, Modality]) -> TrainedModel | None:
     """The model of `train.init`, if there is one. Raises DataError if it is damaged, or was trained with
     another codec or tokenizer than these modalities have."""
-    if not cfg.train.init:
+    folder = start_folder(cfg)
+    if folder is None:
         return None
-    folder = exported_folder("train.init", cfg.train.init)
     model, _ = load_exported(folder)
     check_units(folder, model.statistics, modalities)
     return model

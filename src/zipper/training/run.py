@@ -65,7 +65,7 @@ from zipper.training.callbacks import (
 from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers
-from zipper.training.fine_tuning import continued, fine_tuned, started_from
+from zipper.training.fine_tuning import continued, fine_tuned, start_folder, started_from
 from zipper.training.module import ZipperModule
 from zipper.training.precision import BFloat16Products
 
@@ -86,7 +86,7 @@ def train(cfg: RunConfig, command: str) -> Results:
 
 def _train(cfg: RunConfig, command: str) -> Results:
     code = commit()  # at the start; the checkout may change during the run
-    modalities = load_modalities(cfg)
+    modalities = load_modalities(cfg, start_folder(cfg))
     old = started_from(cfg, modalities)
     scorers = load_scorers(cfg, modalities)
     clock = Clock()

@@ -8,6 +8,8 @@ import torch
 
 import zipper
 from conftest import WORDS
+from reproduce import ROOT
+from zipper.cli import main
 from zipper.config import RunConfig, load_config
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, DataError
@@ -113,6 +115,24 @@ def test_the_python_api_goes_on_with_a_model_whose_towers_are_gone(data, manifes
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(zipper.ZipperModule(model, lr=1e-3), more)
     model.save_pretrained("second")
+    assert certify(Path("second")) == ["text"]
+
+
+def test_what_was_prepared_is_what_is_trained_on(data, manifest):
+    words = [
+        f"data.folder={manifest}",
+        "data.dev=4",
+        "data.test=4",
+        "train.init=first",
+        "evaluate.shuffled=false",
+    ]
+    words += ["train={steps: 1, validate_every: 1, tokens: 200}", "log.wandb=disabled", "export=second"]
+    stores = {*Path("build/stores").iterdir()}
+    recipe = str(ROOT / "configs" / "fine-tune.yaml")
+    main(["prepare", recipe, *words])
+    assert {*Path("build/stores").iterdir()} == stores
+    main(["train", recipe, *words])
+    assert {*Path("build/stores").iterdir()} == stores
     assert certify(Path("second")) == ["text"]
 
 
