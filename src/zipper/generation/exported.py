@@ -41,9 +41,7 @@ def save_exported(
     """Write weights in half precision (or fewer bits: `export_bits`), tokenizer, a codec that is not shipped,
     and zipper.json. figures: further entries of zipper.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    if trained.config.train.init and not trained.network.certificate:
-        start = exported_folder("train.init", trained.config.train.init)
-        trained.network.certificate = read_json(start / INFO).get("certificate", {})
+    _take_certificate(trained)
     state = trained.network.state_dict()
     spare = {*kept_names(trained.network)}  # what model.init holds
     if trained.network.used:
@@ -71,11 +69,20 @@ def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Se
         raise ConfigError(f"{other[0]}: an export can change decode.* alone; the rest is as it was trained.")
     network, statistics, config = load_model(model)
     trained = TrainedModel(network, statistics, with_overrides(config, [*overrides, f"export_bits={bits}"]))
+    _take_certificate(trained)
     if frozen_too:
         round_frozen(trained.network, bits)
     info = read_json(model / INFO) if is_exported(model) else {}
     figures = {name: info[name] for name in ORIGIN if name in info}  # WERs were those of other bits
     save_exported(folder, trained, load_modalities(trained.config, model), figures)
+
+
+def _take_certificate(trained: TrainedModel) -> None:
+    """Give a fine-tuned network the certificate of the model that it started from, unless it has one."""
+    init = trained.config.train.init
+    if init and not trained.network.certificate:
+        info = read_json(exported_folder("train.init", init) / INFO)
+        trained.network.certificate = info.get("certificate", {})
 
 
 def _small_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]:

@@ -73,6 +73,8 @@ def test_a_training_starts_from_the_weights_of_the_model_and_keeps_what_is_froze
     assert "zips.0.text_from_speech.to_q.weight" in changed
     assert second["ctc.heads.text_from_speech.linear.weight"].any()
     assert certify(Path("second")) == ["text"]  # though the folder of the tower is gone
+    main(["export", "build/runs/second", "small", "--bits", "4", "--frozen-too"])
+    assert certify(Path("small")) == ["text"]
     zipper.Zipper.from_pretrained("second").save_pretrained("third")
     assert certify(Path("third")) == ["text"]
 
