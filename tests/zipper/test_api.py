@@ -110,7 +110,7 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
         zipper.Zipper.from_towers(**towers, sound=towers["speech"])
     with pytest.raises(zipper.ConfigError, match="Key 'rate' not in 'TrainConfig'"):
         zipper.ZipperModule(model, rate=1e-3)
-    with pytest.raises(zipper.ConfigError, match="overrides change a tower"):
+    with pytest.raises(zipper.ConfigError, match="overrides change the model"):
         data_of(manifest, model, {"asr": 1}, "model.towers.text.frozen=false")
     with pytest.raises(zipper.ConfigError, match=r"train\.ctc=0\.5 needs the letters.*zipper\.ZipperData"):
         L.Trainer(accelerator="cpu", logger=False).fit(zipper.ZipperModule(model, ctc=0.5), [])
