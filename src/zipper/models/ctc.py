@@ -36,7 +36,7 @@ class CtcHead(nn.Module):
         for parameter in self.linear.parameters():  # the same in every process: it is made after seeding
             nn.init.zeros_(parameter)
         # int16 would be small enough for any alphabet, but processes cannot exchange it.
-        self.register_buffer("table", table.to(torch.uint8 if table.max() < 256 else torch.int64))
+        self.register_buffer("table", table.to(torch.uint8 if int(table.max()) < 256 else torch.int64))
 
     def forward(self, states: Tensor) -> Tensor:
         """Log probabilities [B, T, letters + 1] from the states [B, T, D] of the prompt's tower."""

@@ -72,6 +72,7 @@ def test_a_training_starts_from_the_weights_of_the_model_and_keeps_what_is_froze
     assert not any(name.startswith("towers.text.") for name in changed)
     assert "zips.0.text_from_speech.to_q.weight" in changed
     assert second["ctc.heads.text_from_speech.linear.weight"].any()
+    assert second["ctc.heads.text_from_speech.table"].dtype == torch.uint8
     assert certify(Path("second")) == ["text"]  # though the folder of the tower is gone
     main(["export", "build/runs/second", "small", "--bits", "4", "--frozen-too"])
     assert certify(Path("small")) == ["text"]
