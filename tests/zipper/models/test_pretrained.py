@@ -164,7 +164,7 @@ def own(in_tmp, utterances, codec, monkeypatch) -> Callable[..., EncodedDataset]
         subwords = Tokenizer.load(saved(in_tmp / "model", **changes) / "tokenizer.json")
         dataset = prepare_dataset(in_tmp / "stores", utterances, units(codec, subwords), 30.0)
         monkeypatch.setattr("zipper.training.run.prepare", lambda cfg, clock, modalities: dataset)
-        monkeypatch.setattr("zipper.training.run.load_modalities", lambda cfg: dataset.modalities)
+        monkeypatch.setattr("zipper.training.run.load_modalities", lambda cfg, folder: dataset.modalities)
         return dataset
 
     return make

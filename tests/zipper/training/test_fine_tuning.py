@@ -14,6 +14,7 @@ from zipper.config import RunConfig, load_config
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, DataError
 from zipper.generation.exported import certify, load_model
+from zipper.models.ctc import CtcHead
 from zipper.training import run as run_module
 from zipper.training.fine_tuning import continued, fine_tuned
 from zipper.training.module import ZipperModule
@@ -72,12 +73,18 @@ def test_a_training_starts_from_the_weights_of_the_model_and_keeps_what_is_froze
     assert not any(name.startswith("towers.text.") for name in changed)
     assert "zips.0.text_from_speech.to_q.weight" in changed
     assert second["ctc.heads.text_from_speech.linear.weight"].any()
-    assert second["ctc.heads.text_from_speech.table"].dtype == torch.uint8
     assert certify(Path("second")) == ["text"]  # though the folder of the tower is gone
     main(["export", "build/runs/second", "small", "--bits", "4", "--frozen-too"])
     assert certify(Path("small")) == ["text"]
     zipper.Zipper.from_pretrained("second").save_pretrained("third")
     assert certify(Path("third")) == ["text"]
+
+
+def test_letters_of_a_head_stay_bytes_when_it_is_loaded():
+    table = torch.tensor([[1, 28]])
+    for _ in range(2):
+        table = CtcHead(4, table, "speech", "text").get_buffer("table")
+        assert table.dtype == torch.uint8
 
 
 def test_without_ctc_its_head_is_left_behind(data):

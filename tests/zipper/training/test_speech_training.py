@@ -166,7 +166,7 @@ def test_a_run_in_the_parallel_pattern_writes_what_it_was_trained_on(listening, 
     ours = units(listening.speech.codec, prepared.modalities["text"].tokenizer, "parallel")
     parallel = dataclasses.replace(prepared, modalities=ours)
     monkeypatch.setattr(run_module, "prepare", lambda cfg, clock, modalities: parallel)
-    monkeypatch.setattr(run_module, "load_modalities", lambda cfg: ours)
+    monkeypatch.setattr(run_module, "load_modalities", lambda cfg, folder: ours)
     cfg = config(*JOINT, "codec.pattern=parallel")
     results = run_module.train(cfg, "x")
     assert results["tts"]["utterances"] == 6
