@@ -133,13 +133,14 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     return trained, saved
 
 
-def check_units(folder: Path, statistics: DatasetStatistics, modalities: Mapping[str, Modality]) -> None:
+def check_units(folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality]) -> None:
     """Raise DataError if a codec or tokenizer is another one than the model in a folder was trained with."""
-    for name, modality in modalities.items():
-        if name in statistics.reads and statistics.reads[name] != modality.fingerprint:
+    for name in trained.network.names:
+        reads = trained.statistics.reads[name]
+        if reads != modalities[name].fingerprint:
             raise DataError(
-                f"{folder} was trained on {name} units {statistics.reads[name]!r}, but its codec or "
-                f"tokenizer has {modality.fingerprint!r}."
+                f"{folder} was trained on {name} units {reads!r}, but its codec or tokenizer has "
+                f"{modalities[name].fingerprint!r}."
             )
 
 

@@ -116,9 +116,10 @@ class Zipper(nn.Module):
         Raises ConfigError if the folder holds no model, DataError if a file is damaged or does not match.
         """
         folder = model_folder(str(name))
-        network, statistics, config = load_model(folder)
+        trained = load_model(folder)
+        network, statistics, config = trained
         modalities = load_modalities(config, folder)
-        check_units(folder, statistics, modalities)
+        check_units(folder, trained, modalities)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.to(device), statistics, config, modalities).eval()
 

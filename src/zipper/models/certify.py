@@ -28,9 +28,9 @@ def certificate(network: MultimodalModel) -> dict[str, Any]:
     found = {}
     for name in network.names:
         cfg = network.cfg.towers[name]
-        known = network.certificate.get(name, {})
         if not cfg.frozen:
             continue
+        known = network.certificate.get(name, {})
         if known and cfg.init in (None, known["init"]):
             found[name] = known
         elif cfg.init:

@@ -39,8 +39,6 @@ def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
     trained on sentences that the data holds out.
     """
     _check_tasks(cfg)
-    if cfg.train.init:  # its model is resolved
-        return cfg
     cfg = resolve_layouts(cfg, dataset.modalities)
     if cfg.data.corpora == ["spoken"] and cfg.data.text_folder is None:
         for name in cfg.model.modalities:
@@ -140,6 +138,8 @@ def _resolve_tower(
             # Embeddings of pre-trained models are often padded beyond their tokenizer.
             count = max(count, tower.vocabulary)
         tower.check_interval()
+    elif tower.specials:  # of a trained model, whose embeddings can be padded, too
+        count = max(count, tower.vocabulary)
     if tower.vocabulary not in (0, count) or tower.codebooks not in (0, layout.codebooks):
         raise ConfigError(
             f"model.towers.{name}: vocabulary={tower.vocabulary}, codebooks={tower.codebooks}, but the "

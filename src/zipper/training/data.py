@@ -1,6 +1,7 @@
 """LightningDataModule of an encoded dataset."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -22,7 +23,7 @@ from zipper.models.pretrained import tower_hashes
 from zipper.models.resolve import resolve
 from zipper.models.whiten import start_zips
 from zipper.stop import ignore_group_signals
-from zipper.training.fine_tuning import continued
+from zipper.training.fine_tuning import continued, without_lost_towers
 
 
 class ZipperData(L.LightningDataModule):
@@ -65,11 +66,9 @@ class ZipperData(L.LightningDataModule):
             raise ConfigError("overrides change the model: give them to Zipper.from_towers.")
         trained_before = bool(model.statistics.fingerprint)
         dataset = prepare(cfg, Clock(), model.modalities)
-        towers = {}
-        if not trained_before:
-            cfg = resolve(cfg, dataset)
-            chosen = {name: cfg.model.towers[name] for name in cfg.model.modalities}
-            towers = tower_hashes(chosen, Path(cfg.build) / KEPT)
+        known = replace(cfg, model=without_lost_towers(cfg.model)) if trained_before else cfg
+        found = resolve(known, dataset).model
+        towers = tower_hashes({n: found.towers[n] for n in found.modalities}, Path(cfg.build) / KEPT)
         statistics = measure_statistics(dataset, cfg.data.only, towers)
         model.train_on(cfg, continued(model.statistics, statistics) if trained_before else statistics)
         self._open(cfg, dataset)

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from zipper.codecs.load import with_copied_codec
-from zipper.config import CodecConfig, ModelConfig, RunConfig, from_dict, read_json
+from zipper.config import CodecConfig, ModelConfig, RunConfig, asset, from_dict, read_json
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
@@ -49,6 +49,15 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
     return replace(cfg, model=model, codec=codec)
 
 
+def without_lost_towers(model: ModelConfig) -> ModelConfig:
+    """Config whose towers do not name folders that are gone. A trained model does not need them."""
+    towers = {
+        name: replace(tower, init=None) if tower.init and not asset(tower.init).exists() else tower
+        for name, tower in model.towers.items()
+    }
+    return replace(model, towers=towers)
+
+
 def start_folder(cfg: RunConfig) -> Path | None:
     """Folder of `train.init`, whose tokenizer and codec `load_modalities` reads; None without one."""
     return exported_folder("train.init", cfg.train.init) if cfg.train.init else None
@@ -84,5 +93,5 @@ def started_from(cfg: RunConfig, modalities: Mapping[str, Modality]) -> TrainedM
     if folder is None:
         return None
     model, _ = load_exported(folder)
-    check_units(folder, model.statistics, modalities)
+    check_units(folder, model, modalities)
     return model

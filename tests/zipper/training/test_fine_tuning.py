@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
@@ -115,13 +116,13 @@ def test_a_resumed_fine_tuning_equals_an_unbroken_one(data, monkeypatch):
 
 
 def test_the_python_api_goes_on_with_a_model_whose_towers_are_gone(data, manifest):
-    import lightning as L
-
     model = zipper.Zipper.from_pretrained("first")
     before = model.statistics
     overrides = [f"data.folder={manifest}", "data.dev=4", "data.test=4", "train.tokens=200"]
     more = zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=overrides)
     assert model.statistics.rates == before.rates
+    with pytest.raises(ConfigError, match="every share is 0"):
+        zipper.ZipperData("manifest", model, tasks={"asr": 0}, overrides=overrides)
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(zipper.ZipperModule(model, lr=1e-3), more)
     model.save_pretrained("second")
