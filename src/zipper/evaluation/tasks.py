@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+import torch
 from lightning.pytorch.loggers import Logger
 
 from zipper.config import RunConfig, modalities_of
@@ -15,6 +16,7 @@ from zipper.evaluation.result import Origin, describe_run
 from zipper.evaluation.result_file import Results
 from zipper.evaluation.samples import show_samples
 from zipper.evaluation.task import evaluate_chain, evaluate_task, summary_line
+from zipper.generation import native_step
 from zipper.modalities.base import Modality
 from zipper.modalities.scoring import Journal, Scorer
 from zipper.models.building import TrainedModel
@@ -27,8 +29,12 @@ HEADLINES = (
 
 def load_scorers(cfg: RunConfig, modalities: Mapping[str, Modality]) -> dict[str, Scorer]:
     """Scorers of the modalities that a run generates, by modality, loaded first so that missing parts raise
-    at once."""
+    at once, a compiler for `decode.NAME.compile` among them."""
     answers = {modalities_of(task)[-1] for task in [*cfg.evaluated_tasks, *cfg.evaluate.chains]}
+    if not torch.cuda.is_available() and any(
+        name in answers and how.compile for name, how in cfg.decode.items()
+    ):
+        native_step.library()
     return {name: modalities[name].scorer(cfg) for name in sorted(answers)}
 
 

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from zipper.generation.native_step import NativeStep
 from zipper.generation.single_step import CrossAttentionBias, SingleStep, as_bias
 from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.tower import KeyValue, LayerCache
@@ -29,7 +30,7 @@ class KVCache:
     def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
         """multimodal bool [B]: whether each document is multimodal. It is fixed before the first token."""
         self.model, self.multimodal = model, multimodal
-        self.compile = False  # whether `extend` is compiled
+        self.native = self.graph = False  # see `set_compiled`
         # Towers that still generate. Only their zips need cached keys and values.
         self.query_towers = set(model.names)
         self.layer_kv: dict[tuple[str, int], KeyValue] = {}  # (backbone, layer)
@@ -47,6 +48,12 @@ class KVCache:
         self.cross_biases: dict[str, CrossAttentionBias] = {}  # by source tower
         self.length: dict[str, int] = dict.fromkeys(model.names, 0)  # timesteps, equal for all rows
 
+    def set_compiled(self, compiled: bool) -> None:
+        """Whether to compile: on a CPU `NativeStep` (in float32), elsewhere one graph of `extend`."""
+        device, dtype = self.multimodal.device, next(self.model.parameters()).dtype
+        self.native = compiled and device.type == "cpu" and dtype == torch.float32
+        self.graph = compiled and device.type != "cpu"
+
     def extend(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
         """Append tokens int64 [B, T, Q] of tower `name` to the document. valid bool [B, T], padded on the
         right.
@@ -56,7 +63,7 @@ class KVCache:
         """
         self.cross_biases.pop(name, None)
         own = self.model.reader(name) is self.model.tower(name)  # SingleStep knows no other
-        if valid.shape[1] == 1 and not self.compile and own:
+        if valid.shape[1] == 1 and not self.graph and own:
             return self._extend_by_one(name, tokens[:, 0], valid)[:, None]
         backbone = self.model.backbone(name)
         start, end = self.length[backbone], self.length[backbone] + valid.shape[1]
@@ -74,7 +81,7 @@ class KVCache:
             name, tokens, valid, self.end_time.get(backbone)
         )
         self.biases.pop(backbone, None)  # only `_extend_by_one` updates it
-        run = compiled() if self.compile else KVCache._run
+        run = compiled() if self.graph else KVCache._run
         states = run(self, name, tokens, position, (time, next_time), mask, at, read)
         if self.model.next_modality_heads:
             self._update_last_states(name, states, valid)
@@ -129,9 +136,7 @@ class KVCache:
     ) -> Tensor:
         """States of tower `name` after its layers and zips. Caches keys and values for the zips of the other
         towers. x [B, T, D] or [B, D]."""
-        queries = [
-            o for o in self.model.names if (o, name) in self.model.directions_used and o in self.query_towers
-        ]
+        queries = self._queries(name)
 
         def store_and_zip(stage: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
             before = states[name]
@@ -143,10 +148,16 @@ class KVCache:
 
         return self.model.run_stages({name: x}, lambda _, index, x: layer(index, x), store_and_zip)[name]
 
+    def _queries(self, name: str) -> list[str]:
+        """Towers that still generate and attend to tower `name`."""
+        return [
+            o for o in self.model.names if (o, name) in self.model.directions_used and o in self.query_towers
+        ]
+
     def _extend_by_one(self, name: str, tokens: Tensor, valid: Tensor) -> Tensor:
         """`extend` by one timestep with `SingleStep`: tokens [B, Q], valid [B, 1] -> states [B, D]."""
         if name not in self.single_steps:
-            self.single_steps[name] = SingleStep(self.model, name)
+            self.single_steps[name] = (NativeStep if self.native else SingleStep)(self.model, name)
         model, step, backbone = self.model, self.single_steps[name], self.model.backbone(name)
         timestep = self.length[backbone]
         self._grow(backbone, timestep + 1)
@@ -173,6 +184,11 @@ class KVCache:
                 )
         query_position = step.query_position(next_time.time, x.dtype) if source else None
 
+        rotation = step.rotary(position)
+        if isinstance(step, NativeStep) and not self._queries(name):
+            state = step.run(x, timestep, rotation, bias, own, query_position, source)
+            return self._with_last_state(name, state, valid)
+
         def zips(stage: int, before: Tensor) -> Tensor:
             x = before
             for other, (cross_bias, keys) in source.items():
@@ -180,12 +196,14 @@ class KVCache:
                 x = y if x is before else x + (y - before)
             return x
 
-        rotation = step.rotary(position)
         x = self._run_stages(
             name, x, lambda i, x: step.layers[i](x, rotation, bias, own[i]), zips, time, at, read
         )
-        state = step.finish(x)
-        if model.next_modality_heads:
+        return self._with_last_state(name, step.finish(x), valid)
+
+    def _with_last_state(self, name: str, state: Tensor, valid: Tensor) -> Tensor:
+        """States [B, D] of one timestep, which are kept for the next-modality head."""
+        if self.model.next_modality_heads:
             self.last_states[name] = torch.where(valid, state, self.last_states.get(name, state))
         return state
 
@@ -238,7 +256,7 @@ class KVCache:
         self.zip_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zip_kv.items()}
 
     def join(self, other: "KVCache") -> None:
-        """Append the rows of another cache of the same model. Neither may be compiled."""
+        """Append the rows of another cache of the same model. Neither may be a graph."""
         for backbone in self.valid:
             room = max(one.valid[backbone].shape[1] for one in (self, other))
             for one in (self, other):

@@ -73,6 +73,8 @@ class ContinuousBatch:
         if self.cache is None:
             self.cache, self.criteria, self.rows = cache, criteria, rows
             cache.single_steps = self.single_steps
+            cache.set_compiled(self.sampling.compile)
+            cache.graph = False  # rows come and go
         else:
             self.cache.join(cache)
             self.criteria.join(criteria)

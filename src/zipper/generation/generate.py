@@ -209,7 +209,7 @@ class Generator:
         caps: maximum content length of every row of the cache. ids, seed: source of randomness. append_last:
         also append the last token to the cache, so that generation can continue from it.
         """
-        self.cache.compile = sampling.compile
+        self.cache.set_compiled(sampling.compile)
         if sampling.searches:
             ctc = (ctc_scorer(self.cache, self.name), sampling.ctc) if sampling.ctc else None
             tokens, ended = beam_search(

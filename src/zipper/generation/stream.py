@@ -38,7 +38,7 @@ def stream(
         )
     source = prompt.segments[-1]
     cache = prefill(model, [prompt], {name})
-    cache.compile = sampling.compile
+    cache.set_compiled(sampling.compile)
     generator = Generator(cache, name, statistics.max_repeats(name))
     caps = np.array([content_cap(model, statistics, name, source)])
     criteria = StoppingCriteria(generator.layout, [0], caps, generator.max_repeats)

@@ -127,6 +127,7 @@ def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
     counter = CompileCounter()
     step = torch.compile(KVCache._run, backend=counter, fullgraph=True, dynamic=False)
     monkeypatch.setattr("zipper.generation.cache.compiled", lambda: step)
+    monkeypatch.setattr(KVCache, "set_compiled", lambda cache, on: setattr(cache, "graph", on))  # as on a GPU
     model = tiny_model()
     given = prompts(model, 3, "text")
     plain = generate(model, given, ["speech", "text"], STATISTICS)

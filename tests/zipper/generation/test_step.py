@@ -5,8 +5,13 @@ import torch
 
 from conftest import tiny_model
 from slow import STATISTICS, prompts
+from zipper.config import SamplingConfig
+from zipper.errors import ConfigError
 from zipper.generation.cache import BLOCK, KVCache
+from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.generate import generate
+from zipper.generation.native_step import NativeStep, library
+from zipper.generation.stream import stream
 
 
 @pytest.mark.parametrize(
@@ -23,9 +28,9 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
     draw = torch.Generator().manual_seed(3)
     multimodal = torch.tensor([True, True, False])
     lean, plain, mixed = (KVCache(model, multimodal) for _ in range(3))
-    plain.compile = True
+    plain.graph = True
     for turn, name in enumerate(["text", "music", "speech", "text", "music"]):
-        mixed.compile = turn % 2 == 0
+        mixed.graph = turn % 2 == 0
         tower = model.cfg.towers[name]
         for _ in range(BLOCK + 9 if name == "speech" else 4):
             tokens = torch.randint(tower.vocabulary, (3, 1, tower.codebooks), generator=draw)
@@ -35,12 +40,83 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
             torch.testing.assert_close(states[2], states[1], rtol=0, atol=close)
 
 
-def test_a_model_of_nan_still_stops_and_keeps_to_the_rules():
+@pytest.mark.parametrize("rows", [3, 21])
+@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary", "elsewhere", "lora"])
+def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatch):
+    """With no source, one and two; ragged rows, one of a single modality; in one thread and two."""
+    placed = position if position in ("none", "sinusoidal") else "rotary"
+    query = "text" if position in ("elsewhere", "lora") else "speech"  # these are of the text tower
+    model = tiny_model(
+        ("text", "speech", "music"),
+        position=placed,
+        elsewhere=position == "elsewhere",
+        lora=2 * (position == "lora"),
+    ).float()
+    monkeypatch.setattr("zipper.generation.cache.compiled", lambda: KVCache._run)
+    draw = torch.Generator().manual_seed(3)
+    native, plain = (KVCache(model, torch.arange(rows) != 1) for _ in range(2))
+    native.query_towers = plain.query_towers = {query}
+    native.native = plain.graph = True
+    others = [name for name in model.names if name != query]
+    for name, columns in [(query, 5), (others[0], 1), (query, BLOCK), (others[1], 1), (query, 9)]:
+        tower = model.cfg.towers[name]
+        for _ in range(columns):
+            length = 1 if name == query else 6
+            tokens = torch.randint(tower.vocabulary, (rows, length, tower.codebooks), generator=draw)
+            valid = torch.rand(rows, 1, generator=draw) < 0.8
+            valid = valid & (torch.arange(length) < torch.randint(1, 7, (rows, 1), generator=draw))
+            states = [cache.extend(name, tokens, valid)[valid] for cache in (native, plain)]
+            torch.testing.assert_close(*states, rtol=0, atol=1e-4)
+    assert isinstance(native.single_steps[query], NativeStep)
+
+
+@pytest.mark.parametrize("name", ["text", "speech"])
+def test_what_the_native_step_writes_is_the_same(name):
+    """By itself, as a stream, in a beam and in a batch that others join and leave."""
+    model = tiny_model().float()
+    other = next(one for one in model.names if one != name)
+    given = prompts(model, 5, other)
+    compiled = {name: SamplingConfig(compile=True)}
+    expected = [out.tokens.tolist() for [out] in generate(model, given, [name], STATISTICS)]
+    assert [out.tokens.tolist() for [out] in generate(model, given, [name], STATISTICS, compiled)] == expected
+    assert together(model, name, given, compiled) == expected
+    if name == "speech":
+        for prompt, [plain] in zip(given, generate(model, given, [name], STATISTICS), strict=True):
+            frames = [plain.content[:, :0], *stream(model, prompt, name, STATISTICS, compiled)]
+            assert torch.equal(torch.cat(frames, dim=1), plain.content)
+    else:
+        beams = [{name: SamplingConfig(beams=3, compile=one)} for one in (False, True)]
+        plain, fast = (
+            [s.tokens.tolist() for [s] in generate(model, given, [name], STATISTICS, b)] for b in beams
+        )
+        assert fast == plain
+
+
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("no-such-compiler", "'no-such-compiler' does not start .*Install gcc"),
+        ("false", "false cannot compile .*returned non-zero"),
+    ],
+)
+def test_a_missing_compiler_is_named(compiler, said, monkeypatch):
+    monkeypatch.setenv("CC", compiler)
+    library.cache_clear()
+    model = tiny_model().float()
+    with pytest.raises(ConfigError, match=said):
+        generate(
+            model, prompts(model, 1, "text"), ["speech"], STATISTICS, {"speech": SamplingConfig(compile=True)}
+        )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_of_nan_still_stops_and_keeps_to_the_rules(compiled):
     """A training that has diverged comes to its validation all the same."""
-    model = tiny_model()
+    model = tiny_model().float()
     for parameter in model.tower("speech").parameters():
         parameter.data.fill_(torch.nan)
-    for (spoken,) in generate(model, prompts(model, 2, "text"), ["speech"], STATISTICS):
+    how = {"speech": SamplingConfig(compile=compiled)}
+    for (spoken,) in generate(model, prompts(model, 2, "text"), ["speech"], STATISTICS, how):
         assert spoken.finish_reason in ("cap", "loop")
         assert (spoken.content < model.cfg.towers["speech"].vocabulary - 3).all()
 
@@ -49,3 +125,15 @@ def test_a_model_in_training_is_not_written_with():
     model = tiny_model().train()
     with pytest.raises(AssertionError, match="dropout"):
         generate(model, prompts(model, 1, "text"), ["speech"], STATISTICS)
+
+
+@torch.no_grad()
+def together(model, name, given, how):
+    """Tokens of each prompt's segment, from a batch that two prompts begin and the others join one by one."""
+    batch = ContinuousBatch(model, name, STATISTICS, how)
+    rows, rest = batch.add(given[:2]), list(given[2:])
+    while batch.rows or rest:
+        if rest:
+            rows += batch.add([rest.pop(0)])
+        batch.step()
+    return [row.output.tokens.tolist() for row in rows]
