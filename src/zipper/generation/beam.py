@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from zipper.generation.cache import KVCache
+from zipper.generation.cache_rows import exchange, select
 from zipper.generation.ctc import CtcScorer, JointScores
 from zipper.generation.stopping import LogitsProcessor
 from zipper.modalities.layout import NOT_ENDED, TokenLayout
@@ -29,7 +30,7 @@ def beam_search(
     Returns tokens int64 [B, S, 1] and the timestep of each row's EOS [B].
     """
     device, count = cache.multimodal.device, len(caps)
-    cache.select(torch.arange(count, device=device).repeat_interleave(beams))
+    select(cache, torch.arange(count, device=device).repeat_interleave(beams))
     start = cache.length[cache.model.backbone(name)]
     tower = cache.model.tower(name)
     processor = LogitsProcessor(layout, device)
@@ -56,7 +57,7 @@ def beam_search(
             parent, token = best // layout.vocabulary, best % layout.vocabulary
         else:
             parent, token, scores = joint.choose(scores, likely, closed)
-        cache.exchange(name, (first + parent).flatten(), start)
+        exchange(cache, name, (first + parent).flatten(), start)
         ended, closed = ended.gather(1, parent), closed.gather(1, parent)
         history = torch.cat([history.gather(1, parent[..., None].expand_as(history)), token[..., None]], 2)
         fresh = ~closed
@@ -65,6 +66,6 @@ def beam_search(
     if append_last:
         cache.extend(name, token.reshape(-1, 1, 1), fresh.reshape(-1, 1))
     best = (scores / ended.clamp(min=1) if joint is None else joint.joined(scores)).argmax(1)
-    cache.select(first[:, 0] + best)
+    select(cache, first[:, 0] + best)
     row = torch.arange(count, device=device)
     return history[row, best][..., None], ended[row, best].cpu().numpy()

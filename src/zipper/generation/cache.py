@@ -5,7 +5,6 @@ tower caches the keys and values of its own layers, and each zip those of its so
 modality, only its own tower runs. Towers that share a backbone (Single Decoder) share the cache.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -230,69 +229,6 @@ class KVCache:
         before = self.last_states.get(name, latest)
         self.last_states[name] = torch.where((count > 0)[:, None], latest, before)
 
-    def exchange(self, name: str, rows: Tensor, start: int) -> None:
-        """As `select`, for rows int64 [B] that take the place of rows with the same prompt: beams, which
-        differ in what tower `name` has generated alone, from timestep `start` of its backbone on. Prompts are
-        long, and stay where they are."""
-        backbone = self.model.backbone(name)
-        for kept in (self.biases, self.valid, self.count, self.end_time, self.last_states):
-            kept.update({key: x[rows] for key, x in kept.items() if key in (name, backbone)})
-        if name in self.cross_biases:
-            self.cross_biases[name] = self.cross_biases[name].select(rows)
-        new = slice(start, self.length[backbone])
-        own = [kv for key, kv in self.layer_kv.items() if key[0] == backbone]
-        read = [kv for key, kv in self.zip_kv.items() if key[1][1] == name]
-        for buffer in itertools.chain(*own, *read):
-            buffer[:, :, new] = buffer[rows, :, new]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep the rows int64 [N] in this order. A row may be dropped or repeated."""
-        self.multimodal = self.multimodal[rows]
-        self.biases = {name: bias[rows] for name, bias in self.biases.items()}
-        self.cross_biases = {name: cross_bias.select(rows) for name, cross_bias in self.cross_biases.items()}
-        for kept in (self.valid, self.count, self.end_time, self.last_states):
-            kept.update({name: tensor[rows] for name, tensor in kept.items()})
-        self.layer_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.layer_kv.items()}
-        self.zip_kv = {key: KeyValue(k[rows], v[rows]) for key, (k, v) in self.zip_kv.items()}
-
-    def join(self, other: "KVCache") -> None:
-        """Append the rows of another cache of the same model. Neither may be a graph."""
-        for backbone in self.valid:
-            room = max(one.valid[backbone].shape[1] for one in (self, other))
-            for one in (self, other):
-                if room > one.valid[backbone].shape[1]:
-                    one._resize(backbone, room)
-            self.length[backbone] = max(self.length[backbone], other.length[backbone])
-        for mine, theirs in ((self.end_time, other.end_time), (self.last_states, other.last_states)):
-            for name in {*mine, *theirs}:  # a tower without tokens has none
-                parts = [kept.get(name) for kept in (mine, theirs)]
-                like = next(part for part in parts if part is not None)
-                counts = len(self.multimodal), len(other.multimodal)
-                mine[name] = torch.cat(
-                    [
-                        like.new_zeros(n, *like.shape[1:]) if part is None else part
-                        for n, part in zip(counts, parts, strict=True)
-                    ]
-                )
-        self.multimodal = torch.cat([self.multimodal, other.multimodal])
-        for mine, theirs in ((self.valid, other.valid), (self.count, other.count)):
-            mine.update({name: torch.cat([rows, theirs[name]]) for name, rows in mine.items()})
-        self.layer_kv = {key: _joined(kv, other.layer_kv[key]) for key, kv in self.layer_kv.items()}
-        self.zip_kv = {key: _joined(kv, other.zip_kv[key]) for key, kv in self.zip_kv.items()}
-        self.biases, self.cross_biases = {}, {}
-
-    def trim(self) -> None:
-        """Drop timesteps in which no row has a token, at the start (whole blocks) and the end."""
-        for backbone, valid in self.valid.items():
-            used = valid.any(0).nonzero()[:, 0].tolist()
-            start = used[0] // BLOCK * BLOCK if used else 0
-            self.length[backbone] = used[-1] + 1 - start if used else 0
-            if start:
-                self.valid[backbone] = valid[:, start:].contiguous()
-                for kept, key, _, _ in self._buffers(backbone):
-                    kept[key] = KeyValue(*(buffer[:, :, start:].contiguous() for buffer in kept[key]))
-        self.biases, self.cross_biases = {}, {}
-
     def _cross_mask(self, other: str, tokens: int) -> Tensor:
         """Mask bool [B, tokens, read] of the cached tokens of the source tower, False in unimodal
         documents."""
@@ -304,15 +240,15 @@ class KVCache:
         have = self.valid[backbone].shape[1]
         if timesteps <= have:
             return
-        self._resize(backbone, _round_up(max(timesteps, 2 * have), BLOCK))
+        self.resize(backbone, _round_up(max(timesteps, 2 * have), BLOCK))
 
-    def _resize(self, backbone: str, room: int) -> None:
-        """Grow the buffers of `_grow` to `room` timesteps."""
+    def resize(self, backbone: str, room: int) -> None:
+        """Grow the buffers of a backbone, and of the zips whose source it is, to `room` timesteps."""
         have = self.valid[backbone].shape[1]
         grown = self.valid[backbone].new_zeros(len(self.multimodal), room)
         grown[:, :have] = self.valid[backbone]
         self.valid[backbone] = grown
-        for kept, key, heads, size in self._buffers(backbone):
+        for kept, key, heads, size in self.buffers(backbone):
             weight = self.model.tower(backbone).embedding.weight
             new = KeyValue(*(weight.new_zeros(len(self.multimodal), heads, room, size) for _ in range(2)))
             if have:
@@ -320,7 +256,7 @@ class KVCache:
                     buffer[:, :, :have] = old
             kept[key] = new
 
-    def _buffers(self, backbone: str) -> Iterator[tuple[dict, tuple, int, int]]:
+    def buffers(self, backbone: str) -> Iterator[tuple[dict, tuple, int, int]]:
         """(dictionary, key, heads, head size) of every buffer that a token of this backbone is written to."""
         tower = self.model.cfg.towers[backbone]
         for index in range(tower.layers):
@@ -340,10 +276,6 @@ def compiled() -> Callable[..., Tensor]:
         MAX_GRAPHS, torch._dynamo.config.accumulated_recompile_limit
     )
     return torch.compile(KVCache._run, fullgraph=True, dynamic=False)
-
-
-def _joined(rows: KeyValue, more: KeyValue) -> KeyValue:
-    return KeyValue(torch.cat([rows.key, more.key]), torch.cat([rows.value, more.value]))
 
 
 def _round_up(timesteps: int, multiple: int) -> int:

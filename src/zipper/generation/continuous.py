@@ -13,6 +13,7 @@ from zipper.data.documents import Document
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
+from zipper.generation.cache_rows import join, select, trim
 from zipper.generation.generate import GREEDY, GenerationOutput, content_cap, finished, prefill
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.single_step import SingleStep
@@ -76,7 +77,7 @@ class ContinuousBatch:
             cache.set_compiled(self.sampling.compile)
             cache.graph = False  # rows come and go
         else:
-            self.cache.join(cache)
+            join(self.cache, cache)
             self.criteria.join(criteria)
             self.rows = [*self.rows, *rows]
         return rows
@@ -119,6 +120,6 @@ class ContinuousBatch:
             self.cache = None
             return left
         self.criteria.select(kept)
-        self.cache.select(torch.from_numpy(kept).to(self.cache.multimodal.device))
-        self.cache.trim()
+        select(self.cache, torch.from_numpy(kept).to(self.cache.multimodal.device))
+        trim(self.cache)
         return left
