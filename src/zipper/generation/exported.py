@@ -72,9 +72,18 @@ def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Se
     _take_certificate(trained)
     if frozen_too:
         round_frozen(trained.network, bits)
-    info = read_json(model / INFO) if is_exported(model) else {}
-    figures = {name: info[name] for name in ORIGIN if name in info}  # WERs were those of other bits
+    # WERs were those of other bits.
+    figures = {name: figure for name, figure in _origin(model).items() if name in ORIGIN}
     save_exported(folder, trained, load_modalities(trained.config, model), figures)
+
+
+def _origin(model: Path) -> dict[str, Any]:
+    """How an exported model or that of a run was trained; nothing of a run that is not finished."""
+    if is_exported(model):
+        return read_json(model / INFO)
+    result = model / "result.json"
+    info = read_json(result) if result.is_file() else {}
+    return {**info, "minutes": round(info["wall_seconds"] / 60, 1)} if info else {}
 
 
 def _take_certificate(trained: TrainedModel) -> None:

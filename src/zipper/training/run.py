@@ -155,10 +155,9 @@ def _finish(
         write_result(result, cfg.run_dir / f"{task}.json", *copies[task])
         write_predictions(result, cfg.run_dir / f"{task}.tsv")
     # Written last, because it marks the run as finished.
+    made = {"name": cfg.name, "command": origin.command, "commit": origin.commit}
     seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
-    write_result(
-        {"name": cfg.name, "command": origin.command, **headlines(results), **seconds}, finished(cfg)
-    )
+    write_result({**made, **headlines(results), **seconds}, finished(cfg))
     print("\n" + summary_text(results, cfg.run_dir))
     print("\n".join(summary_lines(results, cfg.run_dir)))
     return results

@@ -11,12 +11,13 @@ import yaml
 
 from conftest import config, module_for, transcribe
 from reproduce import ROOT
-from zipper.config import TrainCodecConfig, load_config
+from zipper.config import TrainCodecConfig, load_config, read_json
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.tasks import load_scorers
+from zipper.generation.exported import ORIGIN, export
 from zipper.modalities.scoring import total_errors
 from zipper.models.losses import stream_loss
 from zipper.models.resolve import resolve
@@ -62,6 +63,15 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared, capsys):
     header = (cfg.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     for metric in ("train/loss_text", "train/padding", "dev/wer", "dev/loss", "gate/"):
         assert metric in header
+
+
+def test_a_run_that_is_exported_later_says_how_it_was_trained(prepared):
+    cfg = config("name=one", "export=at-once")
+    run_module.train(cfg, "python -m zipper train x.yaml")
+    export(cfg.run_dir, Path("later"), bits=8, frozen_too=False)
+    at_once, later = (read_json(Path(folder) / "zipper.json") for folder in ("at-once", "later"))
+    assert [later[name] for name in ORIGIN] == [at_once[name] for name in ORIGIN]
+    assert "test/asr/wer" in at_once.keys() - later.keys()  # of other bits
 
 
 def test_online_a_run_taken_up_again_is_one_run_and_offline_another(in_tmp, monkeypatch):
