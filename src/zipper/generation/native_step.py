@@ -6,6 +6,7 @@ for this machine when a process first uses it, in about a second.
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,8 @@ SOURCE = Path(__file__).with_suffix(".c")
 COMPILERS = ("cc", "gcc", "clang")
 # As -ffast-math, except that a NaN stays a NaN.
 FLAGS = (
-    "-O3", "-march=native", "-shared", "-fPIC",
+    "-O3", "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native",
+    "-shared", "-fPIC",
     "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros",
 )  # fmt: skip
 ROWS = 8  # at least these for each thread
