@@ -37,7 +37,7 @@ typedef struct {
     float *key, *value;    /* [B, heads, capacity, size] */
     const float *bias;     /* additive, row r at bias + r * bias_stride */
     long capacity, timesteps, bias_stride;
-} Memory;
+} KeyValue;
 
 typedef struct {
     long is_zip;
@@ -46,7 +46,7 @@ typedef struct {
     Product in, out;       /* qkv of a layer, the query of a zip */
     Product widen, narrow; /* gate and up of a layer */
     float attention_gate, feed_forward_gate;
-    Memory memory;
+    KeyValue kv;
     const unsigned char *has_source; /* [B] or NULL: all rows have one */
     long first_of_stage;   /* of zips: whether x is the state before the stage */
 } Block;
@@ -176,29 +176,29 @@ static inline __attribute__((always_inline)) void attend_head(
     for (long i = 0; i < size; i++) y[i] /= sum;
 }
 
-/* y [heads, size]: attention of q [heads, size] to row r of a memory. */
+/* y [heads, size]: attention of q [heads, size] to row r of the keys and values. */
 static void attend(const Block *block, const float *q, long r, float *y, float *scores)
 {
-    const Memory *memory = &block->memory;
+    const KeyValue *kv = &block->kv;
     const long size = block->size, group = block->heads / block->kv_heads;
     for (long head = 0; head < block->heads; head++, q += size, y += size) {
-        const long at = (r * block->kv_heads + head / group) * memory->capacity * size;
-        const float *key = memory->key + at, *value = memory->value + at, *bias = memory->bias + r * memory->bias_stride;
+        const long at = (r * block->kv_heads + head / group) * kv->capacity * size;
+        const float *key = kv->key + at, *value = kv->value + at, *bias = kv->bias + r * kv->bias_stride;
         if (size == 32) /* known sizes are unrolled */
-            attend_head(32, memory->timesteps, q, key, value, bias, y, scores);
+            attend_head(32, kv->timesteps, q, key, value, bias, y, scores);
         else if (size == 64)
-            attend_head(64, memory->timesteps, q, key, value, bias, y, scores);
+            attend_head(64, kv->timesteps, q, key, value, bias, y, scores);
         else
-            attend_head(size, memory->timesteps, q, key, value, bias, y, scores);
+            attend_head(size, kv->timesteps, q, key, value, bias, y, scores);
     }
 }
 
-/* Queries, keys and values of a layer for rows from `start` on; keys and values go into its memory. */
+/* Queries, keys and values of a layer for rows from `start` on; keys and values go to timestep `at`. */
 static void self_attention(const Step *step, const Block *block, long start, long rows, float *wide, long stride,
                            float *heads, long heads_stride, float *scores)
 {
     const long size = block->size, query = block->heads * size, own = block->kv_heads * size;
-    const Memory *memory = &block->memory;
+    const KeyValue *kv = &block->kv;
     for (long r = 0; r < rows; r++) {
         float *q = wide + r * stride;
         const float *cos = step->cos + (start + r) * size, *sin = step->sin + (start + r) * size;
@@ -208,9 +208,9 @@ static void self_attention(const Step *step, const Block *block, long start, lon
             rotate(q + head * size, size, cos, sin);
         }
         for (long head = 0; head < block->kv_heads; head++) {
-            const long at = (((start + r) * block->kv_heads + head) * memory->capacity + step->at) * size;
-            memcpy(memory->key + at, q + query + head * size, size * sizeof *q);
-            memcpy(memory->value + at, q + query + own + head * size, size * sizeof *q);
+            const long at = (((start + r) * block->kv_heads + head) * kv->capacity + step->at) * size;
+            memcpy(kv->key + at, q + query + head * size, size * sizeof *q);
+            memcpy(kv->value + at, q + query + own + head * size, size * sizeof *q);
         }
         attend(block, q, start + r, heads + r * heads_stride, scores);
     }
@@ -240,21 +240,20 @@ static void activate(int is_zip, long rows, long inner, float *wide, long stride
     }
 }
 
-static long most(long a, long b) { return a > b ? a : b; }
+static long larger(long a, long b) { return a > b ? a : b; }
 
-/* Runs `count` rows from row `start` on: x [B, width] becomes the states after the final norm. Returns 0, or 1
+/* Runs `rows` rows from row `start` on: x [B, width] becomes the states after the final norm. Returns 0, or 1
    where there is no memory for it. */
-int run(const Step *step, float *x, long start, long count)
+int run(const Step *step, float *x, long start, long rows)
 {
     const long width = step->width;
     long inner = 0, attended = 0, timesteps = 0;
     for (long b = 0; b < step->blocks; b++) {
         const Block *block = &step->block[b];
-        inner = most(inner, most(block->in.outputs, block->widen.outputs));
-        attended = most(attended, block->heads * block->size);
-        timesteps = most(timesteps, block->memory.timesteps);
+        inner = larger(inner, larger(block->in.outputs, block->widen.outputs));
+        attended = larger(attended, block->heads * block->size);
+        timesteps = larger(timesteps, block->kv.timesteps);
     }
-    const long rows = count;
     float *room = malloc((rows * (3 * width + inner + attended) + timesteps) * sizeof *room);
     if (!room) return 1;
     float *normed = room, *before = normed + rows * width, *y = before + rows * width;
@@ -265,7 +264,7 @@ int run(const Step *step, float *x, long start, long count)
         float *state = x;
         if (block->is_zip) {
             if (block->first_of_stage) memcpy(before, x, rows * width * sizeof *x);
-            if (!block->memory.timesteps) continue;
+            if (!block->kv.timesteps) continue;
             memcpy(y, before, rows * width * sizeof *x);
             state = y;
         }

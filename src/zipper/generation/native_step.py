@@ -45,8 +45,8 @@ def _struct(name: str, **fields: type) -> type[ctypes.Structure]:
 # Structs of native_step.c, which says what their fields are.
 _Product = _struct("_Product", weight=c_void_p, bias=c_void_p, inputs=c_long, outputs=c_long)
 _Norm = _struct("_Norm", weight=c_void_p, eps=c_float)
-_Memory = _struct(
-    "_Memory",
+_KeyValue = _struct(
+    "_KeyValue",
     key=c_void_p,
     value=c_void_p,
     bias=c_void_p,
@@ -60,7 +60,7 @@ _Block = _struct(
     norm=_Norm, feed_forward_norm=_Norm, query_norm=_Norm, key_norm=_Norm,
     into=_Product, out=_Product, widen=_Product, narrow=_Product,
     attention_gate=c_float, feed_forward_gate=c_float,
-    memory=_Memory, has_source=c_void_p, first_of_stage=c_long,
+    kv=_KeyValue, has_source=c_void_p, first_of_stage=c_long,
 )  # fmt: skip
 _Step = _struct(
     "_Step",
@@ -148,14 +148,14 @@ class NativeStep(SingleStep):
         elif query_position is not None:
             step.zip_sinusoid = query_position.data_ptr()
         for index, block in self.layer_blocks:
-            _remember(block.memory, own[index].buffers, bias)
+            _set(block.kv, own[index].buffers, bias)
         for stage, source, block in self.zip_blocks:
             if source in sources:
                 (source_bias, has_source), kv = sources[source]
-                _remember(block.memory, kv[stage], source_bias)
+                _set(block.kv, kv[stage], source_bias)
                 block.has_source = None if has_source is None else has_source.data_ptr()
             else:
-                block.memory.timesteps = 0
+                block.kv.timesteps = 0
         self._run(x)
         return x
 
@@ -222,7 +222,8 @@ class NativeStep(SingleStep):
         into.bias = None if bias is None else self._keep(bias)
 
 
-def _remember(memory: ctypes.Structure, kv: KeyValue, bias: Tensor) -> None:
-    memory.key, memory.value, memory.bias = kv.key.data_ptr(), kv.value.data_ptr(), bias.data_ptr()
-    memory.capacity = kv.key.stride(1) // kv.key.shape[3]
-    memory.timesteps, memory.bias_stride = bias.shape[-1], bias.stride(0)
+def _set(into: ctypes.Structure, kv: KeyValue, bias: Tensor) -> None:
+    """Point to keys and values, of which a bias [B, 1, 1, timesteps] is known."""
+    into.key, into.value, into.bias = kv.key.data_ptr(), kv.value.data_ptr(), bias.data_ptr()
+    into.capacity = kv.key.stride(1) // kv.key.shape[3]
+    into.timesteps, into.bias_stride = bias.shape[-1], bias.stride(0)
