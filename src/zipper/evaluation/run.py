@@ -54,7 +54,7 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     cfg = replace(trained.config, **requested, data=data, train=train)
     if chosen != cfg.codec and load_codec(chosen).fingerprint == load_codec(cfg.codec).fingerprint:
         cfg = replace(cfg, codec=chosen)
-    clock, modalities = Clock(), load_modalities(cfg)
+    clock, modalities = Clock(), load_modalities(cfg, folder)  # its tokenizer
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities)
     check_dataset(checkpoint, dataset, allow_other_audio=True)

@@ -14,6 +14,8 @@ from zipper.cli import main
 from zipper.config import RunConfig, load_config
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, DataError
+from zipper.evaluation.result_file import read_result
+from zipper.evaluation.run import evaluate_run
 from zipper.generation.exported import certify, load_model
 from zipper.models.ctc import CtcHead
 from zipper.training import run as run_module
@@ -113,6 +115,16 @@ def test_a_resumed_fine_tuning_equals_an_unbroken_one(data, monkeypatch):
     run_module.train(config(*words, "name=parts", "export=parts"), "x")
     whole, parts = weights("whole"), weights("parts")
     assert all(torch.equal(whole[name], weight) for name, weight in parts.items())
+
+
+def test_a_fine_tuned_run_is_evaluated_with_its_own_tokenizer(data):
+    cfg = config(*data, *ASR, "train.init=first", "name=second")
+    trained = run_module.train(cfg, "x")["asr"]
+    stores = {*Path("build/stores").iterdir()}
+    evaluate_run(cfg, "x")
+    assert {*Path("build/stores").iterdir()} == stores
+    again = read_result(cfg.run_dir / "asr-test.json")
+    assert again["per_utterance"] == trained["per_utterance"]
 
 
 def test_the_python_api_goes_on_with_a_model_whose_towers_are_gone(data, manifest):
