@@ -1,5 +1,7 @@
 """A column at a time: the lean step against the layers and zips themselves."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from zipper.errors import ConfigError
 from zipper.generation.cache import BLOCK, KVCache
 from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.generate import generate
-from zipper.generation.native_step import NativeStep, library
+from zipper.generation.native_step import COMPILERS, NativeStep, library
 from zipper.generation.stream import stream
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="needs a compiler of C")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,7 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
             torch.testing.assert_close(states[2], states[1], rtol=0, atol=close)
 
 
+@needs_compiler
 @pytest.mark.parametrize("rows", [3, 21])
 @pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary", "elsewhere", "lora"])
 def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatch):
@@ -70,6 +75,7 @@ def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatc
     assert isinstance(native.single_steps[query], NativeStep)
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", ["text", "speech"])
 def test_what_the_native_step_writes_is_the_same(name):
     """By itself, as a stream, in a beam and in a batch that others join and leave."""
@@ -109,7 +115,7 @@ def test_a_missing_compiler_is_named(compiler, said, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
 def test_a_model_of_nan_still_stops_and_keeps_to_the_rules(compiled):
     """A training that has diverged comes to its validation all the same."""
     model = tiny_model().float()
