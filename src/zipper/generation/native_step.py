@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL:
         out = Path(folder) / "native_step.so"
         command = [*words, *FLAGS, str(SOURCE), "-o", str(out), "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"decode.NAME.compile=true needs a compiler of C on a CPU, and {words[0] or COMPILERS[0]!r} "

@@ -153,7 +153,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     further.decoder = "trained further"
     mine = {"mine": {**prepared.modalities, "speech": Speech(further)}}
     known = {"load_codec": lambda codec_cfg: further if codec_cfg.weights == "mine" else codec,
-             "load_modalities": lambda cfg: mine.get(cfg.codec.weights, prepared.modalities)}  # fmt: skip
+             "load_modalities": lambda cfg, _: mine.get(cfg.codec.weights, prepared.modalities)}  # fmt: skip
     for name, load in known.items():
         monkeypatch.setattr(f"zipper.evaluation.run.{name}", load)
     evaluate_run(load_config(cfg.run_dir / "config.yaml", ["codec.weights=mine"]), "z")
