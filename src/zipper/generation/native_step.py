@@ -35,7 +35,7 @@ FLAGS = (
     "-shared", "-fPIC",
     "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-freciprocal-math", "-fno-signed-zeros",
 )  # fmt: skip
-ROWS = 8  # at least these for each thread
+ROWS = 8  # rows that are worth a thread
 
 
 def _struct(name: str, **fields: type) -> type[ctypes.Structure]:
@@ -104,17 +104,16 @@ class NativeStep(SingleStep):
         """Raises ConfigError without a compiler of C."""
         super().__init__(model, name)
         self.library, tower = library(), model.tower(name)
-        self.tile = self.library.tile()
+        self.tile = self.library.tile()  # columns of a packed weight that lie together
         self.kept: list[Tensor] = []  # weights that the structs point to
         self.layer_blocks: list[tuple[int, ctypes.Structure]] = []  # (layer, its block)
         self.zip_blocks: list[tuple[int, str, ctypes.Structure]] = []  # (stage, source, its block)
         sources = [source for query, source in model.directions_used if query == name]
-        stages = [(model.layers(name, stage), stage) for stage in range(model.stages + 1)]
         count = tower.cfg.layers + model.stages * len(sources)
         self.blocks = (_Block * count)()
         free = iter(self.blocks)
-        for layers, stage in stages:
-            for index in layers:
+        for stage in range(model.stages + 1):
+            for index in model.layers(name, stage):
                 self.layer_blocks.append((index, self._layer(next(free), tower.layers[index])))
             for source in sources if stage < model.stages else ():
                 block = self._zip(next(free), model.zip(stage, name, source))
@@ -160,6 +159,7 @@ class NativeStep(SingleStep):
         return x
 
     def _run(self, x: Tensor) -> None:
+        """x [B, D] in place; threads take rows of their own."""
         count = len(x)
         parts = max(1, min(torch.get_num_threads(), count // ROWS))
         bounds = [count * part // parts for part in range(parts + 1)]
@@ -170,7 +170,7 @@ class NativeStep(SingleStep):
             return self.library.run(step, pointer, c_long(start), c_long(bounds[part + 1] - start))
 
         others = [_threads().submit(run, part) for part in range(1, parts)]
-        if run(0) or any(other.result() for other in others):
+        if any([run(0), *(other.result() for other in others)]):  # all of them have ended
             raise MemoryError(f"No memory for a timestep of {count} rows.")
 
     def _layer(self, block: ctypes.Structure, layer: nn.Module) -> ctypes.Structure:
@@ -196,13 +196,10 @@ class NativeStep(SingleStep):
         block.feed_forward_gate = zipped.feed_forward_gate.tanh().item()
         self._norm(block.norm, zipped.query_norm)
         self._norm(block.feed_forward_norm, zipped.feed_forward_norm)
-        for part, linear in (
-            ("into", zipped.to_q),
-            ("out", zipped.to_out),
-            ("widen", widen),
-            ("narrow", narrow),
-        ):
-            self._product(getattr(block, part), linear)
+        self._product(block.into, zipped.to_q)
+        self._product(block.out, zipped.to_out)
+        self._product(block.widen, widen)
+        self._product(block.narrow, narrow)
         return block
 
     def _keep(self, tensor: Tensor) -> int:
