@@ -191,6 +191,11 @@ class RunConfig(Section):
         super().__post_init__()
         if self.export_bits not in (16, 8, 4):
             raise ConfigError(f"export_bits={self.export_bits}: give 16, 8 or 4.")
+        if self.train.quantise and self.export_bits == 16:
+            raise ConfigError(
+                "train.quantise=true with export_bits=16: half precision needs no training of its own. Give "
+                "export_bits=4 or 8, or leave quantise out."
+            )
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():

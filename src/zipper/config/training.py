@@ -105,6 +105,11 @@ class TrainConfig(Section):
         "precision of the Trainer (on GPUs, float32 products are TF32's); bf16-products: float32, but matrix "
         "products of bfloat16, for CPUs that multiply it faster",
     )
+    quantise: bool = setting(
+        False,
+        "quantisation-aware training: the loss is that of weights rounded to export_bits, the update goes to "
+        "exact ones (straight-through estimator); for the last steps of a model in 4 bits",
+    )
     accelerator: str = setting("auto", "accelerator of the Trainer")
     devices: int = setting(1, "devices per node", at_least=1)
     nodes: int = setting(1, "nodes", at_least=1)
@@ -132,6 +137,8 @@ class TrainConfig(Section):
                 f"train.precision=bf16-products with train.{other}=true: they do not work together. Use "
                 "32-true, or on a GPU bf16-mixed."
             )
+        if self.quantise and self.strategy == "fsdp2":
+            raise ConfigError("train.quantise=true with train.strategy=fsdp2: use ddp.")
         if self.guide and not self.ctc:
             raise ConfigError(
                 f"train.guide={self.guide:g} needs the alignment of CTC: give train.ctc=0.3, for example."

@@ -21,10 +21,10 @@ from zipper.errors import ConfigError, DataError, torch_message
 from zipper.generation.extended import INFO, exported_folder, kept_directions, kept_names, untrained_names
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality, load_modalities
-from zipper.models.building import TrainedModel, build_untrained
+from zipper.models.building import TrainedModel, build_untrained, exported_weights
 from zipper.models.certify import certificate, check_certificate, round_frozen
 from zipper.models.ctc import CtcHeads
-from zipper.weight_files import load_state, rounded, save_state
+from zipper.weight_files import as_kept, load_state, rounded, save_state
 
 WEIGHTS = "zipper.safetensors"
 ORIGIN = ("command", "commit", "steps", "minutes")  # figures of a training in zipper.json
@@ -187,8 +187,8 @@ def rounded_towers(folder: Path) -> dict[str, int]:
 
 
 def load_trained(checkpoint: Path) -> TrainedModel:
-    """Model of a training checkpoint, in eval mode. Raises DataError as `read_checkpoint`, and if the
-    weights do not fit this version."""
+    """Model of a training checkpoint, in eval mode; with weights as its export holds them, if it was trained
+    for them. Raises DataError as `read_checkpoint`, and if the weights do not fit this version."""
     saved = read_checkpoint(checkpoint)
     kept = saved.get("hyper_parameters", {})
     if "cfg" not in kept:
@@ -197,7 +197,11 @@ def load_trained(checkpoint: Path) -> TrainedModel:
         )
     weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
     why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
-    return _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+    trained = _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+    if trained.config.train.quantise:
+        for weight in exported_weights(trained.network, trained.config.model):
+            weight.data = as_kept(weight.data, trained.config.export_bits)
+    return trained
 
 
 def _load_state(

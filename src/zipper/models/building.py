@@ -97,6 +97,18 @@ def kept_parts(model: MultimodalModel) -> list[nn.Module]:
     return [*zips, *projections, *(model.tower(name) for name in kept)]
 
 
+def exported_weights(model: MultimodalModel, cfg: ModelConfig) -> list[nn.Parameter]:
+    """Weights that an export writes in `export_bits`: all but those of frozen towers, of the model in
+    `model.init` and of zips that no task uses."""
+    frozen = [model.tower(name) for name in model.names if cfg.towers[name].frozen]
+    others = {
+        weight
+        for part in (*frozen, *kept_parts(model), *idle_parts(model).values())
+        for weight in part.parameters()
+    }
+    return [weight for weight in model.parameters() if weight not in others]
+
+
 def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
     """Zips of directions that no task of the run uses. They are not computed and get no gradient."""
     if not isinstance(model, ZipperModel):

@@ -16,7 +16,7 @@ from zipper.config import RunConfig, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
-from zipper.models.building import build_untrained, idle_parts, set_trainable
+from zipper.models.building import build_untrained, exported_weights, idle_parts, set_trainable
 from zipper.models.ctc import CtcHeads
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
@@ -24,6 +24,7 @@ from zipper.models.zip_block import is_gate
 from zipper.models.zipper import ZipperModel, recorded_attention
 from zipper.training.data import ZipperData
 from zipper.training.engine import shard
+from zipper.training.rounding import RoundedWeights
 
 NAMED = 8  # utterances in an error message
 
@@ -64,6 +65,7 @@ class ZipperModule(L.LightningModule):
         self.units = 0  # trained tokens, without padding
         self.seconds_before = 0.0  # of training, in earlier processes of this run
         self.started = time.monotonic()
+        self.rounded = RoundedWeights([], self.cfg.export_bits)  # with train.quantise
 
     @classmethod
     def of(cls, cfg: RunConfig, statistics: DatasetStatistics) -> "ZipperModule":
@@ -95,6 +97,9 @@ class ZipperModule(L.LightningModule):
             widths = {name: self.model.tower(name).cfg.width for name in self.model.names}
             heads = CtcHeads.of(widths, self.cfg.train.tasks, data.dataset.modalities)
             self.model.ctc = heads.to(next(self.model.parameters()).dtype)  # Lightning casts after loading
+        if self.cfg.train.quantise:
+            weights = exported_weights(self.model, self.cfg.model)
+            self.rounded = RoundedWeights(weights, self.cfg.export_bits)
 
     def configure_model(self) -> None:
         """Lightning hook: shard the model if the strategy does."""
@@ -125,6 +130,10 @@ class ZipperModule(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Seed dropout by (seed, micro-batch, rank), so that a resumed run equals an uninterrupted one."""
         torch.manual_seed((self.cfg.seed * 1_000_003 + index) * 1_009 + self.global_rank)
+        self.rounded.round()
+
+    def on_after_backward(self) -> None:
+        self.rounded.restore()
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Loss of this slice, scaled so that the mean over slices equals the mean over the whole step."""
@@ -216,6 +225,7 @@ class ZipperModule(L.LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
+        self.rounded.round()
         self.dev = torch.zeros(
             len(self.model.names), 2, dtype=next(self.model.parameters()).dtype, device=self.device
         )
@@ -237,6 +247,7 @@ class ZipperModule(L.LightningModule):
                 self.log(f"dev/loss_{name}", loss / weight)
                 mean = mean + loss / weight
         self.log("dev/loss", mean, prog_bar=True)
+        self.rounded.restore()  # the callbacks, which decode, ran before
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.cfg.train

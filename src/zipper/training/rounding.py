@@ -1,0 +1,28 @@
+"""Quantisation-aware training: the loss is that of the weights which an export in few bits holds."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from zipper.weight_files import as_kept
+
+
+class RoundedWeights:
+    """Weights rounded to few bits for loss and gradient, exact for the update (straight-through estimator,
+    arXiv:1308.3432)."""
+
+    def __init__(self, weights: Sequence[nn.Parameter], bits: int) -> None:
+        self.weights, self.bits = weights, bits
+        self.exact: list[Tensor] = []  # while they are rounded
+
+    def round(self) -> None:
+        """Replace the weights by rounded ones."""
+        self.exact = [weight.data for weight in self.weights]
+        for weight in self.weights:
+            weight.data = as_kept(weight.data, self.bits).to(weight.dtype)
+
+    def restore(self) -> None:
+        """Put the exact weights back."""
+        for weight, exact in zip(self.weights, self.exact, strict=True):
+            weight.data = exact
+        self.exact = []
