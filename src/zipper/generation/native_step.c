@@ -1,6 +1,7 @@
 /* One timestep of a tower with its zips on a CPU, in float32: what single_step.py does, without an operator call
-   for each product. Rows are independent, so that threads take rows of their own. Struct fields are those of
-   native_step.py, in the same order. */
+   for each product. Rows are independent, so that threads take rows of their own: those of OpenMP, which PyTorch
+   has, too (two pools of threads would wait for each other's cores). Struct fields are those of native_step.py, in
+   the same order. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -91,20 +92,34 @@ static inline __attribute__((always_inline)) void product_tile(
     }
 }
 
+/* The columns of a tile, from `start` on. */
+static void product_columns(const Product *p, long start, long rows, const float *x, long x_stride, float *y,
+                            long y_stride, float scale, int add)
+{
+    const float *w = p->weight + start * p->inputs, *bias = p->bias ? p->bias + start : NULL;
+    const long columns = p->outputs - start < TILE ? p->outputs - start : TILE;
+    long r = 0;
+    for (; r + BATCH_ROWS <= rows; r += BATCH_ROWS)
+        product_tile(BATCH_ROWS, x + r * x_stride, x_stride, w, p->inputs, y + r * y_stride + start, y_stride, bias,
+                     columns, scale, add);
+    for (; r < rows; r++)
+        product_tile(1, x + r * x_stride, x_stride, w, p->inputs, y + r * y_stride + start, y_stride, bias, columns,
+                     scale, add);
+}
+
 static void product(const Product *p, long rows, const float *x, long x_stride, float *y, long y_stride,
                     float scale, int add)
 {
-    for (long start = 0; start < p->outputs; start += TILE) {
-        const float *w = p->weight + start * p->inputs, *bias = p->bias ? p->bias + start : NULL;
-        const long columns = p->outputs - start < TILE ? p->outputs - start : TILE;
-        long r = 0;
-        for (; r + BATCH_ROWS <= rows; r += BATCH_ROWS)
-            product_tile(BATCH_ROWS, x + r * x_stride, x_stride, w, p->inputs, y + r * y_stride + start, y_stride,
-                         bias, columns, scale, add);
-        for (; r < rows; r++)
-            product_tile(1, x + r * x_stride, x_stride, w, p->inputs, y + r * y_stride + start, y_stride,
-                         bias, columns, scale, add);
-    }
+    for (long start = 0; start < p->outputs; start += TILE)
+        product_columns(p, start, rows, x, x_stride, y, y_stride, scale, add);
+}
+
+/* x [rows, inputs] -> y [rows, outputs]; threads take columns of their own. */
+void multiply(const Product *p, const float *x, float *y, long rows, long threads)
+{
+#pragma omp parallel for num_threads(threads)
+    for (long start = 0; start < p->outputs; start += TILE)
+        product_columns(p, start, rows, x, p->inputs, y, p->outputs, 1, 0);
 }
 
 static void normalise(const Norm *norm, long width, const float *x, float *y)
@@ -241,9 +256,9 @@ static void activate(int is_zip, long rows, long inner, float *wide, long stride
 
 static long larger(long a, long b) { return a > b ? a : b; }
 
-/* Runs `rows` rows from row `start` on: x [B, width] becomes the states after the final norm. Returns 0, or 1
-   where there is no memory for it. */
-int run(const Step *step, float *x, long start, long rows)
+/* Rows from `start` on: x [B, width] becomes the states after the final norm. Returns 0, or 1 where there is no
+   memory for it. */
+static int run_rows(const Step *step, float *x, long start, long rows)
 {
     const long width = step->width;
     long inner = 0, attended = 0, timesteps = 0;
@@ -289,4 +304,16 @@ int run(const Step *step, float *x, long start, long rows)
     for (long r = 0; r < rows; r++) normalise(&step->finish, width, x + r * width, x + r * width);
     free(room);
     return 0;
+}
+
+/* All rows of x [rows, width], as `run_rows`, in so many threads. */
+int run(const Step *step, float *x, long rows, long threads)
+{
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) reduction(| : failed)
+    for (long part = 0; part < threads; part++) {
+        const long start = rows * part / threads;
+        failed |= run_rows(step, x, start, rows * (part + 1) / threads - start);
+    }
+    return failed;
 }

@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_float, c_long, c_void_p
 from functools import cache
 from pathlib import Path
@@ -77,7 +76,8 @@ def library() -> ctypes.CDLL:
         out = Path(folder) / "native_step.so"
         command = [*words, *FLAGS, str(SOURCE), "-o", str(out), "-lm"]
         try:
-            subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
+            if subprocess.run([*command, "-fopenmp"], capture_output=True).returncode:  # in one thread then
+                subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"decode.NAME.compile=true needs a compiler of C on a CPU, and {words[0] or COMPILERS[0]!r} "
@@ -92,13 +92,8 @@ def library() -> ctypes.CDLL:
         return ctypes.CDLL(str(out))
 
 
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
-
-
 class NativeStep(SingleStep):
-    """`SingleStep` whose layers, zips and final norm are one call: `run`."""
+    """`SingleStep` whose layers, zips and final norm are one call (`run`), and logits another."""
 
     def __init__(self, model: MultimodalModel, name: str) -> None:
         """Raises ConfigError without a compiler of C."""
@@ -121,6 +116,16 @@ class NativeStep(SingleStep):
                 self.zip_blocks.append((stage, source, block))
         self.step = _Step(tower.cfg.width, count, 0, ctypes.addressof(self.blocks))
         self._norm(self.step.finish, tower.norm)
+        self.to_logits = _Product()
+        self._weight(self.to_logits, tower.weight)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """states [B, D] -> [B, Q, V]"""
+        x, threads = states.contiguous(), c_long(torch.get_num_threads())
+        y = x.new_empty(len(x), len(self.offset), self.to_logits.outputs // len(self.offset))
+        into, out_of = c_void_p(y.data_ptr()), c_void_p(x.data_ptr())
+        self.library.multiply(ctypes.byref(self.to_logits), out_of, into, c_long(len(x)), threads)
+        return y
 
     def run(
         self,
@@ -155,23 +160,10 @@ class NativeStep(SingleStep):
                 block.has_source = None if has_source is None else has_source.data_ptr()
             else:
                 block.kv.timesteps = 0
-        self._run(x)
+        threads = max(1, min(torch.get_num_threads(), len(x) // ROWS))
+        if self.library.run(ctypes.byref(step), c_void_p(x.data_ptr()), c_long(len(x)), c_long(threads)):
+            raise MemoryError(f"No memory for a timestep of {len(x)} rows.")
         return x
-
-    def _run(self, x: Tensor) -> None:
-        """x [B, D] in place; threads take rows of their own."""
-        count = len(x)
-        parts = max(1, min(torch.get_num_threads(), count // ROWS))
-        bounds = [count * part // parts for part in range(parts + 1)]
-        step, pointer = ctypes.byref(self.step), c_void_p(x.data_ptr())
-
-        def run(part: int) -> int:
-            start = bounds[part]
-            return self.library.run(step, pointer, c_long(start), c_long(bounds[part + 1] - start))
-
-        others = [_threads().submit(run, part) for part in range(1, parts)]
-        if any([run(0), *(other.result() for other in others)]):  # all of them have ended
-            raise MemoryError(f"No memory for a timestep of {count} rows.")
 
     def _layer(self, block: ctypes.Structure, layer: nn.Module) -> ctypes.Structure:
         assert isinstance(layer, Layer)
@@ -212,11 +204,14 @@ class NativeStep(SingleStep):
 
     def _product(self, into: ctypes.Structure, linear: nn.Module) -> None:
         assert isinstance(linear, nn.Linear)
-        weight, bias = merged(linear), linear.bias
+        self._weight(into, merged(linear))
+        into.bias = None if linear.bias is None else self._keep(linear.bias)
+
+    def _weight(self, into: ctypes.Structure, weight: Tensor) -> None:
+        """weight [outputs, inputs]"""
         into.outputs, into.inputs = weight.shape
         padded = F.pad(weight, (0, 0, 0, -len(weight) % self.tile))
         into.weight = self._keep(padded.unflatten(0, (-1, self.tile)).transpose(1, 2))
-        into.bias = None if bias is None else self._keep(bias)
 
 
 def _set(into: ctypes.Structure, kv: KeyValue, bias: Tensor) -> None:

@@ -15,11 +15,11 @@ class LogitsProcessor:
         self.last, self.mask = np.empty(0), self.forbidden
 
     def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
-        """Set logits [B, Q, V] of forbidden tokens to -inf, also if they are NaN. kinds int [B, Q]: see
-        `TokenLayout.kinds`."""
+        """Set logits [B, Q, V] of forbidden tokens to -inf, in place, also if they are NaN. kinds int [B, Q]:
+        see `TokenLayout.kinds`."""
         if not np.array_equal(kinds, self.last):  # rarely changes
             self.last, self.mask = kinds, self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]
-        return logits.masked_fill(self.mask, float("-inf"))
+        return logits.masked_fill_(self.mask, float("-inf"))
 
 
 ROWS = ("caps", "timestep", "ended", "open_rows", "looping", "past", "run")  # arrays of StoppingCriteria

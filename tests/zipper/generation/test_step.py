@@ -72,6 +72,9 @@ def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatc
             valid = valid & (torch.arange(length) < torch.randint(1, 7, (rows, 1), generator=draw))
             states = [cache.extend(name, tokens, valid)[valid] for cache in (native, plain)]
             torch.testing.assert_close(*states, rtol=0, atol=1e-4)
+            if name == query:
+                logits = [cache.logits(name, one) for cache, one in zip((native, plain), states, strict=True)]
+                torch.testing.assert_close(*logits, rtol=0, atol=1e-4)
     assert isinstance(native.single_steps[query], NativeStep)
 
 
@@ -96,6 +99,24 @@ def test_what_the_native_step_writes_is_the_same(name):
             [s.tokens.tolist() for [s] in generate(model, given, [name], STATISTICS, b)] for b in beams
         )
         assert fast == plain
+
+
+@needs_compiler
+def test_without_openmp_it_runs_in_one_thread(tmp_path, monkeypatch):
+    compiler = next(filter(shutil.which, COMPILERS))
+    script = tmp_path / "no-openmp"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {compiler} "$@"\n', encoding="utf-8"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    library.cache_clear()
+    model = tiny_model().float()
+    given = prompts(model, 20, "text")
+    compiled = {"speech": SamplingConfig(compile=True)}
+    plain, native = (generate(model, given, ["speech"], STATISTICS, how) for how in (None, compiled))
+    assert [out.tokens.tolist() for [out] in native] == [out.tokens.tolist() for [out] in plain]
+    library.cache_clear()
 
 
 @pytest.mark.parametrize(
