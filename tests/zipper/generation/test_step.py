@@ -58,6 +58,7 @@ def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatc
         lora=2 * (position == "lora"),
     ).float()
     monkeypatch.setattr("zipper.generation.cache.compiled", lambda: KVCache._run)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     draw = torch.Generator().manual_seed(3)
     native, plain = (KVCache(model, torch.arange(rows) != 1) for _ in range(2))
     native.query_towers = plain.query_towers = {query}
