@@ -98,8 +98,10 @@ def test_without_ctc_its_head_is_left_behind(data):
     }
 
 
-def test_a_resumed_fine_tuning_equals_an_unbroken_one(data, monkeypatch):
-    words = [*data, *ASR, "train.init=first"]
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_resumed_fine_tuning_equals_an_unbroken_one(data, quantised, monkeypatch):
+    monkeypatch.setattr("zipper.weight_files.SMALLEST", 64)  # the matrices of these models are small
+    words = [*data, *ASR, "train.init=first", *(["train.quantise=true", "export_bits=4"] * quantised)]
     run_module.train(config(*words, "name=whole", "export=whole"), "x")
     step = ZipperModule.training_step
 

@@ -73,26 +73,6 @@ def test_what_is_scored_is_what_is_exported_and_checkpoints_are_exact(monkeypatc
     assert again["per_utterance"] == scored["per_utterance"]
 
 
-@pytest.mark.usefixtures("prepared", "nothing_is_drawn")
-def test_a_resumed_run_equals_an_unbroken_one(monkeypatch):
-    monkeypatch.setattr("zipper.weight_files.SMALLEST", 64)
-    run_module.train(config("name=whole", "export=whole"), "x")
-    step = ZipperModule.training_step
-
-    def broken(module, batch, index):
-        if index == 4:
-            raise InterruptedError
-        return step(module, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ZipperModule, "training_step", broken)
-        with pytest.raises(InterruptedError):
-            run_module.train(config("name=parts", "export=parts"), "x")
-    run_module.train(config("name=parts", "export=parts"), "x")
-    whole, parts = weights("whole"), weights("parts")
-    assert all(torch.equal(whole[name], weight) for name, weight in parts.items())
-
-
 def test_settings_that_do_not_work_together_are_refused():
     with pytest.raises(ConfigError, match=r"quantise=true with export_bits=16.*export_bits=4"):
         config("export_bits=16")
