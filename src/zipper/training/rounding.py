@@ -17,12 +17,13 @@ class RoundedWeights:
 
     def round(self) -> None:
         """Replace the weights by rounded ones."""
+        self.restore()  # after a step that was cut off
         self.exact = [weight.data for weight in self.weights]
         for weight in self.weights:
             weight.data = as_kept(weight.data, self.bits).to(weight.dtype)
 
     def restore(self) -> None:
-        """Put the exact weights back."""
-        for weight, exact in zip(self.weights, self.exact, strict=True):
+        """Put the exact weights back, if they are rounded."""
+        for weight, exact in zip(self.weights, self.exact, strict=False):
             weight.data = exact
         self.exact = []
