@@ -202,13 +202,13 @@ notebooks: $(VENV)/.notebooks  ## run the notebooks and write them as HTML to bu
 report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report
 
-# Two processes of one thread: threads of PyTorch that wait would take the cores from each other.
-TWO = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# In two processes of one thread each: threads of PyTorch that wait would take the cores from each other.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/.dev  ## run the tests, without the slow ones
-	$(TWO) -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev  ## run all tests
-	$(TWO) --no-loadscope-reorder $(ARGS)
+	$(PYTEST) --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff (lint, format) and mypy
 	$(VENV)/bin/ruff check src tests notebooks
