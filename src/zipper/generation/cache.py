@@ -242,6 +242,13 @@ class KVCache:
             return
         self.resize(backbone, _round_up(max(timesteps, 2 * have), BLOCK))
 
+    def reserve(self, name: str, timesteps: int) -> None:
+        """Make room for so many further timesteps of tower `name` at once, instead of step by step."""
+        backbone = self.model.backbone(name)
+        room = _round_up(self.length[backbone] + timesteps, BLOCK)
+        if room > self.valid[backbone].shape[1]:
+            self.resize(backbone, room)
+
     def resize(self, backbone: str, room: int) -> None:
         """Grow the buffers of a backbone, and of the zips whose source it is, to `room` timesteps."""
         have = self.valid[backbone].shape[1]
@@ -250,10 +257,11 @@ class KVCache:
         self.valid[backbone] = grown
         for kept, key, heads, size in self.buffers(backbone):
             weight = self.model.tower(backbone).embedding.weight
-            new = KeyValue(*(weight.new_zeros(len(self.multimodal), heads, room, size) for _ in range(2)))
-            if have:
-                for buffer, old in zip(new, kept[key], strict=True):
-                    buffer[:, :, :have] = old
+            new = KeyValue(*(weight.new_empty(len(self.multimodal), heads, room, size) for _ in range(2)))
+            for index, buffer in enumerate(new):
+                buffer[:, :, have:] = 0
+                if have:
+                    buffer[:, :, :have] = kept[key][index]
             kept[key] = new
 
     def buffers(self, backbone: str) -> Iterator[tuple[dict, tuple, int, int]]:

@@ -14,6 +14,7 @@ from ctypes import c_float, c_long, c_void_p
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from zipper.models.lora import merged
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Layer, LayerCache
 from zipper.models.zip_block import ZipBlock
+from zipper.models.zipper import InputProjection, ZipperModel
 
 SOURCE = Path(__file__).with_suffix(".c")
 COMPILERS = ("cc", "gcc", "clang")
@@ -118,13 +120,33 @@ class NativeStep(SingleStep):
         self._norm(self.step.finish, tower.norm)
         self.to_logits = _Product()
         self._weight(self.to_logits, tower.weight)
+        self.projection: InputProjection | None = None
+        if isinstance(model, ZipperModel) and name in model.projections:
+            self.projection = cast(InputProjection, model.projections[name])
+        self.linears: list[ctypes.Structure] = []  # of the input projection, with ReLU between them
+        for linear in self.projection.mlp[::2].children() if self.projection else ():
+            self.linears.append(_Product())
+            self._product(self.linears[-1], linear)
+
+    def embed(self, tokens: Tensor, multimodal: Tensor) -> Tensor:
+        """tokens int64 [B, Q] -> [B, D], with the input projection."""
+        x = y = F.embedding_bag(tokens + self.offset, self.table, mode="sum")
+        if self.projection is None:
+            return x
+        for index, linear in enumerate(self.linears):
+            y = self._multiply(linear, y.relu_() if index else y)
+        y = self.projection.combine(x, y)
+        return y if multimodal.all() else torch.where(multimodal[:, None], y, x)
 
     def logits(self, states: Tensor) -> Tensor:
         """states [B, D] -> [B, Q, V]"""
-        x, threads = states.contiguous(), c_long(torch.get_num_threads())
-        y = x.new_empty(len(x), len(self.offset), self.to_logits.outputs // len(self.offset))
+        return self._multiply(self.to_logits, states.contiguous()).unflatten(1, (len(self.offset), -1))
+
+    def _multiply(self, product: ctypes.Structure, x: Tensor) -> Tensor:
+        """x [B, inputs], contiguous -> [B, outputs]"""
+        y, threads = x.new_empty(len(x), product.outputs), c_long(torch.get_num_threads())
         into, out_of = c_void_p(y.data_ptr()), c_void_p(x.data_ptr())
-        self.library.multiply(ctypes.byref(self.to_logits), out_of, into, c_long(len(x)), threads)
+        self.library.multiply(ctypes.byref(product), out_of, into, c_long(len(x)), threads)
         return y
 
     def run(

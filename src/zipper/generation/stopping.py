@@ -12,14 +12,16 @@ class LogitsProcessor:
 
     def __init__(self, layout: TokenLayout, device: torch.device) -> None:
         self.forbidden = ~layout.allowed().to(device)  # [4, V]
-        self.last, self.mask = np.empty(0), self.forbidden
+        self.last, self.at = np.empty(0), torch.empty(0)
 
     def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
         """Set logits [B, Q, V] of forbidden tokens to -inf, in place, also if they are NaN. kinds int [B, Q]:
         see `TokenLayout.kinds`."""
         if not np.array_equal(kinds, self.last):  # rarely changes
-            self.last, self.mask = kinds, self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]
-        return logits.masked_fill_(self.mask, float("-inf"))
+            mask = self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]  # [B, Q, V]
+            self.last, self.at = kinds, mask.flatten().nonzero()[:, 0]
+        logits.view(-1).index_fill_(0, self.at, float("-inf"))  # few: a tenth of the time of a mask
+        return logits
 
 
 ROWS = ("caps", "timestep", "ended", "open_rows", "looping", "past", "run")  # arrays of StoppingCriteria

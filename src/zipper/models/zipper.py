@@ -35,7 +35,11 @@ class InputProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]"""
-        return F.relu(self.mlp(x)) if self.kind == "paper" else x + self.gate.tanh() * self.mlp(x)
+        return self.combine(x, self.mlp(x))
+
+    def combine(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [..., D] and y, what the MLP makes of it -> [..., D]"""
+        return F.relu(y) if self.kind == "paper" else x + self.gate.tanh() * y
 
 
 class CrossAttentionMask(NamedTuple):

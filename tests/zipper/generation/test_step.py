@@ -57,6 +57,8 @@ def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatc
         elsewhere=position == "elsewhere",
         lora=2 * (position == "lora"),
     ).float()
+    if position == "none":
+        model.projections[query].kind = "paper"
     monkeypatch.setattr("zipper.generation.cache.compiled", lambda: KVCache._run)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     draw = torch.Generator().manual_seed(3)
