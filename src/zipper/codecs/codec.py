@@ -3,6 +3,8 @@
 import hashlib
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from encodec import EncodecModel
 from encodec.modules import SEANetDecoder, SEANetEncoder
 from encodec.quantization import ResidualVectorQuantizer
 from torch import Tensor, nn
+from torch.backends import mkldnn
 
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.semantic import FITTED, HOP, SAMPLE_RATE, SemanticEncoder
@@ -26,6 +29,7 @@ OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 SEMANTIC = "semantic."  # prefix of its weights
 REACH = 12  # frames before it that the sound of a zipper-codec's frame depends on, at most
+ONEDNN = bool(mkldnn.enabled)
 AVERAGE = ".embed_avg"  # of a codebook: its codes times how often they are used
 
 
@@ -139,7 +143,8 @@ class Codec:
     def waves(self, codes: Tensor) -> Tensor:
         """As `decode`, but uncut and on the model's device."""
         latents = self.model.quantizer.vq.decode(codes[:, None].to(self.device))
-        return self.model.decoder(latents)[0, 0] / self.gain
+        with _without_onednn():
+            return self.model.decoder(latents)[0, 0] / self.gain
 
     @property
     def network(self) -> nn.Module:
@@ -148,6 +153,18 @@ class Codec:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """oneDNN compiles a transposed convolution for each new length, which takes longer than computing it.
+
+    The switch is of the whole process: another thread that turns it on again costs time, and nothing else."""
+    mkldnn.set_flags(False, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        mkldnn.set_flags(ONEDNN, _fp32_precision=None)
 
 
 class SemanticUnits(Codec):
