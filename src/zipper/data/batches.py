@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,33 +90,36 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
     books, names = codebooks[modality], list(codebooks)
     lengths = [sum(len(s.tokens) for s in d.segments if s.modality == modality) for d in documents]
     rows, width = len(documents), max(*lengths, 1)
-    stream = Stream(
-        tokens=torch.zeros(rows, width, books, dtype=torch.int64),
-        order=torch.zeros(rows, width, dtype=torch.int64),
-        valid=torch.arange(width) < torch.tensor(lengths)[:, None],
-        target=torch.full((rows, width, books), -100),
-        weight=torch.zeros(rows, width),
-        next_modality=torch.full((rows, width), -100),
-        loss_index=torch.zeros(0, dtype=torch.int64),
-        segment_ends=torch.zeros(0, dtype=torch.int64),
-    )
+    # NumPy's views and assignments take a third of the time of PyTorch's.
+    tokens = np.zeros((rows, width, books), np.int64)
+    order = np.zeros((rows, width), np.int64)
+    target = np.full((rows, width, books), -100)
+    weight = np.zeros((rows, width), np.float32)
+    next_modality = np.full((rows, width), -100)
     for row, doc in enumerate(documents):
-        start = order = 0
+        start = at = 0
         following = [*(s.modality for s in doc.segments[1:]), "nothing"]
         for part, then in zip(doc.segments, following, strict=False):  # a document may have no segment
             count = len(part.tokens)
             if part.modality == modality:
                 end = start + count
-                stream.tokens[row, start:end] = part.tokens
-                stream.order[row, start:end] = torch.arange(order, order + count)
-                stream.weight[row, start:end] = part.weight
+                own = part.tokens.numpy()
+                tokens[row, start:end] = own
+                order[row, start:end] = np.arange(at, at + count)
+                weight[row, start:end] = part.weight
                 if part.weight:  # the last token of a segment, EOS, has no target
-                    stream.target[row, start : end - 1] = torch.where(part.scored, part.tokens, -100)[1:]
+                    target[row, start : end - 1] = np.where(part.scored.numpy()[1:], own[1:], -100)
                 if doc.multimodal:
-                    stream.next_modality[row, end - 1] = names.index(then) if then in names else len(names)
+                    next_modality[row, end - 1] = names.index(then) if then in names else len(names)
                 start = end
-            order += count
-    loss_index = (stream.target != -100).any(-1).flatten().nonzero()[:, 0]
-    return stream._replace(
-        loss_index=loss_index, segment_ends=(stream.next_modality != -100).flatten().nonzero()[:, 0]
+            at += count
+    return Stream(
+        tokens=torch.from_numpy(tokens),
+        order=torch.from_numpy(order),
+        valid=torch.arange(width) < torch.tensor(lengths)[:, None],
+        target=torch.from_numpy(target),
+        weight=torch.from_numpy(weight),
+        next_modality=torch.from_numpy(next_modality),
+        loss_index=torch.from_numpy(np.flatnonzero((target != -100).any(-1))),
+        segment_ends=torch.from_numpy(np.flatnonzero(next_modality != -100)),
     )

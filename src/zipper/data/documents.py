@@ -59,8 +59,9 @@ def document(dataset: EncodedDataset, row: Row, task: str, prompt_weight: float)
 
 def segment(modality: Modality, content: Tensor, weight: float = 0.0) -> Segment:
     """Content int64 [Q, F] as a segment, by default of a prompt without loss."""
-    tokens = modality.layout.tokens(content)
-    return Segment(modality.name, tokens, modality.layout.scored(tokens), weight)
+    layout = modality.layout
+    tokens = layout.tokens(content)
+    return Segment(modality.name, tokens, layout.scored(tokens), weight)
 
 
 def scored_weight(

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 from zipper.config import modalities_of
 from zipper.config.training import LossMean
 from zipper.data.batches import Batch, collate
-from zipper.data.dataset import EncodedDataset, column, limit_rows
+from zipper.data.dataset import EncodedDataset, column, limit_rows, read_rows
 from zipper.data.documents import Document, document, eligible, scored_weight
 from zipper.errors import ConfigError
 
@@ -97,10 +97,7 @@ class BatchSchedule:
         for name, weight in self.average.items():
             total[name] = weight * len(examples) / len(self.average)
         mine = examples[part :: self.slices]
-        documents = [
-            document(self.dataset, self.rows[row], task, self.prompt_weight)
-            for row, task in mine or examples[:1]
-        ]
+        documents = self._documents(mine or examples[:1])
         segment_ends = sum(len(order) for _, task in examples if len(order := modalities_of(task)) > 1)
         batch = collate(documents, codebooks, total, segment_ends)
         return batch if mine else without_loss(batch)
@@ -115,8 +112,16 @@ class BatchSchedule:
                 break
             examples = self.examples(step)
             tasks |= {task for _, task in examples}
-            found += [document(self.dataset, self.rows[i], task, self.prompt_weight) for i, task in examples]
+            found += self._documents(examples)
         return found
+
+    def _documents(self, examples: list[Example]) -> list[Document]:
+        columns = ["id", *(one.tokens_column for one in self.dataset.modalities.values())]
+        rows = read_rows(self.rows, [row for row, _ in examples], columns)
+        return [
+            document(self.dataset, row, task, self.prompt_weight)
+            for row, (_, task) in zip(rows, examples, strict=True)
+        ]
 
     def _average_answers(self) -> dict[str, float]:
         """Mean loss weight of an answer by modality, over the rows of all tasks that end in it."""

@@ -159,7 +159,8 @@ class Modality(ABC):
 
     def content(self, row: Mapping[str, Any]) -> Tensor:
         """Content int64 [Q, F] of an encoded row."""
-        return torch.tensor(row[self.tokens_column], dtype=torch.int64).view(self.layout.codebooks, -1)
+        tokens = np.array(row[self.tokens_column], dtype=np.int64)
+        return torch.from_numpy(tokens).view(self.layout.codebooks, -1)
 
     def info(self) -> dict[str, Any]:
         """Entries of an encoded dataset's store.json."""

@@ -13,6 +13,7 @@ forced. With Q = 1 both patterns equal the paper's speech tower. Fillers are nei
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,16 +54,17 @@ def to_timesteps(codes: Tensor, size: int, pattern: Pattern = "delay") -> Tensor
     """
     if codes.numel() == 0:
         raise DataError("Content without frames has no tokens.")
-    if codes.min() < 0 or codes.max() >= size:
-        raise DataError(f"Codes {int(codes.min())} to {int(codes.max())} are not all within 0 to {size - 1}.")
-    books, frames = codes.shape
+    own = codes.numpy()  # whose views and assignments take a third of the time of PyTorch's
+    if own.min() < 0 or own.max() >= size:
+        raise DataError(f"Codes {own.min()} to {own.max()} are not all within 0 to {size - 1}.")
+    books, frames = own.shape
     special, lag = Specials.after(size), LAGS[pattern]
-    out = codes.new_full((frames + extra_timesteps(books, pattern), books), special.filler)
+    out = np.full((frames + extra_timesteps(books, pattern), books), special.filler)
     out[0] = special.bos
     for q in range(books):
-        out[1 + lag * q : 1 + lag * q + frames, q] = codes[q]
+        out[1 + lag * q : 1 + lag * q + frames, q] = own[q]
     out[1 + frames, 0] = special.eos
-    return out
+    return torch.from_numpy(out)
 
 
 def from_timesteps(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor:
@@ -87,6 +89,7 @@ def from_timesteps(out: Tensor, size: int, pattern: Pattern = "delay") -> Tensor
 def scored(tokens: Tensor, size: int) -> Tensor:
     """Mask bool [S, Q] of the scored tokens: codes, and EOS in codebook 0."""
     special = Specials.after(size)
-    due = tokens < size
-    due[:, 0] |= tokens[:, 0] == special.eos
-    return due
+    own = tokens.numpy()
+    due = own < size
+    due[:, 0] |= own[:, 0] == special.eos
+    return torch.from_numpy(due)

@@ -72,15 +72,13 @@ class TokenLayout(NamedTuple):
         """Tokens int64 [S, Q] of content int64 [Q, F]. Inverse of `content`."""
         if self.filler is not None:
             return to_timesteps(content, self.codes, self.pattern)
-        return torch.cat([content.new_tensor([self.bos]), content[0], content.new_tensor([self.eos])])[
-            :, None
-        ]
+        return torch.from_numpy(np.concatenate(([self.bos], content[0].numpy(), [self.eos])))[:, None]
 
     def scored(self, tokens: Tensor) -> Tensor:
         """Mask bool [S, Q] of the tokens of a segment that a loss counts: content, and EOS."""
         if self.filler is not None:
             return scored(tokens, self.codes)
-        return torch.arange(len(tokens))[:, None] > 0
+        return torch.from_numpy(np.arange(len(tokens))[:, None] > 0)
 
     def allowed(self) -> Tensor:
         """Allowed ids of each kind of position (FREE, CONTENT, END, FILLER): bool [4, V]."""
