@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-judge setup-whisper setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
-.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints bake-off ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test lint
+.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints bake-off bake-off-synthetic ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -108,9 +108,14 @@ longer: $(VENV)/.judge  ## train the decoders and the paper's settings for 12,00
 	$(RUN) sweep configs/sweeps/longer.yaml $(ARGS)
 	$(RUN) report
 
-bake-off: $(VENV)/.whisper  ## compare ways of joining a text and a speech tower on real speech (18 hours; needs what docs/bake-off.md names)
+bake-off: $(VENV)/.whisper  ## compare ways of joining a text and a speech tower on real speech (24 hours; needs what docs/bake-off.md names)
 	$(RUN) sweep configs/sweeps/bake-off-search.yaml $(ARGS)
 	$(RUN) sweep configs/sweeps/bake-off.yaml $(ARGS)
+	$(RUN) report
+
+bake-off-synthetic: $(READY)  ## the same on the synthetic corpus (6 hours)
+	$(RUN) sweep configs/sweeps/bake-off-synthetic-search.yaml $(ARGS)
+	$(RUN) sweep configs/sweeps/bake-off-synthetic.yaml $(ARGS)
 	$(RUN) report
 
 ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## run all ablations (hours); one of them: make ablation-zips

@@ -87,7 +87,7 @@ def test_the_section_says_what_the_results_do(folder):
     text = text_of("bake_off", folder)
     assert "| 10.0 % ± 0.0 | 10.0, 10.0, 10.0 | 50.0 % | 6.2 % |" in text
     # At equal FLOPs Zipper, which costs twice as much, has had half of its steps. The other's curve falls.
-    found = BakeOff.of(Results(folder))
+    found = BakeOff.of(Results(folder), "bake-off")
     assert found.at_equal_flops(found.ways["Zipper"][0]) == 0.5
     assert found.at_equal_flops(
         {**found.ways["Zipper"][0], "flops_per_token": {"training": 160}}

@@ -1,5 +1,4 @@
-"""Ways of joining two towers, on real speech: tables and claims of configs/sweeps/bake-off.yaml, by the terms
-of docs/bake-off.md."""
+"""Ways of joining two towers: tables and claims of the sweeps of SWEEPS, by the terms of docs/bake-off.md."""
 
 import statistics
 from collections.abc import Iterable
@@ -15,28 +14,38 @@ from reproduce.sweep_file import read_sweep
 from zipper.errors import DataError
 from zipper.evaluation.significance import holm, over_seeds, p_value
 
+SWEEPS = {
+    "bake-off-synthetic": "the synthetic corpus",
+    "bake-off": "half of test-clean",
+}  # and what is tested on
 FLAT = 0.1  # largest share by which the last quarter of the steps lowers the dev WER of a flat curve
 DEV = "dev/asr_wer"
 SEEDS = 3  # fewer on either side decide nothing
 ZIPPER, SINGLE, MORE = "Zipper", "Single Decoder", "Single Decoder, + unlabelled speech"
+OTHERS = [
+    f"{way}{trained}"
+    for way in ("Token insertion", "Mixture of transformers")
+    for trained in ("", ", text tower trained")
+]
 PAIRS = [  # the claims of the terms
-    *((ZIPPER, other) for other in (SINGLE, MORE, "Token insertion", "Mixture of transformers")),
+    *((ZIPPER, other) for other in (SINGLE, MORE, *OTHERS)),
     (ZIPPER, "Zipper, speech tower frozen"), (ZIPPER, "Zipper, the paper's settings"), (MORE, SINGLE),
 ]  # fmt: skip
 
 
 class BakeOff(NamedTuple):
-    """Results on test by way, seeds in order; and of the search of learning rates, on dev."""
+    """Results on test by way, seeds in order; and of the search of learning rates on dev, by (way, rate)."""
 
+    name: str  # of the sweep
     ways: dict[str, list[Result]]
     searched: dict[tuple[str, ...], Result]
 
     @classmethod
-    def of(cls, results: Results) -> "BakeOff":
+    def of(cls, results: Results, name: str) -> "BakeOff":
         """Raises DataError if ways were not trained and decoded on the same terms."""
         final, search = (
-            results.sweep(read_sweep(ROOT / f"configs/sweeps/{name}.yaml"))
-            for name in ("bake-off", "bake-off-search")
+            results.sweep(read_sweep(ROOT / f"configs/sweeps/{sweep}.yaml"))
+            for sweep in (name, f"{name}-search")
         )
         ways = {labels[0]: tasks["asr"] for labels, tasks in final.items() if "asr" in tasks}
         terms = {
@@ -45,13 +54,15 @@ class BakeOff(NamedTuple):
             for one in several
         }
         if len(terms) > 1:
-            raise DataError(f"Runs of the bake-off differ in decoding, steps, checkpoint or tokens: {terms}.")
-        return cls(ways, {labels: tasks["asr"][0] for labels, tasks in search.items() if "asr" in tasks})
+            raise DataError(f"Runs of {name} differ in decoding, steps, checkpoint or tokens: {terms}.")
+        return cls(
+            name, ways, {labels: tasks["asr"][0] for labels, tasks in search.items() if "asr" in tasks}
+        )
 
     def rates(self) -> tuple[list[str], list[Row]]:
         """Rates searched, and a row for each way: dev WER of each trial, with the errors of a sentence capped
         at its words, and the rate. The lowest of a way is bold once all trials are there."""
-        choices = [*read_sweep(ROOT / "configs/sweeps/bake-off-search.yaml").grid["rate"]]
+        choices = [*read_sweep(ROOT / f"configs/sweeps/{self.name}-search.yaml").grid["rate"]]
         rows = []
         for way in dict.fromkeys(way for way, _ in self.searched):
             found = {rate: one for (of, rate), one in self.searched.items() if of == way}

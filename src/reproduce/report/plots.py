@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from reproduce import ROOT
-from reproduce.report.bake_off import DEV, BakeOff
+from reproduce.report.bake_off import DEV, SWEEPS, BakeOff
 from reproduce.report.records import AUDIO, NAMES, SAID, TASKS, Result, Results, Runs, shown
 from reproduce.report.tables import Ablation, ablations
 from zipper.evaluation.attention import attention_map
@@ -157,22 +157,26 @@ def draw_longer(results: Results, figures: Path) -> list[Path]:
 
 @styled
 def draw_bake_off(results: Results, figures: Path) -> list[Path]:
-    """Draws bake-off: test WER of each way, and its dev WER over the steps, seeds as dots and as a band."""
-    ways = BakeOff.of(results).ways
-    if not ways:
-        return []
+    """Draws bake-off and bake-off-synthetic: test WER of each way, and its dev WER over the steps, seeds as
+    dots and as a band."""
+    found = [BakeOff.of(results, name) for name in SWEEPS]
+    return [_draw_ways(one, figures) for one in found if one.ways]
+
+
+def _draw_ways(found: BakeOff, figures: Path) -> Path:
+    ways = found.ways
     figure, (ends, curves) = panels(1, 2, (5.5, 3.6))
     bars(
         ends,
         [way.replace(", ", ",\n") for way in ways],
         [[100 * one["wer"] for one in w] for w in ways.values()],
     )
-    ends.set(title="half of test-clean", xlabel="WER (%), dots: seeds")
+    ends.set(title=SWEEPS[found.name], xlabel="WER (%), dots: seeds")
     for index, (way, several) in enumerate(ways.items()):
         _series(curves, index, several, DEV, 100, way)
     curves.set(title="dev, in training", xlabel="step", ylabel="WER (%)", ylim=(0, None))
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return [save(figure, figures / "bake-off")]
+    return save(figure, figures / found.name)
 
 
 def draw_shipped(results: Results, figures: Path) -> list[Path]:
