@@ -1,7 +1,8 @@
 """Safe reading of checkpoint files, and the integrity check that runs first.
 
 A checkpoint is a zip archive. Its directory is written last, so a truncated file has none, and it holds a
-checksum for every tensor.
+checksum for every tensor. A sharded one (`zipper.sharded`) names files with the tensors, and their
+hashes.
 """
 
 import errno
@@ -10,21 +11,27 @@ import re
 import shutil
 import struct
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from zipper.errors import DataError
+from zipper.hashes import sha256
 
 LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
+SHARDS = "shards"  # key of a sharded checkpoint, file name to (bytes, SHA-256); and start of their folder
 CODE_KEYS = ("_instantiator", "_class_path")  # hyperparameters that name code, which Lightning calls
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """Content of a checkpoint, with memory-mapped tensors.
+def read_checkpoint(file: Path, whole: bool = True) -> dict[str, Any]:
+    """Content of a checkpoint, with memory-mapped tensors. whole: put those of a sharded one together, or
+    leave them out.
 
     Raises DataError if the file is damaged or could run code: if it holds anything but tensors and plain
     values, or a hyperparameter that names code.
@@ -34,11 +41,20 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             f"{file} is damaged ({why}). Restore it, choose another checkpoint (evaluate.checkpoint), or "
             "train again under another name."
         )
-    return load_plain(file, mmap=True)
+    return load_plain(file, mmap=True) if whole else load_index(file)
 
 
 def load_plain(file: Path, mmap: bool) -> dict[str, Any]:
     """As `read_checkpoint`, without the integrity check. mmap: map the tensors from disk."""
+    saved = load_index(file, mmap)
+    if SHARDS not in saved:
+        return saved
+    check_shards(file, saved[SHARDS])
+    return {**saved, **ShardFiles(file.parent, saved[SHARDS]).whole(saved)}
+
+
+def load_index(file: Path, mmap: bool = True) -> dict[str, Any]:
+    """As `load_plain`, without the tensors of a sharded checkpoint."""
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
@@ -68,7 +84,7 @@ def _code_named(values: Any) -> str | None:
 
 
 def find_damage(file: Path) -> str | None:
-    """Reason why a checkpoint cannot be read, or None. Reads the whole file."""
+    """Reason why a checkpoint cannot be read, or None. Reads the whole file; of shards, only their sizes."""
     try:
         with ZipFile(file) as parts:
             damaged = parts.testzip()
@@ -78,7 +94,77 @@ def find_damage(file: Path) -> str | None:
         return f"{type(error).__name__}: {error}"
     except (BadZipFile, EOFError, LookupError, RuntimeError, ValueError, struct.error, zlib.error) as error:
         return f"{type(error).__name__}: {error}"  # a flipped bit in the directory raises any of these
-    return f"the checksum of {damaged} is wrong" if damaged else None
+    if damaged:
+        return f"the checksum of {damaged} is wrong"
+    return next(
+        (
+            f"its shard {name} is missing or cut off"
+            for name, (size, _) in load_index(file).get(SHARDS, {}).items()
+            if not (file.parent / name).is_file() or (file.parent / name).stat().st_size != size
+        ),
+        None,
+    )
+
+
+def check_shards(file: Path, shards: Mapping[str, tuple[int, str]]) -> None:
+    """Raises DataError if a shard is not what the checkpoint `file` says. Reads all of them."""
+    for name, (_, digest) in shards.items():
+        if sha256(file.parent / name) != digest:
+            raise DataError(
+                f"{file} is damaged (the checksum of its shard {name} is wrong). Delete it, so that the "
+                f"training resumes from {PREVIOUS} or {BEST}, or restore the shard."
+            )
+
+
+def optimizer_key(index: int, name: str, kind: str) -> str:
+    """Key in a shard of a parameter's optimiser state, such as exp_avg."""
+    return f"optimizer/{index}/{name}/{kind}"
+
+
+class ShardFiles:
+    """Shards of a checkpoint, in the order of their processes: each holds rows of its own of every tensor."""
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self.files = [safe_open(folder / name, framework="pt") for name in sorted(names)]
+        self.of: dict[str, list[Any]] = {}  # by key, its rows in each file that has some
+        for file in self.files:
+            for key in file.keys():  # noqa: SIM118  # not a dict
+                self.of.setdefault(key, []).append(file.get_slice(key))
+
+    def rows(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows of a tensor from `start` to before `stop`; default all. Raises KeyError without such a
+        tensor."""
+        found, first = [], 0
+        for part in self.of[key]:
+            shape = part.get_shape()
+            if not shape:  # a number
+                return part[...]
+            end = first + shape[0]
+            if max(start, first) < min(end, end if stop is None else stop):
+                found.append(
+                    part[max(start, first) - first : (end if stop is None else min(stop, end)) - first]
+                )
+            first = end
+        return torch.cat(found) if found else part[:0]
+
+    def whole(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """`state_dict` and `optimizer_states` of a checkpoint, as an unsharded one has them. saved: what the
+        checkpoint itself holds."""
+        weights = {key.partition("/")[2]: self.rows(key) for key in self.of if key.startswith("state_dict/")}
+        optimisers = []
+        for index, one in enumerate(saved["optimizer_states"]):
+            names = [name for group in one["param_groups"] for name in group["params"]]
+            state: dict[int, dict[str, Tensor]] = {}
+            for at, name in enumerate(names):
+                prefix = optimizer_key(index, name, "")
+                state[at] = {k.removeprefix(prefix): self.rows(k) for k in self.of if k.startswith(prefix)}
+            groups, start = [], 0
+            for group in one["param_groups"]:
+                count = len(group["params"])
+                groups.append({**group, "params": [*range(start, start + count)]})
+                start += count
+            optimisers.append({"state": state, "param_groups": groups})
+        return {"state_dict": weights, "optimizer_states": optimisers}
 
 
 def flush_folder(folder: Path) -> None:

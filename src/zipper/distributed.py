@@ -14,12 +14,13 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_only
 
 from zipper.checkpoint_files import flush_folder, load_plain
 from zipper.config import TrainConfig
 from zipper.errors import ConfigError
+from zipper.sharded import ShardedStrategy
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -60,16 +61,10 @@ def leave_group() -> None:
 def strategy(train: TrainConfig) -> Strategy | str:
     """Lightning strategy of a training.
 
-    `fsdp2` shards parameters, frozen and trained, gradients and optimiser states over all devices; any other
-    name is passed to Lightning. Checkpoints are unsharded in all cases.
+    `fsdp2` shards parameters, frozen and trained, gradients and optimiser states over all devices, and
+    checkpoints; any other name is passed to Lightning.
     """
-    if train.strategy != "fsdp2":
-        return train.strategy
-    return ModelParallelStrategy(
-        data_parallel_size=train.devices * train.nodes,
-        tensor_parallel_size=1,
-        save_distributed_checkpoint=False,
-    )
+    return ShardedStrategy(train.devices * train.nodes) if train.strategy == "fsdp2" else train.strategy
 
 
 def lightning_precision(train: TrainConfig) -> Any:

@@ -47,6 +47,12 @@ def file_hashes(files: Sequence[str | Path], kept: Path) -> list[str]:
     return [known.get(name, ("", MISSING))[1] for name in names]
 
 
+def sha256(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def joint_hash(hashes: Sequence[str]) -> str:
     """Short hash of a sequence of hashes."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:16]

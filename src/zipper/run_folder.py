@@ -98,7 +98,7 @@ def check_dataset(
     towers: `tower_hashes` of the current pre-trained towers; None skips that check. allow_other_audio: accept
     a synthetic corpus that was made again on a CPU with other rounding, which is enough for an evaluation.
     """
-    statistics = saved_statistics(read_checkpoint(checkpoint)["hyper_parameters"])
+    statistics = saved_statistics(read_checkpoint(checkpoint, whole=False)["hyper_parameters"])
     known = {statistics.fingerprint}
     if allow_other_audio and dataset.info["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
         known.add(statistics.fingerprint_without_audio)
@@ -132,7 +132,7 @@ def newest(run: Path) -> Path | None:
                 file.replace(file.with_name(f"{name}.damaged"))
                 print(f"{file} is damaged ({why}): renamed to {name}.damaged")
             continue
-        saved = read_checkpoint(file)
+        saved = read_checkpoint(file, whole=False)
         found[name] = (saved["global_step"], _best_score(saved))
     best = found.get(BEST)
     newest_first = sorted(found, key=lambda name: found[name][0], reverse=True)

@@ -22,7 +22,8 @@ def test_one_process_holds_all_and_four_a_quarter(towers):
     alone, four = shards.count(towers, 1), shards.count(towers, 4)
     assert alone["weights_gb"] == alone["gradients_and_moments_gb"] == alone["parameters"]
     assert alone["weights_gb"] / 4 <= four["weights_gb"] < 1.3 * alone["weights_gb"] / 4
-    assert four["checkpoint_gb"] == alone["checkpoint_gb"] == alone["parameters"]
+    assert alone["checkpoint_gb"] == alone["parameters"]
+    assert four["checkpoint_gb"] == four["weights_gb"]  # moments take no bytes here
     assert four["largest_unit_gb"] == alone["largest_unit_gb"] < alone["parameters"] / 2
 
 

@@ -53,13 +53,12 @@ def bench_shards(out: Path, command: str) -> None:
 
 def count(towers: dict[str, TowerConfig], ranks: int) -> dict[str, int | float]:
     """Parameters in all; gigabytes that rank 0 holds, which has no less than any other, of the largest unit,
-    which every rank gathers while it is computed, and of an unsharded checkpoint, as a training saves it."""
+    which every rank gathers while it is computed, and of what rank 0 writes of a checkpoint."""
     cfg = ModelConfig(modalities=[*towers], towers=towers)
     with torch.device("meta"):
         model = ZipperModel(cfg, dict.fromkeys(towers, 10.0))
     set_trainable(model, cfg)
     total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with simulated(ranks):
         shard(model, init_device_mesh("cpu", (ranks,)))
         own = {name: _local(p).numel() for name, p in model.named_parameters()}
@@ -69,7 +68,7 @@ def count(towers: dict[str, TowerConfig], ranks: int) -> dict[str, int | float]:
         "weights_gb": sum(own.values()) * FLOAT,
         "gradients_and_moments_gb": trained_here * (GRADIENT + MOMENTS),
         "largest_unit_gb": unit * FLOAT,
-        "checkpoint_gb": total * FLOAT + trained * MOMENTS,
+        "checkpoint_gb": sum(own.values()) * FLOAT + trained_here * MOMENTS,
     }
     return {"parameters": total, **{name: round(size / 1e9, 2) for name, size in sizes.items()}}
 

@@ -1,6 +1,5 @@
 """EnCodec (arXiv 2210.13438): the official 24 kHz model, or zipper-codec, the small model in assets/."""
 
-import hashlib
 import math
 import warnings
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from zipper.codecs.semantic import FITTED, HOP, SAMPLE_RATE, SemanticEncoder
 from zipper.codecs.whisper import whisper_encoder
 from zipper.config import TrainCodecConfig, read_json
 from zipper.errors import ConfigError, DataError
-from zipper.hashes import digest
+from zipper.hashes import digest, sha256
 from zipper.weight_files import load_state, save_state
 
 CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
@@ -315,8 +314,3 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
             f"{file} does not hold the weights of encodec_24khz: {str(error).splitlines()[1].strip()}"
         ) from error
     return Codec(model, CODEBOOKS_AT_KBPS[kbps], 1.0, "encodec_24khz")
-
-
-def sha256(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.codecs.codec import sha256
 from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
 from zipper.generation.extended import INFO, exported_folder, kept_directions, kept_names, untrained_names
+from zipper.hashes import sha256
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_untrained, exported_weights

@@ -16,12 +16,12 @@ import torchaudio.functional as AF
 from torch import Tensor
 from tqdm import tqdm
 
-from zipper.codecs.codec import sha256
 from zipper.codecs.semantic import SemanticEncoder
 from zipper.codecs.whisper import WhisperEncoder, shares_weights
 from zipper.config import JudgeConfig
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError
+from zipper.hashes import sha256
 from zipper.modalities.scoring import Journal, WordErrors, word_errors
 
 SCORER_RATE = 16_000  # Hz

@@ -26,7 +26,6 @@ from zipper.codecs.codec import (
     build_zipper_codec,
     load_zipper_codec,
     save_codec_weights,
-    sha256,
 )
 from zipper.codecs.semantic import HOP, SAMPLE_RATE, SemanticEncoder
 from zipper.commit import commit
@@ -35,6 +34,7 @@ from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError
+from zipper.hashes import sha256
 from zipper.training.codebooks import CodebookLearner
 from zipper.training.crops import GAIN, Crop, Crops
 from zipper.weight_files import load_state

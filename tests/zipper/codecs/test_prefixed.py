@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import zipper
 from conftest import units
-from zipper.codecs.codec import Codec, build_zipper_codec, sha256
+from zipper.codecs.codec import Codec, build_zipper_codec
 from zipper.codecs.load import load_codec
 from zipper.codecs.prefixed import SemanticPrefix
 from zipper.codecs.semantic import SemanticEncoder
@@ -23,6 +23,7 @@ from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as codec_module
 from zipper.evaluation.codec import evaluate_codec
+from zipper.hashes import sha256
 from zipper.modalities.asr_scorer import AsrScorer
 from zipper.modalities.delay import vocabulary
 from zipper.models.pretrained import save_tower

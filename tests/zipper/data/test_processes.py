@@ -19,8 +19,10 @@ import torch.multiprocessing as mp
 import yaml
 
 from reproduce import ROOT
+from zipper.checkpoint_files import SHARDS, find_damage, load_index, read_checkpoint
 from zipper.corpora.grammar import sentences
 from zipper.distributed import leave_group, map_over_ranks
+from zipper.errors import DataError
 from zipper.evaluation.metrics import read_metrics
 from zipper.evaluation.result_file import read_result
 
@@ -83,7 +85,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return read_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,9 @@ def test_the_store_is_the_same_whatever_the_number_of_processes(folder):
 TWO = ["train.devices=2", "train.strategy=auto", "train.precision=64-true", "train.save_every=3"]
 
 
+SHARDED = ["train.devices=2", "train.strategy=fsdp2", "train.precision=32-true", "train.save_every=3"]
+
+
 @pytest.fixture(scope="module")
 def two_processes(folder) -> Path:
     zipper(folder, "train", *TWO, "name=auto")
@@ -128,11 +133,10 @@ def test_two_processes_have_the_losses_and_the_weights_of_one(
     folder, one_process, two_processes, strategy, precision, close, weights
 ):
     """20 steps with the same global batch, frozen and trained parameters mixed, against one process in
-    float64 (which Lightning does not shard). The checkpoint of FSDP2 is a whole one, and loads as any
-    other; its sharded weights transcribe dev as whole ones do."""
+    float64 (which Lightning does not shard). Sharded weights transcribe dev as whole ones do, and a sharded
+    checkpoint is read as a whole one."""
     if strategy != "auto":
-        more = [f"train.strategy={strategy}", f"train.precision={precision}"]
-        zipper(folder, "train", f"name={strategy}", "train.devices=2", *more)
+        zipper(folder, "train", f"name={strategy}", *SHARDED)
     one, two = losses(one_process), losses(folder / f"build/runs/{strategy}")
     assert len(one) == 20
     assert one.keys() == two.keys()
@@ -160,6 +164,43 @@ def test_two_processes_that_were_stopped_go_on_exactly(folder, two_processes):
     states = [weights_of(one) for one in (two_processes, run)]
     assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
     assert losses(two_processes).items() >= losses(run).items()
+
+
+def test_a_sharded_run_that_was_stopped_goes_on_exactly_and_in_one_process(folder):
+    """Its checkpoints name shards of both processes, which are all that is kept. After the test before it,
+    which trains the same without a stop."""
+    run, unbroken = folder / "build/runs/stopped", folder / "build/runs/fsdp2"
+    zipper(folder, "train", *SHARDED, "name=stopped", stop=run / "checkpoints/last.ckpt")
+    kept = load_index(run / "checkpoints/last.ckpt")
+    assert 3 <= kept["global_step"] < 20
+    assert kept["state_dict"] == {}
+    assert [Path(name).name for name in kept[SHARDS]] == [f"rank-0000{n}.safetensors" for n in range(2)]
+    shutil.copytree(run, run.with_name("stopped-copy"))
+    zipper(folder, "train", *SHARDED, "name=stopped")
+    states = [weights_of(one) for one in (unbroken, run)]
+    assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
+    named = {name for file in run.glob("checkpoints/*.ckpt") for name in load_index(file)[SHARDS]}
+    there = {f.relative_to(run / "checkpoints").as_posix() for f in run.glob("checkpoints/*/*.safetensors")}
+    assert named == there
+
+    shutil.rmtree(run)
+    run.with_name("stopped-copy").rename(run)
+    zipper(folder, "train", *SHARDED, "train.devices=1", "name=stopped")
+    expected, found = losses(unbroken), losses(run)
+    assert found
+    assert max(abs(expected[step] - loss) for step, loss in found.items()) < 1e-4
+
+    last = run / "checkpoints/last.ckpt"
+    shard = last.parent / next(iter(load_index(last)[SHARDS]))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(
+        DataError, match=f"the checksum of its shard {shard.relative_to(last.parent)} is wrong"
+    ):
+        read_checkpoint(last)
+    shard.write_bytes(content[:-1])
+    assert find_damage(last) == f"its shard {shard.relative_to(last.parent)} is missing or cut off"
 
 
 def test_a_run_goes_on_with_another_number_of_processes(folder, one_process):

@@ -12,9 +12,9 @@ import zipper
 from conftest import joined
 from reproduce import ROOT
 from zipper.cli import main
-from zipper.codecs.codec import sha256
 from zipper.errors import DataError
 from zipper.generation.exported import certify
+from zipper.hashes import sha256
 from zipper.models.pretrained import read_tower, save_tower
 from zipper.weight_files import SMALLEST, as_kept, rounded
 

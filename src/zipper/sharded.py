@@ -1,0 +1,146 @@
+"""FSDP2 whose checkpoints are sharded: every process writes its own rows of weights and optimiser states, and
+reads those that it needs, so that no process ever holds the whole.
+
+    checkpoints/  last.ckpt  best.ckpt ...  shards-TOKEN/rank-00000.safetensors ...
+
+A checkpoint holds all but the tensors, and names and hashes its shards (`zipper.checkpoint_files`). Shards
+that no checkpoint names any more are deleted.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+from zipper.checkpoint_files import SHARDS, ShardFiles, check_shards, load_index, optimizer_key
+from zipper.errors import DataError
+from zipper.hashes import sha256
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """`train.strategy=fsdp2`. Reads unsharded checkpoints, too, and a sharded one of any number of
+    processes."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__(processes, tensor_parallel_size=1, save_distributed_checkpoint=True)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """All processes must call it. Raises OSError in all of them if one cannot write."""
+        file, token = self.broadcast((Path(filepath), token_hex(4)))
+        folder = file.parent / f"{SHARDS}-{token}"
+        shard = folder / f"rank-{self.global_rank:05d}.safetensors"
+        rows = {key: part for key, part in _rows(checkpoint) if self.is_global_zero or _is_sharded(part)}
+        own = {key: _local(part) for key, part in rows.items()}
+        written = self._in_all(lambda: _write({key: x for key, x in own.items() if x.numel()}, shard))
+        if self.is_global_zero:
+            groups = [{"param_groups": one["param_groups"]} for one in checkpoint["optimizer_states"]]
+            shards = {f"{folder.name}/{name}": (size, digest) for name, size, digest in written}
+            index = {**checkpoint, "state_dict": {}, "optimizer_states": groups, SHARDS: shards}
+            self.checkpoint_io.save_checkpoint(index, file)
+            _prune(file.parent)
+        self.barrier()
+
+    def load_checkpoint(
+        self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Fills model and optimisers, and returns the rest. Raises DataError if the weights do not fit."""
+        file = Path(self.broadcast(checkpoint_path))
+        saved = load_index(file)
+        if SHARDS not in saved:
+            return super().load_checkpoint(file, weights_only)
+        assert self.model is not None
+        share = sorted(saved[SHARDS])[self.global_rank :: self.world_size]
+        self._in_all(lambda: check_shards(file, {name: saved[SHARDS][name] for name in share}))
+        files = ShardFiles(file.parent, saved[SHARDS])
+        state: dict[str, Any] = get_model_state_dict(self.model)
+        of_optimisers = [get_optimizer_state_dict(self.model, one) for one in self.optimizers]
+        for key, part in _rows({"state_dict": state, "optimizer_states": of_optimisers}):
+            try:
+                _local(part).copy_(files.rows(key, *_range(part)))
+            except (KeyError, RuntimeError) as error:
+                raise DataError(f"{file} does not fit this model: {key}: {error}") from error
+        set_model_state_dict(self.model, state)
+        for optimiser, own, kept in zip(
+            self.optimizers, of_optimisers, saved["optimizer_states"], strict=True
+        ):
+            set_optimizer_state_dict(self.model, optimiser, {**own, **kept})  # kept: its settings
+        return saved
+
+    def _in_all(self, work: Callable[[], Any]) -> list[Any]:
+        """What `work` returns in each process. Raises in all of them what it raises in one of them."""
+        done: list[Any] = [None] * self.world_size
+        dist.all_gather_object(done, _try(work))
+        if errors := [one for one in done if isinstance(one, OSError | DataError)]:
+            raise errors[0]
+        return done
+
+
+def _rows(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """(key, tensor) of all weights and optimiser states, sharded or not."""
+    for name, weight in checkpoint["state_dict"].items():
+        yield f"state_dict/{name}", weight
+    for index, optimiser in enumerate(checkpoint["optimizer_states"]):
+        for name, parts in optimiser["state"].items():
+            yield from ((optimizer_key(index, name, kind), part) for kind, part in parts.items())
+
+
+def _is_sharded(part: Tensor) -> bool:
+    return isinstance(part, DTensor)
+
+
+def _local(part: Tensor) -> Tensor:
+    return part.to_local() if isinstance(part, DTensor) else part
+
+
+def _range(part: Tensor) -> tuple[int, int | None]:
+    """Rows of a tensor that this process holds, from the first to before the last: all of them (0, None) if
+    it is not sharded."""
+    if not isinstance(part, DTensor):
+        return 0, None
+    assert part.placements == (Shard(0),), "FSDP2 shards the first dimension"
+    each = -(-part.shape[0] // part.device_mesh.size())
+    start = min(part.device_mesh.get_local_rank() * each, part.shape[0])
+    return start, start + len(part.to_local())
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> tuple[str, int, str]:
+    """File name, bytes and SHA-256 of the shard, synced to disk."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+    return file.name, file.stat().st_size, sha256(file)
+
+
+def _try(work: Callable[[], Any]) -> Any:
+    """What it returns, or the OSError or DataError that it raises."""
+    try:
+        return work()
+    except (OSError, DataError) as error:
+        return error
+
+
+def _prune(folder: Path) -> None:
+    """Delete shards that no checkpoint of the folder names."""
+    named = {
+        name.split("/")[0] for file in folder.glob("*.ckpt") for name in load_index(file).get(SHARDS, ())
+    }
+    for shards in folder.glob(f"{SHARDS}-*"):
+        if shards.name not in named:
+            shutil.rmtree(shards)
