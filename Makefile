@@ -208,7 +208,8 @@ report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report
 
 # In two processes of one thread each: threads of PyTorch that wait would take the cores from each other.
-PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# Tests start hundreds of processes, which would each compile all modules where Python keeps no bytecode.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/.dev  ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)
 
