@@ -20,7 +20,7 @@ class LogitsProcessor:
         if not np.array_equal(kinds, self.last):  # rarely changes
             mask = self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]  # [B, Q, V]
             self.last, self.at = kinds, mask.flatten().nonzero()[:, 0]
-        logits.view(-1).index_fill_(0, self.at, float("-inf"))  # few: a tenth of the time of a mask
+        logits.view(-1).index_fill_(0, self.at, float("-inf"))  # few, and faster than a mask
         return logits
 
 
