@@ -26,12 +26,13 @@ from zipper.hashes import sha256
 
 LAST, PREVIOUS, BEST = "last.ckpt", "last-before.ckpt", "best.ckpt"
 SHARDS = "shards"  # key of a sharded checkpoint, file name to (bytes, SHA-256); and start of their folder
+WEIGHTS = "state_dict/"  # start of a weight's key in a shard
 CODE_KEYS = ("_instantiator", "_class_path")  # hyperparameters that name code, which Lightning calls
 
 
 def read_checkpoint(file: Path, whole: bool = True) -> dict[str, Any]:
-    """Content of a checkpoint, with memory-mapped tensors. whole: put those of a sharded one together, or
-    leave them out.
+    """Content of a checkpoint, with memory-mapped tensors. whole: put the weights of a sharded one together,
+    in memory; without, they are left out, as its optimiser states always are.
 
     Raises DataError if the file is damaged or could run code: if it holds anything but tensors and plain
     values, or a hyperparameter that names code.
@@ -49,8 +50,13 @@ def load_plain(file: Path, mmap: bool) -> dict[str, Any]:
     saved = load_index(file, mmap)
     if SHARDS not in saved:
         return saved
-    check_shards(file, saved[SHARDS])
-    return {**saved, **ShardFiles(file.parent, saved[SHARDS]).whole(saved)}
+    try:
+        check_shards(file, saved[SHARDS])
+        return {**saved, "state_dict": ShardFiles(file.parent, saved[SHARDS]).weights()}
+    except FileNotFoundError:  # a training has put another checkpoint in its place
+        if load_index(file)[SHARDS] == saved[SHARDS]:
+            raise
+        return load_plain(file, mmap)
 
 
 def load_index(file: Path, mmap: bool = True) -> dict[str, Any]:
@@ -111,14 +117,9 @@ def check_shards(file: Path, shards: Mapping[str, tuple[int, str]]) -> None:
     for name, (_, digest) in shards.items():
         if sha256(file.parent / name) != digest:
             raise DataError(
-                f"{file} is damaged (the checksum of its shard {name} is wrong). Delete it, so that the "
-                f"training resumes from {PREVIOUS} or {BEST}, or restore the shard."
+                f"{file} is damaged (the checksum of its shard {name} is wrong). Restore the shard, or "
+                "delete the checkpoint: a training then resumes from another one of the folder."
             )
-
-
-def optimizer_key(index: int, name: str, kind: str) -> str:
-    """Key in a shard of a parameter's optimiser state, such as exp_avg."""
-    return f"optimizer/{index}/{name}/{kind}"
 
 
 class ShardFiles:
@@ -147,24 +148,14 @@ class ShardFiles:
             first = end
         return torch.cat(found) if found else part[:0]
 
-    def whole(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """`state_dict` and `optimizer_states` of a checkpoint, as an unsharded one has them. saved: what the
-        checkpoint itself holds."""
-        weights = {key.partition("/")[2]: self.rows(key) for key in self.of if key.startswith("state_dict/")}
-        optimisers = []
-        for index, one in enumerate(saved["optimizer_states"]):
-            names = [name for group in one["param_groups"] for name in group["params"]]
-            state: dict[int, dict[str, Tensor]] = {}
-            for at, name in enumerate(names):
-                prefix = optimizer_key(index, name, "")
-                state[at] = {k.removeprefix(prefix): self.rows(k) for k in self.of if k.startswith(prefix)}
-            groups, start = [], 0
-            for group in one["param_groups"]:
-                count = len(group["params"])
-                groups.append({**group, "params": [*range(start, start + count)]})
-                start += count
-            optimisers.append({"state": state, "param_groups": groups})
-        return {"state_dict": weights, "optimizer_states": optimisers}
+    def shape(self, key: str) -> list[int]:
+        """Shape of a tensor. Raises KeyError without such a tensor."""
+        shapes = [part.get_shape() for part in self.of[key]]
+        return [sum(shape[0] for shape in shapes), *shapes[0][1:]] if shapes[0] else []
+
+    def weights(self) -> dict[str, Tensor]:
+        """`state_dict` of the checkpoint."""
+        return {key.removeprefix(WEIGHTS): self.rows(key) for key in self.of if key.startswith(WEIGHTS)}
 
 
 def flush_folder(folder: Path) -> None:

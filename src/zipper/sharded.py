@@ -10,12 +10,14 @@ that no checkpoint names any more are deleted.
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -26,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from zipper.checkpoint_files import SHARDS, ShardFiles, check_shards, load_index, optimizer_key
+from zipper.checkpoint_files import SHARDS, WEIGHTS, ShardFiles, check_shards, flush_folder, load_index
 from zipper.errors import DataError
 from zipper.hashes import sha256
 
@@ -45,16 +47,20 @@ class ShardedStrategy(ModelParallelStrategy):
         file, token = self.broadcast((Path(filepath), token_hex(4)))
         folder = file.parent / f"{SHARDS}-{token}"
         shard = folder / f"rank-{self.global_rank:05d}.safetensors"
-        rows = {key: part for key, part in _rows(checkpoint) if self.is_global_zero or _is_sharded(part)}
-        own = {key: _local(part) for key, part in rows.items()}
+        optimisers = checkpoint.get("optimizer_states", [])
+        rows = _rows(checkpoint["state_dict"], optimisers)
+        own = {key: _local(part) for key, part in rows if self.is_global_zero or isinstance(part, DTensor)}
         written = self._in_all(lambda: _write({key: x for key, x in own.items() if x.numel()}, shard))
-        if self.is_global_zero:
-            groups = [{"param_groups": one["param_groups"]} for one in checkpoint["optimizer_states"]]
-            shards = {f"{folder.name}/{name}": (size, digest) for name, size, digest in written}
-            index = {**checkpoint, "state_dict": {}, "optimizer_states": groups, SHARDS: shards}
-            self.checkpoint_io.save_checkpoint(index, file)
-            _prune(file.parent)
-        self.barrier()
+        settings = [{"param_groups": one["param_groups"]} for one in optimisers]
+        shards = {f"{folder.name}/{name}": (size, digest) for name, size, digest in written}
+        index = {**checkpoint, "state_dict": {}, "optimizer_states": settings, SHARDS: shards}
+
+        def finish() -> None:
+            if self.is_global_zero:
+                self.checkpoint_io.save_checkpoint(index, file)
+                _prune(file.parent)
+
+        self._in_all(finish)
 
     def load_checkpoint(
         self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
@@ -70,15 +76,16 @@ class ShardedStrategy(ModelParallelStrategy):
         files = ShardFiles(file.parent, saved[SHARDS])
         state: dict[str, Any] = get_model_state_dict(self.model)
         of_optimisers = [get_optimizer_state_dict(self.model, one) for one in self.optimizers]
-        for key, part in _rows({"state_dict": state, "optimizer_states": of_optimisers}):
-            try:
+        for key, part in _rows(state, of_optimisers):
+            if key not in files.of and not key.startswith(WEIGHTS):
+                _local(part).zero_()  # of a parameter that has had no gradient yet
+            elif (shape := files.shape(key)) != [*part.shape]:
+                raise DataError(f"{file} does not fit this model: {key} is {shape}, not {[*part.shape]}.")
+            else:
                 _local(part).copy_(files.rows(key, *_range(part)))
-            except (KeyError, RuntimeError) as error:
-                raise DataError(f"{file} does not fit this model: {key}: {error}") from error
         set_model_state_dict(self.model, state)
-        for optimiser, own, kept in zip(
-            self.optimizers, of_optimisers, saved["optimizer_states"], strict=True
-        ):
+        kept_settings = saved["optimizer_states"]
+        for optimiser, own, kept in zip(self.optimizers, of_optimisers, kept_settings, strict=False):
             set_optimizer_state_dict(self.model, optimiser, {**own, **kept})  # kept: its settings
         return saved
 
@@ -91,17 +98,12 @@ class ShardedStrategy(ModelParallelStrategy):
         return done
 
 
-def _rows(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _rows(weights: dict[str, Tensor], optimisers: list[dict[str, Any]]) -> Iterator[tuple[str, Tensor]]:
     """(key, tensor) of all weights and optimiser states, sharded or not."""
-    for name, weight in checkpoint["state_dict"].items():
-        yield f"state_dict/{name}", weight
-    for index, optimiser in enumerate(checkpoint["optimizer_states"]):
+    yield from ((f"{WEIGHTS}{name}", weight) for name, weight in weights.items())
+    for index, optimiser in enumerate(optimisers):
         for name, parts in optimiser["state"].items():
-            yield from ((optimizer_key(index, name, kind), part) for kind, part in parts.items())
-
-
-def _is_sharded(part: Tensor) -> bool:
-    return isinstance(part, DTensor)
+            yield from ((f"optimizer/{index}/{name}/{kind}", part) for kind, part in parts.items())
 
 
 def _local(part: Tensor) -> Tensor:
@@ -120,11 +122,18 @@ def _range(part: Tensor) -> tuple[int, int | None]:
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> tuple[str, int, str]:
-    """File name, bytes and SHA-256 of the shard, synced to disk."""
+    """File name, bytes and SHA-256 of the shard, synced to disk. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, file)
+    try:
+        save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, file)
+    except SafetensorError as error:  # a full disk, for example
+        raise OSError(f"{file} cannot be written: {error}") from error
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)  # safetensors lets nobody else read it
     with file.open("rb") as written:
         os.fsync(written.fileno())
+    flush_folder(file.parent)
     return file.name, file.stat().st_size, sha256(file)
 
 
@@ -137,10 +146,11 @@ def _try(work: Callable[[], Any]) -> Any:
 
 
 def _prune(folder: Path) -> None:
-    """Delete shards that no checkpoint of the folder names."""
-    named = {
-        name.split("/")[0] for file in folder.glob("*.ckpt") for name in load_index(file).get(SHARDS, ())
-    }
+    """Delete shards that no checkpoint of the folder names, also one that was set aside as damaged."""
+    named = set[str]()
+    for file in folder.glob("*.ckpt*"):
+        with suppress(Exception):  # one that cannot be read, which says nothing of its shards
+            named |= {name.split("/")[0] for name in load_index(file).get(SHARDS, ())}
     for shards in folder.glob(f"{SHARDS}-*"):
         if shards.name not in named:
             shutil.rmtree(shards)

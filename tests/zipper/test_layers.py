@@ -9,8 +9,8 @@ SOURCE = ROOT / "src"
 # A module imports from its own part and those before it.
 PARTS = [
     "errors", "commit", "clock", "stop", "streams", "weight_files", "clusters", "config", "disk", "hashes",
-    "checkpoint_files", "sharded", "hub", "distributed", "codecs", "modalities", "corpora", "data", "run_folder",
-    "models", "generation", "evaluation", "serving", "training", "arguments", "cli", "__main__",
+    "checkpoint_files", "sharded", "hub", "distributed", "codecs", "modalities", "corpora", "data",
+    "run_folder", "models", "generation", "evaluation", "serving", "training", "arguments", "cli", "__main__",
 ]  # fmt: skip
 
 

@@ -243,7 +243,10 @@ class KVCache:
         self.resize(backbone, _round_up(max(timesteps, 2 * have), BLOCK))
 
     def reserve(self, name: str, timesteps: int) -> None:
-        """Make room for so many further timesteps of tower `name` at once, instead of step by step."""
+        """Make room for so many further timesteps of tower `name` at once, instead of step by step. A graph
+        is compiled for each size, so that there room grows by doubling."""
+        if self.graph:
+            return
         backbone = self.model.backbone(name)
         room = _round_up(self.length[backbone] + timesteps, BLOCK)
         if room > self.valid[backbone].shape[1]:

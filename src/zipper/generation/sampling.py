@@ -36,7 +36,7 @@ def most_likely(logits: Tensor) -> Tensor:
     """argmax over the last dimension. On a CPU NumPy's takes an eighth of the time of PyTorch's."""
     if logits.device.type != "cpu" or logits.dtype == torch.bfloat16:  # which NumPy does not have
         return logits.argmax(-1)
-    return torch.from_numpy(logits.numpy().argmax(-1))
+    return torch.from_numpy(logits.detach().numpy().argmax(-1))
 
 
 def uniform_noise(ids: Sequence[str], seed: int, timesteps: int, codebooks: int) -> Tensor:

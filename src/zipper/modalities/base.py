@@ -158,7 +158,7 @@ class Modality(ABC):
         return {self.tokens_column: content.flatten().tolist(), self.length_column: content.shape[1]}
 
     def content(self, row: Mapping[str, Any]) -> Tensor:
-        """Content int64 [Q, F] of an encoded row."""
+        """Content int64 [Q, F] of an encoded row. In training a row holds `id` and `tokens_column` alone."""
         tokens = np.array(row[self.tokens_column], dtype=np.int64)
         return torch.from_numpy(tokens).view(self.layout.codebooks, -1)
 
