@@ -124,7 +124,7 @@ def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, mon
     now = measure_statistics(prepared).to_dict()
     del now["fingerprint"], now["fingerprint_without_audio"]
     saved = {"hyper_parameters": {"facts": {**now, "store": fingerprint_hash(parts)}}}
-    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
+    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda *_, **__: saved)
     run_module.check_dataset(Path("x"), prepared)
     with pytest.raises(ConfigError, match="was trained on the encoded dataset"):
         run_module.check_dataset(Path("x"), with_parts(prepared, codec="another"))
@@ -135,7 +135,7 @@ def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared
     here = with_parts(prepared, corpus_folder="spoken-1")
     there = with_parts(here, audio="another")
     saved = {"hyper_parameters": {"statistics": measure_statistics(here).to_dict()}}
-    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda _: saved)
+    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda *_, **__: saved)
     run_module.check_dataset(Path("x"), there, allow_other_audio=True)
     recorded = with_parts(prepared, corpus_folder="librispeech")
     for before, dataset, anew in (
