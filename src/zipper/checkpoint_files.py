@@ -1,8 +1,7 @@
 """Safe reading of checkpoint files, and the integrity check that runs first.
 
 A checkpoint is a zip archive. Its directory is written last, so a truncated file has none, and it holds a
-checksum for every tensor. A sharded one (`zipper.sharded`) names files with the tensors, and their
-hashes.
+checksum for every tensor. A sharded one (`zipper.sharded`) names files with the tensors, and their hashes.
 """
 
 import errno
@@ -126,27 +125,26 @@ class ShardFiles:
     """Shards of a checkpoint, in the order of their processes: each holds rows of its own of every tensor."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        self.files = [safe_open(folder / name, framework="pt") for name in sorted(names)]
         self.of: dict[str, list[Any]] = {}  # by key, its rows in each file that has some
-        for file in self.files:
-            for key in file.keys():  # noqa: SIM118  # not a dict
+        for name in sorted(names):
+            file = safe_open(folder / name, framework="pt")
+            for key in file.offset_keys():
                 self.of.setdefault(key, []).append(file.get_slice(key))
 
     def rows(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows of a tensor from `start` to before `stop`; default all. Raises KeyError without such a
         tensor."""
+        parts = self.of[key]
+        if not parts[0].get_shape():  # a number
+            return parts[0][...]
         found, first = [], 0
-        for part in self.of[key]:
-            shape = part.get_shape()
-            if not shape:  # a number
-                return part[...]
-            end = first + shape[0]
-            if max(start, first) < min(end, end if stop is None else stop):
-                found.append(
-                    part[max(start, first) - first : (end if stop is None else min(stop, end)) - first]
-                )
-            first = end
-        return torch.cat(found) if found else part[:0]
+        for part in parts:
+            count = part.get_shape()[0]
+            low, high = max(start - first, 0), count if stop is None else min(stop - first, count)
+            if low < high:
+                found.append(part[low:high])
+            first += count
+        return torch.cat(found) if found else parts[0][:0]
 
     def shape(self, key: str) -> list[int]:
         """Shape of a tensor. Raises KeyError without such a tensor."""

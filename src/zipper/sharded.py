@@ -7,6 +7,7 @@ A checkpoint holds all but the tensors, and names and hashes its shards (`zipper
 that no checkpoint names any more are deleted.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,8 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Shard
 
 from zipper.checkpoint_files import SHARDS, WEIGHTS, ShardFiles, check_shards, flush_folder, load_index
+from zipper.disk import write_atomic
 from zipper.errors import DataError
-from zipper.hashes import sha256
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -50,7 +50,7 @@ class ShardedStrategy(ModelParallelStrategy):
         optimisers = checkpoint.get("optimizer_states", [])
         rows = _rows(checkpoint["state_dict"], optimisers)
         own = {key: _local(part) for key, part in rows if self.is_global_zero or isinstance(part, DTensor)}
-        written = self._in_all(lambda: _write({key: x for key, x in own.items() if x.numel()}, shard))
+        written = self._in_all(lambda: _write(own, shard))
         settings = [{"param_groups": one["param_groups"]} for one in optimisers]
         shards = {f"{folder.name}/{name}": (size, digest) for name, size, digest in written}
         index = {**checkpoint, "state_dict": {}, "optimizer_states": settings, SHARDS: shards}
@@ -91,8 +91,12 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def _in_all(self, work: Callable[[], Any]) -> list[Any]:
         """What `work` returns in each process. Raises in all of them what it raises in one of them."""
+        try:
+            own = work()
+        except (OSError, DataError) as error:
+            own = error
         done: list[Any] = [None] * self.world_size
-        dist.all_gather_object(done, _try(work))
+        dist.all_gather_object(done, own)
         if errors := [one for one in done if isinstance(one, OSError | DataError)]:
             raise errors[0]
         return done
@@ -122,27 +126,15 @@ def _range(part: Tensor) -> tuple[int, int | None]:
 
 
 def _write(tensors: dict[str, Tensor], file: Path) -> tuple[str, int, str]:
-    """File name, bytes and SHA-256 of the shard, synced to disk. Raises OSError."""
+    """File name, bytes and SHA-256 of the shard, which leaves empty tensors out. It is synced to disk. Raises
+    OSError."""
+    content = save({key: x.detach().cpu().contiguous() for key, x in tensors.items() if x.numel()})
     file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, file)
-    except SafetensorError as error:  # a full disk, for example
-        raise OSError(f"{file} cannot be written: {error}") from error
-    mask = os.umask(0)
-    os.umask(mask)
-    file.chmod(0o666 & ~mask)  # safetensors lets nobody else read it
+    write_atomic(file, content)
     with file.open("rb") as written:
         os.fsync(written.fileno())
     flush_folder(file.parent)
-    return file.name, file.stat().st_size, sha256(file)
-
-
-def _try(work: Callable[[], Any]) -> Any:
-    """What it returns, or the OSError or DataError that it raises."""
-    try:
-        return work()
-    except (OSError, DataError) as error:
-        return error
+    return file.name, len(content), hashlib.sha256(content).hexdigest()
 
 
 def _prune(folder: Path) -> None:

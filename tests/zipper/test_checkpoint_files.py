@@ -1,17 +1,19 @@
 """Sharded checkpoints: rows of tensors in files of several processes, read as one."""
 
+import resource
+
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from zipper import sharded
 from zipper.checkpoint_files import SHARDS, ShardFiles, load_plain
+from zipper.disk import disk_failure
 from zipper.errors import DataError
 
 
 def test_rows_are_found_wherever_they_lie(tmp_path):
-    """Five rows in three files, as FSDP2 cuts them, and one row in a fourth of its own; for any range."""
+    """Five rows in three files, as FSDP2 cuts them, for any range; what is not cut is in the first alone."""
     whole, step = torch.randn(5, 3), torch.tensor(7.0)
     for rank, rows in enumerate((whole[:2], whole[2:4], whole[4:])):
         numbers = {"optimizer/0/a/step": step, "state_dict/b": whole[0]} if rank == 0 else {}
@@ -33,19 +35,22 @@ def test_rows_are_found_wherever_they_lie(tmp_path):
     assert (files.shape("state_dict/a"), files.shape("optimizer/0/a/step")) == ([5, 3], [])
 
 
-def test_a_shard_may_be_read_by_others_and_a_full_disk_is_an_error_of_the_disk(tmp_path, monkeypatch):
+def test_a_shard_may_be_read_by_others_and_a_full_disk_is_an_error_of_the_disk(tmp_path):
     folder = tmp_path / f"{SHARDS}-a"
     name, size, _ = sharded._write({"state_dict/a": torch.ones(2)}, folder / "rank-00000.safetensors")
     (tmp_path / "plain").touch()
     assert (folder / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert (folder / name).stat().st_size == size
 
-    def full(*_):
-        raise SafetensorError("No space left on device")
-
-    monkeypatch.setattr(sharded, "save_file", full)
-    with pytest.raises(OSError, match=r"rank-00001.*No space left"):
-        sharded._write({}, folder / "rank-00001.safetensors")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            sharded._write({"state_dict/a": torch.ones(1000)}, folder / "rank-00001.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Finished work is kept" in (disk_failure(error.value) or "")
+    assert [one.name for one in folder.iterdir()] == [name]
 
 
 def test_shards_that_a_checkpoint_names_are_kept_and_others_deleted(tmp_path):

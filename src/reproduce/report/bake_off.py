@@ -14,21 +14,16 @@ from reproduce.sweep_file import read_sweep
 from zipper.errors import DataError
 from zipper.evaluation.significance import holm, over_seeds, p_value
 
-SWEEPS = {
-    "bake-off-synthetic": "the synthetic corpus",
-    "bake-off": "half of test-clean",
-}  # and what is tested on
+# By name of the sweep, what its runs are tested on.
+SWEEPS = {"bake-off-synthetic": "the synthetic corpus", "bake-off": "half of test-clean"}
 FLAT = 0.1  # largest share by which the last quarter of the steps lowers the dev WER of a flat curve
 DEV = "dev/asr_wer"
 SEEDS = 3  # fewer on either side decide nothing
 ZIPPER, SINGLE, MORE = "Zipper", "Single Decoder", "Single Decoder, + unlabelled speech"
-OTHERS = [
-    f"{way}{trained}"
-    for way in ("Token insertion", "Mixture of transformers")
-    for trained in ("", ", text tower trained")
-]
 PAIRS = [  # the claims of the terms
-    *((ZIPPER, other) for other in (SINGLE, MORE, *OTHERS)),
+    (ZIPPER, SINGLE), (ZIPPER, MORE),
+    (ZIPPER, "Token insertion"), (ZIPPER, "Token insertion, text tower trained"),
+    (ZIPPER, "Mixture of transformers"), (ZIPPER, "Mixture of transformers, text tower trained"),
     (ZIPPER, "Zipper, speech tower frozen"), (ZIPPER, "Zipper, the paper's settings"), (MORE, SINGLE),
 ]  # fmt: skip
 

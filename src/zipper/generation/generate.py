@@ -232,8 +232,9 @@ class Generator:
         """Tokens int64 [B, Q] of one timestep after another, BOS first, until every row has ended.
         `criteria` know a timestep once the next one is asked for."""
         count, books = len(criteria.caps), self.layout.codebooks
-        self.cache.reserve(self.name, int(criteria.caps.max()) + books + 1)
-        uniform = uniform_noise(ids, seed, int(criteria.caps.max()) + books + 1, books).to(self.device)
+        most = int(criteria.caps.max()) + books + 1  # timesteps
+        self.cache.reserve(self.name, most)
+        uniform = uniform_noise(ids, seed, most, books).to(self.device)
         processor = LogitsProcessor(self.layout, self.device)
         tokens = torch.full((count, books), self.layout.bos, device=self.device)
         fresh = criteria.open_rows

@@ -12,7 +12,8 @@ class LogitsProcessor:
 
     def __init__(self, layout: TokenLayout, device: torch.device) -> None:
         self.forbidden = ~layout.allowed().to(device)  # [4, V]
-        self.last, self.at = np.empty(0), torch.empty(0)
+        self.last = np.empty(0)
+        self.at = torch.empty(0, dtype=torch.int64)  # forbidden tokens, as indices into [B * Q * V]
 
     def __call__(self, logits: Tensor, kinds: np.ndarray) -> Tensor:
         """Set logits [B, Q, V] of forbidden tokens to -inf, in place, also if they are NaN. kinds int [B, Q]:
@@ -20,7 +21,7 @@ class LogitsProcessor:
         if not np.array_equal(kinds, self.last):  # rarely changes
             mask = self.forbidden[torch.from_numpy(kinds).to(self.forbidden.device)]  # [B, Q, V]
             self.last, self.at = kinds, mask.flatten().nonzero()[:, 0]
-        logits.view(-1).index_fill_(0, self.at, float("-inf"))  # few, and faster than a mask
+        logits.view(-1).index_fill_(0, self.at, float("-inf"))  # a few: faster than a mask over all
         return logits
 
 

@@ -125,18 +125,22 @@ def two_processes(folder) -> Path:
     return folder / "build/runs/auto"
 
 
+@pytest.fixture(scope="module")
+def sharded(folder) -> Path:
+    zipper(folder, "train", *SHARDED, "name=fsdp2")
+    return folder / "build/runs/fsdp2"
+
+
 @pytest.mark.parametrize(
     ("strategy", "precision", "close", "weights"),
     [("auto", "64-true", 1e-9, 1e-8), ("fsdp2", "32-true", 1e-4, 1e-2)],
 )
 def test_two_processes_have_the_losses_and_the_weights_of_one(
-    folder, one_process, two_processes, strategy, precision, close, weights
+    folder, one_process, two_processes, sharded, strategy, precision, close, weights
 ):
     """20 steps with the same global batch, frozen and trained parameters mixed, against one process in
     float64 (which Lightning does not shard). Sharded weights transcribe dev as whole ones do, and a sharded
     checkpoint is read as a whole one."""
-    if strategy != "auto":
-        zipper(folder, "train", f"name={strategy}", *SHARDED)
     one, two = losses(one_process), losses(folder / f"build/runs/{strategy}")
     assert len(one) == 20
     assert one.keys() == two.keys()
@@ -166,10 +170,9 @@ def test_two_processes_that_were_stopped_go_on_exactly(folder, two_processes):
     assert losses(two_processes).items() >= losses(run).items()
 
 
-def test_a_sharded_run_that_was_stopped_goes_on_exactly_and_in_one_process(folder):
-    """Its checkpoints name shards of both processes, which are all that is kept. After the test before it,
-    which trains the same without a stop."""
-    run, unbroken = folder / "build/runs/stopped", folder / "build/runs/fsdp2"
+def test_a_sharded_run_that_was_stopped_goes_on_exactly_and_in_one_process(folder, sharded):
+    """Its checkpoints name shards of both processes, which are all that is kept."""
+    run = folder / "build/runs/stopped"
     zipper(folder, "train", *SHARDED, "name=stopped", stop=run / "checkpoints/last.ckpt")
     kept = load_index(run / "checkpoints/last.ckpt")
     assert 3 <= kept["global_step"] < 20
@@ -177,7 +180,7 @@ def test_a_sharded_run_that_was_stopped_goes_on_exactly_and_in_one_process(folde
     assert [Path(name).name for name in kept[SHARDS]] == [f"rank-0000{n}.safetensors" for n in range(2)]
     shutil.copytree(run, run.with_name("stopped-copy"))
     zipper(folder, "train", *SHARDED, "name=stopped")
-    states = [weights_of(one) for one in (unbroken, run)]
+    states = [weights_of(one) for one in (sharded, run)]
     assert all(torch.equal(states[1][key], tensor) for key, tensor in states[0].items())
     named = {name for file in run.glob("checkpoints/*.ckpt") for name in load_index(file)[SHARDS]}
     there = {f.relative_to(run / "checkpoints").as_posix() for f in run.glob("checkpoints/*/*.safetensors")}
@@ -186,7 +189,7 @@ def test_a_sharded_run_that_was_stopped_goes_on_exactly_and_in_one_process(folde
     shutil.rmtree(run)
     run.with_name("stopped-copy").rename(run)
     zipper(folder, "train", *SHARDED, "train.devices=1", "name=stopped")
-    expected, found = losses(unbroken), losses(run)
+    expected, found = losses(sharded), losses(run)
     assert found
     assert max(abs(expected[step] - loss) for step, loss in found.items()) < 1e-4
 
