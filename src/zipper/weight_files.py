@@ -4,8 +4,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from zipper.disk import write_atomic
 
 SCALE = ".scale"  # suffix of the name of a matrix's scales
 SMALLEST = 4096  # numbers of a matrix that is worth fewer bits
@@ -22,7 +24,7 @@ def save_state(file: Path, state: Mapping[str, Tensor], small: Collection[str] =
             out[name], out[name + SCALE] = quantise(weight, bits)
         else:
             out[name] = weight.half().contiguous() if weight.is_floating_point() else weight.contiguous()
-    save_file(out, file)
+    write_atomic(file, save(out))
 
 
 def load_state(file: Path) -> dict[str, Tensor]:

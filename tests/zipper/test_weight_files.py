@@ -58,3 +58,10 @@ def test_a_state_is_read_as_it_was_written(tmp_path, bits):
     assert all(torch.equal(read[name], weight) for name, weight in expected.items())
     others = 2 * (64 * 96 + 3 * 4 + 5000)
     assert (tmp_path / "x").stat().st_size - others < 64 * 96 * bits / 8 + 1200
+
+
+def test_a_file_of_weights_may_be_read_by_whom_other_files_may(tmp_path):
+    save_state(tmp_path / "weights.safetensors", {"gain": torch.ones(3)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert len([*tmp_path.iterdir()]) == 2

@@ -196,6 +196,14 @@ class RunConfig(Section):
                 "train.quantise=true with export_bits=16: half precision needs no training of its own. Give "
                 "export_bits=4 or 8, or leave quantise out."
             )
+        train = self.train
+        layerwise = {"compile": train.compile, "recompute": train.recompute, "strategy": train.strategy}
+        given = [key for key, value in layerwise.items() if value in (True, "fsdp2")]
+        if self.model.kind == "mixture" and given:
+            raise ConfigError(
+                f"model.kind=mixture with train.{given[0]}={layerwise[given[0]]}, which works on whole "
+                "layers, while a mixture runs them in parts. Leave it out."
+            )
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():

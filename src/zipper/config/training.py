@@ -137,6 +137,11 @@ class TrainConfig(Section):
                 f"train.precision=bf16-products with train.{other}=true: they do not work together. Use "
                 "32-true, or on a GPU bf16-mixed."
             )
+        if self.optimiser == "adafactor" and self.strategy == "fsdp2":
+            raise ConfigError(
+                "train.optimiser=adafactor with train.strategy=fsdp2: its step reads whole matrices, which "
+                "no process has. Use adamw, or ddp."
+            )
         if self.quantise and self.strategy == "fsdp2":
             raise ConfigError("train.quantise=true with train.strategy=fsdp2: use ddp.")
         if self.guide and not self.ctc:

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from zipper.disk import check_writable, write_atomic
 from zipper.errors import ConfigError, DataError
@@ -53,7 +53,7 @@ def import_gguf(file: Path, folder: Path) -> None:
         if not (tied and name == "lm_head.weight")
     }
     config = {k: v for k, v in model.config.to_dict().items() if k not in DROPPED_KEYS}
-    save_file(weights, folder / ONE_FILE)
+    write_atomic(folder / ONE_FILE, save(weights))
     (folder / "tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(pretty=True), encoding="utf-8")
     # Written last, because it marks the folder as complete.
     described = json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n"
