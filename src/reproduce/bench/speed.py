@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reproduce.bench.generation import alternate, generation
@@ -86,11 +85,16 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
     )  # fmt: skip
     ours, rough, theirs = Tower(one_codebook), Tower(one_codebook), llama(shape)
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    float32, products, other = take_turns(
-        language_model_step(ours, lambda x: ours.logits(ours(x))[:, :, 0], batches),
-        in_bfloat16(language_model_step(rough, lambda x: rough.logits(rough(x))[:, :, 0], batches)),
+    steps = (
+        language_model_step(ours, lambda x: tower_loss(ours, x), batches),
+        in_bfloat16(language_model_step(rough, lambda x: tower_loss(rough, x), batches)),
         llama_step(theirs, batches),
     )
+    float32, products, other = take_turns(*steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    float32_alone, products_alone, other_alone = take_turns(*steps)
+    torch.set_num_threads(threads)
     units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     return {
         "parameters": sum(p.numel() for p in ours.parameters()),
@@ -98,7 +102,14 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
         "llama_units_per_second": round(units / other),
         "ratio": round(other / float32, 3),
         "ratio_bf16_products": round(other / products, 3),
+        "ratio_one_thread": round(other_alone / float32_alone, 3),
+        "ratio_bf16_products_one_thread": round(other_alone / products_alone, 3),
     }
+
+
+def tower_loss(tower: Tower, x: Tensor) -> Tensor:
+    """Mean cross-entropy of the next units x int64 [B, S, 1], as a training computes it."""
+    return tower.cross_entropy(tower(x)[:, :-1].flatten(0, 1), x[:, 1:].flatten(0, 1)).mean()
 
 
 def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[Batch]) -> dict[str, Any]:
@@ -162,20 +173,18 @@ def llama(shape: TowerConfig) -> "LlamaForCausalLM":
 
 
 def llama_step(model: "LlamaForCausalLM", batches: list[Batch]) -> Callable[[int], None]:
-    """Training step of a Llama."""
-    return language_model_step(model, lambda x: model(input_ids=x[..., 0]).logits, batches)
+    """Training step of a Llama, with its own loss."""
+    return language_model_step(model, lambda x: model(input_ids=x[..., 0], labels=x[..., 0]).loss, batches)
 
 
 def language_model_step(
-    model: nn.Module, logits: Callable[[Tensor], Tensor], batches: list[Batch]
+    model: nn.Module, loss: Callable[[Tensor], Tensor], batches: list[Batch]
 ) -> Callable[[int], None]:
-    """Training step of next-token prediction on the first codebook. logits: [B, S, 1] -> [B, S, V]."""
+    """Training step of next-token prediction on the first codebook. loss: of units int64 [B, S, 1]."""
     optimiser = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def step(turn: int) -> None:
-        x = batches[turn % len(batches)].streams["speech"].tokens[..., :1]
-        out = logits(x)[:, :-1].flatten(0, 1).float()
-        F.cross_entropy(out, x[:, 1:, 0].flatten()).backward()
+        loss(batches[turn % len(batches)].streams["speech"].tokens[..., :1]).backward()
         optimiser.step()
         optimiser.zero_grad()
 
