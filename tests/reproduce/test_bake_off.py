@@ -5,7 +5,7 @@ import pytest
 from test_compare import result
 from test_comparison import run, text_of
 
-from reproduce.report.bake_off import BakeOff, fall
+from reproduce.report.bake_off import BakeOff, fall, flat
 from reproduce.report.plots import draw_bake_off
 from reproduce.report.records import Results
 from zipper.errors import DataError
@@ -57,10 +57,10 @@ def way(seed: int, rate: float, curve: list[tuple[int, float]], per_token: int) 
 
 @pytest.fixture
 def folder(tmp_path):
-    flat, falling = [(1, 0.9), (3, 0.5), (5, 0.32), (7, 0.3)], [(1, 0.9), (3, 0.8), (5, 0.7), (7, 0.35)]
+    level, falling = [(1, 0.9), (3, 0.5), (5, 0.32), (7, 0.3)], [(1, 0.9), (3, 0.8), (5, 0.7), (7, 0.35)]
     ways = {
-        "zipper": (0.1, flat, 200),
-        "token-insertion": (0.3, flat, 200),
+        "zipper": (0.1, level, 200),
+        "token-insertion": (0.3, level, 200),
         "single-decoder": (0.5, falling, 100),
     }
     for seed in range(3):
@@ -98,6 +98,8 @@ def test_the_section_says_what_the_results_do(folder):
     assert fall(found.ways["Single Decoder"][0]) == pytest.approx(0.5)
     assert row(text, "Zipper | Token insertion")[1:][-1] == "Zipper"
     assert row(text, "Zipper | Single Decoder")[-1] == "not ranked: a curve still falls"
+    low = [way(seed, 0.01, [(1, 0.9), (5, 0.012), (7, last)], 200) for seed, last in enumerate((0.006, 0.01))]
+    assert [flat(low[:1]), flat(low[1:]), flat(low)] == [False, True, True]  # by 0.6, 0.2 and 0.4 points
     as_it_is, half, twice = row(text, "Zipper")
     assert (as_it_is[-8:], half[:2], half[-10:], twice[-8:]) == (" (0.002)", "**", "** (0.001)", " (0.004)")
     assert draw_bake_off(Results(folder), folder / "figures")[0].is_file()

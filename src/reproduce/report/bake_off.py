@@ -16,7 +16,8 @@ from zipper.evaluation.significance import holm, over_seeds, p_value
 
 # By name of the sweep, what its runs are tested on.
 SWEEPS = {"bake-off-synthetic": "the synthetic corpus", "bake-off": "half of test-clean"}
-FLAT = 0.1  # largest share by which the last quarter of the steps lowers the dev WER of a flat curve
+# A curve is flat if the last quarter of the steps lowers its dev WER by less than this share, or this much.
+FLAT, LITTLE = 0.1, 0.005
 DEV = "dev/asr_wer"
 SEEDS = 3  # fewer on either side decide nothing
 ZIPPER, SINGLE, MORE = "Zipper", "Single Decoder", "Single Decoder, + unlabelled speech"
@@ -110,14 +111,9 @@ class BakeOff(NamedTuple):
         ):
             a, b = self.ways[one], self.ways[other]
             apart = statistics.fmean(x["wer"] for x in a) - statistics.fmean(x["wer"] for x in b)
-            falls = [
-                statistics.fmean(known)
-                for side in (a, b)
-                if (known := [x for x in map(fall, side) if x is not None])
-            ]
             if min(len(a), len(b)) < SEEDS:
                 fewer = "not decided: too few seeds"
-            elif max(falls, default=1.0) >= FLAT:
+            elif not (flat(a) and flat(b)):
                 fewer = "not ranked: a curve still falls"
             else:
                 fewer = "not decided" if p >= 0.05 else one if apart < 0 else other
@@ -133,13 +129,28 @@ def flops(one: Result, steps: int) -> float:
 
 
 def fall(one: Result) -> float | None:
-    """Share by which the last quarter of the steps lowers the dev WER; a curve is flat below FLAT. None
-    without validations before and in it."""
+    """Share by which the last quarter of the steps lowers the dev WER. None without validations before and in
+    it."""
+    before, after = _lowest(one) or (0.0, 0.0)
+    return 1 - after / before if before else None
+
+
+def flat(seeds: list[Result]) -> bool:
+    """Whether the mean curve of the seeds is flat."""
+    known = [lowest for one in seeds if (lowest := _lowest(one)) is not None]
+    if not known:
+        return False
+    before, after = (statistics.fmean(wers) for wers in zip(*known, strict=True))
+    return before - after < max(FLAT * before, LITTLE)
+
+
+def _lowest(one: Result) -> tuple[float, float] | None:
+    """Lowest dev WER before the last quarter of the steps, and in all. None without validations in both."""
     curve = one["curves"].get(DEV, [])
     before = [wer for step, wer in curve if step + 1 <= 0.75 * one["steps"]]
     if not before or len(before) == len(curve):
         return None
-    return 1 - min(wer for _, wer in curve) / min(before)
+    return min(before), min(wer for _, wer in curve)
 
 
 def _mean(values: Iterable[float | None]) -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from reproduce import ROOT
 from reproduce.report import tables
-from reproduce.report.bake_off import FLAT, SWEEPS, BakeOff
+from reproduce.report.bake_off import FLAT, LITTLE, SWEEPS, BakeOff
 from reproduce.report.choosing import against, check_equal_terms, difference_text, paired, rate
 from reproduce.report.claims import PAR, claims
 from reproduce.report.plots import draw
@@ -45,7 +45,7 @@ ENVIRONMENT.tests["unchanged"] = lambda ends: all(one["before"] == one["after"] 
 ENVIRONMENT.globals |= {
     "mean": statistics.fmean, "spread": tables.spread, "score_text": tables.score_text, "rate": rate,
     "against": against, "paired": paired, "claims": claims, "tables": tables, "said": SAID, "PAR": PAR,
-    "bake_off": BakeOff.of, "BAKE_OFFS": SWEEPS, "FLAT": FLAT,
+    "bake_off": BakeOff.of, "BAKE_OFFS": SWEEPS, "FLAT": FLAT, "LITTLE": LITTLE,
     "RESAMPLES": RESAMPLES, "ZEROS": ZEROS,
 }  # fmt: skip
 
