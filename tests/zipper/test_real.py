@@ -15,6 +15,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result_file import read_result
 from zipper.modalities.audio import read_wave
 from zipper.modalities.scoring import word_errors
+from zipper.models.pretrained import read_tower
 
 RECORDING = ROOT / "results" / "samples" / "8629-261139-0000.ogg"  # a dev recording, LibriSpeech, CC BY 4.0
 SAID = (
@@ -45,6 +46,15 @@ def test_half_a_minute_is_recognised_and_more_is_refused_with_the_length(model):
     assert len(model.transcribe(long).split()) > 50
     with pytest.raises(ConfigError, match=r"59.2 s.*at most 798"):
         model.transcribe(torch.cat([wave] * 8))
+
+
+def test_its_text_tower_is_a_tower_of_its_own(model):
+    tower, shipped = read_tower(ROOT / "assets" / "real-text-tower"), model.network.tower("text").state_dict()
+    assert all(torch.equal(weight, shipped[name]) for name, weight in tower.state_dict().items())
+    joined = zipper.Zipper.from_towers(
+        text="assets/real-text-tower", speech="assets/speech-tower", frozen=["text"]
+    )
+    assert joined.modalities["text"].encode(SAID) == model.modalities["text"].encode(SAID)
 
 
 CHORD = sum(0.1 * torch.sin(torch.arange(48_000) / 16_000 * 2 * torch.pi * note) for note in (220, 277, 330))

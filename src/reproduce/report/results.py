@@ -95,5 +95,6 @@ def _values(results: Results) -> dict[str, Any]:
             check_equal_terms(runs)
         return runs
 
-    towers = {file.parent.name: read_json(file) for file in sorted((ROOT / "assets").glob("*/tower.json"))}
+    infos = {file.parent.name: read_json(file) for file in sorted((ROOT / "assets").glob("*/tower.json"))}
+    towers = {name: info for name, info in infos.items() if "perplexity" in info}
     return {"results": results, "compared": compared, "towers": towers, "table": table, "commands": commands}
