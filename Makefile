@@ -58,13 +58,16 @@ train-tts: $(VENV)/.judge  ## train TTS with the shipped towers, print the test 
 train: $(VENV)/.judge  ## train ASR and TTS in one model, as the one in assets/zipped
 	$(RUN) train configs/joint.yaml $(ARGS)
 
-# A text tower of open vocabulary, units of speech, a speech tower, then ASR with the text tower frozen. An
-# interrupted step resumes. SPEECH: the recordings; TEXT: a folder of .txt files, without the books that dev and test read.
+# A speech tower, then ASR with the text tower frozen. SPEECH: the recordings. Text tower and units are those of assets/real,
+# or trained first on TEXT, a folder of .txt files without the books that dev and test read. An interrupted step resumes.
 SPEECH ?= data=mini-librispeech
-TEXT   ?= data/text
+ifdef TEXT
+OWN    := data.tokenizer=build/real/text-tower/tokenizer.json codec.weights=build/real/units
+build/real/speech-tower/tower.json: build/real/units/codec.json build/real/text-tower/tower.json
+endif
 
-train-real: build/real/speech-tower/tower.json  ## train ASR of real speech, everything from scratch (hours); TEXT=FOLDER of .txt files
-	$(RUN) train configs/mini-librispeech.yaml $(SPEECH) $(ARGS)
+train-real: build/real/speech-tower/tower.json  ## train ASR of real speech (2 hours); TEXT=FOLDER of .txt files: from scratch
+	$(RUN) train configs/mini-librispeech.yaml $(SPEECH) $(OWN) $(if $(TEXT),model.towers.text.init=build/real/text-tower) $(ARGS)
 
 build/real/text-tower/tower.json: | $(READY)
 	$(RUN) pretrain configs/real-text.yaml data.folder=$(TEXT)
@@ -72,8 +75,8 @@ build/real/text-tower/tower.json: | $(READY)
 build/real/units/codec.json: | $(VENV)/.whisper
 	$(RUN) train-codec configs/real-units.yaml $(SPEECH)
 
-build/real/speech-tower/tower.json: build/real/units/codec.json build/real/text-tower/tower.json
-	$(RUN) pretrain configs/real-speech.yaml $(SPEECH)
+build/real/speech-tower/tower.json: | $(VENV)/.whisper
+	$(RUN) pretrain configs/real-speech.yaml $(SPEECH) $(OWN)
 
 AUDIO ?= results/samples/8629-261139-0000.ogg
 
