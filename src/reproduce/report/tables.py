@@ -13,17 +13,7 @@ from reproduce.report.choosing import (
     paired,
     rate,
 )
-from reproduce.report.records import (
-    CHOICES,
-    NAMES,
-    TASKS,
-    Found,
-    Result,
-    Results,
-    Runs,
-    percent,
-    shown,
-)
+from reproduce.report.records import CHOICES, NAMES, TASKS, Found, Result, Results, Runs, percent, shown
 from reproduce.sweep_file import Sweep
 from zipper.evaluation.significance import Comparison
 

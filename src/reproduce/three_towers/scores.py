@@ -11,13 +11,7 @@ from typing import Any
 
 import torch
 
-from reproduce.three_towers.bridges import (
-    BridgedZip,
-    Composed,
-    mean_states,
-    train_bridges,
-    use_zips,
-)
+from reproduce.three_towers.bridges import BridgedZip, Composed, mean_states, train_bridges, use_zips
 from zipper.clock import Clock
 from zipper.commit import commit
 from zipper.config import to_dict, with_overrides

@@ -146,8 +146,7 @@ class ModelConfig(Section):
     )
     zip: ZipConfig = section(ZipConfig)
     init: str | None = setting(
-        None,
-        "folder of an exported model to which further towers are zipped; its own parts stay as they are",
+        None, "folder of an exported model to which further towers are zipped; its own parts stay as they are"
     )
     zips: dict[str, ZipConfig] = field(default_factory=dict)  # of model.init, by QUERY_from_SOURCE
     switch: bool = setting(

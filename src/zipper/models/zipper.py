@@ -12,14 +12,7 @@ from zipper.config import ModelConfig
 from zipper.data.batches import Batch
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Tower
-from zipper.models.zip_block import (
-    TimePositions,
-    ZipBlock,
-    accept_old_state,
-    cross_attention_mask,
-    gate,
-    mlp,
-)
+from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state, cross_attention_mask, gate, mlp
 
 
 class InputProjection(nn.Module):

@@ -19,13 +19,7 @@ from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.data.statistics import measure_statistics
 from zipper.disk import check_output_paths
-from zipper.distributed import (
-    AtomicCheckpointIO,
-    check_trainer,
-    first_process,
-    lightning_precision,
-    strategy,
-)
+from zipper.distributed import AtomicCheckpointIO, check_trainer, first_process, lightning_precision, strategy
 from zipper.errors import ConfigError
 from zipper.evaluation.cost import flops_per_token
 from zipper.evaluation.figures import draw_run
@@ -47,21 +41,8 @@ from zipper.models.pretrained import save_tower, tower_hashes
 from zipper.models.resolve import check_towers, joint_fingerprint, resolve
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.whiten import start_zips
-from zipper.run_folder import (
-    check_dataset,
-    claim_run_dir,
-    finished,
-    hold_run_dir,
-    result_files,
-)
-from zipper.training.callbacks import (
-    GateMonitor,
-    MeanWer,
-    Patience,
-    Spikes,
-    TaskMonitor,
-    Throughput,
-)
+from zipper.run_folder import check_dataset, claim_run_dir, finished, hold_run_dir, result_files
+from zipper.training.callbacks import GateMonitor, MeanWer, Patience, Spikes, TaskMonitor, Throughput
 from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers

@@ -11,16 +11,7 @@ from zipper.config import DataConfig, RunConfig
 from zipper.corpora.pages import draw, every_page, split_pages
 from zipper.errors import DataError
 from zipper.modalities.image import CODEBOOKS, Image
-from zipper.modalities.page_reader import (
-    COLORS,
-    DRAWINGS,
-    HEIGHT,
-    SHIFTS,
-    Reader,
-    digits,
-    drawing,
-    shifted,
-)
+from zipper.modalities.page_reader import COLORS, DRAWINGS, HEIGHT, SHIFTS, Reader, digits, drawing, shifted
 
 SIZES = DataConfig(dev=40, test=60)
 

@@ -10,15 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from broken_runs import (
-    RUNS,
-    assert_resumes_exactly,
-    assert_same,
-    killed_at,
-    room_for,
-    saved,
-    train_broken,
-)
+from broken_runs import RUNS, assert_resumes_exactly, assert_same, killed_at, room_for, saved, train_broken
 from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.config import TrainConfig
 from zipper.data.encode import _trainer

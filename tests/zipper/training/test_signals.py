@@ -10,13 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from broken_runs import (
-    RUNS,
-    assert_resumes_exactly,
-    at_step,
-    saved,
-    train_broken,
-)
+from broken_runs import RUNS, assert_resumes_exactly, at_step, saved, train_broken
 from reproduce import ROOT
 from zipper import cli
 from zipper.arguments import config_command
