@@ -19,14 +19,8 @@ from zipper.evaluation.metrics import read_metrics
 from zipper.evaluation.result_file import read_result
 
 OVERRIDE = 0b110  # capabilities 1 and 2: ignore file permissions
-TIMES = (
-    "seconds",
-    "wall_seconds",
-    "stage_seconds",
-    "command",
-    "versions",
-    "units_per",
-)  # prefixes of result keys that differ between runs
+# Prefixes of result keys that differ between runs.
+TIMES = ("seconds", "wall_seconds", "stage_seconds", "command", "versions", "units_per")
 
 
 def _context() -> Any:

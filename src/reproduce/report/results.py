@@ -19,17 +19,11 @@ from zipper.evaluation.result_archive import pack
 from zipper.evaluation.result_file import UTTERANCES
 from zipper.evaluation.significance import RESAMPLES, ZEROS
 
+# Folders of many files each.
 SWEPT = (
-    "ablations",
-    "bake-off",
-    "bake-off-search",
-    "bake-off-synthetic",
-    "bake-off-synthetic-search",
-    "compare",
-    "longer",
-    "precision",
-    "search",
-)  # many files each
+    "ablations", "bake-off", "bake-off-search", "bake-off-synthetic", "bake-off-synthetic-search", "compare",
+    "longer", "precision", "search",
+)  # fmt: skip
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True,

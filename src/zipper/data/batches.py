@@ -18,12 +18,10 @@ class Stream(NamedTuple):
     valid: Tensor  # bool [B, T]  False on padding
     target: Tensor  # int64 [B, T, Q]  next token of the segment, -100 without loss
     weight: Tensor  # float32 [B, T]  loss weight
-    next_modality: (
-        Tensor  # int64 [B, T]  at a segment's last token, index of the next modality, N if none; else -100
-    )
-    loss_index: (
-        Tensor  # int64 [N]  positions with loss in [B * T], computed on the CPU to avoid a synchronisation
-    )
+    # int64 [B, T]  at a segment's last token, index of the next modality, N if none; else -100
+    next_modality: Tensor
+    # int64 [N]  positions with loss in [B * T], computed on the CPU to avoid a synchronisation
+    loss_index: Tensor
     segment_ends: Tensor  # int64 [M]  positions with a next-modality target in [B * T]
 
 

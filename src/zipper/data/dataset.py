@@ -138,11 +138,8 @@ def fingerprint(
 
 def _corpora(utterances: list[Utterance]) -> str:
     first = utterances[0]
-    if first.audio and first.subset.partition("/")[0] in (
-        "",
-        "spoken",
-    ):  # by the recipe that its folder names
-        return Path(first.audio).parents[1].name
+    if first.audio and first.subset.partition("/")[0] in ("", "spoken"):
+        return Path(first.audio).parents[1].name  # the recipe, which the folder names
     return "+".join(sorted({u.subset.partition("/")[0] for u in utterances}))
 
 

@@ -48,13 +48,8 @@ _Product = _struct("_Product", weight=c_void_p, bias=c_void_p, inputs=c_long, ou
 _Norm = _struct("_Norm", weight=c_void_p, eps=c_float)
 _KeyValue = _struct(
     "_KeyValue",
-    key=c_void_p,
-    value=c_void_p,
-    bias=c_void_p,
-    capacity=c_long,
-    timesteps=c_long,
-    bias_stride=c_long,
-)
+    key=c_void_p, value=c_void_p, bias=c_void_p, capacity=c_long, timesteps=c_long, bias_stride=c_long,
+)  # fmt: skip
 _Block = _struct(
     "_Block",
     is_zip=c_long, heads=c_long, kv_heads=c_long, size=c_long,

@@ -230,9 +230,8 @@ def _whole_header(path: Path) -> BytesIO | None:
         while head[at : at + 4] not in (b"data", b""):
             at += 8 + int.from_bytes(head[at + 4 : at + 8], "little")
         ends = int.from_bytes(head[4:8], "little")
-        filled_in = (
-            ends not in (0, at) and ends < STREAM
-        )  # at: the declared size ends where the samples begin
+        # at: the declared size ends where the samples begin.
+        filled_in = ends not in (0, at) and ends < STREAM
         if head[at + 4 : at + 8] != bytes(4) or filled_in:
             return None
         return BytesIO(head[:4] + b"\xff" * 4 + head[8 : at + 4] + b"\xff" * 4 + head[at + 8 :] + raw.read())

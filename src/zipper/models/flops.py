@@ -82,9 +82,8 @@ def _zips(model: ZipperModel, lengths: Mapping[str, int]) -> Iterator[Term]:
     for name, count in lengths.items():
         if name in model.projections:
             layer = 2 * count * model.cfg.towers[name].width ** 2
-            yield Term(
-                layer, _times(model, name)
-            )  # its input needs no gradient unless the embedding is trained
+            # Its input needs no gradient unless the embedding is trained.
+            yield Term(layer, _times(model, name))
             yield Term(2 * layer, 3)
     depth, wide = model.cfg.zip.projection_depth, model.cfg.zip.feed_forward
     order = list(lengths)

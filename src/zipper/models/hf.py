@@ -25,13 +25,9 @@ FAMILIES = {
     "Qwen3ForCausalLM": (False, True),
 }
 NEEDED = (
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "intermediate_size",
-    "rms_norm_eps",
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps",
     "vocab_size",
-)
+)  # fmt: skip
 WINDOW = 2048  # tokens; a longer sliding window never truncates utterances
 OURS = {
     "model.embed_tokens.weight": "embedding.weight",

@@ -21,12 +21,11 @@ def stream_loss(
 
     Logits are computed only for scored tokens, because the head is a large share of a small tower's cost.
     """
-    loss = tower.cross_entropy(
-        _select(states, stream.loss_index), _select(stream.target, stream.loss_index)
-    )  # [N, Q]
+    index = stream.loss_index
+    loss = tower.cross_entropy(_select(states, index), _select(stream.target, index))  # [N, Q]
     if codebook_weights:
         loss = loss * torch.tensor(codebook_weights, dtype=loss.dtype).to(loss.device, non_blocking=True)
-    return (loss.sum(-1) * _select(stream.weight, stream.loss_index)).sum()
+    return (loss.sum(-1) * _select(stream.weight, index)).sum()
 
 
 def _select(x: Tensor, index: Tensor) -> Tensor:

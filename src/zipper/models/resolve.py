@@ -120,9 +120,8 @@ def _resolve_tower(
                 f"encoded dataset holds {modality.fingerprint!r}. Use the codec or tokenizer of that tower, "
                 "or pre-train a tower on these units."
             )
-        grown = (
-            info["reads"] != modality.fingerprint
-        )  # a single decoder, with the vocabulary of all modalities
+        # Grown: a single decoder, with the vocabulary of all modalities.
+        grown = info["reads"] != modality.fingerprint
         known = info.get("pattern", "delay")
         for one in (modalities[other] for other in (shared if grown else [name])):
             if one.codebooks > 1 and one.layout.pattern != known:

@@ -103,9 +103,8 @@ class ZipperModel(MultimodalModel):
         for name in self.names:
             buffer = self.get_buffer(f"seconds_{name}")
             each = (seconds or {}).get(name) or [1 / rates[name]] * len(buffer)
-            each = each + [0.0] * (
-                len(buffer) - len(each)
-            )  # a padded embedding has more rows than the tokenizer
+            # A padded embedding has more rows than the tokenizer.
+            each = each + [0.0] * (len(buffer) - len(each))
             buffer.copy_(torch.tensor(each))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

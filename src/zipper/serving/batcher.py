@@ -153,9 +153,8 @@ class Batcher:
             found += itertools.islice(alike, max(0, self.batch - len(running)))
         for one in found:
             self.waiting.remove(one)
-        return [
-            one for one in found if one.future.set_running_or_notify_cancel()
-        ]  # or whoever asked has gone
+        # Without those whose caller has gone.
+        return [one for one in found if one.future.set_running_or_notify_cancel()]
 
     def _step(self, name: str, joining: list[Request]) -> None:
         batch, running = self.batches[name], self.running[name]
