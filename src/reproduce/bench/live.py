@@ -7,7 +7,6 @@ phonemes.
 import argparse
 import itertools
 import random
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,12 +20,10 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
-from zipper.commit import commit
-from zipper.config import DataConfig, load_config, to_dict
+from reproduce.bench.record import peak_mb, write_record
+from zipper.config import DataConfig, load_config
 from zipper.corpora.spoken import VOICE_RATE, drawn_voice, edges, recipe_hash, spoken_texts
 from zipper.corpora.utterance import Utterance
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.generation import word_times
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
@@ -58,11 +55,9 @@ def run(args: argparse.Namespace) -> None:
     for name, measure in {"speaking": speaking, "word_times": timed, "listening": listening}.items():
         parts[name] = measure(model, spoken, args)
         print(name, parts[name], flush=True)
-    origin = {"task": "bench-live", "commit": commit(), "versions": versions(), "command": args.line}
-    origin |= {"seed": cfg.seed, "threads": args.threads, "model": args.model.name, "config": to_dict(cfg)}
     data = {"corpus": f"spoken {recipe_hash(cfg.data)}", "split": "test"}
-    write_result({**origin, "data_fingerprint": data, **parts}, args.out)
-    print(f"-> {args.out}")
+    settings = {"threads": args.threads, "model": args.model.name, "data_fingerprint": data}
+    write_record("bench-live", args.line, {**settings, **parts}, args.out, cfg=cfg)
 
 
 def sentences(cfg: DataConfig, sample_rate: int) -> Iterator[Spoken]:
@@ -149,7 +144,7 @@ def listening(model: Zipper, spoken: list[Spoken], args: argparse.Namespace) -> 
         clock, busy = max(clock, arrived) + took, busy + took
         committed += [(word.text, clock) for word in found]
         buffer = max(buffer, len(live.sound) + len(live.coming))
-        warm = warm or (_peak() if arrived > WARM else 0.0)
+        warm = warm or (peak_mb() if arrived > WARM else 0.0)
     committed += [(word.text, clock) for word in live.finish()]
     reference, heard = " ".join(word.text for word in words), " ".join(word for word, _ in committed)
     aligned = jiwer.process_words(reference, heard)
@@ -167,15 +162,10 @@ def listening(model: Zipper, spoken: list[Spoken], args: argparse.Namespace) -> 
         "real_time_factor": round(busy / at, 3),
         "minutes": round(at / 60, 1),
         "buffer_seconds": round(buffer / model.sample_rate, 1),
-        "memory_growth_mb": round(_peak() - warm, 1),
+        "memory_growth_mb": round(peak_mb() - warm, 1),
     }
 
 
 def _quantiles(name: str, values: list[float]) -> dict[str, float]:
     at = {"p50": 0.5, "p95": 0.95}
     return {f"{name}_{key}": round(float(np.quantile(values, q)), 3) for key, q in at.items()}
-
-
-def _peak() -> float:
-    """Peak memory so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

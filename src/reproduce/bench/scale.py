@@ -6,7 +6,6 @@ a training resumes. Each size is measured in a process of its own.
 
 import argparse
 import json
-import resource
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -17,14 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from zipper.commit import commit
+from reproduce.bench.record import peak_mb, write_record
 from zipper.config import ROOT, load_config
 from zipper.corpora.utterance import SPLITS
 from zipper.data.dataset import EncodedDataset, features, open_dataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.modalities.base import Modality, load_modalities
 from zipper.modalities.speech import PERIODS
 
@@ -43,12 +40,8 @@ def run(args: argparse.Namespace) -> None:
             sizes[str(rows)] = pool.submit(measure, folder).result()
         shutil.rmtree(folder)
         print(f"{rows} utterances: {sizes[str(rows)]}", flush=True)
-    origin = {
-        "task": "bench-scale", "commit": commit(), "versions": versions(), "command": args.line, "seed": 0,
-        "config": {"seed": 0}, "data_fingerprint": "simulated",
-    }  # fmt: skip
-    write_result({**origin, "epoch": EPOCH, "sizes": sizes}, args.out)
-    print(f"-> {args.out}")
+    content = {"data_fingerprint": "simulated", "epoch": EPOCH, "sizes": sizes}
+    write_record("bench-scale", args.line, content, args.out)
 
 
 def simulate(folder: Path, rows: int) -> None:
@@ -124,12 +117,8 @@ def measure(folder: Path) -> dict[str, float]:
     resumed.examples(EPOCH * steps.epoch_length(0))
     done("resume")
     files = sum(file.stat().st_size for split in SPLITS for file in folder.glob(f"{split}-*"))
-    return {**found, "peak_gb": round(_peak(), 2), "files_gb": round(files / 1e9, 2)}
+    return {**found, "peak_gb": round(peak_mb() / 1e3, 2), "files_gb": round(files / 1e9, 2)}
 
 
 def _schedule(dataset: EncodedDataset) -> BatchSchedule:
     return BatchSchedule(dataset, "train", {"asr": 1.0, "tts": 1.26}, 16_384, 1, 0, 0.0)
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

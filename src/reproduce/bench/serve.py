@@ -23,11 +23,9 @@ from typing import Any
 import numpy as np
 from openai import APIStatusError, OpenAI
 
-from zipper.commit import commit
-from zipper.config import load_config, to_dict
+from reproduce.bench.record import write_record
+from zipper.config import load_config
 from zipper.corpora.spoken import recipe_hash, spoken_texts
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 
 CONFIG, SENTENCES = Path("configs/asr.yaml"), 16
 KINDS = ("transcription", "wav", "mp3", "stream")
@@ -79,11 +77,10 @@ def run(args: argparse.Namespace) -> None:
         "latency_idle": _latencies(idle),
         "refused": {name: sorted({turn[name] for turn in refused}) for name in refused[0]},
     }
-    origin = {"task": "bench-serve", "commit": commit(), "versions": versions(), "command": args.line}
-    origin |= {"seed": cfg.seed, "model": args.model.name, "batch": batch, "turns": args.turns}
+    print(json.dumps(content, indent=2))
     data = {"corpus": f"spoken {recipe_hash(cfg.data)}", "split": "test"}
-    write_result({**origin, "config": to_dict(cfg), "data_fingerprint": data, **content}, args.out)
-    print(json.dumps(content, indent=2), f"\n-> {args.out}")
+    settings = {"model": args.model.name, "batch": batch, "turns": args.turns, "data_fingerprint": data}
+    write_record("bench-serve", args.line, {**settings, **content}, args.out, cfg=cfg)
 
 
 @contextmanager

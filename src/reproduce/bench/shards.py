@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,10 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from zipper.commit import commit
+from reproduce.bench.record import write_record
 from zipper.config import ModelConfig, TowerConfig
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.models.building import set_trainable
 from zipper.models.zipper import ZipperModel
 from zipper.training.engine import shard
@@ -44,11 +41,7 @@ def bench_shards(out: Path, command: str) -> None:
     rows = [{"model": name, "ranks": n, **count(towers, n)} for name, towers in TOWERS.items() for n in RANKS]
     for row in rows:
         print(row)
-    result: dict[str, Any] = {
-        "task": "bench-shards", "rows": rows, "commit": commit(), "command": command, "versions": versions(),
-        "seed": 0, "config": {"seed": 0}, "data_fingerprint": "no data",
-    }  # fmt: skip
-    write_result(result, out)
+    write_record("bench-shards", command, {"rows": rows, "data_fingerprint": "no data"}, out)
 
 
 def count(towers: dict[str, TowerConfig], ranks: int) -> dict[str, int | float]:

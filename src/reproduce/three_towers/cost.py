@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 
-from zipper.commit import commit
+from reproduce.bench.record import write_record
 from zipper.config import ModelConfig, TowerConfig
 from zipper.data.batches import Batch, collate
 from zipper.data.documents import Document, Segment
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.models.building import set_trainable
 from zipper.models.flops import document_flops
 from zipper.models.losses import stream_loss
@@ -40,12 +38,9 @@ def bench_towers(out: Path, command: str) -> None:
         for kind, (tasks, computed) in kinds.items():
             rows.append({"towers": count, "kind": kind, **measure(names, tasks, computed)})
             print(rows[-1], flush=True)
-    result: dict[str, Any] = {
-        "task": "bench-towers", "rows": rows, "documents": DOCUMENTS, "tokens": LENGTH, "turns": TURNS,
-        "threads": torch.get_num_threads(), "commit": commit(), "command": command, "versions": versions(),
-        "seed": 0, "config": {"seed": 0}, "data_fingerprint": "random tokens",
-    }  # fmt: skip
-    write_result(result, out)
+    settings = {"documents": DOCUMENTS, "tokens": LENGTH, "turns": TURNS, "threads": torch.get_num_threads()}
+    content = {"rows": rows, **settings, "data_fingerprint": "random tokens"}
+    write_record("bench-towers", command, content, out)
 
 
 def measure(names: tuple[str, ...], tasks: list[Pair], computed: list[Pair]) -> dict[str, Any]:
@@ -62,7 +57,8 @@ def measure(names: tuple[str, ...], tasks: list[Pair], computed: list[Pair]) -> 
     times = []
     for _ in range(TURNS):
         started = time.process_time()  # not what other processes take
-        _step(model, batch)
+        _loss(model, batch).backward()
+        model.zero_grad()
         times.append(time.process_time() - started)
     flops = [
         document_flops(model, {source: LENGTH, query: LENGTH}, {query: LENGTH - 1}).training
@@ -87,11 +83,10 @@ def _document(query: str, source: str) -> Document:
     )
 
 
-def _step(model: ZipperModel, batch: Batch) -> None:
+def _loss(model: ZipperModel, batch: Batch) -> torch.Tensor:
     states = model(batch)
     losses = [stream_loss(model.tower(name), states[name], stream) for name, stream in batch.streams.items()]
-    torch.stack(losses).sum().backward()
-    model.zero_grad()
+    return torch.stack(losses).sum()
 
 
 def _saved_bytes(model: ZipperModel, batch: Batch) -> int:
@@ -103,10 +98,8 @@ def _saved_bytes(model: ZipperModel, batch: Batch) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        states = model(batch)
-        losses = [stream_loss(model.tower(n), states[n], stream) for n, stream in batch.streams.items()]
-        total = torch.stack(losses).sum()
-    total.backward()
+        loss = _loss(model, batch)
+    loss.backward()
     model.zero_grad()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     return sum(size for at, size in kept.items() if at not in own)

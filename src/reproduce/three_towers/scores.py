@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
+from reproduce.bench.record import write_record
 from reproduce.three_towers.bridges import BridgedZip, Composed, mean_states, train_bridges, use_zips
 from zipper.clock import Clock
 from zipper.commit import commit
-from zipper.config import to_dict, with_overrides
+from zipper.config import with_overrides
 from zipper.corpora.grammar import UNITS
 from zipper.data.dataset import Row
 from zipper.data.prepare import prepare
-from zipper.evaluation.result import versions
-from zipper.evaluation.result_file import write_result
 from zipper.evaluation.task import mismatched_rows
 from zipper.generation.generate import GenerationOutput
 from zipper.generation.rows import generate_rows
@@ -104,16 +103,15 @@ def accuracies(rows: Sequence[Mapping[str, Any]], sentences: Sequence[str]) -> d
     return {name: round(share, 4) for name, share in all_.items()}
 
 
-def describe(model: Zipper, command: str, **more: Any) -> dict[str, Any]:
-    """Origin of a result."""
-    chance = {name: 1 / count for name, count in CHOICES.items()}
+def describe(pages: Pages) -> dict[str, Any]:
+    """Model and data of a result, and the scores of chance."""
+    chance, model = {name: 1 / count for name, count in CHOICES.items()}, pages.model
     chance |= {"slots": fmean(chance.values()), "exact": 1 / prod(CHOICES.values())}
     return {
-        "task": "three-towers", "name": model.config.name, "seed": model.config.seed, "command": command,
-        "commit": commit(), "versions": versions(), "threads": torch.get_num_threads(),
+        "name": model.config.name, "commit": commit(), "threads": torch.get_num_threads(),
         "parameters_total": sum(p.numel() for p in model.network.parameters()),
         "chance": {name: round(share, 4) for name, share in chance.items()},
-        "config": to_dict(model.config), **more,
+        "data_fingerprint": pages.data.fingerprint, "utterances": len(pages.rows),
     }  # fmt: skip
 
 
@@ -195,8 +193,7 @@ def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str]
     model = Zipper.from_pretrained(folder)
     model.config = with_overrides(model.config, [f"decode.{one}" for one in decode])
     pages = Pages(model)
-    result = describe(model, command, data_fingerprint=pages.data.fingerprint, utterances=len(pages.rows))
-    result["judge"] = judge(pages)
+    result = {**describe(pages), "judge": judge(pages)}
     if "seen" in parts:
         result["seen"] = measure_seen(pages)
         if model.config.model.init:
@@ -208,5 +205,4 @@ def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str]
         result |= {pair: pages.score(pair.split(">")) for pair in pairs if pair in model.config.train.tasks}
     if "unseen" in parts:
         result["unseen"] = unseen(pages, model.config.seed)
-    write_result(result, out)
-    print(f"-> {out}")
+    write_record("three-towers", command, result, out, cfg=model.config)
