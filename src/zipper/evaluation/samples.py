@@ -1,7 +1,7 @@
 """Samples of an evaluation: audio and image files in the run folder, tables in W&B."""
 
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -21,13 +21,6 @@ from zipper.modalities.speech_scorer import recording
 TABLE = 20  # utterances in a W&B table, about 40 kB of audio each
 
 
-class SampleFiles(NamedTuple):
-    """Files of one generated waveform."""
-
-    wav: Path
-    png: Path
-
-
 def show_samples(
     loggers: list[Logger],
     folder: Path,
@@ -39,31 +32,31 @@ def show_samples(
     segments: list[GenerationOutput],
     step: int,
 ) -> None:
-    """Writes samples of generated waveforms to a folder, and logs a W&B table of the first answers of a task:
-    generated waveforms, or the recordings of the prompts if they still exist."""
+    """Writes samples of generated waveforms or images to a folder, and logs a W&B table of the first answers
+    of a task: what was generated, or the recordings of the prompts if they still exist."""
     rows = chosen_rows(dataset, cfg, task, split)
     modality = dataset.modalities[modalities_of(task)[-1]]
     target = ["target"] if "target" in entries[0] else []
     columns = ["id", "reference", "hypothesis", *target, "errors", "stopped"]
-    spoken = bool(modality.sample_rate)
-    if spoken:
+    files: list[tuple[Path, Path]] | None = None
+    kind, shown = "recognised", ["audio"]
+    if modality.sample_rate:
+        kind, shown = "spoken", ["audio", "spectrogram"]
         files = write_samples(folder, cfg.evaluate.listened, modality, rows, entries, segments)
-    drawn = modality.suffix == ".png"
-    pictures = write_pictures(folder, modality, rows[:TABLE], segments) if drawn else []
+    elif modality.suffix == ".png":
+        kind, shown = "drawn", ["image", "target image"]
+        files = write_samples(folder, TABLE, modality, rows, entries, segments)
+    show = wandb.Image if kind == "drawn" else wandb.Audio
     for logger in _wandb(loggers):
         media: list[list[Any]] = (
-            [[wandb.Image(str(one)), wandb.Image(str(target))] for one, target in pictures]
-            if drawn
-            else [[_audio(row)] for row in rows[:TABLE]]
-            if not spoken
-            else [[wandb.Audio(str(one.wav)), wandb.Image(str(one.png))] for one in files]
+            [[_audio(row)] for row in rows[:TABLE]]
+            if files is None
+            else [[show(str(one)), wandb.Image(str(beside))] for one, beside in files]
         )
         data = [
-            [*(cast(dict[str, Any], one)[column] for column in columns), *shown]
-            for one, shown in zip(entries, media, strict=False)
+            [*(cast(dict[str, Any], one)[column] for column in columns), *own]
+            for one, own in zip(entries, media, strict=False)
         ]
-        shown = ["image", "target image"] if drawn else ["audio", *(["spectrogram"] if spoken else [])]
-        kind = "drawn" if drawn else "spoken" if spoken else "recognised"
         logger.log_table(f"{split}/{kind}", columns=[*columns, *shown], data=data, step=step)
 
 
@@ -74,38 +67,26 @@ def write_samples(
     rows: list[Row],
     entries: list[UtteranceResult],
     segments: list[GenerationOutput],
-) -> list[SampleFiles]:
-    """Writes ID.wav, ID-target.wav (resynthesis of the recording) and ID.png of the first `count` answers.
+) -> list[tuple[Path, Path]]:
+    """Writes the first `count` answers, ID.wav or ID.png, with ID-target, which is decoded from the row, and
+    the spectrograms of a waveform, ID.png. Returns each answer's file with its spectrograms or its target.
 
     An unsafe ID is escaped (`file_name`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rate, out = modality.sample_rate or 0, []
+    rate, out = modality.sample_rate, []
     for row, entry, segment in list(zip(rows, entries, segments, strict=False))[:count]:
         made, target = modality.decode(segment.content), modality.decode(modality.content(row))
         name = file_name(entry["id"])
-        wav = modality.write(made, folder / name)
-        assert wav is not None
-        modality.write(target, folder / f"{name}-target")
-        waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
-        title = f"reference: {entry['reference']}\nASR transcript: {entry['hypothesis'] or '(empty)'}"
-        out.append(SampleFiles(wav, spectrograms(waves, rate, title, folder / f"{name}.png")))
-    return out
-
-
-def write_pictures(
-    folder: Path, modality: Modality, rows: list[Row], segments: list[GenerationOutput]
-) -> list[tuple[Path, Path]]:
-    """Writes ID.png, the generated image, and ID-target.png, that of the row. Returns both files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    out = []
-    for row, segment in zip(rows, segments, strict=False):
-        stem = folder / file_name(row["id"])
-        made = modality.write(modality.decode(segment.content), stem)
-        target = modality.write(modality.decode(modality.content(row)), folder / f"{stem.name}-target")
-        assert made is not None
-        assert target is not None
-        out.append((made, target))
+        file = modality.write(made, folder / name)
+        beside = modality.write(target, folder / f"{name}-target")
+        assert file is not None
+        assert beside is not None
+        if rate:
+            waves = {"model": made, "target": target} if len(made) >= rate // 10 else {"target": target}
+            title = f"reference: {entry['reference']}\nASR transcript: {entry['hypothesis'] or '(empty)'}"
+            beside = spectrograms(waves, rate, title, folder / f"{name}.png")
+        out.append((file, beside))
     return out
 
 
