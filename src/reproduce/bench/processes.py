@@ -23,18 +23,13 @@ OVERRIDE = 0b110  # capabilities 1 and 2: ignore file permissions
 TIMES = ("seconds", "wall_seconds", "stage_seconds", "command", "versions", "units_per")
 
 
-def _context() -> Any:
-    """Forks processes from one that has imported everything, since imports take longer than a small run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zipper.training.run", "zipper.evaluation.run", "zipper.cli"])
-    return context
-
-
 class Process:
     """`zipper COMMAND ...` in a subprocess with one thread; its output is kept in memory."""
 
     def __init__(self, arguments: list[str]) -> None:
-        context = _context()
+        # Forked from a process that has imported everything, since imports take longer than a small run.
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["zipper.training.run", "zipper.evaluation.run", "zipper.cli"])
         receive, send = context.Pipe(duplex=False)
         self.process = context.Process(target=_main, args=(arguments, send))
         self.process.start()

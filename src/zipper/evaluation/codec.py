@@ -105,15 +105,10 @@ def at_rate(wave: Tensor, codec: Codec) -> Tensor:
 def between_speakers(utterances: list[Utterance], embeddings: list[Tensor]) -> float | None:
     """Mean cosine of neighbouring recordings of different speakers, what a codec that loses the voice would
     have at best; None if there is one speaker."""
-    pairs = list(zip(utterances, embeddings, strict=True))
-    cosines = [
-        float(x @ y) for (a, x), (b, y) in pairwise(sorted(pairs, key=_by_order)) if a.speaker != b.speaker
-    ]
+    pairs = zip(utterances, embeddings, strict=True)
+    order = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].id.encode()).hexdigest())
+    cosines = [float(x @ y) for (a, x), (b, y) in pairwise(order) if a.speaker != b.speaker]
     return round(fmean(cosines), 4) if cosines else None
-
-
-def _by_order(pair: tuple[Utterance, Tensor]) -> str:
-    return hashlib.sha256(pair[0].id.encode()).hexdigest()
 
 
 def score_waves(

@@ -78,14 +78,13 @@ def _weights_file(folder: Path, info: Mapping[str, Any]) -> Path:
 def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str]:
     """Hashes of the weights that towers start from, by modality; towers with random weights have none.
     kept: cache of `file_hashes`."""
-    folders = {name: model_folder(cfg.init) for name, cfg in towers.items() if cfg.init}
-    files = {name: _weights_files(folder) for name, folder in folders.items()}
-    return {name: joint_hash(file_hashes(several, kept)) for name, several in files.items()}
-
-
-def _weights_files(folder: Path) -> list[Path]:
-    own = sorted(folder.glob("*.safetensors"))
-    return own or [_weights_file(folder, read_json(folder / INFO))]
+    hashes = {}
+    for name, cfg in towers.items():
+        if cfg.init:
+            folder = model_folder(cfg.init)
+            own = sorted(folder.glob("*.safetensors")) or [_weights_file(folder, read_json(folder / INFO))]
+            hashes[name] = joint_hash(file_hashes(own, kept))
+    return hashes
 
 
 def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
