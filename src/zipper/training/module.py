@@ -4,7 +4,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
@@ -16,7 +16,8 @@ from zipper.config import RunConfig, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
-from zipper.models.building import build_untrained, exported_weights, idle_parts, set_trainable
+from zipper.generation.zipper import Zipper
+from zipper.models.building import TrainedModel, build_untrained, exported_weights, idle_parts, set_trainable
 from zipper.models.ctc import CtcHeads
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
@@ -29,21 +30,10 @@ from zipper.training.rounding import RoundedWeights
 NAMED = 8  # utterances in an error message
 
 
-class Trainable(Protocol):
-    """Common attributes of `zipper.Zipper` and TrainedModel."""
-
-    @property
-    def network(self) -> MultimodalModel: ...
-    @property
-    def statistics(self) -> DatasetStatistics: ...
-    @property
-    def config(self) -> RunConfig: ...
-
-
 class ZipperModule(L.LightningModule):
     """LightningModule of a Zipper or a Single Decoder. A Zipper of one tower is plain pre-training."""
 
-    def __init__(self, model: Trainable, **settings: Any) -> None:
+    def __init__(self, model: Zipper | TrainedModel, **settings: Any) -> None:
         """model: its network is trained. settings: `train` settings (lr, warmup, ...) that replace those of
         the model's config.
 
