@@ -43,9 +43,6 @@ class InsertionModel(MultimodalModel):
             x = layer(x, rotation)
         return {self.answer: of_modality(own.finish(x), batch.streams[self.answer]), **states}
 
-    def backbone(self, name: str) -> str:
-        return self.answer
-
     def reader(self, name: str) -> Tower:
         return self.readers.get(name) or self.tower(name)
 

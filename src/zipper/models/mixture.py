@@ -44,6 +44,3 @@ class MixtureModel(MultimodalModel):
                 for name, layer in layers.items()
             }
         return {name: self.tower(name).finish(x[name]) for name in self.names}
-
-    def backbone(self, name: str) -> str:
-        return self.names[0]

@@ -47,9 +47,9 @@ class MultimodalModel(nn.Module):
         return tower
 
     def backbone(self, name: str) -> str:
-        """Modality whose layers process this one. Towers of one backbone form one sequence and attend to
-        one another by self-attention."""
-        raise NotImplementedError
+        """Modality whose layers process this one: the first, for all, unless a subclass differs. Towers of
+        one backbone form one sequence and attend to one another by self-attention."""
+        return self.names[0]
 
     def reader(self, name: str) -> Tower:
         """Tower whose layers a cache runs tokens of this modality through."""

@@ -49,9 +49,6 @@ class SingleDecoderModel(MultimodalModel):
     def tower(self, name: str) -> Tower:
         return self.shared_towers[name]
 
-    def backbone(self, name: str) -> str:
-        return self.names[0]
-
     @torch.no_grad()
     def start_from(self, tower: Tower) -> None:
         """Load a pre-trained tower: a decoder of the same vocabulary, or a tower of the first modality, whose
