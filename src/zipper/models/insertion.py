@@ -3,7 +3,6 @@ speech language models do (SLAM-ASR, arXiv 2402.08846), and, the other way round
 thinker (Qwen2.5-Omni, arXiv 2503.20215).
 """
 
-import torch
 from torch import Tensor, nn
 
 from zipper.config import ModelConfig
@@ -38,10 +37,7 @@ class InsertionModel(MultimodalModel):
         own = self.tower(self.answer)
         parts = {name: projection(states[name]) for name, projection in self.projections.items()}
         x = in_document_order({self.answer: own.embed(batch.streams[self.answer].tokens), **parts}, batch)
-        rotation = own.rotation(torch.arange(batch.length, device=x.device)[None])
-        for layer in own.layers:
-            x = layer(x, rotation)
-        return {self.answer: of_modality(own.finish(x), batch.streams[self.answer]), **states}
+        return {self.answer: of_modality(own.run(x), batch.streams[self.answer]), **states}
 
     def reader(self, name: str) -> Tower:
         return self.readers.get(name) or self.tower(name)

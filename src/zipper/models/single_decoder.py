@@ -40,10 +40,7 @@ class SingleDecoderModel(MultimodalModel):
         """See MultimodalModel."""
         streams = {name: batch.streams[name] for name in self.names}
         x = in_document_order({n: self.shared_towers[n].embed(s.tokens) for n, s in streams.items()}, batch)
-        rotation = self.decoder.rotation(torch.arange(batch.length, device=x.device)[None])
-        for layer in self.decoder.layers:
-            x = layer(x, rotation)
-        states = self.decoder.finish(x)
+        states = self.decoder.run(x)
         return {name: of_modality(states, stream) for name, stream in streams.items()}
 
     def tower(self, name: str) -> Tower:

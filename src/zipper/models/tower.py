@@ -137,7 +137,7 @@ class Layer(nn.Module):
 
 
 class Tower(nn.Module):
-    """Decoder in parts: `embed`, then `layers`, then `finish` and `logits`."""
+    """Decoder in parts: `embed`, then `run` (or `layers` and `finish`), then `logits`."""
 
     def __init__(self, cfg: TowerConfig) -> None:
         super().__init__()
@@ -157,7 +157,10 @@ class Tower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Unimodal forward pass: tokens int64 [B, T, Q], padded on the right -> states [B, T, D] for
         `logits`."""
-        x = self.embed(tokens)
+        return self.run(self.embed(tokens))
+
+    def run(self, x: Tensor) -> Tensor:
+        """x [B, T, D] after all layers and `finish`; positions count from 0."""
         rotation = self.rotation(torch.arange(x.shape[1], device=x.device)[None])
         for layer in self.layers:
             x = layer(x, rotation)
