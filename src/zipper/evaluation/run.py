@@ -16,12 +16,12 @@ from zipper.config import RunConfig, TrainConfig, with_overrides
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.distributed import MACHINE, first_process, leave_group
-from zipper.errors import ConfigError, DataError
+from zipper.errors import ConfigError
 from zipper.evaluation.journal import evaluation_identity, journal_name, open_journal, read_pieces
 from zipper.evaluation.result import Origin, write_predictions
 from zipper.evaluation.result_file import Result, read_result, write_result
 from zipper.evaluation.tasks import evaluate_tasks, load_scorers, scorer_name, summary_lines
-from zipper.generation.exported import WEIGHTS, load_exported, load_trained
+from zipper.generation.exported import WEIGHTS, check_units, load_exported, load_trained
 from zipper.modalities.base import load_modalities
 from zipper.modalities.scoring import Scorer
 from zipper.models.building import TrainedModel
@@ -83,13 +83,7 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     clock, modalities = Clock(), load_modalities(cfg, exported)
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities)
-    for name in trained.network.names:
-        own = dataset.modalities[name].fingerprint
-        if trained.statistics.reads[name] != own:
-            raise DataError(
-                f"{exported} reads {name} units of {trained.statistics.reads[name]!r}, but the dataset holds "
-                f"{own!r}. Name the codec and the tokenizer that it was trained with."
-            )
+    check_units(exported, trained, dataset.modalities)
     origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     _evaluate(cfg, trained, dataset, exported / WEIGHTS, origin, scorers, clock, cfg.run_dir)

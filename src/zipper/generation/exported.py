@@ -149,7 +149,7 @@ def check_units(folder: Path, trained: TrainedModel, modalities: Mapping[str, Mo
         if reads != modalities[name].fingerprint:
             raise DataError(
                 f"{folder} was trained on {name} units {reads!r}, but its codec or tokenizer has "
-                f"{modalities[name].fingerprint!r}."
+                f"{modalities[name].fingerprint!r}. Name the codec and tokenizer that it was trained with."
             )
 
 
