@@ -34,7 +34,8 @@ from zipper.evaluation.task import answer_rows
 from zipper.modalities import speech as speech_module
 from zipper.modalities.asr_scorer import AsrScorer
 from zipper.modalities.base import Modality
-from zipper.modalities.delay import Pattern, vocabulary
+from zipper.modalities.delay import Pattern
+from zipper.modalities.layout import TokenLayout
 from zipper.modalities.scoring import Score
 from zipper.modalities.speech import Speech
 from zipper.modalities.speech_scorer import SpeechScorer
@@ -281,9 +282,8 @@ def towers(in_tmp, codec, monkeypatch):
 
     monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
     torch.manual_seed(0)
-    shape = TowerConfig(
-        layers=3, width=24, heads=2, kv_heads=2, hidden=32, vocabulary=vocabulary(codec.codes), codebooks=3
-    )
+    rows = TokenLayout.after(codec.codes, 3).vocabulary
+    shape = TowerConfig(layers=3, width=24, heads=2, kv_heads=2, hidden=32, vocabulary=rows, codebooks=3)
     save_tower(in_tmp / "speech", Tower(shape), {"reads": codec.fingerprint, "trained_on": None})
     return {"text": saved(in_tmp / "text", vocab_size=320), "speech": in_tmp / "speech"}
 

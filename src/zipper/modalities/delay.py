@@ -33,11 +33,6 @@ class Specials(NamedTuple):
         return cls(codes, codes + 1, codes + 2)
 
 
-def vocabulary(codes: int) -> int:
-    """Vocabulary size of a codebook: codes, BOS, EOS and filler."""
-    return codes + len(Specials._fields)
-
-
 Pattern = Literal["delay", "parallel"]
 LAGS: dict[str, int] = {"delay": 1, "parallel": 0}  # timesteps between adjacent codebooks
 

@@ -25,7 +25,7 @@ from zipper.evaluation import codec as codec_module
 from zipper.evaluation.codec import evaluate_codec
 from zipper.hashes import sha256
 from zipper.modalities.asr_scorer import AsrScorer
-from zipper.modalities.delay import vocabulary
+from zipper.modalities.layout import TokenLayout
 from zipper.models.pretrained import save_tower
 from zipper.models.tower import Tower
 
@@ -134,7 +134,7 @@ def test_an_exported_model_brings_its_codec_along(folder, model_hub, monkeypatch
     codec = load_codec(with_overrides(RunConfig(), words).codec)
     shape = TowerConfig(
         layers=2, width=16, heads=2, kv_heads=2, hidden=32,
-        vocabulary=vocabulary(codec.codes), codebooks=codec.codebooks,
+        vocabulary=TokenLayout.after(codec.codes, codec.codebooks).vocabulary, codebooks=codec.codebooks,
     )  # fmt: skip
     save_tower(Path("tower"), Tower(shape), {"reads": codec.fingerprint, "trained_on": None})
     model = zipper.Zipper.from_towers(text="assets/text-tower", speech="tower", overrides=words)
