@@ -4,7 +4,6 @@ mini-LibriSpeech (openslr.org/31), two subsets that belong to LibriSpeech, by it
 Subsets are downloaded one by one, and each appears atomically.
 """
 
-import hashlib
 import os
 import shutil
 import tarfile
@@ -21,6 +20,7 @@ from zipper.config import RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
 from zipper.disk import check_writable, disk_failure
 from zipper.errors import ConfigError, DataError
+from zipper.hashes import sha256
 
 # Gigabytes of each archive, from openslr.org.
 GIGABYTES = {
@@ -66,9 +66,7 @@ def _fetch_mini(folder: str, url: str, download: bool) -> None:
     except urllib.error.HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the archive is complete
             raise
-    with archive.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != MINI[url]:
+    if (found := sha256(archive)) != MINI[url]:
         raise RuntimeError(f"the hash of the archive is {found[:12]}, not {MINI[url][:12]}")
     with tarfile.open(archive) as tar:
         tar.extractall(folder)

@@ -1,7 +1,6 @@
 """Journal of a long evaluation: one JSON line per finished item, from which it resumes."""
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from zipper.config import RunConfig, to_dict
 from zipper.distributed import in_group
 from zipper.errors import ConfigError
 from zipper.evaluation.result import versions
+from zipper.hashes import sha256
 
 
 class Journal:
@@ -87,13 +87,11 @@ def open_journal(file: Path, work: dict[str, Any]) -> Iterator[Journal]:
 
 def evaluation_identity(checkpoint: Path, cfg: RunConfig, asr_scorer: str | None) -> dict[str, Any]:
     """Everything that determines the output of an evaluation. asr_scorer: its name, if one is used."""
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     made_by = {"commit": commit(), "versions": versions(), "judge": asr_scorer, "device": device}
     ranks = dist.get_world_size() if in_group() else 1
-    return {"checkpoint": digest, **made_by, "ranks": ranks, "config": config}
+    return {"checkpoint": sha256(checkpoint), **made_by, "ranks": ranks, "config": config}
 
 
 def journal_name(suffix: str = "", rank: int = 0) -> str:

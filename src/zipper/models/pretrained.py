@@ -1,7 +1,6 @@
 """Pre-trained towers in folders: tower.safetensors and tower.json (shape, hash, origin), or a language
 model in Hugging Face format (`models.hf`)."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from zipper.config import TowerConfig, read_json
 from zipper.errors import ConfigError, DataError, torch_message
-from zipper.hashes import file_hashes, joint_hash
+from zipper.hashes import file_hashes, joint_hash, sha256
 from zipper.hub import model_folder
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.hf import is_llama, read_weights, shape_of
@@ -34,10 +33,8 @@ def save_tower(folder: Path, tower: Tower, info: dict[str, Any], bits: int = 16)
     state = merged_state(tower)
     save_state(folder / WEIGHTS, state, state, bits)
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    (folder / INFO).write_text(
-        json.dumps({"shape": shape, "sha256": digest, **info}, indent=2) + "\n", encoding="utf-8"
-    )
+    written = {"shape": shape, "sha256": sha256(folder / WEIGHTS), **info}
+    (folder / INFO).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def tower_info(folder: Path) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def tower_info(folder: Path) -> dict[str, Any]:
             f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "
             "model. Run `make pretrain`, or give a tower's folder or the Hub id user/name of a model."
         )
-    if hashlib.sha256(file.read_bytes()).hexdigest() != info["sha256"]:
+    if sha256(file) != info["sha256"]:
         raise DataError(
             f"{file} is not the file that {folder / INFO} describes (its hash differs). Restore both."
         )
