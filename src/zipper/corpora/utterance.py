@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -44,14 +43,14 @@ class Utterance:
         lacks it."""
         return {"text": self.text, "audio": self.audio, **self.other}.get(column)
 
-    def wave(self, sample_rate: int, longest: float = math.inf) -> Tensor:
+    def wave(self, sample_rate: int) -> Tensor:
         """Mono waveform float32 [n] at `sample_rate` Hz. Raises DataError as `read_wave`."""
         if not self.audio:
             raise DataError(
                 f"Utterance {self.id} has no audio. Name its file, or remove it from the manifest."
             )
         try:
-            return read_wave(Path(self.audio), sample_rate, self.start, self.seconds, longest)
+            return read_wave(Path(self.audio), sample_rate, self.start, self.seconds)
         except DataError as error:
             raise DataError(f"Utterance {self.id}: {error}") from error
 
