@@ -27,20 +27,11 @@ if TYPE_CHECKING:
     from zipper.training.module import ZipperModule
 
 __version__ = "0.1.0"
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "GeneratedSegment",
-    "Modality",
-    "TokenLayout",
-    "TrainingError",
-    "Word",
-    "Zipper",
-    "ZipperData",
-    "ZipperError",
-    "ZipperModule",
-]
 _MODULES = {
+    "ConfigError": "zipper.errors",
+    "DataError": "zipper.errors",
+    "TrainingError": "zipper.errors",
+    "ZipperError": "zipper.errors",
     "Zipper": "zipper.generation.zipper",
     "GeneratedSegment": "zipper.generation.zipper",
     "Word": "zipper.generation.word_times",
@@ -49,13 +40,14 @@ _MODULES = {
     "ZipperData": "zipper.training.data",
     "ZipperModule": "zipper.training.module",
 }
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'zipper' has no attribute {name!r}")
-    return getattr(import_module(_MODULES.get(name, "zipper.errors")), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*globals(), *_MODULES]

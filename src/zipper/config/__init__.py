@@ -20,33 +20,3 @@ from zipper.config.loading import (
 from zipper.config.model import ModelConfig, TowerConfig, ZipConfig
 from zipper.config.schema import CodecConfig, DataConfig, LogConfig, RunConfig
 from zipper.config.training import TrainCodecConfig, TrainConfig
-
-__all__ = [
-    "ROOT",
-    "CodecConfig",
-    "DataConfig",
-    "EvaluateConfig",
-    "JudgeConfig",
-    "LogConfig",
-    "ModelConfig",
-    "RunConfig",
-    "SamplingConfig",
-    "TowerConfig",
-    "TrainCodecConfig",
-    "TrainConfig",
-    "ZipConfig",
-    "asset",
-    "describe",
-    "flat",
-    "from_dict",
-    "load_config",
-    "modalities_of",
-    "overridden_keys",
-    "read_json",
-    "save_config",
-    "setting_type",
-    "task_name",
-    "to_dict",
-    "upgraded",
-    "with_overrides",
-]
