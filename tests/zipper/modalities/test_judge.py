@@ -171,9 +171,8 @@ def test_turns_are_taken_and_the_median_counts(monkeypatch):
     def takes(seconds: float, name: str):
         def step(turn: int) -> None:
             order.append(name)
-            now[0] += (
-                100.0 if turn in (0, WARM) else seconds
-            )  # one that is not counted, one that is an outlier
+            # One that is not counted, and one that is an outlier, take long.
+            now[0] += 100.0 if turn in (0, WARM) else seconds
 
         return step
 

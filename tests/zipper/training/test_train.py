@@ -56,9 +56,8 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared, capsys):
     assert set(result["per_utterance"][0]) == {
         "id", "errors", "words", "seconds", "reference", "hypothesis", "stopped"
     }  # fmt: skip
-    assert (
-        0 < result["parameters_trained"] < result["parameters_total"]
-    )  # the speech-to-text zips alone are used
+    # The speech-to-text zips alone are used.
+    assert 0 < result["parameters_trained"] < result["parameters_total"]
     assert load_config(cfg.run_dir / "config.yaml").model == resolve(cfg, prepared).model
     header = (cfg.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     for metric in ("train/loss_text", "train/padding", "dev/wer", "dev/loss", "gate/"):
