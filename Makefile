@@ -116,7 +116,7 @@ bake-off: $(VENV)/.whisper  ## compare ways of joining a text and a speech tower
 	$(RUN) sweep configs/sweeps/bake-off.yaml $(ARGS)
 	$(RUN) report
 
-bake-off-synthetic: $(READY)  ## the same on the synthetic corpus (6 hours)
+bake-off-synthetic: $(READY)  ## the same on the synthetic corpus (9 hours)
 	$(RUN) sweep configs/sweeps/bake-off-synthetic-search.yaml $(ARGS)
 	$(RUN) sweep configs/sweeps/bake-off-synthetic.yaml $(ARGS)
 	$(RUN) report

@@ -11,6 +11,7 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document
 from zipper.data.statistics import DatasetStatistics
+from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
 from zipper.generation.cache_rows import join, select, trim
 from zipper.generation.generate import GREEDY, GenerationOutput, content_cap, finished, prefill
@@ -44,9 +45,14 @@ class ContinuousBatch:
         decode: dict[str, SamplingConfig] | None = None,
         seed: int = 0,
     ) -> None:
+        """Raises ConfigError on beam search."""
         self.model, self.name, self.statistics, self.seed = model, name, statistics, seed
         self.sampling = (decode or {}).get(name, GREEDY)
-        assert not self.sampling.searches  # beam search is not batched continuously
+        if self.sampling.searches:
+            raise ConfigError(
+                f"decode.{name}.beams={self.sampling.beams} with ctc={self.sampling.ctc:g} cannot be batched "
+                "continuously. Give 1 and 0."
+            )
         self.layout = TokenLayout.of(model.tower(name).cfg)
         self.processor = LogitsProcessor(self.layout, next(model.parameters()).device)
         self.max_repeats = statistics.max_repeats(name)

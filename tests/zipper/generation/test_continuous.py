@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from test_single_decoder import single_decoder
 from conftest import tiny_model
 from slow import STATISTICS, prompts
 from zipper.config import SamplingConfig
+from zipper.errors import ConfigError
 from zipper.generation.cache import BLOCK
 from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.generate import generate
@@ -64,3 +66,8 @@ def test_memory_follows_what_is_generated_not_what_was():
         longest = max(longest, batch.cache.length["speech"])
     assert batch.rows  # there always was one
     assert longest < 2 * BLOCK  # of 300 timesteps
+
+
+def test_beam_search_is_refused():
+    with pytest.raises(ConfigError, match="beams=4"):
+        ContinuousBatch(tiny_model(), "text", STATISTICS, {"text": SamplingConfig(beams=4)})
