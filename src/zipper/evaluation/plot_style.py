@@ -26,6 +26,7 @@ LOOK: Any = {
     "font.size": 9.0, "axes.titlesize": 9.5, "figure.titlesize": 11.0, "legend.fontsize": 8.0,
     "axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False,
     "axes.axisbelow": True, "image.cmap": "magma",
+    "font.sans-serif": ["DejaVu Sans", "Arial"],  # each text of an SVG names all of them
     "svg.hashsalt": "zipper", "svg.fonttype": "none",  # text as text: fewer bytes, can be searched
 }  # fmt: skip
 styled = rc_context(LOOK)  # decorator of drawing functions
