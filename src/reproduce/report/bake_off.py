@@ -1,7 +1,7 @@
 """Ways of joining two towers: tables and claims of the sweeps of SWEEPS, by the terms of docs/bake-off.md."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from reproduce.report.records import Result, Results, percent
 from reproduce.report.tables import Row, millions, spread
 from reproduce.sweep_file import read_sweep
 from zipper.errors import DataError
+from zipper.evaluation.result_file import BeforeAfter
 from zipper.evaluation.significance import holm, over_seeds, p_value
 
 # By name of the sweep, what its runs are tested on.
@@ -19,6 +20,7 @@ SWEEPS = {"bake-off-synthetic": "the synthetic corpus", "bake-off": "half of tes
 # A curve is flat if the last quarter of the steps lowers its dev WER by less than this share, or this much.
 FLAT, LITTLE = 0.1, 0.005
 DEV = "dev/asr_wer"
+TESTS = ("last_word", "continuation")  # of zipper.evaluation.cloze
 SEEDS = 3  # fewer on either side decide nothing
 ZIPPER, SINGLE, MORE = "Zipper", "Single Decoder", "Single Decoder, + unlabelled speech"
 PAIRS = [  # the claims of the terms
@@ -76,18 +78,16 @@ class BakeOff(NamedTuple):
         return min(flops(one, one["steps"]) for several in self.ways.values() for one in several)
 
     def table(self) -> list[Row]:
-        """Way, weights trained, FLOPs, WER, each seed, dev WER at equal FLOPs, fall of the last quarter, text
-        perplexity before and after."""
+        """Way, weights trained, FLOPs, WER, each seed, dev WER at equal FLOPs, fall of the last quarter, and
+        before and after: text perplexity, and both cloze tests."""
         rows = []
         for way, several in self.ways.items():
             one, text = several[0], [seed["alone"]["text"] for seed in several]
-            same = all(ends["before"] == ends["after"] for ends in text)
-            after = "identical" if same else f"{statistics.fmean(ends['after'] for ends in text):.2f}"
-            before = text[0]["before"]
+            tests = [[seed["cloze"][test] for seed in text if "cloze" in seed] for test in TESTS]
             rows.append([
                 way, millions(one["parameters_trained"], 1), millions(one["flops_per_token"]["training"], 1),
                 *spread(several, "wer"), _mean(map(self.at_equal_flops, several)), _mean(map(fall, several)),
-                "" if before is None else f"{before:.2f}", after,
+                _kept(text, "{:.2f}"), *(_kept(ends, "{:.1%}") for ends in tests),
             ])  # fmt: skip
         return rows
 
@@ -151,6 +151,17 @@ def _lowest(one: Result) -> tuple[float, float] | None:
     if not before or len(before) == len(curve):
         return None
     return min(before), min(wer for _, wer in curve)
+
+
+def _kept(ends: Sequence[BeforeAfter], form: str) -> str:
+    """A score before and after, mean over seeds; empty without results."""
+    if not ends:
+        return ""
+    after = form.format(statistics.fmean(one["after"] for one in ends))
+    before = ends[0]["before"]
+    same = all(one["before"] == one["after"] for one in ends)
+    told = after if before is None else f"{form.format(before)}, {'identical' if same else after}"
+    return told.replace("%", " %")
 
 
 def _mean(values: Iterable[float | None]) -> str:

@@ -1,4 +1,4 @@
-"""Mean loss of a split, and unimodal perplexity of each modality, to measure forgetting."""
+"""Mean loss of a split, and scores of each modality by itself, to measure forgetting."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import DatasetStatistics
-from zipper.evaluation.result_file import UnimodalPerplexity
+from zipper.evaluation.cloze import questions, share_right
+from zipper.evaluation.result_file import BeforeAfter, UnimodalScores
 from zipper.models.building import build_model, load_pretrained, pretrained_modalities
 from zipper.models.losses import stream_loss
 from zipper.models.multimodal import MultimodalModel
@@ -33,21 +34,31 @@ def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) 
     return loss / weight
 
 
-def unimodal_perplexities(
+def unimodal_scores(
     model: MultimodalModel, dataset: EncodedDataset, statistics: DatasetStatistics, cfg: RunConfig
-) -> dict[str, UnimodalPerplexity]:
-    """Unimodal perplexity of every modality, on single-modality documents of cfg.evaluate.split."""
+) -> dict[str, UnimodalScores]:
+    """Perplexity of every modality, and cloze scores of those of strings, on single-modality documents of
+    cfg.evaluate.split."""
     fresh = build_model(cfg.model, statistics.rates, statistics.seconds)
     load_pretrained(fresh)
     fresh.to(next(model.parameters()).device)
     known = pretrained_modalities(fresh)
-    return {
-        name: UnimodalPerplexity(
-            before=unimodal_perplexity(fresh, dataset, cfg, name) if name in known else None,
+    found = {}
+    for name in model.names:
+        before = fresh if name in known else None
+        tests = questions(dataset, cfg.evaluate.split, name)
+        found[name] = UnimodalScores(
+            before=None if before is None else unimodal_perplexity(before, dataset, cfg, name),
             after=unimodal_perplexity(model, dataset, cfg, name),
+            cloze={
+                test: BeforeAfter(
+                    before=None if before is None else share_right(before, name, asked),
+                    after=share_right(model, name, asked),
+                )
+                for test, asked in tests.items()
+            },
         )
-        for name in model.names
-    }
+    return found
 
 
 @torch.no_grad()

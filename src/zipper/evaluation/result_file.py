@@ -63,14 +63,18 @@ class SubsetErrors(TypedDict):
     utterances: int
 
 
-class UnimodalPerplexity(TypedDict):
-    """Perplexity per scored token, within the modality's own vocabulary.
-
-    before: of the pre-trained weights; None without pre-training. after: of the trained model.
-    """
+class BeforeAfter(TypedDict):
+    """before: of the pre-trained weights; None without pre-training. after: of the trained model."""
 
     before: float | None
     after: float
+
+
+class UnimodalScores(BeforeAfter, total=False):
+    """Perplexity per scored token, within the modality's own vocabulary. cloze: by test of
+    `zipper.evaluation.cloze`, share of right answers; older files have none."""
+
+    cloze: dict[str, BeforeAfter]
 
 
 class Result(TypedDict, total=False):
@@ -128,7 +132,7 @@ class Result(TypedDict, total=False):
     perplexity: float
     # Training of several towers
     flops_per_token: dict[str, int]
-    alone: dict[str, UnimodalPerplexity]
+    alone: dict[str, UnimodalScores]
     curves: dict[str, list[tuple[int, float]]]  # metric: (step, value)
     stage_seconds: dict[str, float]
 

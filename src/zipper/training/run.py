@@ -25,7 +25,7 @@ from zipper.evaluation.cost import flops_per_token
 from zipper.evaluation.figures import draw_run
 from zipper.evaluation.journal import Journal, evaluation_identity, journal_name, open_journal
 from zipper.evaluation.metrics import curves
-from zipper.evaluation.perplexity import unimodal_perplexities
+from zipper.evaluation.perplexity import unimodal_scores
 from zipper.evaluation.result import Origin, chosen_rows, write_predictions
 from zipper.evaluation.result_file import Result, Results, write_result
 from zipper.evaluation.samples import log_figures
@@ -110,7 +110,7 @@ def _finish(
         if len(trained.network.names) > 1:
             more: Result = {
                 "flops_per_token": flops_per_token(trained.network, data.steps),
-                "alone": unimodal_perplexities(trained.network, dataset, trained.statistics, cfg),
+                "alone": unimodal_scores(trained.network, dataset, trained.statistics, cfg),
                 "curves": curves(cfg.run_dir),
             }
             for result in results.values():
