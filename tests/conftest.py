@@ -169,8 +169,7 @@ def interleaving(model: ZipperModel, draw: random.Random, parts: int, multimodal
 
 
 def as_batch(model: ZipperModel, documents: list[Document]) -> Batch:
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
-    return collate(documents, codebooks)
+    return collate(documents, model.cfg.codebooks)
 
 
 def _generator(draw: random.Random) -> torch.Generator:

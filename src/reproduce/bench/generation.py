@@ -108,11 +108,12 @@ def generate_speech(
 def uncached_seconds(model: MultimodalModel, prompts: list[Document]) -> float:
     """Seconds without cache: a forward pass over whole documents for each new frame."""
     tower, total = model.cfg.towers["speech"], 0.0
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for length in range(EVERY, FRAMES + 1, EVERY):
         tokens = torch.randint(tower.vocabulary - 3, (length - EVERY // 2, tower.codebooks))
         speech = Segment("speech", tokens, tokens >= 0, 0.0)
-        batch = collate([Document(p.id, [*p.segments, speech], p.multimodal) for p in prompts], codebooks)
+        batch = collate(
+            [Document(p.id, [*p.segments, speech], p.multimodal) for p in prompts], model.cfg.codebooks
+        )
         total += EVERY * fastest(partial(one_forward, model, batch), turns=2)[0]
     return total
 

@@ -118,7 +118,7 @@ def throughput(
     """Tokens a second and MFU of a training step with bfloat16 products, as it is and compiled."""
     device = next(model.parameters()).device
     made = documents(model, args.tokens)
-    batch = collate(made, {name: model.cfg.towers[name].codebooks for name in model.names}).on(device)
+    batch = collate(made, model.cfg.codebooks).on(device)
     work = sum(
         document_flops(
             model,

@@ -57,7 +57,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
     cfg = resolve(cfg, dataset)
     shares, tokens, prompt = cfg.train.tasks, cfg.train.tokens, cfg.train.prompt_weight
     steps = BatchSchedule(dataset, "train", shares, tokens, 1, cfg.seed, prompt)
-    books = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
+    books = cfg.model.codebooks
     batches = [steps.batch(step, 0, books) for step in range(TURNS)]
     print("training, decoding, speaking ...", flush=True)
     zipper = zipper_against_llama(cfg, dataset, batches)

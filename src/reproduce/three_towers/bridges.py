@@ -117,9 +117,10 @@ def pair_batches(
     model: ZipperModel, dataset: EncodedDataset, rows: Sequence[Row], task: str
 ) -> Iterator[Batch]:
     """Batches of the documents of a task."""
-    books = {name: model.cfg.towers[name].codebooks for name in model.names}
     for start in range(0, len(rows), BATCH):
-        yield collate([document(dataset, row, task, 0.0) for row in rows[start : start + BATCH]], books)
+        yield collate(
+            [document(dataset, row, task, 0.0) for row in rows[start : start + BATCH]], model.cfg.codebooks
+        )
 
 
 class PairStates(NamedTuple):

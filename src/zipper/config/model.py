@@ -172,6 +172,11 @@ class ModelConfig(Section):
             self.check_widths()  # otherwise the folder sets the width later
 
     @property
+    def codebooks(self) -> dict[str, int]:
+        """Number of codebooks by modality."""
+        return {name: self.towers[name].codebooks for name in self.modalities}
+
+    @property
     def kept(self) -> list[str]:
         """Modalities of `init`."""
         return sorted({name for key in self.zips for name in key.split("_from_")}) if self.init else []

@@ -70,12 +70,11 @@ def _document(modality: Modality, beginning: list[str], continuation: list[str])
 def _scores(model: MultimodalModel, name: str, documents: list[Document]) -> tuple[Tensor, Tensor]:
     """Of each document, nats per scored token float32 [N], and whether greedy decoding gives them all."""
     nats, greedy = torch.zeros(len(documents)), torch.zeros(len(documents), dtype=torch.bool)
-    codebooks = {tower: model.cfg.towers[tower].codebooks for tower in model.names}
     device = next(model.parameters()).device
     by_length = sorted(range(len(documents)), key=lambda i: len(documents[i].segments[0].tokens))
     for start in range(0, len(documents), ROWS):
         rows = by_length[start : start + ROWS]
-        batch = collate([documents[i] for i in rows], codebooks).on(device)
+        batch = collate([documents[i] for i in rows], model.cfg.codebooks).on(device)
         target = batch.streams[name].target[..., 0]
         logits = model.tower(name).logits(model(batch)[name])[..., 0, :]
         due = target != -100

@@ -81,7 +81,6 @@ def unimodal_perplexity(model: MultimodalModel, dataset: EncodedDataset, cfg: Ru
 
 def _batches(model: MultimodalModel, steps: BatchSchedule) -> Iterator[Batch]:
     """Batches of one epoch, on the device of the model."""
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     device = next(model.parameters()).device
     for step in range(steps.epoch_length(0)):
-        yield steps.batch(step, 0, codebooks).on(device)
+        yield steps.batch(step, 0, model.cfg.codebooks).on(device)

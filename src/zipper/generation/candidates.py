@@ -63,12 +63,11 @@ def log_likelihoods(model: MultimodalModel, pairs: Sequence[tuple[Segment, Segme
     trained for that."""
     scores = torch.zeros(len(pairs))
     known = [at for at, (a, b) in enumerate(pairs) if (b.modality, a.modality) in model.used]
-    books = {name: model.cfg.towers[name].codebooks for name in model.names}
     device = next(model.parameters()).device
     for start in range(0, len(known), BATCH):
         part = known[start : start + BATCH]
         documents = [Document(str(at), [pairs[at][0], _scored(model, pairs[at][1])], True) for at in part]
-        batch = collate(documents, books).on(device)
+        batch = collate(documents, model.cfg.codebooks).on(device)
         states = model(batch)
         for name in {pairs[at][1].modality for at in part}:
             stream = batch.streams[name]

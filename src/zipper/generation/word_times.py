@@ -35,7 +35,7 @@ class Word(NamedTuple):
 @torch.no_grad()
 def cross_attention(model: ZipperModel, document: Document, pair: Pair) -> list[Tensor]:
     """Attention weights of one direction with teacher forcing: float [Tq, Tk] per zip, mean over heads."""
-    batch = collate([document], {name: model.cfg.towers[name].codebooks for name in model.names})
+    batch = collate([document], model.cfg.codebooks)
     with recorded_attention(model.eval(), *pair) as found:
         model(batch.on(next(model.parameters()).device))
     return [weights[0].cpu() for weights in found]

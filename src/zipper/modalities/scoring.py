@@ -10,6 +10,9 @@ from typing import Any, Protocol
 import jiwer
 from torch import Tensor
 
+Row = Mapping[str, Any]  # encoded utterance
+Rows = Sequence[Row]
+
 
 @dataclass(frozen=True)
 class WordErrors:
@@ -84,7 +87,7 @@ class Scorer(ABC):
     @abstractmethod
     def score(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Rows,
         outputs: Sequence[Generated],
         dataset: str,
         kept: Journal | None = None,
@@ -93,12 +96,10 @@ class Scorer(ABC):
         """Scores of segments, one for each row. dataset: fingerprint of the rows' dataset. kept: journal that
         stores finished work under `name`."""
 
-    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:  # noqa: B027  # a hook
+    def check(self, rows: Rows) -> None:  # noqa: B027  # a hook
         """Raises DataError if something that scoring needs of these rows is missing."""
 
-    def describe(
-        self, rows: Sequence[Mapping[str, Any]], found: Sequence[Score], dataset: str
-    ) -> dict[str, Any]:
+    def describe(self, rows: Rows, found: Sequence[Score], dataset: str) -> dict[str, Any]:
         """Further entries of a result file."""
         return {}
 
@@ -109,14 +110,12 @@ class TextScorer(Scorer):
     reference: text of a row. hypothesis: text of generated content int64 [Q, F].
     """
 
-    def __init__(
-        self, reference: Callable[[Mapping[str, Any]], str], hypothesis: Callable[[Tensor], str]
-    ) -> None:
+    def __init__(self, reference: Callable[[Row], str], hypothesis: Callable[[Tensor], str]) -> None:
         self.reference, self.hypothesis = reference, hypothesis
 
     def score(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Rows,
         outputs: Sequence[Generated],
         dataset: str,
         kept: Journal | None = None,

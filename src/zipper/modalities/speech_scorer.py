@@ -17,7 +17,7 @@ from zipper.errors import DataError
 from zipper.modalities.asr_scorer import SCORER_RATE, AsrScorer
 from zipper.modalities.audio import read_wave
 from zipper.modalities.base import Modality
-from zipper.modalities.scoring import Generated, Journal, Score, Scorer, WordErrors
+from zipper.modalities.scoring import Generated, Journal, Rows, Score, Scorer, WordErrors
 
 PART = 100  # recordings between two writes of the cache
 
@@ -53,7 +53,7 @@ class SpeechScorer(Scorer):
 
     def score(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Rows,
         outputs: Sequence[Generated],
         dataset: str,
         kept: Journal | None = None,
@@ -77,16 +77,14 @@ class SpeechScorer(Scorer):
             )  # fmt: skip
         return out
 
-    def check(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, rows: Rows) -> None:
         if gone := [row["audio"] for row in rows if not Path(row["audio"]).is_file()]:
             raise DataError(
                 f"{len(gone)} recordings for the ASR scorer do not exist, the first is {gone[0]}. Create the "
                 "corpus again, or restore them."
             )
 
-    def describe(
-        self, rows: Sequence[Mapping[str, Any]], found: Sequence[Score], dataset: str
-    ) -> dict[str, Any]:
+    def describe(self, rows: Rows, found: Sequence[Score], dataset: str) -> dict[str, Any]:
         """WER vs resynthesis (`target_wer`), and for context the WER of the recordings (`original_wer`) and
         of their codec resynthesis (`oracle_wer`)."""
         recorded = map_over_ranks(list(rows), lambda some: self.recordings(some, dataset))
@@ -104,7 +102,7 @@ class SpeechScorer(Scorer):
             "codec": self.speech.description,
         }
 
-    def recordings(self, rows: Sequence[Mapping[str, Any]], dataset: str) -> list[Transcripts]:
+    def recordings(self, rows: Rows, dataset: str) -> list[Transcripts]:
         """Transcripts of every row, in order, cached. Raises DataError if a recording is missing."""
         identity = f"{dataset} {self.speech.description} {self.asr_scorer.name}"
         file = Path(self.build) / "heard" / f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"

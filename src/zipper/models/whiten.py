@@ -82,9 +82,8 @@ def _record_inputs(
             block = model.zip(stage, *pair)
             kept[block] = []
             hooks.append(part(block).register_forward_pre_hook(partial(_keep, kept[block], valid, pair)))
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for start in range(0, len(documents), BATCH):
-        batch = collate(documents[start : start + BATCH], codebooks).on(device)
+        batch = collate(documents[start : start + BATCH], model.cfg.codebooks).on(device)
         for pair in model.used:
             rows = batch.attends_to[pair]
             valid[pair] = batch.streams[pair[side]].valid[rows] & batch.multimodal[rows, None]

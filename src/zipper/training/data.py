@@ -85,7 +85,7 @@ class ZipperData(L.LightningDataModule):
     def _open(self, cfg: RunConfig, dataset: EncodedDataset) -> None:
         super().__init__()
         self.cfg, self.dataset = cfg, dataset
-        self.codebooks = {name: cfg.model.towers[name].codebooks for name in cfg.model.modalities}
+        self.codebooks = cfg.model.codebooks
         # Check the sizes of all splits before a Trainer exists.
         for split in SPLITS[1:]:
             self._steps(split, cfg.train.tasks, 1)

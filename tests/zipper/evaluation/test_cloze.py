@@ -20,7 +20,7 @@ class Knowing(nn.Module):
         super().__init__()
         self.next = {tuple(one[:i]): one[i] for one in sentences for i in range(1, len(one))}
         self.vocabulary, self.names = vocabulary, ["text"]
-        self.cfg = SimpleNamespace(towers={"text": SimpleNamespace(codebooks=1)})
+        self.cfg = SimpleNamespace(codebooks={"text": 1})
         self.device = nn.Parameter(torch.zeros(1))
 
     def tower(self, name):
@@ -50,7 +50,6 @@ def test_a_model_that_knows_the_sentences_answers_all_and_another_none(dataset):
 @pytest.mark.parametrize("words", [[], SINGLE], ids=["zipper", "single decoder"])
 def test_answers_equal_those_of_one_sentence_at_a_time(dataset, words):
     model = module_for(dataset, *words).model.eval()
-    codebooks = {name: model.cfg.towers[name].codebooks for name in model.names}
     for several in questions(dataset, "train", "text").values():
         right = 0
         for question in several:
@@ -58,7 +57,7 @@ def test_answers_equal_those_of_one_sentence_at_a_time(dataset, words):
             for document in question:
                 [segment] = document.segments
                 with torch.no_grad():
-                    states = model(collate([document], codebooks))["text"]
+                    states = model(collate([document], model.cfg.codebooks))["text"]
                     chances = model.tower("text").logits(states)[0, :, 0].log_softmax(-1)
                 due = segment.scored[1:, 0]
                 picked = segment.tokens[1:, 0][due]

@@ -53,7 +53,9 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
     rows = [*dataset.splits["test"]]
     for task in ("asr", "tts"):
         several = [
-            one.network(collate([document(dataset, row, task, 1.0) for row in rows], _books(one.network)))
+            one.network(
+                collate([document(dataset, row, task, 1.0) for row in rows], one.network.cfg.codebooks)
+            )
             for one in (old, new)
         ]
         for name in ("text", "speech"):
@@ -69,10 +71,6 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
     assert isinstance(text.value, str)
     with pytest.raises(ConfigError, match="not trained to generate image after speech"):
         new.generate([{"speech": rows[0]["audio"]}], ["image"])
-
-
-def _books(network):
-    return {name: network.cfg.towers[name].codebooks for name in network.names}
 
 
 def test_no_document_of_its_batches_holds_speech_and_an_image(two):
