@@ -4,7 +4,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from zipper.arguments import Command, config_command
+from zipper.arguments import Command, add_number, config_command
 from zipper.config import RunConfig, load_config
 
 STAGES = ("throughput", "decode")  # of `gpu`
@@ -124,7 +124,7 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="configs/sweeps/NAME.yaml or configs/ablations/NAME.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for all runs")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their state")
-    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, sharing the cores (default: 1)")
+    add_number(parser, "--jobs", 1, "parallel runs, sharing the cores")
     parser.add_argument("--only", metavar="RUN", help="only this run, or those of a pattern: '*-seed0'")
     parser.add_argument("--prepare", action="store_true", help="only pre-train towers and prepare datasets")
     parser.add_argument("--slurm", action="store_true", help="write a SLURM array for the sweep")
@@ -133,8 +133,8 @@ def _add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_faults_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="configs/faults.yaml")
-    parser.add_argument("--times", type=int, default=120, help="number of faults (default: 120)")
-    parser.add_argument("--jobs", type=int, default=2, help="parallel runs (default: 2)")
+    add_number(parser, "--times", 120, "number of faults")
+    add_number(parser, "--jobs", 2, "parallel runs")
     parser.add_argument("--result", help="file for the table (default: print it only)")
 
 
@@ -143,8 +143,8 @@ def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stages", nargs="+", choices=STAGES, default=STAGES, help="default: throughput and decode"
     )
-    parser.add_argument("--tokens", type=int, default=65_536, help="padded tokens of a step")
-    parser.add_argument("--turns", type=int, default=15, help="measured steps; their median is reported")
+    add_number(parser, "--tokens", 65_536, "padded tokens of a step")
+    add_number(parser, "--turns", 15, "measured steps; their median is reported")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256], help="sentences of decode")
     parser.add_argument("--small", action="store_true", help="towers of two layers, for a trial on a CPU")
 
@@ -157,19 +157,19 @@ def _add_scale_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_live_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
-    parser.add_argument("--sentences", type=int, default=400, help="of the test split (default: 400)")
-    parser.add_argument("--speaking", type=int, default=20, help="sentences that are spoken (default: 20)")
-    parser.add_argument("--minutes", type=float, default=30.0, help="of live sound (default: 30)")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: 2)")
+    add_number(parser, "--sentences", 400, "of the test split")
+    add_number(parser, "--speaking", 20, "sentences that are spoken")
+    add_number(parser, "--minutes", 30.0, "of live sound")
+    add_number(parser, "--threads", 2, "of PyTorch")
     parser.add_argument("--out", type=Path, default=Path("build/live.json"), help="file of the result")
 
 
 def _add_bench_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
-    parser.add_argument("--clients", type=int, default=32, help="at once (default: 32)")
-    parser.add_argument("--requests", type=int, default=3, help="of each client and turn (default: 3)")
-    parser.add_argument("--batch", type=int, default=16, help="generated together (default: 16)")
-    parser.add_argument("--turns", type=int, default=5, help="of each server (default: 5)")
+    add_number(parser, "--clients", 32, "at once")
+    add_number(parser, "--requests", 3, "of each client and turn")
+    add_number(parser, "--batch", 16, "generated together")
+    add_number(parser, "--turns", 5, "of each server")
     parser.add_argument("--out", type=Path, default=Path("build/serve.json"), help="file of the result")
 
 

@@ -45,8 +45,6 @@ def run_sweep(
     """
     sweep = read_checked_sweep(file)
     points = sweep.runs()
-    if jobs < 1:
-        raise ConfigError(f"--jobs {jobs} must be at least 1.")
     chosen = [one for one in points if only is None or fnmatchcase(one.name, only)]
     if not chosen:
         known = ", ".join(point.name for point in points)

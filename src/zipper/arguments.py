@@ -1,12 +1,14 @@
 """Commands and their arguments. Imports no model code, so that `--help` is fast."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zipper.config import RunConfig, load_config
+from zipper.errors import ConfigError
 
 USAGE = """examples:
   zipper generate assets/zipped --text "julia carried thirty five green buttons" -o julia.wav
@@ -40,6 +42,29 @@ def config_command(run: Callable[[RunConfig, str], None]) -> Command:
 
     loaded.__doc__ = run.__doc__
     return Command(loaded, add_config_arguments, lists_settings=True)
+
+
+def add_number(
+    parser: argparse.ArgumentParser,
+    name: str,
+    default: float,
+    text: str,
+    least: float = 1,
+    most: float = math.inf,
+) -> None:
+    """Adds an option of the type of its default. One outside its range raises ConfigError."""
+
+    class Checked(argparse.Action):  # a `type` function would print usage, and a reason without the range
+        def __call__(
+            self, parser: Any, space: argparse.Namespace, value: Any, option: str | None = None
+        ) -> None:
+            if not least <= value <= most:
+                limit = f"at least {least:g}" + ("" if most == math.inf else f" and at most {most:g}")
+                raise ConfigError(f"{name} {value} must be {limit}.")
+            setattr(space, self.dest, value)
+
+    more = f"{text} (default: {default:g})"
+    parser.add_argument(name, type=type(default), action=Checked, default=default, help=more)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +115,8 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, help="output file of the speech (out.wav); with --batch a folder"
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of sampling")
-    parser.add_argument("--at-a-time", type=int, default=16, metavar="N", help="prompts decoded in one batch")
+    add_number(parser, "--seed", 0, "random seed of sampling", least=0)
+    add_number(parser, "--at-a-time", 16, "prompts decoded in one batch")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --out")
 
 
@@ -146,11 +171,11 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `zipper serve` and `zipper web`."""
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, this machine alone")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
-    parser.add_argument("--batch", type=int, default=16, help="requests generated together (default: 16)")
-    parser.add_argument("--waiting", type=int, default=64, help="more are refused with 429 (default: 64)")
-    parser.add_argument("--megabytes", type=float, default=25.0, help="largest body (default: 25)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="a body may pause so long (default: 30)")
+    add_number(parser, "--port", 8000, "port", least=0, most=65535)
+    add_number(parser, "--batch", 16, "requests generated together")
+    add_number(parser, "--waiting", 64, "requests that wait; more are refused with 429")
+    add_number(parser, "--megabytes", 25.0, "largest body of a request", least=0)
+    add_number(parser, "--seconds", 30.0, "longest pause within a body", least=0)
 
 
 class _AppendPrompt(argparse.Action):

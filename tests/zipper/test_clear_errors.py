@@ -308,6 +308,10 @@ CASES = [
     (["import-gguf", "x.gguf", "out"], write("x.gguf", "GGUF?"), D, "x.gguf", "cannot be read", "Fetch it again"),
     (["push", ".", "me/mine"], None, C, ".", "no exported model", "assets/zipped"),
     (["faults", ASR, "--times", "0"], None, C, "--times 0", "at least 1"),
+    (["sweep", "configs/ablations/zips.yaml", "--jobs", "0"], None, C, "--jobs 0", "at least 1"),
+    (["serve", ZIPPED, "--batch", "0"], None, C, "--batch 0", "at least 1"),
+    (["serve", ZIPPED, "--seconds", "nan"], None, C, "--seconds nan", "at least 0"),
+    (["web", ZIPPED, "--port", "70000"], None, C, "--port 70000", "at least 0 and at most 65535"),
 ]  # fmt: skip
 
 

@@ -19,7 +19,6 @@ from reproduce.bench.record import record, show
 from zipper.checkpoint_files import find_damage, read_checkpoint
 from zipper.commit import commit
 from zipper.config import RunConfig
-from zipper.errors import ConfigError
 from zipper.stop import INTERRUPTED, UNFINISHED
 
 TIMEOUT = 120.0  # seconds until a process must have exited
@@ -86,8 +85,6 @@ def faults(cfg: RunConfig, config: Path, times: int, jobs: int, command: str) ->
 
     Keeps the folder of a run that did not recover in build/faults/.
     """
-    if times < 1 or jobs < 1:
-        raise ConfigError(f"--times {times} and --jobs {jobs} must be at least 1.")
     root, started, code = Path(cfg.build).resolve() / "faults", time.monotonic(), commit()
     shutil.rmtree(root, ignore_errors=True)
     campaign = Campaign(config, root, cfg.seed)

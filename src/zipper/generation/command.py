@@ -51,8 +51,6 @@ def generate(args: argparse.Namespace) -> None:
             f"{len(args.prompts)} prompts are given ({', '.join(kind for kind, _ in args.prompts)}), but a "
             "prompt is one segment. Give one, or --batch for several prompts."
         )
-    if args.at_a_time < 1 or args.seed < 0:
-        raise ConfigError(f"--at-a-time {args.at_a_time} must be at least 1, --seed {args.seed} at least 0.")
     requests = read_batch(args.batch) if args.batch else [Prompt("out", *args.prompts[0])]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
     out: Path = args.out or Path("generated" if args.batch else f"out{_suffix(orders)}")
