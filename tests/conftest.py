@@ -201,7 +201,7 @@ def config(*words: str) -> RunConfig:
 def prepared(dataset, monkeypatch, in_tmp):
     """`train` finds the tiny store, and works in an empty folder."""
     for module in (run_module, evaluation_module):
-        monkeypatch.setattr(module, "prepare", lambda cfg, clock, modalities: dataset)
+        monkeypatch.setattr(module, "prepare", lambda cfg, clock, modalities, split=None: dataset)
         monkeypatch.setattr(module, "load_modalities", lambda cfg, folder=None: dataset.modalities)
     return dataset
 

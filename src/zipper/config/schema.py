@@ -101,6 +101,11 @@ class DataConfig(Section):
             raise ConfigError(f"data.only={self.only} must lie between 1 and data.train={self.train}.")
 
     @property
+    def of_another_corpus(self) -> "DataConfig":
+        """Default settings with this tokenizer."""
+        return DataConfig(tokenizer=self.tokenizer, subwords=self.subwords)
+
+    @property
     def corpora(self) -> list[str]:
         """Names of the corpora."""
         return self.corpus.split("+")
@@ -207,6 +212,13 @@ class RunConfig(Section):
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():
+            sampled = {"top_k": how.top_k, "top_p": how.top_p, "candidates": how.candidates}
+            plain = {"top_k": None, "top_p": 1.0, "candidates": 1}
+            if how.temperature == 0 and (lost := [key for key in sampled if sampled[key] != plain[key]]):
+                raise ConfigError(
+                    f"decode.{name}.{lost[0]}={sampled[lost[0]]} is for sampling, but "
+                    f"decode.{name}.temperature=0 is greedy. Give a temperature, or leave it out."
+                )
             if how.beams > 1 and how.temperature > 0:
                 raise ConfigError(
                     f"decode.{name}: beams={how.beams} with temperature={how.temperature}: set one, not both."

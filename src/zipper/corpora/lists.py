@@ -20,20 +20,24 @@ MAX_WORDS = 40  # longer sentences are skipped and counted
 
 
 def read_list(
-    file: Path, dev: int, test: int, seed: int, other: Mapping[str, bool] | None = None
+    file: Path,
+    dev: int,
+    test: int,
+    seed: int,
+    other: Mapping[str, bool] | None = None,
+    only: str | None = None,
 ) -> list[Utterance]:
     """Utterances of a manifest.
 
     Columns: audio (path, absolute or relative to the manifest) and text, of which one may be empty for a
     corpus of one modality. Optional: id, speaker, split (train, dev or test), subset, and a segment of the
     audio in seconds (start or offset, end or duration). Without splits, whole speakers are held out for dev
-    and test. other: further columns of raw inputs, and whether they name files. Raises DataError with the
-    number of an invalid line.
+    and test; only: or all go to this one. other: further columns of raw inputs, and whether they name files.
+    Raises DataError with the number of an invalid line.
     """
     if not file.is_file():
-        raise DataError(
-            f"data.folder={file} does not exist: data.corpus=manifest needs a .tsv or .jsonl file."
-        )
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise DataError(f"data.folder={file} {what}: data.corpus=manifest needs a .tsv or .jsonl file.")
     other = other or {}
     rows = read_table(file, ["audio", "text", *other])
     silent, mute = (not any(row.text(key) for row in rows) for key in ("audio", "text"))
@@ -66,23 +70,29 @@ def read_list(
                 f"{file}: {lacking} has no split, but others have. Give every line a split, or none."
             )
         return out
-    return [replace(u, subset=f"manifest/{u.split}") for u in hold_out(out, dev, test, seed)]
+    return [replace(u, subset=f"manifest/{u.split}") for u in hold_out(out, dev, test, seed, only)]
 
 
 def read_text(
-    folder: Path, dev: int, test: int, seed: int, words: tuple[int, int] | None = None
+    folder: Path,
+    dev: int,
+    test: int,
+    seed: int,
+    words: tuple[int, int] | None = None,
+    only: str | None = None,
 ) -> list[Utterance]:
     """Text-only corpus: sentences of all .txt files, or lines of LibriSpeech's language-model corpus.
 
     words: passages of so many words, which end anywhere, in place of sentences. Whole files are held out for
-    dev and test. Raises DataError if there is neither .txt nor librispeech-lm-norm.txt.gz.
+    dev and test; only: or all go to this one. Raises DataError if there is neither .txt nor
+    librispeech-lm-norm.txt.gz.
     """
     found = [
         Utterance(f"{name}-{i:07d}", None, text, name, "train", "text/train")
         for name, texts in _texts(folder, words is None)
         for i, text in enumerate(passages(texts, words, f"{seed} {name}") if words else texts)
     ]
-    return [replace(u, subset=f"text/{u.split}") for u in hold_out(found, dev, test, seed)]
+    return [replace(u, subset=f"text/{u.split}") for u in hold_out(found, dev, test, seed, only)]
 
 
 def passages(texts: list[str], words: tuple[int, int], seed: str) -> Iterator[str]:

@@ -14,9 +14,10 @@ from zipper.errors import ConfigError, DataError
 from zipper.modalities.base import modality_class
 
 
-def open_corpus(cfg: RunConfig) -> list[Utterance]:
+def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
     """Utterances of all corpora and splits; those of train once for each of data.speeds. Synthesizes the
-    synthetic corpus first if it is missing.
+    synthetic corpus first if it is missing. split: the only one that is needed; all of a corpus without
+    splits of its own.
 
     Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
@@ -25,9 +26,11 @@ def open_corpus(cfg: RunConfig) -> list[Utterance]:
     # Columns of modalities that only manifests have, and whether they name files.
     other = {one.column: one.names_file for one in classes if one.column not in ("audio", "text")}
     for corpus in cfg.data.corpora:
-        found += _open(corpus, cfg.data, Path(cfg.build), other)
+        found += _open(corpus, cfg.data, Path(cfg.build), other, split)
     check_ids(found, f"data.corpus={cfg.data.corpus}")
-    if empty := [split for split in SPLITS if not any(u.split == split for u in found)]:
+    found = [u for u in found if split in (None, u.split)]
+    needed = [split] if split else SPLITS
+    if empty := [name for name in needed if not any(u.split == name for u in found)]:
         raise DataError(
             f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
             "subset, or a piece of one as train-clean-100/26), or give it utterances."
@@ -41,7 +44,9 @@ def _at_speeds(u: Utterance, speeds: list[float]) -> list[Utterance]:
     return [u if speed == 1 else replace(u, id=f"{u.id}@{speed:g}", speed=speed) for speed in speeds]
 
 
-def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) -> list[Utterance]:
+def _open(
+    corpus: str, data: DataConfig, build: Path, other: dict[str, bool], split: str | None
+) -> list[Utterance]:
     if corpus == "spoken":
         return spoken_corpus(data, build / "corpora", os.cpu_count() or 1)
     if corpus in ("pages", "pages-spoken"):
@@ -55,7 +60,7 @@ def _open(corpus: str, data: DataConfig, build: Path, other: dict[str, bool]) ->
     if corpus in PUBLISHED:
         return index_librispeech(corpus, folder, data.splits or SUBSETS)
     if corpus == "librilight":
-        return hold_out(index_librilight(folder, data.max_seconds), data.dev, data.test, data.seed)
+        return hold_out(index_librilight(folder, data.max_seconds), data.dev, data.test, data.seed, split)
     if corpus == "text":
-        return read_text(folder, data.dev, data.test, data.seed, data.passages)
-    return read_list(folder, data.dev, data.test, data.seed, other)
+        return read_text(folder, data.dev, data.test, data.seed, data.passages, split)
+    return read_list(folder, data.dev, data.test, data.seed, other, split)

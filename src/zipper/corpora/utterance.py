@@ -87,13 +87,17 @@ def check_ids(utterances: list[Utterance], where: str) -> None:
         seen[u.id] = u
 
 
-def hold_out(utterances: list[Utterance], dev: int, test: int, seed: int) -> list[Utterance]:
+def hold_out(
+    utterances: list[Utterance], dev: int, test: int, seed: int, only: str | None = None
+) -> list[Utterance]:
     """Splits a corpus without splits of its own.
 
     Whole speakers (files of a text corpus) go to test until it has `test` utterances, then to dev; the rest
-    is train. With fewer than three speakers, single utterances are held out.
+    is train. With fewer than three speakers, single utterances are held out. only: a split that gets all.
     Raises DataError if nothing would be left for training.
     """
+    if only:
+        return [replace(u, split=only) for u in utterances]
     groups: dict[str, list[Utterance]] = {}
     for u in utterances:
         groups.setdefault(u.speaker, []).append(u)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from zipper.config import DataConfig, read_json
-from zipper.corpora.utterance import SPLITS, Utterance
+from zipper.corpora.utterance import Utterance
 from zipper.errors import DataError
 from zipper.hashes import KEPT, check_once, file_hashes, joint_hash
 from zipper.modalities.base import Modality
@@ -192,7 +192,7 @@ def open_dataset(
                 f"The dataset {folder} was made with another {part}: {info['fingerprint'].get(part)!r}, but "
                 f"the config sets {value!r}. Prepare it again, or use the {part} that it was made with."
             )
-    splits = {split: open_split(folder, split) for split in SPLITS}
+    splits = {split: open_split(folder, split) for split in info["rows"]}
     for split, rows in splits.items():
         if {*rows.column_names} != {*features(modalities)}:
             raise DataError(

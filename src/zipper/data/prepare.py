@@ -8,19 +8,22 @@ from zipper.corpora.open import open_corpus
 from zipper.data.dataset import EncodedDataset
 from zipper.data.encode import prepare_dataset
 from zipper.disk import check_output_paths
+from zipper.errors import DataError
 from zipper.modalities.base import Modality, load_modalities
 
 
-def prepare(cfg: RunConfig, clock: Clock, modalities: dict[str, Modality] | None = None) -> EncodedDataset:
+def prepare(
+    cfg: RunConfig, clock: Clock, modalities: dict[str, Modality] | None = None, split: str | None = None
+) -> EncodedDataset:
     """Open the dataset of a config, after making what is missing.
 
     modalities: default those of the config, which are checked first. A tokenizer that is not known is trained
-    on the corpus.
+    on the corpus. split: the only one that is needed (`open_corpus`).
     """
     check_output_paths(cfg)
     modalities = modalities or load_modalities(cfg)
     with clock.stage("speak"):
-        utterances = open_corpus(cfg)
+        utterances = open_corpus(cfg, split)
     train = [u for u in utterances if u.split == "train"]
     for modality in modalities.values():
         modality.fit(raw for u in train if (raw := u.raw(modality.column)))
@@ -32,5 +35,10 @@ def prepare(cfg: RunConfig, clock: Clock, modalities: dict[str, Modality] | None
         print(
             f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists "
             "them with the reasons"
+        )
+    if lost := {u.split for u in utterances} - {*dataset.splits}:
+        raise DataError(
+            f"{dataset.folder}: all utterances of split {min(lost)} were skipped, for the reasons in "
+            "skipped.jsonl. Correct them, or give that split others."
         )
     return dataset

@@ -13,6 +13,7 @@ from zipper.config import RunConfig, modalities_of, task_name, to_dict
 from zipper.data.dataset import EncodedDataset, Row, limit_rows
 from zipper.data.documents import eligible
 from zipper.data.statistics import DatasetStatistics
+from zipper.errors import DataError
 from zipper.evaluation.result_file import LengthBin, Result, SubsetErrors
 from zipper.modalities.scoring import Score, WordErrors, total_errors
 from zipper.models.multimodal import MultimodalModel
@@ -67,12 +68,18 @@ def versions() -> dict[str, str]:
 def chosen_rows(dataset: EncodedDataset, cfg: RunConfig, task: str, split: str | None = None) -> list[Row]:
     """Rows of a split (None: cfg.evaluate.split) that a task or chain can use and whose corpus it takes.
 
-    The training split is limited to data.only, as in training.
+    The training split is limited to data.only, as in training. Raises DataError if there is none.
     """
     split = split or cfg.evaluate.split
     rows = limit_rows(dataset.splits[split], cfg.data.only if split == "train" else None)
     last_hop = task_name(">".join(modalities_of(task)[-2:]))
-    return [rows[i] for i in eligible(dataset, rows, task, cfg.data.tasks.get(last_hop, ()))]
+    found = eligible(dataset, rows, task, cfg.data.tasks.get(last_hop, ()))
+    if not found:
+        raise DataError(
+            f"{task}: no utterance of split {split} has {' and '.join(dict.fromkeys(modalities_of(task)))}. "
+            "Name other tasks (evaluate.tasks=[...]), or other data."
+        )
+    return [rows[i] for i in found]
 
 
 def by_column(column: str, counts: Sequence[tuple[Row, WordErrors]]) -> dict[str, SubsetErrors]:

@@ -67,13 +67,21 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
 def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) -> None:
     """As `evaluate_run`, for an exported model. Results go to build/runs/NAME, by default the folder's name.
 
-    overrides: change the settings of its training; machine settings start from the defaults. Raises
-    ConfigError if NAME is a training run, DataError if the encoded dataset has other units than the model.
+    overrides: change the settings of its training; machine settings start from the defaults. Those of
+    another corpus start from the defaults, too, and its evaluated split is all that is needed of it; without
+    splits of its own that is the whole corpus. Raises ConfigError if NAME is a training run, DataError if the
+    encoded dataset has other units than the model.
     """
     trained, saved = load_exported(exported)
+    other = any(one.startswith(("data=", "data.corpus=")) for one in overrides)
+    data = trained.config.data.of_another_corpus if other else trained.config.data
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
-    cfg = replace(trained.config, train=replace(trained.config.train, **machine))
+    cfg = replace(trained.config, data=data, train=replace(trained.config.train, **machine))
     cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *overrides])
+    if cfg.model != trained.config.model:
+        raise ConfigError(
+            f"Overrides change the model of {exported}, but its weights are given. Leave them out."
+        )
     for part in ("checkpoints", "result.json", "config.yaml"):
         if (cfg.run_dir / part).exists():
             raise ConfigError(
@@ -82,7 +90,7 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
             )
     clock, modalities = Clock(), load_modalities(cfg, exported)
     scorers = load_scorers(cfg, modalities)
-    dataset = prepare(cfg, clock, modalities)
+    dataset = prepare(cfg, clock, modalities, cfg.evaluate.split if other else None)
     check_units(exported, trained, dataset.modalities)
     origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
     cfg.run_dir.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def evaluate_task(
     if parts := by_column("speaker", counts):
         result["by_speaker"] = parts
     result["by_length"] = by_length(found)
-    if cfg.evaluate.shuffled and not scorer.costly:
+    if cfg.evaluate.shuffled and len(rows) > 1 and not scorer.costly:
 
         def mismatched(pairs: list[tuple[Row, Row]]) -> list[Answer]:
             own, other = [row for row, _ in pairs], [row for _, row in pairs]

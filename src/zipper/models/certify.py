@@ -58,7 +58,8 @@ def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> No
     """Raise DataError with the name of the first tower and weight that differ from the certificate, or of
     the tower whose weights match but whose logits differ. network: as loaded from the export."""
     for name in network.names:
-        if network.cfg.towers[name].frozen and name not in certified:
+        owned = network.cfg.towers[name].frozen and name not in network.cfg.kept  # not read from model.init
+        if owned and name not in certified:
             raise DataError(f"Tower {name} is frozen, but is not in the certificate. Export it again.")
     for name, expected in certified.items():
         tower = network.tower(name)

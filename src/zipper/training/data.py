@@ -23,7 +23,7 @@ from zipper.models.pretrained import tower_hashes
 from zipper.models.resolve import resolve
 from zipper.models.whiten import start_zips
 from zipper.stop import ignore_group_signals
-from zipper.training.fine_tuning import continued, without_lost_towers
+from zipper.training.fine_tuning import continued, for_new_training, without_lost_towers
 
 
 class ZipperData(L.LightningDataModule):
@@ -47,7 +47,7 @@ class ZipperData(L.LightningDataModule):
 
         corpus: `data.corpus`, or the name of a section file (librispeech). tasks: shares of the tasks, by
         number of examples. overrides: `key=value` settings, as on the command line (data.folder=...,
-        train.tokens=4096).
+        train.tokens=4096). Those of an earlier training of the model do not count, apart from its objective.
 
         Raises ConfigError on invalid settings, DataError on unusable data.
 
@@ -59,12 +59,15 @@ class ZipperData(L.LightningDataModule):
         3
         """
         section = "data" if (ROOT / "configs" / "data" / f"{corpus}.yaml").is_file() else "data.corpus"
+        if tasks is not None and not isinstance(tasks, Mapping):
+            raise ConfigError(f"tasks={tasks!r}: give a dict of shares, such as {{'asr': 1}}.")
         shares = {**dict.fromkeys(model.config.train.tasks, 0.0), **tasks} if tasks else {}
         settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
-        cfg = with_overrides(model.config, [f"{section}={corpus}", *settings, *overrides])
+        trained_before = bool(model.statistics.fingerprint)
+        before = for_new_training(model.config) if trained_before else model.config
+        cfg = with_overrides(before, [f"{section}={corpus}", *settings, *overrides])
         if cfg.model != model.config.model:
             raise ConfigError("overrides change the model: give them to Zipper.from_towers.")
-        trained_before = bool(model.statistics.fingerprint)
         dataset = prepare(cfg, Clock(), model.modalities)
         known = replace(cfg, model=without_lost_towers(cfg.model)) if trained_before else cfg
         found = resolve(known, dataset).model

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from zipper.codecs.load import with_copied_codec
-from zipper.config import CodecConfig, ModelConfig, RunConfig, asset, from_dict, read_json
+from zipper.config import CodecConfig, ModelConfig, RunConfig, TrainConfig, asset, from_dict, read_json
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
@@ -14,6 +14,11 @@ from zipper.generation.exported import check_units, load_exported
 from zipper.generation.extended import INFO, exported_folder, kept_directions
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel
+
+OBJECTIVE = (
+    "tasks", "prompt_weight", "loss_mean", "ctc", "guide", "codebook_weights", "mask", "mask_span", "hide",
+    "hide_span",
+)  # fmt: skip
 
 
 def fine_tuned(cfg: RunConfig) -> RunConfig:
@@ -47,6 +52,14 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
             "data.tokenizer and the section codec out."
         )
     return replace(cfg, model=model, codec=codec)
+
+
+def for_new_training(cfg: RunConfig) -> RunConfig:
+    """Config of a trained model for more training: its model, codec, tokenizer, decoding and training
+    objective. All else (data, steps, machine, rounding) has its default."""
+    train = TrainConfig(**{key: getattr(cfg.train, key) for key in OBJECTIVE})
+    kept = {key: getattr(cfg, key) for key in ("seed", "model", "codec", "decode")}
+    return replace(RunConfig(), **kept, data=cfg.data.of_another_corpus, train=train)
 
 
 def without_lost_towers(model: ModelConfig) -> ModelConfig:

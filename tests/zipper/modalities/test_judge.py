@@ -207,7 +207,7 @@ def test_a_bench_without_transformers_says_so_before_anything_is_made(monkeypatc
 
 def test_the_limit_of_the_settings_reaches_the_store(utterances, codec, in_tmp, monkeypatch):
     monkeypatch.setattr("zipper.modalities.speech.load_codec", lambda cfg: codec)
-    monkeypatch.setattr("zipper.data.prepare.open_corpus", lambda cfg: utterances)
+    monkeypatch.setattr("zipper.data.prepare.open_corpus", lambda cfg, split=None: utterances)
     monkeypatch.setattr("zipper.data.skipped.SKIP_BUDGET", 1.0)
     whole = prepare(config("data.subwords=64"), Clock())
     short = prepare(config("data.subwords=64", "data.max_seconds=0.7"), Clock())

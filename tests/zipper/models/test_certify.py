@@ -40,13 +40,14 @@ def test_an_export_is_certified_and_the_shipped_model_too(exported, capsys):
     assert certify(exported) == ["text"]
     main(["certify", str(ROOT / "assets" / "zipped")])
     assert "text as pre-trained" in capsys.readouterr().out
+    for shipped in ("assets/three-towers", "assets/real"):  # from any folder
+        main(["certify", shipped])
+        assert "text as pre-trained" in capsys.readouterr().out
 
 
 def test_in_8_bits_frozen_weights_stay_and_a_tower_in_8_bits_is_bit_identical(towers):
-    model = zipper.Zipper.from_towers(
-        **towers, frozen=["text"], overrides=["model.zip.heads=2", "export_bits=8"]
-    )
-    model.save_pretrained("mine")
+    model = zipper.Zipper.from_towers(**towers, frozen=["text"], overrides=["model.zip.heads=2"])
+    model.save_pretrained("mine", bits=8)
     assert certify(Path("mine")) == ["text"]
     again = zipper.Zipper.from_pretrained("mine")
     before, after = model.network.state_dict(), again.network.state_dict()

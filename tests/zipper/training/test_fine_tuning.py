@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import zipper
-from conftest import WORDS
+from conftest import COUNTS, WORDS
 from reproduce import ROOT
 from zipper.cli import main
-from zipper.config import RunConfig, load_config
+from zipper.config import RunConfig, TrainConfig, load_config
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result_file import read_result
@@ -141,6 +141,56 @@ def test_the_python_api_goes_on_with_a_model_whose_towers_are_gone(data, manifes
     trainer.fit(zipper.ZipperModule(model, lr=1e-3), more)
     model.save_pretrained("second")
     assert certify(Path("second")) == ["text"]
+
+
+def test_an_exported_model_is_evaluated_on_any_list(data, utterances, capsys):
+    evaluate = ["evaluate", "first", "name=lists", "data.corpus=manifest"]
+    lines = [f"{u.audio}\t{u.text}" for u in utterances[:5]]
+    Path("mine.tsv").write_text("\n".join(["audio\ttext", *lines]) + "\n", encoding="utf-8")
+    main([*evaluate, "data.folder=mine.tsv", "evaluate.shuffled=false"])
+    assert "5 utterances" in capsys.readouterr().out
+    lines = [f"{u.audio}\t{u.text}\ttest" for u in utterances[5:6]]
+    Path("one.tsv").write_text("\n".join(["audio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
+    main([*evaluate, "data.folder=one.tsv"])
+    said = capsys.readouterr().out
+    assert "1 utterances" in said
+    assert "mismatched" not in said  # it has no other audio
+    for words, why in (
+        (["data.folder=one.tsv", "evaluate.split=dev"], "split dev is empty"),
+        (["data.folder=one.tsv", "model.zip.heads=1"], "Overrides change the model"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*evaluate, *words])
+        assert why in capsys.readouterr().err
+    Path("one.tsv").write_text(f"audio\n{utterances[0].audio}\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main([*evaluate, "data.folder=one.tsv"])
+    assert "no utterance of split test has speech and text" in capsys.readouterr().err
+
+
+def test_the_python_api_takes_the_objective_of_a_model_and_nothing_else_of_its_training(data, manifest):
+    info = json.loads(Path("first/zipper.json").read_text(encoding="utf-8"))
+    config = info["config"]
+    config["train"] |= {"devices": 2, "quantise": True, "tokens": 4096, "precision": "bf16-products"}
+    config["data"] |= {"speeds": [0.94, 1.06], "dev": 1, "test": 1, "only": 3}
+    config |= {"export_bits": 4, "export": "elsewhere", "result": "elsewhere.json"}
+    Path("first/zipper.json").write_text(json.dumps(info), encoding="utf-8")
+    model = zipper.Zipper.from_pretrained("first")
+    settings = [f"data.folder={manifest}", "data.dev=4", "data.test=4"]
+    more = zipper.ZipperData("manifest", model, overrides=settings)
+    found = model.config
+    assert found == more.cfg
+    assert (found.train.devices, found.train.quantise, found.train.tokens) == (1, False, TrainConfig().tokens)
+    assert (found.data.speeds, found.data.only, found.export, found.result) == ([1.0], None, None, None)
+    assert (found.train.tasks, found.train.ctc, found.train.guide) == ({"asr": 1.0}, 0.5, 0.3)
+    assert len(more.dataset.splits["train"]) == sum(COUNTS.values()) - 8
+    # A change of 1 % survives saving.
+    name = "zips.0.text_from_speech.to_q.weight"
+    weight = model.network.get_parameter(name)
+    with torch.no_grad():
+        weight.mul_(1.01)
+    model.save_pretrained("second")
+    torch.testing.assert_close(weights("second")[name], weight.detach(), rtol=1e-3, atol=1e-6)
 
 
 def test_what_was_prepared_is_what_is_trained_on(data, manifest):
