@@ -27,9 +27,9 @@ from zipper.arguments import (
     add_serve_arguments,
     config_command,
 )
-from zipper.config import RunConfig, describe
+from zipper.config import RunConfig, asset, describe
 from zipper.disk import disk_failure
-from zipper.errors import ZipperError
+from zipper.errors import ConfigError, ZipperError
 from zipper.stop import Stopped, requeue, stop_on_signal
 from zipper.streams import safe_output
 
@@ -156,9 +156,13 @@ def evaluate(args: argparse.Namespace) -> None:
     from zipper.evaluation.run import evaluate_exported, evaluate_run
     from zipper.generation.exported import is_exported
 
-    if is_exported(args.config):
-        evaluate_exported(args.config, args.overrides, args.line)
+    if is_exported(model := asset(args.config)):
+        evaluate_exported(model, args.overrides, args.line)
         return
+    if (args.config / "config.yaml").is_file():
+        args.config /= "config.yaml"
+    elif args.config.is_dir():
+        raise ConfigError(f"{args.config} holds no model: neither zipper.json nor config.yaml is there.")
     cfg, folder = evaluation_config(args.config, args.overrides), run_folder(args.config, args.overrides)
     if folder is None:
         evaluate_run(cfg, args.line)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
@@ -94,6 +95,11 @@ def test_what_is_written_together_is_what_is_written_alone(towers, manifest):
     assert model.transcribe("heard.flac") == model.transcribe(heard)
 
 
+@pytest.fixture(scope="module")
+def shipped() -> zipper.Zipper:
+    return zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+
+
 def test_a_loaded_model_stays_in_eval_mode():
     model = zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
     model.synthesize("the cat")
@@ -118,6 +124,70 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
         data_of(manifest, model, {})
     with pytest.raises(zipper.ConfigError, match="A prompt is one segment"):
         model.generate([{"text": "a", "speech": "b"}], ["text"])
+
+
+@pytest.mark.parametrize(
+    ("wave", "why"),
+    [
+        (torch.full((16000,), torch.nan), "holds NaN or infinite samples"),
+        (torch.zeros(16000), "is silent"),
+        (torch.zeros(0), "holds no samples"),
+        (1000 * torch.randn(16000), "must lie in -1 to 1"),
+        (torch.ones(16000, dtype=torch.int16), "holds torch.int16, but must hold floating-point"),
+        (torch.randn(2, 16000), r"has the shape \[2, 16000\], but must have \[n\]"),
+        (np.zeros((1, 16000), np.float32), r"has the shape \[1, 16000\]"),
+        (None, "None is no recording"),
+        (ROOT, "is a folder"),
+    ],
+)
+def test_waveforms_that_cannot_be_used_are_refused_as_files_are(shipped, wave, why):
+    with pytest.raises(zipper.DataError, match=why):
+        shipped.transcribe(wave)
+
+
+def test_a_waveform_may_be_of_numpy_and_of_any_float(shipped):
+    wave = shipped.modalities["speech"].read(ROOT / "results/samples/test-00000-original.flac")
+    expected = shipped.transcribe(wave)
+    for same in (wave.double(), wave.numpy(), wave.double().numpy()):
+        assert shipped.transcribe(same) == expected
+
+
+def test_arguments_of_another_type_are_refused_with_the_reason(shipped, towers, in_tmp):
+    for call, why in (
+        (lambda: shipped.synthesize(None), "None is no text"),
+        (lambda: shipped.synthesize("so it is", "o"), "no suffix names no audio format"),
+        (lambda: shipped.synthesize("so it is", "o.xyz"), ".xyz names no audio format"),
+        (lambda: shipped.synthesize("so it is", "gone/o.wav"), "the folder gone does not exist"),
+        (
+            lambda: shipped.generate([{"text": "so"}], "speech"),
+            r"give a list of modalities, such as \['speech'\]",
+        ),
+        (lambda: shipped.generate([{"text": "so"}], ["speech"], seed=-1), "seed=-1 must be at least 0"),
+        (
+            lambda: shipped.generate([{"text": "so"}], ["speech"], overrides=["speech.beams=3"]),
+            "needs one codebook",
+        ),
+        (
+            lambda: shipped.generate([{"text": "so"}], ["speech"], overrides=["speech.top_k=5"]),
+            "is greedy. Give a temp",
+        ),
+        (
+            lambda: [*shipped.transcribe_stream([torch.randn(999)], every=0)],
+            "must be a positive number of seconds",
+        ),
+        (lambda: shipped.save_pretrained(Path("file")), "file is a file. Name a folder"),
+        (zipper.Zipper.from_towers, "give at least one tower"),
+        (lambda: zipper.Zipper.from_towers(**towers, frozen="text"), "a list of modalities for frozen"),
+        (lambda: zipper.Zipper.from_towers(**towers, interval=2), "a dict for interval"),
+        (lambda: zipper.ZipperData("manifest", shipped, tasks=["asr"]), "give a dict of shares"),
+    ):
+        Path("file").touch()
+        with pytest.raises(zipper.ConfigError, match=why):
+            call()
+
+
+def test_a_muted_microphone_with_an_offset_is_no_error(shipped):
+    assert list(shipped.transcribe_stream([torch.full((32000,), 0.01)])) == []
 
 
 def test_inference_loads_no_package_of_training(tmp_path):

@@ -244,7 +244,7 @@ CASES = [
     (LIST, recording(np.full(8000, np.inf, np.float32), name="x.wav"), D, "x.wav holds", "NaN or infinite"),
     (LIST, recording(noise(31)), D, "good.flac", "31.0 s", "data.max_seconds=30", "raise the limit"),
     (LIST, lambda f: (listing(f), (f / "good.flac").write_text("text", encoding="utf-8")), D, "good.flac", "cannot be read as audio"),
-    (LIST, lambda f: (listing(f), (f / "good.flac").mkdir()), D, "good.flac", "does not exist", "correct its"),
+    (LIST, lambda f: (listing(f), (f / "good.flac").mkdir()), D, "good.flac", "is a folder", "correct its"),
     (LIST, recording(noise(), "room 101"), D, "3 of 3", "'101'", "Write them in words"),
     (LIST, recording(noise(), "?!"), D, "3 of 3", "has no text", "lists them"),
     # checkpoints
@@ -277,6 +277,8 @@ CASES = [
     (["generate", ZIPPED, "--audio", "gone.wav"], None, D, "gone.wav", "does not exist"),
     (["generate", ZIPPED, "--audio", "x.wav"], lambda f: sf.write(f / "x.wav", np.zeros(9000), 16000), D, "x.wav", "is silent"),
     (["generate", ZIPPED, "--audio", "x.wav"], lambda f: sf.write(f / "x.wav", noise(60), 16000), D, "x.wav", "60.0 s", "Shorten it"),
+    (["generate", ZIPPED, "--audio", "x.wav", "-o", "y.wav"], None, C, "-o y.wav", "text is printed", "Leave -o out"),
+    (["generate", ZIPPED, "--given", "audio=x.wav"], None, C, "'audio'", "There is no modality"),
     ([*SAY, "-o", "said.txt"], None, C, "-o said.txt", "as .wav", "Give a file"),
     ([*SAY, "-o", "x.wav"], write("x.wav", ""), C, "x.wav exists", "another -o, or give --overwrite"),
     ([*SAY, "--then", "music"], None, C, "'music'", "There is no modality"),
@@ -292,6 +294,9 @@ CASES = [
      "zipped/zipper.safetensors", "not the file that zipper.json describes", "Restore both"),
     (["generate", "build/runs/asr", "--text", "so"], a_run, C, "build/runs/asr", "no checkpoints/best.ckpt"),
     # the rest
+    (["certify", "zipped"], lambda f: (copied("zipped", f) / "zipper.json").write_text("{}"), D, "zipped", "Restore both"),
+    (["export", ZIPPED, "file"], write("file", ""), C, "file is a file", "Name a folder"),
+    (["evaluate", "mine"], lambda f: (f / "mine").mkdir(), C, "mine holds no model", "config.yaml"),
     (["compare", "a.json", "b.json"], None, D, "a.json", "matches no file", "give a result file"),
     (["compare", "a.json", "a.json"], write("a.json", "oops"), D, "a.json", "not JSON", "Give a result file"),
     (["compare", "a.json", "a.json"], write("a.json", "[1]"), D, "a.json", "no JSON object"),

@@ -26,12 +26,14 @@ ROOT = Path(__file__).resolve().parents[1]  # package folder, with the shipped m
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Config of a YAML file (None: defaults) with overrides.
+    """Config of a YAML file (None: defaults) with overrides. path: also that of a shipped config.
 
     Raises ConfigError that names the key, with a suggestion if a known key is similar.
     """
-    if path is not None and not path.is_file():
-        raise ConfigError(f"{path}: no such config. Available: {_names(ROOT / 'configs')}.")
+    if path is not None and not (path := asset(path)).is_file():
+        raise ConfigError(
+            f"{path}: no such config. Available: {_names(ROOT / 'configs')} (configs/NAME.yaml)."
+        )
     base = {} if path is None else _read(path)
     return _merged(base, overrides, f"{path or 'the defaults'}{', ' if overrides else ''}")
 
@@ -164,8 +166,10 @@ def describe(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str,
 
 
 def asset(path: str | os.PathLike[str]) -> Path:
-    """Path of a shipped file: the given path if it exists, else relative to the package folder."""
-    return Path(path) if Path(path).exists() or Path(path).is_absolute() else ROOT / path
+    """Path of a file or folder: as given, or relative to the package folder if only that exists (`configs/`,
+    `assets/`)."""
+    given = Path(path).expanduser()
+    return given if given.exists() or not (ROOT / given).exists() else ROOT / given
 
 
 def _section_file(key: str, value: str) -> Path:

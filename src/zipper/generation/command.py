@@ -53,8 +53,13 @@ def generate(args: argparse.Namespace) -> None:
         )
     requests = read_batch(args.batch) if args.batch else [Prompt("out", *args.prompts[0])]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
-    out: Path = args.out or Path("generated" if args.batch else f"out{_suffix(orders)}")
-    check_free(out, bool(args.batch), [*orders.values()], args.overwrite)
+    kinds = suffixes(*orders.values())
+    out: Path = args.out or Path("generated" if args.batch else f"out{kinds[0] if kinds else ''}")
+    writes = bool(args.batch or kinds)
+    if writes:
+        check_free(out, bool(args.batch), kinds, args.overwrite)
+    elif args.out:
+        raise ConfigError(f"-o {out}: text is printed. Leave -o out, or write a file of many with --batch.")
     model = Zipper.from_pretrained(args.model)
     decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode
     groups: dict[str, list[tuple[Prompt, Segment]]] = {}
@@ -65,7 +70,8 @@ def generate(args: argparse.Namespace) -> None:
     for name, group in groups.items():
         check_prompts(model.network, [prompt_of(one.id, segment) for one, segment in group], _order(name))
     target = out if args.batch else out.parent
-    check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
+    if writes:
+        check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")
@@ -96,20 +102,18 @@ def generate(args: argparse.Namespace) -> None:
         print(f"{len(requests)} prompts -> {log}")
 
 
-def _suffix(orders: dict[str, list[str]]) -> str:
-    """Suffix of the first file that is written."""
-    names = [name for order in orders.values() for name in order if name != "auto"]
-    return next((kind for name in names if (kind := modality_class(name).suffix)), ".wav")
+def suffixes(*orders: list[str]) -> list[str]:
+    """Suffixes of the files that are written, of each segment that needs one; auto: at most so many."""
+    if ["auto"] in orders:
+        return [".wav"] * MAX_SEGMENTS
+    return [kind for order in orders for name in order if (kind := modality_class(name).suffix)]
 
 
-def check_free(out: Path, batch: bool, orders: list[list[str]], overwrite: bool) -> None:
+def check_free(out: Path, batch: bool, kinds: list[str], overwrite: bool) -> None:
     """Raise ConfigError if an output file or folder already exists."""
     if batch:
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
-        auto = orders == [["auto"]]
-        kinds = [".wav"] * MAX_SEGMENTS if auto else [modality_class(name).suffix for name in orders[0]]
-        kinds = [kind for kind in kinds if kind] or [".wav"]
         if out.suffix not in kinds or out.is_dir():
             what = f"an image is saved as {kinds[0]}" if ".wav" not in kinds else "speech is saved as .wav"
             raise ConfigError(f"-o {out}: {what}. Give a file name that ends in {kinds[0]}.")
@@ -133,6 +137,7 @@ def _order(name: str) -> Order:
 
 def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
     """Order of output modalities: `--then`, or by default the other modality than the prompt's."""
+    modality_class(prompt.modality)  # known
     if then is None:
         if prompt.modality not in OTHER:
             raise ConfigError(f"--given {prompt.modality}=...: name the output modalities with --then.")

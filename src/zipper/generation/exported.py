@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
+from zipper.config import RunConfig, asset, from_dict, read_json, to_dict, with_overrides
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
@@ -67,6 +67,9 @@ def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Se
     `load_model`, and DataError if a frozen tower is not as pre-trained."""
     if other := [one for one in overrides if not one.startswith("decode.")]:
         raise ConfigError(f"{other[0]}: an export can change decode.* alone; the rest is as it was trained.")
+    model = asset(model)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file. Name a folder.")
     network, statistics, config = load_model(model)
     trained = TrainedModel(network, statistics, with_overrides(config, [*overrides, f"export_bits={bits}"]))
     _take_certificate(trained)
@@ -130,7 +133,7 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     Raises DataError if a file is damaged or does not match.
     """
     saved = read_json(folder / INFO)
-    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved["sha256"]:
+    if not (folder / WEIGHTS).is_file() or sha256(folder / WEIGHTS) != saved.get("sha256"):
         raise DataError(
             f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
         )
@@ -167,6 +170,7 @@ def certify(folder: Path) -> list[str]:
 
     Raises DataError if a tower differs, a file is damaged, or the export has no certificate.
     """
+    folder = asset(folder)
     if not is_exported(folder):
         raise ConfigError(
             f"{folder} is no exported model: it holds no {INFO}. Name assets/zipped, for example."
@@ -182,7 +186,7 @@ def certify(folder: Path) -> list[str]:
 
 def rounded_towers(folder: Path) -> dict[str, int]:
     """Bits of a weight of the frozen towers that an export has rounded, by modality."""
-    certified = read_json(folder / INFO)["certificate"]
+    certified = read_json(asset(folder) / INFO)["certificate"]
     return {name: entry["bits"] for name, entry in certified.items() if entry.get("bits", 16) < 16}
 
 

@@ -20,6 +20,7 @@ from zipper.generation.candidates import generate_best
 from zipper.generation.ctc import ctc_scorer, doubts
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
+from zipper.modalities.base import check_searches
 from zipper.modalities.delay import extra_timesteps
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
@@ -70,6 +71,9 @@ def generate(
     Raises ConfigError as `check_prompts`.
     """
     check_prompts(model, prompts, order)
+    check_searches(decode or {}, model.cfg.codebooks)
+    if seed < 0:
+        raise ConfigError(f"seed={seed} must be at least 0.")
     if decode and order != "auto" and any(decode[name].candidates > 1 for name in order if name in decode):
 
         def sample(
@@ -117,6 +121,8 @@ def check_prompts(
 ) -> None:
     """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained
     for, or `auto` without next-modality heads."""
+    if isinstance(order, str) and order != "auto":
+        raise ConfigError(f"order={order!r}: give a list of modalities, such as [{order!r}], or 'auto'.")
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give text or speech.")
     then = [] if order == "auto" else list(order)

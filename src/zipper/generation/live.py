@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from zipper.errors import ConfigError
 from zipper.generation.word_times import BLOCK, Word
 
 PAUSE, SPEECH = 0.4, 0.6  # seconds: a pause that ends a segment, and the least speech before it
@@ -34,7 +35,9 @@ class LiveTranscript:
     ) -> None:
         """transcribe: a waveform float32 [n] at sample_rate (Hz), at most `longest` seconds, to text. every:
         seconds of sound between two transcripts. align: words of a transcript with their times; without it
-        these are NaN."""
+        these are NaN. Raises ConfigError if `every` is not positive."""
+        if not every * sample_rate >= 1:
+            raise ConfigError(f"every={every:g} must be a positive number of seconds.")
         self.transcribe, self.align, self.rate = transcribe, align, sample_rate
         self.block, self.step = round(BLOCK * sample_rate), round(every * sample_rate)
         self.longest = max(2 * self.step, int(longest * sample_rate))

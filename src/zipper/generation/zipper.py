@@ -4,10 +4,12 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import soundfile as sf
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from zipper.generation.stream import stream
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word, word_times
 from zipper.hub import model_folder, push
+from zipper.modalities.audio import check_audio_file, is_silent
 from zipper.modalities.base import Modality, load_modalities
 from zipper.modalities.speech import Speech
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
@@ -87,7 +90,12 @@ class Zipper(nn.Module):
         >>> model.network.stages
         2
         """
-        interval = interval or {}
+        interval = {} if interval is None else interval
+        if not towers or isinstance(frozen, str) or not isinstance(interval, Mapping):
+            raise ConfigError(
+                f"from_towers({', '.join(towers)}, frozen={frozen!r}, interval={interval!r}): give at least "
+                "one tower, a list of modalities for frozen, and a dict for interval, {'text': 2}."
+            )
         if unknown := sorted({*frozen, *interval} - {*towers}):
             raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
         settings = [f"model.modalities={json.dumps([*towers])}", f"seed={seed}"]
@@ -123,10 +131,13 @@ class Zipper(nn.Module):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.to(device), statistics, config, modalities).eval()
 
-    def save_pretrained(self, folder: str | Path, **figures: Any) -> None:
-        """Write a folder for `from_pretrained`, with weights in half precision. figures: further entries
-        of zipper.json, for example how the model was trained and its WER."""
-        trained = TrainedModel(self.network, self.statistics, self.config)
+    def save_pretrained(self, folder: str | Path, *, bits: Literal[16, 8, 4] = 16, **figures: Any) -> None:
+        """Write a folder for `from_pretrained`. bits: of a weight, 16 is half precision; fewer round what is
+        not frozen. figures: further entries of zipper.json, for example how the model was trained and its
+        WER. Raises ConfigError if `folder` is a file."""
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise ConfigError(f"{folder} is a file. Name a folder.")
+        trained = TrainedModel(self.network, self.statistics, replace(self.config, export_bits=bits))
         save_exported(Path(folder), trained, self.modalities, figures)
 
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
@@ -144,7 +155,7 @@ class Zipper(nn.Module):
             raise ConfigError("This model has no modality of waveforms.")
         return rates[0]
 
-    def transcribe(self, audio: str | Path | Tensor) -> str:
+    def transcribe(self, audio: str | Path | Tensor | np.ndarray) -> str:
         """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
 
         Raises DataError on unusable audio, ConfigError on audio that is too long, or if the model was not
@@ -160,7 +171,9 @@ class Zipper(nn.Module):
             warnings.warn(f"The transcript is doubtful: {text.doubt}", stacklevel=2)
         return text.value
 
-    def transcribe_words(self, audio: str | Path | Tensor, text: str | None = None) -> list[Word]:
+    def transcribe_words(
+        self, audio: str | Path | Tensor | np.ndarray, text: str | None = None
+    ) -> list[Word]:
         """Words of a recording with their start and end in seconds (`generation.word_times`). text: its
         transcript, if it is known; by default what `transcribe` returns.
 
@@ -199,20 +212,26 @@ class Zipper(nn.Module):
         self._check_trained("speech")
         longest = LENGTH_MARGIN * self.statistics.longest["speech"] / self.modalities["speech"].rate
         align = self.transcribe_words if isinstance(self.network, ZipperModel) else None
-        return LiveTranscript(self.transcribe, self.sample_rate, longest, every, align)
+
+        def transcribe(wave: Tensor) -> str:
+            return "" if is_silent(wave) else self.transcribe(wave)
+
+        return LiveTranscript(transcribe, self.sample_rate, longest, every, align)
 
     def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
         """Synthesize speech: a waveform float32 [n] at `sample_rate`. file: optional output file (.wav,
         .flac).
 
         Raises ConfigError on text that has no unique reading or is too long, or if the model was not trained
-        for text-to-speech.
+        for text-to-speech, or on a file of another format or in no folder.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> speech = model.synthesize("why did helen give the blue wallet to the quiet singer")
         >>> speech.dtype, 2 < len(speech) / model.sample_rate < 3
         (torch.float32, True)
         """
+        if file is not None:
+            check_audio_file(Path(file))
         [[speech]] = self.generate([{"text": text}], ["speech"])
         assert isinstance(speech.value, Tensor)
         if file is not None:

@@ -17,7 +17,7 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
 from zipper.modalities.mpeg import Mpeg, count_frames, with_xing_header
 
 SILENCE = 5e-4  # of full scale (-66 dB): twice the smallest step of A-law
@@ -54,8 +54,9 @@ def read_wave(
     """
     try:
         if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
             raise DataError(
-                f"{_named(path)} does not exist. Name an existing file; for a corpus, create it again or "
+                f"{_named(path)} {what}. Name an existing file; for a corpus, create it again or "
                 "correct its manifest."
             )
         samples, rate, silence = _read(path, start, seconds, longest, limit)
@@ -67,6 +68,39 @@ def read_wave(
             f"{_named(path)} cannot be read as audio ({why}). Download it again, or name an audio file."
         ) from error
     return resample(_mixed(path, samples, silence), rate, sample_rate)
+
+
+def check_audio_file(file: Path) -> None:
+    """Raise ConfigError if no sound can be written to `file`."""
+    kind = file.suffix.removeprefix(".").upper()
+    if kind not in sf.available_formats():
+        raise ConfigError(
+            f"{file}: {file.suffix or 'no suffix'} names no audio format. Give a .wav or .flac."
+        )
+    if not file.parent.is_dir():
+        raise ConfigError(f"{file}: the folder {file.parent} does not exist. Create it first.")
+
+
+def is_silent(wave: Tensor) -> bool:
+    """Whether a waveform float [n] holds no sound beside a constant offset."""
+    return float((wave - wave.mean()).abs().max()) <= SILENCE
+
+
+def checked_wave(raw: Tensor | np.ndarray) -> Tensor:
+    """Waveform float32 [n] of samples [n] in memory. Raises DataError as `read_wave`, or on another shape or
+    type."""
+    samples = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(raw)
+    if samples.ndim != 1:
+        raise DataError(
+            f"The waveform has the shape {list(samples.shape)}, but must have [n]. Give one channel, or the "
+            "mean of all."
+        )
+    if not samples.is_floating_point():
+        raise DataError(
+            f"The waveform holds {samples.dtype}, but must hold floating-point samples in -1 to 1. Divide it "
+            "by its full scale (32768 for 16 bits)."
+        )
+    return _mixed("The waveform", samples.float()[:, None].numpy(), SILENCE)
 
 
 def resample(wave: Tensor, rate: int, target: int) -> Tensor:
@@ -128,7 +162,7 @@ def _read(path: Path, start: float, seconds: float | None, longest: float, limit
     return Samples(samples, rate, silence)
 
 
-def _mixed(path: Path, samples: np.ndarray, silence: float) -> Tensor:
+def _mixed(path: Path | str, samples: np.ndarray, silence: float) -> Tensor:
     """Mean of the channels, float32 [n], of samples [n, channels]; raises DataError on unusable samples."""
     if len(samples) == 0:
         raise DataError(f"{path} holds no samples.")

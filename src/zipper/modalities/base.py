@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import zipper.modalities
-from zipper.config import RunConfig
+from zipper.config import RunConfig, SamplingConfig
 from zipper.config.model import DEFAULT_MODALITIES
 from zipper.errors import ConfigError
 from zipper.modalities.layout import TokenLayout
@@ -191,8 +191,9 @@ def modality_class(name: str) -> type[Modality]:
     if name not in _CLASSES and name in own:
         import_module(f"zipper.modalities.{name}")
     if name not in _CLASSES:
+        known = ", ".join(sorted({*_CLASSES, *DEFAULT_MODALITIES}))
         raise ConfigError(
-            f"There is no modality {name!r}, only {', '.join(sorted(_CLASSES))}. Import the module with its "
+            f"There is no modality {name!r}, only {known}. Import the module with its "
             "subclass of zipper.Modality, or add it to zipper/modalities."
         )
     return _CLASSES[name]
@@ -203,10 +204,15 @@ def load_modalities(cfg: RunConfig, folder: Path | None = None) -> dict[str, Mod
     model. Raises ConfigError if a decoding setting does not fit."""
     names = dict.fromkeys([*DEFAULT_MODALITIES, *cfg.model.towers])
     found = {name: modality_class(name).load(cfg, folder) for name in names}
-    for name, how in cfg.decode.items():
-        if how.searches and found[name].codebooks > 1:
+    check_searches(cfg.decode, {name: found[name].codebooks for name in cfg.decode})
+    return found
+
+
+def check_searches(decode: Mapping[str, SamplingConfig], codebooks: Mapping[str, int]) -> None:
+    """Raise ConfigError if beam search is set for a modality of several codebooks."""
+    for name, how in decode.items():
+        if how.searches and codebooks.get(name, 1) > 1:
             raise ConfigError(
                 f"decode.{name}.beams={how.beams} with ctc={how.ctc:g}: beam search needs one codebook, and "
-                f"{name} has {found[name].codebooks}. Leave it out."
+                f"{name} has {codebooks[name]}. Leave it out."
             )
-    return found

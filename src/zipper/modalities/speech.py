@@ -14,7 +14,8 @@ from zipper.codecs.codec import Codec
 from zipper.codecs.load import copy_codec, load_codec, with_copied_codec
 from zipper.codecs.streaming import DecoderStream
 from zipper.config import RunConfig
-from zipper.modalities.audio import read_wave
+from zipper.errors import DataError
+from zipper.modalities.audio import checked_wave, read_wave
 from zipper.modalities.base import LIMIT, Column, Modality
 from zipper.modalities.delay import Pattern
 from zipper.modalities.layout import TokenLayout
@@ -54,16 +55,18 @@ class Speech(Modality):
 
     def read(
         self,
-        raw: str | Path | Tensor,
+        raw: str | Path | Tensor | np.ndarray,
         start: float = 0.0,
         seconds: float | None = None,
         longest: float = math.inf,
         limit: str = LIMIT,
     ) -> Tensor:
-        """Waveform of a file, or of `seconds` of it from `start`. Raises DataError if it cannot be read, or
-        is longer than `longest` seconds."""
-        if isinstance(raw, Tensor):
-            return raw
+        """Waveform of a file, or of `seconds` of it from `start`; or a waveform float [n] at `sample_rate`.
+        Raises DataError if it cannot be read, holds no sound, or is longer than `longest` seconds."""
+        if isinstance(raw, Tensor | np.ndarray):
+            return checked_wave(raw)
+        if not isinstance(raw, str | Path):
+            raise DataError(f"{raw!r} is no recording. Give the path of a file, or a waveform [n].")
         return read_wave(Path(raw), self.sample_rate, start, seconds, longest, limit)
 
     def encode(self, values: list[Tensor]) -> list[Tensor]:

@@ -103,6 +103,8 @@ class Text(Modality):
         limit: str = LIMIT,
     ) -> str:
         """Normalised text. Raises ConfigError if it is empty or has no unique reading."""
+        if not isinstance(raw, str):
+            raise ConfigError(f"{raw!r} is no text. Give a string.")
         if reason := unreadable(raw):
             raise ConfigError(f"{shorten(raw, 60)!r} {reason}")
         if not (normal := normalise(raw)):

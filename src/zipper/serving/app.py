@@ -120,7 +120,14 @@ def create_app(
             raise Refused(
                 400, f"response_format={shape!r} is not one of {', '.join(TEXTS)}.", "response_format"
             )
+        if (language := form.get("language")) not in (None, "", "en", "english"):
+            raise Refused(400, f"language={language!r}: this model knows English alone.", "language")
+        if str(form.get("stream") or "false").lower() != "false":
+            raise Refused(400, "stream: a transcript comes as a whole. Leave it out.", "stream")
         granularities = form.getlist("timestamp_granularities[]")
+        if other := [one for one in granularities if one != "word"]:
+            reason = f"timestamp_granularities={other[0]!r}: only words have times."
+            raise Refused(400, reason, "timestamp_granularities")
         if "word" in granularities and shape != "verbose_json":
             reason = "Words have times in response_format=verbose_json alone."
             raise Refused(400, reason, "timestamp_granularities")

@@ -20,8 +20,9 @@ def serve(args: argparse.Namespace) -> None:
     from zipper.serving.app import Limits, create_app
 
     limits = Limits(args.batch, args.waiting, args.megabytes, args.seconds)
-    app = create_app(Zipper.from_pretrained(args.model), args.model.name, limits, page=bool(page))
-    print(f"{args.model.name}: http://{args.host}:{args.port}{'' if page else '/v1'}")
+    name = args.model.resolve().name
+    app = create_app(Zipper.from_pretrained(args.model), name, limits, page=bool(page))
+    print(f"{name}: http://{args.host}:{args.port}{'' if page else '/v1'}")
     patience = 5 if page else 60  # seconds; an open page always waits for news
     try:
         uvicorn.run(
