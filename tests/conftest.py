@@ -146,7 +146,10 @@ def tiny_model(
     shapes["text"] = replace(shapes["text"], lora=lora)
     zips = ZipConfig(heads=2, gate_init=gate, **zip_settings)
     cfg = ModelConfig(
-        modalities=list(names), towers={name: shapes[name] for name in names}, zip=zips, switch=switch
+        modalities=list(names),
+        towers={name: shapes[name] for name in names},
+        zip=zips,
+        next_modality_head=switch,
     )
     model = ZipperModel(cfg, RATES).double().eval()
     for name, parameter in model.named_parameters():
@@ -216,7 +219,7 @@ def training_documents(dataset: EncodedDataset, count: int, *tasks: str) -> list
     return [document(dataset, dataset.splits["train"][i], task, 0.0) for i in range(count) for task in tasks]
 
 
-JOINT = ["name=joint", "model.switch=true", "train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
+JOINT = ["name=joint", "model.next_modality_head=true", "train.tasks={asr: 1, tts: 1.26}", "train.tokens=300"]
 
 
 def transcribe(model, dataset, statistics, rows, batch=8, prompts=None) -> list[Score]:

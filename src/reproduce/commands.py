@@ -159,7 +159,7 @@ def _add_live_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a run or of an exported model (assets/zipped)")
     add_number(parser, "--sentences", 400, "of the test split")
     add_number(parser, "--speaking", 20, "sentences that are spoken")
-    add_number(parser, "--minutes", 30.0, "of live sound")
+    add_number(parser, "--minutes", 30.0, "of live sound", least=0)
     add_number(parser, "--threads", 2, "of PyTorch")
     parser.add_argument("--out", type=Path, default=Path("build/live.json"), help="file of the result")
 

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from reproduce import ROOT
-from zipper.config import RunConfig, asset, load_config, setting_type, to_dict
+from zipper.config import RunConfig, asset, load_config, setting_type, to_dict, upgraded
 from zipper.config.yaml_types import bare_scalar_loader, typed
 from zipper.errors import ConfigError
 
@@ -223,7 +223,7 @@ def differences(saved: dict[str, Any], cfg: RunConfig) -> list[str]:
 
     Ignores settings that the saved config lacks, and those that a run derives from its data.
     """
-    old, new = _recipe(saved, cfg), _recipe(json.loads(json.dumps(to_dict(cfg))), cfg)
+    old, new = (_recipe(upgraded(one), cfg) for one in (saved, json.loads(json.dumps(to_dict(cfg)))))
     return [f"{key}={old[key]}, not {new[key]}" for key in new if key in old and old[key] != new[key]]
 
 

@@ -173,13 +173,13 @@ def test_the_four_configs_differ_in_the_model_and_what_was_searched_for_it_alone
     for cfg in configs[1:]:
         for key in ("seed", "data", "evaluate", "decode", "judge", "codec"):
             assert getattr(cfg, key) == getattr(configs[0], key), key
-        searched = {"lr", "hide", "prompt_weight"}  # each for itself, by the same trials
+        searched = {"lr", "history_mask", "prompt_weight"}  # each for itself, by the same trials
         for key in set(vars(cfg.train)) - searched:
             assert getattr(cfg.train, key) == getattr(configs[0].train, key), key
 
 
 def test_a_single_decoder_trains_and_tells_its_cost(listening):
-    results = train(config(*SINGLE, "model.towers.text.dropout=0.2", "train.hide=0.3"), "test")
+    results = train(config(*SINGLE, "model.towers.text.dropout=0.2", "train.history_mask=0.3"), "test")
     assert set(results) == {"asr", "tts"}
     for result in results.values():
         assert result["model"] == "single_decoder"

@@ -122,7 +122,14 @@ def test_the_readmes_figures_are_those_of_the_configs(name):
     file, *words = shlex.split(result["command"].removeprefix("python -m zipper train "))
     now = flat(json.loads(json.dumps(to_dict(load_config(ROOT / file, words)))))
     then = flat(result["config"])
-    recipe = ("data.", "train.", "model.zip.", "model.switch", "evaluate.dev_utterances", "decode.")
+    recipe = (
+        "data.",
+        "train.",
+        "model.zip.",
+        "model.next_modality_head",
+        "evaluate.dev_utterances",
+        "decode.",
+    )
     told = {key for key in now if key.startswith(recipe)} & set(then) - {"data.tokenizer"}
     assert {key: then[key] for key in told} == {key: now[key] for key in told}
     tower = ROOT / now["model.towers.text.init"] / "tokenizer.json"  # whose tokenizer a config need not name
@@ -144,7 +151,11 @@ def test_each_model_of_the_comparison_was_given_the_best_rate_of_its_search(mode
     assert cfg.train.lr < max(rates), "the best rate lies inside the grid"
     for one in found:
         words = ["train.steps=500", "train.warmup=50", "evaluate.split=dev", "evaluate.tasks=[asr]"]
-        words += [f"train.lr={one['config']['train']['lr']}", "train.hide=0.28", "train.prompt_weight=0"]
+        words += [
+            f"train.lr={one['config']['train']['lr']}",
+            "train.history_mask=0.28",
+            "train.prompt_weight=0",
+        ]
         assert one["split"] == "dev"
         searched = load_config(ROOT / "configs" / f"compare-{model}.yaml", words)
         assert differences(one["config"], searched) == []
@@ -159,7 +170,7 @@ def test_each_model_of_the_comparison_was_given_the_best_of_its_choices(model):
     assert {*found} == {*grid.grid["choice"]}
     train = load_config(ROOT / "configs" / f"compare-{model}.yaml").train
     best = grid.grid["choice"][best_choice(found)]
-    assert best == {"train.hide": train.hide, "train.prompt_weight": train.prompt_weight}
+    assert best == {"train.history_mask": train.history_mask, "train.prompt_weight": train.prompt_weight}
     made = [one for tasks in found.values() for several in tasks.values() for one in several]
     assert {one["split"] for one in made} == {"dev"}
 

@@ -56,7 +56,9 @@ def test_what_is_generated_equals_that_of_the_cpu():
 
 
 @pytest.mark.usefixtures("listening", "nothing_is_drawn")
-@pytest.mark.parametrize("more", [[], ["train.compile=true"], ["train.recompute=true"]], ids=str)
+@pytest.mark.parametrize(
+    "more", [[], ["train.compile=true"], ["train.activation_checkpointing=true"]], ids=str
+)
 def test_a_training_that_was_killed_resumes_on_the_same_device(monkeypatch, more):
     words = [*LONG, "train.accelerator=gpu", "train.precision=bf16-mixed", "train.ctc=0.3", *more]
     run_module.train(config(*words, "name=unbroken"), "x")

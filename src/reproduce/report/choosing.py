@@ -10,7 +10,7 @@ from zipper.evaluation.result_file import UtteranceResult
 from zipper.evaluation.significance import Comparison, Errors, compare, different_data, p_value
 
 # Keys of train that each model may have tuned for itself.
-OWN = {"lr", "optimiser", "hide", "prompt_weight", "codebook_weights"}
+OWN = {"lr", "optimiser", "history_mask", "prompt_weight", "codebook_weights"}
 
 
 def check_equal_terms(runs: Runs) -> None:

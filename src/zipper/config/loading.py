@@ -22,6 +22,11 @@ from zipper.config.schema import RunConfig
 from zipper.config.yaml_types import load_typed, read_override, type_at
 from zipper.errors import ConfigError, DataError
 
+# Names of settings in older configs, results and checkpoints.
+RENAMED = {
+    "train.hide": "train.history_mask", "train.hide_span": "train.history_mask_span",
+    "train.recompute": "train.activation_checkpointing", "model.switch": "model.next_modality_head",
+}  # fmt: skip
 ROOT = Path(__file__).resolve().parents[1]  # package folder, with the shipped models and default configs
 
 
@@ -62,6 +67,7 @@ def _layers(overrides: Sequence[str]) -> list[Any]:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is not key=value. See `python -m zipper --help` for the keys.")
+        key = RENAMED.get(key, key)
         if key in sections and value and value[0] not in "{[":
             layers.append(OmegaConf.create({key: _read(_section_file(key, value), sections[key])}))
             continue
@@ -100,7 +106,7 @@ def _read(path: Path, cls: Any = RunConfig) -> Any:
         known = ", ".join(f.name for f in fields(RunConfig))
         raise ConfigError(f"{path} holds a list or a string instead of keys with values. Keys: {known}.")
     _reject_interpolation(read)
-    return OmegaConf.create(read)
+    return OmegaConf.create(_renamed(read))
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
@@ -115,7 +121,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """Copy of a config dict with the settings that older versions stored in another form."""
-    values = copy.deepcopy(values)
+    values = _renamed(copy.deepcopy(values))
     for name, tower in values.get("model", {}).get("towers", {}).items():
         if name == "speech" and len(tower.get("specials", [])) == 2 and tower.get("vocabulary"):
             tower["specials"] = [tower["vocabulary"] - back for back in (3, 2, 1)]  # were not stored
@@ -123,6 +129,15 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
         values["export_bits"] = 8
     if tasks := values.get("train", {}).get("tasks"):
         values["train"]["tasks"] = {task: share for task, share in tasks.items() if share}
+    return values
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    for old, new in RENAMED.items():
+        section, key = old.split(".")
+        part = values.get(section)
+        if isinstance(part, dict) and key in part:
+            part[new.split(".")[1]] = part.pop(key)
     return values
 
 

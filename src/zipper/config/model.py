@@ -149,7 +149,7 @@ class ModelConfig(Section):
         None, "folder of an exported model to which further towers are zipped; its own parts stay as they are"
     )
     zips: dict[str, ZipConfig] = field(default_factory=dict)  # of model.init, by QUERY_from_SOURCE
-    switch: bool = setting(
+    next_modality_head: bool = setting(
         False, "next-modality head: predicts the modality after a segment, or the end (for `--then auto`)"
     )
 

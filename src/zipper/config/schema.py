@@ -202,7 +202,11 @@ class RunConfig(Section):
                 "export_bits=4 or 8, or leave quantise out."
             )
         train = self.train
-        layerwise = {"compile": train.compile, "recompute": train.recompute, "strategy": train.strategy}
+        layerwise = {
+            "compile": train.compile,
+            "activation_checkpointing": train.activation_checkpointing,
+            "strategy": train.strategy,
+        }
         given = [key for key, value in layerwise.items() if value in (True, "fsdp2")]
         if self.model.kind == "mixture" and given:
             raise ConfigError(

@@ -83,13 +83,13 @@ class TrainConfig(Section):
         below=1,
     )
     mask_span: int = setting(8, "timesteps of a masked span of a prompt", at_least=1)
-    hide: float = setting(
+    history_mask: float = setting(
         0.0,
         "history masking: share of the timesteps of target speech masked from the speech tower in training",
         at_least=0,
         below=1,
     )
-    hide_span: int = setting(8, "timesteps of a masked span", at_least=1)
+    history_mask_span: int = setting(8, "timesteps of a masked span", at_least=1)
     validate_every: int = setting(500, "steps between validations; each saves a checkpoint", at_least=1)
     save_every: int = setting(
         100, "steps between checkpoints for resuming, besides those of validations", at_least=1
@@ -115,7 +115,7 @@ class TrainConfig(Section):
     nodes: int = setting(1, "nodes", at_least=1)
     strategy: str = setting("auto", "fsdp2, or a Lightning strategy: auto, ddp, ...")
     compile: bool = setting(False, "torch.compile layers and zips: takes minutes once; for long trainings")
-    recompute: bool = setting(
+    activation_checkpointing: bool = setting(
         False, "activation checkpointing of layers: less memory, about a third more compute"
     )
 
@@ -131,8 +131,8 @@ class TrainConfig(Section):
             )
         if self.strategy == "fsdp2" and self.precision == "64-true":
             raise ConfigError("train.strategy=fsdp2 with train.precision=64-true: use 32-true or bf16-mixed.")
-        if self.precision == "bf16-products" and (self.compile or self.recompute):
-            other = "compile" if self.compile else "recompute"
+        if self.precision == "bf16-products" and (self.compile or self.activation_checkpointing):
+            other = "compile" if self.compile else "activation_checkpointing"
             raise ConfigError(
                 f"train.precision=bf16-products with train.{other}=true: they do not work together. Use "
                 "32-true, or on a GPU bf16-mixed."
@@ -148,10 +148,10 @@ class TrainConfig(Section):
             raise ConfigError(
                 f"train.guide={self.guide:g} needs the alignment of CTC: give train.ctc=0.3, for example."
             )
-        if self.guide and (self.compile or self.recompute or self.strategy == "fsdp2"):
+        if self.guide and (self.compile or self.activation_checkpointing or self.strategy == "fsdp2"):
             raise ConfigError(
-                f"train.guide={self.guide:g} reads attention weights, which train.compile, train.recompute "
-                "and train.strategy=fsdp2 do not hand out. Leave these out."
+                f"train.guide={self.guide:g} reads attention weights, which train.compile, "
+                "train.activation_checkpointing and train.strategy=fsdp2 do not hand out. Leave these out."
             )
         if self.codebook_weights and not self.codebook_weights[0]:
             weights = self.codebook_weights
@@ -163,10 +163,10 @@ class TrainConfig(Section):
                 f"train.mask={self.mask} with train.prompt_weight={self.prompt_weight}: a prompt is known by "
                 "a loss weight below 1. Lower train.prompt_weight, or leave train.mask out."
             )
-        if self.hide and self.prompt_weight:
+        if self.history_mask and self.prompt_weight:
             raise ConfigError(
-                f"train.hide={self.hide} with train.prompt_weight={self.prompt_weight} would also mask the "
-                "speech of prompts. Set one of them to 0."
+                f"train.history_mask={self.history_mask} with train.prompt_weight={self.prompt_weight} would "
+                "also mask the speech of prompts. Set one of them to 0."
             )
 
 

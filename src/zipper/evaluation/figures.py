@@ -25,7 +25,7 @@ def draw_run(
     folder.mkdir(exist_ok=True)
     metrics = read_metrics(run)
     train = next(iter(results.values()))["config"]["train"]
-    weighted = bool(train["codebook_weights"] or train["hide"])
+    weighted = bool(train["codebook_weights"] or train["history_mask"])
     files = [learning_curve(metrics, folder / "learning-curve.png", weighted)]
     if gates := {name: series for name, series in metrics.items() if name.startswith("gate/")}:
         files.append(gate_curves(gates, folder / "gates.png"))

@@ -29,10 +29,10 @@ def extended(cfg: RunConfig) -> RunConfig:
             f"model.init={cfg.model.init} has {missing}, but model.modalities={cfg.model.modalities}. Name "
             "its modalities too: they stay as they are."
         )
-    if cfg.model.switch:
+    if cfg.model.next_modality_head:
         raise ConfigError(
-            "model.switch=true with model.init: the next-modality heads know the old modalities alone. Leave "
-            "it out."
+            "model.next_modality_head=true with model.init: the next-modality heads know the old modalities "
+            "alone. Leave it out."
         )
     # A tower that was trained with its zips has other weights than those that it started from.
     towers = {

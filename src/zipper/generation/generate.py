@@ -139,7 +139,7 @@ def check_prompts(
                 )
     if order == "auto" and not model.next_modality_heads:
         raise ConfigError(
-            "This model was trained without model.switch=true: it has no next-modality head. "
+            "This model was trained without model.next_modality_head=true: it has no next-modality head. "
             "Name the order, for example `--then speech`."
         )
 

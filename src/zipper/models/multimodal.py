@@ -114,7 +114,11 @@ class MultimodalModel(nn.Module):
         """
         choices, towers = len(self.names) + 1, {n: self.cfg.towers[n] for n in self.names}
         return nn.ModuleDict(
-            {n: nn.Linear(t.width, choices) for n, t in towers.items() if self.cfg.switch and self.pairs}
+            {
+                n: nn.Linear(t.width, choices)
+                for n, t in towers.items()
+                if self.cfg.next_modality_head and self.pairs
+            }
         )
 
 

@@ -53,7 +53,7 @@ def prepare_layers(model: nn.Module, train: TrainConfig) -> None:
     """
     for part in model.modules():
         if isinstance(part, Layer):
-            part.activation_checkpointing = train.recompute
+            part.activation_checkpointing = train.activation_checkpointing
         if train.compile and isinstance(part, Layer | ZipBlock):
             part.compile(backend=BACKEND, dynamic=True)
         if train.compile and isinstance(part, ZipBlock):  # Module.compile is of `forward` alone

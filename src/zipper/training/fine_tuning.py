@@ -16,8 +16,8 @@ from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel
 
 OBJECTIVE = (
-    "tasks", "prompt_weight", "loss_mean", "ctc", "guide", "codebook_weights", "mask", "mask_span", "hide",
-    "hide_span",
+    "tasks", "prompt_weight", "loss_mean", "ctc", "guide", "codebook_weights", "mask", "mask_span",
+    "history_mask", "history_mask_span",
 )  # fmt: skip
 
 

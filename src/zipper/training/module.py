@@ -129,8 +129,8 @@ class ZipperModule(L.LightningModule):
         """Loss of this slice, scaled so that the mean over slices equals the mean over the whole step."""
         slices = self.trainer.world_size * self.trainer.accumulate_grad_batches
         train = self.cfg.train
-        if train.hide:
-            batch = mask_history(batch, self.model, train.hide, train.hide_span)
+        if train.history_mask:
+            batch = mask_history(batch, self.model, train.history_mask, train.history_mask_span)
         if train.mask:
             batch = mask_prompt(batch, self.model, train.mask, train.mask_span)
         with ExitStack() as recording:

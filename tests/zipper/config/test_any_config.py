@@ -28,12 +28,13 @@ TOWER = {
 }  # fmt: skip
 TASKS = ("{asr: 1}", "{asr: 0, tts: 1}", "{asr: 1, tts: 1.26}", "{asr: 0, speech: 1, text: 0.5}")
 WHOLE = {
-    "model.kind": mostly("zipper", odd=("single_decoder",)), "model.switch": mostly("true", "false"),
+    "model.kind": mostly("zipper", odd=("single_decoder",)),
+    "model.next_modality_head": mostly("true", "false"),
     "model.zip.heads": mostly(1, 2, 4, odd=(3,)),
     "model.zip.position": mostly("none", "sinusoidal", "rotary"),
     "model.zip.projection_depth": mostly(1, 3, odd=(0,)), "model.zip.gate_init": mostly(0.0, 0.5),
     "train.tasks": mostly(*TASKS, odd=("{asr: 0}",)), "train.tokens": mostly(300, odd=(20,)),
-    "train.accumulate": mostly(1, 2, odd=(50,)), "train.hide": mostly(0.0, 0.5),
+    "train.accumulate": mostly(1, 2, odd=(50,)), "train.history_mask": mostly(0.0, 0.5),
     "train.prompt_weight": mostly(0.0, odd=(0.3,)),
     "train.codebook_weights": mostly("[]", "[2,1,1]", odd=("[1]",)),
     "train.optimiser": mostly("adamw", "adafactor"),

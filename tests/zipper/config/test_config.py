@@ -28,6 +28,19 @@ from zipper.errors import ConfigError
 KEYS = [key.replace("NAME", "text") for key, _, _ in describe()]
 
 
+def test_settings_are_read_by_their_older_names(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("train: {hide: 0.28, recompute: true}\nmodel: {switch: true}\n", encoding="utf-8")
+    old, new = load_config(file, ["train.hide_span=4"]), load_config(None, [
+        "train.history_mask=0.28", "train.activation_checkpointing=true", "model.next_modality_head=true",
+        "train.history_mask_span=4",
+    ])  # fmt: skip
+    assert old == new
+    values = to_dict(new)
+    values["train"]["hide"] = values["train"].pop("history_mask")
+    assert from_dict(values) == new
+
+
 def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("train: {lr: 0.5, steps: 7}\n", encoding="utf-8")
@@ -118,7 +131,12 @@ def test_the_papers_settings_stay_the_papers():
     assert (towers["text"].frozen, towers["speech"].frozen) == (True, False)
     train = cfg.train
     assert (train.optimiser, train.betas, train.weight_decay, train.gate_lr) == ("adamw", (0.9, 0.99), 0, 1)
-    assert (train.schedule, train.warmup, train.hide, train.codebook_weights) == ("constant", 0, 0, [])
+    assert (train.schedule, train.warmup, train.history_mask, train.codebook_weights) == (
+        "constant",
+        0,
+        0,
+        [],
+    )
     assert train.tasks == {"asr": 1.0, "tts": 1.26}
 
 

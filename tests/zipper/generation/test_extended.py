@@ -95,4 +95,4 @@ def test_what_does_not_fit_is_refused(two):
     with pytest.raises(ConfigError, match="is no exported model"):
         extended(config(*two, "model.init=nowhere", f"train.tasks={PAIRS}"))
     with pytest.raises(ConfigError, match="know the old modalities alone"):
-        extended(config(*two, "model.switch=true", f"train.tasks={PAIRS}"))
+        extended(config(*two, "model.next_modality_head=true", f"train.tasks={PAIRS}"))

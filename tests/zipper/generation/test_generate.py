@@ -152,7 +152,7 @@ def test_what_cannot_be_written_is_refused():
     (doc,) = prompts(model, 1)
     with pytest.raises(ConfigError, match="no tower for 'music', only for text, speech"):
         generate(model, [doc], ["music"], STATISTICS)
-    with pytest.raises(ConfigError, match=r"without model\.switch=true"):
+    with pytest.raises(ConfigError, match=r"without model\.next_modality_head=true"):
         generate(model, [doc], "auto", STATISTICS)
     model.used = [("text", "speech")]  # as after recognition alone
     (given,) = prompts(model, 1, "text")

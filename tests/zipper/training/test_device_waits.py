@@ -33,7 +33,10 @@ class Questions(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["zipper", "single_decoder"])
 def test_a_training_step_asks_the_device_for_nothing(prepared, kind):
     words = [f"model.kind={kind}", "train.codebook_weights=[2.0,1.0,0.5]", "model.towers.speech.width=16"]
-    words += ["model.switch=true", "train.hide=0.3" if kind == "zipper" else "train.prompt_weight=0.3"]
+    words += [
+        "model.next_modality_head=true",
+        "train.history_mask=0.3" if kind == "zipper" else "train.prompt_weight=0.3",
+    ]
     module = module_for(prepared, *JOINT, *words)
     batch = collate(training_documents(prepared, 4, "asr", "tts"), {"text": 1, "speech": 3})
     module.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1)

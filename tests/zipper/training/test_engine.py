@@ -27,7 +27,7 @@ def gradients(recompute: bool) -> dict[str, torch.Tensor]:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.3
-    prepare_layers(model, TrainConfig(recompute=recompute))
+    prepare_layers(model, TrainConfig(activation_checkpointing=recompute))
     model.train()
     model.tower("text").requires_grad_(False).eval()  # frozen: gradients pass through it all the same
     batch = as_batch(model, [interleaving(model, random.Random(i), 3) for i in range(3)])

@@ -44,8 +44,8 @@ SINGLE = ["model.kind=single_decoder", "model.towers.speech={width: 16, dropout:
         (["train.ctc=0.5"], [3]),
         (["model.modalities=[text]", "train.tasks={asr: 0, text: 1}"], [5]),
         (["model.towers.speech.lora=2", "train.patience=9", "evaluate.dev_utterances=2"], [5]),
-        ([*JOINT, "train.hide=0.3"], [2, 5]),
-        ([*JOINT, *SINGLE, "train.hide=0.3"], [5]),
+        ([*JOINT, "train.history_mask=0.3"], [2, 5]),
+        ([*JOINT, *SINGLE, "train.history_mask=0.3"], [5]),
         (["train.optimiser=adafactor", "train.codebook_weights=[2,1,1]", "train.tasks={tts: 1}"], [5]),
     ],
     ids=[
