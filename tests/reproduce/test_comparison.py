@@ -28,7 +28,7 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
         "name": f"compare-{model}-seed{seed}", "task": task, "seed": seed, "steps": 8,
         "decoding": "greedy", "checkpoint": "last",
         "command": f"train {model}", "commit": "c", "threads": 1, "wall_seconds": 60.0, "wer": rate,
-        "target_wer": rate, "stopped": {"end": 118, "loop": 2},
+        "target_wer": rate, "stopped": {"stop": 118, "repetition": 2},
         "oracle_wer": 0.1, "original_wer": 0.05, "share_at_cap": 0.0, "judge": "j",
         "normaliser": "n", "parameters_total": 5_000_000, "parameters_trained": 3_000_000,
         "flops_per_token": {"forward": 1, "training": 3},

@@ -31,7 +31,7 @@ ENVIRONMENT = Environment(
 )  # fmt: skip
 ENVIRONMENT.filters |= {"percent": percent, "millions": tables.millions, "f": format}
 ENVIRONMENT.filters["difference"] = difference_text
-ENVIRONMENT.filters["without_eos"] = lambda one: 1 - one["stopped"].get("end", 0) / one["utterances"]
+ENVIRONMENT.filters["without_eos"] = lambda one: 1 - one["stopped"].get("stop", 0) / one["utterances"]
 ENVIRONMENT.tests["point_of"] = lambda label, found: (label,) in found
 ENVIRONMENT.tests["recipe"] = lambda name: name == "asr" or name.startswith("asr-seed")
 ENVIRONMENT.tests["has_rate"] = lambda name: "-lr" in name

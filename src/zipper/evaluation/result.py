@@ -129,15 +129,15 @@ def finish_reasons(reasons: list[str]) -> Result:
     counts, total = Counter(reasons), max(len(reasons), 1)
     return {
         "stopped": dict(counts),
-        "share_at_cap": round(counts["cap"] / total, 6),
-        "share_looping": round(counts["loop"] / total, 6),
+        "share_at_cap": round(counts["length"] / total, 6),
+        "share_looping": round(counts["repetition"] / total, 6),
     }
 
 
 def truncation_text(result: Result) -> str:
     """Shares of segments without EOS, as text. Accepts older result files."""
     total = max(sum(result["stopped"].values()), 1)
-    cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("cap", "loop"))
+    cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("length", "repetition"))
     return f"{cap:.1%} at the length limit, {loop:.1%} repetition"
 
 

@@ -13,6 +13,7 @@ from zipper.errors import DataError
 from zipper.evaluation.result_archive import read_bytes
 
 UTTERANCES = ".utterances.jsonl.xz"  # in place of .json
+REASONS = {"end": "stop", "cap": "length", "loop": "repetition"}  # finish reasons in older files
 NEEDED = ("id", "errors", "words", "reference")  # keys of every utterance
 
 
@@ -185,13 +186,20 @@ def read_result(file: Path, utterances: bool = True) -> Result:
         raise DataError(f"{file} holds no JSON object. Give a result file of `zipper train`.")
     if "config" in result:
         result["config"] = upgraded(result["config"])
+    if "stopped" in result:
+        result["stopped"] = {REASONS.get(reason, reason): n for reason, n in result["stopped"].items()}
     inside = result.pop("per_utterance", None)
     if not utterances:
         return result
     rows = inside or _read_utterances(file, result.get("utterances"))
     if lacking := [key for key in NEEDED if any(key not in row for row in rows)]:
         raise DataError(f"{file}: an utterance has no {lacking[0]}. Evaluate the run again.")
-    result["per_utterance"] = rows
+    result["per_utterance"] = [
+        cast(UtteranceResult, {**row, "stopped": REASONS.get(row["stopped"], row["stopped"])})
+        if "stopped" in row
+        else row
+        for row in rows
+    ]
     return result
 
 

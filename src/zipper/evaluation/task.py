@@ -144,7 +144,7 @@ def evaluate_chain(
     )  # fmt: skip
     answers = map_over_ranks(rows, work)
     found = [score for _, score in answers]
-    ended = sum(all(one.finish_reason == "end" for one in segments) for segments, _ in answers)
+    ended = sum(all(one.finish_reason == "stop" for one in segments) for segments, _ in answers)
     result: Result = {
         **describe_run(chain, model, dataset, statistics, cfg, origin),
         **error_rate([one.counts for one in found]),

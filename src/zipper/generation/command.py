@@ -188,7 +188,7 @@ def transcribe_words(model: Zipper, prompt: Prompt, text: str) -> list[Word]:
 def show(entry: dict[str, Any], took: float) -> None:
     """Print one line per segment."""
     for one in entry["written"]:
-        why = "" if one["stopped"] == "end" else f"  [stopped: {one['stopped']}]"
+        why = "" if one["stopped"] == "stop" else f"  [stopped: {one['stopped']}]"
         why += f"  [doubtful: {one['doubt']}]" if "doubt" in one else ""
         if "wav" in one:
             print(f"speech  {one['wav']}, {one['seconds']:.2f} s{why}")

@@ -26,7 +26,7 @@ from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
 MAX_SEGMENTS = 8  # segments per prompt with order `auto`
-FinishReason = Literal["end", "cap", "loop"]
+FinishReason = Literal["stop", "length", "repetition"]
 GREEDY = SamplingConfig()
 
 
@@ -35,7 +35,7 @@ class GenerationOutput:
     """Generated segment.
 
     tokens int64 [S, Q] with BOS and EOS; content int64 [Q, F]: codes, or text ids with Q = 1. finish_reason:
-    `end` (EOS), `cap` (length limit) or `loop` (repetition). doubt: why a model with a head of CTC doubts it
+    `stop` (EOS), `length` (its limit) or `repetition`. doubt: why a model with a head of CTC doubts it
     (`generation.ctc`); empty if it does not.
     """
 
@@ -272,7 +272,7 @@ def finished(
     """Segment of tokens int64 [S, Q], BOS first; those after its end are dropped. ended: timestep of its
     EOS."""
     own = tokens[: int(layout.last_timestep(np.array(ended))) + 1]
-    reason: FinishReason = "loop" if looping else "cap" if ended == cap + 1 else "end"
+    reason: FinishReason = "repetition" if looping else "length" if ended == cap + 1 else "stop"
     return GenerationOutput(name, own, layout.content(own), reason)
 
 

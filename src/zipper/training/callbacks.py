@@ -51,7 +51,7 @@ class TaskMonitor(L.Callback):
         wer = total_errors(found).rate
         module.log(f"dev/{self.task}_wer", wer, prog_bar=True)
         module.dev_wer[self.task] = capped_rate(found)
-        cut = sum(one.stopped != "end" for one in found)
+        cut = sum(one.stopped != "stop" for one in found)
         lines = [
             f"step {trainer.global_step}: dev {self.task.upper()} WER {wer:.1%} on {len(found)} utterances, "
             f"{cut} without EOS"

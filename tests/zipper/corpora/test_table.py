@@ -215,7 +215,7 @@ def test_samples_of_any_id_stay_in_their_folder(listening, dataset, codec, monke
     for module in (samples, evaluate_codec):
         monkeypatch.setattr(module, "spectrograms", lambda *given: drawn.append(Path(given[-1])))
     codes = dataset.modalities["speech"].content(dataset.splits["test"][0])
-    segment = GenerationOutput("speech", codes.T, codes, "end")
+    segment = GenerationOutput("speech", codes.T, codes, "stop")
     for name in ("/a", str(in_tmp / "clips" / "x"), "../../x", "a/b"):
         entry = {"id": name, "reference": "so", "hypothesis": "so"}
         rows = [dataset.splits["test"][0]]

@@ -43,6 +43,20 @@ def test_what_is_written_is_read_again_as_it_is_from_a_file_of_before(tmp_path_f
     assert new.read_text(encoding="utf-8").count("\n") == len(rest) + 2  # a key a line
 
 
+def test_finish_reasons_are_read_by_their_older_names(tmp_path):
+    rows = [
+        {**row, "stopped": reason}
+        for row, reason in zip(result([1] * 3, [4] * 3)["per_utterance"], ("end", "cap", "loop"), strict=True)
+    ]
+    write_result(
+        {**result([1] * 3, [4] * 3), "stopped": {"end": 1, "cap": 1, "loop": 1}, "per_utterance": rows},
+        tmp_path / "a.json",
+    )
+    read = read_result(tmp_path / "a.json")
+    assert read["stopped"] == {"stop": 1, "length": 1, "repetition": 1}
+    assert [row["stopped"] for row in read["per_utterance"]] == ["stop", "length", "repetition"]
+
+
 def test_a_result_without_utterances_removes_those_of_another(tmp_path):
     file = tmp_path / "a.json"
     write_result(result([1], [4]), file)

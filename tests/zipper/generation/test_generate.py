@@ -111,15 +111,15 @@ def test_the_reason_of_every_stop_is_told():
     sign = float(state[0, -1, 0].sign())
     weight.data[speech.eos, 0] = 5.0 * sign
     ended = stop(STATISTICS)
-    assert (ended.finish_reason, ended.content.shape[1]) == ("end", 0)
+    assert (ended.finish_reason, ended.content.shape[1]) == ("stop", 0)
     weight.data[speech.eos, 0] = -5.0 * sign
     model.tower("speech").norm.weight.data.zero_()
     weight.data[0] = 0.0
     capped, cap = stop(STATISTICS), STATISTICS.cap("speech", "text", len(doc.segments[-1].tokens) - 2)
-    assert (capped.finish_reason, capped.content.shape[1]) == ("cap", cap)
+    assert (capped.finish_reason, capped.content.shape[1]) == ("length", cap)
     long = {**STATISTICS.longest, "speech": 90}
     looped = stop(replace(STATISTICS, longest=long, ratio={}, repeats={"speech": [2, 2]}))
-    assert looped.finish_reason == "loop"
+    assert looped.finish_reason == "repetition"
     assert looped.content.shape[1] == 1 + math.ceil(1.5 * 2) + 1  # the first, and what patience allows
 
 

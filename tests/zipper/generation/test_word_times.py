@@ -63,31 +63,21 @@ def test_words_move_with_the_sound_whatever_the_model_would_transcribe(model):
 
 
 def test_less_sound_than_words_still_has_times(model):
-    words = model.transcribe_words(torch.full((1280,), 0.1), SAID)
+    words = model.transcribe_words(0.1 * torch.randn(1280), SAID)
     assert [word.text for word in words] == SAID.split()
     assert words[-1].end <= 0.08 + 0.04
 
 
-def test_the_command_prints_them(model, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_them(model, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    run(
-        [
-            "generate",
-            "assets/zipped",
-            "--audio",
-            str(RECORDING),
-            "--timestamps",
-            "-o",
-            str(tmp_path / "a.wav"),
-        ]
-    )
+    run(["generate", "assets/zipped", "--audio", str(RECORDING), "--timestamps"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     found = [line[2] for line in lines if len(line) == 3 and line[0].replace(".", "").isdigit()]
     assert found == SAID.split()
 
 
 def test_a_model_without_zips_has_none(model):
-    spoken, written = model.encode("speech", torch.zeros(16_000)), model.encode("text", SAID)
+    spoken, written = model.encode("speech", 0.1 * torch.randn(16_000)), model.encode("text", SAID)
     single = SharedTower.__new__(SharedTower)
     with pytest.raises(zipper.ConfigError, match="Single Decoder"):
         word_times(single, model.modalities, model.statistics, torch.zeros(16_000), spoken, written)

@@ -35,7 +35,7 @@ def gold(dataset, rows) -> list[GenerationOutput]:
     speech = dataset.modalities["speech"]
     contents = [speech.content(row) for row in rows]
     return [
-        GenerationOutput("speech", to_timesteps(one, speech.layout.codes), one, "end") for one in contents
+        GenerationOutput("speech", to_timesteps(one, speech.layout.codes), one, "stop") for one in contents
     ]
 
 
@@ -163,7 +163,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
 
 def test_errors_by_length_add_up():
     def spoken(characters: int, errors: int) -> SpeechScore:
-        return SpeechScore("x", errors, 4, 1.0, "a" * characters, "", "end", 0, 0, "")
+        return SpeechScore("x", errors, 4, 1.0, "a" * characters, "", "stop", 0, 0, "")
 
     found = [spoken(8, 1), spoken(10, 0), spoken(11, 2), spoken(35, 4)]
     assert by_length(found) == [

@@ -205,7 +205,7 @@ def test_an_error_of_the_model_goes_to_who_asked_and_the_next_is_answered(model,
         future = batcher.generate(prompt, "speech")
     with pytest.raises(ZeroDivisionError):
         future.result(60)
-    assert batcher.generate(prompt, "speech").result(60).finish_reason == "end"
+    assert batcher.generate(prompt, "speech").result(60).finish_reason == "stop"
     batcher.close()
 
 

@@ -128,7 +128,7 @@ def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     assert spoken["task"] == "speech>text>speech"
     assert sum(spoken["stopped"].values()) == spoken["utterances"] == 6
     reasons = [{text.finish_reason, one.finish_reason} for (text,), one in zip(written, last, strict=True)]
-    assert spoken["share_ended"] == reasons.count({"end"}) / 6
+    assert spoken["share_ended"] == reasons.count({"stop"}) / 6
     none = dataclasses.replace(last[0], content=last[0].content[:, :0])  # ended where it began
     pairs = [(rows[0], [none, written[0][0]]), (rows[1], [last[1], written[1][0]])]
     kept, again = from_decoded(module.model, prepared, cfg, module.statistics, pairs)
