@@ -22,7 +22,8 @@ class Mimi(Codec):
         transformers, DataError on a folder without the model."""
         if find_spec("transformers") is None:
             raise ConfigError(
-                "codec.name=mimi needs transformers: run `make setup-pretrained` (zipper[pretrained])."
+                "codec.name=mimi needs transformers: run `make setup-pretrained`, or pip install -e "
+                "'.[pretrained]'."
             )
         from transformers import MimiModel
 

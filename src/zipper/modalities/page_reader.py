@@ -52,7 +52,7 @@ def digits(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Images int64 [N, 8, 8] and labels [N] of scikit-learn's digits, by split. Raises ConfigError without
     scikit-learn."""
     if find_spec("sklearn") is None:
-        raise ConfigError("Pages need scikit-learn's digits. Run `pip install 'zipper[images]'`.")
+        raise ConfigError("Pages need scikit-learn's digits. Run pip install -e '.[images]'.")
     from sklearn.datasets import load_digits
 
     data = load_digits()

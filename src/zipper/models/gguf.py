@@ -23,8 +23,8 @@ def import_gguf(file: Path, folder: Path) -> None:
     """
     if missing := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
         raise ConfigError(
-            f"import-gguf needs {', '.join(missing)}: run `make setup-pretrained`, or pip install "
-            "'zipper[pretrained]'."
+            f"import-gguf needs {', '.join(missing)}: run `make setup-pretrained`, or pip install -e "
+            "'.[pretrained]'."
         )
     if not file.is_file():
         raise ConfigError(f"{file} does not exist. Give a .gguf file.")

@@ -14,7 +14,7 @@ def serve(args: argparse.Namespace) -> None:
     extra, page = ("web", ["gradio"]) if args.command == "web" else ("serve", [])
     needed = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", *page)
     if missing := [name for name in needed if find_spec(name) is None]:
-        raise ConfigError(f"zipper {extra} needs {missing[0]}: pip install 'zipper[{extra}]'.")
+        raise ConfigError(f"zipper {extra} needs {missing[0]}: pip install -e '.[{extra}]'.")
     import uvicorn
 
     from zipper.serving.app import Limits, create_app
