@@ -183,7 +183,7 @@ gpu: $(VENV)/.bench $(VENV)/.dev  ## GPU tests, training throughput and decoding
 	$(VENV)/bin/python -m pytest -q tests/zipper/test_gpu.py
 	$(RUN) gpu $(ARGS)
 
-faults: $(READY)  ## inject 120 faults into small runs and compare with an uninterrupted run (half an hour)
+faults: $(READY)  ## inject 120 faults into small runs and compare with an uninterrupted run (13 minutes)
 	$(RUN) faults configs/faults.yaml --result results/faults.json $(ARGS)
 
 bad-input: $(VENV)/.dev  ## check the error messages of all commands on invalid input
