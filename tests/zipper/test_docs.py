@@ -136,10 +136,10 @@ def test_every_make_target_exists(page):
 
 
 def config_of(file: str, words: list[str]) -> RunConfig:
-    """Of a recipe; a run's folder and the shipped model have that of their name."""
+    """Of a recipe; a run's folder and the shipped models have that of theirs."""
     name = re.sub(r"^build/runs/(\w+)/config\.yaml$", r"configs/\1.yaml", file)
-    name = "configs/joint.yaml" if name == "assets/zipped" else name
-    return load_config(ROOT / name, words)
+    shipped = {"assets/zipped": "configs/joint.yaml", "assets/real": "configs/mini-librispeech.yaml"}
+    return load_config(ROOT / shipped.get(name, name), words)
 
 
 @every_page
