@@ -118,7 +118,8 @@ def certify(args: argparse.Namespace) -> None:
     from zipper.generation.exported import certify as run
     from zipper.generation.exported import rounded_towers
 
-    found, bits = run(args.folder), rounded_towers(args.folder)
+    folder = asset(args.folder)
+    found, bits = run(folder), rounded_towers(folder)
     shown = [f"{name} as pre-trained{f', in {bits[name]} bits' if name in bits else ''}" for name in found]
     print(f"{args.folder}: {'; '.join(shown) or 'no tower is frozen'}")
 
@@ -127,7 +128,7 @@ def export(args: argparse.Namespace) -> None:
     """write a trained or exported model to a folder, in half precision, 8 or 4 bits a weight"""
     from zipper.generation.exported import export as run
 
-    run(args.model, args.folder, args.bits, args.frozen_too, args.overrides)
+    run(asset(args.model), args.folder, args.bits, args.frozen_too, args.overrides)
     print(f"model -> {args.folder}")
 
 

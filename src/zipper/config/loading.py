@@ -133,6 +133,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """The nested dict itself, with the present names of its settings."""
     for old, new in RENAMED.items():
         section, key = old.split(".")
         part = values.get(section)

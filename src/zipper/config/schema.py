@@ -20,6 +20,7 @@ from zipper.config.model import DEFAULT_MODALITIES, ModelConfig
 from zipper.config.training import TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
 
+SAMPLED = ("top_k", "top_p", "candidates")  # settings of decoding that need a temperature
 NEEDED = "every split needs an utterance"
 CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest", "pages", "pages-spoken")
 
@@ -216,11 +217,10 @@ class RunConfig(Section):
         for name in self.model.modalities:
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():
-            sampled = {"top_k": how.top_k, "top_p": how.top_p, "candidates": how.candidates}
-            plain = {"top_k": None, "top_p": 1.0, "candidates": 1}
-            if how.temperature == 0 and (lost := [key for key in sampled if sampled[key] != plain[key]]):
+            sampled = [key for key in SAMPLED if getattr(how, key) != getattr(SamplingConfig(), key)]
+            if how.temperature == 0 and sampled:
                 raise ConfigError(
-                    f"decode.{name}.{lost[0]}={sampled[lost[0]]} is for sampling, but "
+                    f"decode.{name}.{sampled[0]}={getattr(how, sampled[0])} is for sampling, but "
                     f"decode.{name}.temperature=0 is greedy. Give a temperature, or leave it out."
                 )
             if how.beams > 1 and how.temperature > 0:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.config import RunConfig, asset, from_dict, read_json, to_dict, with_overrides
+from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
@@ -39,7 +39,8 @@ def save_exported(
     folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
 ) -> None:
     """Write weights in half precision (or fewer bits: `export_bits`), tokenizer, a codec that is not shipped,
-    and zipper.json. figures: further entries of zipper.json."""
+    and zipper.json. figures: further entries of zipper.json. Raises ConfigError if `folder` is a file."""
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _take_certificate(trained)
     state = trained.network.state_dict()
@@ -61,15 +62,19 @@ def save_exported(
     write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
 
 
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError if a folder to write is a file."""
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file. Name a folder.")
+
+
 def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Sequence[str] = ()) -> None:
     """Write a run's or an exported model with so many bits a weight. frozen_too: also those of frozen towers,
     whose certificate is then that of the rounded weights. overrides: settings of decoding. Raises as
     `load_model`, and DataError if a frozen tower is not as pre-trained."""
     if other := [one for one in overrides if not one.startswith("decode.")]:
         raise ConfigError(f"{other[0]}: an export can change decode.* alone; the rest is as it was trained.")
-    model = asset(model)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file. Name a folder.")
+    check_folder(folder)
     network, statistics, config = load_model(model)
     trained = TrainedModel(network, statistics, with_overrides(config, [*overrides, f"export_bits={bits}"]))
     _take_certificate(trained)
@@ -170,7 +175,6 @@ def certify(folder: Path) -> list[str]:
 
     Raises DataError if a tower differs, a file is damaged, or the export has no certificate.
     """
-    folder = asset(folder)
     if not is_exported(folder):
         raise ConfigError(
             f"{folder} is no exported model: it holds no {INFO}. Name assets/zipped, for example."
@@ -186,7 +190,7 @@ def certify(folder: Path) -> list[str]:
 
 def rounded_towers(folder: Path) -> dict[str, int]:
     """Bits of a weight of the frozen towers that an export has rounded, by modality."""
-    certified = read_json(asset(folder) / INFO)["certificate"]
+    certified = read_json(folder / INFO)["certificate"]
     return {name: entry["bits"] for name, entry in certified.items() if entry.get("bits", 16) < 16}
 
 

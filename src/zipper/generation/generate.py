@@ -68,7 +68,7 @@ def generate(
     Each segment is generated from the preceding segment alone, with a new cache: training documents are pairs
     of segments, and a model does not generalise to more of them in one cache (LOG.md).
 
-    Raises ConfigError as `check_prompts`.
+    Raises ConfigError as `check_prompts` and `check_searches`, and on a negative seed.
     """
     check_prompts(model, prompts, order)
     check_searches(decode or {}, model.cfg.codebooks)

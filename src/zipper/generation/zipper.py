@@ -135,8 +135,6 @@ class Zipper(nn.Module):
         """Write a folder for `from_pretrained`. bits: of a weight, 16 is half precision; fewer round what is
         not frozen. figures: further entries of zipper.json, for example how the model was trained and its
         WER. Raises ConfigError if `folder` is a file."""
-        if Path(folder).exists() and not Path(folder).is_dir():
-            raise ConfigError(f"{folder} is a file. Name a folder.")
         trained = TrainedModel(self.network, self.statistics, replace(self.config, export_bits=bits))
         save_exported(Path(folder), trained, self.modalities, figures)
 
