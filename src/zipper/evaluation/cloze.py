@@ -17,8 +17,8 @@ Question = list[Document]  # possible sentences, in which the continuation is sc
 
 
 def questions(dataset: EncodedDataset, split: str, name: str) -> dict[str, list[Question]]:
-    """Questions on the sentences of a split that have at least six words. None for a modality without written
-    tokens, or with fewer than four such sentences.
+    """Questions by test, on the sentences of a split that have at least six words. Empty for a modality
+    without written tokens, or with fewer than four such sentences.
 
     last_word: the last word of a sentence (LAMBADA, arXiv 1606.06031). continuation: the second half of a
     sentence among those of the next three sentences (as HellaSwag, arXiv 1905.07830).

@@ -37,7 +37,7 @@ def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) 
 def unimodal_scores(
     model: MultimodalModel, dataset: EncodedDataset, statistics: DatasetStatistics, cfg: RunConfig
 ) -> dict[str, UnimodalScores]:
-    """Perplexity of every modality, and cloze scores of those of strings, on single-modality documents of
+    """Perplexity of every modality, and cloze scores of text, on single-modality documents of
     cfg.evaluate.split."""
     fresh = build_model(cfg.model, statistics.rates, statistics.seconds)
     load_pretrained(fresh)

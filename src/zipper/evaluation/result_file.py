@@ -184,9 +184,9 @@ def read_result(file: Path, utterances: bool = True) -> Result:
         raise DataError(f"{file} is not JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict):
         raise DataError(f"{file} holds no JSON object. Give a result file of `zipper train`.")
-    if "config" in result:
+    if isinstance(result.get("config"), dict):
         result["config"] = upgraded(result["config"])
-    if "stopped" in result:
+    if isinstance(result.get("stopped"), dict):
         result["stopped"] = {REASONS.get(reason, reason): n for reason, n in result["stopped"].items()}
     inside = result.pop("per_utterance", None)
     if not utterances:
@@ -194,12 +194,10 @@ def read_result(file: Path, utterances: bool = True) -> Result:
     rows = inside or _read_utterances(file, result.get("utterances"))
     if lacking := [key for key in NEEDED if any(key not in row for row in rows)]:
         raise DataError(f"{file}: an utterance has no {lacking[0]}. Evaluate the run again.")
-    result["per_utterance"] = [
-        cast(UtteranceResult, {**row, "stopped": REASONS.get(row["stopped"], row["stopped"])})
-        if "stopped" in row
-        else row
-        for row in rows
-    ]
+    for row in rows:
+        if "stopped" in row:
+            row["stopped"] = REASONS.get(row["stopped"], row["stopped"])
+    result["per_utterance"] = rows
     return result
 
 
