@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 import zipper
 from conftest import data_of, joined
@@ -143,6 +145,25 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
 def test_waveforms_that_cannot_be_used_are_refused_as_files_are(shipped, wave, why):
     with pytest.raises(zipper.DataError, match=why):
         shipped.transcribe(wave)
+
+
+def test_a_copy_writes_what_the_model_writes_and_changing_it_leaves_the_model_alone(shipped):
+    before = shipped.synthesize(SENTENCE)
+    copy = deepcopy(shipped)
+    assert torch.equal(copy.synthesize(SENTENCE), before)
+    with torch.no_grad():
+        for weight in copy.parameters():
+            weight.zero_()
+    assert torch.equal(shipped.synthesize(SENTENCE), before)
+
+
+def test_averaged_weights_of_lightnings_callback_are_those_of_the_model_afterwards(towers, manifest):
+    last, averaged = (
+        fitted(towers, manifest),
+        fitted(towers, manifest, callbacks=[EMAWeightAveraging(decay=0.5)]),
+    )
+    name = "towers.speech.norm.weight"
+    assert not torch.equal(averaged.network.state_dict()[name], last.network.state_dict()[name])
 
 
 def test_a_waveform_may_be_of_numpy_and_of_any_float(shipped):

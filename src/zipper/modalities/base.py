@@ -75,6 +75,9 @@ class Modality(ABC):
             )
         _CLASSES[cls.name] = cls  # also if a notebook runs its cell again
 
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # nothing in it is trained further: copies of a model share it
+
     @classmethod
     @abstractmethod
     def load(cls, cfg: RunConfig, folder: Path | None = None) -> Self:
