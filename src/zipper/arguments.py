@@ -14,7 +14,8 @@ USAGE = """examples:
   zipper generate assets/zipped --text "julia carried thirty five green buttons" -o julia.wav
   zipper generate assets/zipped --audio julia.wav
   zipper generate build/runs/joint --audio julia.wav --then text speech -o again.wav
-  zipper generate assets/zipped --batch sentences.tsv -o spoken      (columns: id, and text or audio)
+  zipper generate assets/zipped --batch sentences.txt -o spoken      (or a .tsv: id, and text or audio)
+  zipper generate assets/real --batch recordings -o transcripts      (a folder)
 """
 
 
@@ -98,7 +99,8 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--batch", type=Path, metavar="FILE",
-        help="table of prompts, .tsv or .jsonl with id, and text or audio (a path relative to FILE)",
+        help="prompts: a folder of recordings, a .txt with a sentence a line, or a .tsv or .jsonl with "
+        "id, and text or audio (a path relative to FILE)",
     )  # fmt: skip
     parser.add_argument(
         "--then",

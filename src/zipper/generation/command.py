@@ -22,9 +22,11 @@ from zipper.generation.prompts import prompt_of
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
+from zipper.modalities.audio import recordings
 from zipper.modalities.base import modality_class
 
 Order = list[str] | Literal["auto"]
+LISTED = 20  # problems in an error message
 OTHER = {"text": "speech", "speech": "text"}  # default output modality
 
 
@@ -63,10 +65,19 @@ def generate(args: argparse.Namespace) -> None:
     model = Zipper.from_pretrained(args.model)
     decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode
     groups: dict[str, list[tuple[Prompt, Segment]]] = {}
+    problems: list[ConfigError | DataError] = []
     for prompt in requests:  # read all prompts before generating any
         order = orders[prompt.id]
         order = order if order == ["auto"] else route(model.network, prompt.modality, order)
-        groups.setdefault(" ".join(order), []).append((prompt, segment_of(model, prompt)))
+        try:
+            segment = model.encode(prompt.modality, prompt.raw, *prompt.piece)
+            groups.setdefault(" ".join(order), []).append((prompt, segment))
+        except (ConfigError, DataError) as error:
+            problems.append(type(error)(f"{prompt.id}: {error}"))
+    if problems:
+        head = [f"{len(problems)} of {len(requests)} prompts cannot be used:"] if len(problems) > 1 else []
+        more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        raise type(problems[0])("\n  ".join([*head, *map(str, problems[:LISTED]), *more]))
     for name, group in groups.items():
         check_prompts(model.network, [prompt_of(one.id, segment) for one, segment in group], _order(name))
     target = out if args.batch else out.parent
@@ -149,14 +160,6 @@ def order_of(prompt: Prompt, then: list[str] | None) -> list[str]:
     return then
 
 
-def segment_of(model: Zipper, prompt: Prompt) -> Segment:
-    """Tokens of a prompt. Raises ConfigError or DataError with the id of the prompt."""
-    try:
-        return model.encode(prompt.modality, prompt.raw, *prompt.piece)
-    except (ConfigError, DataError) as error:
-        raise type(error)(f"{prompt.id}: {error}") from error
-
-
 def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: Path) -> dict[str, Any]:
     """Save the segments that need a file. Returns the entry of generated.jsonl."""
     entries: list[dict[str, Any]] = []
@@ -201,31 +204,55 @@ def show(entry: dict[str, Any], took: float) -> None:
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
 
 
-def read_batch(file: Path) -> list[Prompt]:
-    """Prompts of a .tsv with a header line or a .jsonl file, in the format of a manifest. Audio paths are
-    absolute or relative to the file.
+def read_batch(path: Path) -> list[Prompt]:
+    """Prompts of a folder of recordings (the file's name is the id), of a .txt with a sentence a line (its
+    number is the id), or of a .tsv or .jsonl table in the format of a manifest, where paths of recordings are
+    absolute or relative to the table.
 
-    Raises ConfigError with the line number.
+    Raises ConfigError with the file or the line number.
     """
-    if not file.is_file():
-        raise ConfigError(f"--batch {file}: no such file.")
-    if file.suffix.lower() not in (".tsv", ".jsonl"):
-        raise ConfigError(f"--batch {file}: give a .tsv with a header line, or a .jsonl.")
-    out: dict[str, Prompt] = {}
+    if path.is_dir():
+        found = [(str(file), Prompt(file.stem, "speech", str(file.resolve()))) for file in recordings(path)]
+    elif not path.is_file():
+        raise ConfigError(f"--batch {path}: no such file or folder.")
+    elif path.suffix.lower() == ".txt":
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        found = [(f"{path}:{n}", Prompt(str(n), "text", line.strip())) for n, line in lines if line.strip()]
+    elif path.suffix.lower() in (".tsv", ".jsonl"):
+        found = _table_prompts(path)
+    else:
+        raise ConfigError(
+            f"--batch {path}: give a .tsv with a header line, a .jsonl, a .txt with a sentence a line, or a "
+            "folder of recordings."
+        )
+    known: set[str] = set()
+    for where, prompt in found:
+        if prompt.id in known or prompt.id != file_name(prompt.id) or "." in prompt.id:
+            raise ConfigError(
+                f"--batch {where}: needs a unique id that can name a file, without slashes or dots; it has "
+                f"{shorten(prompt.id, 200)!r}."
+            )
+        known.add(prompt.id)
+    if not found:
+        raise ConfigError(f"--batch {path} holds no prompt.")
+    return [prompt for _, prompt in found]
+
+
+def _table_prompts(file: Path) -> list[tuple[str, Prompt]]:
+    """Prompts of a table, each with its file and line number."""
+    found = []
     try:
         for line in read_table(file):
             audio, text = line.path("audio"), line.text("text")
             given = [("text", text)] if text else []
             given += [("speech", os.path.realpath(file.parent / audio))] if audio else []
             name = line.name("id")
-            if len(given) != 1 or name in out or name != file_name(name) or "." in name:
+            if len(given) != 1 or not name:
                 raise DataError(
-                    f"{line.where}: needs a unique id that can name a file, without slashes or dots, and "
-                    f"either text or audio; it has {shorten(str(line.cells), 200)}."
+                    f"{line.where}: needs a unique id, and either text or audio; it has "
+                    f"{shorten(str(line.cells), 200)}."
                 )
-            out[name] = Prompt(name, *given[0], line.piece())
+            found.append((line.where, Prompt(name, *given[0], line.piece())))
     except DataError as error:
         raise ConfigError(f"--batch {error}") from error
-    if not out:
-        raise ConfigError(f"--batch {file} holds no prompt.")
-    return list(out.values())
+    return found

@@ -70,10 +70,18 @@ def read_wave(
     return resample(_mixed(path, samples, silence), rate, sample_rate)
 
 
+def recordings(folder: Path) -> list[Path]:
+    """Files of a folder whose suffix names an audio format, by name."""
+    return sorted(file for file in folder.iterdir() if _format(file) in {*sf.available_formats(), "OPUS"})
+
+
+def _format(file: Path) -> str:
+    return file.suffix.removeprefix(".").upper()
+
+
 def check_audio_file(file: Path) -> None:
     """Raise ConfigError if no sound can be written to `file`."""
-    kind = file.suffix.removeprefix(".").upper()
-    if kind not in sf.available_formats():
+    if _format(file) not in sf.available_formats():
         raise ConfigError(
             f"{file}: {file.suffix or 'no suffix'} names no audio format. Give a .wav or .flac."
         )

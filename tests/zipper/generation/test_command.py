@@ -103,6 +103,36 @@ def test_units_of_another_codec_are_refused(trained, listening, monkeypatch):
         Zipper.from_pretrained(trained.run_dir)
 
 
+def test_a_folder_of_recordings_and_a_list_of_sentences_are_prompts(in_tmp):
+    recorded = ROOT / "results/samples/test-00000-original.flac"
+    for name in ("a.flac", "b.flac", "notes.md"):
+        Path("mine").mkdir(exist_ok=True)
+        Path("mine", name).write_bytes(recorded.read_bytes())
+    Path("sentences.txt").write_text("so it is\n\nthe cat\n", encoding="utf-8")
+    entries = {}
+    for batch, out in (("mine", "heard"), ("sentences.txt", "spoken")):
+        main(["generate", "assets/zipped", "--batch", batch, "-o", out])
+        lines = Path(out, "generated.jsonl").read_text(encoding="utf-8").splitlines()
+        entries |= {entry["id"]: entry["written"][0] for entry in map(json.loads, lines)}
+    assert [*entries] == ["a", "b", "1", "3"]
+    assert entries["a"] == entries["b"]
+    assert entries["a"]["text"] == "every wednesday at five daniel slept with the clever tiger"
+    assert Path(entries["3"]["wav"]) == Path("spoken/3.wav")
+
+
+def test_every_prompt_that_cannot_be_used_is_named_at_once(in_tmp, capsys):
+    lines = [json.dumps({"id": f"p{n}", "audio": f"gone{n}.wav"}) for n in range(25)]
+    lines[7] = json.dumps({"id": "fine", "text": "the cat"})
+    Path("in.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["generate", "assets/zipped", "--batch", "in.jsonl", "-o", "many"])
+    first, *named, last = capsys.readouterr().err.strip().splitlines()
+    assert first == "error: 24 of 25 prompts cannot be used:"
+    assert (len(named), last.strip()) == (20, "and 4 more")
+    assert all(f"gone{n}.wav" in line for n, line in zip([*range(7), *range(8, 21)], named, strict=True))
+    assert not Path("many").exists()
+
+
 def test_the_shipped_model_speaks_and_recognises(in_tmp, capsys):
     """What `make demo` shows."""
     text = "every wednesday at five daniel slept with the clever tiger"
