@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from zipper.config.fields import check_settings
@@ -51,12 +52,17 @@ def with_overrides(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
 def _merged(base: Any, overrides: Sequence[str], source: str = "") -> RunConfig:
     """Checked config of the defaults, `base` and overrides. source: where `base` is from, for errors."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), base, *_layers(overrides))
+        merged = OmegaConf.merge(_defaults(), base, *_layers(overrides))
         values = OmegaConf.to_container(merged, throw_on_missing=True)
         check_settings(RunConfig, cast(dict[str, Any], values))  # knows the names of the towers
         return cast(RunConfig, OmegaConf.to_object(merged))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(f"{str(error).splitlines()[0]} (in {source}{' '.join(overrides)})") from error
+
+
+@cache
+def _defaults() -> DictConfig:
+    return cast(DictConfig, OmegaConf.structured(RunConfig))
 
 
 def _layers(overrides: Sequence[str]) -> list[Any]:
@@ -112,7 +118,7 @@ def _read(path: Path, cls: Any = RunConfig) -> Any:
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Config from a dict; inverse of `to_dict`. Accepts those of older checkpoints and exports."""
     values = upgraded(values)
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+    merged = OmegaConf.merge(_defaults(), values)
     if towers := values.get("model", {}).get("towers"):
         for name in {*merged.model.towers} - {*towers}:
             del merged.model.towers[name]  # a default, which the config is without
@@ -143,8 +149,8 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_dict(cfg: RunConfig) -> dict[str, Any]:
-    """Config as plain dicts, lists and numbers, which torch.load(weights_only=True) accepts."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(cfg)))
+    """Config as plain dicts, lists, tuples and numbers, which torch.load(weights_only=True) accepts."""
+    return asdict(cfg)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
