@@ -1,6 +1,7 @@
 """Fine-tuning: a training that starts from an exported model (`train.init`)."""
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
@@ -37,19 +38,26 @@ def config(*words: str) -> RunConfig:
 
 
 @pytest.fixture
-def data(towers, manifest, in_tmp):
-    """An exported model `first`, trained for recognition with a frozen text tower and a head of CTC, whose
-    towers' folders are gone; and the settings of its data."""
+def data(towers, manifest, in_tmp, tmp_path_factory):
+    """An exported model `first`, trained once for recognition with a frozen text tower and a head of CTC,
+    whose towers' folders are gone; and the settings of its data."""
     data = [f"data={{corpus: manifest, folder: {manifest}, dev: 4, test: 4}}"]
-    own = [
-        f"model.towers.text={{init: {towers['text']}, frozen: true, interval: 1}}",
-        f"model.towers.speech={{init: {towers['speech']}, interval: 1}}",
-        "model.zip.heads=2",
-    ]
-    run_module.train(config(*data, *own, *ASR, "name=first", "export=first", "model.zip.whiten=true"), "x")
-    first = zipper.Zipper.from_pretrained("first")
-    torch.nn.init.normal_(first.network.ctc.own()[0].linear.weight)  # these answers are too long to train it
-    first.save_pretrained("first")
+    kept = tmp_path_factory.getbasetemp() / "fine-tuned"
+    if not kept.exists():
+        own = [
+            f"model.towers.text={{init: {towers['text']}, frozen: true, interval: 1}}",
+            f"model.towers.speech={{init: {towers['speech']}, interval: 1}}",
+            "model.zip.heads=2",
+        ]
+        run_module.train(
+            config(*data, *own, *ASR, "name=first", "export=first", "model.zip.whiten=true"), "x"
+        )
+        first = zipper.Zipper.from_pretrained("first")
+        torch.nn.init.normal_(first.network.ctc.own()[0].linear.weight)  # these answers are too long for it
+        first.save_pretrained("first")
+        for name in ("first", "build"):
+            shutil.copytree(name, kept / name)
+    shutil.copytree(kept, in_tmp, dirs_exist_ok=True)
     for folder in towers.values():
         folder.rename(folder.with_name(f"{folder.name}-gone"))
     return data
