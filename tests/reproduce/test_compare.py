@@ -134,9 +134,9 @@ def test_two_equal_results_are_not_told_apart():
 
 @pytest.mark.parametrize(
     "change",
-    [{"data_fingerprint": "e"}, {"split": "dev"}, {"task": "tts"}, {"judge": "j"}, {"normaliser": "n"}],
+    [{"data_fingerprint": "e"}, {"split": "dev"}, {"task": "tts"}, {"asr_scorer": "j"}, {"normaliser": "n"}],
 )
-def test_results_of_other_data_split_or_judge_are_refused(change):
+def test_results_of_other_data_split_or_scorer_are_refused(change):
     a, words = some(20, 1, 0.2)
     with pytest.raises(DataError, match=next(iter(change))):
         compare([result(a, words)], [result(a, words, **change)])
@@ -171,7 +171,7 @@ def test_the_four_configs_differ_in_the_model_and_what_was_searched_for_it_alone
     configs = [load_config(file) for file in files]
     assert len(configs) == 4
     for cfg in configs[1:]:
-        for key in ("seed", "data", "evaluate", "decode", "judge", "codec"):
+        for key in ("seed", "data", "evaluate", "decode", "asr_scorer", "codec"):
             assert getattr(cfg, key) == getattr(configs[0], key), key
         searched = {"lr", "history_mask", "prompt_weight"}  # each for itself, by the same trials
         for key in set(vars(cfg.train)) - searched:

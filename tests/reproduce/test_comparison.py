@@ -29,7 +29,7 @@ def run(model: str, task: str, seed: int, rate: float, **changes) -> dict:
         "decoding": "greedy", "checkpoint": "last",
         "command": f"train {model}", "commit": "c", "threads": 1, "wall_seconds": 60.0, "wer": rate,
         "target_wer": rate, "stopped": {"stop": 118, "repetition": 2},
-        "oracle_wer": 0.1, "original_wer": 0.05, "share_at_cap": 0.0, "judge": "j",
+        "resynthesis_wer": 0.1, "original_wer": 0.05, "share_at_limit": 0.0, "asr_scorer": "j",
         "normaliser": "n", "parameters_total": 5_000_000, "parameters_trained": 3_000_000,
         "flops_per_token": {"forward": 1, "training": 3},
         "alone": {

@@ -24,7 +24,7 @@ from zipper.evaluation.result_archive import result_files
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = "<!-- not run -->"  # on the line before a block that needs minutes or a network
-SECTIONS = "data|codec|model|train|train_codec|decode|evaluate|judge|log"
+SECTIONS = "data|codec|model|train|train_codec|decode|evaluate|asr_scorer|log"
 RESULTS = result_files(ROOT / "results")
 KEYS = {key for key, _, _ in describe()}
 SENTENCE = "every wednesday at five daniel slept with the clever tiger"

@@ -79,7 +79,7 @@ def test_it_is_evaluated_on_a_corpus_without_the_folders_of_its_training(in_tmp)
         encoding="utf-8",
     )
     main(["evaluate", str(ROOT / "assets" / "real"), "data.corpus=manifest", "data.folder=all.tsv",
-          "name=mine", "evaluate.shuffled=false", "result=mine.json"])  # fmt: skip
+          "name=mine", "evaluate.mismatched=false", "result=mine.json"])  # fmt: skip
     result = read_result(Path("mine.json"))
     assert result["words"] == 21
     assert result["errors"] <= 6

@@ -113,7 +113,9 @@ def test_a_training_outlives_its_output(prepared, nothing_is_drawn):
     before, sys.stdout = sys.stdout, broken
     try:
         with safe_output():
-            result = run_module.train(config("train.steps=3", "name=silent", "evaluate.shuffled=false"), "x")
+            result = run_module.train(
+                config("train.steps=3", "name=silent", "evaluate.mismatched=false"), "x"
+            )
     finally:
         sys.stdout = before
         broken.close()

@@ -204,7 +204,7 @@ def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
         took = time.monotonic() - started
         found[f"batch {batch}"] = {
             "times_real_time": round(sum(row["seconds"] for row in part) / took, 1),
-            "share_at_cap": sum(one.finish_reason == "length" for one in written) / len(written),
+            "share_at_limit": sum(one.finish_reason == "length" for one in written) / len(written),
         }
     return found
 

@@ -46,14 +46,14 @@ def workspace(entity: str, project: str) -> ws.Workspace:
             _section("ASR", [
                 _lines("WER on dev", "dev/asr_wer"),
                 wr.BarPlot(title="WER on test", metrics=["test/asr/wer"]),
-                wr.BarPlot(title="WER on test, mismatched-audio control", metrics=["test/asr/shuffled_wer"]),
+                wr.BarPlot(title="WER on test, mismatched audio", metrics=["test/asr/mismatched_wer"]),
                 wr.WeavePanelSummaryTable(table_name="test/recognised"),
             ]),
             _section("TTS", [
                 _lines("WER on dev, scored by ASR", "dev/tts_wer"),
                 wr.BarPlot(title="WER on test vs reference", metrics=["test/tts/wer"]),
                 wr.BarPlot(title="WER on test vs resynthesis", metrics=["test/tts/target_wer"]),
-                wr.BarPlot(title="Topline: codec resynthesis", metrics=["test/tts/oracle_wer"]),
+                wr.BarPlot(title="Topline: codec resynthesis", metrics=["test/tts/resynthesis_wer"]),
                 wr.WeavePanelSummaryTable(table_name="test/spoken"),
                 _pictures("WER by length", "wer-by-length"),
             ]),

@@ -49,7 +49,7 @@ def at_a_glance(runs: Runs, figures: Path) -> Path:
         paper = [(_first(said[m]), i) for i, m in enumerate(shown) if m in said]
         panel.plot(*zip(*paper, strict=True), **PAPERS, label="paper (its corpus and sizes)")
         if task == "tts":
-            oracle = 100 * next(iter(shown.values()))[0]["oracle_wer"]
+            oracle = 100 * next(iter(shown.values()))[0]["resynthesis_wer"]
             panel.axvline(oracle, color="0.4", linestyle=":", label="codec resynthesis")
         panel.set(title=TASKS[task], xlabel="test WER (%), dots: seeds")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -95,7 +95,7 @@ def wer_by_length(runs: Runs, figures: Path) -> Path:
     first = next(iter(spoken.values()))[0]
     for panel in (up_to, bins):
         panel.axhline(
-            100 * first["oracle_wer"], color="0.4", linestyle=":", label="codec resynthesis (topline)"
+            100 * first["resynthesis_wer"], color="0.4", linestyle=":", label="codec resynthesis (topline)"
         )
         panel.set(ylim=(0, None), ylabel="WER (%)")
     counted = ", ".join(f"{one['utterances']} to {one['characters']}" for one in first["by_length"])

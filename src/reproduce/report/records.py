@@ -53,7 +53,7 @@ class Results:
     def __init__(self, folder: Path, sweeps: Sequence[Sweep] | None = None) -> None:
         self.folder = folder
         self.sweeps = sweeps or [read_sweep(one) for one in sorted(SWEEPS.rglob("*.yaml"))]
-        rows = [vars(_read(folder, file)) for file in result_files(folder)]  # pandas would copy all utterances
+        rows = [vars(_read(folder, file)) for file in result_files(folder)]  # pandas would copy them deeply
         self.frame = pd.DataFrame(rows, columns=[one.name for one in fields(Record)])
 
     def select(self, **equal: str) -> pd.DataFrame:

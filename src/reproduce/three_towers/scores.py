@@ -73,7 +73,7 @@ class Pages:
         answers, others = self.read(order), self.read(order, mismatched_rows(self.rows))
         rows = self.rows[: len(answers)]
         found, control = accuracies(rows, answers), accuracies(rows, others)
-        return {**found, "shuffled_exact": control["exact"], "shuffled_slots": control["slots"]}
+        return {**found, "mismatched_exact": control["exact"], "mismatched_slots": control["slots"]}
 
 
 def in_words(transcript: str) -> str:
@@ -115,7 +115,7 @@ def describe(pages: Pages) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judge(pages: Pages) -> dict[str, Any]:
+def reader_accuracy(pages: Pages) -> dict[str, Any]:
     """Accuracy of the reader on real test images: of its classifier on all digits, and of whole pages."""
     images, labels = digits(pages.model.config.data.seed)["test"]
     image = pages.data.modalities["image"]
@@ -193,7 +193,7 @@ def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str]
     model = Zipper.from_pretrained(folder)
     model.config = with_overrides(model.config, [f"decode.{one}" for one in decode])
     pages = Pages(model)
-    result = {**describe(pages), "judge": judge(pages)}
+    result = {**describe(pages), "reader": reader_accuracy(pages)}
     if "seen" in parts:
         result["seen"] = measure_seen(pages)
         if model.config.model.init:

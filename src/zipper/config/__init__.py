@@ -1,6 +1,6 @@
 """Settings: dataclasses hold the defaults; YAML files and command-line overrides change them."""
 
-from zipper.config.evaluation import EvaluateConfig, JudgeConfig, SamplingConfig
+from zipper.config.evaluation import AsrScorerConfig, EvaluateConfig, SamplingConfig
 from zipper.config.fields import modalities_of, task_name
 from zipper.config.loading import (
     ROOT,

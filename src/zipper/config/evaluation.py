@@ -76,7 +76,7 @@ class EvaluateConfig(Section):
     )
     samplings: int = setting(1, "syntheses of every test sentence, with consecutive seeds", at_least=1)
     listened: int = setting(8, "synthesized sentences saved as wav and png, and logged to W&B")
-    shuffled: bool = setting(
+    mismatched: bool = setting(
         True, "mismatched-audio control: decode again with another utterance's audio for each sentence"
     )
 
@@ -86,8 +86,8 @@ class EvaluateConfig(Section):
 
 
 @dataclass
-class JudgeConfig(Section):
-    KEY = "judge"
+class AsrScorerConfig(Section):
+    KEY = "asr_scorer"
 
     kind: Literal["whisper", "wav2vec2"] = setting(
         "whisper", "ASR scorer: faster-whisper, or torchaudio's WAV2VEC2_ASR_BASE_960H (downloaded once)"
@@ -95,5 +95,5 @@ class JudgeConfig(Section):
     model: str | None = setting(
         None,
         "size or folder of a Whisper model, or weights file of wav2vec2; none: tiny.en from the extra "
-        "`judge`, or the download; base: from the extra `judge-base`, if installed, or the download",
+        "`scorer`, or the download; base: from the extra `scorer-base`, if installed, or the download",
     )

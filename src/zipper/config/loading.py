@@ -23,8 +23,9 @@ from zipper.config.schema import RunConfig
 from zipper.config.yaml_types import load_typed, read_override, type_at
 from zipper.errors import ConfigError, DataError
 
-# Names of settings in older configs, results and checkpoints.
+# Names of sections and settings in older configs, results and checkpoints.
 RENAMED = {
+    "judge": "asr_scorer", "evaluate.shuffled": "evaluate.mismatched",
     "train.hide": "train.history_mask", "train.hide_span": "train.history_mask_span",
     "train.recompute": "train.activation_checkpointing", "model.switch": "model.next_modality_head",
 }  # fmt: skip
@@ -73,7 +74,9 @@ def _layers(overrides: Sequence[str]) -> list[Any]:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is not key=value. See `python -m zipper --help` for the keys.")
-        key = RENAMED.get(key, key)
+        for old, new in RENAMED.items():
+            if f"{key}.".startswith(f"{old}."):
+                key = new + key.removeprefix(old)
         if key in sections and value and value[0] not in "{[":
             layers.append(OmegaConf.create({key: _read(_section_file(key, value), sections[key])}))
             continue
@@ -141,10 +144,10 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     """The nested dict itself, with the present names of its settings."""
     for old, new in RENAMED.items():
-        section, key = old.split(".")
-        part = values.get(section)
+        *section, key = old.split(".")
+        part = values.get(section[0]) if section else values
         if isinstance(part, dict) and key in part:
-            part[new.split(".")[1]] = part.pop(key)
+            part[new.split(".")[-1]] = part.pop(key)
     return values
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from zipper.config.evaluation import EvaluateConfig, JudgeConfig, SamplingConfig
+from zipper.config.evaluation import AsrScorerConfig, EvaluateConfig, SamplingConfig
 from zipper.config.fields import (
     NameLimits,
     Section,
@@ -190,7 +190,7 @@ class RunConfig(Section):
     train_codec: TrainCodecConfig = section(TrainCodecConfig)
     decode: dict[str, SamplingConfig] = field(default_factory=dict)
     evaluate: EvaluateConfig = section(EvaluateConfig)
-    judge: JudgeConfig = section(JudgeConfig)
+    asr_scorer: AsrScorerConfig = section(AsrScorerConfig)
     log: LogConfig = section(LogConfig)
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     if file.exists():
         raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
     codec = load_codec(cfg.codec)
-    asr_scorer = load_asr_scorer(cfg.judge, codec.semantic)
+    asr_scorer = load_asr_scorer(cfg.asr_scorer, codec.semantic)
     speakers, code = speaker_encoder(), commit()
     chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
     waves = [u.wave(codec.sample_rate) for u in chosen]
@@ -77,7 +77,7 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
         "frame_rate": codec.frame_rate,
         "seconds": round(seconds, 1),
         "utterances": len(chosen),
-        "judge": asr_scorer.name,
+        "asr_scorer": asr_scorer.name,
         "speaker_encoder": speakers.name if speakers else None,
         "normaliser": asr_scorer.normaliser,
         "encode_times_real_time": round(encode, 1),
@@ -139,7 +139,7 @@ def write_samples(
 
 def table(result: dict[str, Any]) -> str:
     """Table for the terminal."""
-    lines = [f"{'':<12}{'bit/s':>8}{'WER':>9}{'speaker':>9}{'decode':>12}   ({result['judge']})"]
+    lines = [f"{'':<12}{'bit/s':>8}{'WER':>9}{'speaker':>9}{'decode':>12}   ({result['asr_scorer']})"]
     for row in result["rows"]:
         name = "original" if row["codebooks"] is None else f"{row['codebooks']} codebooks"
         rate = f"{row['bits_per_second']:.0f}" if "bits_per_second" in row else ""

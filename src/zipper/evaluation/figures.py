@@ -109,9 +109,9 @@ def wer_by_length(result: Result, file: Path) -> Path:
     figure, (up_to, bins) = panels(1, 2, (5, 4), sharey=True)
     lengths = [one["characters"] for one in result["by_length"]]
     line(up_to, 0, lengths, [[100 * one["wer_up_to"]] for one in result["by_length"]], "model")
-    if "oracle_wer" in result:
+    if "resynthesis_wer" in result:
         up_to.axhline(
-            100 * result["oracle_wer"], color="0.5", linestyle="--", label="codec resynthesis (topline)"
+            100 * result["resynthesis_wer"], color="0.5", linestyle="--", label="codec resynthesis (topline)"
         )
     up_to.set(xlabel="maximum characters of the reference", ylabel="WER (%)", ylim=(0, None))
     up_to.legend()

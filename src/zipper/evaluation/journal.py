@@ -89,7 +89,7 @@ def evaluation_identity(checkpoint: Path, cfg: RunConfig, asr_scorer: str | None
     """Everything that determines the output of an evaluation. asr_scorer: its name, if one is used."""
     config = {key: value for key, value in to_dict(cfg).items() if key not in ("result", "export")}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made_by = {"commit": commit(), "versions": versions(), "judge": asr_scorer, "device": device}
+    made_by = {"commit": commit(), "versions": versions(), "asr_scorer": asr_scorer, "device": device}
     ranks = dist.get_world_size() if in_group() else 1
     return {"checkpoint": sha256(checkpoint), **made_by, "ranks": ranks, "config": config}
 

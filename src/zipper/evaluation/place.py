@@ -10,7 +10,8 @@ from zipper.errors import ConfigError
 
 OUTPUT_KEYS = ("result", "export")  # settings of output paths
 INPUT_KEYS = (
-    "data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "codec.semantic", "judge.model",
+    "data.folder", "data.text_folder", "data.tokenizer", "codec.weights", "codec.semantic",
+    "asr_scorer.model",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def training_directory(cfg: RunConfig, folder: Path, overrides: Sequence[str]) -
 
 
 def _with_absolute_paths(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Makes paths in overrides absolute. The value of judge.model or codec.weights may also be a name."""
+    """Makes paths in overrides absolute. That of asr_scorer.model or codec.weights may also be a name."""
     absolute = []
     for key in overridden_keys(overrides) & {*OUTPUT_KEYS, *INPUT_KEYS}:
         section, _, setting = key.rpartition(".")

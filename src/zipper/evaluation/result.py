@@ -129,8 +129,8 @@ def finish_reasons(reasons: list[str]) -> Result:
     counts, total = Counter(reasons), max(len(reasons), 1)
     return {
         "stopped": dict(counts),
-        "share_at_cap": round(counts["length"] / total, 6),
-        "share_looping": round(counts["repetition"] / total, 6),
+        "share_at_limit": round(counts["length"] / total, 6),
+        "share_repeated": round(counts["repetition"] / total, 6),
     }
 
 

@@ -14,6 +14,15 @@ from zipper.evaluation.result_archive import read_bytes
 
 UTTERANCES = ".utterances.jsonl.xz"  # in place of .json
 REASONS = {"end": "stop", "cap": "length", "loop": "repetition"}  # finish reasons in older files
+KEYS = {
+    "judge": "asr_scorer",
+    "shuffled_wer": "mismatched_wer",
+    "shuffled_exact": "mismatched_exact",
+    "shuffled_slots": "mismatched_slots",
+    "oracle_wer": "resynthesis_wer",
+    "share_at_cap": "share_at_limit",
+    "share_looping": "share_repeated",
+}  # in older files
 NEEDED = ("id", "errors", "words", "reference")  # keys of every utterance
 
 
@@ -109,20 +118,20 @@ class Result(TypedDict, total=False):
     words: int
     utterances: int
     stopped: dict[str, int]  # utterances by finish reason
-    share_at_cap: float  # stopped at the length limit
-    share_looping: float  # stopped by repetition
+    share_at_limit: float  # stopped at the length limit
+    share_repeated: float  # stopped by repetition
     decoding: str | dict[str, str]  # of a chain: by modality
     normaliser: str
-    judge: str
+    asr_scorer: str
     by_subset: dict[str, SubsetErrors]  # if there are several
     by_speaker: dict[str, SubsetErrors]  # likewise
     by_length: list[LengthBin]
-    shuffled_wer: float  # mismatched-audio control
+    mismatched_wer: float  # mismatched-audio control
     samplings: Samplings
     per_utterance: list[UtteranceResult]  # in a file of its own
     # TTS
     target_wer: float  # vs transcripts of the codec resynthesis
-    oracle_wer: float  # of the codec resynthesis
+    resynthesis_wer: float  # of the codec resynthesis
     original_wer: float  # of the recordings
     codec: str
     # Chains
@@ -184,11 +193,12 @@ def read_result(file: Path, utterances: bool = True) -> Result:
         raise DataError(f"{file} is not JSON ({error}). Give a result file of `zipper train`.") from error
     if not isinstance(result, dict):
         raise DataError(f"{file} holds no JSON object. Give a result file of `zipper train`.")
+    inside = result.pop("per_utterance", None)
+    result = _renamed(result)
     if isinstance(result.get("config"), dict):
         result["config"] = upgraded(result["config"])
     if isinstance(result.get("stopped"), dict):
         result["stopped"] = {REASONS.get(reason, reason): n for reason, n in result["stopped"].items()}
-    inside = result.pop("per_utterance", None)
     if not utterances:
         return result
     rows = inside or _read_utterances(file, result.get("utterances"))
@@ -199,6 +209,13 @@ def read_result(file: Path, utterances: bool = True) -> Result:
             row["stopped"] = REASONS.get(row["stopped"], row["stopped"])
     result["per_utterance"] = rows
     return result
+
+
+def _renamed(value: Any) -> Any:
+    """Nested dicts with the present names of their keys."""
+    if not isinstance(value, dict):
+        return value
+    return {KEYS.get(key, key): _renamed(one) for key, one in value.items()}
 
 
 def _read_utterances(file: Path, count: int | None) -> list[UtteranceResult]:

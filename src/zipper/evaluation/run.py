@@ -44,7 +44,7 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     # a codec of the same codes.
     requested = {
         key: getattr(cfg, key)
-        for key in ("evaluate", "decode", "judge", "name", "build", "result", "export", "seed")
+        for key in ("evaluate", "decode", "asr_scorer", "name", "build", "result", "export", "seed")
     }
     machine = {key: getattr(cfg.train, key) for key in ("accelerator", "devices", "nodes")}
     places = ("folder", "text_folder")  # they may have moved

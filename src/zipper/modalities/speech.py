@@ -131,7 +131,7 @@ class Speech(Modality):
         from zipper.modalities.asr_scorer import load_asr_scorer
         from zipper.modalities.speech_scorer import SpeechScorer
 
-        return SpeechScorer(self, load_asr_scorer(cfg.judge, self.codec.semantic), cfg.build)
+        return SpeechScorer(self, load_asr_scorer(cfg.asr_scorer, self.codec.semantic), cfg.build)
 
 
 def longest_repeats(row: np.ndarray) -> list[int]:

@@ -49,7 +49,7 @@ class SpeechScorer(Scorer):
         assert speech.sample_rate is not None, "values are waveforms"
         self.speech, self.asr_scorer, self.build, self.rate = speech, asr_scorer, build, speech.sample_rate
         self.name = asr_scorer.name
-        self.identity = {"judge": asr_scorer.name, "normaliser": asr_scorer.normaliser}
+        self.identity = {"asr_scorer": asr_scorer.name, "normaliser": asr_scorer.normaliser}
 
     def score(
         self,
@@ -86,7 +86,7 @@ class SpeechScorer(Scorer):
 
     def describe(self, rows: Rows, found: Sequence[Score], dataset: str) -> dict[str, Any]:
         """WER vs resynthesis (`target_wer`), and for context the WER of the recordings (`original_wer`) and
-        of their codec resynthesis (`oracle_wer`)."""
+        of their codec resynthesis (`resynthesis_wer`)."""
         recorded = map_over_ranks(list(rows), lambda some: self.recordings(some, dataset))
         spoken = [one for one in found if isinstance(one, SpeechScore)]
         target = sum((WordErrors(one.target_errors, one.target_words) for one in spoken), WordErrors())
@@ -97,7 +97,7 @@ class SpeechScorer(Scorer):
         )
         return {
             "target_wer": round(target.rate, 6),
-            "oracle_wer": round(resynthesis.rate, 6),
+            "resynthesis_wer": round(resynthesis.rate, 6),
             "original_wer": round(original.rate, 6),
             "codec": self.speech.description,
         }
@@ -121,7 +121,7 @@ class SpeechScorer(Scorer):
             with file_lock(file.with_name(f".{file.name}.lock"), str(file), wait=True):
                 if file.exists():  # another process may have added some
                     known = {**read_json(file)["heard"], **known}
-                content = {"judge": self.asr_scorer.name, "store": dataset, "heard": known}
+                content = {"asr_scorer": self.asr_scorer.name, "store": dataset, "heard": known}
                 write_atomic(file, json.dumps(content, indent=0).encode())
         return [Transcripts(**known[row["id"]]) for row in rows]
 

@@ -30,14 +30,20 @@ KEYS = [key.replace("NAME", "text") for key, _, _ in describe()]
 
 def test_settings_are_read_by_their_older_names(tmp_path):
     file = tmp_path / "old.yaml"
-    file.write_text("train: {hide: 0.28, recompute: true}\nmodel: {switch: true}\n", encoding="utf-8")
-    old, new = load_config(file, ["train.hide_span=4"]), load_config(None, [
+    file.write_text(
+        "train: {hide: 0.28, recompute: true}\nmodel: {switch: true}\njudge: {kind: wav2vec2}\n",
+        encoding="utf-8",
+    )
+    words = ["train.hide_span=4", "judge.model=base", "evaluate.shuffled=false"]
+    old, new = load_config(file, words), load_config(None, [
+        "asr_scorer={kind: wav2vec2, model: base}", "evaluate.mismatched=false",
         "train.history_mask=0.28", "train.activation_checkpointing=true", "model.next_modality_head=true",
         "train.history_mask_span=4",
     ])  # fmt: skip
     assert old == new
     values = to_dict(new)
     values["train"]["hide"] = values["train"].pop("history_mask")
+    values["judge"] = values.pop("asr_scorer")
     assert from_dict(values) == new
 
 

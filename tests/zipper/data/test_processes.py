@@ -51,7 +51,7 @@ def folder(tmp_path_factory) -> Path:
             "tasks": {"asr": 1.0}, "steps": 20, "validate_every": 20, "tokens": 400, "warmup": 2, "lr": 0.01,
             "accelerator": "cpu", "precision": "64-true", "ctc": 0.3,
         },
-        "evaluate": {"dev_utterances": 2, "shuffled": False},
+        "evaluate": {"dev_utterances": 2, "mismatched": False},
         "log": {"wandb": "disabled", "every": 1},
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -51,7 +51,7 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
 
 def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in_tmp, monkeypatch):
     """Another one has its old name by now; from any working directory; and moved out of its build folder."""
-    words = ["name=one", "train.steps=3", "evaluate.shuffled=false"]
+    words = ["name=one", "train.steps=3", "evaluate.mismatched=false"]
     run_module.train(config(*words), "x")
     one, best, moved = (in_tmp / name for name in ("build/runs/one", "build/runs/best", "kept/somewhere"))
     one.rename(best)
@@ -77,7 +77,7 @@ def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in
 
 def test_an_evaluation_leaves_what_the_run_gave_out(prepared, nothing_is_drawn):
     """Only a word names a file that its result is copied to."""
-    words = ["name=one", "train.steps=3", "evaluate.shuffled=false", "result=given.json", "export=model"]
+    words = ["name=one", "train.steps=3", "evaluate.mismatched=false", "result=given.json", "export=model"]
     run_module.train(config(*words), "x")
     kept = {file: file.read_bytes() for file in (Path("given.json"), *Path("model").iterdir())}
     run(["evaluate", "build/runs/one/config.yaml", "evaluate.split=dev"])
@@ -95,11 +95,16 @@ def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):
     (caller / "texts").mkdir(parents=True)
     (caller / "own.json").touch()
     monkeypatch.chdir(caller)
-    words = ["data.folder=list.tsv", "data={text_folder: texts}", "judge.model=small.en", "result=new.json"]
+    words = [
+        "data.folder=list.tsv",
+        "data={text_folder: texts}",
+        "asr_scorer.model=small.en",
+        "result=new.json",
+    ]
     with training_directory(evaluation_config(file, words), file.parent, words) as found:
         assert Path.cwd() == in_tmp / "made"
     assert (found.data.folder, found.data.text_folder) == (f"{caller}/list.tsv", f"{caller}/texts")
-    assert (found.data.tokenizer, found.judge.model) == ("own.json", "small.en")
+    assert (found.data.tokenizer, found.asr_scorer.model) == ("own.json", "small.en")
     assert (found.result, found.export) == (f"{caller}/new.json", None)
 
 

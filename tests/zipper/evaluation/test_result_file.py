@@ -57,6 +57,15 @@ def test_finish_reasons_are_read_by_their_older_names(tmp_path):
     assert [row["stopped"] for row in read["per_utterance"]] == ["stop", "length", "repetition"]
 
 
+def test_keys_are_read_by_their_older_names(tmp_path):
+    old = {"task": "tts", "judge": "w", "oracle_wer": 0.1, "seen": {"a": {"shuffled_exact": 0.5}}}
+    write_result({**old, "config": {"judge": {"model": "base"}}}, tmp_path / "a.json")
+    assert read_result(tmp_path / "a.json", utterances=False) == {
+        "task": "tts", "asr_scorer": "w", "resynthesis_wer": 0.1, "seen": {"a": {"mismatched_exact": 0.5}},
+        "config": {"asr_scorer": {"model": "base"}},
+    }  # fmt: skip
+
+
 def test_a_result_without_utterances_removes_those_of_another(tmp_path):
     file = tmp_path / "a.json"
     write_result(result([1], [4]), file)

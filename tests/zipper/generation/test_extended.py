@@ -35,7 +35,7 @@ def two(utterances, codec, monkeypatch, in_tmp):
         file = image.write(value, in_tmp / u.id, scale=1)
         lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{u.split}\t{file.name}")
     (in_tmp / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    data = ["data={corpus: manifest, folder: list.tsv, subwords: 64}", "evaluate.shuffled=false"]
+    data = ["data={corpus: manifest, folder: list.tsv, subwords: 64}", "evaluate.mismatched=false"]
     run_module.train(config(*data, "name=two", "export=two"), "x")
     return [*data, "model.init=two", "model.modalities=[text, speech, image]", f"model.towers.image={TOWER}"]
 

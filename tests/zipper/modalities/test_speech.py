@@ -1,4 +1,4 @@
-"""Speech out with a perfect judge: scoring, results, samples, and the facts that cap it."""
+"""Speech out with a perfect ASR scorer: scoring, results, samples, and the facts that cap it."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import torch
 
 from conftest import JOINT, config
 from zipper.cli import run as command
-from zipper.config import JudgeConfig, load_config
+from zipper.config import AsrScorerConfig, load_config
 from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.disk import write_atomic
 from zipper.errors import DataError
@@ -107,12 +107,12 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     for task in ("asr", "tts"):
         saved = read_result(Path(f"results/joint-{task}.json"))
         assert saved == json.loads(json.dumps(results[task]))
-    assert tts["oracle_wer"] == tts["original_wer"] == 0.0
+    assert tts["resynthesis_wer"] == tts["original_wer"] == 0.0
     assert tts["utterances"] == len(tts["per_utterance"]) == 6
     assert sum(tts["stopped"].values()) == 6
     assert len(tts["samplings"]["wer"]) == 2
     assert tts["samplings"]["best_of_wer"] <= min(tts["samplings"]["wer"])
-    assert tts["judge"] == "perfect"
+    assert tts["asr_scorer"] == "perfect"
     names = {file.name for file in (cfg.run_dir / "samples").iterdir()}
     assert {"test-0.wav", "test-0.png", "test-1-target.wav", "dev-1.png"} <= names
     assert "test-2.wav" not in names
@@ -214,5 +214,5 @@ def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, mon
     normaliser = SimpleNamespace(EnglishTextNormalizer=lambda: str)
     monkeypatch.setitem(sys.modules, "whisper_normalizer", SimpleNamespace(english=normaliser))
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", normaliser)
-    with pytest.raises(DataError, match=r"wav2vec2 cannot be loaded.*judge\.model=FILE"):
-        load_asr_scorer(JudgeConfig(kind="wav2vec2", model=str(in_tmp / "nowhere.pth")))
+    with pytest.raises(DataError, match=r"wav2vec2 cannot be loaded.*asr_scorer\.model=FILE"):
+        load_asr_scorer(AsrScorerConfig(kind="wav2vec2", model=str(in_tmp / "nowhere.pth")))

