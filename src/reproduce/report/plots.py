@@ -165,7 +165,7 @@ def draw_bake_off(results: Results, figures: Path) -> list[Path]:
 
 def _draw_ways(found: BakeOff, figures: Path) -> Path:
     ways = found.ways
-    figure, (ends, curves) = panels(1, 2, (5.5, 3.6))
+    figure, (ends, curves) = panels(1, 2, (5.5, 1.2 + 0.4 * len(ways)))
     bars(
         ends,
         [way.replace(", ", ",\n") for way in ways],

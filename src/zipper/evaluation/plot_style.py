@@ -15,10 +15,14 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe-Ito palette (safe for colour blindness), ordered so that neighbours differ in lightness.
-COLOURS = ("#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00")
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 2)))
+# Okabe-Ito palette (safe for colour blindness), ordered so that neighbours differ in lightness, and two more.
+COLOURS = (
+    "#0072B2", "#E69F00", "#000000", "#CC79A7", "#009E73", "#56B4E9", "#D55E00", "#999999", "#661100",
+)  # fmt: skip
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+LINES = (
+    "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 2)), (0, (6, 2)), (0, (4, 1, 1, 1)),
+)  # fmt: skip
 PAPERS: dict[str, Any] = {
     "color": "#B00020", "marker": "x", "linestyle": "none", "markersize": 7, "markeredgewidth": 1.8,
 }  # fmt: skip
