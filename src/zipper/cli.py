@@ -1,6 +1,7 @@
 """The command line: `python -m zipper COMMAND CONFIG.yaml [key=value ...]`."""
 
 import argparse
+import atexit
 import json
 import multiprocessing
 import os
@@ -220,6 +221,15 @@ def main(argv: list[str] | None = None) -> None:
     """
     with safe_output():
         _main(argv)
+
+
+def console() -> None:
+    """Entry point of the shell: `main`, and for `generate` an exit at once, since Python takes half a second
+    to free what torch has imported."""
+    main()
+    if sys.argv[1:2] == ["generate"]:
+        atexit._run_exitfuncs()
+        os._exit(0)
 
 
 def _main(argv: list[str] | None) -> None:

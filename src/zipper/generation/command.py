@@ -73,7 +73,7 @@ def generate(args: argparse.Namespace) -> None:
             segment = model.encode(prompt.modality, prompt.raw, *prompt.piece)
             groups.setdefault(" ".join(order), []).append((prompt, segment))
         except (ConfigError, DataError) as error:
-            problems.append(type(error)(f"{prompt.id}: {error}"))
+            problems.append(type(error)(f"{prompt.id}: {error}") if args.batch else error)
     if problems:
         head = [f"{len(problems)} of {len(requests)} prompts cannot be used:"] if len(problems) > 1 else []
         more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []

@@ -1,6 +1,8 @@
 """`zipper generate` and exported models."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,16 @@ def test_a_folder_of_recordings_and_a_list_of_sentences_are_prompts(in_tmp):
     assert entries["a"] == entries["b"]
     assert entries["a"]["text"] == "every wednesday at five daniel slept with the clever tiger"
     assert Path(entries["3"]["wav"]) == Path("spoken/3.wav")
+
+
+def test_the_process_ends_with_everything_written(in_tmp):
+    """It does not wait for Python to free memory."""
+    words = ["generate", "assets/zipped", "--text", "the cat", "-o", "cat.wav"]
+    for status, part in ((0, "cat.wav"), (2, "cat.wav exists")):
+        made = subprocess.run([sys.executable, "-m", "zipper", *words], capture_output=True, text=True)
+        assert made.returncode == status
+        assert part in made.stdout + made.stderr
+    assert sf.info("cat.wav").duration > 0.2
 
 
 def test_every_prompt_that_cannot_be_used_is_named_at_once(in_tmp, capsys):
