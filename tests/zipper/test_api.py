@@ -134,6 +134,7 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
         (torch.full((16000,), torch.nan), "holds NaN or infinite samples"),
         (torch.zeros(16000), "is silent"),
         (torch.zeros(0), "holds no samples"),
+        (torch.randn(320) / 10, "the speech is 0.02 s long, but no word is shorter than 0.05 s"),
         (1000 * torch.randn(16000), "must lie in -1 to 1"),
         (torch.ones(16000, dtype=torch.int16), "holds torch.int16, but must hold floating-point"),
         (torch.randn(2, 16000), r"has the shape \[2, 16000\], but must have \[n\]"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zipper.errors import ConfigError
+from zipper.generation.prompts import SHORTEST
 from zipper.generation.word_times import BLOCK, Word
 
 PAUSE, SPEECH = 0.4, 0.6  # seconds: a pause that ends a segment, and the least speech before it
@@ -116,7 +117,7 @@ class LiveTranscript:
         return [Word(text, round(since + start, 2), round(since + end, 2)) for text, start, end in words]
 
     def _words(self, wave: Tensor) -> list[str]:
-        if len(wave) < self.block or float(wave.abs().max()) < SOFTEST:
+        if len(wave) < SHORTEST * self.rate or float(wave.abs().max()) < SOFTEST:
             return []
         return self.transcribe(wave).split()
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from zipper.data.documents import Document, Segment, segment
 from zipper.data.statistics import LENGTH_MARGIN
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
 from zipper.modalities.base import Modality
+
+SHORTEST = 0.05  # seconds of a recording in which a word can be said
 
 
 def read_prompt(
@@ -23,13 +25,16 @@ def prompt_segment(
     """Raw input, or value, of a modality as a prompt segment. trained_on: length of the longest content of a
     training; seconds: part of a recording from `start`.
 
-    Raises as `Modality.read`, and ConfigError on input that is too long.
+    Raises as `Modality.read`, DataError on a recording that is too short, ConfigError on input that is too
+    long.
     """
     most = int(LENGTH_MARGIN * trained_on)
     value = read_prompt(modality, raw, trained_on, start, seconds)
+    shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {modality.name}"
+    if modality.sample_rate and (length := modality.seconds(value)) < SHORTEST:
+        raise DataError(f"{shown} is {length:.2g} s long, but no word is shorter than {SHORTEST:g} s.")
     (content,) = modality.encode([value])
     if content.shape[1] > most:
-        shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {modality.name}"
         raise ConfigError(
             f"{shown} has {modality.length_text(content.shape[1])}; this model was trained on at most "
             f"{trained_on}, and accepts at most {most}. Cut it into sentences."
