@@ -17,6 +17,7 @@ import zipper
 from conftest import data_of, joined
 from language_models import reference
 from reproduce import ROOT
+from zipper.cli import main
 
 SENTENCE = "helen sold the blue wallet"
 
@@ -146,6 +147,30 @@ def test_what_cannot_be_is_refused_with_the_reason(towers, manifest):
 def test_waveforms_that_cannot_be_used_are_refused_as_files_are(shipped, wave, why):
     with pytest.raises(zipper.DataError, match=why):
         shipped.transcribe(wave)
+
+
+def test_a_recording_of_any_length_is_transcribed_sentence_by_sentence(shipped, in_tmp, capsys):
+    said = [
+        "why did helen give the blue wallet to the quiet singer",
+        "every wednesday at five daniel slept with the clever tiger",
+    ]
+    said.append(said[0])
+    pause = torch.zeros(int(0.6 * shipped.sample_rate))
+    wave = torch.cat([part for text in said for part in (shipped.synthesize(text), pause)])
+    assert len(wave) > shipped.longest_recording * shipped.sample_rate
+    assert shipped.transcribe(wave) == " ".join(said)
+    words = shipped.transcribe_words(wave)
+    assert [word.text for word in words] == " ".join(said).split()
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times)
+    assert words[-1].end == pytest.approx((len(wave) - len(pause)) / shipped.sample_rate, abs=0.3)
+    sf.write("long.wav", wave.numpy(), shipped.sample_rate, subtype="FLOAT")
+    main(["generate", "assets/zipped", "--audio", "long.wav", "--timestamps"])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == f"text    {' '.join(said)}"
+    assert [line.split()[2] for line in shown[1:-1]] == " ".join(said).split()
+    with pytest.raises(zipper.ConfigError, match="accepts at most"):
+        shipped.generate([{"speech": wave}], ["text"])
 
 
 def test_a_copy_writes_what_the_model_writes_and_changing_it_leaves_the_model_alone(shipped):

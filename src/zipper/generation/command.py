@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
+import soundfile as sf
 from tqdm import tqdm
 
 from zipper.config import with_overrides
@@ -63,13 +64,19 @@ def generate(args: argparse.Namespace) -> None:
     elif args.out:
         raise ConfigError(f"-o {out}: text is printed. Leave -o out, or write a file of many with --batch.")
     model = Zipper.from_pretrained(args.model)
-    decode = with_overrides(model.config, [f"decode.{word}" for word in args.decode]).decode
+    model.config = with_overrides(model.config, [f"decode.{word}" for word in args.decode])
+    decode = model.config.decode
     groups: dict[str, list[tuple[Prompt, Segment]]] = {}
+    long: list[Prompt] = []  # recordings that are transcribed piece by piece
     problems: list[ConfigError | DataError] = []
     for prompt in requests:  # read all prompts before generating any
         order = orders[prompt.id]
         order = order if order == ["auto"] else route(model.network, prompt.modality, order)
         try:
+            if (prompt.modality, order) == ("speech", ["text"]) and is_long(model, prompt):
+                model.modalities["speech"].read(prompt.raw, *prompt.piece)
+                long.append(prompt)
+                continue
             segment = model.encode(prompt.modality, prompt.raw, *prompt.piece)
             groups.setdefault(" ".join(order), []).append((prompt, segment))
         except (ConfigError, DataError) as error:
@@ -86,6 +93,14 @@ def generate(args: argparse.Namespace) -> None:
     log = target / "generated.jsonl"
     if args.batch:
         log.write_text("", encoding="utf-8")
+
+    def keep(entry: dict[str, Any], started: float) -> None:
+        if args.batch:  # written at once, so that a later failure loses nothing
+            with log.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(entry) + "\n")
+        else:
+            show(entry, time.monotonic() - started)
+
     with tqdm(total=len(requests), desc="generate", unit="prompt", disable=len(requests) == 1) as bar:
         for name, group in groups.items():
             for start in range(0, len(group), args.at_a_time):
@@ -102,13 +117,12 @@ def generate(args: argparse.Namespace) -> None:
                     if args.timestamps and prompt.modality == "speech" and segments[0].modality == "text":
                         text = entry["written"][0]["text"]
                         entry["words"] = transcribe_words(model, prompt, text)
-                    if args.batch:
-                        # Written at once, so that a later failure loses nothing.
-                        with log.open("a", encoding="utf-8") as lines:
-                            lines.write(json.dumps(entry) + "\n")
-                    else:
-                        show(entry, time.monotonic() - started)
+                    keep(entry, started)
                 bar.update(len(part))
+        for prompt in long:
+            started = time.monotonic()
+            keep(transcribe_long(model, prompt, args.timestamps), started)
+            bar.update()
     if args.batch:
         print(f"{len(requests)} prompts -> {log}")
 
@@ -180,11 +194,31 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
     return {"id": prompt.id, "given": [[prompt.modality, prompt.raw]], "written": entries}
 
 
-def transcribe_words(model: Zipper, prompt: Prompt, text: str) -> list[Word]:
-    """Words of a recording's transcript, in seconds from the start of its file."""
+def is_long(model: Zipper, prompt: Prompt) -> bool:
+    """Whether a recording is too long for one prompt; False if it cannot be read."""
+    start, seconds = prompt.piece
+    try:
+        return (seconds or sf.info(prompt.raw).duration - start) > model.longest_recording
+    except (OSError, RuntimeError, TypeError, ValueError):
+        return False
+
+
+def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:
+    """Entry of generated.jsonl of a recording that is cut at its pauses."""
+    entry = {"id": prompt.id, "given": [[prompt.modality, prompt.raw]]}
+    if timestamps:
+        words = transcribe_words(model, prompt, None)
+        text = " ".join(word.text for word in words)
+        return {**entry, "written": [{"text": text, "stopped": "stop"}], "words": words}
+    text = model.transcribe(model.modalities["speech"].read(prompt.raw, *prompt.piece))
+    return {**entry, "written": [{"text": text, "stopped": "stop"}]}
+
+
+def transcribe_words(model: Zipper, prompt: Prompt, text: str | None) -> list[Word]:
+    """Words of a recording's transcript (None: not known), in seconds from the start of its file."""
     start, seconds = prompt.piece
     wave = model.modalities["speech"].read(prompt.raw, start, seconds)
-    found = model.transcribe_words(wave, text) if text else []
+    found = [] if text == "" else model.transcribe_words(wave, text)
     return [Word(word, round(start + a, 2), round(start + b, 2)) for word, a, b in found]
 
 

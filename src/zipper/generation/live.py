@@ -97,6 +97,7 @@ class LiveTranscript:
         words: list[Word] = []
         while (end := self._pause()) is not None:
             words += self._close(end)
+            self._forget_silence()
         return words
 
     def _close(self, end: int) -> list[Word]:

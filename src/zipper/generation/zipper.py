@@ -155,15 +155,21 @@ class Zipper(nn.Module):
 
     def transcribe(self, audio: str | Path | Tensor | np.ndarray) -> str:
         """Transcribe a recording: a file that libsndfile reads, or a waveform float32 [n] at `sample_rate`.
+        One that is longer than `longest_recording` is cut at its pauses.
 
-        Raises DataError on unusable audio, ConfigError on audio that is too long, or if the model was not
-        trained for speech recognition. Warns if a head of CTC doubts the transcript.
+        Raises DataError on unusable audio, ConfigError if the model was not trained for speech recognition.
+        Warns if a head of CTC doubts the transcript.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> model.transcribe("recording.flac")
         'every wednesday at five daniel slept with the clever tiger'
         """
-        [[text]] = self.generate([{"speech": audio}], ["text"])
+        longest = self.longest_recording
+        wave = self.modalities["speech"].read(audio)
+        if len(wave) > longest * self.sample_rate:
+            live = self.live_transcript(longest / 2, times=False)
+            return " ".join(word.text for word in [*live.feed(wave), *live.finish()])
+        [[text]] = self.generate([{"speech": wave}], ["text"])
         assert isinstance(text.value, str)
         if text.doubt:
             warnings.warn(f"The transcript is doubtful: {text.doubt}", stacklevel=2)
@@ -175,14 +181,19 @@ class Zipper(nn.Module):
         """Words of a recording with their start and end in seconds (`generation.word_times`). text: its
         transcript, if it is known; by default what `transcribe` returns.
 
-        Raises as `transcribe`, and ConfigError if the model has no zips.
+        Raises as `transcribe`, and ConfigError if the model has no zips, or on a transcript of a recording
+        that is longer than `longest_recording`.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> words = model.transcribe_words("recording.flac")
         >>> words[1].text, 0.3 < words[1].start < 0.5 < words[1].end < 1
         ('wednesday', True)
         """
+        longest = self.longest_recording
         wave = self.modalities["speech"].read(audio)
+        if text is None and len(wave) > longest * self.sample_rate:
+            live = self.live_transcript(longest / 2)
+            return [*live.feed(wave), *live.finish()]
         text = self.transcribe(wave) if text is None else text
         with self._evaluating():
             prompts = self.encode("speech", wave), self.encode("text", text)
@@ -205,11 +216,18 @@ class Zipper(nn.Module):
             yield from live.feed(piece)
         yield from live.finish()
 
-    def live_transcript(self, every: float = 0.5) -> LiveTranscript:
-        """What `transcribe_stream` feeds. Raises ConfigError if the model was not trained for speech."""
+    @property
+    def longest_recording(self) -> float:
+        """Seconds of the longest recording that is one prompt. Raises ConfigError if the model was not
+        trained for speech."""
         self._check_trained("speech")
-        longest = LENGTH_MARGIN * self.statistics.longest["speech"] / self.modalities["speech"].rate
-        align = self.transcribe_words if isinstance(self.network, ZipperModel) else None
+        return int(LENGTH_MARGIN * self.statistics.longest["speech"]) / self.modalities["speech"].rate
+
+    def live_transcript(self, every: float = 0.5, times: bool = True) -> LiveTranscript:
+        """What `transcribe_stream` feeds. times: of words. Raises ConfigError if the model was not trained
+        for speech."""
+        longest = self.longest_recording
+        align = self.transcribe_words if times and isinstance(self.network, ZipperModel) else None
 
         def transcribe(wave: Tensor) -> str:
             return "" if is_silent(wave) else self.transcribe(wave)
