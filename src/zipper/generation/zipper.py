@@ -164,11 +164,9 @@ class Zipper(nn.Module):
         >>> model.transcribe("recording.flac")
         'every wednesday at five daniel slept with the clever tiger'
         """
-        longest = self.longest_recording
-        wave = self.modalities["speech"].read(audio)
-        if len(wave) > longest * self.sample_rate:
-            live = self.live_transcript(longest / 2, times=False)
-            return " ".join(word.text for word in [*live.feed(wave), *live.finish()])
+        wave, long = self._recording(audio)
+        if long:
+            return " ".join(word.text for word in self._cut_at_pauses(wave, times=False))
         [[text]] = self.generate([{"speech": wave}], ["text"])
         assert isinstance(text.value, str)
         if text.doubt:
@@ -189,15 +187,23 @@ class Zipper(nn.Module):
         >>> words[1].text, 0.3 < words[1].start < 0.5 < words[1].end < 1
         ('wednesday', True)
         """
-        longest = self.longest_recording
-        wave = self.modalities["speech"].read(audio)
-        if text is None and len(wave) > longest * self.sample_rate:
-            live = self.live_transcript(longest / 2)
-            return [*live.feed(wave), *live.finish()]
+        wave, long = self._recording(audio)
+        if text is None and long:
+            return self._cut_at_pauses(wave)
         text = self.transcribe(wave) if text is None else text
         with self._evaluating():
             prompts = self.encode("speech", wave), self.encode("text", text)
             return word_times(self.network, self.modalities, self.statistics, wave, *prompts)
+
+    def _recording(self, audio: str | Path | Tensor | np.ndarray) -> tuple[Tensor, bool]:
+        """Waveform of a recording, and whether it is longer than one prompt may be."""
+        longest = self.longest_recording
+        wave = self.modalities["speech"].read(audio)
+        return wave, len(wave) > longest * self.sample_rate
+
+    def _cut_at_pauses(self, wave: Tensor, times: bool = True) -> list[Word]:
+        live = self.live_transcript(self.longest_recording / 2, times)
+        return [*live.feed(wave), *live.finish()]
 
     def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[Word]:
         """Words of sound while it arrives, once they are certain enough never to change.
