@@ -167,13 +167,12 @@ def evaluate(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.config} holds no model: neither zipper.json nor config.yaml is there.")
     cfg, folder = evaluation_config(args.config, args.overrides), run_folder(args.config, args.overrides)
     if folder is None:
-        evaluate_run(cfg, args.line)
+        evaluate_run(cfg, args.line, overrides=args.overrides)
     else:
         with training_directory(cfg, folder, args.overrides) as found:
             here = Path.cwd().resolve()
-            evaluate_run(
-                found, args.line, folder.relative_to(here) if folder.is_relative_to(here) else folder
-            )
+            shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+            evaluate_run(found, args.line, shown, args.overrides)
 
 
 COMMANDS: dict[str, Command] = {

@@ -73,6 +73,18 @@ def test_another_number_of_processes_than_the_settings_say_is_refused(towers, ma
         trainer.fit(zipper.ZipperModule(model), data)
 
 
+def test_a_training_without_steps_or_made_too_early_is_refused(towers, manifest):
+    model = joined(towers)
+    early = zipper.ZipperModule(model)
+    data = data_of(manifest, model, {"asr": 1})
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(zipper.ConfigError, match="make it after ZipperData"):
+        trainer.fit(early, data)
+    trainer = L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(zipper.ConfigError, match=r"max_epochs=3.*Give the Trainer max_steps"):
+        trainer.fit(zipper.ZipperModule(model), data)
+
+
 def test_a_model_is_pushed_with_its_card(towers, model_hub):
     assert joined(towers).push_to_hub("me/mine").endswith("/me/mine")
     sent = {file.name: file for file in (model_hub / "me/mine").iterdir()}

@@ -86,6 +86,8 @@ class DataConfig(Section):
             raise ConfigError(f"data.rates={list(self.rates)}: give the slowest and the fastest, in order.")
         if self.passages and self.passages[0] > self.passages[1]:
             raise ConfigError(f"data.passages={list(self.passages)}: give the fewest and the most, in order.")
+        if not self.speeds or len(self.speeds) != len({*self.speeds}):
+            raise ConfigError(f"data.speeds={self.speeds}: give at least one speed, and each once.")
         if unknown := [name for name in self.corpora if name not in CORPORA]:
             known, hint = ", ".join(CORPORA), suggestion(unknown[0], CORPORA)
             raise ConfigError(f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {known}.{hint}")

@@ -153,7 +153,7 @@ class BatchSchedule:
         """Rows of one task in an epoch: with share 1 every row once, with share 1.26 about a quarter of
         them twice."""
         whole, rest = divmod(share, 1.0)
-        count = round(rest * len(rows))
+        count = round(rest * len(rows)) or int(0 < share < 1)  # no task goes without
         return np.concatenate([rows] * int(whole) + [rows[draw.permutation(len(rows))[:count]]])
 
     def _lengths(self, rows: np.ndarray, task: str) -> np.ndarray:

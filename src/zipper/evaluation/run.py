@@ -12,7 +12,7 @@ import torch
 from zipper.clock import Clock
 from zipper.codecs.load import load_codec
 from zipper.commit import commit
-from zipper.config import RunConfig, TrainConfig, with_overrides
+from zipper.config import RunConfig, TrainConfig, flat, overridden_keys, to_dict, with_overrides
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.distributed import MACHINE, first_process, leave_group
@@ -27,13 +27,18 @@ from zipper.modalities.scoring import Scorer
 from zipper.models.building import TrainedModel
 from zipper.run_folder import check_dataset, finished, result_files
 
+REQUESTED = ("evaluate", "decode", "asr_scorer", "name", "build", "result", "export", "seed")
+MOVABLE = ("data.folder", "data.text_folder", "train.accelerator", "train.devices", "train.nodes")
 
-def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> None:
+
+def evaluate_run(
+    cfg: RunConfig, command: str, folder: Path | None = None, overrides: Sequence[str] = ()
+) -> None:
     """Evaluates a run and writes TASK-SPLIT.json, TASK-SPLIT.tsv and samples-SPLIT into its folder.
 
     A repeated evaluation writes TASK-SPLIT-2.json and so on. An interrupted one resumes. folder: run folder,
-    if it is not that of cfg. Raises ConfigError if the checkpoint is missing, or if the run was trained on
-    another encoded dataset.
+    if it is not that of cfg. overrides: which cfg has. Raises ConfigError if the checkpoint is missing, if
+    the run was trained on another encoded dataset, or on an override of what belongs to its training.
     """
     folder = folder or cfg.run_dir
     checkpoint = folder / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
@@ -42,10 +47,14 @@ def evaluate_run(cfg: RunConfig, command: str, folder: Path | None = None) -> No
     trained = load_trained(checkpoint)
     # Model and training are those of the checkpoint; decoding and scoring are those of the caller, and so is
     # a codec of the same codes.
-    requested = {
-        key: getattr(cfg, key)
-        for key in ("evaluate", "decode", "asr_scorer", "name", "build", "result", "export", "seed")
-    }
+    asked, known = flat(to_dict(cfg)), flat(to_dict(trained.config))
+    for key in sorted(overridden_keys(overrides) - {*MOVABLE}):
+        if key.startswith(("data.", "model.", "train.")) and asked.get(key) != known.get(key):
+            raise ConfigError(
+                f"{key}={asked.get(key)}: the run was trained with {known.get(key)}, and is evaluated so. "
+                "For other data, export it (zipper export) and evaluate the exported model."
+            )
+    requested = {key: getattr(cfg, key) for key in REQUESTED}
     machine = {key: getattr(cfg.train, key) for key in ("accelerator", "devices", "nodes")}
     places = ("folder", "text_folder")  # they may have moved
     moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in places}
@@ -73,8 +82,16 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     encoded dataset has other units than the model.
     """
     trained, saved = load_exported(exported)
-    other = any(one.startswith(("data=", "data.corpus=")) for one in overrides)
-    data = trained.config.data.of_another_corpus if other else trained.config.data
+    data = trained.config.data
+    given, corpus = overridden_keys(overrides), data.corpus
+    if {"data.folder", "data.corpus"} & given == {"data.folder"} and corpus == "spoken":
+        raise ConfigError(
+            f"data.folder: the corpus of {exported} is spoken, which reads no folder. Name yours, too: "
+            "data.corpus=manifest."
+        )
+    other = "data.corpus" in given or ("data.folder" in given and corpus == "manifest")
+    if other:
+        data = replace(data.of_another_corpus, corpus=corpus)
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
     cfg = replace(trained.config, data=data, train=replace(trained.config.train, **machine))
     cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *overrides])

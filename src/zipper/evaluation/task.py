@@ -220,7 +220,7 @@ def summary_line(result: Result, file: Path | str) -> str:
     else:
         control = f"; mismatched audio {result['mismatched_wer']:.0%}" if "mismatched_wer" in result else ""
         text = f"{task.upper()} WER {wer} ({counts}{control})"
-    return f"{text} -> {file}".replace("%", " %")
+    return f"{text.replace('%', ' %')} -> {file}"
 
 
 def mismatched_rows(rows: list[Row], seed: int = 0) -> list[Row]:

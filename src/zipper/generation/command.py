@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -22,7 +23,7 @@ from zipper.generation.generate import generate as generate_segments
 from zipper.generation.prompts import prompt_of
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word
-from zipper.generation.zipper import Zipper
+from zipper.generation.zipper import DOUBTFUL, Zipper
 from zipper.modalities.audio import recordings
 from zipper.modalities.base import modality_class
 
@@ -113,11 +114,13 @@ def generate(args: argparse.Namespace) -> None:
                     )
                 for (prompt, _), segments in zip(part, outputs, strict=True):
                     stem = target / prompt.id if args.batch else out.with_suffix("")
-                    entry = save(model, prompt, segments, stem)
+                    words = {}
                     if args.timestamps and prompt.modality == "speech" and segments[0].modality == "text":
-                        text = entry["written"][0]["text"]
-                        entry["words"] = transcribe_words(model, prompt, text)
-                    keep(entry, started)
+                        text = model.modalities["text"].decode(segments[0].content)
+                        words = {
+                            "words": transcribe_words(model, prompt, text)
+                        }  # `save` may replace the file
+                    keep({**save(model, prompt, segments, stem), **words}, started)
                 bar.update(len(part))
         for prompt in long:
             started = time.monotonic()
@@ -205,20 +208,24 @@ def is_long(model: Zipper, prompt: Prompt) -> bool:
 
 def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:
     """Entry of generated.jsonl of a recording that is cut at its pauses."""
-    entry = {"id": prompt.id, "given": [[prompt.modality, prompt.raw]]}
-    if timestamps:
-        words = transcribe_words(model, prompt, None)
-        text = " ".join(word.text for word in words)
-        return {**entry, "written": [{"text": text, "stopped": "stop"}], "words": words}
-    text = model.transcribe(model.modalities["speech"].read(prompt.raw, *prompt.piece))
-    return {**entry, "written": [{"text": text, "stopped": "stop"}]}
+    entry: dict[str, Any] = {"id": prompt.id, "given": [[prompt.modality, prompt.raw]]}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if timestamps:
+            entry["words"] = transcribe_words(model, prompt, None)
+            text = " ".join(word.text for word in entry["words"])
+        else:
+            text = model.transcribe(model.modalities["speech"].read(prompt.raw, *prompt.piece))
+    doubts = [str(one.message).partition(DOUBTFUL)[2] for one in caught if DOUBTFUL in str(one.message)]
+    doubt = {"doubt": "; ".join(dict.fromkeys(doubts))} if doubts else {}
+    return {**entry, "written": [{"text": text, "stopped": "stop", **doubt}]}
 
 
 def transcribe_words(model: Zipper, prompt: Prompt, text: str | None) -> list[Word]:
     """Words of a recording's transcript (None: not known), in seconds from the start of its file."""
     start, seconds = prompt.piece
     wave = model.modalities["speech"].read(prompt.raw, start, seconds)
-    found = [] if text == "" else model.transcribe_words(wave, text)
+    found = model.transcribe_words(wave, text)
     return [Word(word, round(start + a, 2), round(start + b, 2)) for word, a, b in found]
 
 
@@ -246,11 +253,20 @@ def read_batch(path: Path) -> list[Prompt]:
     Raises ConfigError with the file or the line number.
     """
     if path.is_dir():
-        found = [(str(file), Prompt(file.stem, "speech", str(file.resolve()))) for file in recordings(path)]
+        files = recordings(path)
+        stems = [file.stem for file in files]
+        names = [file.stem if stems.count(file.stem) == 1 else file.name for file in files]
+        found = [
+            (str(file), Prompt(name.replace(".", "_"), "speech", str(file.resolve())))
+            for file, name in zip(files, names, strict=True)
+        ]
     elif not path.is_file():
         raise ConfigError(f"--batch {path}: no such file or folder.")
     elif path.suffix.lower() == ".txt":
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        try:
+            lines = enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"--batch {path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
         found = [(f"{path}:{n}", Prompt(str(n), "text", line.strip())) for n, line in lines if line.strip()]
     elif path.suffix.lower() in (".tsv", ".jsonl"):
         found = _table_prompts(path)

@@ -3,6 +3,7 @@ agree on them (LocalAgreement, arXiv 2005.11185), and never change."""
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -120,7 +121,7 @@ class LiveTranscript:
     def _words(self, wave: Tensor) -> list[str]:
         if len(wave) < SHORTEST * self.rate or float(wave.abs().max()) < SOFTEST:
             return []
-        return self.transcribe(wave).split()
+        return [word for word in self.transcribe(wave).split() if re.search(r"\w", word)]
 
     def _loudness(self) -> Tensor:
         """Amplitude (RMS) of each block of the segment: [blocks]"""

@@ -1,6 +1,7 @@
 """`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zipper.config import RunConfig, with_overrides
-from zipper.data.documents import Document, Segment, directions
+from zipper.data.documents import Document, Segment, directions, segment
 from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.exported import check_units, load_model, save_exported
@@ -34,6 +35,7 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import resolve_layouts
 from zipper.models.zipper import ZipperModel
 
+DOUBTFUL = "The transcript is doubtful: "  # begins a warning
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
@@ -170,7 +172,7 @@ class Zipper(nn.Module):
         [[text]] = self.generate([{"speech": wave}], ["text"])
         assert isinstance(text.value, str)
         if text.doubt:
-            warnings.warn(f"The transcript is doubtful: {text.doubt}", stacklevel=2)
+            warnings.warn(f"{DOUBTFUL}{text.doubt}", stacklevel=2)
         return text.value
 
     def transcribe_words(
@@ -191,9 +193,13 @@ class Zipper(nn.Module):
         if text is None and long:
             return self._cut_at_pauses(wave)
         text = self.transcribe(wave) if text is None else text
+        if not re.search(r"\w", text):
+            return []
         with self._evaluating():
-            prompts = self.encode("speech", wave), self.encode("text", text)
-            return word_times(self.network, self.modalities, self.statistics, wave, *prompts)
+            written = self.modalities["text"]
+            (content,) = written.encode([written.read(text)])  # a transcript may be longer than a prompt
+            segments = self.encode("speech", wave), segment(written, content)
+            return word_times(self.network, self.modalities, self.statistics, wave, *segments)
 
     def _recording(self, audio: str | Path | Tensor | np.ndarray) -> tuple[Tensor, bool]:
         """Waveform of a recording, and whether it is longer than one prompt may be."""

@@ -26,6 +26,10 @@ LOUDEST = 10.0  # larger floating-point samples do not have the scale -1 to 1
 CANCELLED = 0.01  # minimum power of the channels' mean, relative to the channels
 RATES = (4_000, 768_000)  # Hz
 CHANNELS = 64
+SUFFIXES = {
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph",
+    ".w64", ".m4a", ".aac", ".mp4", ".webm", ".wma", ".amr",  # the last six only to say so
+}  # fmt: skip
 TOLERANCE = 0.03  # seconds; headers and lists are rounded (Libri-Light: 25 ms, MP3: one frame)
 KERNEL = 1_000_000  # maximum size of a resampling filter (8 MB in float64)
 STREAM = 0x7FFF_0000  # a header size from here on, or 0, was written before the samples were known
@@ -71,17 +75,14 @@ def read_wave(
 
 
 def recordings(folder: Path) -> list[Path]:
-    """Files of a folder whose suffix names an audio format, by name."""
-    return sorted(file for file in folder.iterdir() if _format(file) in {*sf.available_formats(), "OPUS"})
-
-
-def _format(file: Path) -> str:
-    return file.suffix.removeprefix(".").upper()
+    """Files of a folder whose suffix names an audio format, by name; also formats that cannot be read."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def check_audio_file(file: Path) -> None:
     """Raise ConfigError if no sound can be written to `file`."""
-    if _format(file) not in sf.available_formats():
+    kind = file.suffix.removeprefix(".").upper()
+    if kind not in sf.available_formats() or not sf.default_subtype(kind):
         raise ConfigError(
             f"{file}: {file.suffix or 'no suffix'} names no audio format. Give a .wav or .flac."
         )

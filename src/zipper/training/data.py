@@ -105,6 +105,11 @@ class ZipperData(L.LightningDataModule):
                 f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
                 f"{trainer.world_size} processes. Correct both settings."
             )
+        if trainer.max_steps <= 0 and trainer.max_epochs != 1:
+            raise ConfigError(
+                f"Trainer(max_epochs={trainer.max_epochs}): a training is counted in steps, and its learning "
+                "rate falls over them. Give the Trainer max_steps."
+            )
         slices = trainer.world_size * accumulate
         if slices != self.steps.slices:
             self.steps = self._steps("train", train.tasks, slices)

@@ -6,7 +6,16 @@ from itertools import zip_longest
 from pathlib import Path
 
 from zipper.codecs.load import with_copied_codec
-from zipper.config import CodecConfig, ModelConfig, RunConfig, TrainConfig, asset, from_dict, read_json
+from zipper.config import (
+    CodecConfig,
+    ModelConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainConfig,
+    asset,
+    from_dict,
+    read_json,
+)
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
@@ -22,7 +31,7 @@ OBJECTIVE = (
 
 
 def fine_tuned(cfg: RunConfig) -> RunConfig:
-    """Config with the model and codec of the exported model in `train.init`; unchanged without one.
+    """Config with the model, codec and decoding of the exported model in `train.init`; unchanged without one.
 
     Its towers have no `init`: their weights are those of the model. Frozen towers stay frozen.
 
@@ -51,7 +60,11 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
             f"train.init={cfg.train.init} brings its codec and tokenizer, but the config sets its own. Leave "
             "data.tokenizer and the section codec out."
         )
-    return replace(cfg, model=model, codec=codec)
+    greedy = (None, SamplingConfig())
+    decode = {name: how for name, how in saved.decode.items() if cfg.decode.get(name) in greedy}
+    if not cfg.train.ctc:
+        decode = {name: replace(how, ctc=0.0) for name, how in decode.items()}
+    return replace(cfg, model=model, codec=codec, decode={**cfg.decode, **decode})
 
 
 def for_new_training(cfg: RunConfig) -> RunConfig:

@@ -71,9 +71,14 @@ class ZipperModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align, or the
-        data is not `ZipperData`, which knows the letters."""
+        data is not `ZipperData`, which knows the letters, or was made later than this module."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ZipperData) and self.statistics.fingerprint != data.dataset.fingerprint:
+            raise ConfigError(
+                "ZipperModule has no settings and statistics of this ZipperData: make it after ZipperData, "
+                "which gives them to the model."
+            )
         if self.cfg.train.ctc and self.model.ctc is None:
-            data = getattr(self.trainer, "datamodule", None)
             if not isinstance(data, ZipperData):
                 raise ConfigError(
                     f"train.ctc={self.cfg.train.ctc:g} needs the letters of the tokens: pass a "

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from conftest import as_batch, interleaving, tiny_model
 from zipper.config import load_config
@@ -144,6 +144,11 @@ def test_shares_are_nested(dataset):
     assert few == set(range(5))
 
 
+def test_no_task_with_a_small_share_goes_without(dataset):
+    few = steps(dataset, tasks={"asr": 1.0, "tts": 0.001})
+    assert any(task == "tts" for i in range(few.epoch_length(0)) for _, task in few.examples(i))
+
+
 def test_a_cap_below_the_longest_utterance_is_refused(dataset):
     with pytest.raises(ConfigError, match=r"train\.tokens=20 is less.*Give at least"):
         steps(dataset, tokens=20)
@@ -202,6 +207,8 @@ def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
     assert 5 < sum(subset == "spoken/train" for subset in limit_rows(mixed, 30)["subset"]) < 25
     spoken = rows.map(lambda row: {"subset": "spoken/train"})
     assert limit_rows(spoken, 20)["id"] == rows["id"][:20]
+    faster = concatenate_datasets([spoken, spoken.map(lambda row: {"id": f"{row['id']}@1.1"})])
+    assert limit_rows(faster, 20)["id"] == [*rows["id"][:20], *(f"{id}@1.1" for id in rows["id"][:20])]
 
 
 def test_utterances_of_train_are_encoded_at_each_speed_and_stay_together_in_subsets(

@@ -38,6 +38,8 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     # How it was trained, not how it is called.
     evaluate_run(config("name=one", "train.lr=0.7", "evaluate.split=dev"), "y")
     assert read_result(cfg.run_dir / "asr-dev.json")["config"]["train"]["lr"] == cfg.train.lr
+    with pytest.raises(ConfigError, match=r"data\.corpus=manifest: the run was trained with spoken"):
+        run(["evaluate", str(cfg.run_dir), "data.corpus=manifest", "data.folder=."])
     kept = (cfg.run_dir / "asr-dev.json").read_bytes()
     evaluate_run(config("name=one", "evaluate.split=dev", "decode.text.beams=2"), "y")
     assert (cfg.run_dir / "asr-dev.json").read_bytes() == kept

