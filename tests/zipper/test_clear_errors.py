@@ -276,7 +276,7 @@ CASES = [
     (["generate", ZIPPED, "--text", "so it is " * 99], None, C, "subwords", "at most", "Cut it into sentences"),
     (["generate", ZIPPED, "--audio", "gone.wav"], None, D, "gone.wav", "does not exist"),
     (["generate", ZIPPED, "--audio", "x.wav"], lambda f: sf.write(f / "x.wav", np.zeros(9000), 16000), D, "x.wav", "is silent"),
-    (["generate", ZIPPED, "--audio", "x.wav"], lambda f: sf.write(f / "x.wav", noise(60), 16000), D, "x.wav", "60.0 s", "Shorten it"),
+    (["generate", ZIPPED, "--audio", "x.wav", "--then", "text", "speech"], lambda f: sf.write(f / "x.wav", noise(60), 16000), D, "x.wav", "60.0 s", "Shorten it"),
     (["generate", ZIPPED, "--audio", "x.wav", "-o", "y.wav"], None, C, "-o y.wav", "text is printed", "Leave -o out"),
     (["generate", ZIPPED, "--given", "audio=x.wav"], None, C, "'audio'", "There is no modality"),
     ([*SAY, "-o", "said.txt"], None, C, "-o said.txt", "as .wav", "Give a file"),
