@@ -28,7 +28,8 @@ from zipper.models.building import TrainedModel
 from zipper.run_folder import check_dataset, finished, result_files
 
 REQUESTED = ("evaluate", "decode", "asr_scorer", "name", "build", "result", "export", "seed")
-MOVABLE = ("data.folder", "data.text_folder", "train.accelerator", "train.devices", "train.nodes")
+PLACES = ("folder", "text_folder")  # settings of data; they may have moved
+DEVICES = ("accelerator", "devices", "nodes")  # settings of train
 
 
 def evaluate_run(
@@ -48,16 +49,16 @@ def evaluate_run(
     # Model and training are those of the checkpoint; decoding and scoring are those of the caller, and so is
     # a codec of the same codes.
     asked, known = flat(to_dict(cfg)), flat(to_dict(trained.config))
-    for key in sorted(overridden_keys(overrides) - {*MOVABLE}):
+    free = {*(f"data.{key}" for key in PLACES), *(f"train.{key}" for key in DEVICES)}
+    for key in sorted(overridden_keys(overrides) - free):
         if key.startswith(("data.", "model.", "train.")) and asked.get(key) != known.get(key):
             raise ConfigError(
                 f"{key}={asked.get(key)}: the run was trained with {known.get(key)}, and is evaluated so. "
                 "For other data, export it (zipper export) and evaluate the exported model."
             )
     requested = {key: getattr(cfg, key) for key in REQUESTED}
-    machine = {key: getattr(cfg.train, key) for key in ("accelerator", "devices", "nodes")}
-    places = ("folder", "text_folder")  # they may have moved
-    moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in places}
+    machine = {key: getattr(cfg.train, key) for key in DEVICES}
+    moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in PLACES}
     data = replace(trained.config.data, **moved)
     chosen, train = cfg.codec, replace(trained.config.train, **machine)
     cfg = replace(trained.config, **requested, data=data, train=train)

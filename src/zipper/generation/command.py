@@ -5,6 +5,7 @@ import json
 import os
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -114,12 +115,10 @@ def generate(args: argparse.Namespace) -> None:
                     )
                 for (prompt, _), segments in zip(part, outputs, strict=True):
                     stem = target / prompt.id if args.batch else out.with_suffix("")
-                    words = {}
+                    words = {}  # before `save`, which may replace the recording
                     if args.timestamps and prompt.modality == "speech" and segments[0].modality == "text":
                         text = model.modalities["text"].decode(segments[0].content)
-                        words = {
-                            "words": transcribe_words(model, prompt, text)
-                        }  # `save` may replace the file
+                        words = {"words": transcribe_words(model, prompt, text)}
                     keep({**save(model, prompt, segments, stem), **words}, started)
                 bar.update(len(part))
         for prompt in long:
@@ -254,8 +253,8 @@ def read_batch(path: Path) -> list[Prompt]:
     """
     if path.is_dir():
         files = recordings(path)
-        stems = [file.stem for file in files]
-        names = [file.stem if stems.count(file.stem) == 1 else file.name for file in files]
+        stems = Counter(file.stem for file in files)
+        names = [file.stem if stems[file.stem] == 1 else file.name for file in files]
         found = [
             (str(file), Prompt(name.replace(".", "_"), "speech", str(file.resolve())))
             for file, name in zip(files, names, strict=True)
