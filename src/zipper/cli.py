@@ -169,9 +169,10 @@ def evaluate(args: argparse.Namespace) -> None:
     if folder is None:
         evaluate_run(cfg, args.line, overrides=args.overrides)
     else:
+        here = Path.cwd().resolve()
         with training_directory(cfg, folder, args.overrides) as found:
-            here = Path.cwd().resolve()
-            shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+            stays = here == Path.cwd().resolve() and folder.is_relative_to(here)
+            shown = folder.relative_to(here) if stays else folder
             evaluate_run(found, args.line, shown, args.overrides)
 
 

@@ -54,6 +54,25 @@ def test_a_language_model_is_zipped_trained_saved_and_its_text_stays_as_it_was(t
     assert torch.equal(again.synthesize(SENTENCE), third.synthesize(SENTENCE))
 
 
+def test_data_made_again_before_the_training_replaces_the_first(towers, manifest):
+    """A notebook runs its cells twice."""
+    settings = ["train.tokens=300", "model.zip={heads: 2, whiten: true, rescale: true}"]
+    found = []
+    for before in ([], [], [{"tts": 1}, {"asr": 1}]):  # encoding, the first time, draws random numbers
+        model = zipper.Zipper.from_towers(**towers, interval={"text": 1, "speech": 1}, overrides=settings)
+        for tasks in (*before, {"asr": 1}):
+            torch.manual_seed(1)
+            only = f"data.only={5 if 'tts' in tasks else 20}"
+            overrides = [f"data.folder={manifest}", "data.dev=4", "data.test=4", only]
+            data = zipper.ZipperData("manifest", model, tasks=tasks, overrides=overrides)
+        used = {n: w for n, w in model.network.state_dict().items() if "text_from_speech" in n}
+        found.append((data.cfg, model.statistics, used))
+    _, once, twice = found
+    assert once[:2] == twice[:2]
+    assert once[0].train.tokens == 300
+    torch.testing.assert_close(once[2], twice[2], rtol=0.05, atol=0.01)  # a rescaled zip moves the next
+
+
 def test_a_model_that_learnt_one_task_learns_another_one_afterwards(towers, manifest):
     """The zips of a direction that was idle before learn now."""
     model = fitted(towers, manifest, tasks={"asr": 1})
@@ -207,7 +226,8 @@ def test_averaged_weights_of_lightnings_callback_are_those_of_the_model_afterwar
 def test_a_waveform_may_be_of_numpy_and_of_any_float(shipped):
     wave = shipped.modalities["speech"].read(ROOT / "results/samples/test-00000-original.flac")
     expected = shipped.transcribe(wave)
-    for same in (wave.double(), wave.numpy(), wave.double().numpy()):
+    backwards = wave.flip(0).numpy()[::-1]  # a negative stride
+    for same in (wave.double(), wave.numpy(), wave.double().numpy(), backwards, wave.numpy().astype(">f4")):
         assert shipped.transcribe(same) == expected
 
 
@@ -235,6 +255,9 @@ def test_arguments_of_another_type_are_refused_with_the_reason(shipped, towers, 
             "must be a positive number of seconds",
         ),
         (lambda: shipped.save_pretrained(Path("file")), "file is a file. Name a folder"),
+        (lambda: shipped.save_pretrained("mine", wer=torch.ones(1)), "it is a Tensor. Give numbers"),
+        (lambda: [*shipped.stream("so it is", seconds=float("nan"))], "seconds=nan must be a positive"),
+        (lambda: [*shipped.stream("so it is", seconds=-1)], "seconds=-1 must be a positive"),
         (zipper.Zipper.from_towers, "give at least one tower"),
         (lambda: zipper.Zipper.from_towers(**towers, frozen="text"), "a list of modalities for frozen"),
         (lambda: zipper.Zipper.from_towers(**towers, interval=2), "a dict for interval"),
@@ -243,6 +266,7 @@ def test_arguments_of_another_type_are_refused_with_the_reason(shipped, towers, 
         Path("file").touch()
         with pytest.raises(zipper.ConfigError, match=why):
             call()
+    assert not Path("mine").exists()
 
 
 def test_a_muted_microphone_with_an_offset_is_no_error(shipped):

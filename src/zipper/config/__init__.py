@@ -8,6 +8,7 @@ from zipper.config.loading import (
     describe,
     flat,
     from_dict,
+    is_section_file,
     load_config,
     overridden_keys,
     read_json,

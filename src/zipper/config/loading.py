@@ -39,7 +39,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """
     if path is not None and not (path := asset(path)).is_file():
         raise ConfigError(
-            f"{path}: no such config. Available: {_names(ROOT / 'configs')} (configs/NAME.yaml)."
+            f"{path}: no such config. Available: {_names(Path('configs'))} (configs/NAME.yaml)."
         )
     base = {} if path is None else _read(path)
     return _merged(base, overrides, f"{path or 'the defaults'}{', ' if overrides else ''}")
@@ -83,7 +83,8 @@ def _layers(overrides: Sequence[str]) -> list[Any]:
         read = read_override(setting_type(key), value)
         _reject_interpolation({key: read})
         OmegaConf.update(plain, key, read)
-    return [*layers, plain]
+    # An inline dict, model={switch: true}, may hold older names, too.
+    return [*layers, OmegaConf.create(_renamed(cast(dict[str, Any], OmegaConf.to_container(plain))))]
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:
@@ -197,17 +198,21 @@ def asset(path: str | os.PathLike[str]) -> Path:
     return given if given.exists() or not (ROOT / given).exists() else ROOT / given
 
 
+def is_section_file(key: str, value: str) -> bool:
+    """Whether configs/KEY/VALUE.yaml exists, here or in the package."""
+    return asset(Path("configs", key, f"{value}.yaml")).is_file()
+
+
 def _section_file(key: str, value: str) -> Path:
-    file = ROOT / "configs" / key / f"{value}.yaml"
-    if not file.is_file():
-        raise ConfigError(
-            f"{key}={value}: configs/{key}/{value}.yaml does not exist. Available: {_names(file.parent)}."
-        )
-    return file
+    if not is_section_file(key, value):
+        known = _names(Path("configs", key))
+        raise ConfigError(f"{key}={value}: configs/{key}/{value}.yaml does not exist. Available: {known}.")
+    return asset(Path("configs", key, f"{value}.yaml"))
 
 
 def _names(folder: Path) -> str:
-    return ", ".join(sorted(f.stem for f in folder.glob("*.yaml"))) or "none"
+    """Names of the configs in a folder, here and in the package."""
+    return ", ".join(sorted({f.stem for at in (folder, ROOT / folder) for f in at.glob("*.yaml")})) or "none"
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -39,8 +39,17 @@ def save_exported(
     folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
 ) -> None:
     """Write weights in half precision (or fewer bits: `export_bits`), tokenizer, a codec that is not shipped,
-    and zipper.json. figures: further entries of zipper.json. Raises ConfigError if `folder` is a file."""
+    and zipper.json. figures: further entries of zipper.json. Raises ConfigError if `folder` is a file, or on
+    a figure that JSON does not hold."""
     check_folder(folder)
+    for name, figure in figures.items():
+        try:
+            json.dumps(figure)
+        except (TypeError, ValueError) as error:  # before any file is replaced
+            raise ConfigError(
+                f"{name}={figure!r} cannot be written to {INFO}: it is a {type(figure).__name__}. Give "
+                "numbers, text, lists or dicts (x.item() for a tensor)."
+            ) from error
     folder.mkdir(parents=True, exist_ok=True)
     _take_certificate(trained)
     state = trained.network.state_dict()

@@ -1,6 +1,7 @@
 """`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ class Zipper(nn.Module):
         super().__init__()
         self.network, self.statistics, self.config = network, statistics, config
         self.modalities = modalities
+        self.joined: RunConfig | None = None  # config of `from_towers`
 
     @classmethod
     def from_towers(
@@ -115,7 +117,9 @@ class Zipper(nn.Module):
             network = build_model(config.model, rates)
         load_pretrained(network)
         set_trainable(network, config.model)
-        return cls(network, statistics, config, modalities)
+        model = cls(network, statistics, config, modalities)
+        model.joined = config
+        return model
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "Zipper":
@@ -136,7 +140,7 @@ class Zipper(nn.Module):
     def save_pretrained(self, folder: str | Path, *, bits: Literal[16, 8, 4] = 16, **figures: Any) -> None:
         """Write a folder for `from_pretrained`. bits: of a weight, 16 is half precision; fewer round what is
         not frozen. figures: further entries of zipper.json, for example how the model was trained and its
-        WER. Raises ConfigError if `folder` is a file."""
+        WER. Raises ConfigError if `folder` is a file, or on a figure that JSON does not hold."""
         trained = TrainedModel(self.network, self.statistics, replace(self.config, export_bits=bits))
         save_exported(Path(folder), trained, self.modalities, figures)
 
@@ -273,8 +277,11 @@ class Zipper(nn.Module):
         about `seconds` long. Joined, they are what `synthesize` returns, to within rounding.
 
         With a causal codec the first piece comes after `seconds` of speech are generated. Raises as
-        `synthesize`, and ConfigError on beam search, before the first piece.
+        `synthesize`, and ConfigError on beam search or on no finite, positive `seconds`, before the first
+        piece.
         """
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"seconds={seconds:g} must be a positive number, the length of a piece.")
         document = self.document("0", {"text": text})
         decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
         speech = self.modalities["speech"]

@@ -98,18 +98,22 @@ def is_silent(wave: Tensor) -> bool:
 def checked_wave(raw: Tensor | np.ndarray) -> Tensor:
     """Waveform float32 [n] of samples [n] in memory. Raises DataError as `read_wave`, or on another shape or
     type."""
-    samples = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(raw)
+    samples = raw.detach().cpu() if isinstance(raw, Tensor) else raw
     if samples.ndim != 1:
         raise DataError(
             f"The waveform has the shape {list(samples.shape)}, but must have [n]. Give one channel, or the "
             "mean of all."
         )
-    if not samples.is_floating_point():
+    floating = samples.is_floating_point() if isinstance(samples, Tensor) else samples.dtype.kind == "f"
+    if not floating:
         raise DataError(
             f"The waveform holds {samples.dtype}, but must hold floating-point samples in -1 to 1. Divide it "
             "by its full scale (32768 for 16 bits)."
         )
-    return _mixed("The waveform", samples.float()[:, None].numpy(), SILENCE)
+    found = (
+        samples.float().numpy() if isinstance(samples, Tensor) else np.array(samples, np.float32, order="C")
+    )
+    return _mixed("The waveform", found[:, None], SILENCE)
 
 
 def resample(wave: Tensor, rate: int, target: int) -> Tensor:
@@ -150,8 +154,8 @@ def _read(path: Path, start: float, seconds: float | None, longest: float, limit
         length = total - start if piece is None else piece
         if length > longest:
             raise DataError(
-                f"{path} has {length:.1f} s, more than {limit.format(longest)}. Shorten it, or raise the "
-                "limit."
+                f"{path} has {length:.1f} s, more than {limit.format(longest)}. Shorten it"
+                f"{', or raise the limit' if '=' in limit else ''}."
             )
         count = max(frames - first, 0) if piece is None else round(piece * rate)
         file.seek(min(first, frames))

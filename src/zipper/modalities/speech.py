@@ -67,7 +67,7 @@ class Speech(Modality):
             return checked_wave(raw)
         if not isinstance(raw, str | Path):
             raise DataError(f"{raw!r} is no recording. Give the path of a file, or a waveform [n].")
-        return read_wave(Path(raw), self.sample_rate, start, seconds, longest, limit)
+        return read_wave(Path(raw).expanduser(), self.sample_rate, start, seconds, longest, limit)
 
     def encode(self, values: list[Tensor]) -> list[Tensor]:
         return self.codec.encode(values)

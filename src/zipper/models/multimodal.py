@@ -32,6 +32,7 @@ class MultimodalModel(nn.Module):
         self.names = list(cfg.modalities)
         self.pairs: list[Pair] = [(a, b) for a in self.names for b in self.names if a != b]
         self.used = self.pairs
+        self.trained = False  # in this process
         self.next_modality_heads = nn.ModuleDict()
         self.ctc: CtcHeads | None = None  # of trainings with train.ctc
         self.register_load_state_dict_pre_hook(accept_old_state)

@@ -42,11 +42,12 @@ def rescale_zips(model: ZipperModel, documents: list[Document]) -> None:
     larger (SmolLM2), and a gate cannot compensate, because tanh is at most 1.
     """
     for block, states in _record_inputs(model, documents, lambda block: block.query_norm, 0):
-        scale = states.square().mean(-1).sqrt().median()
-        block.to_out.weight.mul_(scale)
+        scale = float(states.square().mean(-1).sqrt().median())
         narrow = block.feed_forward[-1]
         assert isinstance(narrow, nn.Linear)
-        narrow.weight.mul_(scale)
+        for linear in (block.to_out, narrow):
+            linear.weight.mul_(scale / block.scale)
+        block.scale = scale
 
 
 @torch.no_grad()

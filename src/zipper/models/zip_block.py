@@ -75,6 +75,7 @@ class ZipBlock(nn.Module):
         )
         self.attention_gate = gate(cfg.gate_init)  # a
         self.feed_forward_gate = gate(cfg.gate_init)  # b
+        self.scale = 1.0  # of the output, by `rescale_zips`
         self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:

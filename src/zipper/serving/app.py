@@ -29,10 +29,10 @@ from torch import Tensor
 
 from zipper.data.documents import Document
 from zipper.errors import ConfigError, DataError
-from zipper.generation.prompts import read_prompt
+from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.modalities.speech import Speech
-from zipper.serving.batcher import Batcher, Busy
+from zipper.serving.batcher import LIMIT, LONGEST, Batcher, Busy
 from zipper.serving.middleware import LimitBody, Measure, TooLarge, TooSlow
 
 PCM_RATE = 24_000  # Hz, of OpenAI's `pcm`
@@ -135,14 +135,21 @@ def create_app(
         if not isinstance(file, UploadFile):
             raise Refused(400, "file is missing: send a recording as multipart/form-data.", "file")
         wave = await asyncio.to_thread(_wave, model, await file.read())
-        text = await _answer(batcher, "speech", wave, "text")
+        words: list[Word] = []
+        if len(wave) > model.longest_recording * model.sample_rate:
+            words = await _long(batcher, wave, "word" in granularities)
+            text = " ".join(word.text for word in words)
+        else:
+            text = await _answer(batcher, "speech", wave, "text")
+            if text and "word" in granularities:
+                words = await _word_times(batcher, wave, text)
         if shape == "text":
             return PlainTextResponse(text + "\n")
         found: dict[str, Any] = {"text": text}
         if shape == "verbose_json":
             found |= {"task": "transcribe", "language": "english", "duration": len(wave) / model.sample_rate}
         if "word" in granularities:
-            found["words"] = await _word_times(batcher, wave, text)
+            found["words"] = [{"word": word, "start": start, "end": end} for word, start, end in words]
         return JSONResponse(found)
 
     @app.post("/v1/audio/speech")
@@ -217,7 +224,7 @@ def _wave(model: Zipper, content: bytes) -> Tensor:
         file = Path(folder) / "recording"
         file.write_bytes(content)
         try:
-            return read_prompt(model.modalities["speech"], file, model.statistics.longest["speech"])
+            return model.modalities["speech"].read(file, longest=LONGEST, limit=LIMIT)
         except DataError as error:
             raise Refused(400, str(error).replace(str(file), "The recording"), "file") from error
 
@@ -246,16 +253,23 @@ async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
 
 
-async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[dict[str, Any]]:
+async def _long(batcher: Batcher, wave: Tensor, times: bool) -> list[Word]:
+    """Words of a recording that is longer than a prompt. Raises Refused."""
+    words: list[Word] = []
+    pieces = batcher.transcribe_long(wave, times)
+    while asked := _refusing(next, pieces, None):
+        words += await asyncio.wrap_future(asked)
+    return words
+
+
+async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[Word]:
     """Words of a transcript with their start and end in seconds. Raises Refused."""
-    if not text:
-        return []
     try:
-        asked = _refusing(batcher.run, lambda: batcher.model.transcribe_words(wave, text))
-        words = await asyncio.wrap_future(asked)
+        return await asyncio.wrap_future(
+            _refusing(batcher.run, lambda: batcher.model.transcribe_words(wave, text))
+        )
     except ConfigError as error:
         raise Refused(400, str(error), "timestamp_granularities") from error
-    return [{"word": word, "start": start, "end": end} for word, start, end in words]
 
 
 def _spoken(batcher: Batcher, prompt: Document) -> Iterator[Tensor]:

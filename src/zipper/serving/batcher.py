@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from zipper.errors import ConfigError, ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
 from zipper.generation.generate import GenerationOutput, check_prompts, generate
 from zipper.generation.threads import few_threads
+from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 
+LONGEST = 1500.0  # seconds of a recording, as OpenAI's endpoint takes
+LIMIT = "the {:g} s that this server accepts"
 END = None  # of a stream's pieces
 
 
@@ -100,6 +104,14 @@ class Batcher:
             self.calls.append((function, future))
             self.changed.notify()
         return future
+
+    def transcribe_long(self, wave: Tensor, times: bool = True) -> "Iterator[Future[list[Word]]]":
+        """Words of a recording float32 [n] that is longer than a prompt may be, cut at its pauses: one piece
+        after another, between the timesteps of others. times: of the words. Raises as `run`."""
+        live = self.model.live_transcript(self.model.longest_recording / 2, times)
+        for piece in wave.split(live.step):
+            yield self.run(partial(live.feed, piece))
+        yield self.run(live.finish)
 
     def close(self) -> None:
         """Finish what waits, then stop."""

@@ -1,6 +1,7 @@
 """The page of `zipper web`: a microphone with a live transcript, recordings, and a sentence to speak."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from zipper.generation.live import LiveTranscript
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.models.zipper import ZipperModel
-from zipper.serving.batcher import Batcher, Busy
+from zipper.serving.batcher import LIMIT, LONGEST, Batcher, Busy
 
 Sound = tuple[int, np.ndarray]  # sample rate in Hz, samples [n] or [n, channels]
 EVERY = 0.5  # seconds between pieces of the microphone
@@ -73,10 +74,8 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
     zips, speaks = isinstance(model.network, ZipperModel), ("speech", "text") in model.network.used
 
     def ask(run: Callable[[], Any]) -> Any:
-        try:
+        with _shown_errors():
             return batcher.run(run).result()
-        except (ConfigError, DataError, Busy) as error:
-            raise gr.Error(str(error), duration=None, print_exception=False) from None
 
     def hear(state: Listening | None, sound: Sound | None) -> tuple[Listening | None, str, list[list[Any]]]:
         if sound is None:
@@ -96,8 +95,14 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
         if file is None:
             return "", [], None
 
+        with _shown_errors():
+            wave = model.modalities["speech"].read(file, longest=LONGEST, limit=LIMIT)
+            if len(wave) > model.longest_recording * model.sample_rate:
+                pieces = batcher.transcribe_long(wave, zips)
+                all_words = [word for piece in pieces for word in piece.result()]
+                return *_shown(all_words), None  # too long for one picture
+
         def transcribed() -> tuple[str, list[Word], Figure | None]:
-            wave = model.modalities["speech"].read(file)
             [[found]] = model.generate([{"speech": wave}], ["text"])
             text = found.value
             words = model.transcribe_words(wave, text) if text and zips else []
@@ -163,6 +168,15 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
             with gr.Tab("Image"):
                 _add_images(model, ask)
     return page
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Context whose errors the page shows."""
+    try:
+        yield
+    except (ConfigError, DataError, Busy) as error:
+        raise gr.Error(str(error), duration=None, print_exception=False) from None
 
 
 def _add_images(model: Zipper, ask: Callable[[Callable[[], Any]], Any]) -> None:

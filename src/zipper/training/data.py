@@ -8,7 +8,7 @@ import lightning as L
 from torch.utils.data import DataLoader
 
 from zipper.clock import Clock
-from zipper.config import ROOT, RunConfig, with_overrides
+from zipper.config import RunConfig, is_section_file, with_overrides
 from zipper.corpora.utterance import SPLITS
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
@@ -58,13 +58,13 @@ class ZipperData(L.LightningDataModule):
         >>> len(data.dataset.splits["train"])
         3
         """
-        section = "data" if (ROOT / "configs" / "data" / f"{corpus}.yaml").is_file() else "data.corpus"
+        section = "data" if is_section_file("data", corpus) else "data.corpus"
         if tasks is not None and not isinstance(tasks, Mapping):
             raise ConfigError(f"tasks={tasks!r}: give a dict of shares, such as {{'asr': 1}}.")
         shares = {**dict.fromkeys(model.config.train.tasks, 0.0), **tasks} if tasks else {}
         settings = [f"train.tasks.{task}={share}" for task, share in shares.items()]
-        trained_before = bool(model.statistics.fingerprint)
-        before = for_new_training(model.config) if trained_before else model.config
+        trained_before = model.joined is None or model.network.trained
+        before = model.joined if model.joined and not trained_before else for_new_training(model.config)
         cfg = with_overrides(before, [f"{section}={corpus}", *settings, *overrides])
         if cfg.model != model.config.model:
             raise ConfigError("overrides change the model: give them to Zipper.from_towers.")

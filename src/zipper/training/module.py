@@ -118,6 +118,7 @@ class ZipperModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Set frozen towers to eval mode (no dropout), and everything else to train mode."""
+        self.model.trained = True
         self.train()
         for name in self.model.names:
             self.model.tower(name).train(not self.cfg.model.towers[name].frozen)

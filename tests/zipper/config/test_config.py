@@ -45,6 +45,9 @@ def test_settings_are_read_by_their_older_names(tmp_path):
     values["train"]["hide"] = values["train"].pop("history_mask")
     values["judge"] = values.pop("asr_scorer")
     assert from_dict(values) == new
+    inline = ["model={switch: true}", "train={hide: 0.28, hide_span: 4, recompute: true}"]
+    inline += ["judge={kind: wav2vec2, model: base}", "evaluate={shuffled: false}"]
+    assert load_config(None, inline) == new
 
 
 def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -58,9 +61,18 @@ def test_a_section_file_stands_between_the_file_and_the_words(monkeypatch, tmp_p
     (tmp_path / "configs" / "data").mkdir(parents=True)
     (tmp_path / "configs" / "data" / "small.yaml").write_text("{train: 10, dev: 2}", encoding="utf-8")
     monkeypatch.setattr("zipper.config.loading.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     cfg = load_config(None, ["data=small", "data.dev=3"])
     assert (cfg.data.train, cfg.data.dev, cfg.data.test) == (10, 3, 400)
     with pytest.raises(ConfigError, match=r"data=large.*Available: small"):
+        load_config(None, ["data=large"])
+    mine = tmp_path / "mine"
+    (mine / "configs" / "data").mkdir(parents=True)
+    (mine / "configs" / "data" / "own.yaml").write_text("{train: 5}", encoding="utf-8")
+    monkeypatch.chdir(mine)  # a project beside an installed package
+    assert load_config(None, ["data=own"]).data.train == 5
+    assert load_config(None, ["data=small"]).data.train == 10
+    with pytest.raises(ConfigError, match=r"data=large.*Available: own, small"):
         load_config(None, ["data=large"])
 
 

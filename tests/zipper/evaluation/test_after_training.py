@@ -51,7 +51,7 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     assert again["perplexity"] == pytest.approx(result["perplexity"])
 
 
-def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in_tmp, monkeypatch):
+def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in_tmp, monkeypatch, capsys):
     """Another one has its old name by now; from any working directory; and moved out of its build folder."""
     words = ["name=one", "train.steps=3", "evaluate.mismatched=false"]
     run_module.train(config(*words), "x")
@@ -62,7 +62,10 @@ def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in
 
     def evaluated(working: Path, file: str) -> dict:
         monkeypatch.chdir(working)
+        capsys.readouterr()
         run(["evaluate", file, "result=copy.json"])
+        said = capsys.readouterr().out  # a path that holds where it was asked
+        assert Path(said.split(" -> ")[-1].strip()).is_file(), said
         return read_result(working / "copy.json")
 
     found = [evaluated(in_tmp, "build/runs/best/config.yaml"), evaluated(best, "config.yaml")]

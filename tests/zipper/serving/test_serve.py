@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,28 @@ def test_openais_client_transcribes(client, model):
     assert [one.id for one in client.models.list()] == ["zipper"]
 
 
+def test_a_recording_longer_than_a_prompt_is_cut_at_pauses_among_other_requests(client, model):
+    wave, rate = sf.read(RECORDING, dtype="float32")
+    long = np.tile(np.concatenate([wave, np.zeros(rate, np.float32)]), 5)
+    assert len(long) > model.longest_recording * rate
+    file = io.BytesIO()
+    sf.write(file, long, rate, format="wav")
+
+    def transcribe(recording: bytes, **asked) -> Any:
+        return client.audio.transcriptions.create(model="zipper", file=("a.wav", recording), **asked)
+
+    timed = {"response_format": "verbose_json", "timestamp_granularities": ["word"]}
+    with ThreadPoolExecutor(3) as pool:
+        whole = pool.submit(transcribe, file.getvalue())
+        words = pool.submit(transcribe, file.getvalue(), **timed)
+        short = pool.submit(transcribe, RECORDING.read_bytes())
+    expected = model.transcribe_words(long)
+    assert len(expected) > 40
+    assert whole.result().text == words.result().text == model.transcribe(long)
+    assert [(one.word, one.start, one.end) for one in words.result().words] == expected
+    assert short.result().text == model.transcribe(RECORDING)
+
+
 def test_openais_client_speaks(client, model):
     whole = model.synthesize(TEXT)
     for shape, tolerance in (("wav", 1e-3), ("flac", 1e-3), ("mp3", None), ("opus", None)):
@@ -96,7 +119,11 @@ def bytes_of(wave: np.ndarray, shape: str = "WAV") -> bytes:
         (b"", 400, "cannot be read as audio"),
         (bytes_of(np.zeros(16_000)), 400, "is silent"),
         (RECORDING.read_bytes()[:9000], 400, "The recording"),
-        (bytes_of(np.random.default_rng(0).normal(0, 0.1, 16_000 * 60)), 400, "that this model accepts"),
+        (
+            bytes_of(np.resize([0.1, -0.1], 16_000 * 1501), "FLAC"),
+            400,
+            "more than the 1500 s that this server",
+        ),
         (bytes(26_000_000), 413, "exceeds 25 MB"),
     ],
     ids=["text", "empty", "silent", "cut", "long", "large"],
