@@ -195,10 +195,10 @@ def test_one_sentence_that_repeats_itself_does_not_choose():
 
 def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
     found = {
-        "single-decoder-spans-hidden": (0.9, 0.95), "single-decoder-nothing-hidden": (0.7, 0.97),
-        "zipper-spans-hidden": (0.1, 0.4), "zipper-nothing-hidden": (0.08, 0.6),
-        "zipper-speech-tower-frozen-spans-hidden": (0.2, 0.6),
-        "zipper-speech-tower-frozen-nothing-hidden": (0.19, 0.59),
+        "single-decoder-history-masking": (0.9, 0.95), "single-decoder-no-history-masking": (0.7, 0.97),
+        "zipper-history-masking": (0.1, 0.4), "zipper-no-history-masking": (0.08, 0.6),
+        "zipper-speech-tower-frozen-history-masking": (0.2, 0.6),
+        "zipper-speech-tower-frozen-no-history-masking": (0.19, 0.59),
     }  # fmt: skip
     assert text_of("tuning", tmp_path) == ""
     shown: dict[str, list[str]] = {}
@@ -219,7 +219,7 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
         ("Zipper, speech tower frozen", "**{}**", "{}"),  # not told apart
     ):
         name = model.lower().replace(",", "").replace(" ", "-")
-        hidden, nothing = cells[f"{name}-spans-hidden"], cells[f"{name}-nothing-hidden"]
+        hidden, nothing = cells[f"{name}-history-masking"], cells[f"{name}-no-history-masking"]
         assert f"| {model} | {first.format(hidden)} | {other.format(nothing)} |" in text
 
 

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from reproduce import ROOT
 from reproduce.report.bake_off import DEV, SWEEPS, BakeOff
-from reproduce.report.records import AUDIO, NAMES, SAID, TASKS, Result, Results, Runs, shown
+from reproduce.report.records import AUDIO, NAMES, SAID, TASKS, Result, Results, Runs
 from reproduce.report.tables import Ablation, ablations
 from zipper.evaluation.attention import attention_map
 from zipper.evaluation.plot_style import MARKS, PAPERS, bars, line, panels, save, styled
@@ -229,10 +229,10 @@ def _lines(panel: Axes, ablation: Ablation, task: str) -> None:
             groups.setdefault(name, []).append((float(labels[at]), rates))
     for i, (name, points) in enumerate(groups.items()):
         xs, several = zip(*sorted(points), strict=True)
-        line(panel, i, xs, several, shown(name))
+        line(panel, i, xs, several, name)
         if isinstance(paper := sweep.points.get(name), dict):
             marks = {**PAPERS, "marker": MARKS[i], "markerfacecolor": "none"}
-            panel.plot([*paper], [*paper.values()], **marks, label=f"paper: {shown(name)}")
+            panel.plot([*paper], [*paper.values()], **marks, label=f"paper: {name}")
     ticks = sorted({x for points in groups.values() for x, _ in points})
     scale = "log" if ticks[0] > 0 else "linear"
     panel.set(xlabel=sweep.x, xscale=scale, ylabel=f"WER on {ablation.split} (%)", ylim=(0, None))
@@ -255,7 +255,7 @@ def _bars(panel: Axes, ablation: Ablation, task: str) -> None:
         end, cross = max(rates[place], default=0.0), scale * wer
         if end <= cross < end + 0.1 * longest:  # the cross would cover the bar's label
             beyond[place] = cross
-    bars(panel, [", ".join(map(shown, labels)) for labels in found], rates, beyond)
+    bars(panel, [", ".join(labels) for labels in found], rates, beyond)
     panel.set_xlabel(f"WER on {ablation.split} (%)")
     if paper:
         above = panel.twiny()

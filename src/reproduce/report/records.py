@@ -1,6 +1,5 @@
 """Result files of a folder in one data frame, and the selections that tables, claims and figures share."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -124,13 +123,6 @@ class Results:
     def sweep_named(self, name: str) -> Found:
         """Results of the sweep with a name."""
         return next((self.sweep(one) for one in self.sweeps if one.name == name), {})
-
-
-def shown(label: str) -> str:
-    """Label of a sweep as tables and figures show it."""
-    for phrase, term in SAID["terms"].items():
-        label = re.sub(rf"(?<![+] )\b{phrase}\b", term, label)
-    return label
 
 
 def percent(share: float, digits: int = 1) -> str:

@@ -13,7 +13,7 @@ from reproduce.report.choosing import (
     paired,
     rate,
 )
-from reproduce.report.records import CHOICES, NAMES, TASKS, Found, Result, Results, Runs, percent, shown
+from reproduce.report.records import CHOICES, NAMES, TASKS, Found, Result, Results, Runs, percent
 from reproduce.sweep_file import Sweep
 from zipper.evaluation.significance import Comparison
 
@@ -60,7 +60,7 @@ class Ablation(NamedTuple):
         shared = sweep.x or (next(iter(sweep.grid)) if len(sweep.grid) > 1 else "")
         at = [*sweep.grid].index(shared) if shared else 0
         for labels, results in self.found.items():
-            row = [*map(shown, labels)]
+            row = [*labels]
             first = next(self.found[one] for one in self.found if not shared or one[at] == labels[at])
             for task in self.tasks:
                 several = results.get(task, [])
@@ -138,8 +138,8 @@ def choices(results: Results) -> tuple[list[str], list[Row], Result]:
         for choice, tasks in own.items():
             rates = " / ".join(percent(capped(tasks[task][0])["wer"]) for task in TASKS)
             cells[choice] = f"**{rates}**" if choice == best else rates
-        rows.append([shown(model), *cells.values()])
-    return [*map(shown, labels)], rows, next(iter(found.values()))["asr"][0] if found else {}
+        rows.append([model, *cells.values()])
+    return [*labels], rows, next(iter(found.values()))["asr"][0] if found else {}
 
 
 def millions(count: float, digits: int = 2) -> str:
