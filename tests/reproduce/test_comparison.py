@@ -205,10 +205,10 @@ def test_the_choice_of_each_model_is_the_lowest_mean_of_both_tasks(tmp_path):
     for name, rates in found.items():
         for task, rate in zip(("asr", "tts"), rates, strict=True):
             file = tmp_path / "ablations" / CHOICES / f"{name}-seed0-{task}.json"
-            drawn_as = "zipper-frozen" if "nothing" in name else "zipper"  # other errors at the same rate
+            drawn_as = "zipper-frozen" if "no-history" in name else "zipper"  # other errors at the same rate
             write_result(made := run(drawn_as, task, 0, rate), file)
             shown.setdefault(name, []).append(percent(capped(made)["wer"]))
-    unfinished = tmp_path / "ablations" / CHOICES / "zipper-prompt-loss-1-seed0-asr.json"
+    unfinished = tmp_path / "ablations" / CHOICES / "zipper-loss-on-the-prompt-1-seed0-asr.json"
     write_result(run("zipper", "asr", 0, 0.0), unfinished)
     text = text_of("tuning", tmp_path)
     assert "| model | history masking | no history masking |" in text
