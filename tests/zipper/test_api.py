@@ -83,6 +83,27 @@ def test_a_model_that_learnt_one_task_learns_another_one_afterwards(towers, mani
     assert not any("text_from_speech" in name or name.startswith("towers.text.") for name in moved)
 
 
+def test_transcribing_in_a_training_leaves_every_module_in_its_mode(towers, manifest):
+    """The dropout of trained towers goes on, and frozen ones stay in eval mode."""
+    modes = []
+
+    class Listens(L.Callback):
+        def on_train_batch_end(self, trainer, module, *rest):
+            modes.append([one.training for one in model.network.modules()])
+            model.transcribe(torch.randn(16_000) / 10)
+            model.generate([{"text": SENTENCE}], ["speech"])
+
+    model = joined(towers)
+    data = data_of(manifest, model, {"asr": 1, "tts": 1})
+    trainer = L.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[Listens()],
+        limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(zipper.ZipperModule(model, lr=1e-3, warmup=1), data)
+    assert modes == [modes[0]] * 3
+    assert {*modes[0]} == {False, True}
+
+
 def test_another_number_of_processes_than_the_settings_say_is_refused(towers, manifest):
     model = joined(towers)
     data = data_of(manifest, model, {"asr": 1})

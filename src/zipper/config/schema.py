@@ -216,7 +216,7 @@ class RunConfig(Section):
                 f"model.kind=mixture with train.{given[0]}={layerwise[given[0]]}, which works on whole "
                 "layers, while a mixture runs them in parts. Leave it out."
             )
-        for name in self.model.modalities:
+        for name in self.model.modalities if self.train.init is None else ():  # which brings its decoding
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():
             sampled = [key for key in SAMPLED if getattr(how, key) != getattr(SamplingConfig(), key)]
@@ -225,11 +225,13 @@ class RunConfig(Section):
                     f"decode.{name}.{sampled[0]}={getattr(how, sampled[0])} is for sampling, but "
                     f"decode.{name}.temperature=0 is greedy. Give a temperature, or leave it out."
                 )
-            if how.beams > 1 and how.temperature > 0:
+            if how.searches and how.temperature > 0:
                 raise ConfigError(
-                    f"decode.{name}: beams={how.beams} with temperature={how.temperature}: set one, not both."
+                    f"decode.{name}: beams={how.beams} and ctc={how.ctc:g} search, temperature="
+                    f"{how.temperature} samples. Set one, not both."
                 )
-        if self.evaluate.samplings > 1 and all(how.temperature == 0 for how in self.decode.values()):
+        greedy = self.decode and all(how.temperature == 0 for how in self.decode.values())
+        if self.evaluate.samplings > 1 and greedy:
             raise ConfigError(
                 f"evaluate.samplings={self.evaluate.samplings}, but every decode.NAME.temperature=0 is "
                 "greedy: all samples would be equal. Give a temperature."

@@ -57,6 +57,7 @@ def evaluate_run(
                 "For other data, export it (zipper export) and evaluate the exported model."
             )
     requested = {key: getattr(cfg, key) for key in REQUESTED}
+    requested["decode"] = {**trained.config.decode, **cfg.decode}
     machine = {key: getattr(cfg.train, key) for key in DEVICES}
     moved = {key: getattr(cfg.data, key) or getattr(trained.config.data, key) for key in PLACES}
     data = replace(trained.config.data, **moved)

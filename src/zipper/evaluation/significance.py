@@ -126,7 +126,7 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
     draw, ratios = np.random.default_rng(seed), []
     for _ in range(RESAMPLES // 100):
         chosen = draw.integers(len(words), size=(100, len(words)))
-        ratios.append(errors[chosen].sum(1) / words[chosen].sum(1))
+        ratios.append(errors[chosen].sum(1) / np.maximum(words[chosen].sum(1), 1))
     low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
     return float(low), float(high)
 
@@ -144,7 +144,8 @@ def over_seeds(a: Sequence[Result], b: Sequence[Result], seed: int = 0) -> tuple
     rates = []
     for side in (a, b):
         count = len(side)
-        of_seed = chosen @ np.array([_counts(one, "errors") for one in side]).T / (chosen @ words)[:, None]
+        errors = np.array([_counts(one, "errors") for one in side])
+        of_seed = chosen @ errors.T / np.maximum(chosen @ words, 1)[:, None]
         weights = draw.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # [R, S]
         mean = of_seed.mean(1)
         rates.append(mean + (count / max(count - 1, 1)) ** 0.5 * ((weights * of_seed).sum(1) - mean))

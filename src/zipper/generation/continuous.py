@@ -2,7 +2,7 @@
 OSDI 2022)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
 from zipper.generation.cache_rows import join, select, trim
+from zipper.generation.ctc import doubts
 from zipper.generation.generate import GREEDY, GenerationOutput, content_cap, finished, prefill
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.single_step import SingleStep
@@ -28,7 +29,8 @@ class Running:
     wanted: False makes it leave unfinished."""
 
     noise: Tensor  # [timesteps, Q]
-    tokens: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor]
+    doubt: str  # of the output
     output: GenerationOutput | None = None
     wanted: bool = True
 
@@ -70,7 +72,8 @@ class ContinuousBatch:
         books = self.layout.codebooks
         noise = uniform_noise([f"{one.id}/0" for one in prompts], self.seed, max(caps) + books + 1, books)
         start = torch.full((books,), self.layout.bos)
-        rows = [Running(own, [start]) for own in noise.to(self.processor.forbidden.device)]
+        noise, doubted = noise.to(self.processor.forbidden.device), doubts(cache, name)
+        rows = [Running(own, [start], doubt) for own, doubt in zip(noise, doubted, strict=True)]
         if self.cache is None:
             self.cache, self.criteria, self.rows = cache, criteria, rows
             cache.single_steps = self.single_steps
@@ -110,9 +113,8 @@ class ContinuousBatch:
                 one[at] for one in (self.criteria.ended, self.criteria.looping, self.criteria.caps)
             )
             tokens = torch.stack(self.rows[at].tokens)
-            self.rows[at].output = finished(
-                self.name, self.layout, tokens, int(ended), bool(looping), int(cap)
-            )
+            output = finished(self.name, self.layout, tokens, int(ended), bool(looping), int(cap))
+            self.rows[at].output = replace(output, doubt=self.rows[at].doubt)
         left = [row for row, keep in zip(self.rows, stays, strict=True) if not keep]
         kept = np.flatnonzero(stays)
         self.rows = [self.rows[at] for at in kept]

@@ -83,7 +83,9 @@ def ctc_scorer(cache: KVCache, name: str) -> CtcScorer:
             " Leave it out, or train with train.ctc=0.3, which makes one."
         )
     states, valid = cache.states[head.prompt]
-    return CtcScorer(head(states), valid.sum(1), head.get_buffer("table").long())
+    table = head.get_buffer("table").long()
+    beyond = cache.model.tower(name).cfg.vocabulary - len(table)  # embeddings may be padded
+    return CtcScorer(head(states), valid.sum(1), F.pad(table, (0, 0, 0, beyond)))
 
 
 def _head(cache: KVCache, name: str) -> CtcHead | None:
@@ -131,7 +133,11 @@ class JointScores:
 
     def joined(self, scores: Tensor) -> Tensor:
         """Joint scores [B, K] of the hypotheses, from those of the tower."""
-        return (1 - self.weight) * scores + self.weight * self.total
+        return self._joint(scores, self.total)
+
+    def _joint(self, tower: Tensor, own: Tensor) -> Tensor:
+        """What the tower excludes (-inf) is excluded with any weight."""
+        return torch.where(tower.isneginf(), tower, (1 - self.weight) * tower + self.weight * own)
 
     def choose(self, scores: Tensor, likely: Tensor, closed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Best continuations of each row: indices of their hypotheses, tokens, scores by the tower, [B, K].
@@ -149,7 +155,7 @@ class JointScores:
         ends = self.scorer.whole(self.prefix).view(count, beams, 1)
         own = torch.where(some == self.eos, ends, begins.view_as(some))
         own = torch.where(closed[..., None], self.total[..., None], own)
-        joint = ((1 - self.weight) * tower + self.weight * own).flatten(1)
+        joint = self._joint(tower, own).flatten(1)
         best = joint.topk(beams).indices
         self.total = own.flatten(1).gather(1, best)
         offset = torch.arange(count, device=best.device)[:, None] * joint.shape[1]

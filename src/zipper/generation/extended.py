@@ -34,6 +34,12 @@ def extended(cfg: RunConfig) -> RunConfig:
             "model.next_modality_head=true with model.init: the next-modality heads know the old modalities "
             "alone. Leave it out."
         )
+    for key in ("position", "heads"):  # a step of the cache has one of each
+        if (mine := getattr(cfg.model.zip, key)) != (known := getattr(old.zip, key)):
+            raise ConfigError(
+                f"model.zip.{key}={mine}, but the zips of model.init={cfg.model.init} have {known}. Give "
+                f"model.zip.{key}={known}."
+            )
     # A tower that was trained with its zips has other weights than those that it started from.
     towers = {
         name: tower if tower.frozen else replace(tower, frozen=True, lora=0, init=None)

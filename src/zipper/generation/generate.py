@@ -68,13 +68,20 @@ def generate(
     Each segment is generated from the preceding segment alone, with a new cache: training documents are pairs
     of segments, and a model does not generalise to more of them in one cache (LOG.md).
 
-    Raises ConfigError as `check_prompts` and `check_searches`, and on a negative seed.
+    Raises ConfigError as `check_prompts` and `check_searches`, on a negative seed, and on candidates with
+    `auto`.
     """
     check_prompts(model, prompts, order)
     check_searches(decode or {}, model.cfg.codebooks)
     if seed < 0:
         raise ConfigError(f"seed={seed} must be at least 0.")
-    if decode and order != "auto" and any(decode[name].candidates > 1 for name in order if name in decode):
+    several = [name for name, how in (decode or {}).items() if how.candidates > 1]
+    if order == "auto" and several:
+        raise ConfigError(
+            f"decode.{several[0]}.candidates with order=auto: candidates are chosen for a given order. Leave "
+            "it out, or name the modalities."
+        )
+    if decode and any(name in order for name in several):
 
         def sample(
             many: list[Document], name: str, single: dict[str, SamplingConfig]

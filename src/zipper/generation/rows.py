@@ -42,9 +42,8 @@ def generate_rows(
     by_length = sorted(range(len(rows)), key=lengths.__getitem__)
     copies = max((max(one.beams, one.candidates) for one in (decode or {}).values()), default=1)
     found: dict[int, list[GenerationOutput]] = {}
-    was_training = model.training
-    model.eval()
-    with tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False) as bar:
+    bar = tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False)
+    with model.evaluating(), bar:
         for start, end in spans([lengths[i] * copies for i in by_length], batch, LIMIT):
             part = by_length[start:end]
             key = f"{name} {seed} {start}-{end}"
@@ -57,7 +56,6 @@ def generate_rows(
                 if journal is not None:
                     journal.add(key, [[*map(to_json, found[i])] for i in part])
             bar.update(len(part))
-    model.train(was_training)
     return [found[i] for i in range(len(rows))]
 
 

@@ -328,13 +328,8 @@ class Zipper(nn.Module):
     @contextmanager
     def _evaluating(self, rows: int = 1) -> Iterator[None]:
         """Context in eval mode, for a batch of `rows` prompts."""
-        was_training = self.training
-        try:
-            self.eval()
-            with few_threads(self.network, rows):
-                yield
-        finally:
-            self.train(was_training)
+        with self.network.evaluating(), few_threads(self.network, rows):
+            yield
 
     def document(self, name: str, prompt: Prompt) -> Document:
         """Document of a prompt. Raises as `encode`, and ConfigError on an unknown modality."""

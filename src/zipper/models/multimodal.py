@@ -1,6 +1,7 @@
 """Common interface of Zipper and Single Decoder for training, generation and evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +60,18 @@ class MultimodalModel(nn.Module):
     def outputs(self, name: str, tokens: Tensor, x: Tensor) -> Tensor:
         """States [B, T, D] for the `logits` of the tower. x: after the layers of the `reader`."""
         return self.tower(name).finish(x)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Context in eval mode. Every module gets its own mode back: that of a frozen tower in a training is
+        another one."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training
 
     @property
     def directions_used(self) -> list[Pair]:

@@ -1,7 +1,7 @@
 """Fine-tuning: a training that starts from a trained model (`train.init`)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -60,11 +60,18 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
             f"train.init={cfg.train.init} brings its codec and tokenizer, but the config sets its own. Leave "
             "data.tokenizer and the section codec out."
         )
-    greedy = (None, SamplingConfig())
-    decode = {name: how for name, how in saved.decode.items() if cfg.decode.get(name) in greedy}
+    decode = {name: _decoding(cfg.decode.get(name), how) for name, how in saved.decode.items()}
     if not cfg.train.ctc:
         decode = {name: replace(how, ctc=0.0) for name, how in decode.items()}
     return replace(cfg, model=model, codec=codec, decode={**cfg.decode, **decode})
+
+
+def _decoding(given: SamplingConfig | None, saved: SamplingConfig) -> SamplingConfig:
+    """What a config says of decoding, over what the model has. All at its defaults means greedy."""
+    if given is None or given == SamplingConfig():
+        return given or saved
+    own = {f.name: value for f in fields(given) if (value := getattr(given, f.name)) != f.default}
+    return replace(saved, **own)
 
 
 def for_new_training(cfg: RunConfig) -> RunConfig:

@@ -9,6 +9,7 @@ from conftest import module_for
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document, segment
 from zipper.errors import ConfigError
+from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.ctc import CtcScorer, JointScores
 from zipper.generation.generate import generate
 from zipper.models.ctc import CtcHeads
@@ -132,6 +133,23 @@ def test_a_head_that_is_sure_decides_what_is_written(model, dataset):
         network, prompts(dataset, 1), ["text"], statistics, {"text": SamplingConfig(ctc=1.0)}
     )
     assert silent.content.shape[1] == 0
+    with torch.no_grad():
+        head.linear.bias[:3] = torch.tensor([-3.0, 0.0, -1.0])
+    [[found]] = generate(
+        network, prompts(dataset, 1), ["text"], statistics, {"text": SamplingConfig(beams=3, ctc=1.0)}
+    )
+    assert found.content.shape[1] > 0
+
+
+def test_tokens_beyond_the_tokenizer_spell_nothing(model, dataset):
+    """Embeddings of language models are padded."""
+    network, statistics = model
+    head = network.ctc.get("text", "speech")
+    head.table = head.table[:8]
+    [[found]] = generate(
+        network, prompts(dataset, 1), ["text"], statistics, {"text": SamplingConfig(beams=3, ctc=0.5)}
+    )
+    assert found.finish_reason
 
 
 def test_a_model_without_a_head_is_refused(model, dataset):
@@ -170,6 +188,11 @@ def test_an_answer_to_what_is_no_speech_is_doubted(model, dataset, bias, doubt):
         assert found.doubt == alone.doubt
         assert found.doubt.startswith(doubt)
         assert bool(found.doubt) == bool(doubt)
+    batch = ContinuousBatch(network, "text", statistics)
+    rows = batch.add(given)
+    while batch.rows:
+        batch.step()
+    assert [row.output.doubt for row in rows] == [found.doubt for [found] in together]
     network.ctc = None
     [[without]] = generate(network, given[:1], ["text"], statistics)
     assert without.doubt == ""

@@ -127,6 +127,8 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
     model = tiny_model(("text", "speech", "music"), switch=True)
     model.used = [pair for pair in model.pairs if pair != ("music", "text")]
     given = prompts(model, 12)
+    with pytest.raises(ConfigError, match=r"decode\.text\.candidates with order=auto"):
+        generate(model, given, "auto", STATISTICS, {"text": SamplingConfig(temperature=1, candidates=3)})
     together = generate(model, given, "auto", STATISTICS)
     shapes = {tuple(s.modality for s in segments) for segments in together}
     assert len(shapes) > 3

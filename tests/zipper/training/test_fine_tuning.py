@@ -142,7 +142,9 @@ def test_decoding_is_that_of_the_model_unless_the_config_has_its_own(data):
     info["config"]["decode"] = {"text": {"beams": 5, "ctc": 0.3}}
     Path("first/zipper.json").write_text(json.dumps(info), encoding="utf-8")
     for words, expected in (
-        ([], (5, 0.3)), (["train.ctc=0", "train.guide=0"], (5, 0.0)), (["decode.text.beams=2"], (2, 0.0)),
+        ([], (5, 0.3)), (["train.ctc=0", "train.guide=0"], (5, 0.0)), (["decode.text.beams=2"], (2, 0.3)),
+        (["decode.text.ctc=0.5"], (5, 0.5)), (["decode.text.compile=true"], (5, 0.3)),
+        (["decode.text.beams=1"], (1, 0.0)),
     ):  # fmt: skip
         how = fine_tuned(config(*data, *ASR, "train.init=first", *words)).decode["text"]
         assert (how.beams, how.ctc) == expected
