@@ -82,12 +82,15 @@ def list_runs(file: Path, settings: Sequence[str]) -> None:
 
 
 def command(sweep: Sweep, point: Point, settings: Sequence[str]) -> list[str]:
-    """Command that trains a point. With `settings`, its name and result paths get a hash of them."""
+    """Command that trains a point. With `settings`, its name and result paths get a hash of them. What the
+    config exports gets a folder for each run."""
     name, result = sweep.name, sweep.result_file(point)
+    export = load_config(asset(point.config), [*point.overrides, *settings]).export
     if settings:
         name += f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}"
         result = FOLDER / name / f"{point.name}.json"
     overrides = [*point.overrides, *settings, f"name={name}-{point.name}", f"result={result}"]
+    overrides += [f"export={Path(export) / f'{name}-{point.name}'}"] if export else []
     return [sys.executable, "-m", "zipper", "train", point.config, *overrides]
 
 
@@ -129,8 +132,18 @@ def is_finished(sweep: Sweep, point: Point, settings: Sequence[str]) -> bool:
 
 
 def config_of(sweep: Sweep, point: Point, settings: Sequence[str]) -> RunConfig:
-    """Config of a point, as `zipper train` loads it."""
-    return load_config(asset(point.config), command(sweep, point, settings)[5:])
+    """Config of a point, as `zipper train` trains it."""
+    return _with_model(load_config(asset(point.config), command(sweep, point, settings)[5:]))
+
+
+def _with_model(cfg: RunConfig) -> RunConfig:
+    """Config with what the model of `train.init` or `model.init` brings."""
+    if not (cfg.train.init or cfg.model.init):
+        return cfg
+    from zipper.generation.extended import extended  # seconds, which other sweeps do without
+    from zipper.training.fine_tuning import fine_tuned
+
+    return extended(fine_tuned(cfg))
 
 
 def _prepare(points: list[Point], settings: Sequence[str]) -> None:
@@ -138,17 +151,19 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
     from zipper.clock import Clock
     from zipper.data.prepare import prepare
     from zipper.distributed import check_trainer
+    from zipper.modalities.base import load_modalities
+    from zipper.training.fine_tuning import start_folder
 
     known: list[Any] = []
     configs = [load_config(asset(point.config), [*point.overrides, *settings]) for point in points]
     for cfg in configs:
         check_trainer(cfg.train)
-    for cfg in configs:
+    for cfg in map(_with_model, configs):
         text = cfg.model.towers.get("text")
         cfg.data.only = None
-        if (key := (cfg.data, cfg.codec, text.init if text else None)) not in known:
+        if (key := (cfg.data, cfg.codec, text.init if text else None, cfg.train.init)) not in known:
             known.append(key)
-            prepare(cfg, Clock())
+            prepare(cfg, Clock(), load_modalities(cfg, start_folder(cfg)))
 
 
 def _run_all(todo: list[tuple[Point, list[str]]], sweep: Sweep, jobs: int) -> None:

@@ -11,6 +11,7 @@ from zipper.corpora.pages import pages_corpus
 from zipper.corpora.spoken import spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
 from zipper.errors import ConfigError, DataError
+from zipper.modalities.audio import id_at
 from zipper.modalities.base import modality_class
 
 
@@ -35,13 +36,16 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
             f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
             "subset, or a piece of one as train-clean-100/26), or give it utterances."
         )
-    return [copy for u in found for copy in _at_speeds(u, cfg.data.speeds)]
+    copies = [copy for u in found for copy in _at_speeds(u, cfg.data.speeds)]
+    if len(copies) > len(found):
+        check_ids(copies, f"data.speeds={cfg.data.speeds}")
+    return copies
 
 
 def _at_speeds(u: Utterance, speeds: list[float]) -> list[Utterance]:
     if u.split != "train" or not u.audio:
         return [u]
-    return [u if speed == 1 else replace(u, id=f"{u.id}@{speed:g}", speed=speed) for speed in speeds]
+    return [replace(u, id=id_at(u.id, speed), speed=speed) for speed in speeds]
 
 
 def _open(

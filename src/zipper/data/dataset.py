@@ -8,7 +8,6 @@ interrupted preparation resumes at the next shard.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,13 +21,13 @@ from zipper.config import DataConfig, read_json
 from zipper.corpora.utterance import Utterance
 from zipper.errors import DataError
 from zipper.hashes import KEPT, check_once, file_hashes, joint_hash
+from zipper.modalities.audio import without_speed
 from zipper.modalities.base import Modality
 from zipper.modalities.normalise import normaliser_of
 
 if TYPE_CHECKING:
     import datasets
 
-SPEED = re.compile(r"@[\d.]+$")  # of an utterance's id (data.speeds)
 Row = dict[str, Any]  # encoded utterance; a modality that it lacks has no tokens
 
 
@@ -104,12 +103,27 @@ def limit_rows(rows: "datasets.Dataset", only: int | None) -> "datasets.Dataset"
     """
     if only is None or only >= len(rows):
         return rows
-    ids = [SPEED.sub("", id) for id in rows["id"][:]]
-    order = [*dict.fromkeys(ids)]
+    spoken = spoken_once(rows)
+    order = [*dict.fromkeys(spoken)]
     if not {subset.partition("/")[0] for subset in rows["subset"][:]} <= {"", "spoken"}:
-        order.sort(key=lambda id: hashlib.sha256(id.encode()).digest())
+        order.sort(key=lambda one: hashlib.sha256(one[0].encode()).digest())
     chosen = {*order[:only]}
-    return rows.select([i for i, id in enumerate(ids) if id in chosen])
+    return rows.select([i for i, one in enumerate(spoken) if one in chosen])
+
+
+def spoken_once(rows: "datasets.Dataset") -> list[tuple[str, str | None, float | None]]:
+    """Id, recording and its start of every row, the same for the copies of an utterance at several speeds."""
+    recorded = rows["audio"][:] if "audio" in rows.column_names else [None] * len(rows)
+    given = zip(rows["id"][:], recorded, rows["start"][:], strict=True)
+    return [(without_speed(id)[0] if audio else id, audio, start) for id, audio, start in given]
+
+
+def sentences_of(rows: "datasets.Dataset", column: str) -> list[str]:
+    """Texts (or ids) of rows, once for the copies of an utterance at several speeds."""
+    first: dict[tuple[Any, ...], str] = {}
+    for one, text in zip(spoken_once(rows), rows[column][:], strict=True):
+        first.setdefault(one, one[0] if column == "id" else text)
+    return [*first.values()]
 
 
 def fingerprint(

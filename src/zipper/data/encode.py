@@ -27,6 +27,7 @@ from zipper.data.dataset import (
     fingerprint_hash,
     open_dataset,
     open_split,
+    sentences_of,
 )
 from zipper.data.shards import LoadedUtterance, Shard, ShardReader, write_shard
 from zipper.data.skipped import Skipped, check_budget, list_skipped, usable_utterances
@@ -274,5 +275,5 @@ def _info(
         "rows": {split: len(rows) for split, rows in splits.items()},
         "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
         "skipped": skipped,
-        "trained_on": sentences_hash(splits["train"][read] if "train" in splits else []),
+        "trained_on": sentences_hash(sentences_of(splits["train"], read) if "train" in splits else []),
     }

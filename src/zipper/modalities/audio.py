@@ -26,6 +26,7 @@ LOUDEST = 10.0  # larger floating-point samples do not have the scale -1 to 1
 CANCELLED = 0.01  # minimum power of the channels' mean, relative to the channels
 RATES = (4_000, 768_000)  # Hz
 CHANNELS = 64
+SPEED = re.compile(r"@(0\.\d+|1\.\d+|2)$")  # ends the id of a copy at another speed (data.speeds)
 SUFFIXES = {
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph",
     ".w64", ".m4a", ".aac", ".mp4", ".webm", ".wma", ".amr",  # the last six only to say so
@@ -72,6 +73,17 @@ def read_wave(
             f"{_named(path)} cannot be read as audio ({why}). Download it again, or name an audio file."
         ) from error
     return resample(_mixed(path, samples, silence), rate, sample_rate)
+
+
+def id_at(id: str, speed: float) -> str:
+    """Id of the copy of an utterance that is played at `speed` (data.speeds)."""
+    return id if speed == 1 else f"{id}@{speed:g}"
+
+
+def without_speed(id: str) -> tuple[str, float]:
+    """Id of an utterance, and the speed, of a copy's id."""
+    found = SPEED.search(id)
+    return (id[: found.start()], float(found[1])) if found else (id, 1.0)
 
 
 def recordings(folder: Path) -> list[Path]:

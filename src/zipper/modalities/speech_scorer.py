@@ -15,7 +15,7 @@ from zipper.disk import file_lock, write_atomic
 from zipper.distributed import map_over_ranks
 from zipper.errors import DataError
 from zipper.modalities.asr_scorer import SCORER_RATE, AsrScorer
-from zipper.modalities.audio import read_wave
+from zipper.modalities.audio import read_wave, resample, without_speed
 from zipper.modalities.base import Modality
 from zipper.modalities.scoring import Generated, Journal, Rows, Score, Scorer, WordErrors
 
@@ -128,7 +128,9 @@ class SpeechScorer(Scorer):
 
 def recording(row: Mapping[str, Any]) -> Tensor:
     """Recording of a row, float32 [n] at SCORER_RATE. Raises DataError if it cannot be read."""
+    _, speed = without_speed(row["id"])
     try:
-        return read_wave(Path(row["audio"]), SCORER_RATE, row["start"], row["seconds"])
+        wave = read_wave(Path(row["audio"]), SCORER_RATE, row["start"], row["seconds"] * speed)
+        return wave if speed == 1 else resample(wave, round(SCORER_RATE * speed), SCORER_RATE)
     except DataError as error:
         raise DataError(f"Utterance {row['id']}: {error}") from error

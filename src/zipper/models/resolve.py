@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from zipper.config import RunConfig, TowerConfig, modalities_of
 from zipper.config.fields import check_modalities
 from zipper.corpora.utterance import FIRST, sentences_hash
-from zipper.data.dataset import EncodedDataset
+from zipper.data.dataset import EncodedDataset, sentences_of
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality
@@ -160,8 +160,8 @@ def joint_fingerprint(modalities: Sequence[Modality]) -> str:
 
 def _check_sentences(name: str, init: str | None, dataset: EncodedDataset) -> None:
     known = tower_info(model_folder(init))["trained_on"] if init else None  # None: unknown
-    train = dataset.splits["train"]
-    if known not in (None, dataset.info["trained_on"], sentences_hash(train[:FIRST]["text"])):
+    train = sentences_of(dataset.splits["train"], "text")
+    if known not in (None, dataset.info["trained_on"], *map(sentences_hash, (train, train[:FIRST]))):
         raise DataError(
             f"model.towers.{name}.init={init} was trained on other sentences of the grammar than "
             "this training split, so dev and test may contain some of them. Keep the data.seed and the "

@@ -12,12 +12,15 @@ from datasets import Dataset, concatenate_datasets
 from conftest import as_batch, interleaving, tiny_model
 from zipper.config import load_config
 from zipper.corpora.open import open_corpus
+from zipper.corpora.utterance import sentences_hash
 from zipper.data.batches import collate
-from zipper.data.dataset import limit_rows
+from zipper.data.dataset import limit_rows, sentences_of
 from zipper.data.documents import document, scored_weight
 from zipper.data.encode import prepare_dataset
 from zipper.data.schedule import BatchSchedule, _cut
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
+from zipper.modalities.asr_scorer import SCORER_RATE
+from zipper.modalities.speech_scorer import recording
 from zipper.models.losses import stream_loss
 
 BOOKS = {"text": 1, "speech": 3}
@@ -194,7 +197,10 @@ def test_documents_that_weigh_alike_let_the_mixture_weigh_their_tasks(dataset):
 
 def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
     rows = Dataset.from_list([
-        {"id": f"{speaker}-{take:02d}", "speaker": str(speaker), "subset": "librispeech/train-clean-100"}
+        {
+            "id": f"{speaker}-{take:02d}", "speaker": str(speaker), "subset": "librispeech/train-clean-100",
+            "audio": f"{speaker}-{take:02d}.flac", "start": 0.0,
+        }
         for speaker in range(10) for take in range(20)
     ])  # fmt: skip
     few, more = limit_rows(rows, 20), limit_rows(rows, 60)
@@ -209,6 +215,9 @@ def test_a_share_of_a_real_corpus_is_nested_and_of_all_speakers():
     assert limit_rows(spoken, 20)["id"] == rows["id"][:20]
     faster = concatenate_datasets([spoken, spoken.map(lambda row: {"id": f"{row['id']}@1.1"})])
     assert limit_rows(faster, 20)["id"] == [*rows["id"][:20], *(f"{id}@1.1" for id in rows["id"][:20])]
+    # Ids of the user's own that end as those of copies do.
+    own = rows.map(lambda row: {"id": f"{row['speaker']}@1.{int(row['id'][-2:])}"})
+    assert len(limit_rows(own, 5)) == 5
 
 
 def test_utterances_of_train_are_encoded_at_each_speed_and_stay_together_in_subsets(
@@ -233,6 +242,18 @@ def test_utterances_of_train_are_encoded_at_each_speed_and_stay_together_in_subs
     few = limit_rows(encoded.splits["train"], 5)["id"]
     assert len(few) == 15
     assert len({id.partition("@")[0] for id in few}) == 5
+    texts = sentences_of(encoded.splits["train"], "text")
+    assert texts == [u.text for u in utterances if u.split == "train"]  # once, in their order
+    assert encoded.info["trained_on"] == sentences_hash(texts)
+    # The recording of a copy is played at its speed, too.
+    first = next(u.id for u in utterances if u.split == "train")
+    for speed in ("@0.8", "", "@1.25"):
+        row = rows[f"{first}{speed}"]
+        assert len(recording(row)) == pytest.approx(row["seconds"] * SCORER_RATE, abs=20)
+    lines[1] = lines[1].replace(utterances[1].id, f"{first}@0.8", 1)
+    file.write_text("\n".join(["id\taudio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"data\.speeds=.*@0\.8 is not unique"):
+        open_corpus(load_config(None, words))
 
 
 def test_the_first_documents_are_of_every_task(dataset):

@@ -10,7 +10,8 @@ import torch
 
 import zipper
 from conftest import COUNTS, WORDS
-from reproduce import ROOT
+from reproduce import ROOT, sweep
+from reproduce.sweep_file import read_sweep
 from zipper.cli import main
 from zipper.config import RunConfig, TrainConfig, load_config
 from zipper.data.statistics import DatasetStatistics
@@ -271,3 +272,25 @@ def test_what_the_model_does_not_bring_is_refused(data):
     for word, message in REFUSED.items():
         with pytest.raises(ConfigError, match=message):
             fine_tuned(config(*data, "train.tasks={asr: 1}", "train.init=first", word))
+
+
+def test_a_sweep_over_fine_tuning_resumes_and_keeps_every_model(data, monkeypatch):
+    """Its runs have the codec, tokenizer and decoding of the model that they start from."""
+    words = [one for one in WORDS if not one.startswith("model.")]
+    settings = [*words, *data, *ASR, "train.init=first", "export=tuned", "train.steps=2"]
+    Path("fine.yaml").write_text("{}", encoding="utf-8")
+    lines = "grid: {rate: {low: {train.lr: 1.0e-4}, high: {train.lr: 2.0e-4}}}\nseeds: []\n"
+    head = "title: Rates\nconfig: fine.yaml\nresult: results/{point}.json\n"
+    Path("rates.yaml").write_text(head + lines, encoding="utf-8")
+    file = Path("rates.yaml")
+    read = read_sweep(file)
+    stores = {*Path("build/stores").iterdir()}
+    sweep.run_sweep(file, None, 1, settings, prepare_only=True)
+    assert {*Path("build/stores").iterdir()} == stores
+    for point in read.runs():
+        assert not sweep.is_finished(read, point, settings)
+        main(sweep.command(read, point, settings)[3:])
+        assert sweep.is_finished(read, point, settings)
+    low, high = sorted(Path("tuned").iterdir())
+    names = weights(str(low))
+    assert any(not torch.equal(names[name], other) for name, other in weights(str(high)).items())
