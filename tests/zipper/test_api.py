@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 import zipper
 from conftest import data_of, joined
@@ -52,6 +52,26 @@ def test_a_language_model_is_zipped_trained_saved_and_its_text_stays_as_it_was(t
     for name, weight in again.network.state_dict().items():
         assert torch.equal(weight, model.network.state_dict()[name].half().float()), name
     assert torch.equal(again.synthesize(SENTENCE), third.synthesize(SENTENCE))
+
+
+def test_a_checkpoint_of_a_users_own_training_is_loaded_into_a_new_model(towers, manifest, in_tmp):
+    model = joined(towers)
+    data = data_of(manifest, model, {"asr": 1}, "train.ctc=0.3")
+    saves = ModelCheckpoint("kept", every_n_train_steps=2, save_top_k=-1)
+    trainer = L.Trainer(max_steps=4, accelerator="cpu", logger=False, callbacks=[saves])
+    trainer.fit(zipper.ZipperModule(model, lr=1e-3, warmup=1), data)
+    early, late = sorted(Path("kept").iterdir())
+    found = joined(towers)
+    zipper.ZipperModule.load_from_checkpoint(late, model=found)
+    assert found.statistics == model.statistics
+    for name, weight in found.network.state_dict().items():
+        assert torch.equal(weight, model.network.state_dict()[name]), name
+    assert found.network.ctc is not None
+    wave = torch.randn(16_000) / 10
+    assert found.transcribe(wave) == model.transcribe(wave)
+    zipper.ZipperModule.load_from_checkpoint(early, model=found)
+    last = model.network.state_dict()
+    assert any(not torch.equal(weight, last[name]) for name, weight in found.network.state_dict().items())
 
 
 def test_data_made_again_before_the_training_replaces_the_first(towers, manifest):

@@ -1,10 +1,12 @@
 """Opens the corpora of a config."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.config import DataConfig, RunConfig
+from zipper.config import DataConfig, RunConfig, modalities_of
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS, index_librilight, index_librispeech
 from zipper.corpora.lists import read_list, read_text
 from zipper.corpora.pages import pages_corpus
@@ -36,10 +38,30 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
             f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
             "subset, or a piece of one as train-clean-100/26), or give it utterances."
         )
+    found = _without_empty(found, {one.name: one.column for one in classes}, cfg.train.tasks)
     copies = [copy for u in found for copy in _at_speeds(u, cfg.data.speeds)]
     if len(copies) > len(found):
         check_ids(copies, f"data.speeds={cfg.data.speeds}")
     return copies
+
+
+def _without_empty(
+    utterances: list[Utterance], columns: dict[str, str], tasks: Iterable[str]
+) -> list[Utterance]:
+    """Utterances that lack a modality (an empty cell), but that a task can use without, have None of it. The
+    others stay as they are, and will be rejected. Prints how many."""
+    needs = [{columns[name] for name in modalities_of(task) if name in columns} for task in tasks]
+    counts, out = Counter[str](), list[Utterance]()
+    for u in utterances:
+        empty = [column for column in columns.values() if u.raw(column) == ""]
+        if empty and any(all(u.raw(column) for column in need) for need in needs):
+            counts.update(empty)
+            other = {key: raw for key, raw in u.other.items() if key not in empty}
+            u = replace(u, audio=u.audio or None, text=u.text or None, other=other)
+        out.append(u)
+    for column, count in counts.items():
+        print(f"{count} of {len(out)} utterances have no {column}: tasks that need it leave them out")
+    return out
 
 
 def _at_speeds(u: Utterance, speeds: list[float]) -> list[Utterance]:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig, to_dict, with_overrides
+from zipper.config import RunConfig, from_dict, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
@@ -33,14 +33,24 @@ NAMED = 8  # utterances in an error message
 class ZipperModule(L.LightningModule):
     """LightningModule of a Zipper or a Single Decoder. A Zipper of one tower is plain pre-training."""
 
-    def __init__(self, model: Zipper | TrainedModel, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: Zipper | TrainedModel,
+        *,
+        cfg: dict[str, Any] | None = None,
+        statistics: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         """model: its network is trained. settings: `train` settings (lr, warmup, ...) that replace those of
-        the model's config.
+        the model's config. cfg, statistics: those of a checkpoint, which replace the model's: Lightning's
+        `load_from_checkpoint(FILE, model=model)` gives them, and loads the weights into the model.
 
         Checkpoints store config and statistics as plain dicts, so that they load with weights_only=True.
         Raises ConfigError on a setting that is unknown or out of range.
         """
         super().__init__()
+        if cfg is not None and statistics is not None and isinstance(model, Zipper):
+            model.train_on(from_dict(cfg), DatasetStatistics.from_dict(statistics))
         overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
         self.cfg = with_overrides(model.config, overrides) if settings else model.config
         self.statistics, self.model = model.statistics, model.network
@@ -110,6 +120,10 @@ class ZipperModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds_before = checkpoint.get("train_seconds", 0.0)
+        self.model.trained = True
+        if self.model.ctc is None:  # without `setup`
+            state = checkpoint["state_dict"].items()
+            self.model.ctc = CtcHeads.from_state({name.removeprefix("model."): x for name, x in state})
 
     def train_seconds(self) -> float:
         """Seconds of training and validation, including those of earlier processes up to the resumed

@@ -10,6 +10,7 @@ from torch import Tensor
 import zipper
 from conftest import data_of
 from zipper.config import TowerConfig, load_config
+from zipper.data.documents import eligible
 from zipper.errors import DataError
 from zipper.models.pretrained import save_tower
 from zipper.models.tower import Tower
@@ -53,7 +54,7 @@ def three(towers):
 
 @pytest.fixture
 def listed(manifest):
-    """The manifest with a column for tunes; some rows have none."""
+    """The manifest with a column for tunes."""
     head, *rows = manifest.read_text(encoding="utf-8").splitlines()
     rows = [f"{row}\t{i % NOTES} {i // 2 % NOTES} 7" for i, row in enumerate(rows)]
     manifest.write_text("\n".join([f"{head}\ttune", *rows]) + "\n", encoding="utf-8")
@@ -84,6 +85,32 @@ def test_three_towers_train_generate_and_are_evaluated(three, listed, in_tmp):
     model.save_pretrained("mine")
     again = zipper.Zipper.from_pretrained("mine")
     assert again.generate([{"text": "the cat"}], ["tune"])[0][0].value == made.value
+
+
+def test_a_row_is_used_by_the_tasks_whose_modalities_it_has(three, listed, in_tmp, capsys):
+    head, *rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
+    audio, text, tune = (head.index(name) for name in ("audio", "text", "tune"))
+    for at, row in enumerate(rows):
+        if at % 3 < 2:
+            row[(audio, tune)[at % 3]] = ""
+    listed.write_text("\n".join("\t".join(row) for row in [head, *rows]) + "\n", encoding="utf-8")
+    model = zipper.Zipper.from_towers(**three, overrides=["model.zip.heads=2"])
+    data = data_of(listed, model, TASKS)
+    said = capsys.readouterr().out
+    for column in ("audio", "tune"):
+        assert f"{len(rows) // 3} of {len(rows)} utterances have no {column}: tasks that need it" in said
+    found = sum(len(split) for split in data.dataset.splits.values())
+    assert found == len(rows)
+    train = data.dataset.splits["train"]
+    for task, column in (("asr", "frames"), ("tune>text", "tune_length")):
+        assert 0 < len(eligible(data.dataset, train, task)) == sum(n > 0 for n in train[column]) < len(train)
+    trainer = L.Trainer(max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(zipper.ZipperModule(model, lr=1e-2, warmup=1), data)
+    for row in rows[1:]:
+        row[text] = ""  # which every task needs
+    listed.write_text("\n".join("\t".join(row) for row in [head, *rows]) + "\n", encoding="utf-8")
+    with pytest.raises(zipper.DataError, match=r"35 of 36 utterances cannot be used.*has no "):
+        data_of(listed, model, TASKS)
 
 
 def test_a_run_of_it_is_trained_evaluated_and_drawn(three, listed, in_tmp, capsys):
