@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 FRAMES = 300
+TURNS = 5  # after a warm-up
 EVERY = 25  # the loop without cache is measured at multiples of this length
 COMPILED = SamplingConfig(compile=True)
 SPOKEN = 20  # sentences synthesized from text to waveform
@@ -54,21 +55,23 @@ def generation(
     prompts = [Document(doc.id, doc.segments[:-1], doc.multimodal) for doc in documents]
     found: dict[str, Any] = {}
     for batch in (1, 16, 64):
-        cached, native, theirs = fastest(
+        runs = (
             partial(generate_speech, model, prompts[:batch]),
             partial(generate_speech, model, prompts[:batch], COMPILED),
             partial(generate_llama, llama(model.cfg.towers["speech"]), batch),
         )
+        took = alternate(*(lambda _, run=run: run() for run in runs), turns=1 + TURNS)
+        cached, native, theirs = (times[1:] for times in took)
         found[f"batch {batch}"] = {
-            "frames_per_second": round(batch * FRAMES / cached, 1),
-            "frames_per_second_compiled": round(batch * FRAMES / native, 1),
-            "llama_frames_per_second": round(batch * FRAMES / theirs, 1),
-            "times_llama": round(theirs / cached, 2),
-            "times_llama_compiled": round(theirs / native, 2),
+            "frames_per_second": round(batch * FRAMES / statistics.median(cached), 1),
+            "frames_per_second_compiled": round(batch * FRAMES / statistics.median(native), 1),
+            "llama_frames_per_second": round(batch * FRAMES / statistics.median(theirs), 1),
+            **compared("times_llama", theirs, cached),
+            **compared("times_llama_compiled", theirs, native),
         }
         if batch <= 16:  # minutes for more
             uncached = uncached_seconds(model, prompts[:batch])
-            found[f"batch {batch}"]["times_uncached"] = round(uncached / cached, 2)
+            found[f"batch {batch}"]["times_uncached"] = round(uncached / statistics.median(cached), 2)
     if (ROOT / "assets/zipped").is_dir():
         for suffix, sampling in (("", GREEDY), ("_compiled", COMPILED)):
             found[f"real_time_factor{suffix}"] = round(real_time_factor(dataset, sampling), 4)
@@ -90,6 +93,14 @@ def alternate(*runs: Callable[[int], object], turns: int) -> list[list[float]]:
             run(turn)
             kept.append(time.perf_counter() - started)
     return took
+
+
+def compared(name: str, theirs: list[float], ours: list[float], units: float = 1.0) -> dict[str, Any]:
+    """Their median seconds in ours, times `units` (those of our run in one of theirs), and the least and the
+    most of one turn."""
+    turns = sorted(units * b / a for a, b in zip(ours, theirs, strict=True))
+    ratio = units * statistics.median(theirs) / statistics.median(ours)
+    return {name: round(ratio, 3), f"{name}_spread": [round(turns[0], 3), round(turns[-1], 3)]}
 
 
 @torch.no_grad()
@@ -166,6 +177,6 @@ def from_the_shell(text: str) -> dict[str, float]:
 
         model, out = str(ROOT / "assets/zipped"), str(Path(folder) / "a.wav")
         generate = ("generate", model, "--text", text, "--then", "speech", "--out", out, "--overwrite")
-        took = alternate(run("-m", "zipper", *generate), run("-c", "import torch"), turns=6)
+        took = alternate(run("-m", "zipper", *generate), run("-c", "import torch"), turns=1 + TURNS)
     shell, torch_alone = (statistics.median(times[1:]) for times in took)  # the first turn compiles
     return {"shell_seconds": round(shell, 2), "import_torch_seconds": round(torch_alone, 2)}

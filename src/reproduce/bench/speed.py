@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from reproduce.bench.generation import alternate, generation
+from reproduce.bench.generation import alternate, compared, generation
 from reproduce.bench.record import record, show
 from zipper.clock import Clock
 from zipper.commit import commit
@@ -44,7 +44,7 @@ DECODED = 100  # utterances
 
 
 def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Runs the benchmark and writes its result. Takes half a minute on two cores."""
+    """Runs the benchmark and writes its result. Takes two and a half minutes on two cores."""
     if find_spec("transformers") is None:
         raise ConfigError(
             "bench compares with transformers, which is not installed here. Run `make bench`, or pip install "
@@ -98,12 +98,12 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
     units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     return {
         "parameters": sum(p.numel() for p in ours.parameters()),
-        "units_per_second": round(units / float32),
-        "llama_units_per_second": round(units / other),
-        "ratio": round(other / float32, 3),
-        "ratio_bf16_products": round(other / products, 3),
-        "ratio_one_thread": round(other_alone / float32_alone, 3),
-        "ratio_bf16_products_one_thread": round(other_alone / products_alone, 3),
+        "units_per_second": round(units / statistics.median(float32)),
+        "llama_units_per_second": round(units / statistics.median(other)),
+        **compared("ratio", other, float32),
+        **compared("ratio_bf16_products", other, products),
+        **compared("ratio_one_thread", other_alone, float32_alone),
+        **compared("ratio_bf16_products_one_thread", other_alone, products_alone),
     }
 
 
@@ -127,11 +127,11 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "units_per_second": round(units / float32),
-        "llama_units_per_second": round(columns / other),
-        "ratio": round(units / float32 / (columns / other), 3),
-        "ratio_bf16_products": round(units / products / (columns / other), 3),
-        "seconds_a_step": round(float32, 4),
+        "units_per_second": round(units / statistics.median(float32)),
+        "llama_units_per_second": round(columns / statistics.median(other)),
+        **compared("ratio", other, float32, units / columns),
+        **compared("ratio_bf16_products", other, products, units / columns),
+        "seconds_a_step": round(statistics.median(float32), 4),
         "units_a_step": round(units, 1),
     }
 
@@ -232,6 +232,6 @@ def in_bfloat16(step: Callable[[int], None]) -> Callable[[int], None]:
     return inner
 
 
-def take_turns(*steps: Callable[[int], None]) -> list[float]:
-    """Median seconds of functions that are called in turn."""
-    return [statistics.median(times[WARM:]) for times in alternate(*steps, turns=WARM + TURNS)]
+def take_turns(*steps: Callable[[int], None]) -> list[list[float]]:
+    """Seconds of functions that are called in turn, by turn."""
+    return [times[WARM:] for times in alternate(*steps, turns=WARM + TURNS)]

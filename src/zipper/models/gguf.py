@@ -4,6 +4,7 @@ import json
 import struct
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -19,7 +20,7 @@ def import_gguf(file: Path, folder: Path) -> None:
     """Write config.json, model.safetensors (float32, dequantised) and tokenizer.json.
 
     Raises ConfigError if packages or the file are missing or the folder is not empty, DataError on a file
-    that transformers cannot read or an unsupported architecture.
+    that transformers cannot read in full, or an unsupported architecture.
     """
     if missing := [name for name in ("transformers", "gguf", "accelerate") if find_spec(name) is None]:
         raise ConfigError(
@@ -46,6 +47,7 @@ def import_gguf(file: Path, folder: Path) -> None:
         raise DataError(
             f"{file} holds a {architecture}, an unsupported architecture. Supported: {', '.join(FAMILIES)}."
         )
+    _check_rope(file, model.config.to_dict())
     tied = bool(model.config.tie_word_embeddings)
     weights = {
         name: w.contiguous()
@@ -58,3 +60,22 @@ def import_gguf(file: Path, folder: Path) -> None:
     # Written last, because it marks the folder as complete.
     described = json.dumps({**config, "architectures": [architecture]}, indent=2) + "\n"
     write_atomic(folder / CONFIG, described.encode())
+
+
+def _check_rope(file: Path, config: dict[str, Any]) -> None:
+    """Raise DataError if a file scales its rotary positions, as Llama 3.x does, and transformers lost it."""
+    from gguf import GGUFReader
+
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        return
+    reader = GGUFReader(file)
+    scaled = [tensor.name for tensor in reader.tensors if tensor.name == "rope_freqs.weight"]
+    for name, entry in reader.fields.items():
+        if name.endswith(".rope.scaling.type") and bytes(entry.parts[-1]) != b"none":
+            scaled.append(name)
+    if scaled:
+        raise DataError(
+            f"{file} scales its rotary positions ({scaled[0]}), which transformers does not read from GGUF: "
+            "the model would be another one. Take its safetensors."
+        )

@@ -12,6 +12,7 @@ import torch
 
 from conftest import config
 from reproduce.bench import speed as speed_module
+from reproduce.bench.generation import compared
 from reproduce.bench.speed import WARM, bench, take_turns
 from reproduce.report.records import Results
 from reproduce.report.results import section
@@ -176,7 +177,9 @@ def test_turns_are_taken_and_the_median_counts(monkeypatch):
 
         return step
 
-    assert take_turns(takes(1.0, "a"), takes(2.5, "b")) == [1.0, 2.5]
+    ours, theirs = take_turns(takes(1.0, "a"), takes(2.5, "b"))
+    assert compared("ratio", theirs, ours, 2.0)["ratio"] == 5.0
+    assert compared("ratio", [2.0, 3.0, 9.0], [1.0, 2.0, 1.0])["ratio_spread"] == [1.5, 9.0]
     assert order[:4] == ["a", "b", "a", "b"]
 
 
