@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from reproduce.bench.generation import alternate, compared, generation
 from reproduce.bench.record import record, show
@@ -67,6 +69,7 @@ def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
         "decoding": decoding(cfg, dataset), "generation": generation(model, dataset, llama),
         "loader": loader(steps, books, zipper["seconds_a_step"]),
     }  # fmt: skip
+    figures["floor"] = floor(model, figures)
     result = record(cfg, "bench", command, code, {
         "figures": figures,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6),
@@ -98,6 +101,8 @@ def tower_against_llama(shape: TowerConfig, batches: list[Batch]) -> dict[str, A
     units = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     return {
         "parameters": sum(p.numel() for p in ours.parameters()),
+        "flops_a_step": step_flops(steps[0], len(batches)),
+        "seconds_a_step": round(statistics.median(float32), 4),
         "units_per_second": round(units / statistics.median(float32)),
         "llama_units_per_second": round(units / statistics.median(other)),
         **compared("ratio", other, float32),
@@ -119,9 +124,8 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
     """
     model, rough = (ZipperModule.of(cfg, measure_statistics(dataset)).model for _ in range(2))
     theirs = llama_step(llama(cfg.model.towers["speech"]), batches)
-    float32, products, other = take_turns(
-        zipper_step(model, batches, cfg.train), in_bfloat16(zipper_step(rough, batches, cfg.train)), theirs
-    )
+    ours = zipper_step(model, batches, cfg.train)
+    float32, products, other = take_turns(ours, in_bfloat16(zipper_step(rough, batches, cfg.train)), theirs)
     columns = sum(int(batch.streams["speech"].valid.sum()) for batch in batches) / len(batches)
     units = sum(int(s.valid.sum()) for batch in batches for s in batch.streams.values()) / len(batches)
     return {
@@ -131,6 +135,7 @@ def zipper_against_llama(cfg: RunConfig, dataset: EncodedDataset, batches: list[
         "llama_units_per_second": round(columns / statistics.median(other)),
         **compared("ratio", other, float32, units / columns),
         **compared("ratio_bf16_products", other, products, units / columns),
+        "flops_a_step": step_flops(ours, len(batches)),
         "seconds_a_step": round(statistics.median(float32), 4),
         "units_a_step": round(units, 1),
     }
@@ -191,6 +196,37 @@ def language_model_step(
     return step
 
 
+def step_flops(step: Callable[[int], None], count: int) -> float:
+    """Mean FLOPs of `count` training steps: all matrix products, forward and backward."""
+    # Fused attention is not counted on a CPU; its products are.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for turn in range(count):
+            step(turn)
+    return counter.get_total_flops() / count
+
+
+def floor(model: MultimodalModel, figures: dict[str, Any]) -> dict[str, float]:
+    """What this machine does in this run: float32 products, and reading memory; and the shares of them that a
+    training step, and writing speech with compile=true, reach. Of the tower and its zips each weight is read
+    once a frame."""
+    square, long = torch.randn(2048, 2048), torch.zeros(2**26)
+    products, reading = take_turns(lambda _: square @ square, lambda _: long.sum())
+    peak = 2 * 2048**3 / statistics.median(products)
+    bandwidth = 4 * 2**26 / statistics.median(reading)
+    read = [model.tower("speech"), *(model.zip(s, "speech", "text") for s in range(model.stages))]
+    weights = sum(4 * p.numel() for part in read for p in part.parameters())
+    frames = figures["generation"]["batch 1"]["frames_per_second_compiled"]
+    return {
+        "gflops_per_second": round(peak / 1e9, 1),
+        "gigabytes_per_second": round(bandwidth / 1e9, 1),
+        **{
+            f"{name}_share": round(figures[name]["flops_a_step"] / peak / figures[name]["seconds_a_step"], 3)
+            for name in ("tower", "zipper")
+        },
+        "generation_share": round(weights * frames / bandwidth, 3),
+    }
+
+
 def decoding(cfg: RunConfig, dataset: EncodedDataset) -> dict[str, Any]:
     """Speed of greedy ASR with an untrained Zipper, and the share that hits the length limit."""
     module = ZipperModule.of(cfg, measure_statistics(dataset))
@@ -232,6 +268,6 @@ def in_bfloat16(step: Callable[[int], None]) -> Callable[[int], None]:
     return inner
 
 
-def take_turns(*steps: Callable[[int], None]) -> list[list[float]]:
+def take_turns(*steps: Callable[[int], object]) -> list[list[float]]:
     """Seconds of functions that are called in turn, by turn."""
     return [times[WARM:] for times in alternate(*steps, turns=WARM + TURNS)]

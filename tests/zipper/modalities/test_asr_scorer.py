@@ -195,6 +195,7 @@ def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch, capsys):
     assert figures["zipper"]["ratio_bf16_products"] > 0
     assert 0 < figures["zipper"]["parameters_trained"] < figures["zipper"]["parameters"]
     assert 0 <= figures["loader"]["padding_share"] < 1
+    assert all(0 < figures["floor"][f"{name}_share"] < 1 for name in ("tower", "zipper", "generation"))
     assert set(figures["decoding"]) == {"batch 1", "batch 6"}
     text = section("bench", Results(Path("made")))
     assert "Units of Zipper" in text
