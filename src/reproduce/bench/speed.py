@@ -46,7 +46,7 @@ DECODED = 100  # utterances
 
 
 def bench(cfg: RunConfig, command: str) -> dict[str, Any]:
-    """Runs the benchmark and writes its result. Takes two and a half minutes on two cores."""
+    """Runs the benchmark and writes its result. Takes three minutes on two cores."""
     if find_spec("transformers") is None:
         raise ConfigError(
             "bench compares with transformers, which is not installed here. Run `make bench`, or pip install "
