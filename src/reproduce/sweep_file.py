@@ -129,7 +129,7 @@ def _yaml(value: Any) -> str:
 
 def read_sweep(file: Path) -> Sweep:
     """Reads a sweep file. Raises ConfigError if it is invalid, or if two points have the same name."""
-    if not file.is_file():
+    if not (file := asset(file)).is_file():
         folders = (ROOT / "configs" / "sweeps", ROOT / "configs" / "ablations")
         known = ", ".join(sorted(one.stem for folder in folders for one in folder.rglob("*.yaml")))
         raise ConfigError(f"{file}: no such sweep. Available: {known}.")

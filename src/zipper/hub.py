@@ -11,6 +11,10 @@ from zipper.errors import ConfigError, DataError
 
 REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"  # user/name, optionally with a revision
 TASK_NAMES = {"asr": "speech recognition", "tts": "speech synthesis", "speech": "speech", "text": "text"}
+USE = {
+    "asr": 'model.transcribe("recording.flac")',
+    "tts": 'model.synthesize("a sentence", "spoken.wav")',
+}
 CARD, MESSAGE = "README.md", "Exported by zipper"
 WANTED = ["*.json", "*.safetensors"]  # no code, no pickles
 
@@ -43,7 +47,8 @@ def push(folder: Path, repository: str, private: bool) -> str:
     Uses the user's token (HF_TOKEN, or `hf auth login`). Raises ConfigError if the folder holds no model,
     DataError if the hub rejects the upload or cannot be reached.
     """
-    if not any(folder.glob("*.safetensors")) or not any(folder.glob("*.json")):
+    described = any((folder / name).is_file() for name in ("zipper.json", "tower.json", "config.json"))
+    if not described or not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"{folder} holds no exported model. Give a folder written by `export=`, such as assets/zipped."
         )
@@ -85,8 +90,7 @@ def model_card(folder: Path, repository: str) -> str:
     if config:
         use = [
             f'model = zipper.Zipper.from_pretrained("{repository}")',
-            'model.transcribe("recording.flac")',
-            'model.synthesize("a sentence", "spoken.wav")',
+            *(line for task, line in USE.items() if shares.get(task)),
         ]
     else:
         modality = info.get("modality", "text")

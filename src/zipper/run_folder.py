@@ -20,7 +20,7 @@ from zipper.distributed import first_process
 from zipper.errors import ConfigError
 
 # Settings that may change on resume: no batch depends on them.
-RESUMABLE_KEYS = {"resume", "train.devices", "train.nodes", "train.workers"}
+RESUMABLE_KEYS = {"resume", "train.devices", "train.nodes", "train.workers", "train_codec.out"}
 
 
 def finished(cfg: RunConfig) -> Path:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -309,8 +310,7 @@ def load_official(kbps: float | None, weights: Path | None) -> Codec:
         model = EncodecModel.encodec_model_24khz(pretrained=False)
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
-        raise DataError(
-            f"{file} does not hold the weights of encodec_24khz: {str(error).splitlines()[1].strip()}"
-        ) from error
+    except (RuntimeError, UnpicklingError, TypeError, LookupError, EOFError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"{file} does not hold the weights of encodec_24khz: {why}") from error
     return Codec(model, CODEBOOKS_AT_KBPS[kbps], 1.0, "encodec_24khz")

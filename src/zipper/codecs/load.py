@@ -32,9 +32,13 @@ def load_codec(cfg: CodecConfig) -> Codec:
 
 
 def copy_codec(codec: Codec, folder: Path) -> None:
-    """Copy a zipper-codec's files into an exported model's folder, unless it is the shipped one."""
-    there = [(ROOT / "assets/codec").resolve(), folder.resolve()]
-    if codec.folder is None or codec.folder.resolve() in there:
+    """Copy a zipper-codec's files into an exported model's folder, unless it is the shipped one. Those of a
+    model that was there before go."""
+    if codec.folder is not None and codec.folder.resolve() == folder.resolve():
+        return
+    for name in (WEIGHTS, SETTINGS):
+        (folder / name).unlink(missing_ok=True)
+    if codec.folder is None or codec.folder.resolve() == (ROOT / "assets/codec").resolve():
         return
     for name in (WEIGHTS, SETTINGS):
         shutil.copyfile(codec.folder / name, folder / name)

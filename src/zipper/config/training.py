@@ -185,7 +185,7 @@ class TrainCodecConfig(Section):
     batch: int = setting(8, "crops per step", at_least=1)
     seconds: float = setting(0.8, "length of a crop", above=0)
     lr: float = setting(1e-3, "peak learning rate of AdamW, decays to 0", above=0)
-    filters: int = setting(16, "filters of EnCodec's first convolution", at_least=1)
+    filters: int = setting(16, "filters of EnCodec's first convolution", at_least=2)
     dimension: int = setting(128, "dimension of the latents", at_least=1)
     ratios: list[int] = setting(
         [4, 4, 5, 8], "strides of the decoder; their product is the hop in samples", at_least=1, at_most=10**6

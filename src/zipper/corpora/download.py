@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from zipper.config import RunConfig
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
-from zipper.disk import check_writable, disk_failure
+from zipper.disk import check_writable, disk_failure, file_lock
 from zipper.errors import ConfigError, DataError
 from zipper.hashes import sha256
 
@@ -102,8 +102,9 @@ def download(cfg: RunConfig) -> None:
     needed = UNPACKED * sum(sizes) + max(sizes)  # one archive at a time is stored next to its unpacked files
     print(f"to fetch: {sum(sizes):.1f} GB; disk needed: {needed:.1f} GB in {folder.resolve()}")
     check_writable(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
-    for corpus, subset in missing:
-        _fetch(folder, corpus, subset)
+    with file_lock(folder / ".incoming.lock", f"data.folder={cfg.data.folder}"):
+        for corpus, subset in missing:
+            _fetch(folder, corpus, subset)
 
 
 def subsets(splits: dict[str, list[str]]) -> list[str]:

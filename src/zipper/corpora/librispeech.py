@@ -37,7 +37,7 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
     root = folder / PUBLISHED[corpus]
     root = root if root.is_dir() else folder
     wanted = {part.strip("/"): split for split, parts in splits.items() for part in parts}
-    out: list[Utterance] = []
+    out, found = list[Utterance](), set[str]()
     for subset in dict.fromkeys(part.split("/")[0] for part in wanted):
         if not (root / subset).is_dir():
             there = ", ".join(sorted(path.name for path in root.glob("*-*/"))) or "none"
@@ -47,8 +47,11 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
             )
         for speaker, chapter, path in _folders(root / subset):
             places = (f"{subset}/{speaker}/{chapter}", f"{subset}/{speaker}", subset)
-            if split := next((wanted[place] for place in places if place in wanted), None):
-                out += _chapter(path, speaker, chapter, split, f"{corpus}/{subset}")
+            if place := next((one for one in places if one in wanted), None):
+                out += _chapter(path, speaker, chapter, wanted[place], f"{corpus}/{subset}")
+                found.add(place)
+    if lost := [part for part in wanted if part.count("/") and part not in found]:
+        raise DataError(f"data.splits: {root} has no recordings of {lost[0]}. Correct it, or leave it out.")
     return out
 
 
@@ -99,7 +102,7 @@ def _runs(info: Path, longest: float) -> Iterator[tuple[float, float]]:
     """Joins neighbouring intervals of speech while they fit; splits one that is too long."""
     try:
         voiced = json.loads(info.read_text(encoding="utf-8"))["voice_activity"]
-        stretches = [(float(start), float(end)) for start, end in voiced]
+        stretches = sorted((float(start), float(end)) for start, end in voiced)
         if wrong := [one for one in stretches if not 0 <= one[0] <= one[1] < math.inf]:
             raise ValueError(f"{wrong[0]} is not an interval")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -48,6 +48,7 @@ def read_list(
     def absolute(path: str) -> str:
         return os.path.realpath(file.parent / path) if path else ""
 
+    times = Counter(row.path("audio") for row in rows)
     out = []
     for row in rows:
         split = row.name("split")
@@ -58,7 +59,7 @@ def read_list(
         later = f"-{round(start * 100):07d}" if start else ""
         text = None if mute else normal_text(row.text("text"))
         id = row.name("id") or recording + later
-        speaker = row.name("speaker") or (recording if start or seconds else id)
+        speaker = row.name("speaker") or (recording if start or seconds or times[audio] > 1 else id)
         subset = f"manifest/{row.name('subset') or split}"
         raw = {key: absolute(row.path(key)) if other[key] else row.text(key) for key in further}
         path = None if silent else absolute(audio)

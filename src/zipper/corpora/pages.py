@@ -63,7 +63,8 @@ def pages_corpus(cfg: DataConfig, root: Path, workers: int, spoken: bool) -> lis
     Training pages have text and an image, and with `spoken` a recording too; dev and test have all three.
     Sentences of dev and test are not among those that the shipped model was trained on.
     """
-    folder = root / f"pages-{cfg.seed}-{cfg.train}-{cfg.dev}-{cfg.test}{'-spoken' * spoken}"
+    rates = "" if cfg.rates == DataConfig().rates else "-{:g}-{:g}".format(*cfg.rates)
+    folder = root / f"pages-{cfg.seed}-{cfg.train}-{cfg.dev}-{cfg.test}{'-spoken' * spoken}{rates}"
     manifest = folder / "manifest.jsonl"
     if not manifest.exists():
         found = _draw_all(cfg, folder, "pages-spoken" if spoken else "pages")

@@ -11,7 +11,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-import soundfile as sf
 from tqdm import tqdm
 
 from zipper.config import with_overrides
@@ -76,7 +75,6 @@ def generate(args: argparse.Namespace) -> None:
         order = order if order == ["auto"] else route(model.network, prompt.modality, order)
         try:
             if (prompt.modality, order) == ("speech", ["text"]) and is_long(model, prompt):
-                model.modalities["speech"].read(prompt.raw, *prompt.piece)
                 long.append(prompt)
                 continue
             segment = model.encode(prompt.modality, prompt.raw, *prompt.piece)
@@ -198,11 +196,11 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
 
 def is_long(model: Zipper, prompt: Prompt) -> bool:
     """Whether a recording is too long for one prompt; False if it cannot be read."""
-    start, seconds = prompt.piece
     try:
-        return (seconds or sf.info(prompt.raw).duration - start) > model.longest_recording
-    except (OSError, RuntimeError, TypeError, ValueError):
+        wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
+    except DataError:  # `encode` says it
         return False
+    return len(wave) > model.longest_recording * model.sample_rate
 
 
 def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
 from zipper.generation.prompts import SHORTEST
 from zipper.generation.word_times import BLOCK, Word
 
@@ -37,12 +37,15 @@ class LiveTranscript:
     ) -> None:
         """transcribe: a waveform float32 [n] at sample_rate (Hz), at most `longest` seconds, to text. every:
         seconds of sound between two transcripts. align: words of a transcript with their times; without it
-        these are NaN. Raises ConfigError if `every` is not positive."""
-        if not every * sample_rate >= 1:
-            raise ConfigError(f"every={every:g} must be a positive number of seconds.")
+        these are NaN. Raises ConfigError if `every` is not positive, or more than half of `longest`."""
+        if not 1 <= every * sample_rate <= int(longest * sample_rate / 2):
+            raise ConfigError(
+                f"every={every:g} must be a positive number of seconds, at most {longest / 2:.3g}, half of "
+                "the longest prompt."
+            )
         self.transcribe, self.align, self.rate = transcribe, align, sample_rate
         self.block, self.step = round(BLOCK * sample_rate), round(every * sample_rate)
-        self.longest = max(2 * self.step, int(longest * sample_rate))
+        self.longest = max(2 * self.step, int(longest * sample_rate))  # a step may be rounded up
         self.sound = torch.zeros(0)  # of the segment that is not finished
         self.start = 0  # its first sample, of all
         self.closed: tuple[Tensor, list[str]] = torch.zeros(0), []  # the segment before it, and its words
@@ -52,7 +55,10 @@ class LiveTranscript:
 
     def feed(self, wave: Tensor) -> list[Word]:
         """wave float32 [n]: the next piece. Returns the words that are committed now, with times from the
-        first sample of all."""
+        first sample of all. Raises DataError on another shape or type."""
+        if not isinstance(wave, Tensor) or wave.ndim != 1 or not wave.is_floating_point():
+            shape = [*wave.shape] if isinstance(wave, Tensor) else type(wave).__name__
+            raise DataError(f"A piece of sound must be a tensor of floating-point samples [n], not {shape}.")
         self.coming, words = torch.cat([self.coming, wave]), list[Word]()
         while len(self.coming) >= self.step:
             self.sound = torch.cat([self.sound, self.coming[: self.step]])

@@ -22,6 +22,7 @@ BLOCK = 0.02  # seconds whose power is measured
 SILENT = 0.03  # of the loudest block: amplitude of the silence around a sentence
 LEAST = 1e-3  # added to attention weights, so that one of 0 excludes nothing
 DURATION = 3.0  # weight of the squared log ratio of a token's duration to the expected one
+NO_ZIPS = "Word times are where zips look, and this model has none (a Single Decoder)."
 
 
 class Word(NamedTuple):
@@ -59,7 +60,7 @@ def word_times(
     Raises ConfigError if the model has no zips.
     """
     if not isinstance(model, ZipperModel):
-        raise ConfigError("Word times are where zips look, and this model has none (a Single Decoder).")
+        raise ConfigError(NO_ZIPS)
     ids = written.tokens[1:-1, 0].tolist()
     labels = modalities["text"].labels(ids)
     assert labels is not None

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import soundfile as sf
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +25,9 @@ from zipper.generation.live import LiveTranscript
 from zipper.generation.prompts import prompt_of, prompt_segment
 from zipper.generation.stream import stream
 from zipper.generation.threads import few_threads
-from zipper.generation.word_times import Word, word_times
+from zipper.generation.word_times import NO_ZIPS, Word, word_times
 from zipper.hub import model_folder, push
-from zipper.modalities.audio import check_audio_file, is_silent
+from zipper.modalities.audio import check_audio_file, is_silent, write_audio
 from zipper.modalities.base import Modality, load_modalities
 from zipper.modalities.speech import Speech
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
@@ -194,6 +193,8 @@ class Zipper(nn.Module):
         ('wednesday', True)
         """
         wave, long = self._recording(audio)
+        if not isinstance(self.network, ZipperModel):
+            raise ConfigError(NO_ZIPS)
         if text is None and long:
             return self._cut_at_pauses(wave)
         text = self.transcribe(wave) if text is None else text
@@ -267,7 +268,7 @@ class Zipper(nn.Module):
         [[speech]] = self.generate([{"text": text}], ["speech"])
         assert isinstance(speech.value, Tensor)
         if file is not None:
-            sf.write(file, speech.value.clamp(-1, 1).numpy(), self.sample_rate)
+            write_audio(Path(file), speech.value, self.sample_rate)
         return speech.value
 
     def stream(

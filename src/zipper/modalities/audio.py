@@ -17,6 +17,7 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor
 
+from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.mpeg import Mpeg, count_frames, with_xing_header
 
@@ -100,6 +101,14 @@ def check_audio_file(file: Path) -> None:
         )
     if not file.parent.is_dir():
         raise ConfigError(f"{file}: the folder {file.parent} does not exist. Create it first.")
+
+
+def write_audio(file: Path, wave: Tensor, sample_rate: int) -> None:
+    """Write a waveform float32 [n], atomically."""
+    out = BytesIO()
+    kind = file.suffix.removeprefix(".").upper()
+    sf.write(out, wave.clamp(-1, 1).numpy(), sample_rate, format=kind)
+    write_atomic(file, out.getvalue())
 
 
 def is_silent(wave: Tensor) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import soundfile as sf
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from zipper.codecs.load import copy_codec, load_codec, with_copied_codec
 from zipper.codecs.streaming import DecoderStream
 from zipper.config import RunConfig
 from zipper.errors import DataError
-from zipper.modalities.audio import checked_wave, read_wave
+from zipper.modalities.audio import checked_wave, read_wave, write_audio
 from zipper.modalities.base import LIMIT, Column, Modality
 from zipper.modalities.delay import Pattern
 from zipper.modalities.layout import TokenLayout
@@ -92,7 +91,7 @@ class Speech(Modality):
     def write(self, value: Tensor, stem: Path) -> Path:
         """STEM.wav"""
         file = stem.with_name(f"{stem.name}.wav")
-        sf.write(file, value.clamp(-1, 1).numpy(), self.sample_rate)
+        write_audio(file, value, self.sample_rate)
         return file
 
     def cost(self, value: Tensor) -> float:

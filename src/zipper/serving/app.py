@@ -120,7 +120,7 @@ def create_app(
             raise Refused(
                 400, f"response_format={shape!r} is not one of {', '.join(TEXTS)}.", "response_format"
             )
-        if (language := form.get("language")) not in (None, "", "en", "english"):
+        if str(language := form.get("language") or "en").lower() not in ("en", "english"):
             raise Refused(400, f"language={language!r}: this model knows English alone.", "language")
         if str(form.get("stream") or "false").lower() != "false":
             raise Refused(400, "stream: a transcript comes as a whole. Leave it out.", "stream")
@@ -137,7 +137,7 @@ def create_app(
         wave = await asyncio.to_thread(_wave, model, await file.read())
         words: list[Word] = []
         if len(wave) > model.longest_recording * model.sample_rate:
-            words = await _long(batcher, wave, "word" in granularities)
+            words = await _long(request, batcher, wave, "word" in granularities)
             text = " ".join(word.text for word in words)
         else:
             text = await _answer(batcher, "speech", wave, "text")
@@ -162,7 +162,9 @@ def create_app(
         if shape not in (*FORMATS, "pcm"):
             known = ", ".join([*FORMATS, "pcm"])
             raise Refused(400, f"response_format={shape!r} is not one of {known}.", "response_format")
-        if asked.get("speed", 1) != 1:
+        if (asked.get("stream_format") or "audio") != "audio":
+            raise Refused(400, "stream_format: only audio is sent, no events.", "stream_format")
+        if (asked.get("speed") or 1) != 1:
             raise Refused(400, "speed: this model speaks at one speed. Leave it out.", "speed")
         if shape == "pcm":
             prompt = await asyncio.to_thread(_prompt, model, "text", text)
@@ -253,12 +255,15 @@ async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
 
 
-async def _long(batcher: Batcher, wave: Tensor, times: bool) -> list[Word]:
-    """Words of a recording that is longer than a prompt. Raises Refused."""
+async def _long(request: Request, batcher: Batcher, wave: Tensor, times: bool) -> list[Word]:
+    """Words of a recording that is longer than a prompt; of its beginning if the client goes. Raises
+    Refused."""
     words: list[Word] = []
     pieces = batcher.transcribe_long(wave, times)
-    while asked := _refusing(next, pieces, None):
+    while asked := _refusing(next, pieces, None, parameter="file"):
         words += await asyncio.wrap_future(asked)
+        if await request.is_disconnected():
+            break
     return words
 
 

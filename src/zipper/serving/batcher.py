@@ -19,8 +19,9 @@ from zipper.errors import ConfigError, ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
 from zipper.generation.generate import GenerationOutput, check_prompts, generate
 from zipper.generation.threads import few_threads
-from zipper.generation.word_times import Word
+from zipper.generation.word_times import NO_ZIPS, Word
 from zipper.generation.zipper import Zipper
+from zipper.models.zipper import ZipperModel
 
 LONGEST = 1500.0  # seconds of a recording, as OpenAI's endpoint takes
 LIMIT = "the {:g} s that this server accepts"
@@ -96,22 +97,27 @@ class Batcher:
             if request.row is not None:
                 request.row.wanted = False
 
-    def run(self, function: Callable[[], Any]) -> "Future[Any]":
-        """Result of a function that uses the network, between two timesteps. Raises Busy."""
+    def run(self, function: Callable[[], Any], begun: bool = False) -> "Future[Any]":
+        """Result of a function that uses the network, between two timesteps. Raises Busy, unless it goes on
+        with what has begun."""
         future: Future[Any] = Future()
         with self.changed:
-            self._check_room(len(self.calls))
+            if not begun or self.closed:
+                self._check_room(len(self.calls))
             self.calls.append((function, future))
             self.changed.notify()
         return future
 
     def transcribe_long(self, wave: Tensor, times: bool = True) -> "Iterator[Future[list[Word]]]":
         """Words of a recording float32 [n] that is longer than a prompt may be, cut at its pauses: one piece
-        after another, between the timesteps of others. times: of the words. Raises as `run`."""
+        after another, between the timesteps of others. times: of the words. Raises Busy before the first,
+        and ConfigError on times if the model has no zips."""
+        if times and not isinstance(self.model.network, ZipperModel):
+            raise ConfigError(NO_ZIPS)
         live = self.model.live_transcript(self.model.longest_recording / 2, times)
-        for piece in wave.split(live.step):
-            yield self.run(partial(live.feed, piece))
-        yield self.run(live.finish)
+        for at, piece in enumerate(wave.split(live.step)):
+            yield self.run(partial(live.feed, piece), begun=at > 0)
+        yield self.run(live.finish, begun=True)
 
     def close(self) -> None:
         """Finish what waits, then stop."""

@@ -102,17 +102,21 @@ class Patience(EarlyStopping):
 class GateMonitor(L.Callback):
     """Logs tanh(a) and tanh(b) of every gate. At 0 the zip adds nothing."""
 
+    logged = 0  # step
+
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
         assert isinstance(module, ZipperModule)
-        if trainer.global_step % module.cfg.log.every or not trainer.loggers:
-            return
+        step = trainer.global_step
+        if step % module.cfg.log.every or step == self.logged or not trainer.loggers:
+            return  # several micro-batches have the same step
+        self.logged = step
         gates = {
             f"gate/{name.removeprefix('model.')}": full_tensor(parameter).tanh().item()
             for name, parameter in module.named_parameters()
             if is_gate(name) and parameter.requires_grad
         }
         for logger in trainer.loggers:  # loggers write on rank 0 only
-            logger.log_metrics(gates, step=trainer.global_step)
+            logger.log_metrics(gates, step=step)
 
 
 def full_tensor(parameter: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError
 from zipper.hashes import sha256
+from zipper.run_folder import claim_run_dir, hold_run_dir
 from zipper.training.codebooks import CodebookLearner
 from zipper.training.crops import GAIN, Crop, Crops
 from zipper.weight_files import load_state
@@ -141,6 +142,11 @@ def check_codec_training(cfg: RunConfig) -> None:
             f"train_codec.semantic={mine.semantic} has {SAMPLE_RATE // HOP} units a second: it needs "
             f"sample_rate={SAMPLE_RATE} and ratios whose product is {HOP}, not {mine.ratios}."
         )
+    if not mine.units_only and mine.seconds * mine.sample_rate <= WINDOWS[-1] / 2:
+        raise ConfigError(
+            f"train_codec.seconds={mine.seconds:g} is too short for the loss, whose windows have "
+            f"{WINDOWS[-1]} samples. Give more than {WINDOWS[-1] / 2 / mine.sample_rate:.3g}."
+        )
     if not mine.init:
         semantic_encoder(mine)
         return
@@ -193,9 +199,19 @@ def semantic_encoder(cfg: TrainCodecConfig) -> SemanticEncoder | None:
 
 
 def train_codec(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
-    """Train on the training split, and write weights, shape, hash, codebook usage and command."""
+    """Train on the training split, and write weights, shape, hash, codebook usage and command.
+
+    Raises ConfigError if the run folder holds a finished training or one of another config, or if another
+    process uses it.
+    """
     if (cfg.run_dir / "finished").exists():
         raise ConfigError(f"{cfg.run_dir} holds a finished codec training. Choose another name (name=...).")
+    with hold_run_dir(cfg):
+        claim_run_dir(cfg)
+        return _train(cfg, utterances, command)
+
+
+def _train(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
     started, code = time.monotonic(), commit()
     L.seed_everything(cfg.seed, verbose=False)
     train = [u for u in utterances if u.split == "train"]

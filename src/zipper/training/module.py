@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig, from_dict, to_dict, with_overrides
+from zipper.config import RunConfig, flat, from_dict, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
@@ -50,7 +50,8 @@ class ZipperModule(L.LightningModule):
         """
         super().__init__()
         if cfg is not None and statistics is not None and isinstance(model, Zipper):
-            model.train_on(from_dict(cfg), DatasetStatistics.from_dict(statistics))
+            _check_same(model, saved := from_dict(cfg), known := DatasetStatistics.from_dict(statistics))
+            model.train_on(saved, known)
         overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
         self.cfg = with_overrides(model.config, overrides) if settings else model.config
         self.statistics, self.model = model.statistics, model.network
@@ -279,6 +280,31 @@ class ZipperModule(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _check_same(model: Zipper, saved: RunConfig, known: DatasetStatistics) -> None:
+    """Raises ConfigError if a checkpoint is of another model, or of one with other tokens."""
+    old, new = (flat(to_dict(one)["model"]) for one in (saved, model.config))
+    changed = [
+        f"model.{key}={old.get(key)}, not {new.get(key)}"
+        for key in {*old, *new}
+        if _decides(key) and old.get(key) != new.get(key)
+    ]
+    changed += [
+        f"{name} of {reads!r}, not {model.modalities[name].fingerprint!r}"
+        for name, reads in known.reads.items()
+        if name in model.modalities and reads != model.modalities[name].fingerprint
+    ]
+    if changed:
+        raise ConfigError(
+            f"The checkpoint is of another model: {'; '.join(sorted(changed))}. Join the towers as for its "
+            "training."
+        )
+
+
+def _decides(key: str) -> bool:
+    """Whether a model setting changes what the weights mean, beside their shapes, which loading checks."""
+    return not key.startswith("towers.") or key.endswith((".interval", ".lora", ".input_projection"))
 
 
 def parameter_groups(

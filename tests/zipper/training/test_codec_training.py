@@ -4,6 +4,7 @@ written.
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -370,8 +371,12 @@ def test_a_decoder_trained_alone_keeps_the_codes_and_what_was_made_of_them(utter
     with pytest.raises(ConfigError, match=r"causal=False .* not .*causal=True"):
         check_codec_training(replace(more, train_codec=replace(more.train_codec, causal=True)))
 
-    # An unfinished training does not go on from another codec.
+    # An unfinished training does not go on from another codec, nor with other settings.
     train_codec(replace(cfg, name="b", seed=1, train_codec=replace(TINY, out="b")), utterances, "x")
     (more.run_dir / "finished").unlink()
-    with pytest.raises(ConfigError, match=r"last\.ckpt is of a training from another codec than .*init=b"):
-        train_codec(replace(more, train_codec=replace(more.train_codec, init="b")), utterances, "x")
+    for key, value in (("init", "b"), ("lr", 0.5), ("steps", 99)):
+        with pytest.raises(ConfigError, match=rf"unfinished run of another config \(train_codec\.{key}"):
+            train_codec(replace(more, train_codec=replace(more.train_codec, **{key: value})), utterances, "x")
+    shutil.copytree("b", more.train_codec.init, dirs_exist_ok=True)
+    with pytest.raises(ConfigError, match=r"last\.ckpt is of a training from another codec than "):
+        train_codec(more, utterances, "x")
