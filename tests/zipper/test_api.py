@@ -70,6 +70,9 @@ def test_a_checkpoint_of_a_users_own_training_is_loaded_into_a_new_model(towers,
     wave = torch.randn(16_000) / 10
     assert found.transcribe(wave) == model.transcribe(wave)
     zipper.ZipperModule.load_from_checkpoint(early, model=found)
+    other = zipper.Zipper.from_towers(**towers, interval={"text": 1, "speech": 1}, frozen=["text"])
+    with pytest.raises(zipper.ConfigError, match=r"of another model: model\.zip\.heads=2, not 4"):
+        zipper.ZipperModule.load_from_checkpoint(late, model=other)
     last = model.network.state_dict()
     assert any(not torch.equal(weight, last[name]) for name, weight in found.network.state_dict().items())
 

@@ -17,7 +17,8 @@ from zipper.config import load_config
 from zipper.corpora import download as download_module
 from zipper.corpora.download import GIGABYTES, MINI, download, subsets
 from zipper.corpora.librispeech import SUBSETS
-from zipper.errors import DataError
+from zipper.disk import file_lock
+from zipper.errors import ConfigError, DataError
 
 WORDS = [
     "data.corpus=librispeech",
@@ -78,6 +79,18 @@ def test_what_is_missing_is_fetched_once_and_said_before(server, capsys):
     assert not list(Path("data").rglob("*.tar.gz"))  # the disk is not held twice
     download(load_config(None, WORDS))
     assert len(server) == 2
+
+
+def test_two_downloads_into_one_folder_are_refused(server):
+    Path("data").mkdir()
+    with (
+        file_lock(Path("data/.incoming.lock"), "x"),
+        pytest.raises(ConfigError, match=r"data\.folder=data is in use"),
+    ):
+        download(load_config(None, WORDS))
+    assert not server
+    download(load_config(None, WORDS))
+    assert server == ["dev-clean", "test-clean"]
 
 
 def test_a_wrong_checksum_leaves_nothing_and_those_before_it_stay(server, monkeypatch):

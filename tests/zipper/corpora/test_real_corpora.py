@@ -95,6 +95,8 @@ def test_a_part_of_a_subset_may_be_another_split(tmp_path):
     found = opened("librispeech", tmp_path, splits)
     assert {(u.split, u.speaker) for u in found} == {("train", "19"), ("dev", "26"), ("test", "1688")}
     assert all("-198-" in u.id for u in found if u.split == "test")
+    with pytest.raises(DataError, match=r"data\.splits: .* has no recordings of train-clean-100/999"):
+        opened("librispeech", tmp_path, splits.replace("100/26]", "100/26, train-clean-100/999]"))
 
 
 def test_a_subset_that_is_missing_is_named_with_those_that_are_there(tmp_path):

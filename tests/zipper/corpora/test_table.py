@@ -158,6 +158,15 @@ def test_pieces_of_one_recording_have_ids_of_their_own_and_one_speaker(tmp_path)
         jsonl(tmp_path / "m.jsonl", *({"audio": f"{i}.wav", "duration": 1} for i in "abc")), 1, 1, 0
     )
     assert [u.id for u in whole] == ["a", "b", "c"]  # of recordings whose length is listed
+    # A whole recording and a piece of it, with ids and without speakers, are never in two splits.
+    rows = [
+        {"id": f"{kind}{i}", "audio": f"{i}.wav", "text": "so", "end": end}
+        for i in range(10) for kind, end in (("piece", 2), ("whole", None))
+    ]  # fmt: skip
+    found = read_list(jsonl(tmp_path / "m.jsonl", *rows), 4, 4, 0)
+    splits = {u.audio: {one.split for one in found if one.audio == u.audio} for u in found}
+    assert len(splits) == 10
+    assert all(len(several) == 1 for several in splits.values())
 
 
 @pytest.mark.parametrize("suffix", [".tsv", ".jsonl"])

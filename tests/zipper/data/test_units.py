@@ -124,6 +124,11 @@ def test_official_codec_from_a_file(tmp_path):
     renamed = CodecConfig(name="encodec_24khz", weights=str(tmp_path / OFFICIAL_FILE), bandwidth_kbps=1.5)
     with pytest.raises(DataError, match="damaged"):
         load_codec(renamed)
+    whole = (tmp_path / OFFICIAL_FILE).read_bytes()
+    for content in (whole[: len(whole) // 2], b"<html>not found</html>", b""):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match="does not hold the weights of encodec_24khz"):
+            load_codec(CodecConfig(name="encodec_24khz", weights=str(file), bandwidth_kbps=1.5))
 
 
 def test_store_holds_every_utterance_as_it_was_encoded(dataset, utterances, codec, subwords):

@@ -4,12 +4,14 @@ import math
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import zipper
 from zipper.config import ROOT
+from zipper.errors import ConfigError, DataError
 from zipper.generation.live import LiveTranscript
 from zipper.generation.word_times import Word
 
@@ -91,6 +93,16 @@ def test_times_are_those_in_all_of_the_sound():
 def test_without_alignment_times_are_unknown():
     live = LiveTranscript(transcript, RATE, 3.0)
     assert all(math.isnan(word.start) for word in [*live.feed(spoken(4)), *live.finish()])
+
+
+def test_what_is_no_piece_of_sound_is_refused():
+    live = LiveTranscript(lambda wave: "so", RATE, 3.0)
+    for wave in (torch.zeros(2, 700), torch.zeros(700, dtype=torch.int16), np.zeros(700, np.float32)):
+        with pytest.raises(DataError, match="must be a tensor of floating-point samples"):
+            live.feed(wave)
+    for every in (0.0, 1.6, float("nan")):  # a segment must hold two
+        with pytest.raises(ConfigError, match=r"must be a positive number of seconds, at most 1\.5"):
+            LiveTranscript(lambda wave: "so", RATE, 3.0, every)
 
 
 def test_silence_has_no_words():

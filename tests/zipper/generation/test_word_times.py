@@ -76,8 +76,13 @@ def test_the_command_prints_them(model, capsys, monkeypatch):
     assert found == SAID.split()
 
 
-def test_a_model_without_zips_has_none(model):
+def test_a_model_without_zips_has_none(model, monkeypatch):
     spoken, written = model.encode("speech", 0.1 * torch.randn(16_000)), model.encode("text", SAID)
     single = SharedTower.__new__(SharedTower)
     with pytest.raises(zipper.ConfigError, match="Single Decoder"):
         word_times(single, model.modalities, model.statistics, torch.zeros(16_000), spoken, written)
+    long = torch.randn(int(2 * model.longest_recording * model.sample_rate)) / 10
+    monkeypatch.setattr("zipper.generation.zipper.ZipperModel", SharedTower)
+    for wave in (long[:16_000], long):
+        with pytest.raises(zipper.ConfigError, match="Single Decoder"):
+            model.transcribe_words(wave)

@@ -40,7 +40,8 @@ def test_an_export_is_certified_and_the_shipped_model_too(exported, capsys):
     assert certify(exported) == ["text"]
     main(["certify", str(ROOT / "assets" / "zipped")])
     assert "text as pre-trained" in capsys.readouterr().out
-    for shipped in ("assets/three-towers", "assets/real"):  # from any folder
+    main(["export", "assets/three-towers", "small", "--bits", "4", "--frozen-too"])
+    for shipped in ("assets/three-towers", "assets/real", "small"):  # from any folder
         main(["certify", shipped])
         assert "text as pre-trained" in capsys.readouterr().out
 
@@ -90,6 +91,14 @@ def test_a_frozen_tower_is_rounded_on_request_and_certified_as_rounded(exported,
         main(["export", str(exported), "wrong", "--bits", "4", "--frozen-too"])
     assert "is not that of" in capsys.readouterr().err
     assert not Path("wrong").exists()
+
+
+def test_an_export_over_another_model_keeps_nothing_of_it(in_tmp):
+    main(["export", "assets/real", "same", "--bits", "4"])
+    main(["export", "assets/zipped", "same", "--bits", "8"])
+    main(["certify", "same"])
+    recording = str(ROOT / "results/samples/test-00000-original.flac")
+    assert zipper.Zipper.from_pretrained("same").transcribe(recording).startswith("every wednesday")
 
 
 def test_one_flipped_bit_is_found_in_a_frozen_tower_and_no_matter_in_one_that_learns(exported):

@@ -3,6 +3,7 @@
 import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -106,6 +107,29 @@ def test_speech_is_streamed_and_is_the_same(client, model):
     torch.testing.assert_close(samples, whole.clamp(-1, 1), rtol=0, atol=2e-3)
 
 
+def test_a_long_recording_that_has_begun_is_finished_though_others_wait(model):
+    batcher = Batcher(model, waiting=1)
+    free = threading.Event()
+    try:
+        pieces = batcher.transcribe_long(
+            torch.randn(int(4 * model.longest_recording * model.sample_rate)) / 10
+        )
+        next(pieces).result()
+        held = batcher.run(free.wait)
+        while batcher.calls:
+            time.sleep(0.01)  # until the thread has taken it
+        batcher.run(lambda: None)
+        with pytest.raises(Busy):
+            batcher.run(lambda: None)
+        second = next(pieces)
+        free.set()
+        assert held.result()
+        assert isinstance(second.result(), list)
+    finally:
+        free.set()
+        batcher.close()
+
+
 def bytes_of(wave: np.ndarray, shape: str = "WAV") -> bytes:
     out = io.BytesIO()
     sf.write(out, wave, 16_000, format=shape)
@@ -152,6 +176,7 @@ def test_word_times_are_given_where_the_api_has_them(client):
         ({"input": "7 up"}, 400, "digits"),
         ({"input": TEXT, "response_format": "aac"}, 400, "not one of"),
         ({"input": TEXT, "speed": 1.5}, 400, "one speed"),
+        ({"input": TEXT, "extra_body": {"stream_format": "sse"}}, 400, "no events"),
         ({"input": TEXT, "model": "gpt-4o"}, 404, "not served here"),
         ({"input": "the cat " * 300}, 400, "accepts at most"),
         ({"input": "", "response_format": "pcm"}, 400, "no letter"),
