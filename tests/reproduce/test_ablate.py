@@ -294,4 +294,4 @@ def test_a_run_is_of_a_grid_if_its_recipe_is(word, same):
 
 
 def test_a_shipped_sweep_is_found_from_any_folder(in_tmp):
-    assert read_sweep(Path("configs/ablations/zips.yaml")).name == "zips"
+    assert grid.read_sweep(Path("configs/ablations/zips.yaml")).name == "zips"
