@@ -4,6 +4,7 @@ assets/codec."""
 import json
 import math
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -243,6 +244,7 @@ def _train(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
 def fit(cfg: RunConfig, crops: Crops) -> CodecModule:
     """Train encoder, decoder and codebooks, from the last checkpoint of an interrupted training."""
     module = CodecModule(cfg.train_codec, crops)
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # it holds config.yaml
     logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
     trainer = L.Trainer(
         max_steps=cfg.train_codec.steps,
