@@ -200,7 +200,7 @@ def is_long(model: Zipper, prompt: Prompt) -> bool:
         wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
     except DataError:  # `encode` says it
         return False
-    return len(wave) > model.longest_recording * model.sample_rate
+    return model.is_long(wave)
 
 
 def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:

@@ -208,9 +208,13 @@ class Zipper(nn.Module):
 
     def _recording(self, audio: str | Path | Tensor | np.ndarray) -> tuple[Tensor, bool]:
         """Waveform of a recording, and whether it is longer than one prompt may be."""
-        longest = self.longest_recording
+        self._check_trained("speech")
         wave = self.modalities["speech"].read(audio)
-        return wave, len(wave) > longest * self.sample_rate
+        return wave, self.is_long(wave)
+
+    def is_long(self, wave: Tensor) -> bool:
+        """Whether a waveform [n] is longer than `longest_recording`, and is cut at its pauses."""
+        return len(wave) > self.longest_recording * self.sample_rate
 
     def _cut_at_pauses(self, wave: Tensor, times: bool = True) -> list[Word]:
         live = self.live_transcript(self.longest_recording / 2, times)

@@ -136,7 +136,7 @@ def create_app(
             raise Refused(400, "file is missing: send a recording as multipart/form-data.", "file")
         wave = await asyncio.to_thread(_wave, model, await file.read())
         words: list[Word] = []
-        if len(wave) > model.longest_recording * model.sample_rate:
+        if model.is_long(wave):
             words = await _long(request, batcher, wave, "word" in granularities)
             text = " ".join(word.text for word in words)
         else:

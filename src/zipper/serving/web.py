@@ -97,7 +97,7 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
 
         with _shown_errors():
             wave = model.modalities["speech"].read(file, longest=LONGEST, limit=LIMIT)
-            if len(wave) > model.longest_recording * model.sample_rate:
+            if model.is_long(wave):
                 pieces = batcher.transcribe_long(wave, zips)
                 all_words = [word for piece in pieces for word in piece.result()]
                 return *_shown(all_words), None  # too long for one picture
