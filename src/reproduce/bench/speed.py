@@ -35,7 +35,8 @@ from zipper.models.losses import stream_loss
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.resolve import resolve
 from zipper.models.tower import Tower
-from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.module import ZipperModule
+from zipper.training.optimiser import parameter_groups
 from zipper.training.precision import Products
 
 if TYPE_CHECKING:

@@ -1,11 +1,10 @@
-"""EnCodec (arXiv 2210.13438): the official 24 kHz model, or zipper-codec, the small model in assets/."""
+"""zipper-codec: a small EnCodec (arXiv 2210.13438), with a semantic first codebook or without."""
 
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,6 @@ from zipper.errors import ConfigError, DataError
 from zipper.hashes import digest, sha256
 from zipper.weight_files import load_state, save_state
 
-CODEBOOKS_AT_KBPS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
-OFFICIAL_FILE = "encodec_24khz-d7cc33bc.th"  # the name holds the start of its SHA-256
-OFFICIAL_URL = f"https://dl.fbaipublicfiles.com/encodec/v0/{OFFICIAL_FILE}"
 WEIGHTS, SETTINGS = "codec.safetensors", "codec.json"
 SEMANTIC = "semantic."  # prefix of its weights
 REACH = 12  # frames before it that the sound of a zipper-codec's frame depends on, at most
@@ -277,40 +273,3 @@ def build_zipper_codec(cfg: TrainCodecConfig) -> EncodecModel:
         encoder, decoder = SEANetEncoder(**shape), SEANetDecoder(**shape)
     kbps = cfg.sample_rate / math.prod(cfg.ratios) * math.log2(cfg.codes) * cfg.codebooks / 1000
     return EncodecModel(encoder, decoder, quantizer, [kbps], cfg.sample_rate, 1, name="embedded")
-
-
-def load_official(kbps: float | None, weights: Path | None) -> Codec:
-    """encodec_24khz at 1.5, 3, 6, 12 or 24 kbps. weights: a file; default the cache of torch.hub, else a
-    download.
-
-    The hash of the official file is checked. A file of another name is loaded without a check.
-    """
-    if kbps not in CODEBOOKS_AT_KBPS:
-        known = ", ".join(f"{k} ({q} codebooks)" for k, q in CODEBOOKS_AT_KBPS.items())
-        raise ConfigError(
-            f"codec.bandwidth_kbps={kbps} is not supported by EnCodec 24 kHz. Use one of {known}."
-        )
-    file = weights or Path(torch.hub.get_dir(), "checkpoints", OFFICIAL_FILE)
-    if weights is None and not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(OFFICIAL_URL, str(file), hash_prefix="d7cc33bc")
-        except OSError as error:
-            raise DataError(
-                f"{OFFICIAL_URL} cannot be reached ({error}). Put it at {file}, or set codec.weights=FILE."
-            ) from error
-    if not file.is_file():
-        raise DataError(f"codec.weights={file} does not exist.")
-    if file.name == OFFICIAL_FILE and not sha256(file).startswith("d7cc33bc"):
-        raise DataError(
-            f"{file} is damaged: its SHA-256 does not begin with d7cc33bc. Delete it and download it again."
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = EncodecModel.encodec_model_24khz(pretrained=False)
-    try:
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (RuntimeError, UnpicklingError, TypeError, LookupError, EOFError, OSError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise DataError(f"{file} does not hold the weights of encodec_24khz: {why}") from error
-    return Codec(model, CODEBOOKS_AT_KBPS[kbps], 1.0, "encodec_24khz")

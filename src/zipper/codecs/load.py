@@ -4,8 +4,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.codecs.codec import SETTINGS, WEIGHTS, Codec, load_official, load_zipper_codec
+from zipper.codecs.codec import SETTINGS, WEIGHTS, Codec, load_zipper_codec
 from zipper.codecs.mimi import Mimi
+from zipper.codecs.official import load_official
 from zipper.codecs.prefixed import SemanticPrefix
 from zipper.codecs.semantic import SemanticEncoder
 from zipper.config import ROOT, CodecConfig, asset

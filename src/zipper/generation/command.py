@@ -2,47 +2,30 @@
 
 import argparse
 import json
-import os
 import time
 import warnings
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from zipper.config import with_overrides
-from zipper.corpora.table import read_table
 from zipper.data.documents import Segment
-from zipper.disk import check_writable, file_name
+from zipper.disk import check_writable
 from zipper.errors import ConfigError, DataError
-from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, check_prompts, route
+from zipper.generation.batch_file import Prompt, read_batch
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput
 from zipper.generation.generate import generate as generate_segments
+from zipper.generation.order import check_prompts, route
 from zipper.generation.prompts import prompt_of
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import DOUBTFUL, Zipper
-from zipper.modalities.audio import recordings
 from zipper.modalities.base import modality_class
 
 Order = list[str] | Literal["auto"]
 LISTED = 20  # problems in an error message
 OTHER = {"text": "speech", "speech": "text"}  # default output modality
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Input of one request: id, modality, and its raw input (a text, or the path of a file).
-
-    piece: start and length of a recording in seconds; by default the whole file.
-    """
-
-    id: str
-    modality: str
-    raw: str
-    piece: tuple[float, float | None] = (0.0, None)
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -240,66 +223,3 @@ def show(entry: dict[str, Any], took: float) -> None:
         print(f"{start:7.2f} {end:7.2f}  {word}")
     seconds = sum(one.get("seconds", 0.0) for one in entry["written"])
     print(f"took    {took:.2f} s" + (f", {took / seconds:.2f} of real time" if seconds else ""))
-
-
-def read_batch(path: Path) -> list[Prompt]:
-    """Prompts of a folder of recordings (the file's name is the id), of a .txt with a sentence a line (its
-    number is the id), or of a .tsv or .jsonl table in the format of a manifest, where paths of recordings are
-    absolute or relative to the table.
-
-    Raises ConfigError with the file or the line number.
-    """
-    if path.is_dir():
-        files = recordings(path)
-        stems = Counter(file.stem for file in files)
-        names = [file.stem if stems[file.stem] == 1 else file.name for file in files]
-        found = [
-            (str(file), Prompt(name.replace(".", "_"), "speech", str(file.resolve())))
-            for file, name in zip(files, names, strict=True)
-        ]
-    elif not path.is_file():
-        raise ConfigError(f"--batch {path}: no such file or folder.")
-    elif path.suffix.lower() == ".txt":
-        try:
-            lines = enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1)
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"--batch {path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
-        found = [(f"{path}:{n}", Prompt(str(n), "text", line.strip())) for n, line in lines if line.strip()]
-    elif path.suffix.lower() in (".tsv", ".jsonl"):
-        found = _table_prompts(path)
-    else:
-        raise ConfigError(
-            f"--batch {path}: give a .tsv with a header line, a .jsonl, a .txt with a sentence a line, or a "
-            "folder of recordings."
-        )
-    known: set[str] = set()
-    for where, prompt in found:
-        if prompt.id in known or prompt.id != file_name(prompt.id) or "." in prompt.id:
-            raise ConfigError(
-                f"--batch {where}: needs a unique id that can name a file, without slashes or dots; it has "
-                f"{shorten(prompt.id, 200)!r}."
-            )
-        known.add(prompt.id)
-    if not found:
-        raise ConfigError(f"--batch {path} holds no prompt.")
-    return [prompt for _, prompt in found]
-
-
-def _table_prompts(file: Path) -> list[tuple[str, Prompt]]:
-    """Prompts of a table, each with its file and line number."""
-    found = []
-    try:
-        for line in read_table(file):
-            audio, text = line.path("audio"), line.text("text")
-            given = [("text", text)] if text else []
-            given += [("speech", os.path.realpath(file.parent / audio))] if audio else []
-            name = line.name("id")
-            if len(given) != 1 or not name:
-                raise DataError(
-                    f"{line.where}: needs a unique id, and either text or audio; it has "
-                    f"{shorten(str(line.cells), 200)}."
-                )
-            found.append((line.where, Prompt(name, *given[0], line.piece())))
-    except DataError as error:
-        raise ConfigError(f"--batch {error}") from error
-    return found

@@ -10,7 +10,8 @@ from zipper.config import SamplingConfig
 from zipper.data.documents import Document
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
-from zipper.generation.generate import GREEDY, Generator, check_prompts, content_cap, prefill
+from zipper.generation.generate import GREEDY, Generator, content_cap, prefill
+from zipper.generation.order import check_prompts
 from zipper.generation.stopping import StoppingCriteria
 from zipper.models.multimodal import MultimodalModel
 

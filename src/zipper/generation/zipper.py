@@ -1,6 +1,5 @@
 """`zipper.Zipper`: pre-trained towers joined by zips, with tokenizer and codec."""
 
-import json
 import math
 import re
 import warnings
@@ -30,9 +29,9 @@ from zipper.hub import model_folder, push
 from zipper.modalities.audio import check_audio_file, is_silent, write_audio
 from zipper.modalities.base import Modality, load_modalities
 from zipper.modalities.speech import Speech
-from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
+from zipper.models.building import TrainedModel
+from zipper.models.joining import join_towers
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.resolve import resolve_layouts
 from zipper.models.zipper import ZipperModel
 
 DOUBTFUL = "The transcript is doubtful: "  # begins a warning
@@ -94,28 +93,7 @@ class Zipper(nn.Module):
         2
         """
         interval = {} if interval is None else interval
-        if not towers or isinstance(frozen, str) or not isinstance(interval, Mapping):
-            raise ConfigError(
-                f"from_towers({', '.join(towers)}, frozen={frozen!r}, interval={interval!r}): give at least "
-                "one tower, a list of modalities for frozen, and a dict for interval, {'text': 2}."
-            )
-        if unknown := sorted({*frozen, *interval} - {*towers}):
-            raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
-        settings = [f"model.modalities={json.dumps([*towers])}", f"seed={seed}"]
-        for name, init in towers.items():
-            settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]
-            settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
-        config = with_overrides(RunConfig(), [*settings, *overrides])
-        modalities = load_modalities(config)
-        config = resolve_layouts(config, modalities)
-        rates = {name: modalities[name].rate for name in towers}
-        reads = {name: modalities[name].fingerprint for name in towers}
-        statistics = DatasetStatistics("", reads, rates, {}, {}, {}, {})
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            network = build_model(config.model, rates)
-        load_pretrained(network)
-        set_trainable(network, config.model)
+        (network, statistics, config), modalities = join_towers(towers, interval, frozen, seed, overrides)
         model = cls(network, statistics, config, modalities)
         model.joined = config
         return model

@@ -17,7 +17,8 @@ from torch import Tensor
 from zipper.data.documents import Document
 from zipper.errors import ConfigError, ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
-from zipper.generation.generate import GenerationOutput, check_prompts, generate
+from zipper.generation.generate import GenerationOutput, generate
+from zipper.generation.order import check_prompts
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import NO_ZIPS, Word
 from zipper.generation.zipper import Zipper

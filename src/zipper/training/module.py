@@ -1,7 +1,6 @@
 """LightningModule of a training: losses, logging, optimiser."""
 
 import json
-import math
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -21,10 +20,10 @@ from zipper.models.building import TrainedModel, build_untrained, exported_weigh
 from zipper.models.ctc import CtcHeads
 from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.zip_block import is_gate
 from zipper.models.zipper import ZipperModel, recorded_attention
 from zipper.training.data import ZipperData
 from zipper.training.engine import shard
+from zipper.training.optimiser import optimiser_of
 from zipper.training.rounding import RoundedWeights
 
 NAMED = 8  # utterances in an error message
@@ -261,24 +260,8 @@ class ZipperModule(L.LightningModule):
         self.rounded.restore()  # the callbacks, which decode, ran before
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        train = self.cfg.train
-        groups = parameter_groups(self.model, train.lr, train.gate_lr, train.weight_decay)
-        optimiser: torch.optim.Optimizer
-        if train.optimiser == "adafactor":
-            optimiser = torch.optim.Adafactor(groups, lr=train.lr)
-        else:
-            optimiser = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
-
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else train.steps
-
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / max(train.warmup, 1))
-            fall = (
-                0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))) if train.schedule == "cosine" else 1.0
-            )
-            return rise * fall
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.cfg.train.steps
+        optimiser, schedule = optimiser_of(self.model, self.cfg.train, steps)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -305,26 +288,3 @@ def _check_same(model: Zipper, saved: RunConfig, known: DatasetStatistics) -> No
 def _decides(key: str) -> bool:
     """Whether a model setting changes what the weights mean, beside their shapes, which loading checks."""
     return not key.startswith("towers.") or key.endswith((".interval", ".lora", ".input_projection"))
-
-
-def parameter_groups(
-    model: nn.Module, lr: float, gate_lr: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """Optimiser groups: matrices with weight decay; norms, biases and embeddings without; gates without,
-    and with their own learning rate."""
-    gates, decayed, rest = [], [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if is_gate(name):
-            gates.append(parameter)
-        elif parameter.ndim == 1 or name.endswith(("embedding.weight", ".head")):
-            rest.append(parameter)
-        else:
-            decayed.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-        {"params": gates, "weight_decay": 0.0, "lr": lr * gate_lr},
-    ]
-    return [group for group in groups if group["params"]]

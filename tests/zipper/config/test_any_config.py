@@ -10,7 +10,8 @@ from zipper.errors import ConfigError
 from zipper.models.losses import stream_loss
 from zipper.models.resolve import check_towers, resolve
 from zipper.training.data import ZipperData
-from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.module import ZipperModule
+from zipper.training.optimiser import parameter_groups
 
 
 def mostly(*values, odd=()):

@@ -15,7 +15,7 @@ from zipper.disk import file_name
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as evaluate_codec
 from zipper.evaluation import samples
-from zipper.generation.command import read_batch
+from zipper.generation.batch_file import read_batch
 from zipper.generation.generate import GenerationOutput
 from zipper.generation.zipper import Zipper
 from zipper.modalities.asr_scorer import SCORER_RATE

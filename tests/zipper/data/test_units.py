@@ -16,8 +16,9 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, trainers
 
 from conftest import units
-from zipper.codecs.codec import OFFICIAL_FILE, Codec
+from zipper.codecs.codec import Codec
 from zipper.codecs.load import load_codec
+from zipper.codecs.official import OFFICIAL_FILE
 from zipper.config import CodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import fingerprint, fingerprint_hash, open_dataset

@@ -17,7 +17,7 @@ from reproduce import ROOT
 from zipper.cli import main
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result_file import read_result
-from zipper.generation.command import read_batch
+from zipper.generation.batch_file import read_batch
 from zipper.generation.zipper import Zipper
 from zipper.modalities.scoring import word_errors
 from zipper.training import run as run_module

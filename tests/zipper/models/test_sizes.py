@@ -13,7 +13,7 @@ from zipper.models.lora import freeze_all_but_lora
 from zipper.models.losses import stream_loss
 from zipper.models.zipper import ZipperModel
 from zipper.training.engine import prepare_layers
-from zipper.training.module import parameter_groups
+from zipper.training.optimiser import parameter_groups
 
 pytestmark = pytest.mark.slow
 

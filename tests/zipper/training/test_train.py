@@ -25,7 +25,8 @@ from zipper.training import run as run_module
 from zipper.training.codec import CodecModule
 from zipper.training.crops import Crops
 from zipper.training.data import ZipperData
-from zipper.training.module import ZipperModule, parameter_groups
+from zipper.training.module import ZipperModule
+from zipper.training.optimiser import parameter_groups
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,47 @@
+"""Join pre-trained towers by untrained zips (paper 3.1)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from zipper.config import RunConfig, with_overrides
+from zipper.data.statistics import DatasetStatistics
+from zipper.errors import ConfigError
+from zipper.modalities.base import Modality, load_modalities
+from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
+from zipper.models.resolve import resolve_layouts
+
+
+def join_towers(
+    towers: Mapping[str, str | Path],
+    interval: Mapping[str, int],
+    frozen: Sequence[str],
+    seed: int,
+    overrides: Sequence[str],
+) -> tuple[TrainedModel, dict[str, Modality]]:
+    """Model of pre-trained towers, with no data's statistics, and its modalities. Arguments and errors: those
+    of `Zipper.from_towers`."""
+    if not towers or isinstance(frozen, str) or not isinstance(interval, Mapping):
+        raise ConfigError(
+            f"from_towers({', '.join(towers)}, frozen={frozen!r}, interval={interval!r}): give at least "
+            "one tower, a list of modalities for frozen, and a dict for interval, {'text': 2}."
+        )
+    if unknown := sorted({*frozen, *interval} - {*towers}):
+        raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
+    settings = [f"model.modalities={json.dumps([*towers])}", f"seed={seed}"]
+    for name, init in towers.items():
+        settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]
+        settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
+    config = with_overrides(RunConfig(), [*settings, *overrides])
+    modalities = load_modalities(config)
+    config = resolve_layouts(config, modalities)
+    rates = {name: modalities[name].rate for name in towers}
+    reads = {name: modalities[name].fingerprint for name in towers}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build_model(config.model, rates)
+    load_pretrained(network)
+    set_trainable(network, config.model)
+    return TrainedModel(network, DatasetStatistics("", reads, rates, {}, {}, {}, {}), config), modalities
