@@ -152,7 +152,7 @@ class Spikes(L.Callback):
 
 
 class Throughput(L.Callback):
-    """Tokens per second since the last logging, without padding."""
+    """Tokens per second of all processes since the last logging, without padding."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, ZipperModule)
@@ -162,17 +162,16 @@ class Throughput(L.Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.on_train_start(trainer, module)  # exclude the time of validation
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         assert isinstance(module, ZipperModule)
-        if trainer.global_step % module.cfg.log.every or module.units == self.units:
+        if (index + 1) % trainer.accumulate_grad_batches or trainer.global_step % module.cfg.log.every:
             return
         now = time.monotonic()
-        module.log(
-            "train/units_per_second",
-            (module.units - self.units) / (now - self.since),
-            prog_bar=True,
-            rank_zero_only=True,
-        )
+        rate = torch.tensor((module.units - self.units) / (now - self.since), device=module.device)
+        rate = trainer.strategy.reduce(rate, reduce_op="sum")
+        module.log("train/units_per_second", rate, prog_bar=True, rank_zero_only=True)
         self.since, self.units = now, module.units
 
 
