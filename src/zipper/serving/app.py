@@ -25,6 +25,7 @@ import torchaudio.functional as AF
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from torch import Tensor
 
 from zipper.data.documents import Document
@@ -111,6 +112,11 @@ def create_app(
         headers = {"Retry-After": "2"} if error.status == 429 else None
         return JSONResponse({"error": content}, error.status, headers)
 
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        reason = f"{request.method} {request.url.path} is not served here ({error.detail})."
+        return await refused(request, Refused(error.status_code, reason))
+
     @app.post("/v1/audio/transcriptions")
     async def transcriptions(request: Request) -> Response:
         form = await _body(request.form(max_files=1, max_fields=20), limits)
@@ -124,6 +130,8 @@ def create_app(
             raise Refused(400, f"language={language!r}: this model knows English alone.", "language")
         if str(form.get("stream") or "false").lower() != "false":
             raise Refused(400, "stream: a transcript comes as a whole. Leave it out.", "stream")
+        if form.getlist("include[]"):
+            raise Refused(400, "include: no log-probabilities are given. Leave it out.", "include")
         granularities = form.getlist("timestamp_granularities[]")
         if other := [one for one in granularities if one != "word"]:
             reason = f"timestamp_granularities={other[0]!r}: only words have times."

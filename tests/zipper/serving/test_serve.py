@@ -167,6 +167,8 @@ def test_word_times_are_given_where_the_api_has_them(client):
     with pytest.raises(APIStatusError, match="verbose_json alone") as error:
         ask(response_format="json", timestamp_granularities=["word"])
     assert error.value.status_code == 400
+    with pytest.raises(APIStatusError, match="no log-probabilities"):
+        ask(include=["logprobs"])
 
 
 @pytest.mark.parametrize(
@@ -186,6 +188,13 @@ def test_a_text_that_cannot_be_spoken_is_refused_with_the_reason(client, asked, 
     with pytest.raises(APIStatusError, match=reason) as error:
         client.audio.speech.create(**{"model": "tts-1", "voice": "alloy", **asked})
     assert error.value.status_code == status
+
+
+def test_what_is_not_served_is_refused_as_openai_refuses(model):
+    with TestClient(create_app(model)) as client:
+        for answer in (client.post("/v1/embeddings", json={}), client.get("/v1/audio/speech")):
+            assert "is not served here" in answer.json()["error"]["message"]
+        assert answer.status_code == 405
 
 
 def test_a_body_that_stops_arriving_is_given_up(address):
