@@ -110,14 +110,6 @@ def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((str(value), {axis: value}) for value in of)
 
 
-def _number(label: str) -> bool:
-    try:
-        float(label)
-    except ValueError:
-        return False
-    return True
-
-
 def _slug(label: str) -> str:
     """Label as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
@@ -167,8 +159,12 @@ def _check(file: Path, sweep: Sweep) -> None:
     if sweep.x and sweep.x not in grid:
         raise ConfigError(f"{file}: x={sweep.x} is not an axis of grid. Name one of {', '.join(grid)}.")
     for label, _ in _values(sweep.x, grid[sweep.x]) if sweep.x else ():
-        if not _number(label):
-            raise ConfigError(f"{file}: x={sweep.x} holds {label!r}, which is not a number. Leave x out.")
+        try:
+            float(label)
+        except ValueError as error:
+            raise ConfigError(
+                f"{file}: x={sweep.x} holds {label!r}, which is not a number. Leave x out."
+            ) from error
     names = [point.name for point in sweep.runs()]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{file}: two points are named {twice[0]}. Give them different labels.")

@@ -1,6 +1,6 @@
 """Collation: documents to padded tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -121,3 +121,14 @@ def _stream(documents: Sequence[Document], modality: str, codebooks: dict[str, i
         loss_index=torch.from_numpy(np.flatnonzero((target != -100).any(-1))),
         segment_ends=torch.from_numpy(np.flatnonzero(next_modality != -100)),
     )
+
+
+def spans(lengths: Sequence[float], count: int, limit: float) -> Iterator[tuple[int, int]]:
+    """Beginning and end of consecutive batches of ascending lengths: of up to `count` items, and padded to
+    the longest, of up to `limit` in all; one alone may be longer."""
+    start = 0
+    for end in range(1, len(lengths) + 1):
+        longer = end < len(lengths) and (end + 1 - start) * lengths[end] > limit
+        if end == len(lengths) or end - start == count or longer:
+            yield start, end
+            start = end

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from zipper.config import TrainConfig
 from zipper.corpora.utterance import SPLITS, Utterance, sentences_hash
+from zipper.data.batches import spans
 from zipper.data.dataset import (
     DamagedDataset,
     EncodedDataset,
@@ -186,7 +187,10 @@ class Encoder(L.LightningModule):
 
     def _encode(self, modality: Modality, values: dict[str, Any]) -> dict[str, Tensor]:
         """Content of the values by utterance, encoded in batches of similar cost."""
-        groups = list(_groups(values, modality))
+        costs = {id: modality.cost(value) for id, value in values.items()}
+        order = sorted(costs, key=costs.__getitem__)
+        batches = spans([costs[id] for id in order], len(order), modality.batch_cost)
+        groups = [order[start:end] for start, end in batches]
         assert self.pool is not None
         encoded = self.pool.map(lambda ids: modality.encode([values[id] for id in ids]), groups)
         return {
@@ -227,18 +231,6 @@ class Encoder(L.LightningModule):
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)
-
-
-def _groups(values: dict[str, Any], modality: Modality) -> Iterator[list[str]]:
-    """Ids of values of similar cost, in groups of at most `batch_cost`, padding included."""
-    group: list[str] = []
-    for id in sorted(values, key=lambda id: modality.cost(values[id])):
-        if group and (len(group) + 1) * modality.cost(values[id]) > modality.batch_cost:
-            yield group
-            group = []
-        group.append(id)
-    if group:
-        yield group
 
 
 def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modality], utterances: int) -> None:

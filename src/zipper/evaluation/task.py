@@ -226,7 +226,5 @@ def summary_line(result: Result, file: Path | str) -> str:
 def mismatched_rows(rows: list[Row], seed: int = 0) -> list[Row]:
     """Permutation of rows in which no row keeps its place, for the mismatched-audio control."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    out: list[Row | None] = [None] * len(rows)
-    for here, there in zip(order, order[1:] + order[:1], strict=True):
-        out[here] = rows[there]
-    return [row for row in out if row is not None]
+    other = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [rows[other[at]] for at in range(len(rows))]

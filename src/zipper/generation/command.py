@@ -57,9 +57,11 @@ def generate(args: argparse.Namespace) -> None:
         order = orders[prompt.id]
         order = order if order == ["auto"] else route(model.network, prompt.modality, order)
         try:
-            if (prompt.modality, order) == ("speech", ["text"]) and is_long(model, prompt):
-                long.append(prompt)
-                continue
+            if (prompt.modality, order) == ("speech", ["text"]):
+                wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
+                if model.is_long(wave):
+                    long.append(prompt)
+                    continue
             segment = model.encode(prompt.modality, prompt.raw, *prompt.piece)
             groups.setdefault(" ".join(order), []).append((prompt, segment))
         except (ConfigError, DataError) as error:
@@ -175,15 +177,6 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
         if segment.doubt:
             entries[-1]["doubt"] = segment.doubt
     return {"id": prompt.id, "given": [[prompt.modality, prompt.raw]], "written": entries}
-
-
-def is_long(model: Zipper, prompt: Prompt) -> bool:
-    """Whether a recording is too long for one prompt; False if it cannot be read."""
-    try:
-        wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
-    except DataError:  # `encode` says it
-        return False
-    return model.is_long(wave)
 
 
 def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:

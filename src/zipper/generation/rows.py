@@ -1,12 +1,13 @@
 """Generation for rows of an encoded dataset."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from zipper.config import SamplingConfig
+from zipper.data.batches import spans
 from zipper.data.dataset import EncodedDataset, Row
 from zipper.data.documents import Document, segment
 from zipper.data.statistics import DatasetStatistics
@@ -57,17 +58,6 @@ def generate_rows(
                     journal.add(key, [[*map(to_json, found[i])] for i in part])
             bar.update(len(part))
     return [found[i] for i in range(len(rows))]
-
-
-def spans(lengths: Sequence[int], count: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Beginning and end of consecutive batches of ascending lengths: of up to `count` items, and padded to
-    the longest, of up to `limit` in all; one alone may be longer."""
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        longer = end < len(lengths) and (end + 1 - start) * lengths[end] > limit
-        if end == len(lengths) or end - start == count or longer:
-            yield start, end
-            start = end
 
 
 def to_json(written: GenerationOutput) -> list[Any]:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zipper.generation.rows import spans
+from zipper.data.batches import spans
 
 
 @given(st.lists(st.integers(1, 500), max_size=60).map(sorted), st.integers(1, 20), st.integers(1, 2000))

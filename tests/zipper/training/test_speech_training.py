@@ -32,33 +32,23 @@ def joint_batch(dataset) -> Batch:
     return collate(training_documents(dataset, 8, "asr", "tts"), {"text": 1, "speech": 3})
 
 
-def test_hidden_columns_are_answers_alone_and_what_is_asked_stays(prepared):
-    model, batch = module_for(prepared, *JOINT).model, joint_batch(prepared)
+@pytest.mark.parametrize(("mask", "words", "scored"), [(mask_history, JOINT, True), (mask_prompt, (), False)])
+def test_a_mask_hides_answers_or_prompts_alone_and_targets_stay(prepared, mask, words, scored):
+    model, batch = module_for(prepared, *words).model, joint_batch(prepared)
     torch.manual_seed(0)
-    hidden = mask_history(batch, model, 0.4, 3)
-    assert torch.equal(hidden.streams["text"].tokens, batch.streams["text"].tokens)
-    before, after = batch.streams["speech"], hidden.streams["speech"]
-    assert torch.equal(before.target, after.target)
-    changed = (before.tokens != after.tokens).any(-1)
-    generate_rows = before.valid & (before.weight > 0)
-    assert not (changed & ~generate_rows).any()
-    assert not changed[:, 0].any()
-    assert 0.25 < float(changed[generate_rows].float().mean()) < 0.55
-    assert (after.tokens[changed] == 18).all()
-
-
-def test_masked_prompts_leave_answers_and_targets_alone(prepared):
-    model, batch = module_for(prepared).model, joint_batch(prepared)
-    torch.manual_seed(0)
-    masked = mask_prompt(batch, model, 0.4, 3)
+    masked = mask(batch, model, 0.4, 3)
     assert torch.equal(masked.streams["text"].tokens, batch.streams["text"].tokens)
     before, after = batch.streams["speech"], masked.streams["speech"]
     assert torch.equal(before.target, after.target)
     changed = (before.tokens != after.tokens).any(-1) & before.valid
-    prompts = before.valid & (before.weight == 0)
-    assert not (changed & ~prompts).any()
-    assert 0.25 < float(changed[prompts].float().mean()) < 0.55
+    masked_rows = before.valid & ((before.weight > 0) == scored)
+    assert not (changed & ~masked_rows).any()
+    assert not changed[:, 0].any()
+    assert 0.25 < float(changed[masked_rows].float().mean()) < 0.55
     assert (after.tokens[changed] == 18).all()
+
+
+def test_a_mask_of_prompts_needs_prompts():
     with pytest.raises(ConfigError, match="a prompt is known by a loss weight below 1"):
         config("train.mask=0.2", "train.prompt_weight=1")
 
