@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub  # loads its parts when they are used
 
-from zipper.config import asset, read_json
+from zipper.config import ROOT, asset, read_json
 from zipper.errors import ConfigError, DataError
 
 REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w.-]+)?"  # user/name, optionally with a revision
@@ -52,6 +52,13 @@ def push(folder: Path, repository: str, private: bool) -> str:
         raise ConfigError(
             f"{folder} holds no exported model. Give a folder written by `export=`, such as assets/zipped."
         )
+    info = folder / "zipper.json"
+    init = read_json(info)["config"]["model"].get("init") if info.is_file() else None
+    if init and Path(init).exists() and not (ROOT / init).exists():
+        raise ConfigError(
+            f"{folder} holds a part of its model alone: the rest is model.init={init}, a folder of this "
+            "machine, which nobody else has. Push that first, and train with model.init=user/name."
+        )
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         api.create_repo(repository, private=private, exist_ok=True)
@@ -78,7 +85,7 @@ def model_card(folder: Path, repository: str) -> str:
     info = read_json(next(file for file in sorted(folder.glob("*.json")) if file.name not in others))
     config = info.get("config", {})
     shares = config.get("train", {}).get("tasks", {})
-    tasks = [TASK_NAMES[task] for task, share in shares.items() if share and task in TASK_NAMES]
+    tasks = [TASK_NAMES.get(task, task) for task, share in shares.items() if share]
     tasks = tasks or [f"{info.get('modality', 'unnamed')}, a tower alone"]
     corpus = config.get("data", {}).get("corpus", "")
     rows = [

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -127,25 +126,13 @@ def test_transcribing_in_a_training_leaves_every_module_in_its_mode(towers, mani
     assert {*modes[0]} == {False, True}
 
 
-def test_another_number_of_processes_than_the_settings_say_is_refused(towers, manifest):
-    model = joined(towers)
-    data = data_of(manifest, model, {"asr": 1})
-    data.cfg = replace(data.cfg, train=replace(data.cfg.train, devices=2))
-    trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(zipper.ConfigError, match=r"train\.devices=2 x train\.nodes=1, but Lightning runs 1"):
-        trainer.fit(zipper.ZipperModule(model), data)
-
-
-def test_a_training_without_steps_or_made_too_early_is_refused(towers, manifest):
+def test_a_module_that_is_made_too_early_is_refused(towers, manifest):
     model = joined(towers)
     early = zipper.ZipperModule(model)
     data = data_of(manifest, model, {"asr": 1})
     trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(zipper.ConfigError, match="make it after ZipperData"):
         trainer.fit(early, data)
-    trainer = L.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(zipper.ConfigError, match=r"max_epochs=3.*Give the Trainer max_steps"):
-        trainer.fit(zipper.ZipperModule(model), data)
 
 
 def test_a_model_is_pushed_with_its_card(towers, model_hub):

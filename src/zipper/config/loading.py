@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -47,7 +47,10 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 def with_overrides(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Copy of a config with overrides. Raises ConfigError as `load_config`."""
-    return _merged(to_dict(cfg), overrides)
+    found = _merged(to_dict(cfg), overrides)
+    known = {*cfg.model.towers, *found.model.modalities}  # the defaults have text and speech
+    towers = {name: tower for name, tower in found.model.towers.items() if name in known}
+    return replace(found, model=replace(found.model, towers=towers))
 
 
 def _merged(base: Any, overrides: Sequence[str], source: str = "") -> RunConfig:

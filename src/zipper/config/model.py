@@ -155,6 +155,8 @@ class ModelConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.modalities:
+            raise ConfigError("model.modalities=[]: a model has one tower at least. Name text, for example.")
         declared = {*self.modalities, *DEFAULT_MODALITIES}
         for name in self.towers:
             if name not in declared:

@@ -69,7 +69,12 @@ class DataConfig(Section):
     subwords: int = setting(
         640, "maximum vocabulary of a new tokenizer, including special tokens", at_least=1
     )
-    max_seconds: float = setting(30.0, "longer utterances are skipped, counted and listed (seconds)", above=0)
+    max_seconds: float = setting(
+        30.0,
+        "longer utterances are skipped, counted and listed (seconds), and an error if they are more than 1 % "
+        "of the corpus: no filter of lengths",
+        above=0,
+    )
     speeds: list[float] = setting(
         [1.0],
         "speed perturbation: every training utterance is encoded at each of these, such as [0.9, 1, 1.1]",
@@ -230,6 +235,7 @@ class RunConfig(Section):
                     f"decode.{name}: beams={how.beams} and ctc={how.ctc:g} search, temperature="
                     f"{how.temperature} samples. Set one, not both."
                 )
+            self._check_candidates(name, how)
         greedy = self.decode and all(how.temperature == 0 for how in self.decode.values())
         if self.evaluate.samplings > 1 and greedy:
             raise ConfigError(
@@ -252,6 +258,18 @@ class RunConfig(Section):
                 f"train.tasks={self.train.tasks}. Give it a share there, or leave it out."
             )
         self._check_chains()
+
+    def _check_candidates(self, name: str, how: SamplingConfig) -> None:
+        """The best candidate is the one from which the model most likely finds the prompt again."""
+        orders = [modalities_of(task) for task in self.train.tasks]
+        sources = {order[at - 1] for order in orders for at in range(1, len(order)) if order[at] == name}
+        back = {b for order in orders for a, b in itertools.combinations(order, 2) if a == name}
+        if how.candidates > 1 and (lacking := sources - back) and not (self.model.init or self.train.init):
+            raise ConfigError(
+                f"decode.{name}.candidates={how.candidates} chooses the sample from which the model most "
+                f"likely finds the {min(lacking)} again, but {name}>{min(lacking)} is not in train.tasks="
+                f"{self.train.tasks}. Give it a share there, or leave candidates out."
+            )
 
     def _check_chains(self) -> None:
         hops = [modalities_of(task) for task in self.train.tasks]

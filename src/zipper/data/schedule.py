@@ -1,11 +1,11 @@
 """Batch schedule: every batch is a pure function of (seed, step), sliced by rank and accumulation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from zipper.config import modalities_of
 from zipper.config.training import LossMean
@@ -215,20 +215,25 @@ class MicroBatches(Dataset[Batch]):
         self.steps, self.codebooks = steps, codebooks
         self.rank, self.ranks, self.accumulate = rank, ranks, accumulate
 
+    def __len__(self) -> int:
+        """Of one pass over the data."""
+        return self.steps.epoch_length(0) * self.accumulate
+
     def __getitem__(self, index: int) -> Batch:
         step, micro = divmod(index, self.accumulate)
         return self.steps.batch(step, self.rank + self.ranks * micro, self.codebooks)
 
 
-class ResumableSampler(Sampler[int]):
-    """Indices `start` to `end`. Its length includes those before `start`, as Lightning's progress bar
-    expects."""
+class ResumableSampler(DistributedSampler[int]):
+    """Indices `start()` to `end`, also if an iteration begins again. Its length includes those before, as
+    Lightning's progress bar expects. Lightning would replace any but a DistributedSampler by one that gives
+    every process other steps."""
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: Callable[[], int], end: int) -> None:
         self.start, self.end = start, end
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.end))
+        return iter(range(self.start(), self.end))
 
     def __len__(self) -> int:
         return self.end

@@ -8,6 +8,7 @@ import torch
 from zipper.config import RunConfig
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
+from zipper.data.documents import eligible
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import DatasetStatistics
 from zipper.evaluation.cloze import questions, share_right
@@ -44,7 +45,10 @@ def unimodal_scores(
     fresh.to(next(model.parameters()).device)
     known = pretrained_modalities(fresh)
     found = {}
+    rows = dataset.splits[cfg.evaluate.split]
     for name in model.names:
+        if not eligible(dataset, rows, name, ()):  # only kept for its zips (model.init)
+            continue
         before = fresh if name in known else None
         tests = questions(dataset, cfg.evaluate.split, name)
         found[name] = UnimodalScores(

@@ -9,6 +9,7 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 from zipper.data.batches import collate
 from zipper.data.documents import Document, Segment
+from zipper.errors import ConfigError
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 
@@ -18,10 +19,15 @@ Decode = dict[str, SamplingConfig]
 
 
 def several(model: MultimodalModel, source: str, name: str, decode: Decode) -> int:
-    """Samples of modality `name` after `source`: one if the model was not trained for the way back, which
-    scores them, or if sampling is greedy."""
-    how = decode.get(name)
-    return how.candidates if how and how.temperature and (source, name) in model.used else 1
+    """Samples of modality `name` after `source`. Raises ConfigError if the model was not trained for the way
+    back, which scores them."""
+    count = decode[name].candidates if name in decode else 1
+    if count > 1 and (source, name) not in model.used:
+        raise ConfigError(
+            f"decode.{name}.candidates={count}: this model was not trained to find {source} after {name}, "
+            "which chooses the best sample. Leave it out."
+        )
+    return count
 
 
 def generate_best(
@@ -43,7 +49,8 @@ def generate_best(
         rows = [i for i, count in enumerate(counts) for _ in range(count)]
         many = [
             Document(f"{prompts[i].id}/{turn}/{at}", [hops[i]], prompts[i].multimodal)
-            for at, i in enumerate(rows)
+            for i, count in enumerate(counts)
+            for at in range(count)
         ]
         found = sample(many, name, single)
         scores = log_likelihoods(

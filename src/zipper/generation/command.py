@@ -40,6 +40,10 @@ def generate(args: argparse.Namespace) -> None:
         )
     requests = read_batch(args.batch) if args.batch else [Prompt("out", *args.prompts[0])]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
+    model = Zipper.from_pretrained(args.model)
+    for prompt in requests:
+        if (order := orders[prompt.id]) != ["auto"]:
+            orders[prompt.id] = route(model.network, prompt.modality, order)
     kinds = suffixes(*orders.values())
     out: Path = args.out or Path("generated" if args.batch else f"out{kinds[0] if kinds else ''}")
     writes = bool(args.batch or kinds)
@@ -47,7 +51,6 @@ def generate(args: argparse.Namespace) -> None:
         check_free(out, bool(args.batch), kinds, args.overwrite)
     elif args.out:
         raise ConfigError(f"-o {out}: text is printed. Leave -o out, or write a file of many with --batch.")
-    model = Zipper.from_pretrained(args.model)
     model.config = with_overrides(model.config, [f"decode.{word}" for word in args.decode])
     decode = model.config.decode
     groups: dict[str, list[tuple[Prompt, Segment]]] = {}
@@ -55,7 +58,6 @@ def generate(args: argparse.Namespace) -> None:
     problems: list[ConfigError | DataError] = []
     for prompt in requests:  # read all prompts before generating any
         order = orders[prompt.id]
-        order = order if order == ["auto"] else route(model.network, prompt.modality, order)
         try:
             if (prompt.modality, order) == ("speech", ["text"]):
                 wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)

@@ -47,13 +47,14 @@ class ContinuousBatch:
         decode: dict[str, SamplingConfig] | None = None,
         seed: int = 0,
     ) -> None:
-        """Raises ConfigError on beam search."""
+        """Raises ConfigError on beam search and on candidates."""
         self.model, self.name, self.statistics, self.seed = model, name, statistics, seed
         self.sampling = (decode or {}).get(name, GREEDY)
-        if self.sampling.searches:
+        if self.sampling.searches or self.sampling.candidates > 1:
             raise ConfigError(
-                f"decode.{name}.beams={self.sampling.beams} with ctc={self.sampling.ctc:g} cannot be batched "
-                "continuously. Give 1 and 0."
+                f"decode.{name}.beams={self.sampling.beams} with ctc={self.sampling.ctc:g} and candidates="
+                f"{self.sampling.candidates} cannot be batched continuously. Give beams=1, ctc=0 and "
+                "candidates=1."
             )
         self.layout = TokenLayout.of(model.tower(name).cfg)
         self.processor = LogitsProcessor(self.layout, next(model.parameters()).device)

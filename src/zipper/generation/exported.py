@@ -6,6 +6,7 @@ tokenizer.json, and codec.safetensors and codec.json of a codec that is not the 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrid
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
-from zipper.generation.extended import INFO, exported_folder, kept_directions, kept_names, untrained_names
+from zipper.generation.extended import (
+    INFO,
+    exported_folder,
+    kept_names,
+    trained_directions,
+    untrained_names,
+)
 from zipper.hashes import sha256
-from zipper.hub import model_folder
 from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_untrained, exported_weights
 from zipper.models.certify import certificate, check_certificate, round_frozen
 from zipper.models.ctc import CtcHeads
+from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.weight_files import as_kept, load_state, rounded, save_state
 
 WEIGHTS = "zipper.safetensors"
@@ -66,9 +73,16 @@ def save_exported(
         "sha256": sha256(folder / WEIGHTS),
         "certificate": certificate(trained.network),
         "statistics": trained.statistics.to_dict(),
+        "directions": [*trained.network.used] if trained.statistics.longest else [],
         "config": to_dict(trained.config),
     }
     write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
+
+
+def with_bits(config: RunConfig, bits: int) -> RunConfig:
+    """Config of an export. Half precision needs no training of its own (`train.quantise`)."""
+    quantise = config.train.quantise and bits < 16
+    return replace(config, export_bits=bits, train=replace(config.train, quantise=quantise))
 
 
 def check_folder(folder: Path) -> None:
@@ -85,7 +99,7 @@ def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Se
         raise ConfigError(f"{other[0]}: an export can change decode.* alone; the rest is as it was trained.")
     check_folder(folder)
     network, statistics, config = load_model(model)
-    trained = TrainedModel(network, statistics, with_overrides(config, [*overrides, f"export_bits={bits}"]))
+    trained = TrainedModel(network, statistics, with_overrides(with_bits(config, bits), overrides))
     _take_certificate(trained)
     if frozen_too:
         round_frozen(trained.network, bits)
@@ -154,7 +168,7 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     config, statistics = from_dict(saved["config"]), saved_statistics(saved)
     weights = {**kept_weights(config), **load_state(folder / WEIGHTS)}
     why = f"{folder / WEIGHTS} has another shape than {INFO} says"
-    trained = _load_state(config, statistics, weights, why)
+    trained = _load_state(config, statistics, weights, why, trained_directions(saved))
     trained.network.certificate = saved.get("certificate", {})
     return trained, saved
 
@@ -174,9 +188,22 @@ def kept_weights(config: RunConfig) -> dict[str, Tensor]:
     """Weights of the model in `model.init`, as far as a model of this config has them."""
     if not config.model.init:
         return {}
-    old, _ = load_exported(model_folder(config.model.init))
+    old, _ = load_exported(exported_folder("model.init", config.model.init))
     own = ("next_modality_heads.", "ctc.")
     return {n: w for n, w in old.network.state_dict().items() if not n.startswith(own)}
+
+
+def load_kept(network: MultimodalModel, config: RunConfig) -> None:
+    """Load the weights of the model in `model.init` into a new network. Raises ConfigError if that has other
+    places of zips."""
+    kept, state = kept_weights(config), network.state_dict()
+    if more := sorted({*kept} - {*state}):
+        raise ConfigError(
+            f"model.init={config.model.init} has {more[0]}, but with the towers of model.modalities="
+            f"{config.model.modalities} there are zips after {network.stages} stage(s) of layers alone. Give "
+            "the new tower more layers, or a smaller model.towers.NAME.interval."
+        )
+    network.load_state_dict({**state, **kept})
 
 
 def certify(folder: Path) -> list[str]:
@@ -214,7 +241,8 @@ def load_trained(checkpoint: Path) -> TrainedModel:
         )
     weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
     why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
-    trained = _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why)
+    used = trained_directions({"config": kept["cfg"], "directions": saved.get("directions", [])})
+    trained = _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why, used)
     if trained.config.train.quantise:
         for weight in exported_weights(trained.network, trained.config.model):
             weight.data = as_kept(weight.data, trained.config.export_bits)
@@ -222,13 +250,13 @@ def load_trained(checkpoint: Path) -> TrainedModel:
 
 
 def _load_state(
-    config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str
+    config: RunConfig, statistics: DatasetStatistics, weights: dict[str, Tensor], why: str, used: list[Pair]
 ) -> TrainedModel:
     with torch.random.fork_rng(devices=[]):  # zips that no task has trained are not exported: always the same
         torch.manual_seed(config.seed)
         trained = build_untrained(config, statistics)
     trained.network.ctc = CtcHeads.from_state(weights)
-    trained.network.used = sorted({*trained.network.used, *kept_directions(config)})
+    trained.network.used = used
     state = trained.network.state_dict()
     weights = {**{name: state[name] for name in untrained_names(trained.network)}, **weights}
     try:

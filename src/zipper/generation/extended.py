@@ -1,8 +1,10 @@
 """Further towers for a model that is zipped already (`model.init`), whose own parts stay as they are."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 from zipper.codecs.load import with_copied_codec
 from zipper.config import RunConfig, from_dict, read_json
@@ -70,12 +72,14 @@ def kept_statistics(cfg: RunConfig, measured: DatasetStatistics) -> DatasetStati
     )
 
 
-def kept_directions(cfg: RunConfig) -> list[Pair]:
-    """(query, source) directions that `model.init` was trained for."""
-    if not cfg.model.init:
-        return []
-    saved = from_dict(read_json(exported_folder("model.init", cfg.model.init) / INFO)["config"])
-    return sorted({*directions(saved.train.tasks), *kept_directions(saved)})
+def trained_directions(info: Mapping[str, Any]) -> list[Pair]:
+    """(query, source) directions that the model of a zipper.json was trained for: by its last training, by
+    those before, and by that of `model.init`."""
+    cfg = from_dict(info["config"])
+    before = [(query, source) for query, source in info.get("directions", [])]
+    if cfg.model.init:
+        before += trained_directions(read_json(exported_folder("model.init", cfg.model.init) / INFO))
+    return sorted({*before, *directions(cfg.train.tasks)})
 
 
 def kept_names(network: MultimodalModel) -> list[str]:

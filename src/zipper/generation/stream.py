@@ -28,14 +28,15 @@ def stream(
     """Content int64 [Q, F] of the segment of modality `name` after a prompt, in pieces of one frame, as soon
     as all of its codebooks are known. Joined, they are what `generate` generates.
 
-    Raises ConfigError as `check_prompts`, and on beam search, which knows nothing before its end.
+    Raises ConfigError as `check_prompts`, and on beam search or candidates, the best of which is known
+    at the end.
     """
     check_prompts(model, [prompt], [name])
     sampling = (decode or {}).get(name, GREEDY)
-    if sampling.searches:
+    if sampling.searches or sampling.candidates > 1:
         raise ConfigError(
-            f"decode.{name}.beams={sampling.beams} with ctc={sampling.ctc:g}: beam search knows no token "
-            "before the end. Give 1 and 0."
+            f"decode.{name}.beams={sampling.beams} with ctc={sampling.ctc:g} and candidates="
+            f"{sampling.candidates}: the best is known at the end. Give beams=1, ctc=0 and candidates=1."
         )
     source = prompt.segments[-1]
     cache = prefill(model, [prompt], {name})

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple
@@ -18,7 +17,7 @@ from zipper.config import RunConfig, with_overrides
 from zipper.data.documents import Document, Segment, directions, segment
 from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError
-from zipper.generation.exported import check_units, load_model, save_exported
+from zipper.generation.exported import check_units, load_model, save_exported, with_bits
 from zipper.generation.generate import FinishReason, generate
 from zipper.generation.live import LiveTranscript
 from zipper.generation.prompts import prompt_of, prompt_segment
@@ -118,15 +117,16 @@ class Zipper(nn.Module):
         """Write a folder for `from_pretrained`. bits: of a weight, 16 is half precision; fewer round what is
         not frozen. figures: further entries of zipper.json, for example how the model was trained and its
         WER. Raises ConfigError if `folder` is a file, or on a figure that JSON does not hold."""
-        trained = TrainedModel(self.network, self.statistics, replace(self.config, export_bits=bits))
+        trained = TrainedModel(self.network, self.statistics, with_bits(self.config, bits))
         save_exported(Path(folder), trained, self.modalities, figures)
 
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
         """Set the config and the statistics of a training. `ZipperData` calls it. The model settings of
-        `config` must be this model's."""
+        `config` must be this model's. Directions that it was trained for before stay in use."""
         self.config, self.statistics = config, statistics
         self.network.set_times(statistics.rates, statistics.seconds)
-        self.network.used = directions(config.train.tasks)
+        before = self.network.used if self.joined is None or self.network.trained else []
+        self.network.used = sorted({*before, *directions(config.train.tasks)})
 
     @property
     def sample_rate(self) -> int:
@@ -260,8 +260,8 @@ class Zipper(nn.Module):
         about `seconds` long. Joined, they are what `synthesize` returns, to within rounding.
 
         With a causal codec the first piece comes after `seconds` of speech are generated. Raises as
-        `synthesize`, and ConfigError on beam search or on no finite, positive `seconds`, before the first
-        piece.
+        `synthesize`, and ConfigError on beam search, on candidates, or on no finite, positive `seconds`,
+        before the first piece.
         """
         if not 0 < seconds < math.inf:
             raise ConfigError(f"seconds={seconds:g} must be a positive number, the length of a piece.")
@@ -344,7 +344,7 @@ class Zipper(nn.Module):
         if modality not in self.network.names:
             known = ", ".join(self.network.names)
             raise ConfigError(f"This model has no tower for {modality}, only for {known}.")
-        if modality not in self.statistics.longest:
+        if not self.statistics.longest.get(modality):
             raise ConfigError(
                 "This model has not been trained: its zips are random. Train it with ZipperModule, or load a "
                 "trained one (Zipper.from_pretrained)."

@@ -1,7 +1,7 @@
 """Build the model of a config and load its pre-trained weights."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import nn
@@ -73,15 +73,18 @@ def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedMod
     return TrainedModel(model, statistics, cfg)
 
 
-def set_trainable(model: MultimodalModel, cfg: ModelConfig) -> None:
-    """Freeze frozen towers, unused zips, and all but LoRA in towers with LoRA."""
+def set_trainable(
+    model: MultimodalModel, cfg: ModelConfig, trained: Collection[tuple[str, str]] | None = None
+) -> None:
+    """Freeze frozen towers, unused zips, and all but LoRA in towers with LoRA. trained: directions whose zips
+    are trained; by default all that are used."""
     model.requires_grad_(True)  # an earlier training may have had other directions
     for name in model.names:
         if cfg.towers[name].frozen:
             model.tower(name).requires_grad_(False)
         elif cfg.towers[name].lora:
             freeze_all_but_lora(model.tower(name))
-    for part in [*idle_parts(model).values(), *kept_parts(model)]:
+    for part in [*idle_parts(model, trained).values(), *kept_parts(model)]:
         part.requires_grad_(False)
 
 
@@ -109,13 +112,17 @@ def exported_weights(model: MultimodalModel, cfg: ModelConfig) -> list[nn.Parame
     return [weight for weight in model.parameters() if weight not in others]
 
 
-def idle_parts(model: MultimodalModel) -> dict[str, nn.Module]:
-    """Zips of directions that no task of the run uses. They are not computed and get no gradient."""
+def idle_parts(
+    model: MultimodalModel, used: Collection[tuple[str, str]] | None = None
+) -> dict[str, nn.Module]:
+    """Zips of directions that are not used (by default `model.used`). They are not computed and get no
+    gradient."""
     if not isinstance(model, ZipperModel):
         return {}
+    used = model.used if used is None else used
     return {
         f"zips.{stage}.{query}_from_{source}": model.zip(stage, query, source)
         for stage in range(model.stages)
         for query, source in model.pairs
-        if (query, source) not in model.used
+        if (query, source) not in used
     }

@@ -28,6 +28,11 @@ NEEDED = (
     "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "rms_norm_eps",
     "vocab_size",
 )  # fmt: skip
+SCALINGS: dict[str, tuple[str, ...]] = {  # of rotary positions, with their numbers
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 WINDOW = 2048  # tokens; a longer sliding window never truncates utterances
 OURS = {
     "model.embed_tokens.weight": "embedding.weight",
@@ -55,7 +60,7 @@ def is_llama(folder: Path) -> bool:
 def shape_of(folder: Path) -> dict[str, Any]:
     """Tower settings of the model in a folder. Raises DataError on an unsupported architecture or option."""
     config = read_json(folder / CONFIG)
-    (architecture,) = config.get("architectures") or ["none"]
+    architecture = " and ".join(config.get("architectures") or ["none"])
     if architecture not in FAMILIES:
         raise DataError(
             f"{folder / CONFIG}: architecture {architecture!r} is not supported. "
@@ -102,16 +107,16 @@ def _refuse_foreign_parts(folder: Path, config: dict[str, Any]) -> None:
 
 def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return []
-    if kind == "linear":
-        return [float(rope["factor"])]
-    if kind == "llama3":
-        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        return [float(rope[key]) for key in keys]
-    raise DataError(
-        f"{folder / CONFIG}: rope scaling {kind!r} is not supported. Supported: default, linear, llama3."
-    )
+    if kind not in SCALINGS:
+        raise DataError(
+            f"{folder / CONFIG}: rope scaling {kind!r} is not supported. Supported: {', '.join(SCALINGS)}."
+        )
+    if lacking := [key for key in SCALINGS[kind] if key not in rope]:
+        raise DataError(
+            f"{folder / CONFIG}: rope scaling {kind!r} lacks {', '.join(lacking)}. Restore it from the "
+            "model's source."
+        )
+    return [float(rope[key]) for key in SCALINGS[kind]]
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
+from zipper.models.certify import certificate
 from zipper.models.resolve import resolve_layouts
 
 
@@ -44,4 +45,5 @@ def join_towers(
         network = build_model(config.model, rates)
     load_pretrained(network)
     set_trainable(network, config.model)
+    network.certificate = certificate(network)  # now: the towers' folders may move later
     return TrainedModel(network, DatasetStatistics("", reads, rates, {}, {}, {}, {}), config), modalities

@@ -3,7 +3,7 @@ model in Hugging Face format (`models.hf`)."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,9 @@ def tower_hashes(towers: Mapping[str, TowerConfig], kept: Path) -> dict[str, str
 def with_shape_of(cfg: TowerConfig, folder: Path) -> TowerConfig:
     """Config with the shape of the tower in a folder. Raises ConfigError if it sets another one."""
     info = tower_info(folder)
-    plain = {f.name: f.default for f in fields(TowerConfig)}
+    plain = TowerConfig()
     for name, value in info["shape"].items():
-        if getattr(cfg, name) not in (plain[name], value):
+        if getattr(cfg, name) not in (getattr(plain, name), value):
             raise ConfigError(
                 f"{name}={getattr(cfg, name)}, but the tower in init={folder} has {name}={value}. "
                 f"Leave {name} out, or init."

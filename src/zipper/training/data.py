@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
 from zipper.clock import Clock
@@ -29,8 +30,7 @@ from zipper.training.fine_tuning import continued, for_new_training, without_los
 class ZipperData(L.LightningDataModule):
     """Batches of the training split by step, and one pass over the dev split.
 
-    A step's batch is a function of seed and step, and each process takes a slice of it. A Trainer of several
-    devices therefore needs `use_distributed_sampler=False`.
+    A step's batch is a function of seed and step, and each process takes a slice of it.
     """
 
     def __init__(
@@ -68,11 +68,13 @@ class ZipperData(L.LightningDataModule):
         cfg = with_overrides(before, [f"{section}={corpus}", *settings, *overrides])
         if cfg.model != model.config.model:
             raise ConfigError("overrides change the model: give them to Zipper.from_towers.")
+        if (cfg.codec, cfg.data.tokenizer) != (before.codec, before.data.tokenizer):
+            raise ConfigError("overrides change the codec or tokenizer: give them to Zipper.from_towers.")
         dataset = prepare(cfg, Clock(), model.modalities)
         known = replace(cfg, model=without_lost_towers(cfg.model)) if trained_before else cfg
         found = resolve(known, dataset).model
-        towers = tower_hashes({n: found.towers[n] for n in found.modalities}, Path(cfg.build) / KEPT)
-        statistics = measure_statistics(dataset, cfg.data.only, towers)
+        hashes = tower_hashes({n: found.towers[n] for n in found.modalities}, Path(cfg.build) / KEPT)
+        statistics = measure_statistics(dataset, cfg.data.only, hashes)
         model.train_on(cfg, continued(model.statistics, statistics) if trained_before else statistics)
         self._open(cfg, dataset)
         if not trained_before:
@@ -97,45 +99,43 @@ class ZipperData(L.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches of the training split from the current step on; without a Trainer those of one
+        process, from the first step on. Raises ConfigError on a Trainer that does not count steps."""
         trainer, train = self.trainer, self.cfg.train
-        assert trainer is not None
-        accumulate = trainer.accumulate_grad_batches
-        if trainer.world_size != train.devices * train.nodes:
-            raise ConfigError(
-                f"train.devices={train.devices} x train.nodes={train.nodes}, but Lightning runs "
-                f"{trainer.world_size} processes. Correct both settings."
-            )
-        if trainer.max_steps <= 0 and trainer.max_epochs != 1:
-            raise ConfigError(
-                f"Trainer(max_epochs={trainer.max_epochs}): a training is counted in steps, and its learning "
-                "rate falls over them. Give the Trainer max_steps."
-            )
-        slices = trainer.world_size * accumulate
-        if slices != self.steps.slices:
-            self.steps = self._steps("train", train.tasks, slices)
-        batches = MicroBatches(
-            self.steps, self.codebooks, trainer.global_rank, trainer.world_size, accumulate
-        )
-        steps = trainer.max_steps if trainer.max_steps > 0 else train.steps
+        steps, cuda = train.steps, False
+        rank, ranks, accumulate = 0, 1, 1
+        if trainer is not None:
+            if trainer.max_steps <= 0:
+                raise ConfigError(
+                    f"Trainer(max_epochs={trainer.max_epochs}): a training is counted in steps, and its "
+                    "learning rate falls over them. Give the Trainer max_steps; one pass over the data has "
+                    f"{self.steps.epoch_length(0)}."
+                )
+            steps, cuda = trainer.max_steps, isinstance(trainer.accelerator, CUDAAccelerator)
+            rank, ranks = trainer.global_rank, trainer.world_size
+            accumulate = trainer.accumulate_grad_batches
+        if ranks * accumulate != self.steps.slices:
+            self.steps = self._steps("train", train.tasks, ranks * accumulate)
         return DataLoader(
-            batches,
+            MicroBatches(self.steps, self.codebooks, rank, ranks, accumulate),
             batch_size=None,
             collate_fn=identity,
-            sampler=ResumableSampler(trainer.global_step * accumulate, steps * accumulate),
+            sampler=ResumableSampler(
+                lambda: trainer.global_step * accumulate if trainer else 0, steps * accumulate
+            ),
             num_workers=train.workers,
             persistent_workers=train.workers > 0,
             worker_init_fn=ignore_group_signals,
-            pin_memory=trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
+            pin_memory=cuda,
         )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        assert self.trainer is not None
-        tasks = dict.fromkeys(self.cfg.train.tasks, 1.0)
-        steps = self._steps("dev", tasks, self.trainer.world_size)
-        batches = MicroBatches(steps, self.codebooks, self.trainer.global_rank, self.trainer.world_size, 1)
-        return DataLoader(
-            batches, batch_size=None, collate_fn=identity, sampler=ResumableSampler(0, steps.epoch_length(0))
-        )
+        """One pass over the dev split."""
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        steps = self._steps("dev", dict.fromkeys(self.cfg.train.tasks, 1.0), ranks)
+        batches = MicroBatches(steps, self.codebooks, rank, ranks, 1)
+        sampler = ResumableSampler(lambda: 0, steps.epoch_length(0))
+        return DataLoader(batches, batch_size=None, collate_fn=identity, sampler=sampler)
 
     def _steps(self, split: str, tasks: dict[str, float], slices: int) -> BatchSchedule:
         train, learnt = self.cfg.train, split == "train"

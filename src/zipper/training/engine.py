@@ -57,5 +57,6 @@ def prepare_layers(model: nn.Module, train: TrainConfig) -> None:
         if train.compile and isinstance(part, Layer | ZipBlock):
             part.compile(backend=BACKEND, dynamic=True)
         if train.compile and isinstance(part, ZipBlock):  # Module.compile is of `forward` alone
-            compiled = torch.compile(part.project_source, backend=BACKEND, dynamic=True)
+            own = ZipBlock.project_source.__get__(part)  # not one that is compiled already
+            compiled = torch.compile(own, backend=BACKEND, dynamic=True)
             part.project_source = compiled  # type: ignore[method-assign]  # of this module, not of its class

@@ -20,7 +20,7 @@ from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.exported import check_units, load_exported
-from zipper.generation.extended import INFO, exported_folder, kept_directions
+from zipper.generation.extended import INFO, exported_folder, trained_directions
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel
 
@@ -41,7 +41,8 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
     folder = start_folder(cfg)
     if folder is None:
         return cfg
-    saved = from_dict(read_json(folder / INFO)["config"])
+    info = read_json(folder / INFO)
+    saved = from_dict(info["config"])
     towers = {name: replace(tower, init=None) for name, tower in saved.model.towers.items()}
     model, codec = replace(saved.model, towers=towers), with_copied_codec(saved.codec, folder)
     if cfg.model not in (ModelConfig(), model):
@@ -49,8 +50,8 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
             f"train.init={cfg.train.init} brings its model, but the config has another. Leave the section "
             "model out."
         )
-    known = {*directions(saved.train.tasks), *kept_directions(saved)}
-    if new := [task for task in cfg.train.tasks if not {*directions([task])} <= known]:
+    known = trained_directions(info)
+    if new := [task for task in cfg.train.tasks if not {*directions([task])} <= {*known}]:
         raise ConfigError(
             f"train.tasks: {new[0]}, but train.init={cfg.train.init} was trained for "
             f"{', '.join(saved.train.tasks)}. Leave that task out, or train from towers."

@@ -3,16 +3,19 @@
 import json
 import time
 from contextlib import ExitStack
+from dataclasses import fields, replace
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig, flat, from_dict, to_dict, with_overrides
+from zipper.config import RunConfig, TrainConfig, flat, from_dict, to_dict, with_overrides
 from zipper.data.batches import Batch
+from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, TrainingError
 from zipper.generation.zipper import Zipper
@@ -22,11 +25,15 @@ from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, 
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zipper import ZipperModel, recorded_attention
 from zipper.training.data import ZipperData
-from zipper.training.engine import shard
+from zipper.training.engine import prepare_layers, shard
 from zipper.training.optimiser import optimiser_of
 from zipper.training.rounding import RoundedWeights
 
 NAMED = 8  # utterances in an error message
+OWN = (  # settings of `train` that are the module's; the others are of the data or the Trainer
+    "optimiser", "lr", "gate_lr", "betas", "weight_decay", "warmup", "schedule", "ctc", "guide", "mask",
+    "mask_span", "history_mask", "history_mask_span", "quantise", "compile", "activation_checkpointing",
+)  # fmt: skip
 
 
 class ZipperModule(L.LightningModule):
@@ -40,23 +47,32 @@ class ZipperModule(L.LightningModule):
         statistics: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
-        """model: its network is trained. settings: `train` settings (lr, warmup, ...) that replace those of
-        the model's config. cfg, statistics: those of a checkpoint, which replace the model's: Lightning's
-        `load_from_checkpoint(FILE, model=model)` gives them, and loads the weights into the model.
+        """model: its network is trained. settings: `train` settings of the optimiser and the loss (lr,
+        warmup, mask, ...: OWN), which replace those of the model's config. cfg, statistics: those of a
+        checkpoint, which replace the model's: Lightning's `load_from_checkpoint(FILE, model=model)` gives
+        them, and loads the weights into the model.
 
         Checkpoints store config and statistics as plain dicts, so that they load with weights_only=True.
-        Raises ConfigError on a setting that is unknown or out of range.
+        Raises ConfigError on a setting that is unknown, out of range, or of the data or the Trainer.
         """
         super().__init__()
+        if others := {one.name for one in fields(TrainConfig)} & {*settings} - {*OWN}:
+            raise ConfigError(
+                f"ZipperModule({min(others)}=...): that is no setting of the module. Give ZipperData "
+                f"overrides=['train.{min(others)}=...'] if it is one of the data, or the Trainer an argument "
+                "(clipping, precision, devices)."
+            )
         if cfg is not None and statistics is not None and isinstance(model, Zipper):
             _check_same(model, saved := from_dict(cfg), known := DatasetStatistics.from_dict(statistics))
             model.train_on(saved, known)
         overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
         self.cfg = with_overrides(model.config, overrides) if settings else model.config
+        if isinstance(model, Zipper):
+            model.config = self.cfg
         self.statistics, self.model = model.statistics, model.network
+        self.lr = self.cfg.train.lr  # Lightning's LearningRateFinder sets it
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
-        set_trainable(self.model, self.cfg.model)  # ZipperData may have changed `used`
-        self.idle = idle_parts(self.model)
+        self._set_trainable()
         self.sharded = False
         self.step_batches: list[Batch] = []  # micro-batches of the current step
         self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
@@ -76,17 +92,27 @@ class ZipperModule(L.LightningModule):
         """Start from the weights of a trained network of the same shape, and from its heads of CTC if the
         training has any."""
         self.model.ctc = network.ctc if self.cfg.train.ctc else None
+        self.model.used = sorted({*self.model.used, *network.used})
+        self._set_trainable()
         own = {*self.model.state_dict()}
         self.model.load_state_dict({name: x for name, x in network.state_dict().items() if name in own})
+
+    def _set_trainable(self) -> None:
+        set_trainable(self.model, self.cfg.model, directions(self.cfg.train.tasks))
+        self.idle = idle_parts(self.model)
+        prepare_layers(self.model, self.cfg.train)
 
     def setup(self, stage: str) -> None:
         """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align, or the
         data is not `ZipperData`, which knows the letters, or was made later than this module."""
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, ZipperData) and self.statistics.fingerprint != data.dataset.fingerprint:
+        if isinstance(data, ZipperData) and (
+            self.statistics.fingerprint != data.dataset.fingerprint
+            or self.cfg.train.tasks != data.cfg.train.tasks
+        ):
             raise ConfigError(
                 "ZipperModule has no settings and statistics of this ZipperData: make it after ZipperData, "
-                "which gives them to the model."
+                "which gives them to the model, and after no other."
             )
         if self.cfg.train.ctc and self.model.ctc is None:
             if not isinstance(data, ZipperData):
@@ -117,10 +143,20 @@ class ZipperModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_seconds"] = self.train_seconds()
+        checkpoint["directions"] = [*self.model.used]
+        checkpoint["accumulate"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds_before = checkpoint.get("train_seconds", 0.0)
         self.model.trained = True
+        known = [(query, source) for query, source in checkpoint.get("directions", [])]
+        self.model.used = sorted({*self.model.used, *known})
+        before, now = checkpoint.get("accumulate"), getattr(self._trainer, "accumulate_grad_batches", None)
+        if before and now and before != now:
+            raise ConfigError(
+                f"Trainer(accumulate_grad_batches={now}), but the checkpoint is of a training with {before}: "
+                "its micro-batches have other places in a step. Give the Trainer the same."
+            )
         if self.model.ctc is None:  # without `setup`
             state = checkpoint["state_dict"].items()
             self.model.ctc = CtcHeads.from_state({name.removeprefix("model."): x for name, x in state})
@@ -136,6 +172,17 @@ class ZipperModule(L.LightningModule):
         self.train()
         for name in self.model.names:
             self.model.tower(name).train(not self.cfg.model.towers[name].frozen)
+
+    def on_train_epoch_start(self) -> None:
+        """Raises ConfigError if a callback changes the accumulation: each step's share of the data would be
+        wrong."""
+        data, trainer = getattr(self.trainer, "datamodule", None), self.trainer
+        slices = trainer.world_size * trainer.accumulate_grad_batches
+        if isinstance(data, ZipperData) and data.steps.slices != slices:
+            raise ConfigError(
+                "accumulate_grad_batches has changed since the batches were planned. Leave "
+                "GradientAccumulationScheduler out, and give the Trainer one number."
+            )
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         """Seed dropout by (seed, micro-batch, rank), so that a resumed run equals an uninterrupted one."""
@@ -208,14 +255,17 @@ class ZipperModule(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Lightning hook, called once per step before the update. Raises TrainingError if the norm is not
-        finite; weights and checkpoints stay unchanged."""
+        finite; weights and checkpoints stay unchanged. A scaler of 16-mixed skips such a step itself, unless
+        the loss is not finite."""
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm(p.grad for p in trained)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if not norm.isfinite():
+        if not norm.isfinite() and not (self._scaler and self.latest["loss"].isfinite()):
             raise TrainingError(self._not_finite(float(norm)))
         self.step_batches.clear()
-        if gradient_clip_val:
+        if gradient_clip_val and gradient_clip_algorithm == GradClipAlgorithmType.VALUE:
+            nn.utils.clip_grad_value_(trained, gradient_clip_val)
+        elif gradient_clip_val:
             nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
         self._log_figures()
         self.log("train/grad_norm", norm, batch_size=1)
@@ -259,9 +309,15 @@ class ZipperModule(L.LightningModule):
         self.log("dev/loss", mean, prog_bar=True)
         self.rounded.restore()  # the callbacks, which decode, ran before
 
+    @property
+    def _scaler(self) -> Any:
+        """Scaler of the loss, of precision 16-mixed."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else self.cfg.train.steps
-        optimiser, schedule = optimiser_of(self.model, self.cfg.train, steps)
+        train = replace(self.cfg.train, lr=self.lr)
+        # A fused optimiser would be given the scaled gradients, which are clipped here.
+        optimiser, schedule = optimiser_of(self.model, train, self.trainer.max_steps, not self._scaler)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

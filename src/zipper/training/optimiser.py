@@ -11,15 +11,17 @@ from zipper.config import TrainConfig
 from zipper.models.zip_block import is_gate
 
 
-def optimiser_of(model: nn.Module, train: TrainConfig, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+def optimiser_of(
+    model: nn.Module, train: TrainConfig, steps: int, fused: bool
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimiser of what is trained, and its schedule: a linear warm-up, then constant, or a cosine that ends
-    at 0 after `steps` steps."""
+    at 0 after `steps` steps. fused: one kernel for all parameters."""
     groups = parameter_groups(model, train.lr, train.gate_lr, train.weight_decay)
     optimiser: torch.optim.Optimizer
     if train.optimiser == "adafactor":
         optimiser = torch.optim.Adafactor(groups, lr=train.lr)
     else:
-        optimiser = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
+        optimiser = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=fused)
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / max(train.warmup, 1))

@@ -31,7 +31,7 @@ from zipper.evaluation.result_file import Result, Results, write_result
 from zipper.evaluation.samples import log_figures
 from zipper.evaluation.summary import summary_text
 from zipper.evaluation.tasks import evaluate_tasks, headlines, load_scorers, scorer_name, summary_lines
-from zipper.generation.exported import kept_weights, load_trained, save_exported
+from zipper.generation.exported import load_kept, load_trained, save_exported
 from zipper.generation.extended import extended, kept_statistics
 from zipper.hashes import KEPT
 from zipper.modalities.base import load_modalities
@@ -45,7 +45,6 @@ from zipper.run_folder import check_dataset, claim_run_dir, finished, hold_run_d
 from zipper.training.callbacks import GateMonitor, MeanWer, Patience, Spikes, TaskMonitor, Throughput
 from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
-from zipper.training.engine import prepare_layers
 from zipper.training.fine_tuning import continued, fine_tuned, start_folder, started_from
 from zipper.training.module import ZipperModule
 from zipper.training.precision import BFloat16Products
@@ -166,12 +165,11 @@ def fit(
     statistics = continued(old.statistics, statistics) if old else kept_statistics(cfg, statistics)
     module = ZipperModule.of(cfg, statistics)
     load_pretrained(module.model)
-    module.model.load_state_dict({**module.model.state_dict(), **kept_weights(cfg)})
+    load_kept(module.model, cfg)
     if old:
         module.start_from(old.network)
     elif checkpoint is None:
         start_zips(module.model, cfg.model.zip, data.steps)
-    prepare_layers(module.model, cfg.train)
     if module.idle:
         print(f"unused zips, neither computed nor trained: {', '.join(module.idle)}")
     own = [BFloat16Products()] if cfg.train.precision == "bf16-products" else []

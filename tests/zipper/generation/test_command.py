@@ -86,6 +86,7 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "2 cats", "-o", "new/dir/x.wav"], "has digits"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
         (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
+        (["--text", "the cat", "--then", "text"], "out.wav exists"),  # through speech
         (["--batch", "bad.tsv"], "line 3: needs a unique id"),
     ],
 )
@@ -93,6 +94,7 @@ def test_bad_requests_end_in_one_line_and_leave_nothing(listening, trained, word
     sf.write("long.wav", torch.randn(16000 * 20).numpy() * 0.1, 16000)
     Path("bad.tsv").write_text("id\ttext\na\tthe cat\na\tthe dog\n", encoding="utf-8")
     Path("x.2.wav").write_bytes(b"mine")
+    Path("out.wav").write_bytes(b"mine")
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as stopped:
         command(*words)

@@ -16,6 +16,7 @@ from zipper.errors import ConfigError
 from zipper.generation.cache import BLOCK
 from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.generate import generate
+from zipper.generation.stream import stream
 
 # Segments of many lengths, some longer than a block of the cache, and all three ends.
 LONG = replace(
@@ -71,3 +72,9 @@ def test_memory_follows_what_is_generated_not_what_was():
 def test_beam_search_is_refused():
     with pytest.raises(ConfigError, match="beams=4"):
         ContinuousBatch(tiny_model(), "text", STATISTICS, {"text": SamplingConfig(beams=4)})
+    several = {"speech": SamplingConfig(temperature=1, candidates=3)}
+    with pytest.raises(ConfigError, match="candidates=3"):
+        ContinuousBatch(tiny_model(), "speech", STATISTICS, several)
+    (doc,) = prompts(model := tiny_model(), 1, "text")
+    with pytest.raises(ConfigError, match="candidates=3: the best is known at the end"):
+        next(stream(model, doc, "speech", STATISTICS, several))

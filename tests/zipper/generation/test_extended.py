@@ -12,6 +12,7 @@ from zipper.data.documents import document
 from zipper.data.prepare import prepare
 from zipper.errors import ConfigError
 from zipper.generation.extended import extended
+from zipper.hub import push
 from zipper.modalities import speech as speech_module
 from zipper.modalities.base import load_modalities
 from zipper.modalities.image import HEIGHT, Image
@@ -71,6 +72,11 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
     assert isinstance(text.value, str)
     with pytest.raises(ConfigError, match="not trained to generate image after speech"):
         new.generate([{"speech": rows[0]["audio"]}], ["image"])
+    with pytest.raises(ConfigError, match=r"holds a part of its model alone: the rest is model\.init=two"):
+        push(in_tmp / "three", "me/three", private=True)
+    (in_tmp / "two").rename(in_tmp / "gone")
+    with pytest.raises(ConfigError, match=r"model\.init=two is no exported model"):
+        zipper.Zipper.from_pretrained("three")
 
 
 def test_no_document_of_its_batches_holds_speech_and_an_image(two):
@@ -97,5 +103,20 @@ def test_what_does_not_fit_is_refused(two):
     for setting in ("position=none", "heads=1"):  # the cache has one of each
         with pytest.raises(ConfigError, match=rf"model\.zip\.{setting}, but the zips of model\.init"):
             extended(config(*two, f"model.zip.{setting}", f"train.tasks={PAIRS}"))
+    sparse = "model.towers.image.interval=2"
+    with pytest.raises(ConfigError, match=r"model\.init=two has zips\.1\.\S+, but .* after 1 stage"):
+        run_module.train(config(*two, f"train.tasks={PAIRS}", sparse, "name=sparse"), "x")
     with pytest.raises(ConfigError, match="know the old modalities alone"):
         extended(config(*two, "model.next_modality_head=true", f"train.tasks={PAIRS}"))
+
+
+def test_a_model_is_extended_on_a_list_without_recordings(two, in_tmp):
+    """Its speech tower is kept, and not scored for want of speech."""
+    lines = (in_tmp / "list.tsv").read_text(encoding="utf-8").splitlines()
+    cells = [line.split("\t") for line in lines]
+    pairs = ["\t".join([id, text, split, image]) for id, _, text, split, image in cells]
+    (in_tmp / "pairs.tsv").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    tasks = "train.tasks={asr: 0, image>text: 1, text>image: 1}"
+    cfg = config(*two, "data.folder=pairs.tsv", tasks, "name=pairs", "train.steps=2")
+    for result in run_module.train(cfg, "x").values():
+        assert result["alone"].keys() == {"text", "image"}

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import as_batch, interleaving, tiny_model, transcribe
+from conftest import as_batch, config, interleaving, tiny_model, transcribe
 from slow import STATISTICS, prompts, slow_greedy
 from zipper.config import RunConfig, SamplingConfig, TowerConfig
 from zipper.data.documents import Document, Segment
@@ -147,6 +147,23 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
             assert (model.names[choice] if choice < 3 else None) == expected
             if expected:
                 read = [read[-1], segments[turn].as_prompt()]
+
+
+def test_the_best_candidate_does_not_depend_on_the_batch_and_needs_the_way_back():
+    model, how = tiny_model(), {"speech": SamplingConfig(temperature=1, candidates=3)}
+    several = prompts(model, 3, "text")
+    together = generate(model, several, ["speech"], STATISTICS, how)
+    for doc, [found] in zip(several, together, strict=True):
+        [[alone]] = generate(model, [doc], ["speech"], STATISTICS, how)
+        assert torch.equal(alone.tokens, found.tokens)
+    model.used = [("speech", "text")]
+    with pytest.raises(ConfigError, match="was not trained to find text after speech"):
+        generate(model, several, ["speech"], STATISTICS, how)
+    with pytest.raises(ConfigError, match=r"candidates=3 .*but speech>text is not in train\.tasks"):
+        config("train.tasks={asr: 0, tts: 1}", "decode.speech={temperature: 1, candidates: 3}")
+    config("train.tasks={asr: 1, tts: 1}", "decode.speech={temperature: 1, candidates: 3}")
+    with pytest.raises(ConfigError, match=r"model\.modalities=\[\]: a model has one tower at least"):
+        config("model.modalities=[]")
 
 
 def test_what_cannot_be_written_is_refused():

@@ -12,14 +12,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from conftest import units
-from language_models import LLAMA3, MODELS, reference, saved, tokenizer
+from language_models import LLAMA3, MODELS, saved, tokenizer
 from reproduce import ROOT
 from zipper.config import TowerConfig, load_config
 from zipper.data.dataset import EncodedDataset
 from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
 from zipper.generation.zipper import Zipper
-from zipper.hub import model_folder, push
+from zipper.hub import model_card, model_folder, push
 from zipper.modalities.tokenizer import Tokenizer
 from zipper.models.hf import FAMILIES, shape_of
 from zipper.models.pretrained import load_weights, read_tower, save_tower, tower_info
@@ -30,7 +30,8 @@ from zipper.training.run import pretrain, train
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_logits_are_those_of_transformers_in_float64(kind, tmp_path, monkeypatch):
-    reference(kind).save_pretrained(tmp_path)
+    saved(tmp_path, kind)
+    assert read_tower(tmp_path).cfg.rope_scaling == shape_of(tmp_path)["rope_scaling"]
     assert difference(tmp_path, monkeypatch) < 1e-9
 
 
@@ -110,6 +111,8 @@ BROKEN = {
                      "'GPTNeoXForCausalLM' is not supported. Supported: LlamaForCausalLM"),
     "positions": (configured(rope_parameters={**LLAMA3, "rope_type": "yarn"}),
                   "rope scaling 'yarn' is not supported"),
+    "two": (configured(architectures=["LlamaForCausalLM", "GPTNeoXForCausalLM"]), "is not supported"),
+    "factor": (configured(rope_parameters={"rope_type": "linear"}), "rope scaling 'linear' lacks factor"),
     "lacks": (configured(hidden_size=None), "lacks hidden_size"),
     "bias": (configured(attention_bias=True), "attention_bias=true"),
     "window": (configured(sliding_window=64), "sliding_window=64"),
@@ -269,3 +272,5 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(model_hub):
         '"me/mine"', "| test/asr/wer | 0.1 % |", "| test/tts/wer | 12.0 % |", "Trained on: spoken",
     ):  # fmt: skip
         assert part in card, part
+    for task in ("text>image", "image>text"):
+        assert task in model_card(ROOT / "assets" / "three-towers", "me/three")
