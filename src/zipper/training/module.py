@@ -316,8 +316,9 @@ class ZipperModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = replace(self.cfg.train, lr=self.lr)
+        steps = self.trainer.max_steps if self.trainer.max_steps > 0 else train.steps
         # A fused optimiser would be given the scaled gradients, which are clipped here.
-        optimiser, schedule = optimiser_of(self.model, train, self.trainer.max_steps, not self._scaler)
+        optimiser, schedule = optimiser_of(self.model, train, steps, not self._scaler)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
