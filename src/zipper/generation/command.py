@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from zipper.generation.order import check_prompts, route
 from zipper.generation.prompts import prompt_of
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word
-from zipper.generation.zipper import DOUBTFUL, Zipper
+from zipper.generation.zipper import Zipper
 from zipper.modalities.base import modality_class
 
 Order = list[str] | Literal["auto"]
@@ -183,25 +182,27 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
 
 def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:
     """Entry of generated.jsonl of a recording that is cut at its pauses."""
+    doubts: dict[str, None] = {}  # in their order
+    wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
+    words = model.transcribe_long(wave, timestamps, lambda doubt: doubts.update({doubt: None}))
     entry: dict[str, Any] = {"id": prompt.id, "given": [[prompt.modality, prompt.raw]]}
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        if timestamps:
-            entry["words"] = transcribe_words(model, prompt, None)
-            text = " ".join(word.text for word in entry["words"])
-        else:
-            text = model.transcribe(model.modalities["speech"].read(prompt.raw, *prompt.piece))
-    doubts = [str(one.message).partition(DOUBTFUL)[2] for one in caught if DOUBTFUL in str(one.message)]
-    doubt = {"doubt": "; ".join(dict.fromkeys(doubts))} if doubts else {}
+    if timestamps:
+        entry["words"] = later(words, prompt)
+    doubt = {"doubt": "; ".join(doubts)} if doubts else {}
+    text = " ".join(word.text for word in words)
     return {**entry, "written": [{"text": text, "stopped": "stop", **doubt}]}
 
 
-def transcribe_words(model: Zipper, prompt: Prompt, text: str | None) -> list[Word]:
-    """Words of a recording's transcript (None: not known), in seconds from the start of its file."""
-    start, seconds = prompt.piece
-    wave = model.modalities["speech"].read(prompt.raw, start, seconds)
-    found = model.transcribe_words(wave, text)
-    return [Word(word, round(start + a, 2), round(start + b, 2)) for word, a, b in found]
+def transcribe_words(model: Zipper, prompt: Prompt, text: str) -> list[Word]:
+    """Words of a recording's transcript, in seconds from the start of its file."""
+    wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
+    return later(model.transcribe_words(wave, text), prompt)
+
+
+def later(words: list[Word], prompt: Prompt) -> list[Word]:
+    """Words of a piece of a recording, in seconds from the start of its file."""
+    start, _ = prompt.piece
+    return [Word(word, round(start + a, 2), round(start + b, 2)) for word, a, b in words]
 
 
 def show(entry: dict[str, Any], took: float) -> None:

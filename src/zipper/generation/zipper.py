@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,6 @@ from zipper.models.joining import join_towers
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.zipper import ZipperModel
 
-DOUBTFUL = "The transcript is doubtful: "  # begins a warning
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
 
 
@@ -149,12 +148,17 @@ class Zipper(nn.Module):
         """
         wave, long = self._recording(audio)
         if long:
-            return " ".join(word.text for word in self._cut_at_pauses(wave, times=False))
+            return " ".join(word.text for word in self.transcribe_long(wave, times=False))
+        text, doubt = self._heard(wave)
+        if doubt:
+            _warn(doubt)
+        return text
+
+    def _heard(self, wave: Tensor) -> tuple[str, str]:
+        """Transcript of a recording that is no longer than a prompt, and why the model doubts it."""
         [[text]] = self.generate([{"speech": wave}], ["text"])
         assert isinstance(text.value, str)
-        if text.doubt:
-            warnings.warn(f"{DOUBTFUL}{text.doubt}", stacklevel=2)
-        return text.value
+        return text.value, text.doubt
 
     def transcribe_words(
         self, audio: str | Path | Tensor | np.ndarray, text: str | None = None
@@ -174,7 +178,7 @@ class Zipper(nn.Module):
         if not isinstance(self.network, ZipperModel):
             raise ConfigError(NO_ZIPS)
         if text is None and long:
-            return self._cut_at_pauses(wave)
+            return self.transcribe_long(wave)
         text = self.transcribe(wave) if text is None else text
         if not re.search(r"\w", text):
             return []
@@ -194,8 +198,14 @@ class Zipper(nn.Module):
         """Whether a waveform [n] is longer than `longest_recording`, and is cut at its pauses."""
         return len(wave) > self.longest_recording * self.sample_rate
 
-    def _cut_at_pauses(self, wave: Tensor, times: bool = True) -> list[Word]:
-        live = self.live_transcript(self.longest_recording / 2, times)
+    def transcribe_long(
+        self, wave: Tensor, times: bool = True, doubted: Callable[[str], None] | None = None
+    ) -> list[Word]:
+        """Words of a recording float32 [n] of any length, cut at its pauses. times, doubted: as of
+        `live_transcript`. Raises as `transcribe`, and ConfigError on times if the model has no zips."""
+        if times and not isinstance(self.network, ZipperModel):
+            raise ConfigError(NO_ZIPS)
+        live = self.live_transcript(self.longest_recording / 2, times, doubted)
         return [*live.feed(wave), *live.finish()]
 
     def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[Word]:
@@ -222,14 +232,19 @@ class Zipper(nn.Module):
         self._check_trained("speech")
         return int(LENGTH_MARGIN * self.statistics.longest["speech"]) / self.modalities["speech"].rate
 
-    def live_transcript(self, every: float = 0.5, times: bool = True) -> LiveTranscript:
-        """What `transcribe_stream` feeds. times: of words. Raises ConfigError if the model was not trained
-        for speech."""
+    def live_transcript(
+        self, every: float = 0.5, times: bool = True, doubted: Callable[[str], None] | None = None
+    ) -> LiveTranscript:
+        """What `transcribe_stream` feeds. times: of words. doubted: told why the model doubts a piece; by
+        default it warns. Raises ConfigError if the model was not trained for speech."""
         longest = self.longest_recording
         align = self.transcribe_words if times and isinstance(self.network, ZipperModel) else None
 
         def transcribe(wave: Tensor) -> str:
-            return "" if is_silent(wave) else self.transcribe(wave)
+            text, doubt = ("", "") if is_silent(wave) else self._heard(wave)
+            if doubt:
+                (doubted or _warn)(doubt)
+            return text
 
         return LiveTranscript(transcribe, self.sample_rate, longest, every, align)
 
@@ -349,3 +364,7 @@ class Zipper(nn.Module):
                 "This model has not been trained: its zips are random. Train it with ZipperModule, or load a "
                 "trained one (Zipper.from_pretrained)."
             )
+
+
+def _warn(doubt: str) -> None:
+    warnings.warn(f"The transcript is doubtful: {doubt}", stacklevel=3)
