@@ -49,6 +49,7 @@ def read_list(
         return os.path.realpath(file.parent / path) if path else ""
 
     times = Counter(row.path("audio") for row in rows)
+    together = Counter((row.path("audio"), row.piece()[0]) for row in rows)
     out = []
     for row in rows:
         split = row.name("split")
@@ -57,6 +58,8 @@ def read_list(
         audio, (start, seconds) = row.path("audio"), row.piece()
         recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
         later = f"-{round(start * 100):07d}" if start else ""
+        if seconds and together[audio, start] > 1:  # segments that overlap
+            later = f"-{round(start * 100):07d}-{round((start + seconds) * 100):07d}"
         text = None if mute else normal_text(row.text("text"))
         id = row.name("id") or recording + later
         speaker = row.name("speaker") or (recording if start or seconds or times[audio] > 1 else id)

@@ -158,6 +158,9 @@ def test_pieces_of_one_recording_have_ids_of_their_own_and_one_speaker(tmp_path)
         jsonl(tmp_path / "m.jsonl", *({"audio": f"{i}.wav", "duration": 1} for i in "abc")), 1, 1, 0
     )
     assert [u.id for u in whole] == ["a", "b", "c"]  # of recordings whose length is listed
+    rows = [{"audio": "a.wav", "text": "so", "end": end} for end in (1, 2, None)]  # overlapping
+    names = [u.id for u in read_list(jsonl(tmp_path / "m.jsonl", *rows), 1, 1, 0)]
+    assert names == ["a-0000000-0000100", "a-0000000-0000200", "a"]
     # A whole recording and a piece of it, with ids and without speakers, are never in two splits.
     rows = [
         {"id": f"{kind}{i}", "audio": f"{i}.wav", "text": "so", "end": end}
