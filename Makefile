@@ -210,9 +210,10 @@ notebooks: $(VENV)/.notebooks  ## run the notebooks and write them as HTML to bu
 report: $(READY)  ## write RESULTS.md from results/*.json
 	$(RUN) report
 
-# In two processes of one thread each: threads of PyTorch that wait would take the cores from each other.
-# Tests start hundreds of processes, which would each compile all modules where Python keeps no bytecode.
-PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# In three processes of one thread each: on two cores, since tests wait for others (servers, signals, disks) for a third
+# of the time. Threads of PyTorch that wait would take the cores from each other. Tests start hundreds of processes, which
+# would each compile all modules where Python keeps no bytecode.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile
 test: $(VENV)/.dev  ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow" $(ARGS)
 
