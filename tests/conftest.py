@@ -59,11 +59,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--result", type=Path, help="file for how many cases of bad input are clear errors")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trainings first: where several processes share the files, a long one at the end leaves a core idle."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
-
-
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     """`make bad-input`: counts by command, for RESULTS.md."""
     if file := config.getoption("--result"):
