@@ -54,7 +54,8 @@ def push(folder: Path, repository: str, private: bool) -> str:
         )
     info = folder / "zipper.json"
     init = read_json(info)["config"]["model"].get("init") if info.is_file() else None
-    if init and Path(init).exists() and not (ROOT / init).exists():
+    shipped = init and not Path(init).is_absolute() and (ROOT / init).exists()
+    if init and Path(init).exists() and not shipped:
         raise ConfigError(
             f"{folder} holds a part of its model alone: the rest is model.init={init}, a folder of this "
             "machine, which nobody else has. Push that first, and train with model.init=user/name."

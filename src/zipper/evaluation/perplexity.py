@@ -47,7 +47,7 @@ def unimodal_scores(
     found = {}
     rows = dataset.splits[cfg.evaluate.split]
     for name in model.names:
-        if not eligible(dataset, rows, name, ()):  # only kept for its zips (model.init)
+        if not eligible(dataset, rows, name):  # only kept for its zips (model.init)
             continue
         before = fresh if name in known else None
         tests = questions(dataset, cfg.evaluate.split, name)

@@ -13,7 +13,7 @@ from zipper.hub import model_folder
 from zipper.models.insertion import InsertionModel
 from zipper.models.lora import freeze_all_but_lora
 from zipper.models.mixture import MixtureModel
-from zipper.models.multimodal import MultimodalModel
+from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.models.pretrained import load_weights, read_tower, tower_info
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.zipper import ZipperModel
@@ -73,9 +73,7 @@ def build_untrained(cfg: RunConfig, statistics: DatasetStatistics) -> TrainedMod
     return TrainedModel(model, statistics, cfg)
 
 
-def set_trainable(
-    model: MultimodalModel, cfg: ModelConfig, trained: Collection[tuple[str, str]] | None = None
-) -> None:
+def set_trainable(model: MultimodalModel, cfg: ModelConfig, trained: Collection[Pair] | None = None) -> None:
     """Freeze frozen towers, unused zips, and all but LoRA in towers with LoRA. trained: directions whose zips
     are trained; by default all that are used."""
     model.requires_grad_(True)  # an earlier training may have had other directions
@@ -112,9 +110,7 @@ def exported_weights(model: MultimodalModel, cfg: ModelConfig) -> list[nn.Parame
     return [weight for weight in model.parameters() if weight not in others]
 
 
-def idle_parts(
-    model: MultimodalModel, used: Collection[tuple[str, str]] | None = None
-) -> dict[str, nn.Module]:
+def idle_parts(model: MultimodalModel, used: Collection[Pair] | None = None) -> dict[str, nn.Module]:
     """Zips of directions that are not used (by default `model.used`). They are not computed and get no
     gradient."""
     if not isinstance(model, ZipperModel):

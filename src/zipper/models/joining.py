@@ -22,8 +22,8 @@ def join_towers(
     seed: int,
     overrides: Sequence[str],
 ) -> tuple[TrainedModel, dict[str, Modality]]:
-    """Model of pre-trained towers, with no data's statistics, and its modalities. Arguments and errors: those
-    of `Zipper.from_towers`."""
+    """Untrained model of pre-trained towers, with empty statistics, and its modalities. Arguments and errors:
+    those of `Zipper.from_towers`."""
     if not towers or isinstance(frozen, str) or not isinstance(interval, Mapping):
         raise ConfigError(
             f"from_towers({', '.join(towers)}, frozen={frozen!r}, interval={interval!r}): give at least "

@@ -73,6 +73,7 @@ class ZipperModule(L.LightningModule):
         self.lr = self.cfg.train.lr  # Lightning's LearningRateFinder sets it
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
         self._set_trainable()
+        prepare_layers(self.model, self.cfg.train)
         self.sharded = False
         self.step_batches: list[Batch] = []  # micro-batches of the current step
         self.dev_wer: dict[str, float] = {}  # by task, errors capped per sentence, at the last validation
@@ -100,7 +101,6 @@ class ZipperModule(L.LightningModule):
     def _set_trainable(self) -> None:
         set_trainable(self.model, self.cfg.model, directions(self.cfg.train.tasks))
         self.idle = idle_parts(self.model)
-        prepare_layers(self.model, self.cfg.train)
 
     def setup(self, stage: str) -> None:
         """Lightning hook: add the heads of CTC. Raises ConfigError if no task has letters to align, or the

@@ -74,6 +74,12 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
         new.generate([{"speech": rows[0]["audio"]}], ["image"])
     with pytest.raises(ConfigError, match=r"holds a part of its model alone: the rest is model\.init=two"):
         push(in_tmp / "three", "me/three", private=True)
+    info = in_tmp / "three" / "zipper.json"
+    whole = info.read_text(encoding="utf-8")
+    info.write_text(whole.replace('"init": "two"', f'"init": "{in_tmp / "two"}"'), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a part of its model alone: the rest is model\.init=/"):
+        push(in_tmp / "three", "me/three", private=True)
+    info.write_text(whole, encoding="utf-8")
     (in_tmp / "two").rename(in_tmp / "gone")
     with pytest.raises(ConfigError, match=r"model\.init=two is no exported model"):
         zipper.Zipper.from_pretrained("three")

@@ -114,7 +114,10 @@ def test_settings_of_the_module_are_those_of_the_model_and_of_its_layers(manifes
 def test_a_model_of_one_tower_learns(towers, manifest):
     model = zipper.Zipper.from_towers(text=towers["text"])
     data = data_of(manifest, model, {"text": 1})
+    before = {name: w.clone() for name, w in model.network.tower("text").state_dict().items()}
     fit(model, data, zipper.ZipperModule(model, lr=1e-3))
+    after = model.network.tower("text").state_dict()
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
     data_of(manifest, model, {"text": 1})
 
 

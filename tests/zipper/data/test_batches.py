@@ -1,4 +1,4 @@
-"""Batches of rows that are generated together."""
+"""Batches of items of similar lengths."""
 
 from hypothesis import given
 from hypothesis import strategies as st
