@@ -47,13 +47,23 @@ def panels(
 
 @styled
 def save(figure: Figure, file: Path) -> Path:
-    """Writes FILE.svg, byte-identical for the same figure, with paths of two decimals."""
+    """Writes FILE.svg, byte-identical for the same figure."""
     file.parent.mkdir(parents=True, exist_ok=True)
     drawn = StringIO()
     figure.savefig(drawn, format="svg", metadata={"Date": None})
-    short = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawn.getvalue())
-    file.with_suffix(".svg").write_text(short, encoding="utf-8")
+    file.with_suffix(".svg").write_text(_shortened(drawn.getvalue()), encoding="utf-8")
     return file.with_suffix(".svg")
+
+
+def _shortened(svg: str) -> str:
+    """The same picture in two thirds of the bytes: two decimals, one font, groups without numbers."""
+    places = r' (?:d|x|y|points|transform="translate)[=(]"?[^")]*'
+    svg = re.sub(places, lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]), svg)
+    unturned, numbered = r' transform="rotate\(-0 [^"]*"', r' id="[A-Za-z0-9_.]+_\d+"'
+    for unseen in (unturned, numbered, r"(?s)<metadata>.*?</metadata>\s*", r"(?m)^ +"):
+        svg = re.sub(unseen, "", svg)
+    font = "font-family: 'DejaVu Sans', 'Arial', sans-serif"
+    return svg.replace(f"; {font}", "").replace("*{", f"text{{{font}}} *{{", 1)
 
 
 def line(panel: Axes, index: int, x: Sequence[float], several: Sequence[Sequence[float]], label: str) -> None:
