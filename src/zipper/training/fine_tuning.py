@@ -13,14 +13,17 @@ from zipper.config import (
     SamplingConfig,
     TrainConfig,
     asset,
+    flat,
     from_dict,
     read_json,
+    to_dict,
 )
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.exported import check_units, load_exported
 from zipper.generation.extended import INFO, exported_folder, trained_directions
+from zipper.generation.zipper import Zipper
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel
 
@@ -129,3 +132,28 @@ def started_from(cfg: RunConfig, modalities: Mapping[str, Modality]) -> TrainedM
     model, _ = load_exported(folder)
     check_units(folder, model, modalities)
     return model
+
+
+def check_same(model: Zipper, saved: RunConfig, known: DatasetStatistics) -> None:
+    """Raises ConfigError if a checkpoint is of another model, or of one with other tokens."""
+    old, new = (flat(to_dict(one)["model"]) for one in (saved, model.config))
+    changed = [
+        f"model.{key}={old.get(key)}, not {new.get(key)}"
+        for key in {*old, *new}
+        if _decides(key) and old.get(key) != new.get(key)
+    ]
+    changed += [
+        f"{name} of {reads!r}, not {model.modalities[name].fingerprint!r}"
+        for name, reads in known.reads.items()
+        if name in model.modalities and reads != model.modalities[name].fingerprint
+    ]
+    if changed:
+        raise ConfigError(
+            f"The checkpoint is of another model: {'; '.join(sorted(changed))}. Join the towers as for its "
+            "training."
+        )
+
+
+def _decides(key: str) -> bool:
+    """Whether a model setting changes what the weights mean, beside their shapes, which loading checks."""
+    return not key.startswith("towers.") or key.endswith((".interval", ".lora", ".input_projection"))

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from zipper.config import RunConfig, TrainConfig, flat, from_dict, to_dict, with_overrides
+from zipper.config import RunConfig, TrainConfig, from_dict, to_dict, with_overrides
 from zipper.data.batches import Batch
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
@@ -26,6 +26,7 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.zipper import ZipperModel, recorded_attention
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers, shard
+from zipper.training.fine_tuning import check_same
 from zipper.training.optimiser import optimiser_of
 from zipper.training.rounding import RoundedWeights
 
@@ -63,7 +64,7 @@ class ZipperModule(L.LightningModule):
                 "(clipping, precision, devices)."
             )
         if cfg is not None and statistics is not None and isinstance(model, Zipper):
-            _check_same(model, saved := from_dict(cfg), known := DatasetStatistics.from_dict(statistics))
+            check_same(model, saved := from_dict(cfg), known := DatasetStatistics.from_dict(statistics))
             model.train_on(saved, known)
         overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
         self.cfg = with_overrides(model.config, overrides) if settings else model.config
@@ -320,28 +321,3 @@ class ZipperModule(L.LightningModule):
         # A fused optimiser would be given the scaled gradients, which are clipped here.
         optimiser, schedule = optimiser_of(self.model, train, steps, not self._scaler)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _check_same(model: Zipper, saved: RunConfig, known: DatasetStatistics) -> None:
-    """Raises ConfigError if a checkpoint is of another model, or of one with other tokens."""
-    old, new = (flat(to_dict(one)["model"]) for one in (saved, model.config))
-    changed = [
-        f"model.{key}={old.get(key)}, not {new.get(key)}"
-        for key in {*old, *new}
-        if _decides(key) and old.get(key) != new.get(key)
-    ]
-    changed += [
-        f"{name} of {reads!r}, not {model.modalities[name].fingerprint!r}"
-        for name, reads in known.reads.items()
-        if name in model.modalities and reads != model.modalities[name].fingerprint
-    ]
-    if changed:
-        raise ConfigError(
-            f"The checkpoint is of another model: {'; '.join(sorted(changed))}. Join the towers as for its "
-            "training."
-        )
-
-
-def _decides(key: str) -> bool:
-    """Whether a model setting changes what the weights mean, beside their shapes, which loading checks."""
-    return not key.startswith("towers.") or key.endswith((".interval", ".lora", ".input_projection"))
