@@ -89,7 +89,7 @@ class Ended:
         result = {
             "name": cfg.name, "task": "asr", "split": "test", "wer": sum(errors) / 12, "per_utterance": rows,
             "utterances": 3, "parameters_trained": 10**6, "commit": "abc", "seed": cfg.seed, "threads": 1,
-            "stage_seconds": {"train": 60.0, "evaluate": 30.0},
+            "stage_seconds": {"train": 60.0, "evaluate": 30.0}, "wall_seconds": 240.0, "decoding": "greedy",
         }  # fmt: skip
         write_result(result, file)
 
@@ -237,8 +237,9 @@ def test_results_become_a_table_and_figures(in_tmp, ended):
     run(["ablate", str(write())])
     text = section("ablations", mine())
     assert "8 of 8 runs" in text
-    assert "8 runs, 0.2 hours of 1 thread(s)" in text
-    assert "| 8 of 8 | 1.5 | 1.5 |" in text
+    assert "8 runs, 0.6 hours of 1 thread(s)" in text
+    assert "| 8 of 8 | 4.5 | 4.5 |" in text  # with 3 minutes of training before the process was resumed
+    assert "Test, greedy." in text
     assert "| Zipper | 10 | 50.0 % ± 0.0 |" in text
     assert "| Single Decoder | 10 | 91.7 % ± 0.0 | +41.7 (" in text
     files = draw_ablations(mine(), Path("figures"))

@@ -57,6 +57,16 @@ def test_wilcoxon_equals_a_slow_loop_and_scipy_with_equal_utterances_left_out():
     assert found.better == sum(one < 0 for one in rates)
 
 
+@pytest.mark.parametrize("different", [1, 4, 5, 13])
+def test_p_is_exact_where_few_utterances_differ(different):
+    words, one, other = [10] * 400, [0] * 400, [0] * 400
+    other[:different] = range(1, different + 1) if different > 5 else [1] * different
+    found = compare([result(one, words)], [result(other, words)])
+    assert found.different == different
+    assert found.p == pytest.approx(2 / 2**different)  # both signs of all differences alike
+    assert found.verdict() == ("better" if different > 5 else "open")
+
+
 def test_speakers_are_resampled_whole():
     """One speaker who is much better is no evidence for others, however many utterances there are."""
     a, b = [0] * 60 + [5] * 60, [8] * 60 + [5] * 60

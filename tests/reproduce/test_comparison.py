@@ -126,6 +126,12 @@ def test_a_model_with_fewer_seeds_shows_those_it_has(folder):
     assert "| Zipper | 10.0 % / 10.0 % | 10.0 |" in text_of("comparison", folder)
 
 
+def test_a_seed_that_one_model_alone_has_moves_no_mean(folder):
+    before = text_of("comparison", folder)
+    write_result(run("zipper", "asr", 2, 0.9), folder / "compare/zipper-seed2-asr.json")
+    assert text_of("comparison", folder) == before
+
+
 def test_worse_by_less_than_a_point_is_on_par(folder):
     for seed in (0, 1):
         file = folder / "compare" / f"single-decoder-seed{seed}-asr.json"

@@ -1,6 +1,6 @@
 """Result files of a folder in one data frame, and the selections that tables, claims and figures share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,9 @@ import pandas as pd
 import yaml
 
 from reproduce import ROOT
-from reproduce.sweep_file import Sweep, read_sweep
+from reproduce.sweep_file import Point, Sweep, differences, read_sweep
+from zipper.config import asset, load_config
+from zipper.errors import DataError
 from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import Result, UtteranceResult, read_result
 
@@ -73,13 +75,19 @@ class Results:
         return dict(zip(found.task, found.result, strict=True))
 
     def compared(self) -> Runs:
-        """Results of the comparison by model and task, in the order of seeds."""
+        """Results of the comparison by model and task, in the order of seeds; of the seeds that all models
+        have, so that means and paired differences are of the same runs."""
+        rows = self.select(folder="compare")
         runs: Runs = {}
         for model in NAMES:
-            found = self.select(folder="compare")
-            found = found[found.run.str.fullmatch(rf"{model}-seed\d+")]
+            found = rows[rows.run.str.fullmatch(rf"{model}-seed\d+")]
             if len(found):
                 runs[model] = {task: [*part.result] for task, part in found.groupby("task")}
+        for task in TASKS:
+            seeds = [{one["seed"] for one in tasks[task]} for tasks in runs.values() if task in tasks]
+            for tasks in runs.values():
+                if task in tasks:
+                    tasks[task] = [one for one in tasks[task] if all(one["seed"] in of for of in seeds)]
         return runs
 
     def papers(self) -> Runs:
@@ -109,16 +117,34 @@ class Results:
         return found[0] if found and (self.folder / AUDIO).is_file() else None
 
     def sweep(self, sweep: Sweep) -> Found:
-        """Results of a sweep; points without a result are left out."""
-        rows = self.select(folder=sweep.result_file(sweep.runs()[0]).parent.relative_to("results").as_posix())
-        own = dict(zip(zip(rows.run, rows.task, strict=True), rows.result, strict=True))
+        """Results of a sweep in results/; points without a result are left out."""
         found: Found = {}
+        for point, task, result in self._points(sweep):
+            found.setdefault(tuple(point.labels.values()), {}).setdefault(task, []).append(result)
+        return found
+
+    def check_sweeps(self) -> None:
+        """Raises DataError if a result has other settings than its point of a shipped sweep."""
+        files = [file for folder in (SWEEPS, SWEEPS.with_name("sweeps")) for file in folder.rglob("*.yaml")]
+        for sweep in map(read_sweep, sorted(files)):
+            for point, _, result in self._points(sweep):
+                if apart := differences(result["config"], load_config(asset(point.config), point.overrides)):
+                    raise DataError(
+                        f"{sweep.file}: the result of {point.name} is of another run ({'; '.join(apart)}). "
+                        "Run it again, or give the sweep another folder of results."
+                    )
+
+    def _points(self, sweep: Sweep) -> Iterator[tuple[Point, str, Result]]:
+        """Results of a sweep with their points and tasks, in its order."""
+        folder = sweep.result_file(sweep.runs()[0]).parent
+        if not folder.is_relative_to("results"):
+            return
+        rows = self.select(folder=folder.relative_to("results").as_posix())
+        own = dict(zip(zip(rows.run, rows.task, strict=True), rows.result, strict=True))
         for point in sweep.runs():
             for task in TASKS:
                 if (point.name, task) in own:
-                    of_point = found.setdefault(tuple(point.labels.values()), {})
-                    of_point.setdefault(task, []).append(own[point.name, task])
-        return found
+                    yield point, task, own[point.name, task]
 
     def sweep_named(self, name: str) -> Found:
         """Results of the sweep with a name."""

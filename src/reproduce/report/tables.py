@@ -39,9 +39,11 @@ class Ablation(NamedTuple):
 
     @property
     def seconds(self) -> list[float]:
-        """Duration of each run."""
-        runs = [next(iter(results.values())) for results in self.found.values()]
-        return [sum(run["stage_seconds"].values()) for seeds in runs for run in seeds]
+        """Duration of each run, with training in processes before its last."""
+        runs = [run for results in self.found.values() for run in next(iter(results.values()))]
+        stages = [run["stage_seconds"] for run in runs]
+        earlier = [max(0.0, run["wall_seconds"] - of["train"]) for run, of in zip(runs, stages, strict=True)]
+        return [before + sum(of.values()) for before, of in zip(earlier, stages, strict=True)]
 
     @property
     def seeds(self) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from reproduce.bench.record import write_record
+from reproduce.three_towers import HEARD
 from reproduce.three_towers.bridges import BridgedZip, Composed, mean_states, train_bridges, use_zips
 from zipper.clock import Clock
 from zipper.commit import commit
@@ -31,7 +32,6 @@ from zipper.models.zipper import ZipperModel
 
 PATTERN = re.compile(r"page (\w+) of the (\w+) book shows (\w+) (\w+)")
 CHOICES = {"number": len(UNITS), "color": len(COLORS), "amount": len(COUNTS), "animals": len(DRAWINGS)}
-HEARD = 100  # utterances of generated speech that the ASR scorer transcribes
 PAIRS = 2000  # of text and another modality, for bridges; the queries are of other documents
 EPOCHS = 20
 

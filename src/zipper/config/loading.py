@@ -138,8 +138,6 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     for name, tower in values.get("model", {}).get("towers", {}).items():
         if name == "speech" and len(tower.get("specials", [])) == 2 and tower.get("vocabulary"):
             tower["specials"] = [tower["vocabulary"] - back for back in (3, 2, 1)]  # were not stored
-    if values.pop("export_int8", False):
-        values["export_bits"] = 8
     if tasks := values.get("train", {}).get("tasks"):
         values["train"]["tasks"] = {task: share for task, share in tasks.items() if share}
     return values
@@ -152,6 +150,8 @@ def _renamed(values: dict[str, Any]) -> dict[str, Any]:
         part = values.get(section[0]) if section else values
         if isinstance(part, dict) and key in part:
             part[new.split(".")[-1]] = part.pop(key)
+    if values.pop("export_int8", False):
+        values["export_bits"] = 8
     return values
 
 

@@ -21,7 +21,7 @@ from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import corpus_hash
 from zipper.disk import check_output_paths, file_name
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
 from zipper.evaluation.figures import spectrograms
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
@@ -37,7 +37,8 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     and how near the speaker's embedding stays, if resemblyzer is installed.
 
     Writes result.json, samples/*.flac and samples/*.png to build/codecs/NAME. The original audio is scored at
-    the codec's sample rate. Raises ConfigError if that folder holds a result.
+    the codec's sample rate. Recordings without a transcript are left out. Raises ConfigError if that folder
+    holds a result, DataError if no recording has a transcript.
     """
     check_output_paths(cfg)
     folder = Path(cfg.build) / "codecs" / cfg.name
@@ -47,7 +48,15 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     codec = load_codec(cfg.codec)
     asr_scorer = load_asr_scorer(cfg.asr_scorer, codec.semantic)
     speakers, code = speaker_encoder(), commit()
-    chosen = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
+    listed = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]
+    chosen = [u for u in listed if u.text]
+    if not chosen:
+        raise DataError(
+            f"evaluate.split={cfg.evaluate.split}: none of its {len(listed)} recordings has a transcript, "
+            "against which words could be counted. Name another split, or add the column text."
+        )
+    if len(chosen) < len(listed):
+        print(f"left out: {len(listed) - len(chosen)} of {len(listed)} recordings, without a transcript")
     waves = [u.wave(codec.sample_rate) for u in chosen]
     seconds = sum(map(len, waves)) / codec.sample_rate
     started = time.monotonic()

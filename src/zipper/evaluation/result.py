@@ -23,12 +23,13 @@ BINS = 12  # maximum number of length bins
 
 @dataclass(frozen=True)
 class Origin:
-    """Provenance of a result: command, commit, training steps and seconds."""
+    """Provenance of a result: command, commit, and the steps, seconds and seed of the training."""
 
     command: str
     commit: str
     steps: int
     wall_seconds: float
+    seed: int
 
 
 def describe_run(
@@ -44,7 +45,7 @@ def describe_run(
         "parameters_trained": sum(p.numel() for p in parameters if p.requires_grad),
         "steps": origin.steps,
         "wall_seconds": round(origin.wall_seconds, 1),
-        "seed": cfg.seed,
+        "seed": origin.seed,
         "commit": origin.commit,
         "command": origin.command,
         "checkpoint": cfg.evaluate.checkpoint,

@@ -71,7 +71,8 @@ def evaluate_run(
     check_dataset(checkpoint, dataset, allow_other_audio=True)
     ended = folder / finished(cfg).name
     training = read_result(ended, utterances=False) if ended.exists() else Result()
-    origin = Origin(command, commit(), training.get("steps", 0), training.get("wall_seconds", 0.0))
+    steps, seconds = training.get("steps", 0), training.get("wall_seconds", 0.0)
+    origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     _evaluate(cfg, trained, dataset, checkpoint, origin, scorers, clock, folder)
 
 
@@ -111,7 +112,8 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities, cfg.evaluate.split if other else None)
     check_units(exported, trained, dataset.modalities)
-    origin = Origin(command, commit(), saved.get("steps", 0), 60 * saved.get("minutes", 0.0))
+    steps, seconds = saved.get("steps", 0), 60 * saved.get("minutes", 0.0)
+    origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     _evaluate(cfg, trained, dataset, exported / WEIGHTS, origin, scorers, clock, cfg.run_dir)
 

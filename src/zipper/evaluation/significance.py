@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import rankdata, wilcoxon
+from scipy.stats import PermutationMethod, rankdata, wilcoxon
 
 from zipper.errors import DataError
 from zipper.evaluation.result_archive import result_files
@@ -16,6 +16,7 @@ from zipper.evaluation.result_file import Result, read_result
 SAME = ("task", "split", "normaliser", "asr_scorer", "codec", "utterances")
 RESAMPLES = 10_000
 MOST_LEFT_OUT = 0.1  # maximum share of utterances without a common target
+FEW = 13  # utterances that differ, up to which p is exact: all signs of their differences are tried
 Errors = Literal["errors", "target_errors"]  # WER vs reference, or for TTS vs resynthesis
 ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
 
@@ -25,7 +26,8 @@ class Comparison:
     """Comparison of two WERs over the same utterances; several files (seeds) are averaged per utterance.
 
     low, high: 95 % interval of a - b (paired bootstrap over utterances, which does not cover seed variance).
-    p: two-sided Wilcoxon signed-rank test on the utterances' error rates, of which `different` differ.
+    p: two-sided Wilcoxon signed-rank test on the utterances' error rates, of which `different` differ; exact
+    where at most FEW do.
     """
 
     a: float
@@ -87,7 +89,7 @@ def compare(
     rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # so that equal rates tie
     low, high = bootstrap(errors_a - errors_b, words, seed)
     different = int((rates != 0).sum())
-    p = float(wilcoxon(rates, zero_method="wilcox").pvalue) if different else 1.0
+    p = _signed_rank(rates[rates != 0])
     names = np.array([one.get("speaker", "") for one in first["per_utterance"]])[kept]
     speakers = [names == name for name in sorted({*names.tolist()})]
     by_speaker: tuple[int, int, float, float] = (0, 0, 0.0, 0.0)
@@ -100,6 +102,14 @@ def compare(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
         int((rates < 0).sum()), float(leaning), int((~kept).sum()), *by_speaker,
     )  # fmt: skip
+
+
+def _signed_rank(apart: np.ndarray) -> float:
+    """p of the two-sided Wilcoxon signed-rank test of differences that are not 0, float [N]."""
+    if len(apart) < 2:
+        return 1.0
+    exact = PermutationMethod(n_resamples=2**FEW)
+    return float(wilcoxon(apart, method=exact if len(apart) <= FEW else "asymptotic").pvalue)
 
 
 def different_data(a: Result, b: Result) -> Iterator[tuple[str, Any, Any]]:

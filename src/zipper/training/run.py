@@ -85,7 +85,7 @@ def _train(cfg: RunConfig, command: str) -> Results:
             one.save(cfg.run_dir)
     with clock.stage("train"):
         module, trainer = fit(cfg, dataset, data, checkpoint, scorers, towers, old)
-    origin = Origin(command, code, trainer.global_step, module.train_seconds())
+    origin = Origin(command, code, trainer.global_step, module.train_seconds(), cfg.seed)
     trainer.strategy.barrier("the last checkpoint is written")
     checkpoint = cfg.run_dir / "checkpoints" / f"{cfg.evaluate.checkpoint}.ckpt"
     with open_journal(

@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,25 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
         evaluate_codec(cfg, "x")
 
 
+def test_recordings_without_a_transcript_are_left_out_of_the_codecs_table(
+    in_tmp, utterances, codec, monkeypatch, capsys
+):
+    test = [u for u in utterances if u.split == "test"]
+    mute = [replace(test[1], id="none", text=None), replace(test[1], id="empty", text="")]
+    monkeypatch.setattr(
+        codec_module, "load_asr_scorer", lambda *_: AsrScorer(lambda wave: test[0].text, str, "ear")
+    )
+    monkeypatch.setattr(codec_module, "load_codec", lambda cfg: codec)
+    monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: [test[0], *mute])
+    result = evaluate_codec(RunConfig(name="table"), "x")
+    assert [row["wer"] for row in result["rows"]] == [0.0] * 4
+    assert result["utterances"] == 1
+    assert "left out: 2 of 3 recordings" in capsys.readouterr().out
+    monkeypatch.setattr(codec_module, "open_corpus", lambda cfg: mute)
+    with pytest.raises(DataError, match="none of its 2 recordings has a transcript"):
+        evaluate_codec(RunConfig(name="other"), "x")
+
+
 def test_the_codecs_table_compares_speakers(in_tmp, utterances, codec, monkeypatch):
     class Ear:
         """Hears the sign of the first sample alone."""
@@ -91,6 +111,15 @@ def test_a_scorer_without_its_packages_says_what_to_install(monkeypatch):
     monkeypatch.setattr(scorer_module, "find_spec", lambda module: None if "whisper" in module else object())
     with pytest.raises(ConfigError, match=r"faster-whisper, whisper-normalizer.*make setup-scorer"):
         load_asr_scorer(AsrScorerConfig())
+
+
+def test_a_scorer_in_a_folder_is_named_by_its_weights(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"one")
+    path, name = scorer_module._whisper_files(str(tmp_path))
+    (tmp_path / "model.bin").write_bytes(b"another")
+    assert path == str(tmp_path)
+    assert scorer_module._whisper_files(str(tmp_path))[1] != name
+    assert scorer_module._whisper_files("tiny.en") == ("tiny.en", "tiny.en")
 
 
 def test_loading_whisper_leaves_torch_its_threads(monkeypatch):

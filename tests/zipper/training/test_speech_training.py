@@ -107,7 +107,7 @@ def test_whitened_zips_see_round_states_and_towers_stay(prepared):
 
 def test_a_chain_is_scored_as_its_last_hop_alone_would_be(listening, prepared):
     module, cfg = module_for(prepared, *JOINT).eval(), resolve(config(*JOINT), prepared)
-    origin, rows = Origin("x", "y", 0, 0.0), [prepared.splits["test"][i] for i in range(6)]
+    origin, rows = Origin("x", "y", 0, 0.0, 0), [prepared.splits["test"][i] for i in range(6)]
     given = (module.model, prepared, module.statistics, cfg, origin, listening)
     spoken = evaluate_chain("speech>text>speech", *given)
     written = generate_rows(module.model, prepared, module.statistics, rows, ("speech", "text"), 6)
