@@ -17,6 +17,7 @@ from zipper.errors import ConfigError, DataError
 
 UTTERANCE = 100_000  # bytes of a synthetic utterance with its codes (measured: 88 kB at 2.6 s)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+LONGEST_WRITTEN = 200  # bytes of a name that a user gives: some are added while the file is written
 LONGEST_NAME = 150  # bytes of UTF-8; file systems allow 255, and suffixes need some of them
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -102,6 +103,23 @@ def file_lock(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError if a folder to write is a file, or would be in one."""
+    if files := [one for one in (folder, *folder.parents) if one.is_file()]:
+        raise ConfigError(f"{folder}: {files[0]} is a file. Name a folder.")
+
+
+def check_file_name(file: Path) -> None:
+    """Raises ConfigError if a file cannot be written for its name, or is a folder."""
+    name = file.name.encode(errors="surrogatepass")
+    if len(name) > LONGEST_WRITTEN or b"\0" in bytes(file):
+        raise ConfigError(
+            f"{str(file)[:80]!r}...: a name may have {LONGEST_WRITTEN} bytes, and no NUL. Give a shorter one."
+        )
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder. Give the name of a file.")
 
 
 def disk_failure(error: OSError) -> str | None:

@@ -272,7 +272,7 @@ def test_arguments_of_another_type_are_refused_with_the_reason(shipped, towers, 
             lambda: shipped.generate([{"text": "so"}], "speech"),
             r"give a list of modalities, such as \['speech'\]",
         ),
-        (lambda: shipped.generate([{"text": "so"}], ["speech"], seed=-1), "seed=-1 must be at least 0"),
+        (lambda: shipped.generate([{"text": "so"}], ["speech"], seed=-1), "seed=-1 must be a whole number"),
         (
             lambda: shipped.generate([{"text": "so"}], ["speech"], overrides=["speech.beams=3"]),
             "needs one codebook",

@@ -6,6 +6,7 @@ from zipper.config.loading import (
     ROOT,
     asset,
     describe,
+    expanded,
     flat,
     from_dict,
     is_section_file,

@@ -22,7 +22,7 @@ class SamplingConfig(Section):
         at_least=1,
     )
     beams: int = setting(
-        1, "beams of beam search, for modalities of one codebook; 1: no beam search", at_least=1
+        1, "beams of beam search, for modalities of one codebook; 1: no beam search", at_least=1, at_most=4096
     )
     ctc: float = setting(
         0.0,

@@ -194,10 +194,18 @@ def describe(cls: Any = RunConfig, prefix: str = "") -> Iterator[tuple[str, str,
             yield f"{prefix}{f.name}", "none" if shown is None else str(shown), text
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Path with a leading ~ or ~user as that home folder, if there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # a file may be named so
+        return Path(path)
+
+
 def asset(path: str | os.PathLike[str]) -> Path:
     """Path of a file or folder: as given, or relative to the package folder if only that exists (`configs/`,
     `assets/`)."""
-    given = Path(path).expanduser()
+    given = expanded(path)
     return given if given.exists() or not (ROOT / given).exists() else ROOT / given
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zipper.config import RunConfig
+from zipper.config import RunConfig, expanded
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS
 from zipper.disk import check_writable, disk_failure, file_lock
 from zipper.errors import ConfigError, DataError
@@ -82,7 +82,7 @@ def download(cfg: RunConfig) -> None:
             f"{' and '.join(PUBLISHED)}, and needs data.folder. Libri-Light has its own download scripts "
             "(github.com/facebookresearch/libri-light)."
         )
-    folder = Path(cfg.data.folder).expanduser()
+    folder = expanded(cfg.data.folder)
     wanted = [(corpus, subset) for corpus in corpora for subset in subsets(cfg.data.splits)]
     if unknown := [subset for corpus, subset in wanted if subset not in ARCHIVES[corpus]]:
         raise ConfigError(f"data.splits names {unknown[0]}; known are {', '.join(ARCHIVES[corpora[0]])}.")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.config import DataConfig, RunConfig, modalities_of
+from zipper.config import DataConfig, RunConfig, expanded, modalities_of
 from zipper.corpora.librispeech import PUBLISHED, SUBSETS, index_librilight, index_librispeech
 from zipper.corpora.lists import read_list, read_text
 from zipper.corpora.pages import pages_corpus
@@ -79,7 +79,7 @@ def _open(
         return pages_corpus(data, build / "corpora", os.cpu_count() or 1, spoken=corpus == "pages-spoken")
     if data.folder is None:
         raise ConfigError(f"data.corpus={corpus} needs data.folder: the folder that holds it.")
-    folder = Path(data.folder).expanduser()
+    folder = expanded(data.folder)
     if not folder.exists():
         raise DataError(f"data.folder={data.folder} does not exist. Name the folder that holds {corpus}.")
     folder = folder.resolve()

@@ -17,8 +17,8 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import Row
 from zipper.data.skipped import Skipped, list_skipped
 from zipper.errors import DataError
-from zipper.modalities.audio import resample
 from zipper.modalities.base import Modality
+from zipper.modalities.resampling import resample
 
 # Utterance with its value of each modality that it has, or the reason why one cannot be read.
 LoadedUtterance = tuple[Utterance, dict[str, Any] | DataError]

@@ -5,7 +5,7 @@ from contextlib import chdir, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from zipper.config import RunConfig, load_config, overridden_keys, with_overrides
+from zipper.config import RunConfig, expanded, load_config, overridden_keys, with_overrides
 from zipper.errors import ConfigError
 
 OUTPUT_KEYS = ("result", "export")  # settings of output paths
@@ -61,7 +61,7 @@ def _with_absolute_paths(cfg: RunConfig, overrides: Sequence[str]) -> RunConfig:
         section, _, setting = key.rpartition(".")
         value = getattr(getattr(cfg, section) if section else cfg, setting)
         if value and (key in (*OUTPUT_KEYS, "data.folder") or Path(value).exists()):
-            absolute.append(f"{key}={Path(value).expanduser().absolute()}")
+            absolute.append(f"{key}={expanded(value).absolute()}")
     return with_overrides(cfg, absolute)
 
 

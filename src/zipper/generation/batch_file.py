@@ -1,13 +1,16 @@
-"""Prompts of `zipper generate --batch`."""
+"""Prompts of `zipper generate --batch`, and the entries of what is generated."""
 
+import json
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from zipper.corpora.table import read_table
-from zipper.disk import file_name
+from zipper.disk import LONGEST_NAME, file_name, write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.audio import recordings
 
@@ -25,6 +28,42 @@ class Prompt:
     piece: tuple[float, float | None] = (0.0, None)
 
 
+class Entries:
+    """generated.jsonl: an entry a line, written as soon as a prompt has its answer. What is asked stands
+    beside it until all are there, so that the same command goes on."""
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+        """asked: what the entries depend on."""
+        self.file, self.marker = folder / "generated.jsonl", folder / ".unfinished.json"
+        self.asked = json.loads(json.dumps(asked))
+
+    def resumes(self) -> bool:
+        """Whether the folder holds the beginning of what is asked."""
+        try:
+            return bool(json.loads(self.marker.read_text(encoding="utf-8")) == self.asked)
+        except (OSError, ValueError):
+            return False
+
+    def begin(self, anew: bool) -> set[str]:
+        """Ids of the entries that are there already. anew: none."""
+        kept = [] if anew or not self.resumes() or not self.file.is_file() else self._whole()
+        write_atomic(self.marker, json.dumps(self.asked).encode())
+        write_atomic(self.file, "".join(f"{line}\n" for line in kept).encode())
+        return {json.loads(line)["id"] for line in kept}
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(entry) + "\n")
+
+    def end(self) -> None:
+        self.marker.unlink(missing_ok=True)
+
+    def _whole(self) -> list[str]:
+        """Lines, without what a killed process has left of one."""
+        text = self.file.read_text(encoding="utf-8", errors="replace")
+        return text[: text.rfind("\n") + 1].splitlines()
+
+
 def read_batch(path: Path) -> list[Prompt]:
     """Prompts of a folder of recordings (the file's name is the id), of a .txt with a sentence a line (its
     number is the id), or of a .tsv or .jsonl table in the format of a manifest, where paths of recordings are
@@ -37,7 +76,7 @@ def read_batch(path: Path) -> list[Prompt]:
         stems = Counter(file.stem for file in files)
         names = [file.stem if stems[file.stem] == 1 else file.name for file in files]
         found = [
-            (str(file), Prompt(name.replace(".", "_"), "speech", str(file.resolve())))
+            (str(file), Prompt(file_name(name.replace(".", "_")), "speech", str(file.resolve())))
             for file, name in zip(files, names, strict=True)
         ]
     elif not path.is_file():
@@ -59,8 +98,8 @@ def read_batch(path: Path) -> list[Prompt]:
     for where, prompt in found:
         if prompt.id in known or prompt.id != file_name(prompt.id) or "." in prompt.id:
             raise ConfigError(
-                f"--batch {where}: needs a unique id that can name a file, without slashes or dots; it has "
-                f"{shorten(prompt.id, 200)!r}."
+                f"--batch {where}: needs a unique id that can name a file, without slashes, dots or any of "
+                f'\\ : * ? " < > |, and of at most {LONGEST_NAME} bytes; it has {shorten(prompt.id, 200)!r}.'
             )
         known.add(prompt.id)
     if not found:

@@ -1,7 +1,6 @@
 """`zipper generate`: generate speech and text from text or audio, with a run folder or an exported model."""
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +9,9 @@ from tqdm import tqdm
 
 from zipper.config import with_overrides
 from zipper.data.documents import Segment
-from zipper.disk import check_writable
+from zipper.disk import check_file_name, check_writable
 from zipper.errors import ConfigError, DataError
-from zipper.generation.batch_file import Prompt, read_batch
+from zipper.generation.batch_file import Entries, Prompt, read_batch
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput
 from zipper.generation.generate import generate as generate_segments
 from zipper.generation.order import check_prompts, route
@@ -46,8 +45,11 @@ def generate(args: argparse.Namespace) -> None:
     kinds = suffixes(*orders.values())
     out: Path = args.out or Path("generated" if args.batch else f"out{kinds[0] if kinds else ''}")
     writes = bool(args.batch or kinds)
+    asked = {key: getattr(args, key) for key in ("then", "decode", "seed", "timestamps")}
+    asked |= {"model": str(args.model), "prompts": [[*vars(one).values()] for one in requests]}
+    entries = Entries(out, asked)
     if writes:
-        check_free(out, bool(args.batch), kinds, args.overwrite)
+        check_free(out, bool(args.batch), kinds, args.overwrite or (bool(args.batch) and entries.resumes()))
     elif args.out:
         raise ConfigError(f"-o {out}: text is printed. Leave -o out, or write a file of many with --batch.")
     model.config = with_overrides(model.config, [f"decode.{word}" for word in args.decode])
@@ -76,19 +78,18 @@ def generate(args: argparse.Namespace) -> None:
     target = out if args.batch else out.parent
     if writes:
         check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
-    log = target / "generated.jsonl"
-    if args.batch:
-        log.write_text("", encoding="utf-8")
+    there = entries.begin(anew=args.overwrite) if args.batch else set()
 
     def keep(entry: dict[str, Any], started: float) -> None:
-        if args.batch:  # written at once, so that a later failure loses nothing
-            with log.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(entry) + "\n")
+        if args.batch:
+            entries.add(entry)
         else:
             show(entry, time.monotonic() - started)
 
-    with tqdm(total=len(requests), desc="generate", unit="prompt", disable=len(requests) == 1) as bar:
+    alone = len(requests) == 1
+    with tqdm(total=len(requests), initial=len(there), desc="generate", unit="prompt", disable=alone) as bar:
         for name, group in groups.items():
+            group = [(prompt, segment) for prompt, segment in group if prompt.id not in there]
             for start in range(0, len(group), args.at_a_time):
                 part = group[start : start + args.at_a_time]
                 started = time.monotonic()
@@ -105,12 +106,13 @@ def generate(args: argparse.Namespace) -> None:
                         words = {"words": transcribe_words(model, prompt, text)}
                     keep({**save(model, prompt, segments, stem), **words}, started)
                 bar.update(len(part))
-        for prompt in long:
+        for prompt in (one for one in long if one.id not in there):
             started = time.monotonic()
             keep(transcribe_long(model, prompt, args.timestamps), started)
             bar.update()
     if args.batch:
-        print(f"{len(requests)} prompts -> {log}")
+        entries.end()
+        print(f"{len(requests)} prompts -> {entries.file}")
 
 
 def suffixes(*orders: list[str]) -> list[str]:
@@ -130,6 +132,8 @@ def check_free(out: Path, batch: bool, kinds: list[str], overwrite: bool) -> Non
             raise ConfigError(f"-o {out}: {what}. Give a file name that ends in {kinds[0]}.")
         stems = [numbered(out.with_suffix(""), n) for n in range(1, len(kinds) + 1)]
         files = [stem.with_name(f"{stem.name}{kind}") for stem, kind in zip(stems, kinds, strict=True)]
+        for file in files:
+            check_file_name(file)
         taken = [file for file in files if file.exists() and not overwrite]
     if taken:
         raise ConfigError(

@@ -16,12 +16,14 @@ from torch import Tensor
 from zipper.checkpoint_files import read_checkpoint
 from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
 from zipper.data.statistics import DatasetStatistics, saved_statistics
-from zipper.disk import write_atomic
+from zipper.disk import check_folder, write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
 from zipper.generation.extended import (
     INFO,
+    check_no_part,
     exported_folder,
     kept_names,
+    read_exported,
     trained_directions,
     untrained_names,
 )
@@ -46,9 +48,10 @@ def save_exported(
     folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality], figures: dict[str, Any]
 ) -> None:
     """Write weights in half precision (or fewer bits: `export_bits`), tokenizer, a codec that is not shipped,
-    and zipper.json. figures: further entries of zipper.json. Raises ConfigError if `folder` is a file, or on
-    a figure that JSON does not hold."""
+    and zipper.json. figures: further entries of zipper.json. Raises ConfigError if `folder` is a file or
+    holds a model that this one needs, or on a figure that JSON does not hold."""
     check_folder(folder)
+    check_no_part(folder, trained.config)
     for name, figure in figures.items():
         try:
             json.dumps(figure)
@@ -80,15 +83,12 @@ def save_exported(
 
 
 def with_bits(config: RunConfig, bits: int) -> RunConfig:
-    """Config of an export. Half precision needs no training of its own (`train.quantise`)."""
+    """Config of an export. Half precision needs no training of its own (`train.quantise`). Raises ConfigError
+    on another number of bits than 16, 8 or 4."""
+    if not isinstance(bits, int) or bits not in (16, 8, 4):
+        raise ConfigError(f"bits={bits!r} must be 16 (half precision), 8 or 4.")
     quantise = config.train.quantise and bits < 16
     return replace(config, export_bits=bits, train=replace(config.train, quantise=quantise))
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ConfigError if a folder to write is a file."""
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file. Name a folder.")
 
 
 def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Sequence[str] = ()) -> None:
@@ -100,6 +100,12 @@ def export(model: Path, folder: Path, bits: int, frozen_too: bool, overrides: Se
     check_folder(folder)
     network, statistics, config = load_model(model)
     trained = TrainedModel(network, statistics, with_overrides(with_bits(config, bits), overrides))
+    for name, how in trained.config.decode.items():
+        if how.ctc and not (network.ctc and name in {head.answer for head in network.ctc.own()}):
+            raise ConfigError(
+                f"decode.{name}.ctc={how.ctc:g}: this model has no head of CTC for {name}. Leave it "
+                "out, or train with train.ctc."
+            )
     _take_certificate(trained)
     if frozen_too:
         round_frozen(trained.network, bits)
@@ -165,7 +171,7 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
         raise DataError(
             f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
         )
-    config, statistics = from_dict(saved["config"]), saved_statistics(saved)
+    config, statistics, _ = read_exported(folder)
     weights = {**kept_weights(config), **load_state(folder / WEIGHTS)}
     why = f"{folder / WEIGHTS} has another shape than {INFO} says"
     trained = _load_state(config, statistics, weights, why, trained_directions(saved))

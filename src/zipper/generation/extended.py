@@ -6,11 +6,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 from zipper.codecs.load import with_copied_codec
-from zipper.config import RunConfig, from_dict, read_json
+from zipper.config import RunConfig, asset, from_dict, read_json
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics, saved_statistics
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError, ZipperError
 from zipper.hub import model_folder
 from zipper.models.building import idle_parts
 from zipper.models.multimodal import MultimodalModel, Pair
@@ -24,8 +26,10 @@ def extended(cfg: RunConfig) -> RunConfig:
     if not cfg.model.init:
         return cfg
     folder = exported_folder("model.init", cfg.model.init)
-    saved = from_dict(read_json(folder / INFO)["config"])
+    saved = read_exported(folder)[0]
     old = saved.model
+    if cfg.export:
+        check_no_part(Path(cfg.export), cfg)
     if missing := [name for name in old.modalities if name not in cfg.model.modalities]:
         raise ConfigError(
             f"model.init={cfg.model.init} has {missing}, but model.modalities={cfg.model.modalities}. Name "
@@ -60,7 +64,7 @@ def kept_statistics(cfg: RunConfig, measured: DatasetStatistics) -> DatasetStati
     where they were in time."""
     if not cfg.model.init:
         return measured
-    old = saved_statistics(read_json(exported_folder("model.init", cfg.model.init) / INFO))
+    old = read_exported(exported_folder("model.init", cfg.model.init))[1]
     ratio = {name: {**measured.ratio.get(name, {}), **old.ratio.get(name, {})} for name in measured.reads}
     return replace(
         measured,
@@ -80,6 +84,47 @@ def trained_directions(info: Mapping[str, Any]) -> list[Pair]:
     if cfg.model.init:
         before += trained_directions(read_json(exported_folder("model.init", cfg.model.init) / INFO))
     return sorted({*before, *directions(cfg.train.tasks)})
+
+
+def read_exported(folder: Path) -> tuple[RunConfig, DatasetStatistics, dict[str, Any]]:
+    """Config, statistics and all of the zipper.json of an exported model. Raises DataError if it is
+    damaged."""
+    info = read_json(folder / INFO)
+    try:
+        config = from_dict(info["config"])
+        parts(config)
+        trained_directions(info)
+        return config, saved_statistics(info), info
+    except ZipperError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
+        why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise DataError(
+            f"{folder / INFO} is damaged, or not of this version ({why}). Restore it, or export the model "
+            "again."
+        ) from error
+
+
+def parts(cfg: RunConfig) -> list[Path]:
+    """Folders of the models that a model needs: that of `model.init`, of its own model.init, and so on, as
+    far as they are on this machine. Raises DataError if they lead back to one another."""
+    found: list[Path] = []
+    while cfg.model.init and (asset(cfg.model.init) / INFO).is_file():
+        folder = asset(cfg.model.init).resolve()
+        if folder in found:
+            raise DataError(f"model.init of {folder} leads back to itself. Restore the model that it was.")
+        found.append(folder)
+        cfg = from_dict(read_json(folder / INFO)["config"])
+    return found
+
+
+def check_no_part(folder: Path, cfg: RunConfig) -> None:
+    """Raises ConfigError if a folder to write holds a model that the written one needs."""
+    if folder.resolve() in parts(cfg):
+        raise ConfigError(
+            f"{folder} holds the model of model.init={cfg.model.init}, of which this one needs the weights. "
+            "Name another folder."
+        )
 
 
 def kept_names(network: MultimodalModel) -> list[str]:

@@ -18,7 +18,7 @@ from zipper.generation.cache import KVCache
 from zipper.generation.candidates import generate_best
 from zipper.generation.ctc import ctc_scorer, doubts
 from zipper.generation.order import check_prompts
-from zipper.generation.sampling import sample, uniform_noise
+from zipper.generation.sampling import check_seed, sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
 from zipper.modalities.base import check_searches
 from zipper.modalities.delay import extra_timesteps
@@ -73,8 +73,7 @@ def generate(
     """
     check_prompts(model, prompts, order)
     check_searches(decode or {}, model.cfg.codebooks)
-    if seed < 0:
-        raise ConfigError(f"seed={seed} must be at least 0.")
+    check_seed(seed)
     several = [name for name, how in (decode or {}).items() if how.candidates > 1]
     if order == "auto" and several:
         raise ConfigError(

@@ -11,12 +11,20 @@ from torch import Tensor
 
 from zipper.errors import ConfigError, DataError
 from zipper.generation.prompts import SHORTEST
-from zipper.generation.word_times import BLOCK, Word
+from zipper.generation.word_times import BLOCK, SILENT, Word, loudness
+from zipper.modalities.audio import LOUDEST
 
 PAUSE, SPEECH = 0.4, 0.6  # seconds: a pause that ends a segment, and the least speech before it
 LEAD = 0.1  # seconds of silence before a segment, as corpora have them
 QUIET = 0.1  # of the loudest block: amplitude of a pause
 SOFTEST = 1e-3  # of full scale: softer sound is no speech
+
+
+def softest_speech(wave: Tensor, sample_rate: int) -> float:
+    """Amplitude (RMS) below which a whole recording float32 [n] has no speech: SOFTEST, or less if all of it
+    is soft."""
+    loud = loudness(wave, round(BLOCK * sample_rate))
+    return min(SOFTEST, SILENT * float(loud.max())) if len(loud) else SOFTEST
 
 
 class LiveTranscript:
@@ -34,18 +42,21 @@ class LiveTranscript:
         longest: float,
         every: float = 0.5,
         align: Callable[[Tensor, str], Sequence[Word]] | None = None,
+        softest: float = SOFTEST,
     ) -> None:
         """transcribe: a waveform float32 [n] at sample_rate (Hz), at most `longest` seconds, to text. every:
         seconds of sound between two transcripts. align: words of a transcript with their times; without it
-        these are NaN. Raises ConfigError if `every` is not positive, or more than half of `longest`."""
-        if not 1 <= every * sample_rate <= int(longest * sample_rate / 2):
+        these are NaN. softest: amplitude (RMS, of full scale) below which sound is no speech. Raises
+        ConfigError if `every` is not positive, or more than half of `longest`."""
+        if not (every * sample_rate >= 1 and every <= longest / 2):
             raise ConfigError(
                 f"every={every:g} must be a positive number of seconds, at most {longest / 2:.3g}, half of "
                 "the longest prompt."
             )
         self.transcribe, self.align, self.rate = transcribe, align, sample_rate
         self.block, self.step = round(BLOCK * sample_rate), round(every * sample_rate)
-        self.longest = max(2 * self.step, int(longest * sample_rate))  # a step may be rounded up
+        self.longest = max(2 * self.step, math.floor(longest * sample_rate))  # a step may be rounded up
+        self.softest = softest
         self.sound = torch.zeros(0)  # of the segment that is not finished
         self.start = 0  # its first sample, of all
         self.closed: tuple[Tensor, list[str]] = torch.zeros(0), []  # the segment before it, and its words
@@ -55,10 +66,16 @@ class LiveTranscript:
 
     def feed(self, wave: Tensor) -> list[Word]:
         """wave float32 [n]: the next piece. Returns the words that are committed now, with times from the
-        first sample of all. Raises DataError on another shape or type."""
+        first sample of all. Raises DataError on another shape or type, or on samples that are not finite or
+        badly scaled; such a piece is left out."""
         if not isinstance(wave, Tensor) or wave.ndim != 1 or not wave.is_floating_point():
             shape = [*wave.shape] if isinstance(wave, Tensor) else type(wave).__name__
             raise DataError(f"A piece of sound must be a tensor of floating-point samples [n], not {shape}.")
+        if len(wave) and not float(wave.abs().max()) <= LOUDEST:
+            raise DataError(
+                "A piece of sound holds NaN, infinite or badly scaled samples, and is left out. Give "
+                "floating-point samples in -1 to 1."
+            )
         self.coming, words = torch.cat([self.coming, wave]), list[Word]()
         while len(self.coming) >= self.step:
             self.sound = torch.cat([self.sound, self.coming[: self.step]])
@@ -93,7 +110,7 @@ class LiveTranscript:
 
     def _forget_silence(self) -> None:
         """Drop what precedes the first sound of a segment, but for LEAD."""
-        sounding = (self._loudness() > SOFTEST).nonzero()
+        sounding = (self._loudness() > self.softest).nonzero()
         keep = round(LEAD * self.rate)
         start = int(sounding[0]) * self.block if len(sounding) else len(self.sound)
         dropped = max(0, start - keep)
@@ -125,19 +142,18 @@ class LiveTranscript:
         return [Word(text, round(since + start, 2), round(since + end, 2)) for text, start, end in words]
 
     def _words(self, wave: Tensor) -> list[str]:
-        if len(wave) < SHORTEST * self.rate or float(wave.abs().max()) < SOFTEST:
+        if len(wave) < SHORTEST * self.rate or float(wave.abs().max()) < self.softest:
             return []
         return [word for word in self.transcribe(wave).split() if re.search(r"\w", word)]
 
     def _loudness(self) -> Tensor:
         """Amplitude (RMS) of each block of the segment: [blocks]"""
-        count = len(self.sound) // self.block
-        return self.sound[: count * self.block].view(count, self.block).square().mean(1).sqrt()
+        return loudness(self.sound, self.block)
 
     def _pause(self) -> int | None:
         """Sample in the middle of the first pause that follows speech; None if there is none."""
         loud = self._loudness()
-        if not len(loud) or float(loud.max()) < SOFTEST:
+        if not len(loud) or float(loud.max()) < self.softest:
             return None
         speech, quiet, needed = 0, 0, round(PAUSE / BLOCK)
         for i, soft in enumerate((loud < QUIET * loud.max()).tolist()):

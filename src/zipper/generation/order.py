@@ -16,6 +16,8 @@ def check_prompts(
     for, or `auto` without next-modality heads."""
     if isinstance(order, str) and order != "auto":
         raise ConfigError(f"order={order!r}: give a list of modalities, such as [{order!r}], or 'auto'.")
+    if other := [one for one in order if not isinstance(one, str)]:
+        raise ConfigError(f"order={order!r} holds {other[0]!r}. Give a list of modalities, such as ['text'].")
     if not all(prompt.segments for prompt in prompts):
         raise ConfigError("A prompt holds no segment: give text or speech.")
     then = [] if order == "auto" else list(order)

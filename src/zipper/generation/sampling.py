@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zipper.config import SamplingConfig
+from zipper.errors import ConfigError
 
 
 def sample(logits: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
@@ -37,6 +38,12 @@ def most_likely(logits: Tensor) -> Tensor:
     if logits.device.type != "cpu" or logits.dtype == torch.bfloat16:  # which NumPy does not have
         return logits.argmax(-1)
     return torch.from_numpy(logits.detach().numpy().argmax(-1))
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError unless a seed is a whole number of at least 0."""
+    if not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"seed={seed!r} must be a whole number of at least 0.")
 
 
 def uniform_noise(ids: Sequence[str], seed: int, timesteps: int, codebooks: int) -> Tensor:

@@ -12,6 +12,7 @@ from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.generate import GREEDY, Generator, content_cap, prefill
 from zipper.generation.order import check_prompts
+from zipper.generation.sampling import check_seed
 from zipper.generation.stopping import StoppingCriteria
 from zipper.models.multimodal import MultimodalModel
 
@@ -28,10 +29,11 @@ def stream(
     """Content int64 [Q, F] of the segment of modality `name` after a prompt, in pieces of one frame, as soon
     as all of its codebooks are known. Joined, they are what `generate` generates.
 
-    Raises ConfigError as `check_prompts`, and on beam search or candidates, the best of which is known
-    at the end.
+    Raises ConfigError as `check_prompts` and `check_seed`, and on beam search or candidates, the best of
+    which is known at the end.
     """
     check_prompts(model, [prompt], [name])
+    check_seed(seed)
     sampling = (decode or {}).get(name, GREEDY)
     if sampling.searches or sampling.candidates > 1:
         raise ConfigError(

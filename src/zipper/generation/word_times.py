@@ -111,12 +111,16 @@ def monotonic(scores: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.array(cuts[::-1])
 
 
+def loudness(wave: Tensor, block: int) -> Tensor:
+    """Amplitude (RMS) of each whole block of a waveform float32 [n]: [n // block]"""
+    count = len(wave) // block
+    return wave[: count * block].view(count, block).square().mean(1).sqrt()
+
+
 def _sounding(wave: Tensor, sample_rate: int) -> tuple[float, float]:
     """Seconds from which and to which a waveform float32 [n] is louder than SILENT of its loudest block."""
-    block = round(BLOCK * sample_rate)
-    count = len(wave) // block
-    loud = wave[: count * block].view(count, block).square().mean(1).sqrt()
-    above = (loud > SILENT * loud.max()).nonzero() if count else torch.zeros(0)
+    loud = loudness(wave, round(BLOCK * sample_rate))
+    above = (loud > SILENT * loud.max()).nonzero() if len(loud) else torch.zeros(0)
     if not len(above):
         return 0.0, len(wave) / sample_rate
     return int(above[0]) * BLOCK, (int(above[-1]) + 1) * BLOCK

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.exported import check_units, load_model, save_exported, with_bits
 from zipper.generation.generate import FinishReason, generate
-from zipper.generation.live import LiveTranscript
+from zipper.generation.live import SOFTEST, LiveTranscript, softest_speech
 from zipper.generation.prompts import prompt_of, prompt_segment
 from zipper.generation.stream import stream
 from zipper.generation.threads import few_threads
@@ -70,7 +71,7 @@ class Zipper(nn.Module):
         cls,
         *,
         interval: Mapping[str, int] | None = None,
-        frozen: Sequence[str] = (),
+        frozen: Iterable[str] = (),
         seed: int = 0,
         overrides: Sequence[str] = (),
         **towers: str | Path,
@@ -180,6 +181,8 @@ class Zipper(nn.Module):
         if text is None and long:
             return self.transcribe_long(wave)
         text = self.transcribe(wave) if text is None else text
+        if not isinstance(text, str):
+            raise ConfigError(f"text={text!r} must be the transcript of the recording.")
         if not re.search(r"\w", text):
             return []
         with self._evaluating():
@@ -196,7 +199,7 @@ class Zipper(nn.Module):
 
     def is_long(self, wave: Tensor) -> bool:
         """Whether a waveform [n] is longer than `longest_recording`, and is cut at its pauses."""
-        return len(wave) > self.longest_recording * self.sample_rate
+        return len(wave) > round(self.longest_recording * self.sample_rate, 3)
 
     def transcribe_long(
         self, wave: Tensor, times: bool = True, doubted: Callable[[str], None] | None = None
@@ -205,7 +208,8 @@ class Zipper(nn.Module):
         `live_transcript`. Raises as `transcribe`, and ConfigError on times if the model has no zips."""
         if times and not isinstance(self.network, ZipperModel):
             raise ConfigError(NO_ZIPS)
-        live = self.live_transcript(self.longest_recording / 2, times, doubted)
+        softest = softest_speech(wave, self.sample_rate)
+        live = self.live_transcript(self.longest_recording / 2, times, doubted, softest)
         return [*live.feed(wave), *live.finish()]
 
     def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[Word]:
@@ -233,10 +237,15 @@ class Zipper(nn.Module):
         return int(LENGTH_MARGIN * self.statistics.longest["speech"]) / self.modalities["speech"].rate
 
     def live_transcript(
-        self, every: float = 0.5, times: bool = True, doubted: Callable[[str], None] | None = None
+        self,
+        every: float = 0.5,
+        times: bool = True,
+        doubted: Callable[[str], None] | None = None,
+        softest: float = SOFTEST,
     ) -> LiveTranscript:
         """What `transcribe_stream` feeds. times: of words. doubted: told why the model doubts a piece; by
-        default it warns. Raises ConfigError if the model was not trained for speech."""
+        default it warns. softest: amplitude (RMS) below which sound is no speech. Raises ConfigError if the
+        model was not trained for speech."""
         longest = self.longest_recording
         align = self.transcribe_words if times and isinstance(self.network, ZipperModel) else None
 
@@ -246,7 +255,7 @@ class Zipper(nn.Module):
                 (doubted or _warn)(doubt)
             return text
 
-        return LiveTranscript(transcribe, self.sample_rate, longest, every, align)
+        return LiveTranscript(transcribe, self.sample_rate, longest, every, align, softest)
 
     def synthesize(self, text: str, file: str | Path | None = None) -> Tensor:
         """Synthesize speech: a waveform float32 [n] at `sample_rate`. file: optional output file (.wav,
@@ -331,8 +340,10 @@ class Zipper(nn.Module):
 
     def document(self, name: str, prompt: Prompt) -> Document:
         """Document of a prompt. Raises as `encode`, and ConfigError on an unknown modality."""
-        if len(prompt) != 1:
-            raise ConfigError(f"A prompt is one segment, as {{'text': 'hello'}}; this one has {len(prompt)}.")
+        if not isinstance(prompt, Mapping) or len(prompt) != 1:
+            raise ConfigError(
+                f"A prompt is one segment, as {{'text': 'hello'}}, not {shorten(repr(prompt), 80)}."
+            )
         [(modality, value)] = prompt.items()
         return prompt_of(name, self.encode(modality, value))
 
@@ -344,6 +355,13 @@ class Zipper(nn.Module):
         if a file cannot be read.
         """
         self._check_trained(name)
+        if not (0 <= start < math.inf and (seconds is None or 0 < seconds < math.inf)):
+            raise ConfigError(
+                f"start={start:g}, seconds={seconds}: a part of a recording begins at 0 or later, and is "
+                "longer than 0 s."
+            )
+        if (start or seconds is not None) and not isinstance(raw, str | Path):
+            raise ConfigError("start and seconds are of a file. Give the part of a waveform that is meant.")
         return prompt_segment(self.modalities[name], raw, self.statistics.longest[name], start, seconds)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:

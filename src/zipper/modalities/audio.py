@@ -5,7 +5,6 @@ Every file gives a waveform or a DataError with the reason.
 
 import math
 import re
-from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import soundfile as sf
 import torch
-import torchaudio.functional as AF
 from torch import Tensor
 
-from zipper.disk import write_atomic
+from zipper.disk import check_file_name, write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.mpeg import Mpeg, count_frames, with_xing_header
+from zipper.modalities.resampling import resample
 
 SILENCE = 5e-4  # of full scale (-66 dB): twice the smallest step of A-law
 STEPS = {"PCM_U8": 1 / 128, "PCM_S8": 1 / 128}  # quantisation steps larger than SILENCE, by subtype
@@ -33,7 +32,6 @@ SUFFIXES = {
     ".w64", ".m4a", ".aac", ".mp4", ".webm", ".wma", ".amr",  # the last six only to say so
 }  # fmt: skip
 TOLERANCE = 0.03  # seconds; headers and lists are rounded (Libri-Light: 25 ms, MP3: one frame)
-KERNEL = 1_000_000  # maximum size of a resampling filter (8 MB in float64)
 STREAM = 0x7FFF_0000  # a header size from here on, or 0, was written before the samples were known
 OGG_PAGE = 27 + 255 + 255 * 255  # maximum bytes of an Ogg page
 DECLARED = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.M)
@@ -95,10 +93,11 @@ def recordings(folder: Path) -> list[Path]:
 def check_audio_file(file: Path) -> None:
     """Raise ConfigError if no sound can be written to `file`."""
     kind = file.suffix.removeprefix(".").upper()
-    if kind not in sf.available_formats() or not sf.default_subtype(kind):
+    if file.suffix.lower() not in SUFFIXES or kind not in sf.available_formats():
         raise ConfigError(
-            f"{file}: {file.suffix or 'no suffix'} names no audio format. Give a .wav or .flac."
+            f"{_named(file)}: {file.suffix or 'no suffix'} names no audio format. Give a .wav or .flac."
         )
+    check_file_name(file)
     if not file.parent.is_dir():
         raise ConfigError(f"{file}: the folder {file.parent} does not exist. Create it first.")
 
@@ -135,26 +134,6 @@ def checked_wave(raw: Tensor | np.ndarray) -> Tensor:
         samples.float().numpy() if isinstance(samples, Tensor) else np.array(samples, np.float32, order="C")
     )
     return _mixed("The waveform", found[:, None], SILENCE)
-
-
-def resample(wave: Tensor, rate: int, target: int) -> Tensor:
-    """Resamples wave [n] from `rate` to `target` Hz.
-
-    The filter size grows with the reduced fraction of the rates. If it exceeds KERNEL, the nearest smaller
-    fraction is used, with an error below 0.04 %.
-    """
-    ratio = exact = Fraction(rate, target)
-    most = 4096
-    while _kernel(ratio) > KERNEL:
-        ratio, most = exact.limit_denominator(most), most // 2
-    if ratio == 1:
-        return wave
-    return AF.resample(wave, ratio.numerator, ratio.denominator)
-
-
-def _kernel(ratio: Fraction) -> int:
-    """Size of torchaudio's filter: one row per phase, six zero crossings on each side."""
-    return ratio.numerator * ratio.denominator + 13 * max(ratio.numerator, ratio.denominator)
 
 
 def _read(path: Path, start: float, seconds: float | None, longest: float, limit: str) -> Samples:

@@ -8,13 +8,13 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image as Picture
-from PIL import UnidentifiedImageError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -93,20 +93,29 @@ class Image(Modality):
 
     def read(
         self,
-        raw: str | Path | Tensor,
+        raw: str | Path | Tensor | np.ndarray,
         start: float = 0.0,
         seconds: float | None = None,
         longest: float = math.inf,
         limit: str = LIMIT,
     ) -> Tensor:
-        """Pixels of a file. An enlarged image (`write`) is reduced. Raises DataError if it cannot be read, or
-        is not HEIGHT pixels high and whole patches wide."""
-        if isinstance(raw, Tensor):
-            return raw
+        """Pixels of a file, or pixels uint8 [HEIGHT, W, 3]. An enlarged image (`write`) is reduced. Raises
+        DataError if it cannot be read, or is not HEIGHT pixels high and whole patches wide."""
+        if isinstance(raw, Tensor | np.ndarray):
+            return _checked(torch.as_tensor(raw))
+        if not isinstance(raw, str | Path):
+            raise DataError(
+                f"{raw!r} is no image. Give the path of a file, or pixels uint8 [{HEIGHT}, W, 3]."
+            )
         try:
             with Picture.open(raw) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-        except (OSError, UnidentifiedImageError, Picture.DecompressionBombError) as error:
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+            Picture.DecompressionBombError,
+        ) as error:  # all are Pillow's
             raise DataError(f"{raw} cannot be read as an image ({error}). Give a PNG file.") from error
         high, wide, _ = pixels.shape
         scale = high // HEIGHT
@@ -140,7 +149,9 @@ class Image(Modality):
         """STEM.png, enlarged by `scale`. An empty image is a column of patches of paper."""
         file = stem.with_name(f"{stem.name}.png")
         pixels = value.numpy() if value.numel() else np.full((HEIGHT, SIDE, 3), 255, dtype=np.uint8)
-        Picture.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)).save(file)
+        out = BytesIO()
+        Picture.fromarray(pixels.repeat(scale, 0).repeat(scale, 1)).save(out, "PNG")
+        write_atomic(file, out.getvalue())
         return file
 
     def length_text(self, length: int) -> str:
@@ -153,6 +164,17 @@ class Image(Modality):
 
         reader = Reader(cfg.data.seed)
         return TextScorer(lambda row: row["text"], lambda content: reader.sentence(self.decode(content)))
+
+
+def _checked(pixels: Tensor) -> Tensor:
+    """Pixels in memory. Raises DataError on another shape or type."""
+    high, wide, colours = pixels.shape if pixels.ndim == 3 else (0, 0, 0)
+    if pixels.dtype != torch.uint8 or (high, colours) != (HEIGHT, 3) or not wide or wide % SIDE:
+        raise DataError(
+            f"The image is {str(pixels.dtype).removeprefix('torch.')} {[*pixels.shape]}, but must be uint8 "
+            f"[{HEIGHT}, W, 3] with W a multiple of {SIDE}: pixels of 0 to 255, row by row."
+        )
+    return pixels
 
 
 def _patches(value: Tensor) -> Tensor:

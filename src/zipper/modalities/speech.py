@@ -12,7 +12,7 @@ from torch import Tensor
 from zipper.codecs.codec import Codec
 from zipper.codecs.load import copy_codec, load_codec, with_copied_codec
 from zipper.codecs.streaming import DecoderStream
-from zipper.config import RunConfig
+from zipper.config import RunConfig, expanded
 from zipper.errors import DataError
 from zipper.modalities.audio import checked_wave, read_wave, write_audio
 from zipper.modalities.base import LIMIT, Column, Modality
@@ -66,7 +66,7 @@ class Speech(Modality):
             return checked_wave(raw)
         if not isinstance(raw, str | Path):
             raise DataError(f"{raw!r} is no recording. Give the path of a file, or a waveform [n].")
-        return read_wave(Path(raw).expanduser(), self.sample_rate, start, seconds, longest, limit)
+        return read_wave(expanded(raw), self.sample_rate, start, seconds, longest, limit)
 
     def encode(self, values: list[Tensor]) -> list[Tensor]:
         return self.codec.encode(values)
@@ -76,7 +76,7 @@ class Speech(Modality):
 
     def decode_stream(self, pieces: Iterable[Tensor], seconds: float) -> Iterator[Tensor]:
         """Waveform of content that arrives in pieces int64 [Q, F]: float32 [n] each, about `seconds` long."""
-        decoder, frames = DecoderStream(self.codec), max(1, round(seconds * self.rate))
+        decoder, frames = DecoderStream(self.codec), max(1, round(min(seconds * self.rate, 1e9)))
         waiting = torch.zeros(self.codebooks, 0, dtype=torch.int64)
         for piece in pieces:
             waiting = torch.cat([waiting, piece], dim=1)

@@ -15,8 +15,9 @@ from zipper.disk import file_lock, write_atomic
 from zipper.distributed import map_over_ranks
 from zipper.errors import DataError
 from zipper.modalities.asr_scorer import SCORER_RATE, AsrScorer
-from zipper.modalities.audio import read_wave, resample, without_speed
+from zipper.modalities.audio import read_wave, without_speed
 from zipper.modalities.base import Modality
+from zipper.modalities.resampling import resample
 from zipper.modalities.scoring import Generated, Journal, Rows, Score, Scorer, WordErrors
 
 PART = 100  # recordings between two writes of the cache

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from zipper.disk import check_writable, write_atomic
+from zipper.disk import check_folder, check_writable, write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.models.hf import CONFIG, FAMILIES, ONE_FILE
 
@@ -29,6 +29,7 @@ def import_gguf(file: Path, folder: Path) -> None:
         )
     if not file.is_file():
         raise ConfigError(f"{file} does not exist. Give a .gguf file.")
+    check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder.")
     check_writable(folder, 10 * file.stat().st_size, f"folder {folder}", "another folder")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zipper.config import read_json
-from zipper.errors import DataError
+from zipper.errors import DataError, ZipperError
 
 CONFIG, INDEX, ONE_FILE = "config.json", "model.safetensors.index.json", "model.safetensors"
 # By architecture: bias of queries, keys and values; norm of queries and keys.
@@ -58,9 +58,23 @@ def is_llama(folder: Path) -> bool:
 
 
 def shape_of(folder: Path) -> dict[str, Any]:
-    """Tower settings of the model in a folder. Raises DataError on an unsupported architecture or option."""
+    """Tower settings of the model in a folder. Raises DataError on an unsupported architecture or option, or
+    if config.json is damaged."""
     config = read_json(folder / CONFIG)
-    architecture = " and ".join(config.get("architectures") or ["none"])
+    try:
+        return _shape(folder, config)
+    except ZipperError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DataError(
+            f"{folder / CONFIG} is damaged ({type(error).__name__}: {error}). Restore it from the model's "
+            "source."
+        ) from error
+
+
+def _shape(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    named = config.get("architectures") or ["none"]
+    architecture = " and ".join(named) if isinstance(named, list) else str(named)
     if architecture not in FAMILIES:
         raise DataError(
             f"{folder / CONFIG}: architecture {architecture!r} is not supported. "
@@ -68,6 +82,11 @@ def shape_of(folder: Path) -> dict[str, Any]:
         )
     if lacking := [key for key in NEEDED if key not in config]:
         raise DataError(f"{folder / CONFIG} lacks {', '.join(lacking)}. Restore it from the model's source.")
+    if wrong := [key for key in NEEDED if type(config[key]) is not int and key != "rms_norm_eps"]:
+        raise DataError(
+            f"{folder / CONFIG}: {wrong[0]}={config[wrong[0]]!r} must be a whole number. Restore it from the "
+            "model's source."
+        )
     bias, norms = FAMILIES[architecture]
     _refuse_foreign_parts(folder, config)
     heads, width = config["num_attention_heads"], config["hidden_size"]
@@ -85,7 +104,7 @@ def shape_of(folder: Path) -> dict[str, Any]:
         "qkv_bias": bias,
         "qk_norm": norms,
         "tied": bool(config.get("tie_word_embeddings", False)),
-        "norm_eps": config["rms_norm_eps"],
+        "norm_eps": float(config["rms_norm_eps"]),
         "vocabulary": config["vocab_size"],
         "codebooks": 1,
     }
@@ -122,7 +141,8 @@ def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model under the names of a tower, in the dtype of the file.
 
-    Raises DataError on missing or damaged files, and on missing or unexpected tensors.
+    Raises DataError on missing or damaged files, on missing or unexpected tensors, and on tensors that are
+    not of finite floating-point numbers.
     """
     shape = shape_of(folder)
     theirs: dict[str, Tensor] = {}
@@ -135,13 +155,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     derived = {name for name in theirs if name.endswith("rotary_emb.inv_freq")}
     if shape["tied"]:
         derived.add("lm_head.weight")
+    for name in theirs.keys() - derived:
+        if not (theirs[name].is_floating_point() and theirs[name].isfinite().all()):
+            raise DataError(
+                f"{folder}: {name} ({theirs[name].dtype}) does not hold finite floating-point numbers. Fetch "
+                "the model again, in half precision if it was quantised."
+            )
     ours, used, missing = {}, set(derived), []
     for name, parts in _names(shape):
         used.update(parts)
         if lacking := [part for part in parts if part not in theirs]:
             missing += lacking
             continue
-        ours[name] = torch.cat([theirs[part] for part in parts]) if len(parts) > 1 else theirs[parts[0]]
+        try:
+            ours[name] = torch.cat([theirs[part] for part in parts]) if len(parts) > 1 else theirs[parts[0]]
+        except RuntimeError as error:
+            raise DataError(f"{folder}: {' and '.join(parts)} do not fit one another ({error}).") from error
     extra = sorted(set(theirs) - used)
     if missing or extra:
         raise DataError(
@@ -153,7 +182,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        return [folder / name for name in sorted({*read_json(folder / INDEX)["weight_map"].values()})]
+        places = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise DataError(f"{folder / INDEX} is damaged: it has no weight_map. Fetch the model again.")
+        return [folder / name for name in sorted({*places.values()})]
     if not (folder / ONE_FILE).is_file():
         raise DataError(
             f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Save the model as safetensors."

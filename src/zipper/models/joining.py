@@ -1,7 +1,7 @@
 """Join pre-trained towers by untrained zips (paper 3.1)."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +18,13 @@ from zipper.models.resolve import resolve_layouts
 def join_towers(
     towers: Mapping[str, str | Path],
     interval: Mapping[str, int],
-    frozen: Sequence[str],
+    frozen: Iterable[str],
     seed: int,
     overrides: Sequence[str],
 ) -> tuple[TrainedModel, dict[str, Modality]]:
     """Untrained model of pre-trained towers, with empty statistics, and its modalities. Arguments and errors:
     those of `Zipper.from_towers`."""
+    frozen = frozen if isinstance(frozen, str) else [*frozen]
     if not towers or isinstance(frozen, str) or not isinstance(interval, Mapping):
         raise ConfigError(
             f"from_towers({', '.join(towers)}, frozen={frozen!r}, interval={interval!r}): give at least "
@@ -31,6 +32,8 @@ def join_towers(
         )
     if unknown := sorted({*frozen, *interval} - {*towers}):
         raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
+    if empty := [name for name, init in towers.items() if not str(init)]:
+        raise ConfigError(f"{empty[0]}='' names no tower. Give a folder, or user/name of the hub.")
     settings = [f"model.modalities={json.dumps([*towers])}", f"seed={seed}"]
     for name, init in towers.items():
         settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]

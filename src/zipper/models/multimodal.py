@@ -1,8 +1,11 @@
 """Common interface of Zipper and Single Decoder for training, generation and evaluation."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,9 @@ from zipper.models.tower import Tower
 from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
 
 Pair = tuple[str, str]  # (query, source)
+# Models in `evaluating`: how many such contexts are open, and the modes before the first of them.
+EVALUATING: WeakKeyDictionary[nn.Module, tuple[Counter[str], dict[nn.Module, bool]]] = WeakKeyDictionary()
+LOCK = Lock()  # of EVALUATING, for all threads
 
 
 class MultimodalModel(nn.Module):
@@ -63,15 +69,23 @@ class MultimodalModel(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Context in eval mode. Every module gets its own mode back: that of a frozen tower in a training is
-        another one."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
+        """Context in eval mode. After the last of those that overlap (of two streams), every module gets its
+        own mode back: that of a frozen tower in a training is another one."""
+        with LOCK:
+            if self not in EVALUATING:
+                EVALUATING[self] = Counter(), {module: module.training for module in self.modules()}
+            depth, modes = EVALUATING[self]
+            depth["open"] += 1
+            self.eval()
         try:
             yield
         finally:
-            for module, training in modes.items():
-                module.training = training
+            with LOCK:
+                depth["open"] -= 1
+                if not depth["open"]:
+                    del EVALUATING[self]
+                    for module, training in modes.items():
+                        module.training = training
 
     @property
     def directions_used(self) -> list[Pair]:

@@ -1,5 +1,6 @@
 """Zipper: towers joined by zips (paper 3.1). Any number of towers; one tower alone is plain pre-training."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -166,12 +167,15 @@ class ZipperModel(MultimodalModel):
 
 @contextmanager
 def recorded_attention(model: ZipperModel, query: str, source: str) -> Iterator[list[Tensor]]:
-    """Context that collects the weights of one direction's cross-attention in every forward pass, with their
-    gradient: [R, Tq, Tk] per zip, mean over heads, for the documents in which the direction occurs."""
+    """Context that collects the weights of one direction's cross-attention in every forward pass of this
+    thread, with their gradient: [R, Tq, Tk] per zip, mean over heads, for the documents in which the
+    direction occurs."""
     found: list[Tensor] = []
+    mine = threading.get_ident()
 
     def keep(block: ZipBlock, inputs: tuple[Tensor, TimePositions, KeyValue, Tensor], _: Tensor) -> None:
-        found.append(block.weights(*inputs).mean(1))
+        if threading.get_ident() == mine:
+            found.append(block.weights(*inputs).mean(1))
 
     hooks = [model.zip(stage, query, source).register_forward_hook(keep) for stage in range(model.stages)]
     try:

@@ -21,7 +21,6 @@ import numpy as np
 import prometheus_client as prometheus
 import soundfile as sf
 import torch
-import torchaudio.functional as AF
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
@@ -32,6 +31,7 @@ from zipper.data.documents import Document
 from zipper.errors import ConfigError, DataError
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
+from zipper.modalities.resampling import ResamplingStream
 from zipper.modalities.speech import Speech
 from zipper.serving.batcher import LIMIT, LONGEST, Batcher, Busy
 from zipper.serving.middleware import LimitBody, Measure, TooLarge, TooSlow
@@ -46,7 +46,6 @@ FORMATS = {  # of libsndfile: format, subtype, media type
 TEXTS = ("json", "text", "verbose_json")
 MODELS = ("whisper-1", "tts-1", "tts-1-hd")  # names that clients send without being told
 PIECE = 0.2  # seconds of a piece of streamed speech
-MARGIN = 480  # samples at PCM_RATE that the resampling filter may still change
 
 
 @dataclass(frozen=True)
@@ -259,7 +258,12 @@ def _prompt(model: Zipper, modality: str, raw: Any) -> Document:
 async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
     """Value that a model generates. Raises Refused."""
     prompt = await asyncio.to_thread(_prompt, batcher.model, modality, raw)
-    segment = await asyncio.wrap_future(_refusing(batcher.generate, prompt, to))  # cancelled with the request
+    try:
+        segment = await asyncio.wrap_future(
+            _refusing(batcher.generate, prompt, to)
+        )  # cancelled with the request
+    except (ConfigError, DataError) as error:
+        raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
 
 
@@ -294,14 +298,10 @@ def _spoken(batcher: Batcher, prompt: Document) -> Iterator[Tensor]:
 
 def _pcm(pieces: Iterator[Tensor], rate: int) -> Iterator[bytes]:
     """16-bit samples at PCM_RATE, little endian, of pieces of a waveform at `rate`."""
-    wave, sent = torch.zeros(0), 0
+    resampled = ResamplingStream(rate, PCM_RATE)
     for piece in pieces:
-        wave = torch.cat([wave, piece])
-        whole = AF.resample(wave, rate, PCM_RATE)
-        until = max(sent, len(whole) - MARGIN)
-        yield _int16(whole[sent:until])
-        sent = until
-    yield _int16(AF.resample(wave, rate, PCM_RATE)[sent:])
+        yield _int16(resampled.push(piece))
+    yield _int16(resampled.push(torch.zeros(0), last=True))
 
 
 def _int16(wave: Tensor) -> bytes:

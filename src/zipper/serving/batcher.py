@@ -18,6 +18,7 @@ from zipper.data.documents import Document
 from zipper.errors import ConfigError, ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
 from zipper.generation.generate import GenerationOutput, generate
+from zipper.generation.live import softest_speech
 from zipper.generation.order import check_prompts
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import NO_ZIPS, Word
@@ -115,7 +116,8 @@ class Batcher:
         and ConfigError on times if the model has no zips."""
         if times and not isinstance(self.model.network, ZipperModel):
             raise ConfigError(NO_ZIPS)
-        live = self.model.live_transcript(self.model.longest_recording / 2, times)
+        softest = softest_speech(wave, self.model.sample_rate)
+        live = self.model.live_transcript(self.model.longest_recording / 2, times, softest=softest)
         for at, piece in enumerate(wave.split(live.step)):
             yield self.run(partial(live.feed, piece), begun=at > 0)
         yield self.run(live.finish, begun=True)
@@ -140,7 +142,9 @@ class Batcher:
         return request
 
     def _check_room(self, waiting: int) -> None:
-        if self.closed or waiting >= self.most:
+        if self.closed:
+            raise Busy("The server is being stopped. Try again when it has started.")
+        if waiting >= self.most:
             raise Busy(f"{waiting} requests wait already. Try again in a few seconds.")
 
     def _run(self) -> None:

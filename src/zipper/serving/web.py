@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import torch
-import torchaudio.functional as AF
 from fastapi import FastAPI
 from matplotlib.figure import Figure
 from PIL import Image as Picture
@@ -21,6 +20,7 @@ from zipper.evaluation.attention import listening_picture
 from zipper.generation.live import LiveTranscript
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
+from zipper.modalities.resampling import ResamplingStream
 from zipper.models.zipper import ZipperModel
 from zipper.serving.batcher import LIMIT, LONGEST, Batcher, Busy
 
@@ -48,6 +48,7 @@ class Listening:
     """What a microphone has heard so far."""
 
     live: LiveTranscript
+    resampled: ResamplingStream
     words: list[Word] = field(default_factory=list)
 
 
@@ -80,14 +81,17 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
     def hear(state: Listening | None, sound: Sound | None) -> tuple[Listening | None, str, list[list[Any]]]:
         if sound is None:
             return state, "", []
-        state = state or Listening(model.live_transcript(EVERY))
-        state.words += ask(lambda: state.live.feed(_wave(sound, model.sample_rate)))
+        rate, samples = sound
+        state = state or Listening(model.live_transcript(EVERY), ResamplingStream(rate, model.sample_rate))
+        wave = state.resampled.push(_mono(samples))
+        state.words += ask(lambda: state.live.feed(wave))
         return state, *_shown(state.words)
 
     def stop(state: Listening | None) -> tuple[None, str, list[list[Any]], Figure | None]:
         if state is None:
             raise gr.Error("Nothing was heard. May this page use the microphone?", print_exception=False)
-        state.words += ask(state.live.finish)
+        rest = state.resampled.push(torch.zeros(0), last=True)
+        state.words += ask(lambda: [*state.live.feed(rest), *state.live.finish()])
         wave, found = state.live.closed
         return None, *_shown(state.words), ask(lambda: drawn(wave, " ".join(found)))
 
@@ -228,9 +232,8 @@ def _shown(words: list[Word]) -> tuple[str, list[list[Any]]]:
     return " ".join(word.text for word in words), [[*word] for word in words]
 
 
-def _wave(sound: Sound, sample_rate: int) -> Tensor:
-    """Waveform float32 [n] at `sample_rate`."""
-    rate, samples = sound
+def _mono(samples: np.ndarray) -> Tensor:
+    """Mean of the channels, float32 [n], of samples [n] or [n, channels] from a browser."""
     scale = np.iinfo(samples.dtype).max if np.issubdtype(samples.dtype, np.integer) else 1
-    mono = samples.astype(np.float32).reshape(len(samples), -1).mean(1) / scale
-    return AF.resample(torch.from_numpy(mono), rate, sample_rate)
+    channels = samples if samples.ndim > 1 else samples[:, None]
+    return torch.from_numpy(channels.astype(np.float32).mean(1) / scale)

@@ -14,15 +14,13 @@ from zipper.config import (
     TrainConfig,
     asset,
     flat,
-    from_dict,
-    read_json,
     to_dict,
 )
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.exported import check_units, load_exported
-from zipper.generation.extended import INFO, exported_folder, trained_directions
+from zipper.generation.extended import exported_folder, read_exported, trained_directions
 from zipper.generation.zipper import Zipper
 from zipper.modalities.base import Modality
 from zipper.models.building import TrainedModel
@@ -44,8 +42,7 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
     folder = start_folder(cfg)
     if folder is None:
         return cfg
-    info = read_json(folder / INFO)
-    saved = from_dict(info["config"])
+    saved, _, info = read_exported(folder)
     towers = {name: replace(tower, init=None) for name, tower in saved.model.towers.items()}
     model, codec = replace(saved.model, towers=towers), with_copied_codec(saved.codec, folder)
     if cfg.model not in (ModelConfig(), model):

@@ -17,6 +17,7 @@ from reproduce import ROOT
 from zipper.cli import main
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result_file import read_result
+from zipper.generation import command as command_module
 from zipper.generation.batch_file import read_batch
 from zipper.generation.zipper import Zipper
 from zipper.modalities.scoring import word_errors
@@ -126,6 +127,40 @@ def test_a_folder_of_recordings_and_a_list_of_sentences_are_prompts(in_tmp):
     assert entries["a"] == entries["b"]
     assert entries["a"]["text"] == "every wednesday at five daniel slept with the clever tiger"
     assert Path(entries["3"]["wav"]) == Path("spoken/3.wav")
+
+
+def test_a_batch_that_was_stopped_goes_on_where_it_was(in_tmp, monkeypatch, capsys):
+    Path("many.txt").write_text("the cat\nso it is\nthe cat slept\nso it was\n", encoding="utf-8")
+    words = ["generate", "assets/zipped", "--batch", "many.txt", "--at-a-time", "1"]
+    main([*words, "-o", "whole"])
+    written = command_module.save
+    asked: list[str] = []
+
+    def save(model, prompt, segments, stem):
+        asked.append(prompt.id)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return written(model, prompt, segments, stem)
+
+    monkeypatch.setattr(command_module, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        main([*words, "-o", "stopped"])
+    file = Path("stopped/generated.jsonl")
+    kept = file.read_text(encoding="utf-8")
+    assert len(kept.splitlines()) == 2
+    file.write_text(kept + '{"id": "3", "gi', encoding="utf-8")  # as a killed process leaves it
+    with pytest.raises(SystemExit):
+        main([*words, "-o", "stopped", "--decode", "speech.top_k=3", "speech.temperature=1"])
+    assert "exists and is not overwritten" in capsys.readouterr().err  # that is another request
+    main([*words, "-o", "stopped"])
+    assert asked == ["1", "2", "3", "3", "4"]
+    assert file.read_text(encoding="utf-8").replace("stopped/", "whole/") == Path(
+        "whole/generated.jsonl"
+    ).read_text(encoding="utf-8")
+    assert {one.name for one in Path("stopped").iterdir()} == {one.name for one in Path("whole").iterdir()}
+    with pytest.raises(SystemExit):
+        main([*words, "-o", "stopped"])
+    assert "exists and is not overwritten" in capsys.readouterr().err
 
 
 def test_recordings_of_a_folder_may_have_any_names(tmp_path):

@@ -13,7 +13,8 @@ import torchaudio.functional as AF
 from zipper.corpora.utterance import Utterance
 from zipper.errors import DataError
 from zipper.modalities import mpeg
-from zipper.modalities.audio import KERNEL, TOLERANCE, read_wave, resample
+from zipper.modalities.audio import TOLERANCE, read_wave
+from zipper.modalities.resampling import KERNEL, ResamplingStream, resample
 
 RATE = 16_000
 
@@ -211,6 +212,25 @@ def test_any_rate_is_resampled_within_bounded_memory_and_rounding(tmp_path, rate
     assert (out - expected)[200:-200].abs().max() < 0.4  # of a tone, 1 ms apart at most
     if rate in (8000, 11025, 22050, 44100):  # as ever
         assert torch.equal(out, AF.resample(wave, rate, 24_000))
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 47_999, 48_000])
+@pytest.mark.parametrize("target", [16_000, 24_000])
+def test_sound_in_pieces_is_resampled_as_the_whole(rate, target):
+    wave, draw = (
+        torch.randn(20_000, generator=torch.Generator().manual_seed(rate)),
+        np.random.default_rng(rate),
+    )
+    whole = resample(wave, rate, target)
+    for most in (3, 500, 30_000):
+        stream, out, at, kept = ResamplingStream(rate, target), [], 0, 0
+        while at < len(wave):
+            count = int(draw.integers(0, most + 1))
+            out.append(stream.push(wave[at : at + count]))
+            at, kept = at + count, max(kept, len(stream.kept))
+        out.append(stream.push(torch.zeros(0), last=True))
+        torch.testing.assert_close(torch.cat(out), whole, rtol=0, atol=1e-5)
+        assert kept < 4_000  # memory is bounded
 
 
 def test_no_filter_is_larger_than_allowed(monkeypatch):

@@ -124,6 +124,14 @@ BROKEN = {
     "truncated": (cut_off, "missing or damaged"),
     "pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
                "Save the model as safetensors"),
+    "kind": (configured(hidden_size="32"), "hidden_size='32' must be a whole number"),
+    "null": (configured(num_hidden_layers=[2]), r"num_hidden_layers=\[2\] must be a whole number"),
+    "word": (configured(rope_parameters="linear"), "config.json is damaged .AttributeError"),
+    "name": (configured(architectures="GPTNeoXForCausalLM"), "architecture 'GPTNeoXForCausalLM' is not"),
+    "parts": (weighted("model.layers.1.self_attn.q_proj.weight", torch.zeros(8, 7)), "fit one another"),
+    "integers": (weighted("model.norm.weight", torch.zeros(32, dtype=torch.int8)), "does not hold finite"),
+    "nan": (weighted("model.norm.weight", torch.full((32,), torch.nan)), "does not hold finite"),
+    "index": (lambda f: (f / "model.safetensors.index.json").write_text("{}", "utf-8"), "no weight_map"),
     "damaged": (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "is damaged"),
 }  # fmt: skip
 

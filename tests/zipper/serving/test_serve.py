@@ -245,7 +245,7 @@ def test_requests_join_and_leave_a_batch_and_get_what_they_would_get_alone(model
     late = batcher.generate(prompts[0], "speech")
     batcher.close()  # answers what waits
     assert torch.equal(late.result(0).content, futures[0].result().content)
-    with pytest.raises(zipper.ZipperError, match="wait already"):
+    with pytest.raises(zipper.ZipperError, match="is being stopped"):
         batcher.generate(prompts[0], "speech")
 
 

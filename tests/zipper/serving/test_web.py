@@ -21,8 +21,9 @@ import zipper
 from reproduce import ROOT
 from zipper.config import RunConfig
 from zipper.modalities.image import Image
+from zipper.modalities.resampling import resample
 from zipper.serving.app import create_app
-from zipper.serving.web import _add_images, _wave
+from zipper.serving.web import _add_images, _mono
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -83,7 +84,7 @@ def test_an_upload_beyond_the_limit_is_refused_and_the_next_is_read(address, mod
 def test_sound_of_a_browser_is_a_waveform_at_the_models_rate(kind):
     tone = np.sin(np.arange(48_000) / 48_000 * 2 * np.pi * 440).astype(np.float32) / 2
     samples = {"int16": (tone * 32767).astype(np.int16), "float32": tone, "stereo": np.stack([tone, tone], 1)}
-    found = _wave((48_000, samples[kind]), 16_000)
+    found = resample(_mono(samples[kind]), 48_000, 16_000)
     expected = torch.sin(torch.arange(16_000) / 16_000 * 2 * torch.pi * 440) / 2
     torch.testing.assert_close(found[100:-100], expected[100:-100], rtol=0, atol=1e-3)
 
