@@ -12,6 +12,7 @@ from zipper.data.documents import Segment
 from zipper.disk import check_file_name, check_writable
 from zipper.errors import ConfigError, DataError
 from zipper.generation.batch_file import Entries, Prompt, read_batch
+from zipper.generation.exported import weights_written
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput
 from zipper.generation.generate import generate as generate_segments
 from zipper.generation.order import check_prompts, route
@@ -19,6 +20,7 @@ from zipper.generation.prompts import prompt_of
 from zipper.generation.threads import few_threads
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
+from zipper.hub import model_folder
 from zipper.modalities.base import modality_class
 
 Order = list[str] | Literal["auto"]
@@ -47,7 +49,7 @@ def generate(args: argparse.Namespace) -> None:
     writes = bool(args.batch or kinds)
     asked = {key: getattr(args, key) for key in ("then", "decode", "seed", "timestamps")}
     asked |= {"model": str(args.model), "prompts": [[*vars(one).values()] for one in requests]}
-    entries = Entries(out, asked)
+    entries = Entries(out, asked | {"written": weights_written(model_folder(str(args.model)))})
     if writes:
         check_free(out, bool(args.batch), kinds, args.overwrite or (bool(args.batch) and entries.resumes()))
     elif args.out:

@@ -161,6 +161,13 @@ def load_model(folder: Path) -> TrainedModel:
     return load_trained(checkpoint)
 
 
+def weights_written(folder: Path) -> int:
+    """When the weights of a model were written, in nanoseconds."""
+    return (
+        (folder / WEIGHTS if is_exported(folder) else folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns
+    )
+
+
 def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     """Model in eval mode and zipper.json of a folder written by `save_exported`.
 
