@@ -41,9 +41,10 @@ class Ablation(NamedTuple):
     def seconds(self) -> list[float]:
         """Duration of each run, with training in processes before its last."""
         runs = [run for results in self.found.values() for run in next(iter(results.values()))]
-        stages = [run["stage_seconds"] for run in runs]
-        earlier = [max(0.0, run["wall_seconds"] - of["train"]) for run, of in zip(runs, stages, strict=True)]
-        return [before + sum(of.values()) for before, of in zip(earlier, stages, strict=True)]
+        return [
+            sum(run["stage_seconds"].values()) + max(0.0, run["wall_seconds"] - run["stage_seconds"]["train"])
+            for run in runs
+        ]
 
     @property
     def seeds(self) -> list[int]:

@@ -57,12 +57,13 @@ def save(figure: Figure, file: Path) -> Path:
 
 def _shortened(svg: str) -> str:
     """The same picture in two thirds of the bytes: two decimals, one font, groups without numbers."""
-    places = r' (?:d|x|y|points|transform="translate)[=(]"?[^")]*'
+    places = r' (?:d|x|y|transform="translate)[=(]"?[^")]*'
     svg = re.sub(places, lambda place: re.sub(r"(\.\d\d)\d+", r"\1", place[0]), svg)
     unturned, numbered = r' transform="rotate\(-0 [^"]*"', r' id="[A-Za-z0-9_.]+_\d+"'
     for unseen in (unturned, numbered, r"(?s)<metadata>.*?</metadata>\s*", r"(?m)^ +"):
         svg = re.sub(unseen, "", svg)
-    font = "font-family: 'DejaVu Sans', 'Arial', sans-serif"
+    named = ", ".join(f"'{name}'" for name in LOOK["font.sans-serif"])
+    font = f"font-family: {named}, sans-serif"
     return svg.replace(f"; {font}", "").replace("*{", f"text{{{font}}} *{{", 1)
 
 

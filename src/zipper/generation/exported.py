@@ -163,9 +163,8 @@ def load_model(folder: Path) -> TrainedModel:
 
 def weights_written(folder: Path) -> int:
     """When the weights of a model were written, in nanoseconds."""
-    return (
-        (folder / WEIGHTS if is_exported(folder) else folder / "checkpoints" / "best.ckpt").stat().st_mtime_ns
-    )
+    file = folder / WEIGHTS if is_exported(folder) else folder / "checkpoints" / "best.ckpt"
+    return file.stat().st_mtime_ns
 
 
 def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:

@@ -206,11 +206,17 @@ class Zipper(nn.Module):
     ) -> list[Word]:
         """Words of a recording float32 [n] of any length, cut at its pauses. times, doubted: as of
         `live_transcript`. Raises as `transcribe`, and ConfigError on times if the model has no zips."""
+        live = self.recording_transcript(wave, times, doubted)
+        return [*live.feed(wave), *live.finish()]
+
+    def recording_transcript(
+        self, wave: Tensor, times: bool = True, doubted: Callable[[str], None] | None = None
+    ) -> LiveTranscript:
+        """What `transcribe_long` feeds with a recording float32 [n]. Arguments and errors: as there."""
         if times and not isinstance(self.network, ZipperModel):
             raise ConfigError(NO_ZIPS)
         softest = softest_speech(wave, self.sample_rate)
-        live = self.live_transcript(self.longest_recording / 2, times, doubted, softest)
-        return [*live.feed(wave), *live.finish()]
+        return self.live_transcript(self.longest_recording / 2, times, doubted, softest)
 
     def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[Word]:
         """Words of sound while it arrives, once they are certain enough never to change.

@@ -32,6 +32,7 @@ CODES, CODEBOOKS = 256, 4
 FILE = "patches.safetensors"  # the codebooks of a model
 FITTED, ROUNDS = 4000, 30  # images that codebooks are fitted to, rounds of k-means
 PATCHES_PER_SECOND = 2.5  # 8 patches last as long as a sentence, for the time positions of zips
+FAULTS = (OSError, ValueError, SyntaxError, Picture.DecompressionBombError)  # what Pillow raises
 SCALE = 16  # pixels of a written file for one of the image
 
 
@@ -110,12 +111,7 @@ class Image(Modality):
         try:
             with Picture.open(raw) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Picture.DecompressionBombError,
-        ) as error:  # all are Pillow's
+        except FAULTS as error:
             raise DataError(f"{raw} cannot be read as an image ({error}). Give a PNG file.") from error
         high, wide, _ = pixels.shape
         scale = high // HEIGHT

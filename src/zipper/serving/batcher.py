@@ -18,12 +18,10 @@ from zipper.data.documents import Document
 from zipper.errors import ConfigError, ZipperError
 from zipper.generation.continuous import ContinuousBatch, Running
 from zipper.generation.generate import GenerationOutput, generate
-from zipper.generation.live import softest_speech
 from zipper.generation.order import check_prompts
 from zipper.generation.threads import few_threads
-from zipper.generation.word_times import NO_ZIPS, Word
+from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
-from zipper.models.zipper import ZipperModel
 
 LONGEST = 1500.0  # seconds of a recording, as OpenAI's endpoint takes
 LIMIT = "the {:g} s that this server accepts"
@@ -114,10 +112,7 @@ class Batcher:
         """Words of a recording float32 [n] that is longer than a prompt may be, cut at its pauses: one piece
         after another, between the timesteps of others. times: of the words. Raises Busy before the first,
         and ConfigError on times if the model has no zips."""
-        if times and not isinstance(self.model.network, ZipperModel):
-            raise ConfigError(NO_ZIPS)
-        softest = softest_speech(wave, self.model.sample_rate)
-        live = self.model.live_transcript(self.model.longest_recording / 2, times, softest=softest)
+        live = self.model.recording_transcript(wave, times)
         for at, piece in enumerate(wave.split(live.step)):
             yield self.run(partial(live.feed, piece), begun=at > 0)
         yield self.run(live.finish, begun=True)
