@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zipper.config.fields import Section, setting, task_name
+from zipper.errors import ConfigError
 
 
 @dataclass
@@ -40,6 +41,20 @@ class SamplingConfig(Section):
     def searches(self) -> bool:
         """Whether it is beam search, which knows no token before the end."""
         return self.beams > 1 or self.ctc > 0
+
+    @property
+    def incremental(self) -> bool:
+        """Whether tokens are final as soon as they are generated: no beam search, no best of samples."""
+        return not self.searches and self.candidates == 1
+
+    def check_incremental(self, name: str) -> None:
+        """Raises ConfigError if tokens of modality `name` are known at the end alone."""
+        if not self.incremental:
+            raise ConfigError(
+                f"decode.{name}.beams={self.beams} with ctc={self.ctc:g} and candidates={self.candidates}: "
+                "the best is known at the end, so nothing comes before it. Give beams=1, ctc=0 and "
+                "candidates=1."
+            )
 
     def describe(self) -> str:
         """Description of the decoding method for a result file."""

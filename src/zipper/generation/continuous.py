@@ -11,7 +11,6 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document
 from zipper.data.statistics import DatasetStatistics
-from zipper.errors import ConfigError
 from zipper.generation.cache import KVCache
 from zipper.generation.cache_rows import join, select, trim
 from zipper.generation.ctc import doubts
@@ -50,12 +49,7 @@ class ContinuousBatch:
         """Raises ConfigError on beam search and on candidates."""
         self.model, self.name, self.statistics, self.seed = model, name, statistics, seed
         self.sampling = (decode or {}).get(name, GREEDY)
-        if self.sampling.searches or self.sampling.candidates > 1:
-            raise ConfigError(
-                f"decode.{name}.beams={self.sampling.beams} with ctc={self.sampling.ctc:g} and candidates="
-                f"{self.sampling.candidates} cannot be batched continuously. Give beams=1, ctc=0 and "
-                "candidates=1."
-            )
+        self.sampling.check_incremental(name)
         self.layout = TokenLayout.of(model.tower(name).cfg)
         self.processor = LogitsProcessor(self.layout, next(model.parameters()).device)
         self.max_repeats = statistics.max_repeats(name)

@@ -9,7 +9,6 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document
 from zipper.data.statistics import DatasetStatistics
-from zipper.errors import ConfigError
 from zipper.generation.generate import GREEDY, Generator, content_cap, prefill
 from zipper.generation.order import check_prompts
 from zipper.generation.sampling import check_seed
@@ -35,11 +34,7 @@ def stream(
     check_prompts(model, [prompt], [name])
     check_seed(seed)
     sampling = (decode or {}).get(name, GREEDY)
-    if sampling.searches or sampling.candidates > 1:
-        raise ConfigError(
-            f"decode.{name}.beams={sampling.beams} with ctc={sampling.ctc:g} and candidates="
-            f"{sampling.candidates}: the best is known at the end. Give beams=1, ctc=0 and candidates=1."
-        )
+    sampling.check_incremental(name)
     source = prompt.segments[-1]
     cache = prefill(model, [prompt], {name})
     cache.set_compiled(sampling.compile)

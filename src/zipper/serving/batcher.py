@@ -64,7 +64,7 @@ class Batcher:
         self.batches = {
             name: ContinuousBatch(network, name, model.statistics, decode)
             for name in network.names
-            if not (name in decode and (decode[name].searches or decode[name].candidates > 1))
+            if name not in decode or decode[name].incremental
         }
         self.running: dict[str, list[Request]] = {name: [] for name in self.batches}
         self.waiting: deque[Request] = deque()
