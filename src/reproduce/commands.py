@@ -44,13 +44,15 @@ def sweep(args: argparse.Namespace) -> None:
     """run the unfinished runs of a sweep over settings, one by one or in parallel (also named `ablate`)"""
     from reproduce import sweep as sweeps
 
-    first = f"zipper sweep {shlex.quote(str(args.file))} --prepare"
+    chosen = ["--only", args.only] if args.only else []
+    first = f"zipper sweep {shlex.join([str(args.file), *args.overrides, *chosen, '--prepare'])}"
     if args.dry_run:
-        sweeps.list_runs(args.file, args.overrides)
+        sweeps.list_runs(args.file, args.only, args.overrides)
     elif args.slurm:
-        print(f"{first} && sbatch {shlex.quote(str(sweeps.write_slurm(args.file, args.overrides)))}")
+        written = sweeps.write_slurm(args.file, args.only, args.overrides)
+        print(f"{first} && sbatch {shlex.quote(str(written))}")
     elif args.wandb_sweep:
-        written = sweeps.write_wandb_sweep(args.file, args.overrides)
+        written = sweeps.write_wandb_sweep(args.file, args.only, args.overrides)
         print(f"run `{first}`, `wandb sweep {written}`, then `wandb agent` with the printed id")
     else:
         sweeps.run_sweep(args.file, args.only, args.jobs, args.overrides, args.prepare)

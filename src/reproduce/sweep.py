@@ -3,10 +3,11 @@
 import hashlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from reproduce.sweep_file import Point, Sweep, differences, read_checked_sweep
+from reproduce.sweep_file import Point, Sweep, differences, read_checked_sweep, slug
 from zipper.config import RunConfig, asset, load_config
 from zipper.disk import file_lock
 from zipper.errors import ConfigError, TrainingError
+from zipper.processors import cores
 
 FOLDER = Path("build") / "ablations"  # logs, scripts, and results of trials
 SLURM = """#!/bin/bash
-# {count} runs of {file}: sbatch {script}
+# {count} runs of {file}: sbatch --cpus-per-task=8 --gpus-per-task=1 --time=8:00:00 {script}
 #SBATCH --job-name={job}
 #SBATCH --array=0-{last}
 #SBATCH --requeue
@@ -44,52 +46,59 @@ def run_sweep(
     failed run does not stop the others; raises TrainingError at the end if a run failed.
     """
     sweep = read_checked_sweep(file)
-    points = sweep.runs()
-    chosen = [one for one in points if only is None or fnmatchcase(one.name, only)]
-    if not chosen:
-        known = ", ".join(point.name for point in points)
-        raise ConfigError(f"--only {only}: {file} has no such run. Available: {known}.")
+    chosen = chosen_runs(sweep, only)
     todo = [one for one in chosen if not is_finished(sweep, one, settings)]
     print(f"{sweep.title}: {len(chosen)} runs, {len(todo)} to do")
     FOLDER.mkdir(parents=True, exist_ok=True)
     with file_lock(FOLDER / ".towers.lock", "missing towers", wait=True):  # of two sweeps, one pre-trains
         towers = missing_towers(sweep, todo, settings)
         _prepare(towers, [])
-        _run_all([(one, pretrain_command(one)) for one in towers], sweep, jobs)
+        _run_all([(one, pretrain_command(one)) for one in towers], sweep, jobs, has_tower)
     _prepare(todo, settings)
     if not prepare_only:
-        _run_all([(one, command(sweep, one, settings)) for one in todo], sweep, jobs)
+        commands = [(one, command(sweep, one, settings)) for one in todo]
+        _run_all(commands, sweep, jobs, lambda point: is_finished(sweep, point, settings))
 
 
-def list_runs(file: Path, settings: Sequence[str]) -> None:
-    """Prints state (finished, unfinished, to do), name and command of every run, and of missing towers."""
+def chosen_runs(sweep: Sweep, only: str | None) -> list[Point]:
+    """Runs of a sweep: all, or those of a name or a pattern. Raises ConfigError if there are none."""
+    points = sweep.runs()
+    chosen = [one for one in points if only is None or fnmatchcase(one.name, only)]
+    if not chosen:
+        known = ", ".join(point.name for point in points)
+        raise ConfigError(f"--only {only}: {sweep.file} has no such run. Available: {known}.")
+    return chosen
+
+
+def list_runs(file: Path, only: str | None, settings: Sequence[str]) -> None:
+    """Prints state (finished, finished with other settings, unfinished, to do), name and command of runs, and
+    of towers."""
     sweep = read_checked_sweep(file)
-    towers, points = sweep.pretrainings(), sweep.runs()
+    towers, points = sweep.pretrainings(), chosen_runs(sweep, only)
     wide = max(len(point.name) for point in (*towers, *points))
     rows = [(one, _tower_config(one), has_tower(one), pretrain_command(one)) for one in towers]
-    rows += [
-        (
-            one,
-            config_of(sweep, one, settings),
-            is_finished(sweep, one, settings),
-            command(sweep, one, settings),
-        )
-        for one in points
-    ]
+    for one in points:
+        cfg = config_of(sweep, one, settings)
+        rows.append((one, cfg, cfg.summary_file.exists(), command(sweep, one, settings)))
     for point, cfg, done, arguments in rows:
         state = "finished" if done else "unfinished" if cfg.run_dir.exists() else "to do"
-        print(f"{state:<11}{point.name:<{wide}}  zipper {shlex.join(arguments[3:])}")
+        apart = changed_settings(cfg) if done and point in points else []
+        state = f"finished with {'; '.join(apart)}" if apart else state
+        print(f"{state:<11} {point.name:<{wide}}  zipper {shlex.join(arguments[3:])}")
 
 
 def command(sweep: Sweep, point: Point, settings: Sequence[str]) -> list[str]:
     """Command that trains a point. With `settings`, its name and result paths get a hash of them. What the
-    config exports gets a folder for each run."""
+    config exports gets a folder for each run. Where a run is logged (`log`) makes no trial of it."""
     name, result = sweep.name, sweep.result_file(point)
-    export = load_config(asset(point.config), [*point.overrides, *settings]).export
-    if settings:
-        name += f"-{hashlib.sha256(' '.join(settings).encode()).hexdigest()[:6]}"
+    cfg = load_config(asset(point.config), [*point.overrides, *settings])
+    export = cfg.export
+    if trial := [one for one in settings if not one.startswith("log.")]:
+        name += f"-{hashlib.sha256(' '.join(trial).encode()).hexdigest()[:6]}"
         result = FOLDER / name / f"{point.name}.json"
     overrides = [*point.overrides, *settings, f"name={name}-{point.name}", f"result={result}"]
+    group = slug(f"{name}-{point.name.removesuffix(f'-seed{cfg.seed}')}")[-128:]  # W&B's limit
+    overrides += [] if cfg.log.group else [f"log.group={group}"]
     overrides += [f"export={Path(export) / f'{name}-{point.name}'}"] if export else []
     return [sys.executable, "-m", "zipper", "train", point.config, *overrides]
 
@@ -109,7 +118,7 @@ def missing_towers(sweep: Sweep, points: list[Point], settings: Sequence[str]) -
 def has_tower(point: Point) -> bool:
     """Whether a pre-trained tower exists; its run folder may have been deleted."""
     cfg = _tower_config(point)
-    unfinished = cfg.run_dir.exists() and not (cfg.run_dir / "result.json").exists()
+    unfinished = cfg.run_dir.exists() and not cfg.summary_file.exists()
     return (Path(cfg.export or "") / "tower.json").exists() and not unfinished
 
 
@@ -120,15 +129,19 @@ def _tower_config(point: Point) -> RunConfig:
 def is_finished(sweep: Sweep, point: Point, settings: Sequence[str]) -> bool:
     """Whether the run of a point is finished. Raises ConfigError if it has other settings."""
     cfg = config_of(sweep, point, settings)
-    if not (cfg.run_dir / "result.json").exists():
+    if not cfg.summary_file.exists():
         return False
-    changed = differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text(encoding="utf-8")), cfg)
-    if changed:
+    if changed := changed_settings(cfg):
         raise ConfigError(
             f"{cfg.run_dir} is finished with {'; '.join(changed)}, unlike the sweep file. Move that "
             "folder away, or rename the sweep file."
         )
     return True
+
+
+def changed_settings(cfg: RunConfig) -> list[str]:
+    """Differences between the recipe of a run folder and a config."""
+    return differences(yaml.safe_load((cfg.run_dir / "config.yaml").read_text(encoding="utf-8")), cfg)
 
 
 def config_of(sweep: Sweep, point: Point, settings: Sequence[str]) -> RunConfig:
@@ -152,13 +165,17 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
     from zipper.data.prepare import prepare
     from zipper.distributed import check_trainer
     from zipper.modalities.base import load_modalities
+    from zipper.models.resolve import check_towers
     from zipper.training.fine_tuning import start_folder
 
     known: list[Any] = []
     configs = [load_config(asset(point.config), [*point.overrides, *settings]) for point in points]
     for cfg in configs:
         check_trainer(cfg.train)
-    for cfg in map(_with_model, configs):
+    whole = [_with_model(cfg) for cfg in configs]
+    for cfg in whole:
+        check_towers(cfg)
+    for cfg in whole:
         text = cfg.model.towers.get("text")
         cfg.data.only = None
         if (key := (cfg.data, cfg.codec, text.init if text else None, cfg.train.init)) not in known:
@@ -166,48 +183,67 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
             prepare(cfg, Clock(), load_modalities(cfg, start_folder(cfg)))
 
 
-def _run_all(todo: list[tuple[Point, list[str]]], sweep: Sweep, jobs: int) -> None:
-    """Runs all commands. Raises TrainingError with the log file and last line of each failed one."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+def _run_all(
+    todo: list[tuple[Point, list[str]]], sweep: Sweep, jobs: int, is_done: Callable[[Point], bool]
+) -> None:
+    """Runs all commands but those whose point another sweep has finished meanwhile. Raises TrainingError with
+    the log file and the reason of each failed one."""
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // jobs))
     failed: list[str] = []
-    running: list[tuple[subprocess.Popen[bytes], Path]] = []
+    running: list[tuple[subprocess.Popen[bytes], Point, Path, int]] = []
     waiting = list(reversed(todo))
     bar = tqdm(total=len(todo), desc=sweep.name, unit="run", mininterval=1.0, disable=not todo)
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 point, arguments = waiting.pop()
+                if is_done(point):
+                    bar.update()
+                    continue
                 log = FOLDER / f"{sweep.name}-{point.name}.log"
                 with log.open("ab") as out:
+                    start = out.tell()
                     environment = {**os.environ, "OMP_NUM_THREADS": threads}
                     process = subprocess.Popen(arguments, stdout=out, stderr=out, env=environment)
-                running.append((process, log))
+                running.append((process, point, log, start))
             time.sleep(0.2)
-            for process, log in [one for one in running if one[0].poll() is not None]:
-                running.remove((process, log))
+            for one in [one for one in running if one[0].poll() is not None]:
+                running.remove(one)
                 bar.update()
-                if process.returncode:
-                    last = log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
-                    failed.append(f"{log} ({' '.join(last)[:200]})")
+                process, point, log, start = one
+                if process.returncode and not is_done(point):
+                    failed.append(f"{log} ({_reason(log, start, process.returncode)})")
     except BaseException:  # a signal: the runs save and exit
-        for process, _ in running:
+        for process, *_ in running:
             process.terminate()
-        for process, _ in running:
+        for process, *_ in running:
             process.wait()
         raise
     finally:
         bar.close()
     if failed:
+        rest = " The others are finished." if len(failed) < len(todo) else ""
         raise TrainingError(
-            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}. The others are finished; "
-            "correct the cause and run the same command to resume."
+            f"{len(failed)} of {len(todo)} runs failed: {'; '.join(failed)}.{rest} Correct the cause and run "
+            "the same command to resume."
         )
 
 
-def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
+def _reason(log: Path, start: int, code: int) -> str:
+    """Why a run failed: the last error in its log from byte `start` on, else the signal that ended it, else
+    the last line."""
+    said = log.read_bytes()[start:].decode(errors="replace").replace("\r", "\n").splitlines()
+    if errors := [line[line.index("error: ") :] for line in said if "error: " in line]:
+        return errors[-1][:300]
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return " ".join(line for line in said[-1:])[:200] or f"exit status {code}"
+
+
+def write_slurm(file: Path, only: str | None = None, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME.sbatch, a SLURM array with one task per run."""
     sweep = read_checked_sweep(file)
-    runs, script = [point.name for point in sweep.runs()], FOLDER / f"{sweep.name}.sbatch"
+    runs, script = [point.name for point in chosen_runs(sweep, only)], FOLDER / f"{sweep.name}.sbatch"
     return _write(script, SLURM.format(
         count=len(runs), file=shlex.quote(str(file)), script=shlex.quote(str(script)),
         job=shlex.quote(f"zipper-{sweep.name}"), last=len(runs) - 1, folder=FOLDER, runs=shlex.join(runs),
@@ -215,12 +251,13 @@ def write_slurm(file: Path, settings: Sequence[str] = ()) -> Path:
     ))  # fmt: skip
 
 
-def write_wandb_sweep(file: Path, settings: Sequence[str] = ()) -> Path:
-    """Writes build/ablations/NAME-sweep.yaml, a W&B sweep over the runs."""
+def write_wandb_sweep(file: Path, only: str | None = None, settings: Sequence[str] = ()) -> Path:
+    """Writes build/ablations/NAME-sweep.yaml, a W&B sweep over the runs, which are logged online."""
     sweep = read_checked_sweep(file)
+    settings = ["log.wandb=online", *settings]
     content = {
         "name": sweep.title, "method": "grid",
-        "parameters": {"only": {"values": [point.name for point in sweep.runs()]}},
+        "parameters": {"only": {"values": [point.name for point in chosen_runs(sweep, only)]}},
         "command": [sys.executable, "-m", "zipper", "sweep", str(file), *settings, "${args}"],
     }  # fmt: skip
     return _write(FOLDER / f"{sweep.name}-sweep.yaml", yaml.safe_dump(content, sort_keys=False))

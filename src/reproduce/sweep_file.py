@@ -16,7 +16,7 @@ points         WER of the paper in %: label: [ASR, TTS], or with x line: {x: ASR
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import GenericAlias
@@ -73,9 +73,9 @@ class Sweep:
         for seed, place in itertools.product(seeds, places):
             labels = {axis: label for axis, (label, _) in place.items()}
             config, overrides = self._settings(settings for _, settings in place.values())
-            slug = [*map(_slug, labels.values()), *([] if seed is None else [f"seed{seed}"])]
+            parts = [*map(slug, labels.values()), *([] if seed is None else [f"seed{seed}"])]
             overrides += [] if seed is None else [f"seed={seed}"]
-            out.append(Point("-".join(slug), labels, config, overrides))
+            out.append(Point("-".join(parts), labels, config, overrides))
         return out
 
     def pretrainings(self) -> list[Point]:
@@ -92,6 +92,10 @@ class Sweep:
         """Result file of a point, before `zipper train` adds the task."""
         template = self.result or f"results/ablations/{self.name}/{{point}}.json"
         return Path(template.replace("{point}", point.name))
+
+    def paper_at(self, labels: Sequence[str]) -> Any:
+        """Figures of the paper for a point, or for a line of points; None if it has none."""
+        return self.points.get(labels[0]) if labels else None
 
     def _settings(self, chosen: Iterable[dict[str, Any]]) -> tuple[str, list[str]]:
         """Config and overrides of a point; later settings replace earlier ones."""
@@ -110,7 +114,7 @@ def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((str(value), {axis: value}) for value in of)
 
 
-def _slug(label: str) -> str:
+def slug(label: str) -> str:
     """Label as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
@@ -230,12 +234,11 @@ def _recipe(config: dict[str, Any], cfg: RunConfig) -> dict[str, Any]:
         out |= {f"{section}.{key}": value for key, value in config.get(section, {}).items()}
     for name in [name for name in out if name.startswith("decode.")]:
         out |= {f"{name}.{key}": value for key, value in out.pop(name).items()}
-    out.pop("data.tokenizer", None)
     zips, towers = out.pop("model.zip", {}), out.pop("model.towers", {})
     names = cfg.model.modalities
     if cfg.model.kind == "zipper":
         out |= {f"model.zip.{key}": value for key, value in zips.items()}
-    else:  # a single decoder has no zips, and uses the layers of the first tower
+    if cfg.model.kind == "single_decoder":  # it uses the layers of the first tower
         names = names[:1]
     for name in names:
         tower = towers.get(name, {})

@@ -2,7 +2,7 @@
 
 build/runs/NAME/  config.yaml  tokenizer.json  metrics.csv  checkpoints/{last,last-before,best}.ckpt
                   figures/*.png  {asr,tts,loss}.json  {asr,tts}.utterances.jsonl.xz  {asr,tts}.tsv
-                  samples/*.{wav,png}  wandb/  result.json
+                  samples/*.{wav,png}  wandb/  hparams.yaml  result.json
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,12 +20,10 @@ from zipper.distributed import first_process
 from zipper.errors import ConfigError
 
 # Settings that may change on resume: no batch depends on them.
-RESUMABLE_KEYS = {"resume", "train.devices", "train.nodes", "train.workers", "train_codec.out"}
-
-
-def finished(cfg: RunConfig) -> Path:
-    """Result file, which is written last and marks a run as finished."""
-    return cfg.run_dir / "result.json"
+RESUMABLE_KEYS = {
+    "name", "resume", "result", "export", "train.devices", "train.nodes", "train.workers", "train_codec.out",
+    "log.wandb", "log.project", "log.group", "log.every",
+}  # fmt: skip
 
 
 def result_files(cfg: RunConfig, tasks: list[str]) -> dict[str, list[Path]]:
@@ -41,7 +39,7 @@ def hold_run_dir(cfg: RunConfig) -> AbstractContextManager[None]:
 
     Raises ConfigError if the run is finished or another process holds the lock.
     """
-    if finished(cfg).exists():
+    if cfg.summary_file.exists():
         raise ConfigError(
             f"{cfg.run_dir} holds a finished run. Choose another name (name=...), or move that folder away."
         )

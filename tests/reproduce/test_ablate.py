@@ -72,7 +72,7 @@ class Ended:
         words = dict(word.split("=", 1) for word in command[5:])
         self.returncode = 1 if "fails" in words["name"] else 0
         if self.returncode:
-            stdout.write(b"error: it had to\n")
+            stdout.write(b"Epoch 0: 0%\rEpoch 0: 9%error: it had to\n  9%|  | 1/12")
             return
         cfg = load_config(Path(command[4]), command[5:])
         cfg.run_dir.mkdir(parents=True, exist_ok=True)
@@ -117,11 +117,16 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     run(["ablate", "mine.yaml", "--dry-run"])
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == 8
-    finished = r"finished   (zipper|single).* zipper train .*configs/faults.yaml "
+    finished = r"finished    (zipper|single).* zipper train .*configs/faults.yaml "
     assert all(re.match(finished, line) for line in listed)
     other = r"is finished with train\.steps=24, not 36, unlike the sweep file.*Move"
     with pytest.raises(ConfigError, match=other):
-        run(["ablate", str(write(words={"train.steps": 36})), "--dry-run"])
+        run(["ablate", str(write(words={"train.steps": 36}))])
+    run(["ablate", "mine.yaml", "--dry-run", "--only", "*-20-seed1"])
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split(" single")[0].split(" zipper-")[0] for line in listed] == [
+        "finished with train.steps=24, not 36"
+    ] * 2
     run(["ablate", str(write()), "--jobs", "2", "train.steps=36"])  # a trial has a place of its own
     assert len(Ended.commands) == 16
     assert len(list(Path("results/ablations/mine").glob("*.json"))) == 8
@@ -130,6 +135,49 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     with pytest.raises(TrainingError, match=r"1 of 2 .*mine-fails-seed0\.log \(error: it had to\)"):
         run(["ablate", "mine.yaml"])
     assert Path("build/runs/mine-holds-seed0/result.json").exists()
+    with pytest.raises(TrainingError, match=r"1 of 1 runs failed: [^.]*\.log \([^)]*\)\. Correct"):
+        run(["ablate", "mine.yaml", "--only", "fails*"])
+
+
+def test_a_run_that_was_killed_is_said_to_be(in_tmp, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("error: of an earlier attempt\n")
+    start = log.stat().st_size
+    assert running._reason(log, start, -9) == "killed by SIGKILL"
+    assert running._reason(log, start, 3) == "exit status 3"
+    with log.open("a") as out:
+        out.write("Killed\n")
+    assert running._reason(log, start, 137) == "Killed"
+
+
+def test_what_another_sweep_has_finished_meanwhile_is_no_failure(in_tmp, ended, monkeypatch):
+    write(grid={"a": {"fails": {}, "holds": {}}}, seeds=[0], x="")
+    monkeypatch.setattr(running, "is_finished", lambda sweep, point, settings: bool(Ended.commands))
+    run(["ablate", "mine.yaml"])  # the first fails, as the other sweep has finished it; the second is not run
+    assert len(Ended.commands) == 1
+
+
+def test_the_layers_of_every_tower_belong_to_a_recipe(in_tmp, ended):
+    """A single decoder has those of the first tower alone."""
+    dropout = {"model.towers.speech.dropout": 0.2}
+    for kind, others in (("insertion", 1), ("single_decoder", 0)):
+        words = {"model.kind": kind, "model.modalities": ["text", "speech"], "train.tasks.tts": 0}
+        write(words=words, grid={"a": {kind: {}}}, seeds=[0], x="")
+        run(["ablate", "mine.yaml"])
+        sweep = grid.read_sweep(write(words={**words, **dropout}, grid={"a": {kind: {}}}, seeds=[0], x=""))
+        cfg = running.config_of(sweep, sweep.runs()[0], [])
+        assert len(running.changed_settings(cfg)) == others
+
+
+def test_the_seeds_of_a_point_are_a_group_and_where_they_are_logged_makes_no_trial(in_tmp):
+    sweep = grid.read_sweep(write())
+    groups = {running.config_of(sweep, one, []).log.group for one in sweep.runs()}
+    assert groups == {f"mine-{model}-{n}" for model in ("zipper", "single-decoder") for n in (10, 20)}
+    logged = running.config_of(sweep, sweep.runs()[0], ["log.wandb=online", "log.project=p"])
+    assert (logged.name, logged.result, logged.log.wandb) == (
+        "mine-zipper-10-seed0", "results/ablations/mine/zipper-10-seed0.json", "online",
+    )  # fmt: skip
+    assert running.config_of(sweep, sweep.runs()[0], ["log.group=own"]).log.group == "own"
 
 
 def named(file: str) -> dict[str, tuple[str, str | None]]:
@@ -197,6 +245,11 @@ def test_a_sweep_and_an_array_name_every_run(in_tmp, capsys):
     ).stdout  # fmt: skip
     assert listed.split() == [sys.executable, "-m", "zipper", "sweep", "mine.yaml", "--only", names[3]]
     assert "zipper sweep mine.yaml --prepare && sbatch build/ablations/mine.sbatch" in capsys.readouterr().out
+    assert sweep["command"][5] == "log.wandb=online"
+    run(["ablate", "mine.yaml", "--slurm", "--only", "*seed0", "train.steps=9"])
+    said = capsys.readouterr().out
+    assert "zipper sweep mine.yaml train.steps=9 --only '*seed0' --prepare && sbatch" in said
+    assert "--array=0-3" in Path("build/ablations/mine.sbatch").read_text(encoding="utf-8")
 
 
 def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
@@ -278,12 +331,20 @@ def test_without_an_x_a_row_is_compared_with_the_first_of_its_first_axis(in_tmp,
     assert "Dev, greedy." in section("ablations", mine())
 
 
+def test_seeds_alone_are_a_sweep_with_a_table_and_a_figure(in_tmp, ended):
+    write(grid={}, x="")
+    run(["ablate", "mine.yaml"])
+    assert [file.suffix for file in draw_ablations(mine(), Path("figures"))] == [".svg"]
+    assert "| 50.0 % ± 0.0 |" in section("ablations", mine())
+
+
 @pytest.mark.parametrize(
     ("word", "same"),
     [
         ("train.lr=0.7", False), ("model.zip.gate_init=0.3", False), ("model.towers.speech.width=64", False),
         ("data.splits={train: [x]}", False), ("data.only=9", False), ("model.towers.text.frozen=true", False),
-        ("name=other", True), ("log.every=3", True), ("build=elsewhere", True),
+        ("data.tokenizer=mine.json", False), ("name=other", True), ("log.every=3", True),
+        ("build=elsewhere", True),
     ],
 )  # fmt: skip
 def test_a_run_is_of_a_grid_if_its_recipe_is(word, same):

@@ -27,8 +27,9 @@ GATES = {
 
 def workspace(entity: str, project: str) -> ws.Workspace:
     """Workspace with sections for training, zips and gates, ASR, TTS, throughput and comparison."""
-    by_model: Any = {
-        "groupby": wr.Config("model.kind"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax",
+    # The seeds of a point of a sweep are one group.
+    by_group: Any = {
+        "groupby": wr.Config("log.group"), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax",
     }  # fmt: skip
     return ws.Workspace(
         entity=entity, project=project, name="Zipper", sections=[
@@ -62,9 +63,9 @@ def workspace(entity: str, project: str) -> ws.Workspace:
                 _lines("Share of padding", "train/padding"),
             ]),
             _section("Comparison", [
-                wr.BarPlot(title="ASR, by model", metrics=["test/asr/wer"], **by_model),
-                wr.BarPlot(title="TTS, by model", metrics=["test/tts/wer"], **by_model),
-                wr.LinePlot(title="WER on dev, by model", x=STEP, y=["dev/wer"], **by_model),
+                wr.BarPlot(title="ASR, mean over seeds", metrics=["test/asr/wer"], **by_group),
+                wr.BarPlot(title="TTS, mean over seeds", metrics=["test/tts/wer"], **by_group),
+                wr.LinePlot(title="WER on dev, mean over seeds", x=STEP, y=["dev/wer"], **by_group),
                 wr.RunComparer(diff_only=True),
             ]),
         ],

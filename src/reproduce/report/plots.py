@@ -245,7 +245,7 @@ def _bars(panel: Axes, ablation: Ablation, task: str) -> None:
     """Draws a bar for every point, seeds as dots, and the paper's figures as crosses on their own scale."""
     sweep, found = ablation
     rates = [[100 * one["wer"] for one in results.get(task, [])] for results in found.values()]
-    points = [sweep.points.get(labels[0]) for labels in found]
+    points = [sweep.paper_at(labels) for labels in found]
     at = [*TASKS].index(task)
     paper = {place: point[at] for place, point in enumerate(points) if isinstance(point, list)}
     longest = max(max(seeds, default=0.0) for seeds in rates)

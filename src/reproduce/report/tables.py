@@ -70,7 +70,7 @@ class Ablation(NamedTuple):
                 row.append(spread(several, "wer")[0] if several else "")
                 comparable = several and first.get(task) and first is not results
                 row.append(difference_text(_compare_any_data(several, first[task])) if comparable else "")
-            paper = sweep.points.get(labels[0], "")
+            paper = sweep.paper_at(labels)
             row.append(" / ".join(map(str, paper)) if isinstance(paper, list) else "")
             seeds, one = max(map(len, results.values())), next(iter(results.values()))[0]
             rows.append([*row, str(seeds), millions(one["parameters_trained"]), f"`{one['commit']}`"])

@@ -172,6 +172,9 @@ class LogConfig(Section):
 
     wandb: Literal["offline", "online", "disabled"] = setting("offline", "online needs a key (wandb login)")
     project: str = setting("zipper", "W&B project", name=NameLimits("/\\#?%:", 128))  # W&B's limits
+    group: str | None = setting(
+        None, "W&B group; the runs of a sweep have one for each point", name=NameLimits("/\\#?%:", 128)
+    )
     every: int = setting(20, "steps between logged metrics", at_least=1)
 
 
@@ -293,3 +296,8 @@ class RunConfig(Section):
     def run_dir(self) -> Path:
         """Folder of this run."""
         return Path(self.build) / "runs" / self.name
+
+    @property
+    def summary_file(self) -> Path:
+        """Summary of this run, which is written last and marks it as finished."""
+        return self.run_dir / "result.json"

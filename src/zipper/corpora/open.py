@@ -1,6 +1,5 @@
 """Opens the corpora of a config."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.audio import id_at
 from zipper.modalities.base import modality_class
+from zipper.processors import cores
 
 
 def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
@@ -74,9 +74,9 @@ def _open(
     corpus: str, data: DataConfig, build: Path, other: dict[str, bool], split: str | None
 ) -> list[Utterance]:
     if corpus == "spoken":
-        return spoken_corpus(data, build / "corpora", os.cpu_count() or 1)
+        return spoken_corpus(data, build / "corpora", cores())
     if corpus in ("pages", "pages-spoken"):
-        return pages_corpus(data, build / "corpora", os.cpu_count() or 1, spoken=corpus == "pages-spoken")
+        return pages_corpus(data, build / "corpora", cores(), spoken=corpus == "pages-spoken")
     if data.folder is None:
         raise ConfigError(f"data.corpus={corpus} needs data.folder: the folder that holds it.")
     folder = expanded(data.folder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zipper.checkpoint_files import read_checkpoint
 from zipper.clock import Clock
 from zipper.codecs.load import load_codec
 from zipper.commit import commit
@@ -25,7 +26,7 @@ from zipper.generation.exported import WEIGHTS, check_units, load_exported, load
 from zipper.modalities.base import load_modalities
 from zipper.modalities.scoring import Scorer
 from zipper.models.building import TrainedModel
-from zipper.run_folder import check_dataset, finished, result_files
+from zipper.run_folder import check_dataset, result_files
 
 REQUESTED = ("evaluate", "decode", "asr_scorer", "name", "build", "result", "export", "seed")
 PLACES = ("folder", "text_folder")  # settings of data; they may have moved
@@ -69,9 +70,13 @@ def evaluate_run(
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities)
     check_dataset(checkpoint, dataset, allow_other_audio=True)
-    ended = folder / finished(cfg).name
+    ended = folder / cfg.summary_file.name
     training = read_result(ended, utterances=False) if ended.exists() else Result()
-    steps, seconds = training.get("steps", 0), training.get("wall_seconds", 0.0)
+    saved = read_checkpoint(checkpoint, whole=False)
+    steps = training.get("steps", saved["global_step"])
+    seconds = training.get("wall_seconds", saved.get("train_seconds", 0.0))
+    if not training:
+        print(f"{folder} is unfinished: {checkpoint.name} is of step {saved['global_step']}")
     origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     _evaluate(cfg, trained, dataset, checkpoint, origin, scorers, clock, folder)
 

@@ -46,9 +46,9 @@ def parameter_groups(
             rest.append(parameter)
         else:
             decayed.append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-        {"params": gates, "weight_decay": 0.0, "lr": lr * gate_lr},
+    groups = [  # named as in the metrics of the learning rate
+        {"name": "matrices", "params": decayed, "weight_decay": weight_decay},
+        {"name": "vectors", "params": rest, "weight_decay": 0.0},
+        {"name": "gates", "params": gates, "weight_decay": 0.0, "lr": lr * gate_lr},
     ]
     return [group for group in groups if group["params"]]

@@ -41,7 +41,7 @@ from zipper.models.pretrained import save_tower, tower_hashes
 from zipper.models.resolve import check_towers, joint_fingerprint, resolve
 from zipper.models.single_decoder import SingleDecoderModel
 from zipper.models.whiten import start_zips
-from zipper.run_folder import check_dataset, claim_run_dir, finished, hold_run_dir, result_files
+from zipper.run_folder import check_dataset, claim_run_dir, hold_run_dir, result_files
 from zipper.training.callbacks import GateMonitor, MeanWer, Patience, Spikes, TaskMonitor, Throughput
 from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
@@ -137,7 +137,7 @@ def _finish(
     # Written last, because it marks the run as finished.
     made = {"name": cfg.name, "command": origin.command, "commit": origin.commit}
     seconds = {"steps": origin.steps, "wall_seconds": origin.wall_seconds, "stage_seconds": clock.rounded()}
-    write_result({**made, **headlines(results), **seconds}, finished(cfg))
+    write_result({**made, **headlines(results), **seconds}, cfg.summary_file)
     print("\n" + summary_text(results, cfg.run_dir))
     print("\n".join(summary_lines(results, cfg.run_dir)))
     return results
@@ -225,6 +225,7 @@ def loggers(cfg: RunConfig) -> list[Logger]:
             WandbLogger(
                 name=cfg.name,
                 project=cfg.log.project,
+                group=cfg.log.group,
                 save_dir=cfg.run_dir.resolve(),  # the W&B service has its own working folder
                 offline=cfg.log.wandb == "offline",
                 config=to_dict(cfg),

@@ -19,10 +19,13 @@ from broken_runs import (
     train_broken,
 )
 from conftest import JOINT, config
+from zipper.config import load_config
 from zipper.disk import file_lock
 from zipper.errors import ConfigError, TrainingError
 from zipper.evaluation.figures import draw_run
 from zipper.evaluation.metrics import read_metrics
+from zipper.evaluation.result_file import read_result
+from zipper.evaluation.run import evaluate_run
 from zipper.training import run as run_module
 from zipper.training.callbacks import TaskMonitor
 from zipper.training.module import ZipperModule
@@ -83,6 +86,18 @@ def test_between_two_checkpoints_what_was_done_is_done_again(unbroken, monkeypat
     killed_at(monkeypatch, 3, "train.save_every=5")
     assert saved("broken")["global_step"] == 2
     assert_resumes_exactly("train.save_every=5")
+
+
+def test_a_run_that_was_renamed_goes_on_and_says_until_then_how_far_it_came(unbroken, monkeypatch, capsys):
+    """Where it is logged may change, too."""
+    killed_at(monkeypatch, 5)
+    (RUNS / "broken").rename(RUNS / "moved")
+    evaluate_run(load_config(RUNS / "moved" / "config.yaml"), "x", RUNS / "moved")
+    assert "moved is unfinished: best.ckpt is of step" in capsys.readouterr().out
+    found = read_result(RUNS / "moved" / "asr-test.json")
+    assert (found["steps"], found["wall_seconds"] > 0) == (saved("moved", "best")["global_step"], True)
+    train_broken("name=moved", "log.project=other", "log.group=mine", "result=copy.json")
+    assert_same("unbroken", "moved")
 
 
 def test_a_validation_that_was_cut_off_is_made_again(unbroken, monkeypatch):
