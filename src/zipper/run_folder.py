@@ -103,8 +103,8 @@ def check_dataset(
     if not known & {dataset.fingerprint, dataset.fingerprint_without_audio}:
         raise ConfigError(
             f"{checkpoint} was trained on the encoded dataset {statistics.fingerprint}, not "
-            f"{dataset.fingerprint}: corpus, recordings, codec or tokenizer have changed. Restore them, or "
-            "train again under another name."
+            f"{dataset.fingerprint}: corpus, recordings (or the names of the three folders above them), "
+            "codec or tokenizer have changed. Restore them, or train again under another name."
         )
     for name, digest in statistics.towers.items():  # older checkpoints have none
         if towers is not None and towers.get(name) != digest:

@@ -62,7 +62,7 @@ class DataConfig(Section):
     rates: tuple[float, float] = setting(
         (1.05, 1.3), "slowest and fastest speaking rate, sampled uniformly", at_least=0.5, at_most=2
     )
-    seed: int = setting(1, "seed of sentences, speaking rates and pitches")
+    seed: int = setting(1, "seed of sentences, speaking rates and pitches, and of held-out speakers")
     tokenizer: str | None = setting(
         None, "tokenizer.json of the text tower; none: train one on the training text"
     )
@@ -98,6 +98,12 @@ class DataConfig(Section):
             raise ConfigError(f"data.corpus={self.corpus}: {unknown[0]!r} is not one of {known}.{hint}")
         if len(self.corpora) != len({*self.corpora}):
             raise ConfigError(f"data.corpus={self.corpus} names a corpus twice.")
+        beside = {*self.corpora} & {"librispeech", "libritts", "librilight", "text"}
+        if "manifest" in self.corpora and beside:
+            raise ConfigError(
+                f"data.corpus={self.corpus}: data.folder would be the file of a manifest and the folder of "
+                f"{min(beside)}. List its utterances in the manifest, too."
+            )
         if unknown := sorted({*self.splits} - {"train", "dev", "test"}):
             raise ConfigError(f"data.splits.{unknown[0]}: a split is train, dev or test.")
         self.tasks = {task_name(task): names for task, names in self.tasks.items()}

@@ -36,7 +36,11 @@ def index_librispeech(corpus: str, folder: Path, splits: dict[str, list[str]]) -
     """
     root = folder / PUBLISHED[corpus]
     root = root if root.is_dir() else folder
-    wanted = {part.strip("/"): split for split, parts in splits.items() for part in parts}
+    named = [(part.strip("/"), split) for split, parts in splits.items() for part in parts]
+    wanted = dict(named)
+    if len(wanted) < len(named):
+        twice = next(part for part, split in named if wanted[part] != split or named.count((part, split)) > 1)
+        raise DataError(f"data.splits names {twice} twice. Name it once, or parts of it ({twice}/SPEAKER).")
     out, found = list[Utterance](), set[str]()
     for subset in dict.fromkeys(part.split("/")[0] for part in wanted):
         if not (root / subset).is_dir():

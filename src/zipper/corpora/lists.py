@@ -13,6 +13,7 @@ from pathlib import Path
 from zipper.corpora.table import read_table
 from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out, normal_text
 from zipper.errors import DataError
+from zipper.modalities.audio import without_speed
 from zipper.modalities.normalise import normalise, unreadable
 
 ASIDE = re.compile(r"(?<![^\W_])\(|\)(?![^\W_])")  # brackets around words, but not those of `word(s)`
@@ -46,24 +47,29 @@ def read_list(
         raise DataError(f"{file} lists nothing: no line has {' or '.join(['audio', 'text', *other])}.")
 
     def absolute(path: str) -> str:
-        return os.path.realpath(file.parent / path) if path else ""
+        return os.path.realpath(file.parent / os.path.expanduser(path)) if path else ""
 
-    times = Counter(row.path("audio") for row in rows)
-    together = Counter((row.path("audio"), row.piece()[0]) for row in rows)
+    pieces = [(row.path("audio"), *row.piece()) for row in rows]
+    times = Counter(audio for audio, *_ in pieces)
+    together = Counter((audio, round(start * 100)) for audio, start, _ in pieces)
     out = []
-    for row in rows:
-        split = row.name("split")
+    for row, (audio, start, seconds) in zip(rows, pieces, strict=True):
+        split = row.name("split").strip()
         if split and split not in SPLITS:
             raise DataError(f"{row.where}: split={split!r} is not one of {', '.join(SPLITS)}.")
-        audio, (start, seconds) = row.path("audio"), row.piece()
         recording = Path(audio).with_suffix("").as_posix() if audio else f"line-{row.number}"
         later = f"-{round(start * 100):07d}" if start else ""
-        if seconds and together[audio, start] > 1:  # segments that overlap
+        if seconds and together[audio, round(start * 100)] > 1:  # segments that overlap
             later = f"-{round(start * 100):07d}-{round((start + seconds) * 100):07d}"
         text = None if mute else normal_text(row.text("text"))
         id = row.name("id") or recording + later
-        speaker = row.name("speaker") or (recording if start or seconds or times[audio] > 1 else id)
-        subset = f"manifest/{row.name('subset') or split}"
+        if without_speed(id)[1] != 1:
+            raise DataError(
+                f"{row.where}: the id {id} ends as that of a copy at another speed (data.speeds). Give it "
+                "another id."
+            )
+        speaker = row.name("speaker").strip() or (recording if start or seconds or times[audio] > 1 else id)
+        subset = f"manifest/{row.name('subset').strip() or split}"
         raw = {key: absolute(row.path(key)) if other[key] else row.text(key) for key in further}
         path = None if silent else absolute(audio)
         out.append(Utterance(id, path, text, speaker, split, subset, start, seconds, raw))
@@ -74,7 +80,8 @@ def read_list(
                 f"{file}: {lacking} has no split, but others have. Give every line a split, or none."
             )
         return out
-    return [replace(u, subset=f"manifest/{u.split}") for u in hold_out(out, dev, test, seed, only)]
+    held = hold_out(out, dev, test, seed, only)
+    return [replace(u, subset=f"manifest/{u.split}") if u.subset == "manifest/" else u for u in held]
 
 
 def read_text(
@@ -127,7 +134,7 @@ def sentences_of_folder(folder: Path, setting: str, longest: int | None = MAX_WO
     setting: `key=value` that names the folder. longest: words. Raises DataError if it holds no .txt file.
     """
     found, left_out = dict[str, list[str]](), Counter[str]()
-    for file in sorted(folder.glob("**/*.txt")):
+    for file in sorted(one for one in folder.rglob("*") if one.suffix.lower() == ".txt" and one.is_file()):
         texts, skipped = sentences_of(file, longest)
         found[file.relative_to(folder).with_suffix("").as_posix()] = texts
         left_out += skipped
@@ -141,10 +148,13 @@ def sentences_of_folder(folder: Path, setting: str, longest: int | None = MAX_WO
 def sentences_of(file: Path, longest: int | None = MAX_WORDS) -> tuple[list[str], Counter[str]]:
     """Normalised sentences of a text file in order, and counts of skipped sentences by reason.
 
-    Skips sentences that `normalise` cannot read, and long ones.
+    Skips sentences that `normalise` cannot read, and long ones. Raises DataError if the file is not UTF-8.
     """
     found, left_out = list[str](), Counter[str]()
-    text = file.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as UTF-8 text ({error}). Save it as such.") from error
     for sentence in re.split(r"(?<=[.!?;])\s+|\n\s*\n", text):
         sentence = ASIDE.sub(" ", sentence)
         words = normalise(sentence)

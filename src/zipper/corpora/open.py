@@ -24,6 +24,11 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
 
     Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
+    if cfg.data.splits and not {*cfg.data.corpora} & {*PUBLISHED}:
+        raise ConfigError(
+            f"data.splits={cfg.data.splits} names parts of LibriSpeech or LibriTTS, which data.corpus="
+            f"{cfg.data.corpus} has not. Give data.splits={{}}; a manifest has a column split."
+        )
     found: list[Utterance] = []
     classes = [modality_class(name) for name in cfg.model.towers]
     # Columns of modalities that only manifests have, and whether they name files.
@@ -34,15 +39,14 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
     found = [u for u in found if split in (None, u.split)]
     needed = [split] if split else SPLITS
     if empty := [name for name in needed if not any(u.split == name for u in found)]:
-        raise DataError(
-            f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. Name parts for it in data.splits (a "
-            "subset, or a piece of one as train-clean-100/26), or give it utterances."
+        parts = (
+            "Name parts for it in data.splits: a subset, or a piece of one as train-clean-100/26."
+            if {*cfg.data.corpora} & {*PUBLISHED}
+            else "Give it utterances (column split of a manifest), or leave that column out."
         )
+        raise DataError(f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. {parts}")
     found = _without_empty(found, {one.name: one.column for one in classes}, cfg.train.tasks)
-    copies = [copy for u in found for copy in _at_speeds(u, cfg.data.speeds)]
-    if len(copies) > len(found):
-        check_ids(copies, f"data.speeds={cfg.data.speeds}")
-    return copies
+    return [copy for u in found for copy in _at_speeds(u, cfg.data.speeds)]
 
 
 def _without_empty(
@@ -88,5 +92,10 @@ def _open(
     if corpus == "librilight":
         return hold_out(index_librilight(folder, data.max_seconds), data.dev, data.test, data.seed, split)
     if corpus == "text":
+        if {*data.corpora} & {*PUBLISHED} and not any(folder.glob("*.txt.gz")):
+            raise DataError(
+                f"data.corpus={data.corpus}: {folder} holds no librispeech-lm-norm.txt.gz (openslr.org/11), "
+                "and its .txt files are transcripts, also of dev and test. Download it, or leave out text."
+            )
         return read_text(folder, data.dev, data.test, data.seed, data.passages, split)
     return read_list(folder, data.dev, data.test, data.seed, other, split)

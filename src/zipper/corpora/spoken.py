@@ -24,7 +24,7 @@ import torch
 import torchaudio.functional as AF
 from tqdm import tqdm
 
-from zipper.config import DataConfig
+from zipper.config import DataConfig, expanded
 from zipper.corpora.grammar import sentences
 from zipper.corpora.lists import MAX_WORDS, passages, sentences_of_folder
 from zipper.corpora.utterance import FIRST, Utterance, read_manifest, write_manifest
@@ -95,7 +95,7 @@ def spoken_texts(cfg: DataConfig) -> dict[str, list[str]]:
         pool = list(itertools.islice(sentences(cfg.seed), total))
     else:
         what, longest = ("passages", None) if cfg.passages else ("sentences", MAX_WORDS)
-        texts = sentences_of_folder(Path(cfg.text_folder), f"data.text_folder={cfg.text_folder}", longest)
+        texts = sentences_of_folder(expanded(cfg.text_folder), f"data.text_folder={cfg.text_folder}", longest)
         if cfg.passages:
             texts = {
                 name: [*passages(one, cfg.passages, f"{cfg.seed} {name}")] for name, one in texts.items()

@@ -57,6 +57,7 @@ class Line:
         text = self._string(column, (str, int), "a string or an integer")
         if UNPRINTED.search(text):
             raise DataError(f"{self.where}: {column}={text[:60]!r} has control characters. Remove them.")
+        self._check_unquoted(column, text)
         return text
 
     def path(self, column: str) -> str:
@@ -67,6 +68,7 @@ class Line:
                 f"{self.where}: {column}={path[:60]!r} is not a file name. Name a file, without control "
                 "characters."
             )
+        self._check_unquoted(column, path)
         return path
 
     def piece(self) -> tuple[float, float | None]:
@@ -91,6 +93,10 @@ class Line:
                 f"{given.get('end', length):g}, is empty. Correct its times, which are in seconds."
             )
         return start, length
+
+    def _check_unquoted(self, column: str, text: str) -> None:
+        if len(text) > 1 and text[0] == text[-1] == '"':
+            raise DataError(f"{self.where}: {column}={text[:60]} is quoted. Write cells without quotes.")
 
     def _string(self, column: str, types: type | tuple[type, ...], wanted: str) -> str:
         cell = self.cells.get(column)
@@ -171,6 +177,8 @@ def _tab_rows(file: Path, lines: list[tuple[int, str]], inputs: Collection[str])
         hints = [f" Did you mean {meant} by {name!r}?" for name in header if (meant := _meant(name))]
         if lines and lines[0][1].startswith("{"):
             hints = [" For JSON lines, rename the file to end in .jsonl."]
+        elif lines and "," in lines[0][1] and len(header) == 1:
+            hints = [" Separate the columns with tabs, not with commas."]
         raise DataError(
             f"{file}: its first line must be a tab-separated header with {' or '.join(inputs)}; it is "
             f"{str(header)[:200]}.{''.join(hints)}"

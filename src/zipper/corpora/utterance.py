@@ -12,6 +12,7 @@ from zipper.disk import write_atomic
 from zipper.errors import DataError
 from zipper.modalities.audio import read_wave
 from zipper.modalities.normalise import normalise, unreadable
+from zipper.modalities.resampling import resample
 
 SPLITS = ("train", "dev", "test")
 FIRST = 4000  # training sentences of the synthetic corpus that precede dev and test
@@ -44,15 +45,16 @@ class Utterance:
         return {"text": self.text, "audio": self.audio, **self.other}.get(column)
 
     def wave(self, sample_rate: int) -> Tensor:
-        """Mono waveform float32 [n] at `sample_rate` Hz. Raises DataError as `read_wave`."""
+        """Mono waveform float32 [n] at `sample_rate` Hz, at its speed. Raises DataError as `read_wave`."""
         if not self.audio:
             raise DataError(
                 f"Utterance {self.id} has no audio. Name its file, or remove it from the manifest."
             )
         try:
-            return read_wave(Path(self.audio), sample_rate, self.start, self.seconds)
+            wave = read_wave(Path(self.audio), sample_rate, self.start, self.seconds)
         except DataError as error:
             raise DataError(f"Utterance {self.id}: {error}") from error
+        return wave if self.speed == 1 else resample(wave, round(sample_rate * self.speed), sample_rate)
 
 
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:

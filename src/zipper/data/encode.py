@@ -39,6 +39,7 @@ from zipper.hashes import KEPT
 from zipper.modalities.base import Modality
 
 SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
+PROBES = 64  # rows of a split whose files are looked for
 SHARDS = 64  # number of shards of a small corpus, so that every process gets some
 
 
@@ -58,7 +59,7 @@ def prepare_dataset(
     parts = fingerprint(utterances, modalities, max_seconds, root.with_name(KEPT))
     folder = root / fingerprint_hash(parts)
     if dataset := _open_or_repair(folder, modalities, parts):
-        return dataset
+        return _where_files_are(dataset, utterances)
     root.mkdir(parents=True, exist_ok=True)
     train = train or TrainConfig(accelerator="cpu")
     # Lock against other commands. Processes of one command must not wait for each other.
@@ -66,9 +67,22 @@ def prepare_dataset(
     with (
         file_lock(root / f".{folder.name}.lock", str(folder), wait=True) if single_process else nullcontext()
     ):
-        return _open_or_repair(folder, modalities, parts) or _make_dataset(
+        dataset = _open_or_repair(folder, modalities, parts) or _make_dataset(
             folder, parts, utterances, modalities, max_seconds, train
         )
+    return _where_files_are(dataset, utterances)
+
+
+def _where_files_are(dataset: EncodedDataset, utterances: list[Utterance]) -> EncodedDataset:
+    """Dataset with the paths of these utterances, whose folder may have moved since they were encoded."""
+    for name in (one.column for one in dataset.modalities.values() if one.names_file):
+        paths = {u.id: u.raw(name) or "" for u in utterances}
+        for split, rows in dataset.splits.items():
+            some = rows.select(range(0, len(rows), max(1, len(rows) // PROBES)))
+            if any(path != paths[id] for id, path in zip(some["id"][:], some[name][:], strict=True)):
+                moved = [paths[id] for id in rows["id"][:]]
+                dataset.splits[split] = rows.remove_columns(name).add_column(name, moved)
+    return dataset
 
 
 def _open_or_repair(
@@ -192,7 +206,7 @@ class Encoder(L.LightningModule):
         batches = spans([costs[id] for id in order], len(order), modality.batch_cost)
         groups = [order[start:end] for start, end in batches]
         assert self.pool is not None
-        encoded = self.pool.map(lambda ids: modality.encode([values[id] for id in ids]), groups)
+        encoded = self.pool.map(lambda ids: _encoded(modality, values, ids), groups)
         return {
             id: one
             for ids, several in zip(groups, encoded, strict=True)
@@ -231,6 +245,17 @@ class Encoder(L.LightningModule):
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
             torch.set_num_threads(self.threads)
+
+
+def _encoded(modality: Modality, values: dict[str, Any], ids: list[str]) -> list[Tensor]:
+    try:
+        return modality.encode([values[id] for id in ids])
+    except (ValueError, TypeError, LookupError) as error:  # of a modality of one's own
+        raise DataError(
+            f"Utterances {', '.join(ids[:3])}{'...' if len(ids) > 3 else ''} cannot be encoded as "
+            f"{modality.name} ({error!r}). Correct their {modality.column}, or let {modality.name} refuse "
+            "them in `check`."
+        ) from error
 
 
 def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modality], utterances: int) -> None:

@@ -31,6 +31,8 @@ def prepare(
         dataset = prepare_dataset(
             Path(cfg.build) / "stores", utterances, modalities, cfg.data.max_seconds, cfg.train
         )
+    counts = ", ".join(f"{name} {len(rows):,}" for name, rows in dataset.splits.items())
+    print(f"{dataset.folder}: {counts} utterances")
     if dataset.info["skipped"]:
         print(
             f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists "

@@ -13,7 +13,16 @@ from zipper.checkpoint_files import read_checkpoint
 from zipper.clock import Clock
 from zipper.codecs.load import load_codec
 from zipper.commit import commit
-from zipper.config import RunConfig, TrainConfig, flat, overridden_keys, to_dict, with_overrides
+from zipper.config import (
+    DataConfig,
+    RunConfig,
+    TrainConfig,
+    expanded,
+    flat,
+    overridden_keys,
+    to_dict,
+    with_overrides,
+)
 from zipper.data.dataset import EncodedDataset
 from zipper.data.prepare import prepare
 from zipper.distributed import MACHINE, first_process, leave_group
@@ -86,8 +95,9 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
 
     overrides: change the settings of its training; machine settings start from the defaults. Those of
     another corpus start from the defaults, too, and its evaluated split is all that is needed of it; without
-    splits of its own that is the whole corpus. Raises ConfigError if NAME is a training run, DataError if the
-    encoded dataset has other units than the model.
+    splits of its own that is the whole corpus. The list that the model was trained on is no other one.
+    Raises ConfigError if NAME is a training run, DataError if the encoded dataset has other units than the
+    model.
     """
     trained, saved = load_exported(exported)
     data = trained.config.data
@@ -97,7 +107,10 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
             f"data.folder: the corpus of {exported} is spoken, which reads no folder. Name yours, too: "
             "data.corpus=manifest."
         )
-    other = "data.corpus" in given or ("data.folder" in given and corpus == "manifest")
+    places = [one for one in overrides if one.startswith(("data.corpus=", "data.folder="))]
+    asked = with_overrides(trained.config, places).data
+    same = asked.corpus == corpus == "manifest" and _folder(asked) == _folder(data)
+    other = not same and ("data.corpus" in given or ("data.folder" in given and corpus == "manifest"))
     if other:
         data = replace(data.of_another_corpus, corpus=corpus)
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
@@ -121,6 +134,10 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     cfg.run_dir.mkdir(parents=True, exist_ok=True)
     _evaluate(cfg, trained, dataset, exported / WEIGHTS, origin, scorers, clock, cfg.run_dir)
+
+
+def _folder(data: DataConfig) -> Path:
+    return expanded(data.folder or "").resolve()
 
 
 def _evaluate(

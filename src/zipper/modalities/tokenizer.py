@@ -50,7 +50,7 @@ class Tokenizer:
         """Load a tokenizer.json: one of this package, or one in Hugging Face format beside the config.json
         that names BOS and EOS.
 
-        Raises DataError if the file is missing or is no tokenizer.
+        Raises DataError if the file is missing, is no tokenizer, or loses letters of normalised text.
         """
         if not file.is_file():
             raise DataError(
@@ -65,7 +65,13 @@ class Tokenizer:
         tokenizer.post_processor = _template(tokenizer, begin, end)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer)
+        found = cls(tokenizer)
+        if lost := [one for one in LETTERS if found.decode(found.encode(one)) != one]:
+            raise DataError(
+                f"{file} loses letters of normalised text, which has {LETTERS[0]} to {LETTERS[-2]} and "
+                f"{LETTERS[-1]}: {' '.join(lost)}. Give a tokenizer of lower-case English."
+            )
+        return found
 
     def save(self, file: Path) -> None:
         """Write tokenizer.json."""

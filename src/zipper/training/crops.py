@@ -13,6 +13,7 @@ from tqdm import tqdm
 from zipper.codecs.semantic import SemanticEncoder
 from zipper.config import TrainCodecConfig
 from zipper.corpora.utterance import Utterance
+from zipper.data.skipped import Skipped, check_budget, list_skipped
 from zipper.errors import DataError
 from zipper.training.semantic import semantic_units
 
@@ -38,8 +39,20 @@ class Crops(IterableDataset):
     ) -> None:
         self.cfg, self.seed, self.start = cfg, seed, 0
         self.length = int(cfg.seconds * cfg.sample_rate)
-        read = ((u, u.wave(cfg.sample_rate)) for u in tqdm(utterances, desc="read audio", mininterval=1.0))
-        found = [(u.text, (w * 32767).round().to(torch.int16)) for u, w in read if len(w) > self.length]
+        found, skipped = list[tuple[str | None, Tensor]](), list[Skipped]()
+        for u in tqdm(utterances, desc="read audio", mininterval=1.0):
+            try:
+                wave = u.wave(cfg.sample_rate)
+            except DataError as error:
+                skipped.append(Skipped(id=u.id, reason=str(error)))
+            else:
+                if len(wave) > self.length:
+                    found.append((u.text, (wave * 32767).round().to(torch.int16)))
+        if skipped:
+            folder = folder or Path()
+            list_skipped(folder / "recordings.skipped", skipped)
+            check_budget(folder, skipped, len(utterances))
+            print(f"{len(skipped)} recordings were skipped: {folder}/recordings.skipped has the reasons")
         self.waves = [wave for _, wave in found]
         if not self.waves:
             raise DataError(f"No utterance is longer than train_codec.seconds={cfg.seconds}.")

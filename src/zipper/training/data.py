@@ -58,6 +58,12 @@ class ZipperData(L.LightningDataModule):
         >>> len(data.dataset.splits["train"])
         3
         """
+        if isinstance(overrides, str):
+            raise ConfigError(f"overrides={overrides!r}: give a list of settings, such as [{overrides!r}].")
+        if Path(corpus).suffix in (".tsv", ".jsonl"):
+            raise ConfigError(
+                f'{corpus} is no corpus. Give "manifest", and overrides=["data.folder={corpus}"].'
+            )
         section = "data" if is_section_file("data", corpus) else "data.corpus"
         if tasks is not None and not isinstance(tasks, Mapping):
             raise ConfigError(f"tasks={tasks!r}: give a dict of shares, such as {{'asr': 1}}.")

@@ -172,6 +172,13 @@ def test_an_exported_model_is_evaluated_on_any_list(data, utterances, capsys):
     for words in (evaluate, evaluate[:-1]):  # the corpus of the model is a manifest, too
         main([*words, "data.folder=mine.tsv", "evaluate.mismatched=false"])
         assert "5 utterances" in capsys.readouterr().out
+    main(["evaluate", "first", "name=held-out"])
+    held_out = read_result(Path("build/runs/held-out/asr-test.json"))
+    for i, words in enumerate((["data.folder=all.tsv"], ["data.corpus=manifest", "data.folder=all.tsv"])):
+        main(["evaluate", "first", f"name=own-{i}", *words])  # not on what it was trained on
+        found = read_result(Path(f"build/runs/own-{i}/asr-test.json"))
+        assert found["per_utterance"] == held_out["per_utterance"]
+    capsys.readouterr()
     lines = [f"{u.audio}\t{u.text}\ttest" for u in utterances[5:6]]
     Path("one.tsv").write_text("\n".join(["audio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
     main([*evaluate, "data.folder=one.tsv"])

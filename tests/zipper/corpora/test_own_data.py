@@ -1,0 +1,176 @@
+"""Lists, folders of text and tokenizers of users that do not quite fit are refused, or read rightly."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+import torch
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+import zipper
+from conftest import joined, units
+from zipper.config import RunConfig, TrainCodecConfig, load_config
+from zipper.corpora.lists import read_list, sentences_of_folder
+from zipper.corpora.open import open_corpus
+from zipper.corpora.utterance import Utterance
+from zipper.data.dataset import listing_hash
+from zipper.data.encode import prepare_dataset
+from zipper.errors import ConfigError, DataError
+from zipper.modalities.text import Text
+from zipper.modalities.tokenizer import LETTERS, Tokenizer
+from zipper.training.crops import Crops
+
+
+def corpus(*words: str) -> RunConfig:
+    return load_config(None, [*words])
+
+
+def written(file: Path, *lines: str) -> Path:
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("alphabet", [[one.upper() for one in LETTERS], LETTERS[:20]])
+def test_a_tokenizer_that_loses_letters_is_refused(tmp_path, alphabet):
+    tokenizer = HFTokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    specials = ["<begin>", "<end>", "<unk>"]
+    tokenizer.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.save(str(tmp_path / "own.json"))
+    with pytest.raises(DataError, match=r"loses letters of normalised text.* z"):
+        Tokenizer.load(tmp_path / "own.json")
+
+
+def test_a_missing_recording_is_another_corpus_than_none():
+    """One is skipped, the other a text of its own: the dataset that was encoded first decided for both."""
+    none, missing = (Utterance("a", audio, "so", "s", "train", "manifest/train") for audio in (None, ""))
+    assert listing_hash([none]) != listing_hash([missing])
+
+
+@pytest.mark.parametrize("id", ["a@2", "a@0.9", "a@1.1"])
+def test_an_id_of_a_copy_at_another_speed_is_refused(tmp_path, id):
+    file = written(tmp_path / "all.tsv", "id\taudio\ttext", f"{id}\ta.wav\tso")
+    with pytest.raises(DataError, match=f"line 2: the id {id} ends as that of a copy at another speed"):
+        read_list(file, 1, 1, 0)
+
+
+def test_cells_in_quotes_and_commas_are_named(tmp_path):
+    with pytest.raises(DataError, match=r'audio="a b\.wav" is quoted'):
+        read_list(written(tmp_path / "a.tsv", "id\taudio\ttext", '1\t"a b.wav"\t"so," he said'), 1, 1, 0)
+    with pytest.raises(DataError, match="Separate the columns with tabs, not with commas"):
+        read_list(written(tmp_path / "a.csv", "id,audio,text", "1,a.wav,so"), 1, 1, 0)
+
+
+def test_blanks_around_a_speaker_make_no_other_one_and_subsets_stay(tmp_path):
+    lines = [f"{i}\ta{i}.wav\tso\t{i % 5}{' ' * (i % 2)}\tclean" for i in range(20)]
+    found = read_list(written(tmp_path / "a.tsv", "id\taudio\ttext\tspeaker\tsubset", *lines), 1, 1, 0)
+    splits = {speaker: {u.split for u in found if u.speaker == speaker} for speaker in "01234"}
+    assert all(len(several) == 1 for several in splits.values())
+    assert {u.subset for u in found} == {"manifest/clean"}
+
+
+def test_segments_that_begin_within_ten_milliseconds_have_ids_of_their_own(tmp_path):
+    lines = ["a.wav\tso\t1.000\t2", "a.wav\tit\t1.004\t3"]
+    found = read_list(written(tmp_path / "a.tsv", "audio\ttext\tstart\tend", *lines), 1, 1, 0, only="train")
+    assert len({u.id for u in found}) == 2
+
+
+def test_a_recording_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (u,) = read_list(written(tmp_path / "a.tsv", "id\taudio\ttext", "1\t~/a.wav\tso"), 1, 1, 0, only="train")
+    assert u.audio == str(tmp_path / "home" / "a.wav")
+
+
+def test_folders_of_text_may_hold_other_things_but_no_other_encoding(tmp_path):
+    folder = tmp_path / "books"
+    (folder / "notes.txt").mkdir(parents=True)
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    written(folder / "A.TXT", "So it is.")
+    assert sentences_of_folder(folder, "x") == {"A": ["so it is"]}
+    (folder / "b.txt").write_bytes("Un café.".encode("latin-1"))
+    with pytest.raises(DataError, match=r"b\.txt cannot be read as UTF-8 text"):
+        sentences_of_folder(folder, "x")
+
+
+def test_transcripts_of_dev_and_test_are_no_plain_text(tmp_path):
+    (tmp_path / "LibriTTS/train-clean-100/9/100").mkdir(parents=True)
+    words = [f"data.folder={tmp_path}", "data.splits={train: [train-clean-100]}"]
+    with pytest.raises(DataError, match="files are transcripts, also of dev and test"):
+        open_corpus(corpus("data.corpus=text+libritts", *words))
+
+
+def test_settings_of_corpora_that_do_not_fit_are_refused(tmp_path):
+    file = written(tmp_path / "a.tsv", "id\taudio\ttext", "1\ta.wav\tso")
+    with pytest.raises(ConfigError, match="the file of a manifest and the folder of librispeech"):
+        corpus("data.corpus=manifest+librispeech")
+    with pytest.raises(ConfigError, match=r"data\.corpus=manifest has not\. Give data\.splits=\{\}"):
+        open_corpus(corpus("data.corpus=manifest", f"data.folder={file}", "data.splits={train: [118]}"))
+    twice = "data.splits={train: [dev-clean], dev: [dev-clean], test: [dev-clean]}"
+    with pytest.raises(DataError, match="names dev-clean twice"):
+        open_corpus(corpus("data.corpus=librispeech", f"data.folder={tmp_path}", twice))
+
+
+def test_an_encoded_dataset_follows_its_recordings(tmp_path, utterances, codec, subwords):
+    """The folder of a corpus may move: names of the three nearest folders count, places do not."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    placed = []
+    for u in utterances:
+        target = here / "x" / "y" / u.split / Path(u.audio).name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(u.audio, target)
+        placed.append(Utterance(u.id, str(target), u.text, u.speaker, u.split, "manifest/x"))
+    modalities = units(codec, subwords)
+    before = prepare_dataset(tmp_path / "stores", placed, modalities, 30.0)
+    here.rename(there)
+    moved = [Utterance(u.id, u.audio.replace("/here/", "/there/"), *(u.text, u.speaker, u.split, u.subset))
+             for u in placed]  # fmt: skip
+    after = prepare_dataset(tmp_path / "stores", moved, modalities, 30.0)
+    assert after.folder == before.folder
+    for split, rows in after.splits.items():
+        assert rows["audio"][:] == [u.audio for u in moved if u.split == split]
+        for name in {*rows.column_names} - {"audio"}:
+            assert rows[name][:] == before.splits[split][name][:]
+
+
+def test_a_codec_is_trained_on_recordings_at_their_speeds_without_the_broken_ones(tmp_path, capsys):
+    file = tmp_path / "a.wav"
+    cfg = TrainCodecConfig(seconds=0.5)
+    sf.write(file, torch.randn(cfg.sample_rate).numpy() * 0.1, cfg.sample_rate)
+    speeds = Counter({1.0: 120, 0.5: 1})
+    found = [
+        Utterance(f"{speed}-{i}", str(file), None, "s", "train", speed=speed)
+        for speed, count in speeds.items()
+        for i in range(count)
+    ]
+    broken = Utterance("gone", str(tmp_path / "gone.wav"), None, "s", "train")
+    crops = Crops([*found, broken], cfg, 0, folder=tmp_path)
+    assert Counter(len(wave) for wave in crops.waves) == {cfg.sample_rate: 120, 2 * cfg.sample_rate: 1}
+    assert "1 recordings were skipped" in capsys.readouterr().out
+    assert "gone" in (tmp_path / "recordings.skipped").read_text(encoding="utf-8")
+    with pytest.raises(DataError, match="2 of 123 utterances cannot be used, more than 1%"):
+        Crops([*found, broken, broken], cfg, 0, folder=tmp_path)
+
+
+def test_a_modality_that_cannot_encode_a_value_names_the_utterance(tmp_path, utterances, codec, subwords):
+    def encode(values):
+        if any(value == utterances[3].text for value in values):
+            raise ValueError("invalid literal")
+        return Text(subwords).encode(values)
+
+    modalities = units(codec, subwords)
+    modalities["text"].encode = encode
+    with pytest.raises(DataError, match=r"Utterances .* cannot be encoded as text \(ValueError\('invalid"):
+        prepare_dataset(tmp_path / "stores", utterances, modalities, 30.0)
+
+
+def test_python_says_how_a_list_and_a_setting_are_given(manifest, towers):
+    model = joined(towers)
+    with pytest.raises(ConfigError, match=r'Give "manifest", and overrides=\["data\.folder=mine\.tsv"\]'):
+        zipper.ZipperData("mine.tsv", model, tasks={"asr": 1})
+    with pytest.raises(ConfigError, match="give a list of settings"):
+        zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=f"data.folder={manifest}")
