@@ -97,8 +97,8 @@ def test_a_wide_beam_finds_the_likeliest_of_all_texts(build):
     given = prompts(model, 3, "speech")
     every = [list(ids) for n in range(4) for ids in itertools.product(range(2, 11), repeat=n)]
     for doc, found in zip(given, searched(model, given, [3, 3, 3], len(every)), strict=True):
-        best = max(every, key=lambda ids: mean_likelihood(model, doc, ids, cap=3))
-        assert found[1:-1, 0].tolist() == best
+        likely = [mean_likelihoods(model, doc, [ids for ids in every if len(ids) == n], 3) for n in range(4)]
+        assert found[1:-1, 0].tolist() == every[int(torch.cat(likely).argmax())]
 
 
 @torch.no_grad()
@@ -110,16 +110,18 @@ def searched(model, given: list[Document], caps: list[int], beams: int) -> list[
 
 
 @torch.no_grad()
-def mean_likelihood(model, doc: Document, ids: list[int], cap: int) -> float:
-    """Log probability a token, of the text and its end; an end that the cap forces costs nothing."""
-    tokens = torch.tensor([0, *ids, 1])[:, None]
-    text = Segment("text", tokens, tokens > 0, 1.0)
-    batch = as_batch(model, [Document(doc.id, [*doc.segments, text], True)])
-    count = int(batch.streams["text"].valid.sum())
-    logits = model.tower("text").logits(model(batch)["text"][0, count - len(tokens) : count - 1])[:, 0]
-    logits[:, 0] = float("-inf")
-    likely = logits.log_softmax(-1).gather(1, tokens[1:])[:, 0]
-    return float(likely[: len(ids) if len(ids) == cap else None].sum() / len(likely))
+def mean_likelihoods(model, doc: Document, texts: list[list[int]], cap: int) -> torch.Tensor:
+    """Log probability a token [N], of N texts of one length and their ends; an end that the cap forces costs
+    nothing."""
+    tokens = torch.tensor([[0, *ids, 1] for ids in texts])
+    segments = [Segment("text", one[:, None], one[:, None] > 0, 1.0) for one in tokens]
+    batch = as_batch(model, [Document(doc.id, [*doc.segments, one], True) for one in segments])
+    count = int(batch.streams["text"].valid[0].sum())
+    states = model(batch)["text"][:, count - tokens.shape[1] : count - 1]
+    logits = model.tower("text").logits(states)[:, :, 0]
+    logits[..., 0] = float("-inf")
+    likely = logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
+    return likely[:, : len(texts[0]) if len(texts[0]) == cap else None].sum(1) / likely.shape[1]
 
 
 def test_a_compiled_step_is_one_graph_and_writes_the_same(monkeypatch):
