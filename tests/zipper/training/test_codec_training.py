@@ -33,6 +33,11 @@ pytestmark = pytest.mark.slow
 TINY = TrainCodecConfig(filters=2, dimension=8, codebooks=2, codes=16, steps=8, batch=2, seconds=0.2)
 
 
+@pytest.fixture(autouse=True)
+def few_latents(monkeypatch):
+    monkeypatch.setattr("zipper.training.codec.INITIAL_LATENTS", 400)
+
+
 def learner(decay: float = 0.9) -> CodebookLearner:
     torch.manual_seed(0)
     return CodebookLearner(ResidualVectorQuantizer(dimension=4, n_q=2, bins=8), decay)
