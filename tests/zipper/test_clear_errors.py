@@ -230,7 +230,7 @@ CASES = [
     (LIST, write("list.tsv", b"audio\ttext\n\xff\tx\n"), D, "list.tsv", "not UTF-8 text", "Save it"),
     (LIST, lambda f: listing(f, id="same"), D, "list.tsv", "id same is not unique", "rename one"),
     (LIST, lambda f: listing(f, split="valid"), D, "list.tsv, line 2", "split='valid'", "train, dev, test"),
-    (LIST, lambda f: listing(f, split="train"), D, "data.corpus=manifest", "split dev is empty", "give it"),
+    (LIST, lambda f: listing(f, split="train"), D, "data.corpus=manifest", "split dev is empty", "Give it"),
     (LIST, write("list.tsv", "audio\ttext\tsplit\na.wav\tx\ttrain\nb.wav\ty\t\n"), D, "b has no split", "but others have"),
     ([*PREPARE, "data.corpus=manifest", "data.folder=x.jsonl"], write("x.jsonl", "{oops\n"), D, "x.jsonl, line 1", "not a JSON object"),
     ([*PREPARE, "data.corpus=librispeech", "data.folder=."], None, D, "no subset train-clean-100", "Download it"),

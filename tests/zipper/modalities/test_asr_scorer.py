@@ -216,6 +216,7 @@ def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch, capsys):
     pytest.importorskip("transformers", reason="extra `bench` is not installed")
     monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: dataset)
     monkeypatch.setattr(speed_module, "TURNS", 2)
+    monkeypatch.setattr("reproduce.bench.generation.TURNS", 1)
     monkeypatch.setattr("reproduce.bench.generation.SPOKEN", 1)
     monkeypatch.setattr("reproduce.bench.generation.FRAMES", 50)
     result = bench(config("name=bench", "result=made/bench.json"), "x")
