@@ -27,6 +27,7 @@ MEANT = {
     "speaker": "speaker_id spk spk_id spkid speaker_name client_id",
     "split": "partition fold",
 }
+BROKEN = re.compile("[\0\ud800-\udfff]")  # halves of surrogate pairs
 UNPRINTED = re.compile(r"[\x00-\x1f\x7f]")
 LATEST = 1e9  # seconds, 30 years
 MISNOMERS = {name: column for column, names in MEANT.items() for name in names.split()}
@@ -107,7 +108,7 @@ class Line:
                 f"{self.where}: {column}={json.dumps(cell)[:60]} is not {wanted}. Write it as such."
             )
         text = str(cell)
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
+        if BROKEN.search(text):
             raise DataError(
                 f"{self.where}: {column}={text[:60]!r} is not valid text. Save it as UTF-8 again."
             )
