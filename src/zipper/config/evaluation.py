@@ -6,6 +6,8 @@ from typing import Literal
 from zipper.config.fields import Section, setting, task_name
 from zipper.errors import ConfigError
 
+SAMPLED = ("top_k", "top_p", "candidates")  # settings of decoding that need a temperature
+
 
 @dataclass
 class SamplingConfig(Section):
@@ -46,6 +48,20 @@ class SamplingConfig(Section):
     def incremental(self) -> bool:
         """Whether tokens are final as soon as they are generated: no beam search, no best of samples."""
         return not self.searches and self.candidates == 1
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError if the settings of modality `name` contradict each other."""
+        sampled = [key for key in SAMPLED if getattr(self, key) != getattr(SamplingConfig(), key)]
+        if self.temperature == 0 and sampled:
+            raise ConfigError(
+                f"decode.{name}.{sampled[0]}={getattr(self, sampled[0])} is for sampling, but "
+                f"decode.{name}.temperature=0 is greedy. Give a temperature, or leave it out."
+            )
+        if self.searches and self.temperature > 0:
+            raise ConfigError(
+                f"decode.{name}: beams={self.beams} and ctc={self.ctc:g} search, temperature="
+                f"{self.temperature} samples. Set one, not both."
+            )
 
     def check_incremental(self, name: str) -> None:
         """Raises ConfigError if tokens of modality `name` are known at the end alone."""

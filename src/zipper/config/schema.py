@@ -20,7 +20,6 @@ from zipper.config.model import DEFAULT_MODALITIES, ModelConfig
 from zipper.config.training import TrainCodecConfig, TrainConfig
 from zipper.errors import ConfigError
 
-SAMPLED = ("top_k", "top_p", "candidates")  # settings of decoding that need a temperature
 NEEDED = "every split needs an utterance"
 CORPORA = ("spoken", "librispeech", "libritts", "librilight", "text", "manifest", "pages", "pages-spoken")
 
@@ -233,17 +232,7 @@ class RunConfig(Section):
         for name in self.model.modalities if self.train.init is None else ():  # which brings its decoding
             self.decode.setdefault(name, SamplingConfig())
         for name, how in self.decode.items():
-            sampled = [key for key in SAMPLED if getattr(how, key) != getattr(SamplingConfig(), key)]
-            if how.temperature == 0 and sampled:
-                raise ConfigError(
-                    f"decode.{name}.{sampled[0]}={getattr(how, sampled[0])} is for sampling, but "
-                    f"decode.{name}.temperature=0 is greedy. Give a temperature, or leave it out."
-                )
-            if how.searches and how.temperature > 0:
-                raise ConfigError(
-                    f"decode.{name}: beams={how.beams} and ctc={how.ctc:g} search, temperature="
-                    f"{how.temperature} samples. Set one, not both."
-                )
+            how.check(name)
             self._check_candidates(name, how)
         greedy = self.decode and all(how.temperature == 0 for how in self.decode.values())
         if self.evaluate.samplings > 1 and greedy:

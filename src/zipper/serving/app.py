@@ -34,7 +34,7 @@ from zipper.generation.zipper import Zipper
 from zipper.modalities.resampling import ResamplingStream
 from zipper.modalities.speech import Speech
 from zipper.serving.batcher import LIMIT, LONGEST, Batcher, Busy
-from zipper.serving.middleware import LimitBody, Measure, TooLarge, TooSlow
+from zipper.serving.middleware import LimitBody, Measure, Metrics, TooLarge, TooSlow
 
 PCM_RATE = 24_000  # Hz, of OpenAI's `pcm`
 FORMATS = {  # of libsndfile: format, subtype, media type
@@ -65,29 +65,6 @@ class Refused(Exception):
     def __init__(self, status: int, reason: str, parameter: str | None = None) -> None:
         super().__init__(reason)
         self.status, self.reason, self.parameter = status, reason, parameter
-
-
-class Metrics:
-    """Counters in Prometheus' format."""
-
-    def __init__(self) -> None:
-        self.registry = prometheus.CollectorRegistry()
-        self.requests = prometheus.Counter(
-            "zipper_requests", "Answered requests", ["path", "status"], registry=self.registry
-        )
-        self.seconds = prometheus.Histogram(
-            "zipper_seconds", "Seconds from a request to its answer", ["path"], registry=self.registry
-        )
-        self.batch = prometheus.Histogram(
-            "zipper_batch",
-            "Requests generated together",
-            registry=self.registry,
-            buckets=(1, 2, 4, 8, 16, 32),
-        )
-
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        self.requests.labels(path, status).inc()
-        self.seconds.labels(path).observe(seconds)
 
 
 def create_app(

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+import prometheus_client as prometheus
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -54,6 +56,29 @@ class LimitBody:
 
         with suppress(TooLarge, TooSlow):
             await self.app(scope, limited, named)
+
+
+class Metrics:
+    """Counters in Prometheus' format."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus.CollectorRegistry()
+        self.requests = prometheus.Counter(
+            "zipper_requests", "Answered requests", ["path", "status"], registry=self.registry
+        )
+        self.seconds = prometheus.Histogram(
+            "zipper_seconds", "Seconds from a request to its answer", ["path"], registry=self.registry
+        )
+        self.batch = prometheus.Histogram(
+            "zipper_batch",
+            "Requests generated together",
+            registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32),
+        )
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        self.requests.labels(path, status).inc()
+        self.seconds.labels(path).observe(seconds)
 
 
 class Measure:
