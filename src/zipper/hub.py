@@ -2,6 +2,7 @@
 
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub  # loads its parts when they are used
@@ -60,14 +61,17 @@ def push(folder: Path, repository: str, private: bool) -> str:
             f"{folder} holds a part of its model alone: the rest is model.init={init}, a folder of this "
             "machine, which nobody else has. Push that first, and train with model.init=user/name."
         )
+    card = None if (folder / CARD).exists() else model_card(folder, repository).encode()
+    sent = [*WANTED, CARD]
+    if left := [
+        one.name for one in sorted(folder.iterdir()) if not any(fnmatch(one.name, of) for of in sent)
+    ]:
+        print(f"not uploaded, since others could not load it: {', '.join(left)}")
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=[*WANTED, CARD], commit_message=MESSAGE
-        )
-        if not (folder / CARD).exists():
-            card = model_card(folder, repository).encode()
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=sent, commit_message=MESSAGE)
+        if card:
             api.upload_file(
                 path_or_fileobj=card, path_in_repo=CARD, repo_id=repository, commit_message=MESSAGE
             )
@@ -82,8 +86,8 @@ def push(folder: Path, repository: str, private: bool) -> str:
 def model_card(folder: Path, repository: str) -> str:
     """The page that the hub shows of an exported model or tower: tasks, data, figures with their command,
     licence and use. A README.md of the folder's own takes its place."""
-    others = ("tokenizer.json", "codec.json")
-    info = read_json(next(file for file in sorted(folder.glob("*.json")) if file.name not in others))
+    described = [folder / name for name in ("zipper.json", "tower.json", "config.json")]
+    info = read_json(next(file for file in described if file.is_file()))
     config = info.get("config", {})
     shares = config.get("train", {}).get("tasks", {})
     tasks = [TASK_NAMES.get(task, task) for task, share in shares.items() if share]

@@ -17,6 +17,7 @@ from conftest import data_of, joined
 from language_models import reference
 from reproduce import ROOT
 from zipper.cli import main
+from zipper.hub import push
 
 SENTENCE = "helen sold the blue wallet"
 
@@ -140,6 +141,17 @@ def test_a_model_is_pushed_with_its_card(towers, model_hub):
     sent = {file.name: file for file in (model_hub / "me/mine").iterdir()}
     assert {*sent} == {"zipper.safetensors", "zipper.json", "tokenizer.json", "README.md"}
     assert 'from_pretrained("me/mine")' in sent["README.md"].read_text(encoding="utf-8")
+
+
+def test_the_card_is_of_the_model_whatever_a_modality_saves_beside_it(towers, model_hub, capsys):
+    model = joined(towers)
+    model.save_pretrained("mine")
+    Path("mine/melody.json").write_text("[1]", encoding="utf-8")
+    Path("mine/melody.npz").write_bytes(b"x")
+    push(Path("mine"), "me/mine", private=True)
+    card = (model_hub / "me/mine/README.md").read_text(encoding="utf-8")
+    assert 'from_pretrained("me/mine")' in card
+    assert "not uploaded, since others could not load it: melody.npz" in capsys.readouterr().out
 
 
 def test_what_is_written_together_is_what_is_written_alone(towers, manifest):

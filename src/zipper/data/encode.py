@@ -34,7 +34,7 @@ from zipper.data.shards import LoadedUtterance, Shard, ShardReader, write_shard
 from zipper.data.skipped import Skipped, check_budget, list_skipped, usable_utterances
 from zipper.disk import file_lock, write_atomic
 from zipper.distributed import AtomicCheckpointIO, encoding_settings, trainer_errors
-from zipper.errors import DataError
+from zipper.errors import DataError, ZipperError
 from zipper.hashes import KEPT
 from zipper.modalities.base import Modality
 
@@ -250,6 +250,8 @@ class Encoder(L.LightningModule):
 def _encoded(modality: Modality, values: dict[str, Any], ids: list[str]) -> list[Tensor]:
     try:
         return modality.encode([values[id] for id in ids])
+    except ZipperError:
+        raise
     except (ValueError, TypeError, LookupError) as error:  # of a modality of one's own
         raise DataError(
             f"Utterances {', '.join(ids[:3])}{'...' if len(ids) > 3 else ''} cannot be encoded as "

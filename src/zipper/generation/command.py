@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from zipper.config import with_overrides
@@ -40,10 +42,13 @@ def generate(args: argparse.Namespace) -> None:
         )
     requests = read_batch(args.batch) if args.batch else [Prompt("out", *args.prompts[0])]
     orders = {prompt.id: order_of(prompt, args.then) for prompt in requests}
-    model = Zipper.from_pretrained(args.model)
+    model, ways = Zipper.from_pretrained(args.model), list[list[str]]()
     for prompt in requests:
         if (order := orders[prompt.id]) != ["auto"]:
             orders[prompt.id] = route(model.network, prompt.modality, order)
+            if (way := orders[prompt.id]) != order and way not in ways:
+                ways.append(way)
+                print(f"by way of what the model was trained for: {' > '.join([prompt.modality, *way])}")
     kinds = suffixes(*orders.values())
     out: Path = args.out or Path("generated" if args.batch else f"out{kinds[0] if kinds else ''}")
     writes = bool(args.batch or kinds)
@@ -130,7 +135,7 @@ def check_free(out: Path, batch: bool, kinds: list[str], overwrite: bool) -> Non
         taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
     else:
         if out.suffix not in kinds or out.is_dir():
-            what = f"an image is saved as {kinds[0]}" if ".wav" not in kinds else "speech is saved as .wav"
+            what = "speech is saved as .wav" if ".wav" in kinds else f"the output is saved as {kinds[0]}"
             raise ConfigError(f"-o {out}: {what}. Give a file name that ends in {kinds[0]}.")
         stems = [numbered(out.with_suffix(""), n) for n in range(1, len(kinds) + 1)]
         files = [stem.with_name(f"{stem.name}{kind}") for stem, kind in zip(stems, kinds, strict=True)]
@@ -175,6 +180,7 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
         files = sum("wav" in entry or "file" in entry for entry in entries)
         file = modality.write(value, numbered(stem, 1 + files))
         if file is None:
+            value = value.tolist() if isinstance(value, Tensor | np.ndarray) else value
             entries.append({segment.modality: value, "stopped": segment.finish_reason})
         elif modality.sample_rate:
             seconds = round(modality.seconds(value), 3)

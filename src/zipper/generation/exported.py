@@ -26,6 +26,7 @@ from zipper.generation.extended import (
     read_exported,
     trained_directions,
     untrained_names,
+    without_places_of_init,
 )
 from zipper.hashes import sha256
 from zipper.modalities.base import Modality, load_modalities
@@ -71,13 +72,16 @@ def save_exported(
     for name in trained.network.names:
         if name not in trained.config.model.kept:
             modalities[name].export(folder)
+    init = trained.config.model.init
+    init = init and read_json(exported_folder("model.init", init) / INFO)["sha256"]
     info = {
         **figures,
+        **({"init_sha256": init} if init else {}),
         "sha256": sha256(folder / WEIGHTS),
         "certificate": certificate(trained.network),
         "statistics": trained.statistics.to_dict(),
         "directions": [*trained.network.used] if trained.statistics.longest else [],
-        "config": to_dict(trained.config),
+        "config": to_dict(without_places_of_init(trained.config)),
     }
     write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
 
@@ -178,7 +182,7 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
             f"{folder / WEIGHTS} is missing, or not the file that {INFO} describes. Restore both."
         )
     config, statistics, _ = read_exported(folder)
-    weights = {**kept_weights(config), **load_state(folder / WEIGHTS)}
+    weights = {**kept_weights(config, saved.get("init_sha256")), **load_state(folder / WEIGHTS)}
     why = f"{folder / WEIGHTS} has another shape than {INFO} says"
     trained = _load_state(config, statistics, weights, why, trained_directions(saved))
     trained.network.certificate = saved.get("certificate", {})
@@ -196,11 +200,17 @@ def check_units(folder: Path, trained: TrainedModel, modalities: Mapping[str, Mo
             )
 
 
-def kept_weights(config: RunConfig) -> dict[str, Tensor]:
-    """Weights of the model in `model.init`, as far as a model of this config has them."""
+def kept_weights(config: RunConfig, expected: str | None = None) -> dict[str, Tensor]:
+    """Weights of the model in `model.init`, as far as a model of this config has them. expected: SHA-256 of
+    its file; raises DataError if it has another."""
     if not config.model.init:
         return {}
-    old, _ = load_exported(exported_folder("model.init", config.model.init))
+    old, info = load_exported(exported_folder("model.init", config.model.init))
+    if expected and info["sha256"] != expected:
+        raise DataError(
+            f"model.init={config.model.init} is not the model that this one was trained with: its weights "
+            "have changed. Restore it."
+        )
     own = ("next_modality_heads.", "ctc.")
     return {n: w for n, w in old.network.state_dict().items() if not n.startswith(own)}
 

@@ -17,7 +17,7 @@ from zipper.hub import model_folder
 from zipper.models.building import idle_parts
 from zipper.models.multimodal import MultimodalModel, Pair
 
-INFO = "zipper.json"
+INFO, TOKENIZER = "zipper.json", "tokenizer.json"
 
 
 def extended(cfg: RunConfig) -> RunConfig:
@@ -55,8 +55,29 @@ def extended(cfg: RunConfig) -> RunConfig:
         f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)
     }
     model = replace(cfg.model, towers={**cfg.model.towers, **towers}, zips=zips)
-    data = replace(cfg.data, tokenizer=cfg.data.tokenizer or str(folder / "tokenizer.json"))
-    return replace(cfg, model=model, data=data, codec=with_copied_codec(saved.codec, folder))
+    return with_units_of_init(replace(cfg, model=model))
+
+
+def with_units_of_init(cfg: RunConfig) -> RunConfig:
+    """Config with the tokenizer and the codec of the model in `model.init`, where that lies on this machine;
+    unchanged without one."""
+    if not cfg.model.init:
+        return cfg
+    folder = exported_folder("model.init", cfg.model.init)
+    own = cfg.data.tokenizer
+    tokenizer = own if own and asset(own).is_file() else str(folder / TOKENIZER)
+    data = replace(cfg.data, tokenizer=tokenizer)
+    return replace(cfg, data=data, codec=with_copied_codec(read_exported(folder)[0].codec, folder))
+
+
+def without_places_of_init(cfg: RunConfig) -> RunConfig:
+    """Config to export: without the places of this machine that `with_units_of_init` names."""
+    if not cfg.model.init:
+        return cfg
+    folder = exported_folder("model.init", cfg.model.init)
+    own = cfg.data.tokenizer if cfg.data.tokenizer != str(folder / TOKENIZER) else None
+    codec = from_dict(read_json(folder / INFO)["config"]).codec
+    return replace(cfg, data=replace(cfg.data, tokenizer=own), codec=codec)
 
 
 def kept_statistics(cfg: RunConfig, measured: DatasetStatistics) -> DatasetStatistics:
@@ -91,10 +112,13 @@ def read_exported(folder: Path) -> tuple[RunConfig, DatasetStatistics, dict[str,
     damaged."""
     info = read_json(folder / INFO)
     try:
-        config = from_dict(info["config"])
+        config, statistics = from_dict(info["config"]), saved_statistics(info)
         parts(config)
         trained_directions(info)
-        return config, saved_statistics(info), info
+        for name in config.model.modalities:
+            if not (statistics.rates[name] > 0 and statistics.reads[name]):
+                raise ValueError(f"no rate or fingerprint of {name}")
+        return with_units_of_init(config), statistics, info
     except ZipperError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
@@ -149,8 +173,12 @@ def untrained_names(network: MultimodalModel) -> list[str]:
 
 
 def exported_folder(setting: str, init: str) -> Path:
-    """Folder of the exported model that a setting names. Raises ConfigError if it is none."""
-    folder = model_folder(init)
+    """Folder of the exported model that a setting names. Raises ConfigError if it is none, DataError if it
+    is not to be had."""
+    try:
+        folder = model_folder(init)
+    except DataError as error:
+        raise DataError(f"{setting}={init}: {error}") from error
     if not (folder / INFO).is_file():
         raise ConfigError(
             f"{setting}={init} is no exported model: it holds no {INFO}. Name assets/zipped, or "

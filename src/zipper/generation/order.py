@@ -35,7 +35,7 @@ def check_prompts(
     if order == "auto" and not model.next_modality_heads:
         raise ConfigError(
             "This model was trained without model.next_modality_head=true: it has no next-modality head. "
-            "Name the order, for example `--then speech`."
+            f"Name the order, such as {model.names[-1]} (`--then {model.names[-1]}`)."
         )
 
 
@@ -50,6 +50,8 @@ def route(model: MultimodalModel, source: str, order: Sequence[str]) -> list[str
 
 
 def _way(model: MultimodalModel, start: str, end: str) -> list[str]:
+    if start == end:
+        return [end]
     ways = [[start]]
     seen = {start}
     while ways:

@@ -6,9 +6,12 @@ subclass of `Modality` that was imported. Nothing outside these modules depends 
 
 import math
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,6 +26,7 @@ from zipper.errors import ConfigError
 from zipper.modalities.layout import TokenLayout
 from zipper.modalities.scoring import Scorer, TextScorer
 
+NAME = re.compile(r"[A-Za-z][\w-]*")
 LIMIT = "data.max_seconds={:g}"
 Column = Callable[[str], np.ndarray]  # values [N] of a column of encoded rows
 _CLASSES: dict[str, "type[Modality]"] = {}
@@ -48,6 +52,7 @@ class Modality(ABC):
     tokens_column: ClassVar[str]
     length_column: ClassVar[str]
     units_key: ClassVar[str]
+    _defaults: ClassVar[set[str]] = set()  # columns that no class states
     names_file: ClassVar[bool] = False
     suffix: ClassVar[str] = ""
     sample_rate: int | None = None
@@ -59,14 +64,21 @@ class Modality(ABC):
     fingerprint: str
 
     def __init_subclass__(cls) -> None:
-        for key, default in {
+        if not NAME.fullmatch(cls.name) or "_from_" in cls.name or hasattr(nn.ModuleDict, cls.name):
+            raise ConfigError(
+                f"{cls.__qualname__}: name={cls.name!r} cannot name a tower. Give another one, of letters, "
+                "digits, - and _."
+            )
+        defaults = {
             "column": cls.name,
             "tokens_column": f"{cls.name}_tokens",
             "length_column": f"{cls.name}_length",
             "units_key": cls.name,
-        }.items():
-            if not hasattr(cls, key):
-                setattr(cls, key, default)
+        }
+        stated = {key for one in cls.__mro__ for key in {*vars(one)} - vars(one).get("_defaults", set())}
+        cls._defaults = {*defaults} - stated  # a subclass has its own
+        for key in cls._defaults:
+            setattr(cls, key, defaults[key])
         known = _CLASSES.get(cls.name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(
@@ -190,11 +202,14 @@ def _ids(content: Tensor) -> str:
 
 def modality_class(name: str) -> type[Modality]:
     """Class of a modality. Raises ConfigError if there is none."""
-    own = {one.name for one in pkgutil.iter_modules(zipper.modalities.__path__)}
+    own = [one.name for one in pkgutil.iter_modules(zipper.modalities.__path__)]
     if name not in _CLASSES and name in own:
         import_module(f"zipper.modalities.{name}")
     if name not in _CLASSES:
-        known = ", ".join(sorted({*_CLASSES, *DEFAULT_MODALITIES}))
+        for one in own:
+            with suppress(ImportError):  # of an extra that is not installed
+                import_module(f"zipper.modalities.{one}")
+        known = ", ".join(sorted(_CLASSES))
         raise ConfigError(
             f"There is no modality {name!r}, only {known}. Import the module with its "
             "subclass of zipper.Modality, or add it to zipper/modalities."
@@ -204,9 +219,17 @@ def modality_class(name: str) -> type[Modality]:
 
 def load_modalities(cfg: RunConfig, folder: Path | None = None) -> dict[str, Modality]:
     """Modalities of a config by name: text and speech, and others that have a tower. folder: of a trained
-    model. Raises ConfigError if a decoding setting does not fit."""
+    model. Raises ConfigError if a decoding setting does not fit, or two of them share a column."""
     names = dict.fromkeys([*DEFAULT_MODALITIES, *cfg.model.towers])
-    found = {name: modality_class(name).load(cfg, folder) for name in names}
+    classes = {name: modality_class(name) for name in names}
+    for (name, one), (other, another) in combinations(classes.items(), 2):
+        for key in ("column", "tokens_column", "length_column", "units_key"):
+            if getattr(one, key) == getattr(another, key):
+                raise ConfigError(
+                    f"The modalities {name} and {other} have the same {key}={getattr(one, key)!r}. Give one "
+                    "of the classes its own."
+                )
+    found = {name: one.load(cfg, folder) for name, one in classes.items()}
     check_searches(cfg.decode, {name: found[name].codebooks for name in cfg.decode})
     return found
 

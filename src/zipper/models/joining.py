@@ -39,6 +39,11 @@ def join_towers(
         settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]
         settings += [f"model.towers.{name}.interval={interval[name]}"] if name in interval else []
     config = with_overrides(RunConfig(), [*settings, *overrides])
+    if config.model.init or config.train.init:
+        raise ConfigError(
+            "model.init and train.init are settings of `zipper train`: towers are joined by new zips here. "
+            "Leave them out, or start from Zipper.from_pretrained."
+        )
     modalities = load_modalities(config)
     config = resolve_layouts(config, modalities)
     rates = {name: modalities[name].rate for name in towers}

@@ -69,23 +69,24 @@ def whiten_zips(model: ZipperModel, documents: list[Document]) -> None:
 def _record_inputs(
     model: ZipperModel, documents: list[Document], part: Callable[[ZipBlock], nn.Module], side: int
 ) -> list[tuple[ZipBlock, Tensor]]:
-    """Inputs of one part of every zip in use: states [N, D] of the valid tokens of one tower of the pair
-    (side 0: query, 1: source), in the documents that its direction attends in. Leaves the model in eval
-    mode.
+    """Inputs of one part of every new zip in use (not of those of `model.init`): states [N, D] of the valid
+    tokens of one tower of the pair (side 0: query, 1: source), in the documents that its direction attends
+    in. Leaves the model in eval mode.
     """
+    pairs = [pair for pair in model.used if not {*pair} <= {*model.cfg.kept}]
     model.eval()
     device = next(model.parameters()).device
     kept: dict[ZipBlock, list[Tensor]] = {}
     valid: dict[Pair, Tensor] = {}
     hooks = []
     for stage in range(model.stages):
-        for pair in model.used:
+        for pair in pairs:
             block = model.zip(stage, *pair)
             kept[block] = []
             hooks.append(part(block).register_forward_pre_hook(partial(_keep, kept[block], valid, pair)))
     for start in range(0, len(documents), BATCH):
         batch = collate(documents[start : start + BATCH], model.cfg.codebooks).on(device)
-        for pair in model.used:
+        for pair in pairs:
             rows = batch.attends_to[pair]
             valid[pair] = batch.streams[pair[side]].valid[rows] & batch.multimodal[rows, None]
         model(batch)

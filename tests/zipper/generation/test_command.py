@@ -87,7 +87,7 @@ def test_generate_speaks_and_recognises_from_the_command_line(listening, prepare
         (["--text", "2 cats", "-o", "new/dir/x.wav"], "has digits"),
         (["--text", "the cat", "-o", "long.wav"], "is not overwritten"),
         (["--text", "the cat", "-o", "x.wav", "--then", "speech", "speech"], "x.2.wav exists"),
-        (["--text", "the cat", "--then", "text"], "out.wav exists"),  # through speech
+        (["--text", "the cat", "--then", "text"], "not trained to generate text after text"),
         (["--batch", "bad.tsv"], "line 3: needs a unique id"),
     ],
 )

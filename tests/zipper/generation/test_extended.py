@@ -7,10 +7,11 @@ import zipper
 from conftest import config
 from zipper.cli import main
 from zipper.clock import Clock
+from zipper.config import read_json
 from zipper.data.batches import collate
 from zipper.data.documents import document
 from zipper.data.prepare import prepare
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
 from zipper.generation.extended import extended
 from zipper.hub import push
 from zipper.modalities import speech as speech_module
@@ -82,6 +83,23 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
     info.write_text(whole, encoding="utf-8")
     (in_tmp / "two").rename(in_tmp / "gone")
     with pytest.raises(ConfigError, match=r"model\.init=two is no exported model"):
+        zipper.Zipper.from_pretrained("three")
+
+
+def test_zips_that_stay_are_not_whitened_anew_for_an_old_task_and_another_base_is_refused(two, in_tmp):
+    tasks = "train.tasks={image>text: 1, text>image: 1, asr: 1}"
+    cfg = config(*two, tasks, "model.zip.whiten=true", "model.zip.rescale=true", "name=three", "export=three")
+    run_module.train(cfg, "x")
+    before = zipper.Zipper.from_pretrained("two").network.state_dict()
+    after = zipper.Zipper.from_pretrained(cfg.run_dir).network.state_dict()  # not of the base's file
+    kept = [name for name in before if not name.startswith("next_modality_heads.")]
+    assert all(torch.equal(before[name], after[name].to(before[name].dtype)) for name in kept)
+    saved = read_json(in_tmp / "three" / "zipper.json")["config"]["data"]
+    assert saved["tokenizer"] is None  # that of the base, wherever it is by then
+    other = zipper.Zipper.from_pretrained("two")
+    torch.nn.init.normal_(other.network.zip(0, "text", "speech").to_out.weight)
+    other.save_pretrained("two")
+    with pytest.raises(DataError, match=r"model\.init=two is not the model that this one was trained with"):
         zipper.Zipper.from_pretrained("three")
 
 

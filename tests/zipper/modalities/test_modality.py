@@ -9,9 +9,13 @@ from torch import Tensor
 
 import zipper
 from conftest import data_of
+from zipper.cli import main
 from zipper.config import TowerConfig, load_config
 from zipper.data.documents import eligible
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
+from zipper.generation.prompts import prompt_segment
+from zipper.modalities.base import load_modalities, modality_class
+from zipper.modalities.text import Text
 from zipper.models.pretrained import save_tower
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
@@ -143,3 +147,53 @@ def test_a_second_class_of_one_name_is_refused():
     ):
         type("Other", (Tune,), {"name": "tune"})
     assert type("Tune", (Tune,), {"__module__": Tune.__module__, "__qualname__": "Tune"}).name == "tune"
+
+
+def test_a_subclass_has_columns_of_its_own_and_shares_none(towers):
+    class Bass(Tune):
+        name = "bass"
+
+    assert [Bass.column, Bass.tokens_column, Bass.length_column, Bass.units_key] == [
+        "bass", "bass_tokens", "bass_length", "bass",
+    ]  # fmt: skip
+
+    class Phonemes(Text):
+        name = "phonemes"
+
+    with pytest.raises(ConfigError, match="text and phonemes have the same tokens_column='ids'"):
+        load_modalities(load_config(None, ["model.modalities=[phonemes]", "model.towers.phonemes={}"]))
+
+
+@pytest.mark.parametrize("wrong", ["keys", "type", "a.b", "a_from_b", "1", ""])
+def test_a_name_that_names_no_tower_is_refused(wrong):
+    with pytest.raises(ConfigError, match="cannot name a tower"):
+        type("Own", (Tune,), {"name": wrong})
+
+
+def test_an_unknown_modality_is_told_all_that_there_are():
+    with pytest.raises(ConfigError, match=r"no modality 'tunes', only .*image, .*speech, text, tune"):
+        modality_class("tunes")
+
+
+def test_a_prompt_that_is_none_names_the_modality():
+    with pytest.raises(DataError, match="'a b' cannot be encoded as tune"):
+        prompt_segment(Tune(), "a b", 9)
+    with pytest.raises(DataError, match="'1 99' as tune: Codes 0 to 99 are not all within"):
+        prompt_segment(Tune(), "1 99", 9)
+
+
+def test_the_command_prints_values_that_are_arrays(three, listed, monkeypatch, capsys):
+    """Without `write` a value is printed, or stands in the list of a batch."""
+    model = zipper.Zipper.from_towers(**three, interval=dict.fromkeys(three, 1))
+    data = data_of(listed, model, {"text>tune": 1})
+    L.Trainer(max_steps=1, logger=False, enable_checkpointing=False).fit(zipper.ZipperModule(model), data)
+    model.save_pretrained("mine")
+    monkeypatch.setattr(Tune, "decode", lambda self, content: content)
+    main(["generate", "mine", "--text", "so it is", "--then", "tune"])
+    assert "tune    [[" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["model.init=assets/zipped", "train.init=assets/zipped"])
+def test_towers_are_joined_by_new_zips(towers, setting):
+    with pytest.raises(ConfigError, match="are settings of `zipper train`"):
+        zipper.Zipper.from_towers(**towers, overrides=[setting])
