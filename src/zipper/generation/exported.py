@@ -216,16 +216,8 @@ def kept_weights(config: RunConfig, expected: str | None = None) -> dict[str, Te
 
 
 def load_kept(network: MultimodalModel, config: RunConfig) -> None:
-    """Load the weights of the model in `model.init` into a new network. Raises ConfigError if that has other
-    places of zips."""
-    kept, state = kept_weights(config), network.state_dict()
-    if more := sorted({*kept} - {*state}):
-        raise ConfigError(
-            f"model.init={config.model.init} has {more[0]}, but with the towers of model.modalities="
-            f"{config.model.modalities} there are zips after {network.stages} stage(s) of layers alone. Give "
-            "the new tower more layers, or a smaller model.towers.NAME.interval."
-        )
-    network.load_state_dict({**state, **kept})
+    """Load the weights of the model in `model.init` into a new network."""
+    network.load_state_dict({**network.state_dict(), **kept_weights(config)})
 
 
 def certify(folder: Path) -> list[str]:

@@ -30,6 +30,13 @@ def check_towers(cfg: RunConfig) -> None:
             towers[name].check_interval()
     if cfg.model.kind == "zipper":
         replace(cfg.model, towers=towers).check_widths()
+    stages = {name: towers[name].layers // towers[name].interval for name in cfg.model.modalities}
+    known = min((stages[name] for name in cfg.model.kept), default=0)
+    if few := [name for name, count in stages.items() if count < known]:
+        raise ConfigError(
+            f"model.init={cfg.model.init} has zips after {known} stages of layers, but model.towers.{few[0]} "
+            f"has {stages[few[0]]}. Give it more layers, or a smaller interval."
+        )
 
 
 def resolve(cfg: RunConfig, dataset: EncodedDataset) -> RunConfig:
