@@ -128,7 +128,8 @@ def test_what_does_not_fit_is_refused(two):
         with pytest.raises(ConfigError, match=rf"model\.zip\.{setting}, but the zips of model\.init"):
             extended(config(*two, f"model.zip.{setting}", f"train.tasks={PAIRS}"))
     sparse = "model.towers.image.interval=2"
-    with pytest.raises(ConfigError, match=r"model\.init=two has zips after 2 stages of layers, but .*image has 1"):
+    why = r"model\.init=two has zips after 2 stages of layers, but .*image has 1"
+    with pytest.raises(ConfigError, match=why):
         run_module.train(config(*two, f"train.tasks={PAIRS}", sparse, "name=sparse"), "x")
     with pytest.raises(ConfigError, match="know the old modalities alone"):
         extended(config(*two, "model.next_modality_head=true", f"train.tasks={PAIRS}"))
