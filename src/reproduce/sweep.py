@@ -237,7 +237,7 @@ def _reason(log: Path, start: int, code: int) -> str:
         return errors[-1][:300]
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    return " ".join(line for line in said[-1:])[:200] or f"exit status {code}"
+    return said[-1][:200] if said else f"exit status {code}"
 
 
 def write_slurm(file: Path, only: str | None = None, settings: Sequence[str] = ()) -> Path:

@@ -108,11 +108,11 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
             "data.corpus=manifest."
         )
     places = [one for one in overrides if one.startswith(("data.corpus=", "data.folder="))]
-    asked = with_overrides(trained.config, places).data
+    default = replace(data.of_another_corpus, corpus=corpus)
+    asked = with_overrides(replace(trained.config, data=default), places).data
     same = asked.corpus == corpus == "manifest" and _folder(asked) == _folder(data)
     other = not same and ("data.corpus" in given or ("data.folder" in given and corpus == "manifest"))
-    if other:
-        data = replace(data.of_another_corpus, corpus=corpus)
+    data = default if other else data
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
     cfg = replace(trained.config, data=data, train=replace(trained.config.train, **machine))
     cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *overrides])
