@@ -174,7 +174,8 @@ def test_an_exported_model_is_evaluated_on_any_list(data, utterances, capsys):
         assert "5 utterances" in capsys.readouterr().out
     main(["evaluate", "first", "name=held-out"])
     held_out = read_result(Path("build/runs/held-out/asr-test.json"))
-    own = f"data.folder={json.loads(Path('first/zipper.json').read_text())['config']['data']['folder']}"
+    trained_on = json.loads(Path("first/zipper.json").read_text(encoding="utf-8"))["config"]["data"]
+    own = f"data.folder={trained_on['folder']}"
     for i, words in enumerate(([own], ["data.corpus=manifest", own])):
         main(["evaluate", "first", f"name=own-{i}", *words])  # not on what it was trained on
         found = read_result(Path(f"build/runs/own-{i}/asr-test.json"))
