@@ -92,14 +92,13 @@ def command(sweep: Sweep, point: Point, settings: Sequence[str]) -> list[str]:
     config exports gets a folder for each run. Where a run is logged (`log`) makes no trial of it."""
     name, result = sweep.name, sweep.result_file(point)
     cfg = load_config(asset(point.config), [*point.overrides, *settings])
-    export = cfg.export
     if trial := [one for one in settings if not one.startswith("log.")]:
         name += f"-{hashlib.sha256(' '.join(trial).encode()).hexdigest()[:6]}"
         result = FOLDER / name / f"{point.name}.json"
     overrides = [*point.overrides, *settings, f"name={name}-{point.name}", f"result={result}"]
     group = slug(f"{name}-{point.name.removesuffix(f'-seed{cfg.seed}')}")[-128:]  # W&B's limit
     overrides += [] if cfg.log.group else [f"log.group={group}"]
-    overrides += [f"export={Path(export) / f'{name}-{point.name}'}"] if export else []
+    overrides += [f"export={Path(cfg.export) / f'{name}-{point.name}'}"] if cfg.export else []
     return [sys.executable, "-m", "zipper", "train", point.config, *overrides]
 
 

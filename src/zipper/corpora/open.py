@@ -24,7 +24,8 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
 
     Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
-    if cfg.data.splits and not {*cfg.data.corpora} & {*PUBLISHED}:
+    published = {*cfg.data.corpora} & {*PUBLISHED}
+    if cfg.data.splits and not published:
         raise ConfigError(
             f"data.splits={cfg.data.splits} names parts of LibriSpeech or LibriTTS, which data.corpus="
             f"{cfg.data.corpus} has not. Give data.splits={{}}; a manifest has a column split."
@@ -41,7 +42,7 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
     if empty := [name for name in needed if not any(u.split == name for u in found)]:
         parts = (
             "Name parts for it in data.splits: a subset, or a piece of one as train-clean-100/26."
-            if {*cfg.data.corpora} & {*PUBLISHED}
+            if published
             else "Give it utterances (column split of a manifest), or leave that column out."
         )
         raise DataError(f"data.corpus={cfg.data.corpus}: split {empty[0]} is empty. {parts}")

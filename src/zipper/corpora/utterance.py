@@ -54,7 +54,7 @@ class Utterance:
             wave = read_wave(Path(self.audio), sample_rate, self.start, self.seconds)
         except DataError as error:
             raise DataError(f"Utterance {self.id}: {error}") from error
-        return wave if self.speed == 1 else resample(wave, round(sample_rate * self.speed), sample_rate)
+        return resample(wave, round(sample_rate * self.speed), sample_rate)
 
 
 def write_manifest(path: Path, utterances: list[Utterance]) -> None:

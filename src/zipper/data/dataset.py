@@ -163,8 +163,8 @@ def listing_hash(utterances: list[Utterance]) -> str:
     """
     lines = []
     for u in utterances:
-        missing = u.audio == ""  # and will be rejected, unlike None
-        line = f"{u.id}\t{u.split}\t{u.text}\t{'(missing)' if missing else Path(u.audio or '').name}"
+        name = "(missing)" if u.audio == "" else Path(u.audio or "").name  # rejected, unlike None
+        line = f"{u.id}\t{u.split}\t{u.text}\t{name}"
         if u.subset.partition("/")[0] not in ("", "spoken"):
             folders = "/".join(Path(u.audio or "").parts[-4:-1])
             line += f"\t{folders}\t{u.speaker}\t{u.subset}\t{u.start}\t{u.seconds}"

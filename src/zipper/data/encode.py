@@ -34,9 +34,9 @@ from zipper.data.shards import LoadedUtterance, Shard, ShardReader, write_shard
 from zipper.data.skipped import Skipped, check_budget, list_skipped, usable_utterances
 from zipper.disk import file_lock, write_atomic
 from zipper.distributed import AtomicCheckpointIO, encoding_settings, trainer_errors
-from zipper.errors import DataError, ZipperError
+from zipper.errors import DataError
 from zipper.hashes import KEPT
-from zipper.modalities.base import Modality
+from zipper.modalities.base import Modality, encode_values
 
 SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
 PROBES = 64  # rows of a split whose files are looked for
@@ -248,16 +248,8 @@ class Encoder(L.LightningModule):
 
 
 def _encoded(modality: Modality, values: dict[str, Any], ids: list[str]) -> list[Tensor]:
-    try:
-        return modality.encode([values[id] for id in ids])
-    except ZipperError:
-        raise
-    except (ValueError, TypeError, LookupError) as error:  # of a modality of one's own
-        raise DataError(
-            f"Utterances {', '.join(ids[:3])}{'...' if len(ids) > 3 else ''} cannot be encoded as "
-            f"{modality.name} ({error!r}). Correct their {modality.column}, or let {modality.name} refuse "
-            "them in `check`."
-        ) from error
+    what = f"Utterances {', '.join(ids[:3])}{'...' if len(ids) > 3 else ''}: {modality.column}"
+    return encode_values(modality, [values[id] for id in ids], what)
 
 
 def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modality], utterances: int) -> None:

@@ -85,7 +85,7 @@ class Values(Dataset[tuple[Shard, list[LoadedUtterance]]]):
 
     def _value(self, modality: Modality, raw: str, u: Utterance) -> Any:
         value, rate = modality.read(raw, u.start, u.seconds, self.longest), modality.sample_rate
-        return value if u.speed == 1 or rate is None else resample(value, round(rate * u.speed), rate)
+        return value if rate is None else resample(value, round(rate * u.speed), rate)
 
 
 def identity(batch: Any) -> Any:

@@ -61,6 +61,8 @@ def save_exported(
                 f"{name}={figure!r} cannot be written to {INFO}: it is a {type(figure).__name__}. Give "
                 "numbers, text, lists or dicts (x.item() for a tensor)."
             ) from error
+    init, config = trained.config.model.init, without_places_of_init(trained.config)
+    base = {"init_sha256": read_json(exported_folder("model.init", init) / INFO)["sha256"]} if init else {}
     folder.mkdir(parents=True, exist_ok=True)
     _take_certificate(trained)
     state = trained.network.state_dict()
@@ -72,16 +74,14 @@ def save_exported(
     for name in trained.network.names:
         if name not in trained.config.model.kept:
             modalities[name].export(folder)
-    init = trained.config.model.init
-    init = init and read_json(exported_folder("model.init", init) / INFO)["sha256"]
     info = {
         **figures,
-        **({"init_sha256": init} if init else {}),
+        **base,
         "sha256": sha256(folder / WEIGHTS),
         "certificate": certificate(trained.network),
         "statistics": trained.statistics.to_dict(),
         "directions": [*trained.network.used] if trained.statistics.longest else [],
-        "config": to_dict(without_places_of_init(trained.config)),
+        "config": to_dict(config),
     }
     write_atomic(folder / INFO, (json.dumps(info, indent=1) + "\n").encode())
 

@@ -6,7 +6,7 @@ from typing import Any
 from zipper.data.documents import Document, Segment, segment
 from zipper.data.statistics import LENGTH_MARGIN
 from zipper.errors import ConfigError, DataError, ZipperError
-from zipper.modalities.base import Modality
+from zipper.modalities.base import Modality, encode_values
 
 SHORTEST = 0.05  # seconds of a recording in which a word can be said
 
@@ -33,12 +33,7 @@ def prompt_segment(
     shown = f"{shorten(str(raw), 60)!r}" if isinstance(raw, str) else f"the {modality.name}"
     if modality.sample_rate and (length := modality.seconds(value)) < SHORTEST:
         raise DataError(f"{shown} is {length:.2g} s long, but no word is shorter than {SHORTEST:g} s.")
-    try:
-        (content,) = modality.encode([value])
-    except ZipperError:
-        raise
-    except (ValueError, TypeError, LookupError) as error:  # of a modality of one's own
-        raise DataError(f"{shown} cannot be encoded as {modality.name} ({error}). Correct it.") from error
+    (content,) = encode_values(modality, [value], shown)
     if content.shape[1] > most:
         raise ConfigError(
             f"{shown} has {modality.length_text(content.shape[1])}; this model was trained on at most "

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import zipper.modalities
 from zipper.config import RunConfig, SamplingConfig
 from zipper.config.model import DEFAULT_MODALITIES
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError, ZipperError
 from zipper.modalities.layout import TokenLayout
 from zipper.modalities.scoring import Scorer, TextScorer
 
@@ -193,6 +193,19 @@ class Modality(ABC):
     def scorer(self, cfg: RunConfig) -> Scorer:
         """Scorer of generated segments. Raises at once if a part of it is missing."""
         return TextScorer(lambda row: _ids(self.content(row)), _ids)
+
+
+def encode_values(modality: Modality, values: list[Any], what: str) -> list[Tensor]:
+    """Content int64 [Q, F] of each value. what: names them in the DataError that an invalid value raises."""
+    try:
+        return modality.encode(values)
+    except ZipperError:
+        raise
+    except (ValueError, TypeError, LookupError) as error:  # of a class of one's own
+        raise DataError(
+            f"{what} cannot be encoded as {modality.name} ({error!r}). Correct it, or let {modality.name} "
+            "refuse it in `check`."
+        ) from error
 
 
 def _ids(content: Tensor) -> str:

@@ -132,6 +132,6 @@ def recording(row: Mapping[str, Any]) -> Tensor:
     _, speed = without_speed(row["id"])
     try:
         wave = read_wave(Path(row["audio"]), SCORER_RATE, row["start"], row["seconds"] * speed)
-        return wave if speed == 1 else resample(wave, round(SCORER_RATE * speed), SCORER_RATE)
+        return resample(wave, round(SCORER_RATE * speed), SCORER_RATE)
     except DataError as error:
         raise DataError(f"Utterance {row['id']}: {error}") from error
