@@ -69,9 +69,7 @@ class Codec:
         self.margin = 6 * self.hop
         self.frame_rate = self.sample_rate / self.hop
         self.codes: int = model.quantizer.bins
-        own = digest(model)
-        self.coder = coder or own
-        self.decoder = own if own != self.coder else ""
+        self.coder = coder or digest(model)
         self.fingerprint = f"{name} x{codebooks} {self.coder}"
         if semantic is not None:
             self.fingerprint += f", {semantic.fingerprint}"
@@ -225,7 +223,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     codec = Codec(
         model, codebooks or cfg.codebooks, settings["gain"], "embedded", units, settings.get("coder")
     )
-    codec.folder = folder
+    codec.folder, codec.decoder = folder, digest(model) if cfg.decoder_only else ""
     codec.reach, codec.reflected = (REACH, 0 if cfg.causal else REACH // 2), 0
     return codec
 

@@ -22,7 +22,7 @@ from zipper.clusters import k_means, nearest
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
 from zipper.codecs.whisper import WhisperEncoder, _in_8_bits, whisper_encoder
-from zipper.config import CodecConfig, RunConfig, TrainCodecConfig
+from zipper.config import CodecConfig, RunConfig, TrainCodecConfig, asset, read_json
 from zipper.errors import ConfigError, DataError
 from zipper.training.codebooks import CodebookLearner
 from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
@@ -337,6 +337,12 @@ def test_the_layers_of_an_encoder_are_limited():
     assert (TINY.layers, replace(TINY, semantic="hubert").layers) == (0, 9)
     with pytest.raises(ConfigError, match=r"semantic_layers=5: whisper has 4\. Give 1 to 4"):
         replace(TINY, semantic="whisper", semantic_layers=5)
+
+
+def test_the_codec_that_ships_is_the_one_that_pre_trained_models_name_and_has_nothing_for_training():
+    codec, tower = load_codec(CodecConfig()), read_json(asset("assets/speech-tower/tower.json"))
+    assert codec.description == codec.fingerprint == tower["reads"]
+    assert not any(name.endswith("embed_avg") for name in load_file(codec.folder / "codec.safetensors"))
 
 
 def test_units_of_another_rate_are_refused_before_any_audio_is_read():
