@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zipper.errors import ConfigError, DataError, TrainingError, ZipperError
+    from zipper.generation.generator import GeneratedSegment
     from zipper.generation.word_times import Word
-    from zipper.generation.zipper import GeneratedSegment, Zipper
+    from zipper.generation.zipper import Zipper
     from zipper.modalities.base import Modality
     from zipper.modalities.layout import TokenLayout
     from zipper.training.data import ZipperData
@@ -33,7 +34,7 @@ _MODULES = {
     "TrainingError": "zipper.errors",
     "ZipperError": "zipper.errors",
     "Zipper": "zipper.generation.zipper",
-    "GeneratedSegment": "zipper.generation.zipper",
+    "GeneratedSegment": "zipper.generation.generator",
     "Word": "zipper.generation.word_times",
     "Modality": "zipper.modalities.base",
     "TokenLayout": "zipper.modalities.layout",

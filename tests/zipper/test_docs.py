@@ -21,6 +21,7 @@ from reproduce.sweep_file import read_sweep
 from zipper.cli import parser
 from zipper.config import RunConfig, describe, load_config
 from zipper.evaluation.result_archive import result_files
+from zipper.generation.generator import Generator
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = "<!-- not run -->"  # on the line before a block that needs minutes or a network
@@ -108,10 +109,10 @@ def test_the_python_of_a_page_runs_and_prints_what_it_says(page, folder):
 
 def test_the_examples_in_public_docstrings_run(folder):
     find = doctest.DocTestFinder(exclude_empty=True).find
-    objects = [zipper, *(getattr(zipper, name) for name in zipper.__all__)]
+    objects = [zipper, Generator, *(getattr(zipper, name) for name in zipper.__all__)]
     found = [test for one in objects for test in find(one, one.__name__, globs={"zipper": zipper, "L": L})]
     tests = [test for test in found if test.examples]
-    assert len(tests) >= 5
+    assert len(tests) >= 6
     for test in tests:
         said = io.StringIO()
         doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.write)

