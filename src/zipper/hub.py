@@ -89,9 +89,15 @@ def model_card(folder: Path, repository: str) -> str:
     described = [folder / name for name in ("zipper.json", "tower.json", "config.json")]
     info = read_json(next(file for file in described if file.is_file()))
     config = info.get("config", {})
+    inits = {one.get("init") for one in config.get("model", {}).get("towers", {}).values()}
+    theirs = sorted(init for init in inits if init and not init.startswith("assets/"))
+    bases = ", ".join(init for init in theirs if re.fullmatch(REPOSITORY, init))
+    front = [f"base_model: [{bases}]" if bases else "", "" if theirs else "license: apache-2.0"]
     shares = config.get("train", {}).get("tasks", {})
     tasks = [TASK_NAMES.get(task, task) for task, share in shares.items() if share]
-    tasks = tasks or [f"{info.get('modality', 'unnamed')}, a tower alone"]
+    tasks = tasks or [
+        "none, it is not trained yet" if config else f"{info.get('modality', 'text')}, a tower alone"
+    ]
     corpus = config.get("data", {}).get("corpus", "")
     rows = [
         f"| {key} | {100 * value:.1f} % |"
@@ -109,7 +115,7 @@ def model_card(folder: Path, repository: str) -> str:
         use = [f'model = zipper.Zipper.from_towers({modality}="{repository}", ...)  # and the other towers']
     return "\n".join(
         [
-            "---", "license: apache-2.0", "library_name: zipper", "tags: [zipper, speech, multimodal]", "---",
+            "---", *filter(None, front), "library_name: zipper", "tags: [zipper, speech, multimodal]", "---",
             f"# {repository.partition('/')[2]}", "",
             "Pre-trained decoder towers joined by gated cross-attention (Zipper, arXiv 2405.18669).", "",
             f"- Tasks: {', '.join(tasks)}", f"- Trained on: {corpus or 'not named'}",

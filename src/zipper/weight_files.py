@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from zipper.disk import write_atomic
+from zipper.errors import DataError
 
 SCALE = ".scale"  # suffix of the name of a matrix's scales
 SMALLEST = 4096  # numbers of a matrix that is worth fewer bits
@@ -16,15 +17,28 @@ CLIPS = (7.0, 7.5, 8.0, 8.5, 9.0, 10.0)  # steps of 4 bits in the largest number
 
 
 def save_state(file: Path, state: Mapping[str, Tensor], small: Collection[str] = (), bits: int = 8) -> None:
-    """Write a state in half precision; the matrices named in `small` in so many bits."""
+    """Write a state in half precision; the matrices named in `small` in so many bits. Raises DataError on
+    weights that half precision does not reach."""
     out = dict[str, Tensor]()
     for name, weight in state.items():
         weight = weight.detach().cpu()
         if name in small and _is_large(weight) and bits < 16:
             out[name], out[name + SCALE] = quantise(weight, bits)
         else:
-            out[name] = weight.half().contiguous() if weight.is_floating_point() else weight.contiguous()
+            out[name] = _halved(name, weight).contiguous()
     write_atomic(file, save(out))
+
+
+def _halved(name: str, weight: Tensor) -> Tensor:
+    if not weight.is_floating_point():
+        return weight
+    half = weight.half()
+    if bool((half.isinf() & weight.isfinite()).any()):
+        raise DataError(
+            f"{name} has weights up to {float(weight.abs().max()):.3g}, but files hold half precision, up "
+            f"to {torch.finfo(torch.half).max:g}. Take another tower, or train with a lower train.lr."
+        )
+    return half
 
 
 def load_state(file: Path) -> dict[str, Tensor]:

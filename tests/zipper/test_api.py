@@ -17,6 +17,7 @@ from conftest import data_of, joined
 from language_models import reference
 from reproduce import ROOT
 from zipper.cli import main
+from zipper.config import read_json
 from zipper.hub import push
 
 SENTENCE = "helen sold the blue wallet"
@@ -141,6 +142,30 @@ def test_a_model_is_pushed_with_its_card(towers, model_hub):
     sent = {file.name: file for file in (model_hub / "me/mine").iterdir()}
     assert {*sent} == {"zipper.safetensors", "zipper.json", "tokenizer.json", "README.md"}
     assert 'from_pretrained("me/mine")' in sent["README.md"].read_text(encoding="utf-8")
+
+
+def test_a_loaded_model_is_pushed_with_its_bits_and_figures_until_it_is_trained(towers, manifest, model_hub):
+    joined(towers).save_pretrained("mine", bits=4, wer=0.25, command="make it")
+    model = zipper.Zipper.from_pretrained("mine")
+    model.push_to_hub("me/mine")
+    info, again = (read_json(folder / "zipper.json") for folder in (Path("mine"), model_hub / "me/mine"))
+    assert again == info
+    card = (model_hub / "me/mine/README.md").read_text(encoding="utf-8")
+    for part in ("| wer | 25.0 % |", "`make it`", "none, it is not trained yet"):
+        assert part in card
+    assert "license:" not in card  # that of the towers is not known
+    data_of(manifest, model, {"asr": 1})
+    assert model.figures == {}
+
+
+def test_what_is_no_figure_is_refused_and_a_home_folder_is_found(towers, monkeypatch):
+    model = joined(towers)
+    for name, value in (("config", "x"), ("wer", float("nan"))):
+        with pytest.raises(zipper.ConfigError, match=rf"^{name}="):
+            model.save_pretrained("mine", **{name: value})
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    model.save_pretrained("~/mine")
+    assert Path("mine/zipper.json").is_file()
 
 
 def test_the_card_is_of_the_model_whatever_a_modality_saves_beside_it(towers, model_hub, capsys):
@@ -298,7 +323,7 @@ def test_arguments_of_another_type_are_refused_with_the_reason(shipped, towers, 
             "must be a positive number of seconds",
         ),
         (lambda: shipped.save_pretrained(Path("file")), "file is a file. Name a folder"),
-        (lambda: shipped.save_pretrained("mine", wer=torch.ones(1)), "it is a Tensor. Give numbers"),
+        (lambda: shipped.save_pretrained("mine", wer=torch.ones(1)), "it is a Tensor. Give finite numbers"),
         (lambda: [*shipped.stream("so it is", seconds=float("nan"))], "seconds=nan must be a positive"),
         (lambda: [*shipped.stream("so it is", seconds=-1)], "seconds=-1 must be a positive"),
         (zipper.Zipper.from_towers, "give at least one tower"),

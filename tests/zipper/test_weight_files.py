@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from zipper.errors import DataError
 from zipper.weight_files import GROUP, dequantise, load_state, quantise, rounded, save_state
 
 
@@ -58,6 +59,13 @@ def test_a_state_is_read_as_it_was_written(tmp_path, bits):
     assert all(torch.equal(read[name], weight) for name, weight in expected.items())
     others = 2 * (64 * 96 + 3 * 4 + 5000)
     assert (tmp_path / "x").stat().st_size - others < 64 * 96 * bits / 8 + 1200
+
+
+def test_a_weight_beyond_half_precision_is_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(DataError, match=r"^big has weights up to 1e\+05.*to 65504"):
+        save_state(tmp_path / "x", {"small": torch.ones(2), "big": torch.tensor([1.0, -1e5])})
+    assert not (tmp_path / "x").exists()
+    save_state(tmp_path / "x", {"big": torch.tensor([65504.0, torch.inf])})
 
 
 def test_a_file_of_weights_may_be_read_by_whom_other_files_may(tmp_path):

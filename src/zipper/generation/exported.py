@@ -38,6 +38,7 @@ from zipper.weight_files import as_kept, load_state, rounded, save_state
 
 WEIGHTS = "zipper.safetensors"
 ORIGIN = ("command", "commit", "steps", "minutes")  # figures of a training in zipper.json
+OWN = ("init_sha256", "sha256", "certificate", "statistics", "directions", "config")  # what is no figure
 
 
 def is_exported(folder: Path) -> bool:
@@ -54,12 +55,14 @@ def save_exported(
     check_folder(folder)
     check_no_part(folder, trained.config)
     for name, figure in figures.items():
+        if name in OWN:
+            raise ConfigError(f"{name}=... is no figure: {INFO} has an entry of this name. Choose another.")
         try:
-            json.dumps(figure)
+            json.dumps(figure, allow_nan=False)
         except (TypeError, ValueError) as error:  # before any file is replaced
             raise ConfigError(
                 f"{name}={figure!r} cannot be written to {INFO}: it is a {type(figure).__name__}. Give "
-                "numbers, text, lists or dicts (x.item() for a tensor)."
+                "finite numbers, text, lists or dicts (x.item() for a tensor)."
             ) from error
     init, config = trained.config.model.init, without_places_of_init(trained.config)
     base = {"init_sha256": read_json(exported_folder("model.init", init) / INFO)["sha256"]} if init else {}
@@ -125,6 +128,12 @@ def _origin(model: Path) -> dict[str, Any]:
     result = model / "result.json"
     info = read_json(result) if result.is_file() else {}
     return {**info, "minutes": round(info["wall_seconds"] / 60, 1)} if info else {}
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """Entries of an exported model's zipper.json on how it was trained and measured; of a run, none."""
+    info = read_json(folder / INFO) if is_exported(folder) else {}
+    return {name: figure for name, figure in info.items() if name not in OWN}
 
 
 def _take_certificate(trained: TrainedModel) -> None:
@@ -234,7 +243,12 @@ def certify(folder: Path) -> list[str]:
         raise DataError(
             f"{folder / INFO} holds no certificate: it was written by an older version. Export it again."
         )
-    check_certificate(trained.network, saved["certificate"])
+    try:
+        check_certificate(trained.network, saved["certificate"])
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{folder / INFO}: its certificate is damaged ({type(error).__name__}: {error}). Restore it."
+        ) from error
     return [*saved["certificate"]]
 
 

@@ -5,17 +5,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zipper.config import RunConfig
+from zipper.config import RunConfig, expanded
 from zipper.data.documents import directions, segment
 from zipper.data.statistics import LENGTH_MARGIN, DatasetStatistics
 from zipper.errors import ConfigError
-from zipper.generation.exported import check_units, load_model, save_exported, with_bits
+from zipper.generation.exported import check_units, figures_of, load_model, save_exported, with_bits
 from zipper.generation.generator import Generator
 from zipper.generation.live import SOFTEST, LiveTranscript, softest_speech
 from zipper.generation.word_times import NO_ZIPS, Word, word_times
@@ -34,6 +34,7 @@ class Zipper(Generator):
     """
 
     joined: RunConfig | None = None  # config of `from_towers`
+    figures: Mapping[str, Any] = {}  # of the export that was loaded, until it is trained further
 
     @classmethod
     def from_towers(
@@ -80,19 +81,21 @@ class Zipper(Generator):
         modalities = load_modalities(config, folder)
         check_units(folder, trained, modalities)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(network.to(device), statistics, config, modalities).eval()
+        model = cls(network.to(device), statistics, config, modalities).eval()
+        model.figures = figures_of(folder)
+        return model
 
     def save_pretrained(self, folder: str | Path, *, bits: Literal[16, 8, 4] = 16, **figures: Any) -> None:
         """Write a folder for `from_pretrained`. bits: of a weight, 16 is half precision; fewer round what is
         not frozen. figures: further entries of zipper.json, for example how the model was trained and its
         WER. Raises ConfigError if `folder` is a file, or on a figure that JSON does not hold."""
         trained = TrainedModel(self.network, self.statistics, with_bits(self.config, bits))
-        save_exported(Path(folder), trained, self.modalities, figures)
+        save_exported(expanded(folder), trained, self.modalities, figures)
 
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
         """Set the config and the statistics of a training. `ZipperData` calls it. The model settings of
         `config` must be this model's. Directions that it was trained for before stay in use."""
-        self.config, self.statistics = config, statistics
+        self.config, self.statistics, self.figures = config, statistics, {}
         self.network.set_times(statistics.rates, statistics.seconds)
         before = self.network.used if self.joined is None or self.network.trained else []
         self.network.used = sorted({*before, *directions(config.train.tasks)})
@@ -245,12 +248,14 @@ class Zipper(Generator):
         return speech.value
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
-        """Upload the model, with a model card, to user/name with the token of HF_TOKEN. Returns the URL.
+        """Upload the model, with a model card, to user/name with the token of HF_TOKEN. Returns the URL. One
+        that was loaded, and not trained since, keeps its bits and figures.
 
         Raises DataError if the Hub refuses or is unreachable.
         """
+        bits = cast(Literal[16, 8, 4], self.config.export_bits) if self.figures else 16
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, bits=bits, **self.figures)
             return push(Path(folder), repository, private)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as HFTokenizer
@@ -90,9 +91,10 @@ class Tokenizer:
         """String of one token, with the marker of a word start."""
         return self.tokenizer.id_to_token(index) or f"<{index}>"
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
-        return self.tokenizer.get_vocab_size()
+        """Ids: one more than the largest. There may be fewer tokens."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     @property
     def fingerprint(self) -> str:
@@ -107,7 +109,13 @@ class Tokenizer:
 def _template(tokenizer: HFTokenizer, begin: str, end: str) -> processors.TemplateProcessing:
     """Post-processor that adds BOS and EOS."""
     ids = [(name, tokenizer.token_to_id(name)) for name in dict.fromkeys((begin, end))]
-    return processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+    try:
+        return processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+    except ValueError as error:
+        raise DataError(
+            f"The tokenizer's BOS {begin!r} and EOS {end!r} cannot be used: neither name may have a space or "
+            "a colon. Rename them in tokenizer.json."
+        ) from error
 
 
 def _specials_of_model(file: Path, tokenizer: HFTokenizer) -> tuple[str, str]:
@@ -117,10 +125,15 @@ def _specials_of_model(file: Path, tokenizer: HFTokenizer) -> tuple[str, str]:
     """
     config = file.with_name("config.json")
     named = read_json(config) if config.is_file() else {}
-    ids = [named.get("bos_token_id"), named.get("eos_token_id")]
-    begin, end = (
-        tokenizer.id_to_token(i[0] if isinstance(i, list) else i) if i is not None else None for i in ids
-    )
+    found = dict[str, str | None]()
+    for key in ("bos_token_id", "eos_token_id"):
+        given = named.get(key)
+        index = given[0] if given and isinstance(given, list) else given
+        known = type(index) is int and index >= 0 and tokenizer.id_to_token(index)
+        if index is not None and not known:
+            raise DataError(f"{config}: {key}={given!r} is no id of a token in {file}. Restore both.")
+        found[key] = known or None
+    begin, end = found.values()
     if end is None:
         specials = tokenizer.encode("").tokens  # as saved by this package
         if len(specials) != 2:

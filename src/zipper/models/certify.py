@@ -1,4 +1,4 @@
-"""Certificate that frozen towers equal their pre-trained weights: hashes of weights, and reference logits.
+"""Certificate that frozen towers equal their pre-trained ones: shape, hashes of weights, reference logits.
 
 It is computed from the files of the pre-trained towers, not from the trained network. A tower that is frozen
 by config but was trained by mistake therefore does not pass.
@@ -13,7 +13,7 @@ from torch import Tensor
 from zipper.errors import DataError
 from zipper.hub import model_folder
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.pretrained import read_tower
+from zipper.models.pretrained import SHAPE, read_tower
 from zipper.models.tower import Tower
 from zipper.weight_files import as_kept
 
@@ -22,9 +22,10 @@ TOLERANCE = 1e-3  # relative to the largest logit; rounding differs between mach
 
 
 def certificate(network: MultimodalModel) -> dict[str, Any]:
-    """Certificate by modality, for every frozen tower with `init`: its source, the hash of each weight,
-    and reference logits. All in half precision, as in exports. A network that was loaded from an export, or
-    fine-tuned from one, keeps its certificate, so that the folders of its towers are not needed."""
+    """Certificate by modality, for every frozen tower with `init`: its source, its shape, the hash of each
+    weight, and reference logits. All in half precision, as in exports. A network that was loaded from an
+    export, or fine-tuned from one, keeps its certificate, so that the folders of its towers are not
+    needed."""
     found = {}
     for name in network.names:
         cfg = network.cfg.towers[name]
@@ -36,7 +37,9 @@ def certificate(network: MultimodalModel) -> dict[str, Any]:
         elif cfg.init:
             tower = _halved(read_tower(model_folder(cfg.init)))
             weights = {key: _digest(weight) for key, weight in tower.state_dict().items()}
-            found[name] = {"init": cfg.init, "weights": weights, "logits": _logits(tower).tolist()}
+            shape = {key: getattr(tower.cfg, key) for key in SHAPE}
+            logits = _logits(tower).tolist()
+            found[name] = {"init": cfg.init, "shape": shape, "weights": weights, "logits": logits}
     return found
 
 
@@ -59,13 +62,19 @@ def round_frozen(network: MultimodalModel, bits: int) -> None:
 
 def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> None:
     """Raise DataError with the name of the first tower and weight that differ from the certificate, or of
-    the tower whose weights match but whose logits differ. network: as loaded from the export."""
+    the tower whose weights match but whose shape or logits differ. network: as loaded from the export."""
     for name in network.names:
         owned = network.cfg.towers[name].frozen and name not in network.cfg.kept  # not read from model.init
         if owned and name not in certified:
             raise DataError(f"Tower {name} is frozen, but is not in the certificate. Export it again.")
     for name, expected in certified.items():
         tower = network.tower(name)
+        for key, value in expected.get("shape", {}).items():  # which the weights do not show
+            if getattr(tower.cfg, key) != value:
+                raise DataError(
+                    f"Tower {name} has {key}={getattr(tower.cfg, key)}, but {expected['init']} had {value}. "
+                    "Restore zipper.json."
+                )
         state = tower.state_dict()
         if {*state} != {*expected["weights"]}:
             first = sorted({*state} ^ {*expected["weights"]})[0]
@@ -74,7 +83,7 @@ def check_certificate(network: MultimodalModel, certified: dict[str, Any]) -> No
             if _digest(state[key]) != digest:
                 raise DataError(
                     f"Tower {name}: {key} is not that of {expected['init']}. It was changed after the "
-                    "export, or was trained although the tower is frozen."
+                    "export, trained although the tower is frozen, or rounded by the Trainer (bf16-true)."
                 )
         reference = torch.tensor(expected["logits"])
         difference = float((_logits(tower) - reference).abs().max())

@@ -88,7 +88,7 @@ def _shape(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
             "model's source."
         )
     bias, norms = FAMILIES[architecture]
-    _refuse_foreign_parts(folder, config)
+    _refuse_foreign_parts(folder, config, architecture)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     size = config.get("head_dim") or width // heads
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -110,14 +110,15 @@ def _shape(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_foreign_parts(folder: Path, config: dict[str, Any]) -> None:
+def _refuse_foreign_parts(folder: Path, config: dict[str, Any], architecture: str) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise DataError(f"{folder / CONFIG}: {key}=true, but towers have no such biases.")
     if config.get("hidden_act", "silu") != "silu":
         raise DataError(f"{folder / CONFIG}: hidden_act={config['hidden_act']!r}; a tower's is 'silu'.")
     window = config.get("sliding_window")
-    if window and config.get("use_sliding_window", True) and window < WINDOW:
+    used = config.get("use_sliding_window", not architecture.startswith("Qwen"))  # defaults of transformers
+    if window and used and window < WINDOW:
         raise DataError(
             f"{folder / CONFIG}: sliding_window={window} is too short: towers attend to all tokens, which is "
             f"equivalent only from {WINDOW} on."
@@ -153,8 +154,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             raise DataError(f"{file} is missing or damaged ({error}). Fetch the model again.") from error
     # Some checkpoints contain derived tensors.
     derived = {name for name in theirs if name.endswith("rotary_emb.inv_freq")}
-    if shape["tied"]:
-        derived.add("lm_head.weight")
+    head = theirs.pop("lm_head.weight", None) if shape["tied"] else None
+    if head is not None and not torch.equal(head, theirs.get("model.embed_tokens.weight", head)):
+        raise DataError(
+            f"{folder}: {CONFIG} ties the embeddings, but lm_head.weight is another matrix than "
+            "model.embed_tokens.weight. Set tie_word_embeddings=false if the model has a head of its own."
+        )
     for name in theirs.keys() - derived:
         if not (theirs[name].is_floating_point() and theirs[name].isfinite().all()):
             raise DataError(
@@ -181,16 +186,17 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _files(folder: Path) -> list[Path]:
+    """Files of weights. Beside a single file an index is of another model, as transformers has it."""
+    if (folder / ONE_FILE).is_file():
+        return [folder / ONE_FILE]
     if (folder / INDEX).is_file():
         places = read_json(folder / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
             raise DataError(f"{folder / INDEX} is damaged: it has no weight_map. Fetch the model again.")
         return [folder / name for name in sorted({*places.values()})]
-    if not (folder / ONE_FILE).is_file():
-        raise DataError(
-            f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Save the model as safetensors."
-        )
-    return [folder / ONE_FILE]
+    raise DataError(
+        f"{folder} holds {CONFIG} but neither {ONE_FILE} nor {INDEX}. Save the model as safetensors."
+    )
 
 
 def _names(shape: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

@@ -8,7 +8,8 @@ import torch
 
 from zipper.config import RunConfig, with_overrides
 from zipper.data.statistics import DatasetStatistics
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, DataError
+from zipper.hub import model_folder
 from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_model, load_pretrained, set_trainable
 from zipper.models.certify import certificate
@@ -34,6 +35,8 @@ def join_towers(
         raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
     if empty := [name for name, init in towers.items() if not str(init)]:
         raise ConfigError(f"{empty[0]}='' names no tower. Give a folder, or user/name of the hub.")
+    if gone := [init for init in towers.values() if not model_folder(str(init)).is_dir()]:
+        raise DataError(f"{gone[0]} is no folder, and no user/name of the hub. Give a tower's folder.")
     settings = [f"model.modalities={json.dumps([*towers])}", f"seed={seed}"]
     for name, init in towers.items():
         settings += [f"model.towers.{name}.init={init}", f"model.towers.{name}.frozen={name in frozen}"]

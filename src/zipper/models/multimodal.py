@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from zipper.config import ModelConfig, TowerConfig
+from zipper.config import ModelConfig
 from zipper.data.batches import Batch, Stream
 from zipper.models.ctc import CtcHeads
 from zipper.models.tower import Tower
@@ -93,8 +93,8 @@ class MultimodalModel(nn.Module):
         return self.used if self.stages else []
 
     def layers(self, name: str, stage: int) -> range:
-        """Layers of a tower before the zips of a stage; for stage = `stages`, those after the last zip."""
-        cfg: TowerConfig = self.cfg.towers[name]
+        """Layers of the `reader` before the zips of a stage; for stage = `stages`, after the last zip."""
+        cfg = self.reader(name).cfg
         first = stage * cfg.interval
         return range(first, cfg.layers if stage == self.stages else first + cfg.interval)
 

@@ -24,13 +24,16 @@ WIDE = {"layers": 3, "width": 24, "heads": 4, "kv_heads": 2, "hidden": 32}
 NARROW = {"layers": 3, "width": 16, "heads": 4, "kv_heads": 2, "hidden": 24, "head_size": 6}
 
 
-def joined(kind: str, names: tuple[str, ...] = ("text", "speech")) -> MultimodalModel:
-    """float64, eval, towers of different widths, weights large enough to matter."""
+def joined(
+    kind: str, names: tuple[str, ...] = ("text", "speech"), layers: int = NARROW["layers"]
+) -> MultimodalModel:
+    """float64, eval, towers of different widths, weights large enough to matter. layers: of the towers of
+    speech and music; a mixture needs as many as of text."""
     torch.manual_seed(0)
     towers = {
         "text": TowerConfig(**WIDE, vocabulary=11, codebooks=1),
-        "speech": TowerConfig(**NARROW, vocabulary=9, codebooks=3, specials=[6, 7, 8]),
-        "music": TowerConfig(**NARROW, vocabulary=7, codebooks=2, specials=[4, 5, 6]),
+        "speech": TowerConfig(**NARROW | {"layers": layers}, vocabulary=9, codebooks=3, specials=[6, 7, 8]),
+        "music": TowerConfig(**NARROW | {"layers": layers}, vocabulary=7, codebooks=2, specials=[4, 5, 6]),
     }
     cfg = ModelConfig(kind=kind, modalities=list(names), towers={name: towers[name] for name in names})
     model = build_model(cfg, dict.fromkeys(names, 1.0)).double().eval()
@@ -82,16 +85,19 @@ def test_one_modality_alone_is_its_tower(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "names", "given", "answer"),
+    ("kind", "names", "given", "answer", "layers"),
     [
-        ("insertion", ("text", "speech"), "speech", "text"),
-        ("insertion", ("speech", "text"), "text", "speech"),
-        ("mixture", ("text", "speech"), "speech", "text"),
-        ("mixture", ("text", "speech"), "text", "speech"),
+        ("insertion", ("text", "speech"), "speech", "text", 3),
+        ("insertion", ("text", "speech"), "speech", "text", 5),
+        ("insertion", ("text", "speech"), "speech", "text", 2),
+        ("insertion", ("speech", "text"), "text", "speech", 3),
+        ("insertion", ("speech", "text"), "text", "speech", 2),
+        ("mixture", ("text", "speech"), "speech", "text", 3),
+        ("mixture", ("text", "speech"), "text", "speech", 3),
     ],
 )
-def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(kind, names, given, answer):
-    model = joined(kind, names)
+def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(kind, names, given, answer, layers):
+    model = joined(kind, names, layers)
     asked = prompts(model, 3, given)
     for document, (segment,) in zip(asked, generate(model, asked, [answer], STATISTICS), strict=True):
         length = len(document.segments[-1].tokens) - 1 - max(1, document.segments[-1].tokens.shape[1] - 1)

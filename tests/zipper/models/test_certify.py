@@ -122,6 +122,23 @@ def test_a_layer_that_learnt_though_it_is_said_to_be_frozen_is_found(towers):
         certify(Path("mine"))
 
 
+@pytest.mark.parametrize(("key", "value"), [("norm_eps", 1e-4), ("rope_scaling", [2.0]), ("rope_base", 5e5)])
+def test_a_setting_that_the_weights_do_not_show_is_found(exported, key, value):
+    info = json.loads((exported / "zipper.json").read_text(encoding="utf-8"))
+    info["config"]["model"]["towers"]["text"][key] = value
+    (exported / "zipper.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"Tower text has {key}=.*Restore zipper\.json"):
+        certify(exported)
+
+
+@pytest.mark.parametrize("damage", [None, {"text": {}}, {"music": {"weights": {}}}, {"text": []}])
+def test_a_damaged_certificate_is_refused(exported, damage):
+    info = json.loads((exported / "zipper.json").read_text(encoding="utf-8"))
+    (exported / "zipper.json").write_text(json.dumps(info | {"certificate": damage}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"certificate"):
+        certify(exported)
+
+
 def test_a_file_that_was_cut_off_and_an_export_without_certificate_are_refused(exported):
     shutil.copytree(exported, "old")
     info = json.loads(Path("old/zipper.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Language models of elsewhere as towers: equal to transformers, strict, and from a folder or the hub."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,9 @@ BROKEN = {
     "parts": (weighted("model.layers.1.self_attn.q_proj.weight", torch.zeros(8, 7)), "fit one another"),
     "integers": (weighted("model.norm.weight", torch.zeros(32, dtype=torch.int8)), "does not hold finite"),
     "nan": (weighted("model.norm.weight", torch.full((32,), torch.nan)), "does not hold finite"),
-    "index": (lambda f: (f / "model.safetensors.index.json").write_text("{}", "utf-8"), "no weight_map"),
+    "index": (lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text("{}"),
+              "no weight_map"),
+    "head": (weighted("lm_head.weight", torch.ones(300, 32)), "lm_head.weight is another matrix"),
     "damaged": (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "is damaged"),
 }  # fmt: skip
 
@@ -142,6 +145,42 @@ def test_a_checkpoint_that_is_not_what_it_says_is_refused(tmp_path, change, word
     change(folder)
     with pytest.raises(DataError, match=words):
         read_tower(folder)
+
+
+def test_a_head_that_repeats_the_embedding_an_index_of_another_model_and_an_unused_window_do_not_matter(
+    tmp_path,
+):
+    folder = saved(tmp_path / "model")
+    expected = read_tower(folder).state_dict()
+    weighted("lm_head.weight", load_file(folder / "model.safetensors")["model.embed_tokens.weight"])(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "gone.safetensors"}}', "utf-8")
+    found = read_tower(folder).state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    qwen = saved(tmp_path / "qwen", next(kind for kind, (family, _) in MODELS.items() if family == "Qwen2"))
+    configured(sliding_window=64, use_sliding_window=None)(qwen)  # transformers does not use it either
+    read_tower(qwen)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"eos_token_id": 999}, "eos_token_id=999 is no id"),
+     ({"eos_token_id": "0"}, "eos_token_id='0' is no id"),
+     ({"bos_token_id": [[]]}, "is no id"), ({"eos_token_id": []}, "is no id")],
+)  # fmt: skip
+def test_begin_and_end_that_the_tokenizer_does_not_have_are_refused(tmp_path, values, words):
+    folder = saved(tmp_path / "model")
+    configured(**values)(folder)
+    with pytest.raises(DataError, match=re.escape(words)):
+        tower_info(folder)
+
+
+def test_a_tokenizer_whose_ids_have_gaps_needs_rows_up_to_the_largest(tmp_path):
+    folder = saved(tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["vocab"]["g"] = 600
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=r"tokenizer\.json has 601 tokens.*300 rows"):
+        tower_info(folder)
 
 
 def test_a_tokenizer_that_does_not_fit_the_embedding_is_refused(tmp_path):
