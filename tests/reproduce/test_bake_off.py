@@ -28,9 +28,24 @@ def test_an_interval_over_seeds_is_wider_than_one_over_utterances_if_seeds_diffe
     one = compare(a, b)
     low, high, p = over_seeds(a, b)
     assert (round(one.low, 3), round(one.high, 3)) == (-0.1, -0.1)  # every utterance differs alike
-    wide = 0.1 * 1.5**0.5  # as wide as the mean of three new seeds varies, not of three of these
-    assert (low, high) == pytest.approx((-0.1 - wide, -0.1 + wide))
-    assert p == pytest.approx(2 / 27, abs=0.02)  # 1 draw in 27 takes the worst seed three times
+    wide = 4.3027 * 0.1 / 3**0.5  # Student's t of two degrees of freedom: one side alone varies
+    assert (low, high) == pytest.approx((-0.1 - wide, -0.1 + wide), abs=1e-5)
+    assert p == pytest.approx(0.2254, abs=1e-4)  # Welch's test of the seeds' WERs
+
+
+@pytest.mark.parametrize(("differ", "seeds"), [(0.0, (3, 3)), (0.3, (3, 3)), (0.3, (2, 5)), (0.1, (1, 1))])
+def test_of_equal_ways_few_are_told_apart_however_much_seeds_differ(differ, seeds):
+    draw = np.random.default_rng(7)
+    words = draw.integers(4, 30, 120)
+    hard = draw.gamma(2, 0.5, 120)  # a sentence's share of errors
+
+    def seed() -> dict:
+        rate = 0.15 * np.exp(differ * draw.standard_normal() - differ**2 / 2) if max(seeds) > 1 else 0.15
+        return result([*map(int, draw.binomial(words, np.clip(rate * hard, 0, 1)))], [*map(int, words)])
+
+    ps = [over_seeds(*([seed() for _ in range(count)] for count in seeds))[2] for _ in range(300)]
+    assert np.mean([p < 0.05 for p in ps]) < 0.085  # 0.05 and 2.8 deviations of 300 trials
+    assert np.mean([p < 0.0056 for p in ps]) < 0.018  # Holm's first threshold of nine
 
 
 def test_without_differences_between_seeds_both_intervals_agree():
@@ -125,6 +140,16 @@ def test_unfinished_sweeps_decide_nothing_and_shift_no_column(folder):
     assert "**" not in half + twice
     assert row(text, "Zipper | Token insertion")[1] == "1, 3"
     assert row(text, "Zipper | Token insertion")[-1] == "not decided: too few seeds"
+
+
+def test_p_is_corrected_for_the_claims_of_the_terms_not_for_those_that_have_results(folder, monkeypatch):
+    monkeypatch.setattr("reproduce.report.bake_off.over_seeds", lambda a, b: (-0.2, -0.1, 0.01))
+    assert row(text_of("bake_off", folder), "Zipper | Token insertion")[-2:] == ["0.09", "not decided"]
+
+
+def test_two_seeds_are_too_few(folder):
+    (folder / "bake-off/zipper-seed2-asr.json").unlink()
+    assert row(text_of("bake_off", folder), "Zipper | Token insertion")[-1] == "not decided: too few seeds"
 
 
 def test_ways_on_other_terms_are_refused(folder):

@@ -14,7 +14,7 @@ from zipper.data.statistics import measure_statistics
 from zipper.errors import DataError
 from zipper.evaluation.result_archive import pack
 from zipper.evaluation.result_file import write_result
-from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe
+from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe, over_seeds, p_value
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
@@ -227,3 +227,21 @@ def test_a_decoder_pre_trained_on_both_alone_is_gone_on_with(listening, prepared
     assert resolve(again, prepared).model == resolve(cfg, prepared).model
     assert found["speech"]["before"] is not None
     assert found["text"]["before"] != found["text"]["after"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"), [([], []), ([1], [3]), ([0, 0], [0, 0]), ([None, 1], [3, 3])], ids=str
+)
+def test_what_has_too_little_to_compare_is_refused(errors, words):
+    one = result(errors, [3] * len(words)) | {"per_utterance": []}
+    one["per_utterance"] = [
+        {"id": f"u{i}", "reference": "", "errors": e, "words": w}
+        for i, (e, w) in enumerate(zip(errors, words, strict=True))
+    ]
+    for ask in (compare, over_seeds):
+        with pytest.raises(DataError, match=r"^x has \d utterances .* cannot be compared"):
+            ask([one], [one])
+
+
+def test_a_p_that_is_no_number_is_not_a_small_one():
+    assert p_value(float("nan")) == "= nan"

@@ -193,6 +193,9 @@ def test_one_sentence_that_repeats_itself_does_not_choose():
     asr = [run("zipper", "asr", 0, 0.4)]
     found = {"shared": {"asr": asr, "tts": [worse]}, "other": {"asr": asr, "tts": [better]}}
     assert best_choice(found) == "other"
+    first, later = run("zipper", "tts", 0, 0.6), run("zipper", "tts", 1, 0.1)  # by the mean of its seeds
+    several = {"shared": {"tts": [worse, {**worse, "seed": 1}]}, "other": {"tts": [first, later]}}
+    assert best_choice(several) == "other"
     for one, rate in ((worse, 1e-3), (better, 2e-3)):
         one["config"]["train"]["lr"] = rate
         one["curves"]["dev/loss_text"] = [[8, 1.0]]

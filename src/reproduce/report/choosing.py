@@ -1,6 +1,7 @@
 """Paired comparison and model selection over results."""
 
 from collections.abc import Iterator
+from statistics import fmean
 from typing import Any
 
 from reproduce.report.records import Result, Runs
@@ -82,9 +83,13 @@ def best_choice(found: dict[str, dict[str, list[Result]]]) -> str:
         for choice, tasks in found.items()
     }
     first = next(iter(found))
-    lowest = min(found, key=lambda choice: sum(several[0]["wer"] for several in found[choice].values()))
+    lowest = min(found, key=lambda choice: sum(map(_mean_wer, found[choice].values())))
     verdicts = [compare(found[lowest][task], found[first][task]).verdict() for task in found[first]]
     return lowest if "better" in verdicts else first
+
+
+def _mean_wer(seeds: list[Result]) -> float:
+    return fmean(one["wer"] for one in seeds)
 
 
 def against(runs: Runs, task: str, model: str, baseline: str, column: Errors = "errors") -> Comparison | None:

@@ -23,8 +23,11 @@ from zipper.models.tower import cross_entropy
 def split_loss(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig) -> float:
     """Mean loss in nats over all scored (token, codebook) pairs of the split. Sets the model to eval."""
     model.eval()
-    tasks = dict.fromkeys(cfg.train.tasks, 1.0)
-    steps = BatchSchedule(dataset, cfg.evaluate.split, tasks, cfg.train.tokens, 1, 0, cfg.train.prompt_weight)
+    tasks, train, split = dict.fromkeys(cfg.train.tasks, 1.0), cfg.train, cfg.evaluate.split
+    only = cfg.data.only if split == "train" else None
+    steps = BatchSchedule(
+        dataset, split, tasks, train.tokens, 1, 0, train.prompt_weight, only, corpora=cfg.data.tasks
+    )
     loss = weight = 0.0
     for batch in _batches(model, steps):
         states = model(batch)

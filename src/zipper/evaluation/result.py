@@ -99,11 +99,11 @@ def by_length(found: Sequence[Score]) -> list[LengthBin]:
 
     Each entry is a bin: maximum characters, utterances, wer of the bin, wer_up_to of all shorter sentences.
     """
-    longest = max(len(one.reference) for one in found)
+    longest = max([len(one.reference) for one in found] + [1])
     width = max(10, 10 * -(-longest // (10 * BINS)))
     out, upto = list[LengthBin](), WordErrors()
     for top in range(width, longest + width, width):
-        inside = [one for one in found if top - width < len(one.reference) <= top]
+        inside = [one for one in found if top - width < max(len(one.reference), 1) <= top]
         if inside:
             upto += total_errors(inside)
             out.append(

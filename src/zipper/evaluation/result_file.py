@@ -202,6 +202,8 @@ def read_result(file: Path, utterances: bool = True) -> Result:
     if not utterances:
         return result
     rows = inside or _read_utterances(file, result.get("utterances"))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: its per_utterance is no list of utterances. Evaluate the run again.")
     if lacking := [key for key in NEEDED if any(key not in row for row in rows)]:
         raise DataError(f"{file}: an utterance has no {lacking[0]}. Evaluate the run again.")
     for row in rows:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import PermutationMethod, rankdata, wilcoxon
+from scipy.stats import PermutationMethod, rankdata, t, wilcoxon
 
 from zipper.errors import DataError
 from zipper.evaluation.result_archive import result_files
@@ -71,12 +71,7 @@ def compare(
     MOST_LEFT_OUT of the targets do.
     """
     first = a[0]
-    for other in [*a, *b]:
-        same = [(key, first.get(key), other.get(key)) for key in SAME]
-        for key, value, its in [*(one for one in same if one[1] != one[2]), *different_data(first, other)]:
-            raise _not_comparable(first, other, f"{key} is {value!r} in one and {its!r} in the other")
-        if len({(*((u["id"], u["reference"]) for u in one["per_utterance"]),) for one in (first, other)}) > 1:
-            raise _not_comparable(first, other, "their utterances or references differ")
+    _check_comparable(a, b)
     kept = np.ones(len(first["per_utterance"]), dtype=bool)
     if against == "target_errors":
         targets = [[u["target"] for u in one["per_utterance"]] for one in (*a, *b)]
@@ -102,6 +97,25 @@ def compare(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
         int((rates < 0).sum()), float(leaning), int((~kept).sum()), *by_speaker,
     )  # fmt: skip
+
+
+def _check_comparable(a: Sequence[Result], b: Sequence[Result]) -> None:
+    """Raises DataError if utterances, data, split, ASR scorer or normaliser differ, or if there are fewer
+    than two utterances, no words, or no counts."""
+    first = a[0]
+    for other in [*a, *b]:
+        same = [(key, first.get(key), other.get(key)) for key in SAME]
+        for key, value, its in [*(one for one in same if one[1] != one[2]), *different_data(first, other)]:
+            raise _not_comparable(first, other, f"{key} is {value!r} in one and {its!r} in the other")
+        if len({(*((u["id"], u["reference"]) for u in one["per_utterance"]),) for one in (first, other)}) > 1:
+            raise _not_comparable(first, other, "their utterances or references differ")
+    for one in [*a, *b]:
+        errors, words = _counts(one, "errors"), _counts(one, "words")  # NaN where there is none
+        if len(words) < 2 or not words.sum() > 0 or not np.isfinite(errors).all():
+            raise DataError(
+                f"{one['name']} has {len(words)} utterances of {words.sum():g} words with {errors.sum():g} "
+                "errors, which cannot be compared. Evaluate it on two or more with words."
+            )
 
 
 def _signed_rank(apart: np.ndarray) -> float:
@@ -141,28 +155,39 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def over_seeds(a: Sequence[Result], b: Sequence[Result], seed: int = 0) -> tuple[float, float, float]:
-    """95 % interval of the difference in WER, a - b, and its two-sided p, by a hierarchical bootstrap: over
-    utterances, which both sides share, and over the seeds of each side, whose draws are widened by
-    sqrt(S / (S - 1)), as a mean of S draws from S values varies that much less than one from all seeds. With
-    one seed a side it is a bootstrap over utterances alone. Raises DataError as `compare` does.
+def over_seeds(a: Sequence[Result], b: Sequence[Result]) -> tuple[float, float, float]:
+    """95 % interval of the difference in WER, a - b, and its two-sided p, for seeds and utterances at once.
+
+    Seeds and the utterances that both sides share are crossed random effects: the variance is that of the
+    seeds' WERs, plus that over utterances, less what both hold of how seeds differ in utterances; at least
+    either. Degrees of freedom are Satterthwaite's, so that three seeds that differ much decide little. With
+    one seed a side, utterances alone. Raises DataError as `compare` does.
     """
-    compare(a, b)
-    draw = np.random.default_rng(seed)
+    _check_comparable(a, b)
     words = _counts(a[0], "words")
-    chosen = draw.multinomial(len(words), np.full(len(words), 1 / len(words)), RESAMPLES)  # [R, N]
-    rates = []
-    for side in (a, b):
-        count = len(side)
-        errors = np.array([_counts(one, "errors") for one in side])
-        of_seed = chosen @ errors.T / np.maximum(chosen @ words, 1)[:, None]
-        weights = draw.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count  # [R, S]
-        mean = of_seed.mean(1)
-        rates.append(mean + (count / max(count - 1, 1)) ** 0.5 * ((weights * of_seed).sum(1) - mean))
-    apart = rates[0] - rates[1]
-    low, high = np.percentile(apart, [2.5, 97.5])
-    least = min((apart <= 0).sum(), (apart >= 0).sum())
-    return float(low), float(high), min(1.0, 2 * (int(least) + 1) / (RESAMPLES + 1))
+    scale = len(words) / words.sum()
+    wers, between, both = [], [], 0.0  # variances of means: (over seeds, degrees of freedom), and of both
+    of_utterance = np.zeros(len(words))
+    for sign, side in ((1, a), (-1, b)):
+        errors = np.array([_counts(one, "errors") for one in side]) * scale  # [S, N], a mean is a WER
+        wers.append(errors.mean())
+        rest = errors - wers[-1] * words * scale
+        of_seed, seeds = rest.mean(1), len(side)
+        of_utterance += sign * rest.mean(0)
+        if seeds > 1:
+            between.append((of_seed.var(ddof=1) / seeds, seeds - 1))
+            left = rest - of_seed[:, None] - rest.mean(0) + rest.mean()
+            both += (left**2).sum() / ((seeds - 1) * (len(words) - 1)) / rest.size
+    apart = float(wers[0] - wers[1])
+    over_utterances = of_utterance.var(ddof=1) / len(words)
+    over_all_seeds = sum(one for one, _ in between)
+    variance = max(over_all_seeds + over_utterances - both, over_all_seeds, over_utterances)
+    if variance == 0:
+        return apart, apart, float(apart == 0)
+    squares = sum(one**2 / n for one, n in between) + over_utterances**2 / (len(words) - 1)
+    freedom, error = variance**2 / squares, variance**0.5
+    width = float(t.ppf(0.975, freedom)) * error
+    return apart - width, apart + width, float(2 * t.sf(abs(apart) / error, freedom))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -207,7 +232,7 @@ def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
 
 def p_value(p: float) -> str:
     """Formats a p-value: "= 0.012" or "< 0.0001"."""
-    return f"= {p:.2g}" if p >= 1e-4 else "< 0.0001"
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"
 
 
 def _files(pattern: str) -> list[Path]:

@@ -96,13 +96,14 @@ def evaluate_task(
     if parts := by_column("speaker", counts):
         result["by_speaker"] = parts
     result["by_length"] = by_length(found)
-    if cfg.evaluate.mismatched and len(rows) > 1 and not scorer.costly:
+    pairs = mismatched_pairs(rows)
+    if cfg.evaluate.mismatched and pairs and not scorer.costly:
 
         def mismatched(pairs: list[tuple[Row, Row]]) -> list[Answer]:
             own, other = [row for row, _ in pairs], [row for _, row in pairs]
             return answer(own, seed=cfg.seed, name=f"{task} mismatched", prompts=other)
 
-        control = map_over_ranks(list(zip(rows, mismatched_rows(rows), strict=True)), mismatched)
+        control = map_over_ranks(pairs, mismatched)
         result["mismatched_wer"] = round(total_errors(score for _, score in control).rate, 6)
     if len(samplings) > 1:
         several = [[score for _, score in one] for one in samplings]
@@ -221,6 +222,13 @@ def summary_line(result: Result, file: Path | str) -> str:
         control = f"; mismatched audio {result['mismatched_wer']:.0%}" if "mismatched_wer" in result else ""
         text = f"{task.upper()} WER {wer} ({counts}{control})"
     return f"{text.replace('%', ' %')} -> {file}"
+
+
+def mismatched_pairs(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """Rows with the row whose audio they are given in the mismatched-audio control. Where that is a recording
+    of the same text, the pair is left out: reading it right would be no error."""
+    pairs = zip(rows, mismatched_rows(rows), strict=True)
+    return [(own, other) for own, other in pairs if own["text"] != other["text"]]
 
 
 def mismatched_rows(rows: list[Row], seed: int = 0) -> list[Row]:

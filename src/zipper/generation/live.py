@@ -69,8 +69,8 @@ class LiveTranscript:
         first sample of all. Raises DataError on another shape or type, or on samples that are not finite or
         badly scaled; such a piece is left out."""
         if not isinstance(wave, Tensor) or wave.ndim != 1 or not wave.is_floating_point():
-            shape = [*wave.shape] if isinstance(wave, Tensor) else type(wave).__name__
-            raise DataError(f"A piece of sound must be a tensor of floating-point samples [n], not {shape}.")
+            given = f"{wave.dtype} {[*wave.shape]}" if isinstance(wave, Tensor) else type(wave).__name__
+            raise DataError(f"A piece of sound must be a tensor of floating-point samples [n], not {given}.")
         if len(wave) and not float(wave.abs().max()) <= LOUDEST:
             raise DataError(
                 "A piece of sound holds NaN, infinite or badly scaled samples, and is left out. Give "

@@ -43,6 +43,13 @@ def test_what_is_written_is_read_again_as_it_is_from_a_file_of_before(tmp_path_f
     assert new.read_text(encoding="utf-8").count("\n") == len(rest) + 2  # a key a line
 
 
+@pytest.mark.parametrize("rows", [[5], {"id": "x"}, "x"], ids=str)
+def test_utterances_that_are_none_are_refused(tmp_path, rows):
+    (tmp_path / "x.json").write_text(json.dumps({"name": "x", "per_utterance": rows}), encoding="utf-8")
+    with pytest.raises(DataError, match=r"x\.json: its per_utterance is no list of utterances"):
+        read_result(tmp_path / "x.json")
+
+
 def test_finish_reasons_are_read_by_their_older_names(tmp_path):
     rows = [
         {**row, "stopped": reason}

@@ -15,7 +15,7 @@ from zipper.config import RunConfig, SamplingConfig, TowerConfig
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.errors import ConfigError
-from zipper.evaluation.task import mismatched_rows
+from zipper.evaluation.task import mismatched_pairs, mismatched_rows
 from zipper.generation.cache import KVCache
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, generate, prefill
 from zipper.generation.rows import generate_rows
@@ -221,3 +221,9 @@ def test_shuffling_gives_every_sentence_another_ones_audio(dataset):
     audio_rows = mismatched_rows(rows)
     assert sorted(r["id"] for r in audio_rows) == sorted(r["id"] for r in rows)
     assert all(a["id"] != b["id"] for a, b in zip(rows, audio_rows, strict=True))
+    assert mismatched_pairs(rows) == list(zip(rows, audio_rows, strict=True))
+    same = [{**row, "text": rows[i % 2]["text"]} for i, row in enumerate(rows)]  # three recordings of each
+    pairs = mismatched_pairs(same)
+    assert len(pairs) < len(same)
+    assert all(own["text"] != other["text"] for own, other in pairs)
+    assert mismatched_pairs(same[::2]) == mismatched_pairs(rows[:1]) == []

@@ -172,6 +172,11 @@ def test_errors_by_length_add_up():
         {"characters": 40, "utterances": 1, "wer": 1.0, "wer_up_to": 0.4375},
     ]
     assert len(by_length([spoken(n, 0) for n in range(1, 480, 7)])) <= 12
+    found = [{**by_length([*found, spoken(0, 3)])[0]}, *by_length([spoken(0, 3)])]  # nothing was said
+    assert [(one["characters"], one["utterances"], one["wer"]) for one in found] == [
+        (10, 3, 0.333333),
+        (10, 1, 0.75),
+    ]
 
 
 def test_the_longest_repeat_is_found_within_rows_alone():
