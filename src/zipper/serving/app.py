@@ -168,6 +168,7 @@ def create_app(
             "data": [{"id": name, "object": "model", "owned_by": "zipper", "created": 0}],
         }
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, Any]:
         if not batcher.thread.is_alive():

@@ -213,6 +213,7 @@ def test_json_that_is_none_or_holds_something_else_is_refused(model, body):
         assert answer.json()["error"]["message"]
         assert client.post("/v1/audio/transcriptions", content=body).status_code == 400
         assert client.get("/health").json()["status"] == "ok"
+        assert client.head("/health").status_code == 200  # as load balancers ask
         assert 'path="/v1/audio/speech",status="400"' in client.get("/metrics").text
 
 
