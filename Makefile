@@ -7,7 +7,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compi
 READY  := $(VENV)/.ready
 
 .PHONY: help setup setup-scorer setup-whisper setup-speaker prepare demo serve web train-asr train-tts train train-real asr-seeds overfit train-codec codec-table
-.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints bake-off bake-off-synthetic ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test lint
+.PHONY: three-towers bench-encoding bench-saving faults bad-input audit constraints bake-off bake-off-synthetic ablations data-librispeech data-mini-librispeech data-libritts setup-pretrained train-language-model pretrain compare compare-search longer bench bench-scale bench-shards bench-live bench-serve gpu report dashboard notebooks test test-all lint
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -111,7 +111,7 @@ longer: $(VENV)/.scorer  ## train the decoders and the paper's settings for 12,0
 	$(RUN) sweep configs/sweeps/longer.yaml $(ARGS)
 	$(RUN) report
 
-bake-off: $(VENV)/.whisper  ## compare ways of joining a text and a speech tower on real speech (24 hours; needs what docs/bake-off.md names)
+bake-off: $(VENV)/.whisper  ## compare ways of joining a text and a speech tower on real speech (27 hours and a search; needs what docs/bake-off.md names)
 	$(RUN) sweep configs/sweeps/bake-off-search.yaml $(ARGS)
 	$(RUN) sweep configs/sweeps/bake-off.yaml $(ARGS)
 	$(RUN) report
@@ -179,7 +179,7 @@ bench-live: $(VENV)/.bench  ## delay of streamed speech and of live words, and e
 bench-serve: $(VENV)/.dev  ## 32 clients of a server at once, with bad ones among them (5 minutes)
 	$(RUN) bench-serve assets/zipped --out results/serve.json $(ARGS)
 
-gpu: $(VENV)/.bench $(VENV)/.dev  ## GPU tests, training throughput and decoding speed; ARGS=--small tries it on a CPU
+gpu: $(VENV)/.dev  ## GPU tests, training throughput and decoding speed; ARGS=--small tries it on a CPU
 	$(VENV)/bin/python -m pytest -q tests/zipper/test_gpu.py
 	$(RUN) gpu $(ARGS)
 

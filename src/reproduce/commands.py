@@ -41,7 +41,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def sweep(args: argparse.Namespace) -> None:
-    """run the unfinished runs of a sweep over settings, one by one or in parallel (also named `ablate`)"""
+    """run the unfinished runs of a sweep over settings, one by one or in parallel"""
     from reproduce import sweep as sweeps
 
     chosen = ["--only", args.only] if args.only else []
@@ -205,7 +205,6 @@ COMMANDS: dict[str, Command] = {
     "bench-serve": Command(bench_serve, _add_bench_serve_arguments),
     "report": Command(report, lambda parser: None),
     "sweep": Command(sweep, _add_sweep_arguments),
-    "ablate": Command(sweep, _add_sweep_arguments),  # its former name
     "gpu": Command(gpu, _add_gpu_arguments),
     "faults": Command(faults, _add_faults_arguments),
     "bench-shards": Command(bench_shards, _add_bench_shards_arguments),

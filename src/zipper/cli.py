@@ -100,7 +100,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """test whether two results differ: paired Wilcoxon test and bootstrap over utterances"""
+    """test whether two results, or two sets of seeds, differ: paired tests over utterances, and over seeds"""
     from zipper.evaluation.significance import compare_files
 
     compare_files(args.a, args.b)
@@ -115,7 +115,7 @@ def import_gguf(args: argparse.Namespace) -> None:
 
 
 def certify(args: argparse.Namespace) -> None:
-    """check that the frozen towers of an exported model equal their pre-trained weights bit for bit"""
+    """check that the frozen towers of an exported model are as pre-trained, or as pre-trained and rounded"""
     from zipper.generation.exported import certify as run
     from zipper.generation.exported import rounded_towers
 

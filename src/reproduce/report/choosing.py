@@ -105,8 +105,9 @@ def paired(a: list[Result], b: list[Result], column: Errors = "errors") -> Compa
 
 
 def difference_text(found: Comparison | None) -> str:
-    """Formats a comparison: "-3.1 (-4.0 to -2.2), p < 0.0001"."""
+    """Formats a comparison: "-3.1 (-4.0 to -2.2), p < 0.0001", and p of several seeds."""
     if found is None or found.different == 0:
         return ""
     a, low, high = (100 * value for value in (found.difference, found.low, found.high))
-    return f"{a:+.1f} ({low:+.1f} to {high:+.1f}), p {p_value(found.p)}"
+    seeds = "" if found.p_seeds is None else f"; with seeds {p_value(found.p_seeds)}"
+    return f"{a:+.1f} ({low:+.1f} to {high:+.1f}), p {p_value(found.p)}{seeds}"

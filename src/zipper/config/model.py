@@ -103,9 +103,7 @@ class ZipConfig(Section):
     projection_depth: int = setting(
         1, "layers of the projection g (paper 3.1: linear; 4.1: 3-layer MLP); 1 measured best", at_least=1
     )
-    position: Literal["none", "sinusoidal", "rotary"] = setting(
-        "rotary", "position encoding of the cross-attention"
-    )
+    position: Literal["none", "rotary"] = setting("rotary", "position encoding of the cross-attention")
     gate_init: float = setting(
         0.5,
         "initial a and b of the gates tanh(a), tanh(b); 0: closed, so each tower starts unchanged",

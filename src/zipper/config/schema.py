@@ -36,7 +36,9 @@ class DataConfig(Section):
     )
     folder: str | None = setting(None, "folder that holds LibriSpeech/, LibriTTS/; or the file of a manifest")
     splits: dict[str, list[str]] = setting(
-        {}, "subsets for train, dev and test, or parts of them (train-clean-100/26); none: the whole corpus"
+        {},
+        "subsets of LibriSpeech or LibriTTS for train, dev and test, or parts of them (train-clean-100/26); "
+        "none: the whole corpus. Other corpora have none",
     )
     tasks: dict[str, list[str]] = setting(
         {}, "corpora of each task (paper: asr: [librispeech], tts: [libritts]); none: all that fit"

@@ -8,6 +8,7 @@ import tarfile
 import urllib.error
 import urllib.request
 from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
@@ -116,13 +117,10 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
     archive = aside / f"{subset}.tar.gz"
     try:
         number, _, digest = ARCHIVES[corpus][subset]
-        try:
+        if not archive.is_file() or sha256(archive) != digest:  # not put there by hand
             _complete(archive, f"{OPENSLR}/{number}/{archive.name}", subset)
-        except OSError:
-            if not archive.is_file() or sha256(archive) != digest:  # put there by hand
-                raise
-        if (found := sha256(archive)) != digest:
-            raise tarfile.TarError(f"the hash of the archive is {found[:12]}, not {digest[:12]}")
+            if (found := sha256(archive)) != digest:
+                raise tarfile.TarError(f"the hash of the archive is {found[:12]}, not {digest[:12]}")
         with tarfile.open(archive) as tar:
             # Rejects members outside the folder, links to outside, devices and foreign permissions.
             tar.extractall(aside, filter="data")
@@ -133,7 +131,7 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
         raise DataError(
             f"{corpus} {subset}: {error}. The archive is deleted: give the same command again."
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, HTTPException) as error:
         if isinstance(error, OSError) and disk_failure(error):
             raise  # reported by the command line
         raise DataError(

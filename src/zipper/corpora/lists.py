@@ -103,6 +103,9 @@ def read_text(
         for name, texts in _texts(folder, words is None)
         for i, text in enumerate(passages(texts, words, f"{seed} {name}") if words else texts)
     ]
+    if not found:
+        what = f"passage of {words[0]} to {words[1]} words" if words else "sentence"
+        raise DataError(f"data.folder={folder} holds no {what} that can be used. Add text.")
     return [replace(u, subset=f"text/{u.split}") for u in hold_out(found, dev, test, seed, only)]
 
 

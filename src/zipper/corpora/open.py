@@ -25,11 +25,8 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
     Raises DataError if a corpus is not in data.folder, an id is not unique, or a split is empty.
     """
     published = {*cfg.data.corpora} & {*PUBLISHED}
-    if cfg.data.splits and not published:
-        raise ConfigError(
-            f"data.splits={cfg.data.splits} names parts of LibriSpeech or LibriTTS, which data.corpus="
-            f"{cfg.data.corpus} has not. Give data.splits={{}}; a manifest has a column split."
-        )
+    if cfg.data.splits and not published:  # of the config of a recipe, given another corpus
+        print(f"data.splits names parts of LibriSpeech or LibriTTS: data.corpus={cfg.data.corpus} ignores it")
     found: list[Utterance] = []
     classes = [modality_class(name) for name in cfg.model.towers]
     # Columns of modalities that only manifests have, and whether they name files.
@@ -86,7 +83,8 @@ def _open(
         raise ConfigError(f"data.corpus={corpus} needs data.folder: the folder that holds it.")
     folder = expanded(data.folder)
     if not folder.exists():
-        raise DataError(f"data.folder={data.folder} does not exist. Name the folder that holds {corpus}.")
+        what = "the file of the manifest" if corpus == "manifest" else f"the folder that holds {corpus}"
+        raise DataError(f"data.folder={data.folder} does not exist. Name {what}.")
     folder = folder.resolve()
     if corpus in PUBLISHED:
         return index_librispeech(corpus, folder, data.splits or SUBSETS)

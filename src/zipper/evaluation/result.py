@@ -136,7 +136,7 @@ def finish_reasons(reasons: list[str]) -> Result:
 
 
 def truncation_text(result: Result) -> str:
-    """Shares of segments without EOS, as text. Accepts older result files."""
+    """Shares of segments without EOS, as text."""
     total = max(sum(result["stopped"].values()), 1)
     cap, loop = (result["stopped"].get(reason, 0) / total for reason in ("length", "repetition"))
     return f"{cap:.1%} at the length limit, {loop:.1%} repetition"

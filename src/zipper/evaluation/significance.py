@@ -25,7 +25,8 @@ ZEROS = "utterances with equal error rates are left out (Wilcoxon's own policy)"
 class Comparison:
     """Comparison of two WERs over the same utterances; several files (seeds) are averaged per utterance.
 
-    low, high: 95 % interval of a - b (paired bootstrap over utterances, which does not cover seed variance).
+    low, high: 95 % interval of a - b (paired bootstrap over utterances, which does not cover seed variance;
+    p_seeds does).
     p: two-sided Wilcoxon signed-rank test on the utterances' error rates, of which `different` differ; exact
     where at most FEW do.
     """
@@ -39,6 +40,7 @@ class Comparison:
     different: int
     better: int  # utterances with fewer errors in a
     leaning: float  # signed rank sum; positive if a has more errors
+    p_seeds: float | None = None  # of `crossed`, where both sides have several seeds
     left_out: int = 0  # utterances whose targets differ
     speakers: int = 0  # 0: one, or unknown
     speakers_better: int = 0  # with fewer errors in a
@@ -80,7 +82,9 @@ def compare(
         what = f"the targets of {(~kept).sum()} of {len(kept)} utterances differ"
         raise _not_comparable(first, b[0], what, "Score both with the same ASR scorer.")
     words = _counts(first, "words" if against == "errors" else "target_words")[kept]
-    errors_a, errors_b = (np.mean([_counts(one, against)[kept] for one in side], axis=0) for side in (a, b))
+    ours, theirs = (np.array([_counts(one, against)[kept] for one in side]) for side in (a, b))
+    errors_a, errors_b = ours.mean(0), theirs.mean(0)
+    p_seeds = crossed(ours, theirs, words)[2] if min(len(a), len(b)) > 1 else None
     rates = ((errors_a - errors_b) / np.maximum(words, 1)).round(12)  # so that equal rates tie
     low, high = bootstrap(errors_a - errors_b, words, seed)
     different = int((rates != 0).sum())
@@ -95,7 +99,7 @@ def compare(
     leaning = (np.sign(rates[rates != 0]) * rankdata(np.abs(rates[rates != 0]))).sum()
     return Comparison(
         errors_a.sum() / words.sum(), errors_b.sum() / words.sum(), low, high, p, len(words), different,
-        int((rates < 0).sum()), float(leaning), int((~kept).sum()), *by_speaker,
+        int((rates < 0).sum()), float(leaning), p_seeds, int((~kept).sum()), *by_speaker,
     )  # fmt: skip
 
 
@@ -156,23 +160,28 @@ def bootstrap(errors: np.ndarray, words: np.ndarray, seed: int = 0) -> tuple[flo
 
 
 def over_seeds(a: Sequence[Result], b: Sequence[Result]) -> tuple[float, float, float]:
-    """95 % interval of the difference in WER, a - b, and its two-sided p, for seeds and utterances at once.
-
-    Seeds and the utterances that both sides share are crossed random effects: the variance is that of the
-    seeds' WERs, plus that over utterances, less what both hold of how seeds differ in utterances; at least
-    either. Degrees of freedom are Satterthwaite's, so that three seeds that differ much decide little. With
-    one seed a side, utterances alone. Raises DataError as `compare` does.
-    """
+    """95 % interval of the difference in WER, a - b, and its two-sided p, for seeds and utterances at once
+    (`crossed`). With one seed a side, utterances alone. Raises DataError as `compare` does."""
     _check_comparable(a, b)
-    words = _counts(a[0], "words")
+    ours, theirs = (np.array([_counts(one, "errors") for one in side]) for side in (a, b))
+    return crossed(ours, theirs, _counts(a[0], "words"))
+
+
+def crossed(a: np.ndarray, b: np.ndarray, words: np.ndarray) -> tuple[float, float, float]:
+    """95 % interval and two-sided p of the difference of two sides' mean WERs, with seeds and the utterances
+    that both sides share as crossed random effects. a, b: errors [seeds, N]; words [N].
+
+    The variance is that of the seeds' WERs, plus that over utterances, less what both hold of how seeds
+    differ in utterances; at least either. Degrees of freedom are Satterthwaite's, so that three seeds that
+    differ much decide little.
+    """
     scale = len(words) / words.sum()
     wers, between, both = [], [], 0.0  # variances of means: (over seeds, degrees of freedom), and of both
     of_utterance = np.zeros(len(words))
-    for sign, side in ((1, a), (-1, b)):
-        errors = np.array([_counts(one, "errors") for one in side]) * scale  # [S, N], a mean is a WER
-        wers.append(errors.mean())
-        rest = errors - wers[-1] * words * scale
-        of_seed, seeds = rest.mean(1), len(side)
+    for sign, side in ((1, a * scale), (-1, b * scale)):  # a mean is a WER
+        wers.append(side.mean())
+        rest, seeds = side - wers[-1] * words * scale, len(side)
+        of_seed = rest.mean(1)
         of_utterance += sign * rest.mean(0)
         if seeds > 1:
             between.append((of_seed.var(ddof=1) / seeds, seeds - 1))
@@ -225,6 +234,8 @@ def describe(found: Comparison, a: str, b: str, what: str = "") -> str:
             f"  A better on {found.speakers_better} of {found.speakers} speakers; 95 % interval over them "
             f"{100 * found.speakers_low:+.2f} to {100 * found.speakers_high:+.2f}"
         )
+    if found.p_seeds is not None:
+        lines.append(f"  with seeds as a second factor, both random: p {p_value(found.p_seeds)}")
     if found.left_out:
         lines.append(f"  left out: {found.left_out}, whose targets differ (scored on different machines)")
     return "\n".join(lines)

@@ -181,7 +181,7 @@ class KVCache:
                     cross_bias,
                     [KeyValue(*(b[:, :, :read_source] for b in pair)) for pair in pairs],
                 )
-        query_position = step.query_position(next_time.time, x.dtype) if source else None
+        query_position = step.query_position(next_time.time) if source else None
 
         rotation = step.rotary(position)
         if isinstance(step, NativeStep) and not self._queries(name):

@@ -56,7 +56,6 @@ typedef struct {
     const Block *block;
     const float *cos, *sin;           /* rotation of the layers [B, size], sin with its sign */
     const float *zip_cos, *zip_sin;   /* of the zips' queries, or NULL */
-    const float *zip_sinusoid;        /* added to the zips' queries [B, width], or NULL */
     Norm finish;
 } Step;
 
@@ -282,12 +281,7 @@ static int run_rows(const Step *step, float *x, long start, long rows)
             memcpy(y, before, rows * width * sizeof *x);
             state = y;
         }
-        for (long r = 0; r < rows; r++) {
-            float *q = normed + r * width;
-            normalise(&block->norm, width, state + r * width, q);
-            if (block->is_zip && step->zip_sinusoid)
-                for (long i = 0; i < width; i++) q[i] += step->zip_sinusoid[(start + r) * width + i];
-        }
+        for (long r = 0; r < rows; r++) normalise(&block->norm, width, state + r * width, normed + r * width);
         product(&block->into, rows, normed, width, wide, inner, 1, 0);
         (block->is_zip ? cross_attention : self_attention)(step, block, start, rows, wide, inner, heads, attended,
                                                            scores);

@@ -61,7 +61,7 @@ _Block = _struct(
 _Step = _struct(
     "_Step",
     width=c_long, blocks=c_long, at=c_long, block=c_void_p, cos=c_void_p, sin=c_void_p,
-    zip_cos=c_void_p, zip_sin=c_void_p, zip_sinusoid=c_void_p, finish=_Norm,
+    zip_cos=c_void_p, zip_sin=c_void_p, finish=_Norm,
 )  # fmt: skip
 
 
@@ -163,11 +163,7 @@ class NativeStep(SingleStep):
         """
         step = self.step
         step.at, (step.cos, step.sin) = at, (part.data_ptr() for part in rotation)
-        step.zip_cos, step.zip_sin, step.zip_sinusoid = None, None, None
-        if isinstance(query_position, tuple):
-            step.zip_cos, step.zip_sin = (part.data_ptr() for part in query_position)
-        elif query_position is not None:
-            step.zip_sinusoid = query_position.data_ptr()
+        step.zip_cos, step.zip_sin = [part.data_ptr() for part in query_position or ()] or (None, None)
         for index, block in self.layer_blocks:
             _set(block.kv, own[index].buffers, bias)
         for stage, source, block in self.zip_blocks:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from zipper.models.lora import merged
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Layer, LayerCache, frequencies
-from zipper.models.zip_block import SECONDS_BASE, SECONDS_PER_RADIAN, ZipBlock, sinusoid
+from zipper.models.zip_block import SECONDS_BASE, SECONDS_PER_RADIAN, ZipBlock
 
-# Position of a zip's query: a rotation, a sinusoid [B, D], or None.
-QueryPosition = tuple[Tensor, Tensor] | Tensor | None
+# Position of a zip's query: a rotation, or None.
+QueryPosition = tuple[Tensor, Tensor] | None
 
 
 class CrossAttentionBias(NamedTuple):
@@ -80,13 +80,9 @@ class SingleStep:
         """states [B, D] -> [B, Q, V]"""
         return torch.mm(states, self.head).view(len(states), len(self.offset), -1)
 
-    def query_position(self, next_time: Tensor, dtype: torch.dtype) -> QueryPosition:
+    def query_position(self, next_time: Tensor) -> QueryPosition:
         """Position of the zips' queries. next_time [B, 1]: time of the query in seconds."""
-        if self.position_kind == "rotary":
-            return self.zip_rotary(next_time / SECONDS_PER_RADIAN)
-        if self.position_kind == "sinusoidal":
-            return sinusoid(next_time, self.table.shape[1], dtype)[:, 0]
-        return None
+        return self.zip_rotary(next_time / SECONDS_PER_RADIAN) if self.position_kind == "rotary" else None
 
 
 class _Rotary:
@@ -186,13 +182,9 @@ class _Zip(NamedTuple):
     def __call__(
         self, x: Tensor, position: QueryPosition, source: KeyValue, cross_bias: CrossAttentionBias
     ) -> Tensor:
-        """x [B, D] plus the output of the zip. position: of the query, a rotation or a sinusoid [B,
-        D]."""
-        q = self.query_norm(x)
-        if isinstance(position, Tensor):
-            q = q + position
-        q = self.to_q(q).view(len(x), self.heads, self.size)
-        if isinstance(position, tuple):
+        """x [B, D] plus the output of the zip. position: of the query."""
+        q = self.to_q(self.query_norm(x)).view(len(x), self.heads, self.size)
+        if position is not None:
             q = _rotated(q, position)
         y = F.scaled_dot_product_attention(q[:, :, None], *source, attn_mask=cross_bias.bias)
         y = torch.addmm(x, y.flatten(1), self.to_out, alpha=self.attention_gate)

@@ -166,8 +166,8 @@ def _read(path: Path, start: float, seconds: float | None, longest: float, limit
         silence = max(SILENCE, STEPS.get(file.subtype, 0.0))
     if start > total + TOLERANCE or (piece is not None and missing > TOLERANCE):
         raise DataError(
-            f"{path} ends {max(missing, start - total):.2f} s before the segment that is listed. Download "
-            "it again, or correct the list, whose times need two decimals."
+            f"{path} ends {max(missing, start - total):.2f} s before the end of the segment that is listed. "
+            "Download it again, or correct the list, whose times need two decimals."
         )
     if missing > TOLERANCE:
         what = f"{missing:.1f} s of audio are" if math.isfinite(missing) else "its end is"

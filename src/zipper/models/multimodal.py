@@ -14,7 +14,7 @@ from zipper.config import ModelConfig
 from zipper.data.batches import Batch, Stream
 from zipper.models.ctc import CtcHeads
 from zipper.models.tower import Tower
-from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state
+from zipper.models.zip_block import TimePositions, ZipBlock
 
 Pair = tuple[str, str]  # (query, source)
 # Models in `evaluating`: how many such contexts are open, and the modes before the first of them.
@@ -42,7 +42,6 @@ class MultimodalModel(nn.Module):
         self.trained = False  # in this process
         self.next_modality_heads = nn.ModuleDict()
         self.ctc: CtcHeads | None = None  # of trainings with train.ctc
-        self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """States [B, T, D] of every modality's tokens, for the `logits` of its tower."""

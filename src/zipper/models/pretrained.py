@@ -58,7 +58,8 @@ def tower_info(folder: Path) -> dict[str, Any]:
     if not info or not file.is_file():
         raise DataError(
             f"init={folder} holds no {WEIGHTS} and {INFO}, and no config.json of a pre-trained language "
-            "model. Run `make pretrain`, or give a tower's folder or the Hub id user/name of a model."
+            "model. Pre-train it (`make pretrain`; on real speech `make train-real`, docs/training.md), or "
+            "give a tower's folder or the Hub id user/name of a model."
         )
     if sha256(file) != info["sha256"]:
         raise DataError(

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from zipper.config import ZipConfig
 from zipper.models.tower import KeyValue, rotate, rotation
 
-OLD_PARTS = {"asked_norm": "source_norm", "switches": "next_modality_heads"}
 SECONDS_BASE = 100.0  # ratio of the longest to the shortest rotary wavelength of a zip
 SECONDS_PER_RADIAN = 0.05  # of the fastest rotation
 
@@ -76,7 +75,6 @@ class ZipBlock(nn.Module):
         self.attention_gate = gate(cfg.gate_init)  # a
         self.feed_forward_gate = gate(cfg.gate_init)  # b
         self.scale = 1.0  # of the output, by `rescale_zips`
-        self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, x: Tensor, times: TimePositions, source: KeyValue, mask: Tensor) -> Tensor:
         """Output to be added to x: x [B, Tq, D], times [B, Tq], mask bool [B, Tq, Tk] -> [B, Tq, D].
@@ -105,16 +103,12 @@ class ZipBlock(nn.Module):
 
     def query(self, x: Tensor, times: TimePositions) -> Tensor:
         """Queries of x [B, Tq, D]: [B, H, Tq, K]"""
-        x = self.query_norm(x)
-        if self.cfg.position == "sinusoidal":
-            x = x + sinusoid(times.time, x.shape[-1], x.dtype)
-        return self._add_position(self._split(self.to_q(x)), times)
+        return self._add_position(self._split(self.to_q(self.query_norm(x))), times)
 
     def project_source(self, source: Tensor, times: TimePositions) -> KeyValue:
         """Keys and values [B, H, Tk, K] of the source tower's states [B, Tk, C] at times [B, Tk]."""
         h = F.relu(self.projected(source))
-        at = h + sinusoid(times.time, h.shape[-1], h.dtype) if self.cfg.position == "sinusoidal" else h
-        return KeyValue(self._add_position(self._split(self.to_k(at)), times), self._split(self.to_v(h)))
+        return KeyValue(self._add_position(self._split(self.to_k(h)), times), self._split(self.to_v(h)))
 
     def projected(self, source: Tensor) -> Tensor:
         """g of the source tower's states, before its ReLU: [B, Tk, C] -> [B, Tk, D]."""
@@ -132,17 +126,6 @@ def gate(value: float) -> nn.Parameter:
     return nn.Parameter(torch.full((1,), value))
 
 
-def accept_old_state(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """State-dict hook for older checkpoints and exports, which have scalar gates or other names
-    (OLD_PARTS)."""
-    for old, new in OLD_PARTS.items():
-        for name in [name for name in state if name.startswith(f"{prefix}{old}.")]:
-            state[f"{prefix}{new}{name.removeprefix(prefix + old)}"] = state.pop(name)
-    for name, _parameter in module.named_parameters(prefix.rstrip("."), recurse=False):
-        if name.endswith("gate") and name in state:
-            state[name] = state[name].reshape(1)
-
-
 def is_gate(name: str) -> bool:
     """Whether a parameter name is that of a gate."""
     return name.endswith("gate")
@@ -158,11 +141,3 @@ def mlp(in_features: int, out_features: int, depth: int) -> nn.Sequential:
         nn.init.zeros_(linear.bias)
         layers += [nn.ReLU(), linear] if index else [linear]
     return nn.Sequential(*layers)
-
-
-def sinusoid(time: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """Sinusoidal embedding of time [B, T] in seconds: [B, T, width]. The wavelengths are those of the
-    rotary option."""
-    frequency = SECONDS_BASE ** (-torch.arange(0, width, 2, device=time.device, dtype=time.dtype) / width)
-    angle = time[..., None] / SECONDS_PER_RADIAN * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1)[..., :width].to(dtype) * math.sqrt(0.5)

@@ -13,7 +13,7 @@ from zipper.config import ModelConfig
 from zipper.data.batches import Batch
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import KeyValue, Tower
-from zipper.models.zip_block import TimePositions, ZipBlock, accept_old_state, cross_attention_mask, gate, mlp
+from zipper.models.zip_block import TimePositions, ZipBlock, cross_attention_mask, gate, mlp
 
 
 class InputProjection(nn.Module):
@@ -25,7 +25,6 @@ class InputProjection(nn.Module):
         self.mlp = mlp(width, width, 3)
         if kind == "residual":
             self.gate = gate(0.0)  # starts as the identity
-        self.register_load_state_dict_pre_hook(accept_old_state)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D]"""

@@ -250,7 +250,7 @@ def fit(cfg: RunConfig, crops: Crops) -> CodecModule:
         max_steps=cfg.train_codec.steps,
         logger=logger,
         log_every_n_steps=50,
-        callbacks=[ModelCheckpoint(cfg.run_dir, save_last=True, every_n_train_steps=1000, save_top_k=0)],
+        callbacks=[ModelCheckpoint(cfg.run_dir, save_last=True, every_n_train_steps=200, save_top_k=0)],
         accelerator=cfg.train.accelerator,
         devices=1,
         gradient_clip_val=1.0,

@@ -15,6 +15,7 @@ from zipper.config import TrainCodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.data.skipped import Skipped, check_budget, list_skipped
 from zipper.errors import DataError
+from zipper.modalities.normalise import unreadable
 from zipper.training.semantic import semantic_units
 
 GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
@@ -42,6 +43,8 @@ class Crops(IterableDataset):
         found, skipped = list[tuple[str | None, Tensor]](), list[Skipped]()
         for u in tqdm(utterances, desc="read audio", mininterval=1.0):
             try:
+                if cfg.semantic_ctc and (reason := unreadable(u.text or "")):
+                    raise DataError(f"Utterance {u.id}: its text {reason}")
                 wave = u.wave(cfg.sample_rate)
             except DataError as error:
                 skipped.append(Skipped(id=u.id, reason=str(error)))

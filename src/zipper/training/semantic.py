@@ -29,7 +29,7 @@ FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
 SMALLEST = 1e-3  # deviation of a state's dimension, which may be constant
 BATCH_FRAMES = 4000  # of recordings of similar length, from which the head learns
 RATE, WARMUP = 2e-3, 100  # learning rate of the head, which decays to 0, and its first steps
-EVERY = 500  # steps from checkpoint to checkpoint of the head
+EVERY = 200  # steps from checkpoint to checkpoint of the head
 KEPT = "semantic.safetensors"
 
 LetterBatch = tuple[Tensor, Tensor, Tensor, Tensor]  # states [B, F, D], frames [B], letters [sum], counts [B]

@@ -32,7 +32,7 @@ WHOLE = {
     "model.kind": mostly("zipper", odd=("single_decoder",)),
     "model.next_modality_head": mostly("true", "false"),
     "model.zip.heads": mostly(1, 2, 4, odd=(3,)),
-    "model.zip.position": mostly("none", "sinusoidal", "rotary"),
+    "model.zip.position": mostly("none", "rotary"),
     "model.zip.projection_depth": mostly(1, 3, odd=(0,)), "model.zip.gate_init": mostly(0.0, 0.5),
     "train.tasks": mostly(*TASKS, odd=("{asr: 0}",)), "train.tokens": mostly(300, odd=(20,)),
     "train.accumulate": mostly(1, 2, odd=(50,)), "train.history_mask": mostly(0.0, 0.5),

@@ -5,6 +5,7 @@ import io
 import random
 import tarfile
 import threading
+from http.client import BadStatusLine, IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,27 @@ def test_an_archive_that_was_put_there_needs_no_network(server, monkeypatch):
     with pytest.raises(DataError, match=r"test-clean could not be downloaded .*put the archive at"):
         download(load_config(None, WORDS))
     assert Path("data/LibriSpeech/dev-clean").is_dir()
+
+
+def test_a_whole_archive_is_kept_whatever_a_server_answers(server):
+    """One that ignores ranges, as a page of a hotel, once took the archive's place."""
+    archive = Path("data/.incoming/librispeech/dev-clean.tar.gz")
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(server.served["dev-clean"])
+    server.served["dev-clean"] = b"<html>" * 9999
+    download(load_config(None, WORDS))
+    assert Path("data/LibriSpeech/dev-clean").is_dir()
+    assert names(server) == ["test-clean"]
+
+
+@pytest.mark.parametrize("error", [IncompleteRead(b""), BadStatusLine("x")], ids=repr)
+def test_a_broken_answer_is_reported(server, monkeypatch, error):
+    def answer(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    with pytest.raises(DataError, match="dev-clean could not be downloaded"):
+        download(load_config(None, WORDS))
 
 
 def test_a_damaged_archive_that_was_put_there_is_thrown_away(server):

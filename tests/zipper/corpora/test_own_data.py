@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from conftest import joined, units
 from zipper.config import RunConfig, TrainCodecConfig, load_config
 from zipper.corpora.lists import read_list, sentences_of_folder
 from zipper.corpora.open import open_corpus
-from zipper.corpora.utterance import Utterance
+from zipper.corpora.utterance import SPLITS, Utterance
 from zipper.data.dataset import listing_hash
 from zipper.data.encode import prepare_dataset
 from zipper.errors import ConfigError, DataError
@@ -105,14 +106,27 @@ def test_transcripts_of_dev_and_test_are_no_plain_text(tmp_path):
 
 
 def test_settings_of_corpora_that_do_not_fit_are_refused(tmp_path):
-    file = written(tmp_path / "a.tsv", "id\taudio\ttext", "1\ta.wav\tso")
     with pytest.raises(ConfigError, match="the file of a manifest and the folder of librispeech"):
         corpus("data.corpus=manifest+librispeech")
-    with pytest.raises(ConfigError, match=r"data\.corpus=manifest has not\. Give data\.splits=\{\}"):
-        open_corpus(corpus("data.corpus=manifest", f"data.folder={file}", "data.splits={train: [118]}"))
     twice = "data.splits={train: [dev-clean], dev: [dev-clean], test: [dev-clean]}"
     with pytest.raises(DataError, match="names dev-clean twice"):
         open_corpus(corpus("data.corpus=librispeech", f"data.folder={tmp_path}", twice))
+
+
+@pytest.mark.parametrize("recipe", ["real-speech", "mini-librispeech", "real-single-decoder", "real-units"])
+def test_a_recipe_of_real_speech_takes_a_list_as_the_docs_say(tmp_path, capsys, recipe):
+    rows = [f"{split}-{i}\ta.wav\tso it is\t{split}" for split in SPLITS for i in range(3)]
+    file = written(tmp_path / "a.tsv", "id\taudio\ttext\tsplit", *rows)
+    cfg = load_config(Path(f"configs/{recipe}.yaml"), ["data.corpus=manifest", f"data.folder={file}"])
+    assert {u.split for u in open_corpus(cfg)} == {*SPLITS}
+    assert ("data.corpus=manifest ignores it" in capsys.readouterr().out) == bool(cfg.data.splits)
+
+
+def test_a_folder_of_too_little_text_is_refused(tmp_path):
+    written(tmp_path / "a.txt", "Ten words are few.")
+    words = ["data.corpus=text", f"data.folder={tmp_path}"]
+    with pytest.raises(DataError, match="holds no passage of 20 to 30 words"):
+        open_corpus(corpus(*words, "data.passages=[20,30]"))
 
 
 def test_an_encoded_dataset_follows_its_recordings(tmp_path, utterances, codec, subwords):
@@ -139,7 +153,7 @@ def test_an_encoded_dataset_follows_its_recordings(tmp_path, utterances, codec, 
 
 def test_a_codec_is_trained_on_recordings_at_their_speeds_without_the_broken_ones(tmp_path, capsys):
     file = tmp_path / "a.wav"
-    cfg = TrainCodecConfig(seconds=0.5)
+    cfg = TrainCodecConfig(seconds=0.48)
     sf.write(file, torch.randn(cfg.sample_rate).numpy() * 0.1, cfg.sample_rate)
     speeds = Counter({1.0: 120, 0.5: 1})
     found = [
@@ -152,6 +166,10 @@ def test_a_codec_is_trained_on_recordings_at_their_speeds_without_the_broken_one
     assert Counter(len(wave) for wave in crops.waves) == {cfg.sample_rate: 120, 2 * cfg.sample_rate: 1}
     assert "1 recordings were skipped" in capsys.readouterr().out
     assert "gone" in (tmp_path / "recordings.skipped").read_text(encoding="utf-8")
+    texts = [replace(u, text="page 5" if i == 7 else "page five") for i, u in enumerate(found)]
+    crops = Crops(texts, replace(cfg, semantic="whisper", semantic_ctc=1), 0, folder=tmp_path)
+    assert len(crops.waves) == 120  # no letters are learnt from what has no reading
+    assert "its text has digits" in (tmp_path / "recordings.skipped").read_text(encoding="utf-8")
     with pytest.raises(DataError, match="2 of 123 utterances cannot be used, more than 1%"):
         Crops([*found, broken, broken], cfg, 0, folder=tmp_path)
 

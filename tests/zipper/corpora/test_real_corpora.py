@@ -263,7 +263,7 @@ def test_a_manifest_of_ones_own_in_both_formats(tmp_path):
 def test_a_piece_beyond_the_end_and_a_wrong_header_are_refused(tmp_path):
     noise(tmp_path / "a.flac", 1.0)
     beyond = Utterance("a", str(tmp_path / "a.flac"), "x", "x", "train", start=0.5, seconds=0.8)
-    with pytest.raises(DataError, match=r"ends 0\.30 s before the segment"):
+    with pytest.raises(DataError, match=r"ends 0\.30 s before the end of the segment"):
         beyond.wave(16000)
     data = bytearray((tmp_path / "a.flac").read_bytes())
     truncated = tmp_path / "b.flac"

@@ -26,7 +26,7 @@ from zipper.training.module import ZipperModule
 
 @given(
     names=st.sampled_from([("text", "speech"), ("speech", "text"), ("text", "speech", "music")]),
-    position=st.sampled_from(["none", "sinusoidal", "rotary"]),
+    position=st.sampled_from(["none", "rotary"]),
     layers=st.integers(4, 6),
     parts=st.integers(1, 8),
     multimodal=st.booleans(),

@@ -21,12 +21,12 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reaso
 @pytest.mark.parametrize(
     ("dtype", "close"), [(torch.float64, 1e-10), (torch.float32, 1e-4), (torch.bfloat16, 0.2)], ids=str
 )
-@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary", "elsewhere", "lora"])
+@pytest.mark.parametrize("position", ["none", "rotary", "elsewhere", "lora"])
 def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position, monkeypatch):
     """Three towers in turns, ragged rows of which one is of a single modality, and more columns than the
     buffers begin with; and the two ways of writing may follow each other in one memory."""
     names, elsewhere = ("text", "speech", "music"), position == "elsewhere"
-    placed = position if position in ("none", "sinusoidal") else "rotary"
+    placed = "none" if position == "none" else "rotary"
     model = tiny_model(names, position=placed, elsewhere=elsewhere, lora=2 * (position == "lora")).to(dtype)
     monkeypatch.setattr("zipper.generation.cache.compiled", lambda: KVCache._run)
     draw = torch.Generator().manual_seed(3)
@@ -46,10 +46,10 @@ def test_a_column_at_a_time_equals_the_layers_themselves(dtype, close, position,
 
 @needs_compiler
 @pytest.mark.parametrize("rows", [3, 21])
-@pytest.mark.parametrize("position", ["none", "sinusoidal", "rotary", "elsewhere", "lora"])
+@pytest.mark.parametrize("position", ["none", "rotary", "elsewhere", "lora"])
 def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatch):
     """With no source, one and two; ragged rows, one of a single modality; in one thread and two."""
-    placed = position if position in ("none", "sinusoidal") else "rotary"
+    placed = "none" if position == "none" else "rotary"
     query = "text" if position in ("elsewhere", "lora") else "speech"  # these are of the text tower
     model = tiny_model(
         ("text", "speech", "music"),

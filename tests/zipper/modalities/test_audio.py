@@ -285,5 +285,5 @@ def test_a_piece_may_end_a_rounding_after_its_file_and_no_more(tmp_path):
     assert len(read_wave(file, RATE, 0.0, 1.0 + TOLERANCE / 2)) == RATE
     assert len(read_wave(file, RATE, 0.25)) == 3 * RATE // 4
     for piece in ((0.5, 0.6), (1.2, 0.1), (2.0, None)):
-        with pytest.raises(DataError, match="before the segment that is listed"):
+        with pytest.raises(DataError, match="before the end of the segment that is listed"):
             read_wave(file, RATE, *piece)
