@@ -34,7 +34,7 @@ class Zipper(Generator):
     """
 
     joined: RunConfig | None = None  # config of `from_towers`
-    figures: Mapping[str, Any] = {}  # of the export that was loaded, until it is trained further
+    figures: Mapping[str, Any] | None = None  # of the model that was loaded, until it is trained further
 
     @classmethod
     def from_towers(
@@ -95,7 +95,7 @@ class Zipper(Generator):
     def train_on(self, config: RunConfig, statistics: DatasetStatistics) -> None:
         """Set the config and the statistics of a training. `ZipperData` calls it. The model settings of
         `config` must be this model's. Directions that it was trained for before stay in use."""
-        self.config, self.statistics, self.figures = config, statistics, {}
+        self.config, self.statistics, self.figures = config, statistics, None
         self.network.set_times(statistics.rates, statistics.seconds)
         before = self.network.used if self.joined is None or self.network.trained else []
         self.network.used = sorted({*before, *directions(config.train.tasks)})
@@ -253,9 +253,9 @@ class Zipper(Generator):
 
         Raises DataError if the Hub refuses or is unreachable.
         """
-        bits = cast(Literal[16, 8, 4], self.config.export_bits) if self.figures else 16
+        bits = 16 if self.figures is None else cast(Literal[16, 8, 4], self.config.export_bits)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, bits=bits, **self.figures)
+            self.save_pretrained(folder, bits=bits, **(self.figures or {}))
             return push(Path(folder), repository, private)
 
 
