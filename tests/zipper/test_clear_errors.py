@@ -223,7 +223,7 @@ CASES = [
     (["download", ASR, "data.corpus=librispeech", "data.folder=x", "data.splits={train: [train-dirty]}"],
      None, C, "data.splits", "train-dirty", "known are dev-clean"),
     ([*PREPARE, "data.corpus=manifest"], None, C, "data.corpus=manifest", "needs data.folder"),
-    (LIST, None, D, "data.folder=list.tsv", "does not exist", "Name the folder"),
+    (LIST, None, D, "data.folder=list.tsv", "does not exist", "Name the file"),
     (LIST, write("list.tsv", ""), D, "list.tsv", "[]", "must be a tab-separated header"),
     (LIST, write("list.tsv", "file\twords\na\tb\n"), D, "list.tsv", "['file', 'words']", "must be a tab-separated header"),
     (LIST, write("list.tsv", "audio\ttext\na\tb\tc\n"), D, "list.tsv, line 2", "3 columns", "header has 2"),

@@ -84,8 +84,8 @@ def train_sharded(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("sharded")
-    # Forked: a process that imports all of this anew takes longer than its work.
-    mp.start_processes(train_sharded, (folder,), nprocs=2, start_method="fork")
+    # Not forked: PyTorch forbids it once a test before has used autograd's threads.
+    mp.start_processes(train_sharded, (folder,), nprocs=2, start_method="spawn")
     return torch.load(folder / "weights.pt", weights_only=True)
 
 
