@@ -10,7 +10,7 @@ from broken_runs import LONG, Killed, assert_same, at_step, die
 from conftest import as_batch, config, interleaving, tiny_model
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document
-from zipper.generation.generate import Generator, prefill
+from zipper.generation.generate import SegmentGenerator, prefill
 from zipper.models.losses import stream_loss
 from zipper.training import run as run_module
 
@@ -48,7 +48,7 @@ def test_what_is_generated_equals_that_of_the_cpu():
     for device in ("cpu", "cuda"):
         there = copy.deepcopy(model).to(device)
         with torch.no_grad():
-            generator = Generator(prefill(there, prompts, {"speech"}), "speech", [])
+            generator = SegmentGenerator(prefill(there, prompts, {"speech"}), "speech", [])
             ids = [one.id for one in prompts]
             out = generator.generate([0, 1, 2], [20] * 3, SamplingConfig(), ids, 0, append_last=False)
         found.append([one.content.tolist() for one in out])

@@ -19,7 +19,7 @@ from zipper.config import SamplingConfig, TowerConfig
 from zipper.data.batches import Batch, collate
 from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment, document
-from zipper.generation.generate import GREEDY, Generator, generate, prefill
+from zipper.generation.generate import GREEDY, SegmentGenerator, generate, prefill
 from zipper.generation.zipper import Zipper
 from zipper.modalities.layout import FREE, TokenLayout
 from zipper.models.multimodal import MultimodalModel
@@ -108,7 +108,7 @@ def generate_speech(
     model: MultimodalModel, prompts: list[Document], sampling: SamplingConfig = GREEDY
 ) -> None:
     """Generates FRAMES frames for each prompt with the cache."""
-    generator = Generator(prefill(model, prompts, {"speech"}), "speech", [])
+    generator = SegmentGenerator(prefill(model, prompts, {"speech"}), "speech", [])
     generator.layout = NeverEnds(*generator.layout)
     rows, ids = list(range(len(prompts))), [one.id for one in prompts]
     (first, *_) = generator.generate(rows, [FRAMES] * len(rows), sampling, ids, 0, append_last=False)

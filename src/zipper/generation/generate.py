@@ -106,7 +106,7 @@ def generate(
         for name, most in caps.items():
             mine = [at for at, i in enumerate(rows) if following.get(i) == name]
             generator, sampling = (
-                Generator(cache, name, statistics.max_repeats(name)),
+                SegmentGenerator(cache, name, statistics.max_repeats(name)),
                 (decode or {}).get(name, GREEDY),
             )
             doubted = doubts(cache, name)
@@ -147,7 +147,7 @@ def content_cap(model: MultimodalModel, statistics: DatasetStatistics, name: str
     return statistics.cap(name, source.modality, _length(model, source.modality, source.tokens))
 
 
-class Generator:
+class SegmentGenerator:
     """Generates one segment of one modality for rows of a cache."""
 
     def __init__(self, cache: KVCache, name: str, max_repeats: list[int]) -> None:

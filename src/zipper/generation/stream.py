@@ -9,7 +9,7 @@ from torch import Tensor
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document
 from zipper.data.statistics import DatasetStatistics
-from zipper.generation.generate import GREEDY, Generator, content_cap, prefill
+from zipper.generation.generate import GREEDY, SegmentGenerator, content_cap, prefill
 from zipper.generation.order import check_prompts
 from zipper.generation.sampling import check_seed
 from zipper.generation.stopping import StoppingCriteria
@@ -38,7 +38,7 @@ def stream(
     source = prompt.segments[-1]
     cache = prefill(model, [prompt], {name})
     cache.set_compiled(sampling.compile)
-    generator = Generator(cache, name, statistics.max_repeats(name))
+    generator = SegmentGenerator(cache, name, statistics.max_repeats(name))
     caps = np.array([content_cap(model, statistics, name, source)])
     criteria = StoppingCriteria(generator.layout, [0], caps, generator.max_repeats)
     outputs, sent = [], 0

@@ -1,15 +1,49 @@
 """Training losses: next-token prediction and next-modality prediction; masking of history and prompts."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zipper.config import TrainConfig
 from zipper.data.batches import Batch, Stream
 from zipper.modalities.layout import TokenLayout
 from zipper.models.multimodal import MultimodalModel
 from zipper.models.tower import Tower
+from zipper.models.zipper import ZipperModel, recorded_attention
+
+
+def training_loss(
+    model: MultimodalModel, batch: Batch, train: TrainConfig, slices: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one of the `slices` of a step, whose mean over slices is the loss of the step: [], and its
+    parts before `train.ctc` and `train.guide` weigh them: the modalities of the batch, ctc, guide, switch."""
+    guided, attention = model.ctc if train.guide else None, []
+    with ExitStack() as recording:
+        if guided is not None and isinstance(model, ZipperModel):
+            pairs = [(head.answer, head.prompt) for head in guided.own()]
+            attention = [recording.enter_context(recorded_attention(model, *pair)) for pair in pairs]
+        states = model(batch)
+    loss, parts = states[model.names[0]].new_zeros(()), dict[str, Tensor]()
+    for name, stream in batch.streams.items():
+        books = train.codebook_weights if len(train.codebook_weights) == stream.tokens.shape[-1] else []
+        part = stream_loss(model.tower(name), states[name], stream, books)
+        part = part * slices / max(batch.total[name], 1.0)
+        if batch.total[name]:
+            parts[name] = part
+        loss = loss + part
+    if model.ctc is not None and train.ctc:
+        parts["ctc"] = model.ctc(states, batch) * slices
+        loss = loss + train.ctc * parts["ctc"]
+        if guided is not None:
+            parts["guide"] = guided.guide(states, batch, attention) * slices
+            loss = loss + train.guide * parts["guide"]
+    if model.next_modality_heads:
+        parts["switch"] = next_modality_loss(model, states, batch) * slices / max(batch.segment_ends, 1)
+        loss = loss + parts["switch"]
+    return loss, parts
 
 
 def stream_loss(
@@ -17,7 +51,7 @@ def stream_loss(
 ) -> Tensor:
     """Weighted sum of cross-entropies over scored (token, codebook) pairs, in float32 or float64: []
 
-    books: weight of each codebook; default 1.
+    codebook_weights: of each codebook; default 1.
 
     Logits are computed only for scored tokens, because the head is a large share of a small tower's cost.
     """

@@ -2,7 +2,6 @@
 
 import json
 import time
-from contextlib import ExitStack
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,9 +20,9 @@ from zipper.errors import ConfigError, TrainingError
 from zipper.generation.zipper import Zipper
 from zipper.models.building import TrainedModel, build_untrained, exported_weights, idle_parts, set_trainable
 from zipper.models.ctc import CtcHeads
-from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, not_finite, stream_loss
+from zipper.models.losses import mask_history, mask_prompt, not_finite, stream_loss, training_loss
 from zipper.models.multimodal import MultimodalModel
-from zipper.models.zipper import ZipperModel, recorded_attention
+from zipper.models.zipper import ZipperModel
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers, shard
 from zipper.training.fine_tuning import check_same
@@ -201,33 +200,9 @@ class ZipperModule(L.LightningModule):
             batch = mask_history(batch, self.model, train.history_mask, train.history_mask_span)
         if train.mask:
             batch = mask_prompt(batch, self.model, train.mask, train.mask_span)
-        with ExitStack() as recording:
-            guided, attention = self.model.ctc if train.guide else None, []
-            if guided is not None and isinstance(self.model, ZipperModel):
-                pairs = [(head.answer, head.prompt) for head in guided.own()]
-                attention = [recording.enter_context(recorded_attention(self.model, *pair)) for pair in pairs]
-            states = self.model(batch)
-        loss = states[self.model.names[0]].new_zeros(())
-        for name, stream in batch.streams.items():
-            books = self.cfg.train.codebook_weights
-            books = books if len(books) == stream.tokens.shape[-1] else []
-            part = stream_loss(self.model.tower(name), states[name], stream, books)
-            part = part * slices / max(batch.total[name], 1.0)
-            if batch.total[name]:
-                self._add(f"loss_{name}", part)
-            loss = loss + part
-        if self.model.ctc is not None and train.ctc:
-            aligned = self.model.ctc(states, batch) * slices
-            self._add("loss_ctc", aligned)
-            loss = loss + self.cfg.train.ctc * aligned
-            if guided is not None:
-                missed = guided.guide(states, batch, attention) * slices
-                self._add("loss_guide", missed)
-                loss = loss + train.guide * missed
-        if self.model.next_modality_heads:
-            head_loss = next_modality_loss(self.model, states, batch) * slices / max(batch.segment_ends, 1)
-            self._add("loss_switch", head_loss)
-            loss = loss + head_loss
+        loss, parts = training_loss(self.model, batch, train, slices)
+        for name, part in parts.items():
+            self._add(f"loss_{name}", part)
         self._add("loss", loss)
         self._add("padding", loss.new_full((), batch.padding))
         self.latest["loss"] = loss.detach()
