@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
@@ -43,7 +44,7 @@ class ZipperData(L.LightningDataModule):
     ) -> None:
         """Encode a corpus with the model's tokenizer and codec, if that was not done before, and give the
         model its statistics. The zips of a new model are initialised from the data (model.zip.whiten,
-        model.zip.rescale).
+        model.zip.rescale) and the seed.
 
         corpus: `data.corpus`, or the name of a section file (librispeech). tasks: shares of the tasks, by
         number of examples. overrides: `key=value` settings, as on the command line (data.folder=...,
@@ -84,7 +85,9 @@ class ZipperData(L.LightningDataModule):
         model.train_on(cfg, continued(model.statistics, statistics) if trained_before else statistics)
         self._open(cfg, dataset)
         if not trained_before:
-            start_zips(model.network, cfg.model.zip, self.steps)
+            with torch.random.fork_rng():
+                torch.manual_seed(cfg.seed)
+                start_zips(model.network, cfg.model.zip, self.steps)
 
     @classmethod
     def of(cls, cfg: RunConfig, dataset: EncodedDataset) -> "ZipperData":
