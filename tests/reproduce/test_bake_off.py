@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 from test_compare import result
 from test_comparison import run, text_of
 
@@ -10,7 +11,7 @@ from reproduce.report.plots import draw_bake_off
 from reproduce.report.records import Results
 from zipper.errors import DataError
 from zipper.evaluation.result_file import write_result
-from zipper.evaluation.significance import compare, holm, over_seeds
+from zipper.evaluation.significance import compare, crossed, holm, over_seeds
 
 WORDS = [10] * 200
 
@@ -162,3 +163,35 @@ def test_ways_on_other_terms_are_refused(folder):
 def test_no_results_no_section(tmp_path):
     assert "##" not in text_of("bake_off", tmp_path)
     assert draw_bake_off(Results(tmp_path), tmp_path) == []
+
+
+def test_the_variance_over_seeds_and_utterances_is_that_of_crossed_random_effects():
+    """Mean squares of a two-way analysis of variance; the other side does not vary."""
+    draw, seeds, count = np.random.default_rng(0), 4, 50
+    words = np.full(count, 10)
+    errors = 3 + draw.normal(0, 1, (seeds, 1)) + draw.normal(0, 1, count) + draw.normal(0, 1, (seeds, count))
+    rates, mean = errors / 10, errors.mean() / 10
+    by_seed, by_utterance = rates.mean(1) - mean, rates.mean(0) - mean
+    left = rates - mean - by_seed[:, None] - by_utterance
+    squares = (
+        count * (by_seed**2).sum() / (seeds - 1),
+        seeds * (by_utterance**2).sum() / (count - 1),
+        (left**2).sum() / (seeds - 1) / (count - 1),
+    )
+    assert squares[2] < min(squares[:2])
+    variance = (squares[0] + squares[1] - squares[2]) / (seeds * count)
+    freedom = (variance * seeds * count) ** 2 / (
+        squares[0] ** 2 / (seeds - 1) + squares[1] ** 2 / (count - 1)
+    )
+    low, high, p = crossed(errors, np.full((2, count), 2.0), words)
+    width = scipy.stats.t.ppf(0.975, freedom) * variance**0.5
+    assert (low, high) == pytest.approx((mean - 0.2 - width, mean - 0.2 + width))
+    assert p == pytest.approx(2 * scipy.stats.t.sf((mean - 0.2) / variance**0.5, freedom))
+
+
+def test_a_variance_is_never_less_than_that_of_seeds_or_of_utterances():
+    """Where seeds differ in utterances alone, what both hold would take more away than there is."""
+    words, apart = np.full(40, 10), np.tile([1.0, -1.0], 20)
+    errors = np.stack([3 + apart, 3 - apart]) + np.array([[0.01], [-0.01]])
+    low, high, _ = crossed(errors, np.full((2, 40), 2.0), words)
+    assert high - low >= 2 * scipy.stats.t.ppf(0.975, 1) * 0.001 - 1e-9

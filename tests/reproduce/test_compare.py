@@ -14,7 +14,16 @@ from zipper.data.statistics import measure_statistics
 from zipper.errors import DataError
 from zipper.evaluation.result_archive import pack
 from zipper.evaluation.result_file import write_result
-from zipper.evaluation.significance import RESAMPLES, bootstrap, compare, describe, over_seeds, p_value
+from zipper.evaluation.significance import (
+    RESAMPLES,
+    bootstrap,
+    compare,
+    crossed,
+    describe,
+    different_data,
+    over_seeds,
+    p_value,
+)
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
@@ -245,3 +254,33 @@ def test_what_has_too_little_to_compare_is_refused(errors, words):
 
 def test_a_p_that_is_no_number_is_not_a_small_one():
     assert p_value(float("nan")) == "= nan"
+
+
+def test_with_one_seed_the_interval_is_that_of_a_ratio():
+    """Utterances of many words weigh more: the variance is that of errors less what their words expect."""
+    draw = np.random.default_rng(0)
+    words = draw.integers(3, 40, 60)
+    a, b = draw.binomial(words, 0.5), draw.binomial(words, 0.2)
+    apart = (a - b).sum() / words.sum()
+    error = (((a - b - apart * words) ** 2).sum() * 60 / 59) ** 0.5 / words.sum()
+    width = scipy.stats.t.ppf(0.975, 59) * error
+    found = crossed(a[None].astype(float), b[None].astype(float), words)
+    assert found[:2] == pytest.approx((apart - width, apart + width))
+
+
+def test_means_over_seeds_that_are_equal_share_a_rank():
+    """2/3 - 1/3 is another float than 1/3."""
+    draw, words = np.random.default_rng(0), [9] * 60
+    sides = [draw.integers(0, 4, (3, 60)) for _ in range(2)]
+    a, b = ([result(errors.tolist(), words) for errors in side] for side in sides)
+    found, sums = compare(a, b), sides[0].sum(0) - sides[1].sum(0)  # in thirds
+    ranked = sums[sums != 0]
+    assert found.different == len(ranked)
+    assert found.leaning == (np.sign(ranked) * scipy.stats.rankdata(abs(ranked))).sum()
+    assert found.p == pytest.approx(scipy.stats.wilcoxon(ranked, method="asymptotic").pvalue)
+
+
+def test_recordings_of_the_synthetic_voice_may_differ_between_machines_and_others_may_not():
+    for folder, parts in (("spoken-1f", []), ("mini-librispeech", ["data.audio"])):
+        one, other = (result([1, 2], [3, 3], data={"corpus_folder": folder, "audio": a}) for a in "xy")
+        assert [part for part, *_ in different_data(one, other)] == parts

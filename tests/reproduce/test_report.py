@@ -112,3 +112,13 @@ def test_the_dashboard_says_which_panels_no_run_fills(in_tmp, capsys, monkeypatc
     monkeypatch.setattr(board.ws.Workspace, "save", lambda self: saved.append(self))
     dashboard("", "mine", Path("build/runs"))
     assert (saved[0].entity, saved[0].project) == ("me", "mine")
+
+
+def test_attention_is_diagonal_by_its_mean_position():
+    """However flat it is."""
+    at = torch.arange(30.0)
+    flat = torch.stack(
+        [(-((at - 5 - 2 * i) / 20).square()).exp() + 0.3 * (at == 0) for i in range(10)]
+    ).double()
+    assert diagonal(flat / flat.sum(1, keepdim=True)) == pytest.approx(1)
+    assert diagonal(torch.eye(5).flip(0)) == pytest.approx(-1)

@@ -1,9 +1,13 @@
 """Batches of items of similar lengths."""
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import as_batch, tiny_model
 from zipper.data.batches import spans
+from zipper.data.documents import Document, Segment
 
 
 @given(st.lists(st.integers(1, 500), max_size=60).map(sorted), st.integers(1, 20), st.integers(1, 2000))
@@ -15,3 +19,11 @@ def test_batches_cover_all_rows_in_order_and_are_as_large_as_count_and_limit_all
         assert size == 1 or (size <= count and size * lengths[end - 1] <= limit)
         if end < len(lengths):  # one more would be too many
             assert size == count or (size + 1) * lengths[end] > limit
+
+
+def test_padding_is_the_share_of_places_without_a_token():
+    model = tiny_model()
+    parts = [Segment("text", t := torch.zeros(n, 1, dtype=torch.int64), t >= 0, 1.0) for n in (2, 6, 4)]
+    batch = as_batch(model, [Document(str(n), [part], False) for n, part in enumerate(parts)])
+    assert (batch.tokens, batch.length) == (12, 6)
+    assert batch.padding == pytest.approx(1 - 12 / 18)  # a tower without tokens has no places

@@ -18,6 +18,7 @@ from zipper.data.dataset import limit_rows, sentences_of
 from zipper.data.documents import document, scored_weight
 from zipper.data.encode import prepare_dataset
 from zipper.data.schedule import BatchSchedule, _cut
+from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.asr_scorer import SCORER_RATE
 from zipper.modalities.speech_scorer import recording
@@ -261,3 +262,48 @@ def test_the_first_documents_are_of_every_task(dataset):
     found = steps(dataset, tasks={"asr": 50.0, "tts": 1.0}, tokens=100).first_documents(1)
     orders = {tuple(part.modality for part in one.segments) for one in found}
     assert orders == {("speech", "text"), ("text", "speech")}
+
+
+def test_the_last_token_of_a_segment_is_to_tell_which_modality_follows(dataset):
+    row, names = dataset.splits["train"][0], [*BOOKS]
+    for task, order in (("asr", ["speech", "text"]), ("tts", ["text", "speech"])):
+        batch = collate([document(dataset, row, task, 0.0)], BOOKS)
+        for name, then in zip(order, [names.index(order[1]), len(names)], strict=True):  # the last: none
+            assert batch.streams[name].next_modality[0].tolist()[-1] == then
+            assert (batch.streams[name].next_modality[0, :-1] == -100).all()
+    alone = collate([document(dataset, row, "text", 0.0)], BOOKS)
+    assert (alone.streams["text"].next_modality == -100).all()
+
+
+def test_slices_know_how_many_segments_of_the_step_end(dataset):
+    cut = BatchSchedule(dataset, "train", {"asr": 1.0, "text": 1.0}, 400, 2, 0, 0.0)
+    for step in range(4):
+        parts = [cut.batch(step, part, BOOKS) for part in range(2)]
+        own = sum(int((s.next_modality != -100).sum()) for part in parts for s in part.streams.values())
+        assert {part.segment_ends for part in parts} == {own}
+
+
+def test_epochs_and_seeds_put_other_examples_together(dataset):
+    def batches(seed: int, epoch: int) -> set[frozenset]:
+        found = steps(dataset, seed=seed)._epoch(epoch)
+        return {frozenset(found.examples(step)) for step in range(len(found))}
+
+    assert batches(0, 0) == batches(0, 0)
+    several = [batches(0, 0), batches(0, 1), batches(1, 0), batches(1, 1)]
+    assert all(a != b for i, a in enumerate(several) for b in several[:i])
+
+
+def test_documents_weigh_the_mean_of_all_tasks_that_end_in_a_modality(dataset):
+    tasks = {"asr": 1.0, "text": 1.0, "tts": 1.0}
+    one = BatchSchedule(dataset, "train", tasks, 400, 1, 0, 0.0, loss_mean="document")
+    rows = dataset.splits["train"]
+    assert one.average["text"] == pytest.approx(np.mean([len(row["ids"]) + 1 for row in rows]))
+    assert one.average["speech"] == pytest.approx(np.mean([len(row["codes"]) + 1 for row in rows]))
+    batch = one.batch(0, 0, BOOKS)
+    assert batch.total["text"] == pytest.approx(one.average["text"] * len(batch.ids) / 2)
+
+
+def test_rates_are_tokens_over_seconds_of_all_rows(dataset):
+    rows = dataset.splits["train"]
+    spoken = sum(row["seconds"] for row in rows)
+    assert measure_statistics(dataset).rates["text"] == pytest.approx(sum(map(len, rows["ids"])) / spoken)

@@ -2,12 +2,14 @@
 
 import hashlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from zipper.errors import DataError
 from zipper.evaluation import speaker as speaker_module
+from zipper.evaluation.codec import between_speakers
 from zipper.evaluation.speaker import FILE, SpeakerEncoder, speaker_encoder
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
@@ -56,3 +58,11 @@ def test_a_package_that_is_missing_is_left_out_and_a_changed_one_is_refused(pack
         speaker_encoder()
     monkeypatch.setattr(speaker_module, "find_spec", lambda name: None)
     assert speaker_encoder() is None
+
+
+def test_voices_are_compared_with_those_of_others():
+    names = ["a", "a", "b", "b", "a", "b"]
+    said = [SimpleNamespace(id=str(i), speaker=name) for i, name in enumerate(names)]
+    voices = [torch.tensor([1.0, 0.0] if name == "a" else [0.6, 0.8]) for name in names]
+    assert between_speakers(said, voices) == 0.6
+    assert between_speakers(said[:2], voices[:2]) is None

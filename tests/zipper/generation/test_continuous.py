@@ -12,6 +12,7 @@ from test_single_decoder import single_decoder
 from conftest import tiny_model
 from slow import STATISTICS, prompts
 from zipper.config import SamplingConfig
+from zipper.data.documents import Document, Segment
 from zipper.errors import ConfigError
 from zipper.generation.cache import BLOCK
 from zipper.generation.continuous import ContinuousBatch
@@ -78,3 +79,32 @@ def test_beam_search_is_refused():
     (doc,) = prompts(model := tiny_model(), 1, "text")
     with pytest.raises(ConfigError, match="candidates=3: the best is known at the end"):
         next(stream(model, doc, "speech", STATISTICS, several))
+
+
+@pytest.mark.parametrize("to", ["text", "speech"])
+def test_long_prompts_that_join_a_short_one_are_read_to_their_end(to):
+    model, draw = tiny_model(), torch.Generator().manual_seed(0)
+    given = "speech" if to == "text" else "text"
+    cfg, decode, todo = model.cfg.towers[given], {to: SamplingConfig(temperature=2)}, []
+    for at, count in enumerate((5, 40, 90, 30, 50, 70)):
+        tokens = torch.randint(cfg.vocabulary, (count, cfg.codebooks), generator=draw)
+        todo.append(Document(str(at), [Segment(given, tokens, tokens >= 0, 0.0)], True))
+    batch = ContinuousBatch(model, to, LONG, decode)
+    rows = [row for one in todo for row in batch.add([one])]
+    while batch.rows:
+        batch.step()
+    for one, row in zip(todo, rows, strict=True):
+        [[alone]] = generate(model, [one], [to], LONG, decode)
+        assert torch.equal(row.output.tokens, alone.tokens)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_a_stream_joined_is_the_segment_and_each_piece_is_a_frame(temperature):
+    model, how, longest = tiny_model(seed=4), {"speech": SamplingConfig(temperature)}, 0
+    for prompt in prompts(model, 5, "text"):
+        [[whole]] = generate(model, [prompt], ["speech"], LONG, how)
+        frames = [*stream(model, prompt, "speech", LONG, how)]
+        assert torch.equal(torch.cat([whole.content[:, :0], *frames], dim=1), whole.content)
+        assert all(frame.shape == (3, 1) for frame in frames)
+        longest = max(longest, len(frames))
+    assert longest > 10  # `tiny_model()` says nothing at all

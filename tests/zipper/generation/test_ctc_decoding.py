@@ -196,3 +196,17 @@ def test_an_answer_to_what_is_no_speech_is_doubted(model, dataset, bias, doubt):
     network.ctc = None
     [[without]] = generate(network, given[:1], ["text"], statistics)
     assert without.doubt == ""
+
+
+def test_a_letter_that_is_held_is_one_letter(model, dataset):
+    """As a hum is: hardly a letter is recognised in it."""
+    network, statistics = model
+    head = network.ctc.get("text", "speech")
+    torch.nn.init.zeros_(head.linear.weight)
+    with torch.no_grad():
+        head.linear.bias.fill_(-20.0)
+        head.linear.bias[1] = 0.0
+    given = prompts(dataset)
+    assert any(len(prompt.segments[0].tokens) > 10 for prompt in given)
+    for prompt, [found] in zip(given, generate(network, given, ["text"], statistics), strict=True):
+        assert found.doubt.startswith("hardly a letter") == (len(prompt.segments[0].tokens) > 10)

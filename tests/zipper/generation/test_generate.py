@@ -17,7 +17,7 @@ from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.errors import ConfigError
 from zipper.evaluation.task import mismatched_pairs, mismatched_rows
 from zipper.generation.cache import KVCache
-from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, generate, prefill
+from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput, _length, finished, generate, prefill
 from zipper.generation.rows import generate_rows
 from zipper.modalities.layout import TokenLayout
 from zipper.models.resolve import resolve
@@ -227,3 +227,30 @@ def test_shuffling_gives_every_sentence_another_ones_audio(dataset):
     assert len(pairs) < len(same)
     assert all(own["text"] != other["text"] for own, other in pairs)
     assert mismatched_pairs(same[::2]) == mismatched_pairs(rows[:1]) == []
+
+
+@torch.no_grad()
+def test_the_best_candidate_is_that_from_which_the_prompt_is_likeliest(monkeypatch):
+    """Equal to a slow choice among the samples, which differ."""
+    model, how = tiny_model(layers=3), SamplingConfig(temperature=2)
+    for doc in prompts(model, 4, "text"):
+        [[best]] = generate(
+            model, [doc], ["speech"], STATISTICS, {"speech": replace(how, candidates=4)}, seed=1
+        )
+        each = [replace(doc, id=f"{doc.id}/0/{at}") for at in range(4)]
+        found = [one for [one] in generate(model, each, ["speech"], STATISTICS, {"speech": how}, seed=1)]
+        assert len({str(one.tokens.tolist()) for one in found}) > 1
+        (given,) = doc.segments
+        ids, likely = given.tokens[1:, 0], []
+        for one in found:
+            states = model(as_batch(model, [Document("x", [one.as_prompt(), given], True)]))["text"][0, :-1]
+            shares = model.tower("text").logits(states)[:, 0].log_softmax(-1)
+            likely.append(float(shares.gather(1, ids[:, None]).sum()))
+        assert torch.equal(best.tokens, found[likely.index(max(likely))].tokens)
+
+
+def test_an_end_that_was_chosen_is_told_from_one_that_the_limit_forced():
+    layout = TokenLayout.after(6, 1)
+    for length, reason in ((3, "stop"), (4, "stop"), (5, "length")):  # at most 5
+        tokens = layout.tokens(torch.zeros(1, length, dtype=torch.int64))
+        assert finished("speech", layout, tokens, length + 1, False, 5).finish_reason == reason

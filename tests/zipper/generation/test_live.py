@@ -126,3 +126,50 @@ def test_a_model_transcribes_what_arrives_as_it_does_the_whole(piece):
     assert [word.start for word in words[:again]] == pytest.approx(expected, abs=0.13)
     later = len(wave) / model.sample_rate + 0.75
     assert [word.start - later for word in words[again:]] == pytest.approx(expected, abs=0.13)
+
+
+def heard(wave: Tensor, longest: float = 3.0) -> list[Tensor]:
+    """The segments that are transcribed as a whole."""
+    last, found = [], []
+
+    def keep(part: Tensor) -> str:
+        last[:] = [part]
+        return "so it is"
+
+    live = LiveTranscript(keep, RATE, longest)
+    close = live._close
+
+    def closed(end: int):
+        last.clear()
+        words = close(end)
+        found.extend(last)
+        return words
+
+    live._close = closed
+    for piece in wave.split(130):
+        live.feed(piece)
+    live.finish()
+    return found
+
+
+def test_a_segment_begins_with_silence_and_ends_within_its_pause():
+    """As corpora have it: 0.1 s before, and half of the pause of 0.4 s that ends it."""
+    one, other = heard(torch.cat([torch.zeros(900), spoken(4), torch.zeros(1000), spoken(3)]))
+    assert one.nonzero()[0].item() == 100
+    assert len(one) == 100 + 4 * 300 + 200
+    assert other.nonzero()[0].item() == pytest.approx(100, abs=20)
+    assert int((other > 0).sum()) == 900
+
+
+def test_a_pause_after_little_speech_ends_no_segment():
+    wave = torch.cat([spoken(1), torch.zeros(500), spoken(4), torch.zeros(600)])  # 0.3 s of speech
+    (only, *rest) = heard(wave)
+    assert int((only > 0).sum()) == 5 * 300
+    assert not rest
+
+
+def test_a_long_segment_is_cut_in_the_middle_of_the_softest_place_of_its_second_half():
+    wave = torch.full((4000,), 0.5)
+    wave[500:600], wave[2000:2100] = 0.1, 0.2  # softer, but in the first half
+    first, *_ = heard(wave)
+    assert len(first) == pytest.approx(2050, abs=20)

@@ -1,7 +1,9 @@
 """Drawing and searching: what is chosen among what may stand."""
 
 import itertools
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from test_single_decoder import single_decoder
 from torch._dynamo.testing import CompileCounter
 
-from conftest import as_batch, tiny_model
+from conftest import RATES, as_batch, tiny_model
 from slow import STATISTICS, prompts, slow_greedy
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document, Segment
@@ -17,6 +19,7 @@ from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
 from zipper.generation.generate import _length, generate, prefill
 from zipper.generation.sampling import sample
+from zipper.generation.stopping import StoppingCriteria
 from zipper.modalities.layout import TokenLayout
 
 
@@ -148,3 +151,35 @@ def test_text_may_be_searched_in_the_middle_of_a_chain():
         hop = Document(doc.id, [text.as_prompt()], True)
         cap = STATISTICS.cap("speech", "text", text.content.shape[1])
         assert torch.equal(speech.tokens, slow_greedy(model, hop, "speech", cap))
+
+
+def test_what_is_drawn_for_a_prompt_is_its_own():
+    """Two utterances of the same words are two samples."""
+    model = tiny_model(layers=3)
+    (doc,) = prompts(model, 1, "text")
+    same = [replace(doc, id=str(at)) for at in range(8)]
+    found = generate(model, same, ["speech"], STATISTICS, {"speech": SamplingConfig(1.5)}, seed=3)
+    assert len({str(one.tokens.tolist()) for [one] in found}) > 4
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.lists(st.integers(1, 4), max_size=3))
+def test_a_loop_of_any_period_is_found_where_it_has_repeated_too_often(tokens, most):
+    criteria, expected = StoppingCriteria(TokenLayout.after(4, 1), [0], np.array([99]), most), False
+    for at, token in enumerate(tokens):
+        criteria.add(np.array([token]))
+        for period, limit in enumerate(most, 1):
+            back = range(at, period - 1, -1)
+            run = [*itertools.takewhile(lambda i, p=period: tokens[i] == tokens[i - p], back)]
+            expected |= len(run) >= limit
+        assert bool(criteria.looping[0]) == expected
+
+
+def test_beams_whose_words_take_different_times_keep_their_own():
+    """As fitted to a training, a long word takes longer than a short one."""
+    model = tiny_model(seed=1)
+    model.set_times(RATES, {"text": [0.05, 0.0, *(0.05 * (1 + 5 * i % 7) for i in range(9))]})
+    given = prompts(model, 8, "speech")
+    every = [list(ids) for n in range(4) for ids in itertools.product(range(2, 11), repeat=n)]
+    for doc, found in zip(given, searched(model, given, [3] * 8, len(every)), strict=True):
+        likely = [mean_likelihoods(model, doc, [ids for ids in every if len(ids) == n], 3) for n in range(4)]
+        assert found[1:-1, 0].tolist() == every[int(torch.cat(likely).argmax())]

@@ -86,3 +86,27 @@ def test_a_model_without_zips_has_none(model, monkeypatch):
     for wave in (long[:16_000], long):
         with pytest.raises(zipper.ConfigError, match="Single Decoder"):
             model.transcribe_words(wave)
+
+
+def test_words_stand_where_they_are_attended_to(model, monkeypatch):
+    """Of a map in which each token looks at frames of its own."""
+    wave = 0.1 * torch.randn(32_000, generator=torch.Generator().manual_seed(0))  # loud from end to end
+    written, rate = model.encode("text", SAID), model.network.rates["speech"]
+    count, frames = len(written.tokens) - 2, round(2 * rate)
+    cuts = torch.linspace(0, frames, count + 1).round().long().tolist()
+    spoken = model.encode("speech", wave)
+    weights = torch.zeros(count + 2, len(spoken.tokens))
+    for token in range(count):  # asked for by the token before it; the first key is that of BOS
+        weights[token, 1 + cuts[token] : 1 + cuts[token + 1]] = 1
+    monkeypatch.setattr("zipper.generation.word_times.cross_attention", lambda *_: [weights])
+    monkeypatch.setattr("zipper.generation.word_times.DURATION", 0.0)
+    words = model.transcribe_words(wave, SAID)
+    labels = model.modalities["text"].labels(written.tokens[1:-1, 0].tolist())
+    begins = [cut for label, cut in zip(labels, cuts, strict=False) if label.startswith("\u2581")]
+    assert [word.start for word in words] == pytest.approx([cut / rate for cut in begins], abs=0.006)
+
+
+def test_silence_after_the_last_word_is_no_part_of_it(model):
+    wave = model.modalities["speech"].read(RECORDING)
+    longer = torch.cat([wave, torch.zeros(9600)])  # 0.6 s
+    assert model.transcribe_words(longer, SAID)[-1].end <= len(wave) / model.sample_rate + 0.04

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from zipper.evaluation.run import evaluate_run
 from zipper.generation.generate import GenerationOutput
 from zipper.modalities.asr_scorer import load_asr_scorer
 from zipper.modalities.delay import to_timesteps
-from zipper.modalities.scoring import WordErrors, total_errors, word_errors
+from zipper.modalities.scoring import Score, WordErrors, capped_rate, total_errors, word_errors
 from zipper.modalities.speech import PERIODS, Speech, longest_repeats
 from zipper.modalities.speech_scorer import SpeechScore, SpeechScorer
 from zipper.models.resolve import resolve
@@ -221,3 +222,21 @@ def test_wav2vec2_is_loaded_from_a_file_and_missing_weights_are_told(in_tmp, mon
     monkeypatch.setitem(sys.modules, "whisper_normalizer.english", normaliser)
     with pytest.raises(DataError, match=r"wav2vec2 cannot be loaded.*asr_scorer\.model=FILE"):
         load_asr_scorer(AsrScorerConfig(kind="wav2vec2", model=str(in_tmp / "nowhere.pth")))
+
+
+def test_a_sentence_of_repetition_costs_no_more_than_its_words():
+    found = [Score("a", 40, 4, 1.0, "", "", "length"), Score("b", 1, 6, 1.0, "", "", "stop")]
+    assert capped_rate(found) == (4 + 1) / 10
+
+
+def test_the_silence_around_a_sentence_is_that_of_its_begin_and_end(dataset):
+    text = dataset.modalities["text"]
+    columns = {
+        "letters": np.array([10, 25, 40, 0]),
+        "seconds": np.array([0.9, 1.65, 2.4, 3.0]),
+    }  # 0.05 a letter, 0.4
+    seconds = text.token_seconds(columns.__getitem__)
+    tokens = text.tokenizer
+    assert seconds[tokens.bos] == seconds[tokens.eos] == pytest.approx(0.2, abs=1e-4)
+    for token in range(tokens.eos + 1, tokens.vocabulary):
+        assert seconds[token] == pytest.approx(0.05 * text.letters[token], abs=1e-4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import as_batch, config, module_for, training_documents
-from zipper.data.documents import Document
+from zipper.data.documents import Document, Segment
 from zipper.errors import ConfigError
 from zipper.generation.exported import load_model, load_trained, save_exported
 from zipper.models import ctc
@@ -159,3 +159,24 @@ def test_it_is_trained_and_exported(dataset):
     kept = load_model(Path("out")).network.ctc.get("text", "speech")
     assert torch.equal(head.table, kept.table)
     torch.testing.assert_close(kept.linear.weight, head.linear.weight, atol=1e-3, rtol=1e-3)
+
+
+def test_attention_to_a_margin_on_both_sides_of_the_letters_is_not_missed(dataset, monkeypatch):
+    module = module_for(dataset)
+    head, spelling = head_for(module)
+    specials = module.model.tower("text").cfg.specials
+    word = next(i for i, one in enumerate(spelling) if one == "a")
+    tokens = {
+        "speech": torch.zeros(12, 3, dtype=torch.int64),
+        "text": torch.tensor([[specials[0]], [word], [specials[1]]]),
+    }
+    document = Document("x", [Segment(name, one, one >= 0, 1.0) for name, one in tokens.items()], True)
+    batch = as_batch(module.model, [document])
+    path = torch.zeros(1, 12, dtype=torch.int64)
+    path[0, 5:7] = 1
+    monkeypatch.setattr(ctc, "forced_align", lambda scores, letters: (path, torch.zeros(1, 12)))
+    near = []
+    for frame in range(12):
+        weights = torch.nn.functional.one_hot(torch.tensor(frame), 12).float().expand(1, 3, 12)
+        near.append(float(head.guide(module.model(batch), batch, [weights]).detach()) < 0.01)
+    assert near == [5 - ctc.MARGIN <= frame <= 6 + ctc.MARGIN for frame in range(12)]

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from conftest import config
 from zipper.config import TowerConfig
 from zipper.generation.exported import load_trained
-from zipper.models.lora import add_lora, merged_state
+from zipper.models.lora import LoRA, add_lora, merged_state
 from zipper.models.pretrained import load_weights, read_tower, save_tower
 from zipper.models.tower import Tower
 from zipper.training import run as run_module
@@ -62,3 +63,9 @@ def test_a_run_moves_lora_and_leaves_the_towers_own_weights(prepared):
     assert all(".text." in name and ".lora_" in name for name in learnt)
     assert any(p.abs().sum() > 0 for n, p in model.named_parameters() if n.endswith("lora_b"))
     assert result["parameters_trained"] < result["parameters_total"] / 2
+
+
+def test_a_low_rank_update_starts_with_inputs_of_one_scale():
+    torch.manual_seed(0)
+    lora = LoRA(torch.nn.Linear(400, 8), 64)
+    assert float((torch.randn(50, 400) @ lora.lora_a.detach().T).std()) == pytest.approx(1, rel=0.1)

@@ -142,3 +142,19 @@ def test_a_shape_that_is_not_the_decoders_is_refused(dataset, words, told):
 def _length(document: Document, name: str) -> int:
     tokens = document.segments[-1].tokens
     return len(tokens) - 1 - max(1, tokens.shape[1] - 1)
+
+
+def test_new_rows_have_the_mean_and_the_spread_of_the_old_ones_in_each_direction_and_differ():
+    torch.manual_seed(0)
+    model = single_decoder()
+    tower = Tower(TowerConfig(**SHAPE, vocabulary=11, codebooks=1)).double()
+    with torch.no_grad():
+        tower.embedding.weight[:, 0] = 5 + torch.randn(11) / 100
+        tower.embedding.weight[:, 1] = 9 * torch.randn(11)
+    model.start_from(tower)
+    old, new = model.decoder.embedding.weight[:11], model.decoder.embedding.weight[11:]
+    assert len({*map(tuple, new.tolist())}) == len(new) == 27
+    for column in (0, 1):
+        spread = new[:, column].std() / old[:, column].std()
+        assert float(spread.detach()) == pytest.approx(1, abs=0.4)
+    assert float(new[:, 0].mean().detach()) == pytest.approx(5, abs=0.02)

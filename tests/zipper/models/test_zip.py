@@ -15,6 +15,7 @@ from zipper.models.zip_block import (
     TimePositions,
     ZipBlock,
     cross_attention_mask,
+    is_gate,
 )
 
 
@@ -129,3 +130,26 @@ def test_what_is_asked_reaches_keys_and_values_at_its_own_scale():
     for signal in (h, value):
         spread = (signal - signal.mean((0, 1) if signal is h else (0, 2), keepdim=True)).std()
         assert 0.4 < spread < 2
+
+
+def test_both_parts_of_a_zip_have_a_gate_of_their_own():
+    block, *_ = make("none", gate=0.8)
+    gates = {name: float(one) for name, one in block.named_parameters() if is_gate(name)}
+    assert gates == {"attention_gate": pytest.approx(0.8), "feed_forward_gate": -0.6}
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_g_gives_its_relu_a_signal_of_one_scale_whatever_its_depth(depth):
+    torch.manual_seed(0)
+    block = ZipBlock(ZipConfig(heads=4, projection_depth=depth), query=128, source=96)
+    found = block.projected(7 * torch.randn(4, 200, 96))
+    assert float(found.square().mean().sqrt()) == pytest.approx(2**0.5, rel=0.15)  # of which ReLU leaves 1
+
+
+def test_a_new_zip_attends_most_to_what_was_said_at_the_same_time():
+    torch.manual_seed(0)
+    block = ZipBlock(ZipConfig(heads=4), query=128, source=96)
+    times, everything = TimePositions(torch.arange(20)[None] / 5), torch.ones(8, 20, 20, dtype=torch.bool)
+    source = block.project_source(torch.randn(8, 20, 96), times)
+    weights = block.weights(torch.randn(8, 20, 128), times, source, everything).mean((0, 1))
+    assert torch.equal(weights.argmax(-1), torch.arange(20))

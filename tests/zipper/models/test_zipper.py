@@ -4,12 +4,16 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from conftest import as_batch, interleaving, tiny_model
+from conftest import RATES, as_batch, interleaving, tiny_model
+from zipper.config import TowerConfig
 from zipper.data.documents import Document, Segment
-from zipper.models.tower import rotate, rotation
+from zipper.models.tower import Tower, cross_entropy, rotate, rotation
+from zipper.models.zipper import InputProjection, recorded_attention
 
 TWO, THREE = ("text", "speech"), ("text", "speech", "music")
 
@@ -179,3 +183,66 @@ def test_a_direction_that_no_document_needs_still_gets_its_zero_gradients():
     for parameter in model.zip(0, "speech", "text").parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
+
+
+def test_a_token_is_in_the_middle_of_its_span_and_asks_at_the_end_of_the_one_that_it_predicts():
+    model = tiny_model()
+    model.set_times(RATES, {"text": [i / 8 for i in range(11)]})
+    tokens, valid = torch.tensor([[3, 0, 5, 7]])[..., None], torch.tensor([[True, True, True, False]])
+    source, query, end = model.times("text", tokens, valid, torch.tensor([[2.0]]))
+    assert source.time[0, :3].tolist() == [2 + 1.5 / 8, 2 + 3 / 8, 2 + 5.5 / 8]
+    assert query.time[0, :3].tolist() == [
+        2 + 3 / 8 + 0.25,
+        2 + 3 / 8 + 0.25,
+        2 + 1 + 0.25,
+    ]  # 4 tokens a second
+    assert end.tolist() == [[3.0]]  # padding takes no time
+
+
+@pytest.mark.parametrize("kind", ["paper", "residual"])
+def test_an_input_projection_is_that_of_its_kind(kind):
+    torch.manual_seed(0)
+    projection, x = InputProjection(kind, 8), torch.randn(2, 5, 8)
+    if kind == "residual":
+        assert torch.equal(projection(x), x)  # at the start
+        nn.init.constant_(projection.gate, 0.8)
+    y = projection.mlp(x)
+    expected = F.relu(y) if kind == "paper" else x + torch.tanh(torch.tensor(0.8)) * y
+    torch.testing.assert_close(projection(x), expected)
+
+
+def test_what_is_recorded_is_the_mean_over_heads_of_the_weights_of_each_zip():
+    model, every = tiny_model(), []
+    for stage in range(model.stages):
+        block = model.zip(stage, "text", "speech")
+        block.register_forward_hook(lambda block, inputs, _: every.append(block.weights(*inputs)))
+    with recorded_attention(model, "text", "speech") as found:
+        model(as_batch(model, [interleaving(model, random.Random(2), 6)]))
+    assert len(found) == len(every) == 2
+    for mean, heads in zip(found, every, strict=True):
+        torch.testing.assert_close(mean, (heads[:, 0] + heads[:, 1]) / 2)
+        assert not torch.allclose(heads[:, 0], heads[:, 1])
+
+
+@pytest.mark.parametrize("layers", [2, 8])
+def test_what_layers_add_at_the_start_does_not_grow_with_their_number(layers):
+    torch.manual_seed(0)
+    tower = Tower(
+        TowerConfig(layers=layers, width=128, heads=4, kv_heads=4, hidden=256, vocabulary=50, codebooks=1)
+    )
+    for layer in tower.layers:
+        for linear in (layer.attention.to_out, layer.feed_forward.down):
+            assert float(linear.weight.detach().std()) == pytest.approx(0.02 / (2 * layers) ** 0.5, rel=0.05)
+
+
+def test_in_bfloat16_losses_and_angles_are_those_of_float32():
+    """Logits of bfloat16 have three digits, and it does not tell position 1000 from 1001."""
+    torch.manual_seed(0)
+    logits, target = (8 * torch.randn(50, 99)).bfloat16(), torch.randint(99, (50,))
+    found = cross_entropy(logits, target)
+    assert torch.equal(found, F.cross_entropy(logits.float(), target, reduction="none"))
+    position = torch.arange(990, 1010)[None]
+    for one, exact in zip(
+        *(rotation(position, 8, 1e4, t) for t in (torch.bfloat16, torch.float32)), strict=True
+    ):
+        assert torch.equal(one, exact)

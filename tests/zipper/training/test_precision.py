@@ -96,3 +96,11 @@ def test_it_is_refused_with_what_it_does_not_work_with():
     with pytest.raises(ConfigError, match=r"bf16-products with train\.compile=true.*bf16-mixed"):
         TrainConfig(precision="bf16-products", compile=True)
     check_trainer(TrainConfig(precision="bf16-products", accelerator="cpu"))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3])
+def test_what_dropout_keeps_makes_up_for_what_it_drops(p):
+    dropout = nn.Dropout(p)
+    with BFloat16Products().forward_context():
+        y = dropout(torch.ones(1000))
+    assert float(y.max()) * (1 - round(256 * p) / 256) == pytest.approx(1, rel=1e-6)

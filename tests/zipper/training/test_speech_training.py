@@ -195,3 +195,42 @@ def test_fewer_codebooks_are_the_first_ones(monkeypatch):
         load_codec(CodecConfig(codebooks=9))
     with pytest.raises(ConfigError, match=r"codec\.codebooks=2 is for codec\.name=embedded"):
         CodecConfig(name="encodec_24khz", bandwidth_kbps=1.5, codebooks=2)
+
+
+def test_whitened_states_have_the_scale_that_a_relu_keeps(prepared):
+    """Covariance 2 I, of as many directions as the narrower tower has."""
+    model = module_for(prepared, *JOINT).model.double()
+    documents = training_documents(prepared, 24, "tts")
+    whiten_zips(model, documents)
+    block, seen = model.zip(0, "speech", "text"), []
+    hook = block.projection[0].register_forward_hook(lambda _, __, out: seen.append(out))
+    batch = collate(documents, {"text": 1, "speech": 3})
+    model(batch)
+    hook.remove()
+    values = torch.linalg.eigvalsh(seen[0][batch.streams["text"].valid].T.cov())
+    assert float(values[values > 1e-6].median()) == pytest.approx(2, rel=0.01)
+
+
+def test_zips_that_are_rescaled_again_stay_as_they_are(prepared):
+    """As `ZipperData` does that is made again before the training."""
+    model = module_for(prepared, *JOINT, "model.zip.gate_init=0").model.double()
+    documents = training_documents(prepared, 16, "asr", "tts")
+    rescale_zips(model, documents)
+    once = {name: weight.clone() for name, weight in model.state_dict().items()}
+    rescale_zips(model, documents)
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(weight, once[name])
+
+
+@pytest.mark.parametrize(("share", "span"), [(0.2, 1), (0.4, 3), (0.6, 8)])
+def test_a_mask_hides_the_share_that_is_asked_for(prepared, share, span):
+    model = module_for(prepared, *JOINT).model
+    batch = collate(training_documents(prepared, 24, "tts"), {"text": 1, "speech": 3})
+    stream, hidden, count = batch.streams["speech"], 0.0, 0
+    torch.manual_seed(0)
+    inside = stream.valid & (torch.arange(stream.valid.shape[1]) >= span)  # no span begins before BOS
+    for _ in range(100):
+        after = mask_history(batch, model, share, span).streams["speech"].tokens
+        hidden += float(((after == 18).all(-1) & inside).sum())
+        count += int(inside.sum())
+    assert hidden / count == pytest.approx(share, abs=0.03)

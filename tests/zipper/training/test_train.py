@@ -2,6 +2,7 @@
 are learnt.
 """
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from conftest import config, module_for, transcribe
+from conftest import config, module_for, tiny_model, transcribe
 from reproduce import ROOT
-from zipper.config import TrainCodecConfig, load_config, read_json
+from zipper.config import TrainCodecConfig, TrainConfig, load_config, read_json
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
@@ -28,7 +29,7 @@ from zipper.training.codec import CodecModule
 from zipper.training.crops import Crops
 from zipper.training.data import ZipperData
 from zipper.training.module import ZipperModule
-from zipper.training.optimiser import parameter_groups
+from zipper.training.optimiser import optimiser_of, parameter_groups
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -239,3 +240,35 @@ def test_throughput_is_that_of_all_processes(prepared, monkeypatch):
     module.units += 20
     callback.on_train_batch_end(trainer, module, None, None, 1)
     assert seen == {"train/units_per_second": 45.0}
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_rises_in_the_warm_up_and_a_cosine_ends_at_0(schedule):
+    train = TrainConfig(lr=0.1, gate_lr=10.0, warmup=4, schedule=schedule, betas=[0.8, 0.9], weight_decay=0.3)
+    optimiser, rates = optimiser_of(tiny_model(), train, 10, False)
+    for step in range(11):
+        fall = 0.5 * (1 + math.cos(math.pi * step / 10)) if schedule == "cosine" else 1.0
+        expected = 0.1 * min(1, (step + 1) / 4) * fall
+        for group in optimiser.param_groups:
+            assert group["lr"] == pytest.approx(expected * (10 if group["name"] == "gates" else 1), abs=1e-12)
+            assert tuple(group["betas"]) == (0.8, 0.9)
+        optimiser.step()
+        rates.step()
+
+
+def test_only_matrices_decay():
+    model = tiny_model(elsewhere=True)  # with a head of its own
+    groups = parameter_groups(model, 1.0, 1.0, 0.3)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        embeds = name.endswith(("embedding.weight", ".head"))
+        assert (id(parameter) in decayed) == (parameter.ndim > 1 and not embeds), name
+
+
+def test_dropout_is_that_of_the_seed_and_the_micro_batch(prepared):
+    def drawn(seed: int, index: int) -> float:
+        module_for(prepared, f"seed={seed}").on_train_batch_start(None, index)
+        return float(torch.rand(()))
+
+    assert drawn(0, 3) == drawn(0, 3)
+    assert len({drawn(seed, index) for seed in (0, 1) for index in (0, 1, 2)}) == 6
