@@ -23,4 +23,4 @@ def k_means(x: Tensor, count: int, rounds: int) -> Tensor:
 def means(x: Tensor, code: Tensor, count: int) -> Tensor:
     """Mean of the rows x [N, D] of each code int64 [N] -> [count, D]; 0 for a code without rows."""
     size = torch.bincount(code, minlength=count).clamp(min=1)
-    return torch.zeros(count, x.shape[1], dtype=x.dtype).index_add_(0, code, x) / size[:, None]
+    return x.new_zeros(count, x.shape[1]).index_add_(0, code, x) / size[:, None]

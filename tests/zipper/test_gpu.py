@@ -8,6 +8,7 @@ import torch
 
 from broken_runs import LONG, Killed, assert_same, at_step, die
 from conftest import as_batch, config, interleaving, tiny_model
+from zipper.clusters import k_means
 from zipper.config import SamplingConfig
 from zipper.data.documents import Document
 from zipper.generation.generate import SegmentGenerator, prefill
@@ -67,3 +68,9 @@ def test_a_training_that_was_killed_resumes_on_the_same_device(monkeypatch, more
         run_module.train(config(*words, "name=broken"), "x")
     run_module.train(config(*words, "name=broken", "resume=auto"), "x")
     assert_same("unbroken", "broken")
+
+
+def test_clusters_are_found_on_the_gpu_too():
+    """Where the codebooks of a codec start."""
+    x = torch.randn(50, 4, device="cuda")
+    assert k_means(x, 3, 2).device == x.device

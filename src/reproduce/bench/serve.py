@@ -26,6 +26,7 @@ from openai import APIStatusError, OpenAI
 from reproduce.bench.record import write_record
 from zipper.config import load_config
 from zipper.corpora.spoken import recipe_hash, spoken_texts
+from zipper.errors import ConfigError
 
 CONFIG, SENTENCES = Path("configs/asr.yaml"), 16
 KINDS = ("transcription", "wav", "mp3", "stream")
@@ -96,11 +97,15 @@ def _server(model: Path, batch: int) -> Iterator[str]:
     )
     try:
         for _ in range(600):
+            if process.poll() is not None:
+                raise ConfigError(f"The server of {model} ended before it answered: its error is above.")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
                 break
             except OSError:
                 time.sleep(0.1)
+        else:
+            raise ConfigError(f"The server of {model} does not answer after a minute.")
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()

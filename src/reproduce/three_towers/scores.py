@@ -148,7 +148,7 @@ def unchanged(pages: Pages, init: str) -> dict[str, Any]:
             for one in (old, pages.model)
         ]
         same = [torch.equal(a[0].tokens, b[0].tokens) for a, b in zip(*several, strict=True)]
-        out[">".join(order)] = f"{sum(same)} of {count} generated segments are identical"
+        out[">".join(order)] = f"{sum(same)} of {len(rows)} generated segments are identical"
     state, before = pages.network.state_dict(), old.network.state_dict()
     kept = [name for name in before if not name.startswith("next_modality_heads.")]
     out["weights"] = (

@@ -13,7 +13,7 @@ import torchaudio
 from torch import Tensor
 from tqdm import tqdm
 
-from zipper.codecs.codec import Codec
+from zipper.codecs.codec import Codec, SemanticUnits
 from zipper.codecs.load import load_codec
 from zipper.commit import commit
 from zipper.config import RunConfig, to_dict
@@ -46,6 +46,11 @@ def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
     if file.exists():
         raise ConfigError(f"{folder} holds a finished evaluation. Choose another name (name=...).")
     codec = load_codec(cfg.codec)
+    if isinstance(codec, SemanticUnits):
+        raise ConfigError(
+            f"codec.weights={cfg.codec.weights} has semantic units alone, and no decoder whose sound could "
+            "be scored. Name a codec with sound."
+        )
     asr_scorer = load_asr_scorer(cfg.asr_scorer, codec.semantic)
     speakers, code = speaker_encoder(), commit()
     listed = [u for u in open_corpus(cfg) if u.split == cfg.evaluate.split]

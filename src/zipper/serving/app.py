@@ -12,6 +12,7 @@ import io
 import itertools
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def create_app(
     """Server of a model. name: by which clients may ask for it. page: also a page for people, at /."""
     limits, metrics = limits or Limits(), Metrics()
     batcher = Batcher(model, limits.batch, limits.waiting, metrics.batch.observe)
+    starting = ThreadPoolExecutor(limits.batch + limits.waiting)  # streams that wait for their first piece
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -124,7 +126,7 @@ def create_app(
             words = await _long(request, batcher, wave, "word" in granularities)
             text = " ".join(word.text for word in words)
         else:
-            text = await _answer(batcher, "speech", wave, "text")
+            text = await _answer(request, batcher, "speech", wave, "text")
             if text and "word" in granularities:
                 words = await _word_times(batcher, wave, text)
         if shape == "text":
@@ -148,14 +150,14 @@ def create_app(
             raise Refused(400, f"response_format={shape!r} is not one of {known}.", "response_format")
         if (asked.get("stream_format") or "audio") != "audio":
             raise Refused(400, "stream_format: only audio is sent, no events.", "stream_format")
-        if (asked.get("speed") or 1) != 1:
+        if asked.get("speed", 1) not in (None, 1):
             raise Refused(400, "speed: this model speaks at one speed. Leave it out.", "speed")
         if shape == "pcm":
             prompt = await asyncio.to_thread(_prompt, model, "text", text)
-            pieces = _pcm(_spoken(batcher, prompt), model.sample_rate)
-            first = await asyncio.to_thread(_refusing, next, pieces, b"")
+            pieces = _pcm(_refusing(_spoken, batcher, prompt), model.sample_rate)
+            first = await asyncio.get_running_loop().run_in_executor(starting, _refusing, next, pieces, b"")
             return StreamingResponse(itertools.chain([first], pieces), media_type="audio/pcm")
-        wave = await _answer(batcher, "text", text, "speech")
+        wave = await _answer(request, batcher, "text", text, "speech")
         container, subtype, media = FORMATS[shape]
         out = io.BytesIO()
         sf.write(out, wave.clamp(-1, 1).numpy(), model.sample_rate, subtype, format=container)
@@ -233,13 +235,16 @@ def _prompt(model: Zipper, modality: str, raw: Any) -> Document:
     )
 
 
-async def _answer(batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
-    """Value that a model generates. Raises Refused."""
+async def _answer(request: Request, batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
+    """Value that a model generates. Raises Refused, also if the client goes while it waits."""
     prompt = await asyncio.to_thread(_prompt, batcher.model, modality, raw)
     try:
-        segment = await asyncio.wrap_future(
-            _refusing(batcher.generate, prompt, to)
-        )  # cancelled with the request
+        asked = asyncio.wrap_future(_refusing(batcher.generate, prompt, to))
+        while not (await asyncio.wait({asked}, timeout=0.5))[0]:
+            if await request.is_disconnected():
+                asked.cancel()
+                raise Refused(499, "The client has gone.")
+        segment = asked.result()
     except (ConfigError, DataError) as error:
         raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)

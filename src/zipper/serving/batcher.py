@@ -85,9 +85,12 @@ class Batcher:
         return self._add(Request(prompt, to)).future
 
     def stream(self, prompt: Document, to: str) -> Iterator[Tensor]:
-        """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, before
-        the first piece, and ConfigError on beam search. One that is closed early is not generated further."""
-        request = self._add(Request(prompt, to, streams=True))
+        """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, and
+        ConfigError on beam search. One that is closed early is not generated further."""
+        return self._pieces(self._add(Request(prompt, to, streams=True)))
+
+    @staticmethod
+    def _pieces(request: Request) -> Iterator[Tensor]:
         try:
             while (piece := request.pieces.get()) is not END:
                 if isinstance(piece, Exception):

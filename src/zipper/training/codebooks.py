@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from zipper.clusters import k_means, means, nearest
 
+LEAST = 1e-30  # moving average of a unit that is no longer seen
+
 
 class CodebookLearner(nn.Module):
     """Quantises with a straight-through gradient, and moves the codes towards the latents assigned to
@@ -75,6 +77,9 @@ class CodebookLearner(nn.Module):
         dead = book.cluster_size < 0.1 * book.cluster_size.mean()
         if revive and dead.any():
             fresh = residual[torch.randint(len(residual), (int(dead.sum()),), device=residual.device)]
-            book.cluster_size[dead] = book.cluster_size.mean()
-            book.embed_avg[dead] = fresh * book.cluster_size.mean()
-        book.embed.copy_(book.embed_avg / book.cluster_size[:, None])
+            usual = book.cluster_size.mean()
+            book.cluster_size[dead] = usual
+            book.embed_avg[dead] = fresh * usual
+        # A unit that is seen no more keeps its vector: both sums decay below what a float can hold.
+        kept = book.cluster_size > LEAST
+        book.embed[kept] = book.embed_avg[kept] / book.cluster_size[kept, None]

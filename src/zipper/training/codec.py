@@ -23,6 +23,7 @@ from zipper.codecs.codec import (
     SETTINGS,
     WEIGHTS,
     Codec,
+    SemanticUnits,
     build_semantic,
     build_zipper_codec,
     load_zipper_codec,
@@ -34,7 +35,7 @@ from zipper.config import RunConfig, TrainCodecConfig, asset, read_json
 from zipper.corpora.utterance import Utterance, sentences_hash
 from zipper.disk import check_writable
 from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
-from zipper.errors import ConfigError
+from zipper.errors import ConfigError, check_finite
 from zipper.hashes import sha256
 from zipper.run_folder import claim_run_dir, hold_run_dir
 from zipper.training.codebooks import CodebookLearner
@@ -101,6 +102,7 @@ class CodecModule(L.LightningModule):
         self.log_dict(
             {"codec/spectral": spectral, "codec/commitment": commitment}, prog_bar=True, batch_size=len(wave)
         )
+        check_finite(float(spectral.detach()), self.global_step, self.cfg.lr)
         # Relative to the variance of the latents, which the encoder would otherwise shrink.
         return spectral + 0.25 * commitment / variance
 
@@ -154,6 +156,8 @@ def check_codec_training(cfg: RunConfig) -> None:
     if mine.units_only:
         raise ConfigError(f"train_codec.init={mine.init}: units alone are not trained further. Leave it out.")
     codec = load_zipper_codec(asset(mine.init))
+    if isinstance(codec, SemanticUnits):
+        raise ConfigError(f"train_codec.init={mine.init} has semantic units alone. Leave it out.")
     first = codec.model.state_dict()
     shapes = {key: tensor.shape for key, tensor in build_zipper_codec(mine).state_dict().items()}
     if {key: tensor.shape for key, tensor in first.items()} != shapes:

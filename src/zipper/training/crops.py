@@ -50,7 +50,7 @@ class Crops(IterableDataset):
                 skipped.append(Skipped(id=u.id, reason=str(error)))
             else:
                 if len(wave) > self.length:
-                    found.append((u.text, (wave * 32767).round().to(torch.int16)))
+                    found.append((u.text, (wave.clamp(-1, 1) * 32767).round().to(torch.int16)))
         if skipped:
             folder = folder or Path()
             list_skipped(folder / "recordings.skipped", skipped)

@@ -22,7 +22,7 @@ from zipper.clusters import k_means
 from zipper.codecs.semantic import HEAD, HOP, Convolutions, LetterHead, SemanticEncoder
 from zipper.disk import write_atomic
 from zipper.distributed import AtomicCheckpointIO
-from zipper.errors import DataError
+from zipper.errors import DataError, check_finite
 from zipper.weight_files import as_kept
 
 FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
@@ -171,6 +171,7 @@ class HeadModule(L.LightningModule):
         x = self.reader(self.up(rounded / (self.head.levels - 1) * 2 - 1), valid)
         scores = self.out(x).log_softmax(-1).transpose(0, 1)  # [F, B, letters + 1]
         loss = F.ctc_loss(scores, letters, frames, counts, zero_infinity=True)
+        check_finite(float(loss.detach()), self.global_step, RATE)
         self.log("semantic/ctc", loss, prog_bar=True, batch_size=len(frames))
         return loss
 

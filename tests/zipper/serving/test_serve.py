@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import soundfile as sf
@@ -258,6 +259,33 @@ def test_a_stream_that_nobody_reads_is_not_generated_further(model):
     stream.close()
     batcher.close()
     assert len(sizes) < 40  # of about 65 timesteps
+
+
+@pytest.mark.parametrize("shape", ["wav", "pcm"])
+def test_more_requests_than_may_wait_are_refused_and_clients_that_go_are_forgotten(model, shape, monkeypatch):
+    """Streams, too, wait before their first piece, and do not hold up what else is asked meanwhile."""
+    made, busy = list[Batcher](), threading.Event()
+    monkeypatch.setattr("zipper.serving.app.Batcher", lambda *given: made.append(Batcher(*given)) or made[0])
+    app = create_app(model, limits=Limits(batch=1, waiting=20))
+    body = {"model": "zipper", "voice": "alloy", "input": TEXT, "response_format": shape}
+
+    def ask(seconds: float) -> int:
+        try:
+            return httpx.post(f"http://{address}/v1/audio/speech", json=body, timeout=seconds).status_code
+        except httpx.TimeoutException:
+            return 0
+
+    with serving(app) as address, ThreadPoolExecutor(30) as several:
+        made[0].run(lambda: busy.wait(60))
+        found = several.map(ask, [3.0] * 30)
+        time.sleep(1)
+        assert httpx.post(f"http://{address}/v1/audio/speech", json=body | {"input": " "}).status_code == 400
+        assert sorted(found) == [0] * 20 + [429] * 10
+        time.sleep(1)  # they are looked for every half second
+        if shape == "wav":  # a stream's client is missed at its first piece
+            assert all(one.future.cancelled() for one in made[0].waiting)
+        busy.set()
+        assert ask(60) == 200
 
 
 def test_an_error_of_the_model_goes_to_who_asked_and_the_next_is_answered(model, monkeypatch):
