@@ -1,9 +1,7 @@
 # ARGS="key=value ..." is passed to the command of a target: make train-asr ARGS="train.steps=500 name=short"
 PYTHON ?= python3
 VENV   ?= .venv
-# In a training glibc's malloc searches ever longer lists of free memory; jemalloc, where it is installed, does not (docs/training.md)
-MALLOC := $(firstword $(wildcard $(CONDA_PREFIX)/lib/libjemalloc.so.2 /usr/lib/$(shell uname -m)-linux-gnu/libjemalloc.so.2 /usr/lib64/libjemalloc.so.2))
-RUN    := $(if $(MALLOC),LD_PRELOAD=$(MALLOC)$(if $(LD_PRELOAD),:$(LD_PRELOAD)) )$(VENV)/bin/python -m zipper
+RUN    := $(VENV)/bin/python -m zipper
 # No bytecode for all 4.6 GB at installation: Python compiles modules on first import.
 PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 READY  := $(VENV)/.ready
