@@ -230,7 +230,7 @@ def test_shuffling_gives_every_sentence_another_ones_audio(dataset):
 
 
 @torch.no_grad()
-def test_the_best_candidate_is_that_from_which_the_prompt_is_likeliest(monkeypatch):
+def test_the_best_candidate_is_that_from_which_the_prompt_is_likeliest():
     """Equal to a slow choice among the samples, which differ."""
     model, how = tiny_model(layers=3), SamplingConfig(temperature=2)
     for doc in prompts(model, 4, "text"):
