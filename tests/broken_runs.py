@@ -1,6 +1,8 @@
 """Runs that are cut off, and what they are compared with."""
 
+import os
 import resource
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,9 +29,9 @@ def saved(name: str, which: str = "last") -> dict:
     return torch.load(RUNS / name / "checkpoints" / f"{which}.ckpt", weights_only=True)
 
 
-def at_step(monkeypatch, step: int, do) -> None:
+def at_step(monkeypatch, step: int, do, module: type = ZipperModule) -> None:
     """`do` in the middle of a step (the first: 0), once."""
-    train, left = ZipperModule.training_step, [step]
+    train, left = module.training_step, [step]
 
     def training_step(self, batch, index):
         if left == [self.global_step]:
@@ -37,7 +39,11 @@ def at_step(monkeypatch, step: int, do) -> None:
             do()
         return train(self, batch, index)
 
-    monkeypatch.setattr(ZipperModule, "training_step", training_step)
+    monkeypatch.setattr(module, "training_step", training_step)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def die() -> None:

@@ -13,12 +13,11 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 import torchaudio
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from zipper.checkpoint_files import read_checkpoint
+from zipper.checkpoint_files import LAST, read_checkpoint
 from zipper.codecs.codec import (
     SETTINGS,
     WEIGHTS,
@@ -38,13 +37,16 @@ from zipper.distributed import AtomicCheckpointIO, check_trainer, one_device
 from zipper.errors import ConfigError, check_finite
 from zipper.hashes import sha256
 from zipper.run_folder import claim_run_dir, hold_run_dir
+from zipper.training.checkpoints import Save
 from zipper.training.codebooks import CodebookLearner
 from zipper.training.crops import GAIN, Crop, Crops
+from zipper.training.semantic import step_seed
 from zipper.weight_files import load_state
 
 WINDOWS = (128, 256, 512, 1024, 2048)  # samples
 FLOOR = 1e-2  # added to mel energies before the logarithm, so that silence has a gradient
 INITIAL_LATENTS = 32_768
+SAVE_EVERY, LOG_EVERY = 200, 50  # steps
 
 
 class SpectralLoss(nn.Module):
@@ -107,7 +109,8 @@ class CodecModule(L.LightningModule):
         return spectral + 0.25 * commitment / variance
 
     def on_train_batch_start(self, batch: Crop, index: int) -> None:
-        """Initialise the codebooks by k-means when the quantiser starts."""
+        """Seed what a step draws; initialise the codebooks by k-means when the quantiser starts."""
+        torch.manual_seed(step_seed(self.crops.seed, self.global_step))
         if self.global_step == self.quantise_from and not self.cfg.init:
             loader = self.crops.crops(seed=self.cfg.steps)
             rows: list[Tensor] = []
@@ -253,14 +256,14 @@ def fit(cfg: RunConfig, crops: Crops) -> CodecModule:
     trainer = L.Trainer(
         max_steps=cfg.train_codec.steps,
         logger=logger,
-        log_every_n_steps=50,
-        callbacks=[ModelCheckpoint(cfg.run_dir, save_last=True, every_n_train_steps=200, save_top_k=0)],
+        log_every_n_steps=LOG_EVERY,
+        callbacks=[Save(cfg.run_dir, SAVE_EVERY, cfg.train_codec.steps + 1, LOG_EVERY)],  # no validation
         accelerator=cfg.train.accelerator,
         devices=1,
         gradient_clip_val=1.0,
         plugins=[AtomicCheckpointIO()],
     )
-    last = cfg.run_dir / "last.ckpt"  # an interrupted training resumes from it
+    last = cfg.run_dir / LAST  # an interrupted training resumes from it
     if last.exists():
         saved = read_checkpoint(last)
         crops.start = saved["global_step"]

@@ -16,7 +16,7 @@ from zipper.corpora.utterance import Utterance
 from zipper.data.skipped import Skipped, check_budget, list_skipped
 from zipper.errors import DataError
 from zipper.modalities.normalise import unreadable
-from zipper.training.semantic import semantic_units
+from zipper.training.semantic import semantic_units, step_seed
 
 GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
 
@@ -71,7 +71,7 @@ class Crops(IterableDataset):
         """Infinite batches from step `start` on."""
         hop = math.prod(self.cfg.ratios) if self.units else 1
         for step in itertools.count(start):
-            draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            draw = torch.Generator().manual_seed(step_seed(seed, step))
             rows, units = [], []
             for index in torch.randint(len(self.waves), (self.cfg.batch,), generator=draw).tolist():
                 wave = self.waves[index]

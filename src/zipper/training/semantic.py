@@ -10,19 +10,19 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
-from zipper.checkpoint_files import read_checkpoint
+from zipper.checkpoint_files import LAST, read_checkpoint
 from zipper.clusters import k_means
 from zipper.codecs.semantic import HEAD, HOP, Convolutions, LetterHead, SemanticEncoder
 from zipper.disk import write_atomic
 from zipper.distributed import AtomicCheckpointIO
 from zipper.errors import DataError, check_finite
+from zipper.training.checkpoints import Save
 from zipper.weight_files import as_kept
 
 FITTED_STATES, KMEANS_ROUNDS = 200_000, 20  # of the centroids of semantic units
@@ -33,6 +33,11 @@ EVERY = 200  # steps from checkpoint to checkpoint of the head
 KEPT = "semantic.safetensors"
 
 LetterBatch = tuple[Tensor, Tensor, Tensor, Tensor]  # states [B, F, D], frames [B], letters [sum], counts [B]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of what is drawn for a step of a training, so that a resumed one draws the same."""
+    return seed * 1_000_003 + step
 
 
 def semantic_units(
@@ -139,7 +144,7 @@ class LetterBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[LetterBatch]:
         for step in itertools.count(self.start):
-            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            draw = torch.Generator().manual_seed(step_seed(self.seed, step))
             last = int(torch.randint(len(self.order), (1,), generator=draw))  # the longest
             count = max(1, BATCH_FRAMES // len(self.states[self.order[last]]))
             rows = self.order[max(0, last + 1 - count) : last + 1]
@@ -156,12 +161,16 @@ class LetterBatches(IterableDataset):
 class HeadModule(L.LightningModule):
     """Trains a letter head, with convolutions that read letters from its units and are not kept."""
 
-    def __init__(self, head: LetterHead, letters: int, steps: int) -> None:
+    def __init__(self, head: LetterHead, batches: LetterBatches, steps: int) -> None:
         super().__init__()
-        self.head, self.steps = head, steps
+        self.head, self.batches, self.steps = head, batches, steps
         self.up = nn.Linear(len(head.levels), HEAD)
         self.reader = Convolutions(head.body.dropout)
-        self.out = nn.Linear(HEAD, 1 + letters)  # 0: blank
+        self.out = nn.Linear(HEAD, 1 + len(batches.letters))  # 0: blank
+
+    def on_train_batch_start(self, batch: LetterBatch, index: int) -> None:
+        """Seed dropout by the step."""
+        torch.manual_seed(step_seed(self.batches.seed, self.global_step))
 
     def training_step(self, batch: LetterBatch, index: int) -> Tensor:
         states, frames, letters, counts = batch
@@ -188,11 +197,12 @@ class HeadModule(L.LightningModule):
 def train_head(head: LetterHead, batches: LetterBatches, steps: int, folder: Path | None) -> None:
     """Trains a letter head on the CPU, and rounds it as the codec's folder will hold it. folder: of the
     checkpoint from which an interrupted training goes on."""
-    module = HeadModule(head.train().requires_grad_(True), len(batches.letters), steps)
-    last = None if folder is None else folder / "letters" / "last.ckpt"
+    module = HeadModule(head.train().requires_grad_(True), batches, steps)
+    last = None if folder is None else folder / "letters" / LAST
     saving: list[L.Callback] = []
     if last is not None:
-        saving += [ModelCheckpoint(last.parent, save_last=True, every_n_train_steps=EVERY, save_top_k=0)]
+        last.parent.mkdir(parents=True, exist_ok=True)
+        saving += [Save(last.parent, EVERY, validate_every=steps + 1, log_every=steps + 1)]  # no log
     trainer = L.Trainer(
         max_steps=steps,
         logger=False,

@@ -18,14 +18,16 @@ from encodec.quantization import ResidualVectorQuantizer
 from safetensors.torch import load_file, save_file
 from torchaudio.pipelines import HUBERT_BASE
 
+from broken_runs import at_step, terminate
 from zipper.clusters import k_means, nearest
 from zipper.codecs.hubert import HubertEncoder, hubert_file
 from zipper.codecs.load import load_codec
 from zipper.codecs.whisper import WhisperEncoder, _in_8_bits, whisper_encoder
 from zipper.config import CodecConfig, RunConfig, TrainCodecConfig, asset, read_json
 from zipper.errors import ConfigError, DataError
+from zipper.stop import Stopped
 from zipper.training.codebooks import CodebookLearner
-from zipper.training.codec import SpectralLoss, check_codec_training, train_codec
+from zipper.training.codec import CodecModule, SpectralLoss, check_codec_training, train_codec
 from zipper.weight_files import load_state
 
 pytestmark = pytest.mark.slow
@@ -112,6 +114,23 @@ def test_a_trained_codec_loads_as_it_was_written_and_a_damaged_one_does_not(utte
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(DataError, match="hash differs"):
         load_codec(CodecConfig(weights="codec"))
+
+
+def test_a_codec_training_that_is_stopped_goes_on_exactly(utterances, in_tmp, monkeypatch):
+    """Stopped before its first regular checkpoint, while dead codes come back to life."""
+    monkeypatch.setattr(CodebookLearner.__init__, "__defaults__", (0.5,))  # codes die within steps
+    weights = []
+    for name in ("whole", "stopped"):
+        cfg = RunConfig(name=name)
+        cfg.train_codec = replace(TINY, out=name, codes=32)
+        cfg.train.accelerator = "cpu"
+        if name == "stopped":
+            with monkeypatch.context() as patch:
+                at_step(patch, 5, terminate, CodecModule)
+                with pytest.raises(Stopped):
+                    train_codec(cfg, utterances, "x")
+        weights.append(load_state(train_codec(cfg, utterances, "x") / "codec.safetensors"))
+    assert all(torch.equal(weights[1][key], weight) for key, weight in weights[0].items())
 
 
 def tiny_whisper(layers: int, units: int, letters: bool = False) -> WhisperEncoder:
