@@ -2,12 +2,26 @@
 
 import argparse
 import shlex
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 from zipper.arguments import Command, add_number, config_command
 from zipper.config import RunConfig, load_config
+from zipper.disk import check_result_file
 
 STAGES = ("throughput", "decode")  # of `gpu`
+
+
+def writes_result(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """Command that writes the file `--out`, which is checked before it starts."""
+
+    @wraps(run)
+    def checked(args: argparse.Namespace) -> None:
+        check_result_file(args.out, "--out ")
+        run(args)
+
+    return checked
 
 
 def bench(cfg: RunConfig, command: str) -> None:
@@ -60,6 +74,8 @@ def sweep(args: argparse.Namespace) -> None:
 
 def faults(args: argparse.Namespace) -> None:
     """inject faults into small real runs, resume them, and compare with an uninterrupted run"""
+    if args.result:
+        check_result_file(Path(args.result), "--result ")
     from reproduce.bench.faults import faults as run
 
     settings = [f"result={args.result}"] if args.result else []
@@ -73,6 +89,7 @@ def gpu(args: argparse.Namespace) -> None:
     run(args)
 
 
+@writes_result
 def bench_scale(args: argparse.Namespace) -> None:
     """measure how long a training takes to start on simulated corpora, and its memory"""
     from reproduce.bench.scale import run
@@ -80,6 +97,7 @@ def bench_scale(args: argparse.Namespace) -> None:
     run(args)
 
 
+@writes_result
 def bench_live(args: argparse.Namespace) -> None:
     """measure the delay of streamed speech and of live words, and the error of word times"""
     from reproduce.bench.live import run
@@ -87,6 +105,7 @@ def bench_live(args: argparse.Namespace) -> None:
     run(args)
 
 
+@writes_result
 def bench_serve(args: argparse.Namespace) -> None:
     """measure a server with many clients at once, against one request after another"""
     from reproduce.bench.serve import run
@@ -94,6 +113,7 @@ def bench_serve(args: argparse.Namespace) -> None:
     run(args)
 
 
+@writes_result
 def three_towers(args: argparse.Namespace) -> None:
     """score a model of three towers on pages: seen pairs, chains, and the pair that was not trained"""
     from reproduce.three_towers.scores import measure
@@ -101,6 +121,7 @@ def three_towers(args: argparse.Namespace) -> None:
     measure(args.model, args.out, args.parts, args.decode, args.line)
 
 
+@writes_result
 def bench_towers(args: argparse.Namespace) -> None:
     """measure parameters, FLOPs, memory and time of 2 to 4 towers, with and without unused pairs"""
     from reproduce.three_towers.cost import bench_towers as run
@@ -108,6 +129,7 @@ def bench_towers(args: argparse.Namespace) -> None:
     run(args.out, args.line)
 
 
+@writes_result
 def bench_shards(args: argparse.Namespace) -> None:
     """count what each process holds of models of 8B parameters that FSDP2 shards"""
     from reproduce.bench.shards import bench_shards as run
@@ -147,13 +169,13 @@ def _add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_number(parser, "--tokens", 65_536, "padded tokens of a step")
     add_number(parser, "--turns", 15, "measured steps; their median is reported")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 256], help="sentences of decode")
+    add_number(parser, "--batches", [1, 16, 256], "sentences of decode")
     parser.add_argument("--small", action="store_true", help="towers of two layers, for a trial on a CPU")
 
 
 def _add_scale_arguments(parser: argparse.ArgumentParser) -> None:
     rows = [40_000, 281_241]  # the second is LibriSpeech, 960 h
-    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="utterances of each corpus")
+    add_number(parser, "--rows", rows, "utterances of each corpus")
     parser.add_argument("--out", type=Path, default=Path("results/scale.json"), help="file of the result")
 
 

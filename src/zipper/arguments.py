@@ -48,24 +48,28 @@ def config_command(run: Callable[[RunConfig, str], None]) -> Command:
 def add_number(
     parser: argparse.ArgumentParser,
     name: str,
-    default: float,
+    default: float | list[int],
     text: str,
     least: float = 1,
     most: float = math.inf,
 ) -> None:
-    """Adds an option of the type of its default. One outside its range raises ConfigError."""
+    """Adds an option of the type of its default, which may be a list. One outside its range raises
+    ConfigError."""
+    several = default if isinstance(default, list) else [default]
 
     class Checked(argparse.Action):  # a `type` function would print usage, and a reason without the range
         def __call__(
             self, parser: Any, space: argparse.Namespace, value: Any, option: str | None = None
         ) -> None:
-            if not least <= value <= most:
-                limit = f"at least {least:g}" + ("" if most == math.inf else f" and at most {most:g}")
-                raise ConfigError(f"{name} {value} must be {limit}.")
+            for one in value if isinstance(value, list) else [value]:
+                if not least <= one <= most:
+                    limit = f"at least {least:g}" + ("" if most == math.inf else f" and at most {most:g}")
+                    raise ConfigError(f"{name} {one} must be {limit}.")
             setattr(space, self.dest, value)
 
-    more = f"{text} (default: {default:g})"
-    parser.add_argument(name, type=type(default), action=Checked, default=default, help=more)
+    more = f"{text} (default: {' '.join(f'{one:g}' for one in several)})"
+    count = "+" if isinstance(default, list) else None
+    parser.add_argument(name, type=type(several[0]), nargs=count, action=Checked, default=default, help=more)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -29,13 +29,17 @@ def check_output_paths(cfg: RunConfig) -> None:
     needed = 0 if made else UTTERANCE * (data.train + data.dev + data.test)
     check_writable(build, needed, f"build={cfg.build}", "build=FOLDER")
     if cfg.result:
-        if Path(cfg.result).is_dir():
-            raise DataError(
-                f"result={cfg.result} is a folder. Name a file: result={cfg.result}/{cfg.name}.json"
-            )
-        check_writable(Path(cfg.result).parent, 0, f"result={cfg.result}", "result=FILE")
+        check_result_file(Path(cfg.result), "result=", f"{cfg.name}.json")
     if cfg.export:
         check_writable(Path(cfg.export), 0, f"export={cfg.export}", "export=FOLDER")
+
+
+def check_result_file(file: Path, option: str, name: str = "result.json") -> None:
+    """Raises DataError if a file cannot be written. option: that names it, as `result=`; name: of a file to
+    suggest where a folder is named."""
+    if file.is_dir():
+        raise DataError(f"{option}{file} is a folder. Name a file: {option}{file / name}")
+    check_writable(file.parent, 0, f"{option}{file}", f"{option}FILE")
 
 
 def check_writable(folder: Path, needed: int, setting: str, other: str) -> None:

@@ -20,6 +20,7 @@ from zipper.config import with_overrides
 from zipper.corpora.grammar import UNITS
 from zipper.data.dataset import Row
 from zipper.data.prepare import prepare
+from zipper.errors import ConfigError
 from zipper.evaluation.task import mismatched_rows
 from zipper.generation.generate import GenerationOutput
 from zipper.generation.rows import generate_rows
@@ -188,9 +189,12 @@ def unseen(pages: Pages, seed: int) -> dict[str, Any]:
 
 
 def measure(folder: Path, out: Path, parts: Sequence[str], decode: Sequence[str], command: str) -> None:
-    """Write the scores of an exported model (or a run folder). decode: overrides of its decoding."""
+    """Write the scores of an exported model (or a run folder). decode: overrides of its decoding. Raises
+    ConfigError on one of other modalities."""
     torch.manual_seed(0)  # of zips that an export lacks, because no task has trained them
     model = Zipper.from_pretrained(folder)
+    if "image" not in model.network.names:
+        raise ConfigError(f"{folder} has no tower for images. Give a model of three, as assets/three-towers.")
     model.config = with_overrides(model.config, [f"decode.{one}" for one in decode])
     pages = Pages(model)
     result = {**describe(pages), "reader": reader_accuracy(pages)}

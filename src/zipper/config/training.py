@@ -226,6 +226,8 @@ class TrainCodecConfig(Section):
             raise ConfigError(
                 "train_codec.decoder_only=true needs a codec whose codes stay: give train_codec.init=FOLDER."
             )
+        if not self.ratios:
+            raise ConfigError("train_codec.ratios=[]: a codec has at least one. Give the default [4,4,5,8].")
         if self.codes & (self.codes - 1):
             raise ConfigError(f"train_codec.codes={self.codes} is not a power of 2. Give one, such as 1024.")
         if self.seconds * self.sample_rate < 1:
