@@ -14,9 +14,9 @@ STATISTICS = DatasetStatistics("", {}, RATES, seconds={}, longest=LONGEST, ratio
 
 
 @torch.no_grad()
-def slow_greedy(model, given: Document, name: str, cap: int) -> torch.Tensor:
+def slow_greedy(model, given: Document, name: str, cap: int, guidance: float = 1.0) -> torch.Tensor:
     """The whole Zipper over the whole document for every new column, by the rules of `units.pattern` alone:
-    columns [S, Q] of one segment."""
+    columns [S, Q] of one segment. guidance: away from the document of the answer alone."""
     tower = model.cfg.towers[name]
     books, text = tower.codebooks, name == "text"
     codes = range(2, tower.vocabulary) if text else range(tower.vocabulary - 3)
@@ -24,9 +24,14 @@ def slow_greedy(model, given: Document, name: str, cap: int) -> torch.Tensor:
     timesteps, frames = [[begin] * books], None
     while frames is None or len(timesteps) < 1 + frames + max(1, books - 1):
         begun = Segment(name, torch.tensor(timesteps), torch.zeros(len(timesteps), books, dtype=bool), 1.0)
-        batch = as_batch(model, [Document(given.id, [*given.segments, begun], given.multimodal)])
-        row = int(batch.streams[name].valid.sum()) - 1
-        logits = model.tower(name).logits(model(batch)[name][0, row])
+        documents = [Document(given.id, [*given.segments, begun], given.multimodal)]
+        documents += [Document(given.id, [begun], False)] if guidance != 1 else []
+        likely = []
+        for document in documents:
+            batch = as_batch(model, [document])
+            row = int(batch.streams[name].valid.sum()) - 1
+            likely.append(model.tower(name).logits(model(batch)[name][0, row]).log_softmax(-1))
+        logits = (1 - guidance) * likely[-1] + guidance * likely[0]
         timestep = []
         for q in range(books):
             frame = len(timesteps) - 1 - q

@@ -313,6 +313,7 @@ CASES = [
     (["import-gguf", "gone.gguf", "out"], None, C, "gone.gguf", "does not exist", "Give a .gguf"),
     (["import-gguf", "x.gguf", "out"], write("x.gguf", "GGUF?"), D, "x.gguf", "cannot be read", "Fetch it again"),
     (["push", ".", "me/mine"], None, C, ".", "no exported model", "assets/zipped"),
+    ([*TRAIN, "decode.text={beams: 4, guidance: 2}"], None, C, "decode.text", "guidance=2", "Set one, not both"),
     (["faults", ASR, "--times", "0"], None, C, "--times 0", "at least 1"),
     (["faults", ASR, "--result", "."], None, D, "--result .", "is a folder", "Name a file"),
     (["gpu", "--batches", "16", "0"], None, C, "--batches 0", "at least 1"),

@@ -24,6 +24,12 @@ class SamplingConfig(Section):
         "needs a temperature and the task of the way back",
         at_least=1,
     )
+    guidance: float = setting(
+        1.0,
+        "classifier-free guidance: log probabilities without the prompt, plus this factor times their "
+        "difference to those with it; 1: none, other factors cost a second row of the batch",
+        at_least=0,
+    )
     beams: int = setting(
         1, "beams of beam search, for modalities of one codebook; 1: no beam search", at_least=1, at_most=4096
     )
@@ -63,6 +69,12 @@ class SamplingConfig(Section):
                 f"{self.temperature} samples. Set one, not both."
             )
 
+        if self.searches and self.guidance != 1:
+            raise ConfigError(
+                f"decode.{name}: beam search (beams={self.beams}, ctc={self.ctc:g}) has no guidance="
+                f"{self.guidance:g}. Set one, not both."
+            )
+
     def check_incremental(self, name: str) -> None:
         """Raises ConfigError if tokens of modality `name` are known at the end alone."""
         if not self.incremental:
@@ -77,11 +89,12 @@ class SamplingConfig(Section):
         if self.searches:
             with_ctc = f", CTC {self.ctc:g}" if self.ctc else ""
             return f"beam search, {self.beams} beams{with_ctc}"
+        guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
         if self.temperature == 0:
-            return "greedy"
+            return f"greedy{guided}"
         best = f", best of {self.candidates}" if self.candidates > 1 else ""
         top = f"top-k {self.top_k or 'all'}, top-p {self.top_p:g}"
-        return f"sampled, temperature {self.temperature:g}, {top}{best}"
+        return f"sampled, temperature {self.temperature:g}, {top}{best}{guided}"
 
 
 @dataclass

@@ -29,6 +29,7 @@ class KVCache:
     def __init__(self, model: MultimodalModel, multimodal: Tensor) -> None:
         """multimodal bool [B]: whether each document is multimodal. It is fixed before the first token."""
         self.model, self.multimodal = model, multimodal
+        self.rows_each = 1  # of a prompt; 2 with guidance
         self.native = self.graph = False  # see `set_compiled`
         # Towers that still generate. Only their zips need cached keys and values.
         self.query_towers = set(model.names)

@@ -15,6 +15,7 @@ from zipper.generation.cache import KVCache
 from zipper.generation.cache_rows import join, select, trim
 from zipper.generation.ctc import doubts
 from zipper.generation.generate import GREEDY, GenerationOutput, content_cap, finished, prefill
+from zipper.generation.guidance import next_logits
 from zipper.generation.sampling import sample, uniform_noise
 from zipper.generation.single_step import SingleStep
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
@@ -61,13 +62,14 @@ class ContinuousBatch:
     @torch.no_grad()
     def add(self, prompts: Sequence[Document]) -> list[Running]:
         """Let prompts join. They must have passed `check_prompts`."""
-        cache, name, count = prefill(self.model, prompts, {self.name}), self.name, len(prompts)
+        name, count = self.name, len(prompts)
+        cache = prefill(self.model, prompts, {name}, guided=self.sampling.guidance != 1)
         caps = [content_cap(self.model, self.statistics, name, one.segments[-1]) for one in prompts]
         criteria = StoppingCriteria(self.layout, [*range(count)], np.array(caps), self.max_repeats)
         books = self.layout.codebooks
         noise = uniform_noise([f"{one.id}/0" for one in prompts], self.seed, max(caps) + books + 1, books)
         start = torch.full((books,), self.layout.bos)
-        noise, doubted = noise.to(self.processor.forbidden.device), doubts(cache, name)
+        noise, doubted = noise.to(self.processor.forbidden.device), doubts(cache, name)[:: cache.rows_each]
         rows = [Running(own, [start], doubt) for own, doubt in zip(noise, doubted, strict=True)]
         if self.cache is None:
             self.cache, self.criteria, self.rows = cache, criteria, rows
@@ -86,9 +88,9 @@ class ContinuousBatch:
         assert self.cache is not None
         device = self.cache.multimodal.device
         tokens = torch.stack([row.tokens[-1] for row in self.rows]).to(device)
-        here = torch.ones(len(self.rows), 1, dtype=torch.bool, device=device)
-        states = self.cache.extend(self.name, tokens[:, None], here)
-        logits = self.processor(self.cache.logits(self.name, states[:, -1]), self.criteria.kinds())
+        here = torch.ones(len(self.rows), dtype=torch.bool, device=device)
+        logits = next_logits(self.cache, self.name, tokens, here, self.sampling.guidance)
+        logits = self.processor(logits, self.criteria.kinds())
         steps = self.criteria.timestep.tolist()
         uniform = torch.stack([row.noise[step] for row, step in zip(self.rows, steps, strict=True)])
         tokens = self.layout.with_fillers(sample(logits, self.sampling, uniform)).cpu()
@@ -117,6 +119,8 @@ class ContinuousBatch:
             self.cache = None
             return left
         self.criteria.select(kept)
-        select(self.cache, torch.from_numpy(kept).to(self.cache.multimodal.device))
+        each = self.cache.rows_each
+        rows = torch.from_numpy(kept[:, None] * each + np.arange(each)).flatten()
+        select(self.cache, rows.to(self.cache.multimodal.device))
         trim(self.cache)
         return left

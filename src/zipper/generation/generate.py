@@ -17,6 +17,7 @@ from zipper.generation.beam import beam_search
 from zipper.generation.cache import KVCache
 from zipper.generation.candidates import generate_best
 from zipper.generation.ctc import ctc_scorer, doubts
+from zipper.generation.guidance import next_logits, with_unprompted
 from zipper.generation.order import check_prompts
 from zipper.generation.sampling import check_seed, sample, uniform_noise
 from zipper.generation.stopping import LogitsProcessor, StoppingCriteria
@@ -75,11 +76,8 @@ def generate(
     check_searches(decode or {}, model.cfg.codebooks)
     check_seed(seed)
     several = [name for name, how in (decode or {}).items() if how.candidates > 1]
-    if order == "auto" and several:
-        raise ConfigError(
-            f"decode.{several[0]}.candidates with order=auto: candidates are chosen for a given order. Leave "
-            "it out, or name the modalities."
-        )
+    if order == "auto":
+        _check_auto(decode or {})
     if decode and any(name in order for name in several):
 
         def sample(
@@ -94,7 +92,9 @@ def generate(
     for turn in range(MAX_SEGMENTS if order == "auto" else len(order)):
         rows = list(hops)
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
-        cache = prefill(model, sources, set(model.names) if order == "auto" else {order[turn]})
+        answers = set(model.names) if order == "auto" else {order[turn]}
+        guided = any((decode or {}).get(name, GREEDY).guidance != 1 for name in answers)
+        cache = prefill(model, sources, answers, guided)
         if order == "auto" and turn == 0:
             chosen = _next_modalities(cache, {i: hops[i].modality for i in rows}, rows)
         following = chosen if order == "auto" else dict.fromkeys(rows, order[turn])
@@ -109,7 +109,7 @@ def generate(
                 SegmentGenerator(cache, name, statistics.max_repeats(name)),
                 (decode or {}).get(name, GREEDY),
             )
-            doubted = doubts(cache, name)
+            doubted = doubts(cache, name)[:: cache.rows_each]
             segments = generator.generate(mine, most, sampling, ids, seed, append_last=order == "auto")
             for at, segment in zip(mine, segments, strict=True):
                 out[rows[at]].append(replace(segment, doubt=doubted[at]))
@@ -122,19 +122,34 @@ def generate(
     return out
 
 
+def _check_auto(decode: dict[str, SamplingConfig]) -> None:
+    """Raises ConfigError on settings that need a given order."""
+    for name, how in decode.items():
+        if how.candidates > 1:
+            raise ConfigError(
+                f"decode.{name}.candidates with order=auto: candidates are chosen for a given order. Leave "
+                "it out, or name the modalities."
+            )
+        guided = [other for other, its in decode.items() if its.guidance != 1]
+        if how.searches and guided:
+            raise ConfigError(
+                f"decode.{name}: beam search with order=auto does not go with decode.{guided[0]}.guidance. "
+                "Leave one of them out, or name the modalities."
+            )
+
+
 def _next_modalities(cache: KVCache, latest: dict[int, str], rows: list[int]) -> dict[int, str]:
     """Next modality of each row, by the next-modality head of its latest tower, restricted to trained
     directions. Rows that stop are left out.
 
-    rows: prompt index of each row of the cache.
+    rows: prompt index of each prompt in the cache.
     """
     model, out = cache.model, dict[int, str]()
     for name in {*latest.values()}:
         trained = [(other, name) in model.used for other in model.names]
         forbidden = ~torch.tensor([*trained, True], device=cache.multimodal.device)  # the last choice: stop
-        logits = model.next_modality_heads[name](cache.last_states[name]).masked_fill(
-            forbidden, float("-inf")
-        )
+        states = cache.last_states[name][:: cache.rows_each]
+        logits = model.next_modality_heads[name](states).masked_fill(forbidden, float("-inf"))
         picks = logits.argmax(-1).tolist()
         for at, i in enumerate(rows):
             if latest.get(i) == name and picks[at] < len(model.names):
@@ -185,7 +200,7 @@ class SegmentGenerator:
             outputs.append(tokens)
             fresh = criteria.open_rows
         if append_last:
-            self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
+            next_logits(self.cache, self.name, tokens, self._flags(fresh), sampling.guidance)
         return self._segments(rows, torch.stack(outputs, 1), criteria.ended, criteria.looping, caps)
 
     def timesteps(
@@ -202,15 +217,15 @@ class SegmentGenerator:
         fresh = criteria.open_rows
         yield tokens
         while criteria.open_rows.any():
-            states = self.cache.extend(self.name, tokens[:, None], self._flags(fresh))
-            logits = processor(self.cache.logits(self.name, states[:, -1]), criteria.kinds())  # [B, Q, V]
+            logits = next_logits(self.cache, self.name, tokens, self._flags(fresh), sampling.guidance)
+            logits = processor(logits, criteria.kinds())  # [B, Q, V]
             tokens = self.layout.with_fillers(sample(logits, sampling, uniform[:, int(criteria.timestep[0])]))
             fresh = criteria.open_rows
             yield tokens
             criteria.add(tokens[:, 0].cpu().numpy())
 
     def _flags(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(self.device)[:, None]
+        return torch.from_numpy(rows).to(self.device)
 
     def _segments(
         self, rows: list[int], tokens: Tensor, ended: np.ndarray, looping: np.ndarray, caps: list[int]
@@ -233,13 +248,18 @@ def finished(
 
 
 def prefill(
-    model: MultimodalModel, prompts: Sequence[Document], query_towers: set[str] | None = None
+    model: MultimodalModel,
+    prompts: Sequence[Document],
+    query_towers: set[str] | None = None,
+    guided: bool = False,
 ) -> KVCache:
     """Cache filled with the last segment of each prompt. query_towers: towers that will attend to it;
-    default all."""
+    default all. guided: with a row after each that has no prompt, for guidance."""
     device = next(model.parameters()).device
+    prompts = with_unprompted(prompts) if guided else prompts
     cache = KVCache(model, torch.tensor([prompt.multimodal for prompt in prompts], device=device))
     cache.query_towers = query_towers or cache.query_towers
+    cache.rows_each = 2 if guided else 1
     for name in model.names:
         parts = [
             Document(p.id, [s for s in p.segments[-1:] if s.modality == name], p.multimodal) for p in prompts

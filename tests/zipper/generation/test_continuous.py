@@ -30,14 +30,17 @@ LONG = replace(
     waits=st.lists(st.integers(0, 30), min_size=1, max_size=9),
     to=st.sampled_from(["text", "speech"]),
     temperature=st.sampled_from([0.0, 1.3]),
+    guidance=st.sampled_from([1.0, 1.6]),
     make=st.sampled_from([tiny_model, single_decoder]),
     seed=st.integers(0, 2**20),
 )
 @settings(max_examples=25)
-def test_prompts_that_join_at_any_time_get_what_they_would_get_alone(waits, to, temperature, make, seed):
+def test_prompts_that_join_at_any_time_get_what_they_would_get_alone(
+    waits, to, temperature, guidance, make, seed
+):
     """And whoever leaves unfinished has the beginning of it. waits: timesteps from one prompt to the next."""
     model, draw = make(), random.Random(seed)
-    decode = {to: SamplingConfig(temperature=temperature)}
+    decode = {to: SamplingConfig(temperature=temperature, guidance=guidance)}
     todo = prompts(model, len(waits), "speech" if to == "text" else "text", seed=seed)
     todo = [replace(one, id=str(at)) for at, one in enumerate(todo)]
     batch, rows = ContinuousBatch(model, to, LONG, decode), []
@@ -98,9 +101,10 @@ def test_long_prompts_that_join_a_short_one_are_read_to_their_end(to):
         assert torch.equal(row.output.tokens, alone.tokens)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.3])
-def test_a_stream_joined_is_the_segment_and_each_piece_is_a_frame(temperature):
-    model, how, longest = tiny_model(seed=4), {"speech": SamplingConfig(temperature)}, 0
+@pytest.mark.parametrize(("temperature", "guidance"), [(0.0, 1.0), (1.3, 1.0), (0.0, 1.2)])
+def test_a_stream_joined_is_the_segment_and_each_piece_is_a_frame(temperature, guidance):
+    how = {"speech": SamplingConfig(temperature, guidance=guidance)}
+    model, longest = tiny_model(seed=4), 0
     for prompt in prompts(model, 5, "text"):
         [[whole]] = generate(model, [prompt], ["speech"], LONG, how)
         frames = [*stream(model, prompt, "speech", LONG, how)]

@@ -62,13 +62,20 @@ ORDERS = [["text"], ["speech"], ["text", "speech"], ["speech", "text", "speech"]
 
 @pytest.mark.parametrize("order", ORDERS, ids="-".join)
 @pytest.mark.parametrize("parts", [1, 3])
-def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts):
-    model = tiny_model()
+@pytest.mark.parametrize("guidance", [1.0, 9.0])
+def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts, guidance):
+    model, how = tiny_model(), {name: SamplingConfig(guidance=guidance) for name in ("text", "speech")}
     given = alternating(model, 3, "text" if order[0] == "speech" else "speech", parts)
     assert len({tuple(len(s.tokens) for s in p.segments) for p in given}) > 1
-    together = generate(model, given, order, STATISTICS)
+    together = generate(model, given, order, STATISTICS, how)
+    plain = generate(model, given, order, STATISTICS)
+    assert (guidance == 1) == all(
+        torch.equal(a.tokens, b.tokens)
+        for one, other in zip(plain, together, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
     for doc, segments in zip(given, together, strict=True):
-        (alone,) = generate(model, [doc], order, STATISTICS)
+        (alone,) = generate(model, [doc], order, STATISTICS, how)
         assert [s.modality for s in segments] == order
         hop = doc.segments[-1]
         for one, other in zip(segments, alone, strict=True):
@@ -76,7 +83,7 @@ def test_greedy_writing_is_the_same_cached_or_not_batched_or_single(order, parts
             assert one.finish_reason == other.finish_reason
             cap = STATISTICS.cap(one.modality, hop.modality, _length(model, hop.modality, hop.tokens))
             read = Document(doc.id, [hop], doc.multimodal)
-            assert torch.equal(one.tokens, slow_greedy(model, read, one.modality, cap))
+            assert torch.equal(one.tokens, slow_greedy(model, read, one.modality, cap, guidance))
             hop = Segment(one.modality, one.tokens, one.tokens >= 0, 1.0)
 
 
@@ -147,6 +154,20 @@ def test_a_next_modality_head_lets_each_row_go_on_as_it_likes_within_what_was_tr
             assert (model.names[choice] if choice < 3 else None) == expected
             if expected:
                 read = [read[-1], segments[turn].as_prompt()]
+
+
+def test_with_order_auto_one_modality_may_be_guided():
+    model = tiny_model(("text", "speech", "music"), switch=True)
+    given, how = prompts(model, 12), {"speech": SamplingConfig(guidance=1.7)}
+    with pytest.raises(ConfigError, match=r"beam search with order=auto .*decode\.speech\.guidance"):
+        generate(model, given, "auto", STATISTICS, {**how, "text": SamplingConfig(beams=2)})
+    chosen = set()
+    for doc, segments in zip(given, generate(model, given, "auto", STATISTICS, how), strict=True):
+        order = [one.modality for one in segments]
+        [named] = generate(model, [doc], order, STATISTICS, how) if order else [[]]
+        assert [s.tokens.tolist() for s in segments] == [s.tokens.tolist() for s in named]
+        chosen |= {*order}
+    assert chosen == {*model.names}
 
 
 def test_the_best_candidate_does_not_depend_on_the_batch_and_needs_the_way_back():

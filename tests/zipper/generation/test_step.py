@@ -85,7 +85,7 @@ def test_the_native_step_equals_the_layers_themselves(position, rows, monkeypatc
 @needs_compiler
 @pytest.mark.parametrize("name", ["text", "speech"])
 def test_what_the_native_step_writes_is_the_same(name):
-    """By itself, as a stream, in a beam and in a batch that others join and leave."""
+    """By itself, guided, as a stream, in a beam and in a batch that others join and leave."""
     model = tiny_model(seed=4).float()
     other = next(one for one in model.names if one != name)
     given = prompts(model, 5, other)
@@ -94,6 +94,9 @@ def test_what_the_native_step_writes_is_the_same(name):
     assert [out.tokens.tolist() for [out] in generate(model, given, [name], LONG, compiled)] == expected
     assert together(model, name, given, compiled) == expected
     assert max(map(len, expected)) > 20
+    guided = [{name: SamplingConfig(guidance=1.5, compile=one)} for one in (False, True)]
+    plain, fast = ([s.tokens.tolist() for [s] in generate(model, given, [name], LONG, g)] for g in guided)
+    assert fast == plain != expected
     if name == "speech":
         for prompt, [plain] in zip(given, generate(model, given, [name], LONG), strict=True):
             frames = [plain.content[:, :0], *stream(model, prompt, name, LONG, compiled)]

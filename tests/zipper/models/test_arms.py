@@ -9,7 +9,7 @@ import torch
 
 from conftest import as_batch, config, interleaving, transcribe
 from slow import STATISTICS, prompts, slow_greedy
-from zipper.config import ModelConfig, TowerConfig
+from zipper.config import ModelConfig, SamplingConfig, TowerConfig
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
 from zipper.generation.exported import load_model
@@ -96,14 +96,17 @@ def test_one_modality_alone_is_its_tower(kind):
         ("mixture", ("text", "speech"), "text", "speech", 3),
     ],
 )
-def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(kind, names, given, answer, layers):
-    model = joined(kind, names, layers)
+@pytest.mark.parametrize("guidance", [1.0, 9.0])
+def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(
+    kind, names, given, answer, layers, guidance
+):
+    model, how = joined(kind, names, layers), {answer: SamplingConfig(guidance=guidance)}
     asked = prompts(model, 3, given)
-    for document, (segment,) in zip(asked, generate(model, asked, [answer], STATISTICS), strict=True):
+    for document, (segment,) in zip(asked, generate(model, asked, [answer], STATISTICS, how), strict=True):
         length = len(document.segments[-1].tokens) - 1 - max(1, document.segments[-1].tokens.shape[1] - 1)
         cap = STATISTICS.cap(answer, given, length)
-        assert torch.equal(segment.tokens, slow_greedy(model, document, answer, cap))
-        ((alone,),) = generate(model, [document], [answer], STATISTICS)
+        assert torch.equal(segment.tokens, slow_greedy(model, document, answer, cap, guidance))
+        ((alone,),) = generate(model, [document], [answer], STATISTICS, how)
         assert torch.equal(alone.tokens, segment.tokens)
 
 

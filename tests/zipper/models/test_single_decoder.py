@@ -7,7 +7,7 @@ import torch
 
 from conftest import as_batch, config, interleaving
 from slow import STATISTICS, prompts, slow_greedy
-from zipper.config import ModelConfig, TowerConfig
+from zipper.config import ModelConfig, SamplingConfig, TowerConfig
 from zipper.data.documents import Document
 from zipper.errors import ConfigError
 from zipper.generation.generate import generate
@@ -98,19 +98,20 @@ def test_head_0_chooses_among_the_first_codebooks_of_all_modalities():
 
 
 @pytest.mark.parametrize("name", ["text", "speech"])
-def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(name):
-    model = single_decoder()
+@pytest.mark.parametrize("guidance", [1.0, 9.0])
+def test_what_it_writes_equals_the_slow_reference_whatever_the_batch(name, guidance):
+    model, how = single_decoder(), {one: SamplingConfig(guidance=guidance) for one in ("text", "speech")}
     other = "speech" if name == "text" else "text"
     given = prompts(model, 3, other)
-    written = generate(model, given, [name], STATISTICS)
+    written = generate(model, given, [name], STATISTICS, how)
     for document, (segment,) in zip(given, written, strict=True):
         cap = STATISTICS.cap(name, other, _length(document, other))
-        assert torch.equal(segment.tokens, slow_greedy(model, document, name, cap))
-        alone, further = generate(model, [document], [name, other], STATISTICS)[0]
+        assert torch.equal(segment.tokens, slow_greedy(model, document, name, cap, guidance))
+        alone, further = generate(model, [document], [name, other], STATISTICS, how)[0]
         assert torch.equal(alone.tokens, segment.tokens)
         hop = Document(document.id, [segment.as_prompt()], True)  # as if it were read anew
         cap = STATISTICS.cap(other, name, segment.content.shape[1])
-        assert torch.equal(further.tokens, slow_greedy(model, hop, other, cap))
+        assert torch.equal(further.tokens, slow_greedy(model, hop, other, cap, guidance))
 
 
 def test_three_modalities_share_one_decoder_and_every_weight_is_owned_once():
