@@ -55,6 +55,11 @@ class SamplingConfig(Section):
         """Whether tokens are final as soon as they are generated: no beam search, no best of samples."""
         return not self.searches and self.candidates == 1
 
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that one prompt takes."""
+        return max(self.beams, self.candidates) * (1 if self.guidance == 1 else 2)
+
     def check(self, name: str) -> None:
         """Raises ConfigError if the settings of modality `name` contradict each other."""
         sampled = [key for key in SAMPLED if getattr(self, key) != getattr(SamplingConfig(), key)]

@@ -41,7 +41,7 @@ def generate_rows(
     prompts = [Document(row["id"], [segment(source, source.content(row))], multimodal=True) for row in rows]
     lengths = [len(prompt.segments[0].tokens) for prompt in prompts]
     by_length = sorted(range(len(rows)), key=lengths.__getitem__)
-    copies = max((max(one.beams, one.candidates) for one in (decode or {}).values()), default=1)
+    copies = max((one.rows for one in (decode or {}).values()), default=1)
     found: dict[int, list[GenerationOutput]] = {}
     bar = tqdm(total=len(rows), desc=name, unit="utterance", mininterval=1.0, leave=False)
     with model.evaluating(), bar:
