@@ -50,6 +50,16 @@ def test_settings_are_read_by_their_older_names(tmp_path):
     assert load_config(None, inline) == new
 
 
+def test_a_stored_config_without_a_default_tower_stays_without_it():
+    values = to_dict(load_config(None, ["train.tasks={text: 1}"]))
+    del values["model"]["towers"]["speech"]
+    values["model"]["modalities"] = ["text"]
+    values["decode"] = {"text": values["decode"]["text"]}
+    again = from_dict(values)
+    assert {*again.model.towers} == {"text"}
+    assert to_dict(again)["model"] == values["model"]
+
+
 def test_words_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("train: {lr: 0.5, steps: 7}\n", encoding="utf-8")
@@ -195,3 +205,38 @@ def test_every_declared_range_is_enforced_and_excludes_nan(section):
             if bad is not None:
                 with pytest.raises(ConfigError, match=rf"{section.KEY}\.{f.name}"):
                     section(**{f.name: value})
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "instead"),
+    [
+        (["data.speeds=[1,1.0]"], "each once", "data.speeds=[0.9,1]"),
+        (["data.corpus=text+text"], "names a corpus twice", "data.corpus=text+librispeech"),
+        (["data.corpus=manifest+text"], "file of a manifest", "data.corpus=manifest+spoken"),
+        (["codec={name: mimi, bandwidth_kbps: 1.1, codebooks: 2}"], "follow", "codec.codebooks=null"),
+        (["codec.semantic=x"], "is for codec.name", "codec.semantic=null"),
+        (["train.guide=0.1"], "needs the alignment", "train.ctc=0.3"),
+        (["train.ctc=1", "train.guide=1", "train.compile=true"], "do not hand out", "train.guide=0"),
+        (["train.mask=0.1", "train.prompt_weight=1"], "loss weight below 1", "train.prompt_weight=0.5"),
+        (["train.quantise=true"], "half precision", "export_bits=4"),
+        (["export_bits=5"], "give 16, 8 or 4", "export_bits=8"),
+        (["train.precision=bf16-products", "train.compile=true"], "not work together", "train.compile=false"),
+        (["train.optimiser=adafactor", "train.strategy=fsdp2"], "whole matrices", "train.strategy=ddp"),
+        (["train.tasks={speech>text>speech: 1}"], "modality twice", "train.tasks={speech>text>speech: 0}"),
+        (["train.tasks={asr: 1, tts: 0}", "evaluate.tasks=[tts]"], "is not trained", "train.tasks.tts=0.1"),
+        (
+            ["train.tasks={asr: 1, tts: 0}", "decode.text={temperature: 1, candidates: 2}"],
+            "finds the speech again",
+            "train.tasks.tts=0.1",
+        ),
+        (["train_codec.codes=1000"], "not a power of 2", "train_codec.codes=512"),
+        (["train_codec.decoder_only=true"], "whose codes stay", "train_codec.init=x"),
+        (["train_codec={semantic: whisper, seconds: 0.81}"], "Give 0.8, for", "train_codec.seconds=0.84"),
+        (["train_codec.semantic_ctc=5"], "needs an encoder", "train_codec.semantic=whisper"),
+        (["train_codec={semantic: whisper, semantic_layers: 5}"], "1 to 4", "train_codec.semantic=hubert"),
+    ],
+)  # fmt: skip
+def test_settings_that_contradict_each_other_are_refused_and_others_are_not(words, reason, instead):
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        load_config(None, words)
+    load_config(None, [*words, instead])

@@ -5,14 +5,16 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from reproduce import ROOT
 from zipper.config import DataConfig
 from zipper.corpora.grammar import SHAPES, SLOTS, sentences
-from zipper.corpora.spoken import recipe_hash, spoken_corpus, spoken_texts
-from zipper.corpora.utterance import FIRST, read_manifest
+from zipper.corpora.spoken import VOICE_RATE, drawn_voice, edges, recipe_hash, spoken_corpus, spoken_texts
+from zipper.corpora.utterance import FIRST, Utterance, read_manifest
 from zipper.errors import DataError
 from zipper.modalities.normalise import normalise
 
@@ -77,6 +79,32 @@ def test_the_voice_is_deterministic_resumable_and_never_speaks_twice(tmp_path):
     assert all((a.wave(16000) == b).all() for a, b in zip(again, sounds, strict=True))
 
 
+def test_a_voice_is_drawn_by_seed_and_id_and_speaks_at_a_rate_of_the_given_range():
+    some = [Utterance(f"train-{i:05d}", None, f"sentence {i}", "heart", "train") for i in range(50)]
+    drawn = [drawn_voice(u, 1, (1.05, 1.3)) for u in some]
+    assert drawn == [drawn_voice(replace(u, text="another"), 1, (1.05, 1.3)) for u in some]
+    assert len({*drawn, *(drawn_voice(u, 2, (1.05, 1.3)) for u in some)}) == 100
+    rates = [pitch * speed for pitch, speed, _ in drawn]  # played faster for its pitch
+    assert 1.05 <= min(rates) < 1.1
+    assert 1.25 < max(rates) <= 1.3
+
+
+def test_a_tenth_of_a_second_of_silence_is_kept_at_each_edge():
+    wave = np.zeros(3 * VOICE_RATE, np.float32)
+    wave[VOICE_RATE : 2 * VOICE_RATE] = 0.1
+    start, end = edges(wave)
+    assert (VOICE_RATE - start) / VOICE_RATE == pytest.approx(0.1, abs=1e-3)
+    assert (end - 2 * VOICE_RATE) / VOICE_RATE == pytest.approx(0.1, abs=1e-3)
+    assert edges(wave[VOICE_RATE - 10 : 2 * VOICE_RATE])[0] == 0
+    assert edges(0 * wave) == (0, len(wave))
+
+
+@pytest.mark.parametrize("change", [{"seed": 2}, {"rates": (1.0, 1.3)}, {"train": 4}, {"test": 2}])
+def test_another_recipe_is_another_synthetic_corpus(change):
+    assert recipe_hash(small()) == recipe_hash(small())
+    assert recipe_hash(small()) != recipe_hash(replace(small(), **change))
+
+
 def test_a_folder_of_text_is_spoken_too(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
@@ -98,6 +126,19 @@ def test_a_folder_of_text_is_spoken_too(tmp_path):
         spoken_texts(DataConfig(train=3, dev=1, test=1, text_folder=str(folder)))
     with pytest.raises(DataError, match=r"no \.txt file"):
         spoken_texts(DataConfig(text_folder=str(tmp_path / "nowhere")))
+
+
+def test_every_split_of_a_folder_of_text_has_sentences_of_every_book(tmp_path):
+    for book in ("alpha", "bravo", "charlie"):
+        lines = [f"{book} {x}{y}." for x in "abcdefgh" for y in "abcdefgh"]
+        (tmp_path / f"{book}.txt").write_text("\n".join(lines), encoding="utf-8")
+    texts = [
+        spoken_texts(DataConfig(train=92, dev=50, test=50, text_folder=str(tmp_path), seed=seed))
+        for seed in (1, 2)
+    ]
+    assert texts[0] != texts[1]
+    for split, several in texts[0].items():
+        assert {text.split()[0] for text in several} == {"alpha", "bravo", "charlie"}, split
 
 
 @pytest.mark.parametrize("asset", ["codec/codec.json", "text-tower/tower.json", "speech-tower/tower.json"])

@@ -121,13 +121,14 @@ def test_a_wrong_checksum_leaves_nothing_and_those_before_it_stay(server):
 
 def test_an_archive_that_was_cut_off_is_completed_and_an_unpacking_begins_again(server):
     server.most = 4000
-    with pytest.raises(DataError, match=r"dev-clean could not be downloaded .*give the same command again"):
-        download(load_config(None, WORDS))
+    for _ in range(2):  # of about 9,300 bytes
+        with pytest.raises(DataError, match=r"dev-clean could not be downloaded .*give the same command"):
+            download(load_config(None, WORDS))
     half = Path("data/.incoming/librispeech/LibriSpeech/dev-clean/61")
     half.mkdir(parents=True)  # killed while it unpacked
     server.most = None
     download(load_config(None, WORDS))
-    assert server.asked == [("dev-clean", 0), ("dev-clean", 4000), ("test-clean", 0)]
+    assert server.asked == [*(("dev-clean", have) for have in (0, 4000, 8000)), ("test-clean", 0)]
     assert Path("data/LibriSpeech/dev-clean/61/70968/61-70968-0000.flac").stat().st_size == 9000
 
 

@@ -1,5 +1,6 @@
 """Lists, folders of text and tokenizers of users that do not quite fit are refused, or read rightly."""
 
+import json
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -13,12 +14,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import zipper
 from conftest import joined, units
+from zipper.clock import Clock
 from zipper.config import RunConfig, TrainCodecConfig, load_config
 from zipper.corpora.lists import read_list, sentences_of_folder
 from zipper.corpora.open import open_corpus
-from zipper.corpora.utterance import SPLITS, Utterance
+from zipper.corpora.utterance import SPLITS, Utterance, hold_out
 from zipper.data.dataset import listing_hash
 from zipper.data.encode import prepare_dataset
+from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.text import Text
 from zipper.modalities.tokenizer import LETTERS, Tokenizer
@@ -45,6 +48,22 @@ def test_a_tokenizer_that_loses_letters_is_refused(tmp_path, alphabet):
     tokenizer.save(str(tmp_path / "own.json"))
     with pytest.raises(DataError, match=r"loses letters of normalised text.* z"):
         Tokenizer.load(tmp_path / "own.json")
+
+
+def test_a_tokenizer_that_begins_or_ends_with_another_token_is_another_one(tmp_path):
+    tokenizer = HFTokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.BpeTrainer(special_tokens=["<a>", "<b>", "<c>"], initial_alphabet=LETTERS)
+    tokenizer.train_from_iterator([], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    found = []
+    for bos, eos in ((0, 1), (0, 2), (2, 1), (0, 1)):
+        config = json.dumps({"bos_token_id": bos, "eos_token_id": eos})
+        (tmp_path / "config.json").write_text(config, encoding="utf-8")
+        found.append(Tokenizer.load(tmp_path / "tokenizer.json"))
+        assert (found[-1].bos, found[-1].eos) == (bos, eos)
+    assert len({one.fingerprint for one in found}) == 3
+    assert found[0].fingerprint == found[3].fingerprint
 
 
 def test_a_missing_recording_is_another_corpus_than_none():
@@ -149,6 +168,46 @@ def test_an_encoded_dataset_follows_its_recordings(tmp_path, utterances, codec, 
         assert rows["audio"][:] == [u.audio for u in moved if u.split == split]
         for name in {*rows.column_names} - {"audio"}:
             assert rows[name][:] == before.splits[split][name][:]
+
+
+def test_an_encoded_dataset_follows_some_of_its_recordings(utterances, dataset, tmp_path):
+    """Those of one folder have moved, and the others have not."""
+    moved = [replace(u, audio=shutil.copy(u.audio, tmp_path)) if u.id[-1] in "135" else u for u in utterances]
+    found = prepare_dataset(dataset.folder.parent, moved, dataset.modalities, 30.0)
+    assert found.folder == dataset.folder
+    for split, rows in found.splits.items():
+        assert rows["audio"][:] == [u.audio for u in moved if u.split == split]
+
+
+def test_who_is_held_out_depends_on_the_seed_and_three_speakers_are_enough():
+    several = [Utterance(f"{s}-{i}", "a", "x", s, "") for s in "abcdefghijkl" for i in range(2)]
+    held = {frozenset(u.id for u in hold_out(several, 4, 4, seed) if u.split == "test") for seed in range(5)}
+    assert len(held) > 1
+    for count, whole in ((3, True), (2, False)):  # of two speakers, single utterances are held out
+        split = {u.id: u.split for u in hold_out(several[: 2 * count], 1, 1, seed=0)}
+        assert all(split[f"{s}-0"] == split[f"{s}-1"] for s in "abc"[:count]) == whole
+        assert {*split.values()} == {*SPLITS}
+
+
+def test_a_tokenizer_is_trained_on_the_training_split_alone(in_tmp):
+    (in_tmp / "books").mkdir()
+    for word in ("alpha", "bravo", "charlie", "delta", "echo"):
+        (in_tmp / "books" / f"{word}.txt").write_text(f"{word} {word}.\n\n" * 20, encoding="utf-8")
+    cfg = load_config(None, ["data.corpus=text", "data.folder=books", "data.dev=20", "data.test=20"])
+    texts = [u.text for u in open_corpus(cfg) if u.split == "train"]
+    assert len({*texts}) == 3
+    dataset = prepare(cfg, Clock(), {"text": Text(None, 60)})
+    assert dataset.modalities["text"].fingerprint == Tokenizer.train(texts, 60).fingerprint
+
+
+def test_one_split_of_a_list_is_opened_alone(in_tmp):
+    lines = [f"{split}-{i}\tso it is\t{split}" for split in SPLITS for i in range(3)]
+    given = ["data.corpus=manifest", "data.folder=list.tsv", "train.tasks={text: 1}"]
+    for last, there in (("split", "test"), ("subset", None)):
+        written(in_tmp / "list.tsv", f"id\ttext\t{last}", *lines)
+        found = open_corpus(load_config(None, given), "test")
+        assert [u.id for u in found] == [f"{s}-{i}" for s in SPLITS for i in range(3) if there in (None, s)]
+        assert {u.split for u in found} == {"test"}  # without splits, the whole list
 
 
 def test_a_codec_is_trained_on_recordings_at_their_speeds_without_the_broken_ones(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Pages: images that a sentence describes, and their independent reader."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from PIL import Image as Picture
 
 from zipper.config import DataConfig, RunConfig
-from zipper.corpora.pages import draw, every_page, split_pages
+from zipper.corpora.pages import draw, every_page, pages_corpus, split_pages
+from zipper.corpora.spoken import spoken_texts
 from zipper.errors import DataError
 from zipper.modalities.image import CODEBOOKS, Image
 from zipper.modalities.page_reader import COLORS, DRAWINGS, HEIGHT, SHIFTS, Reader, digits, drawing, shifted
@@ -56,6 +58,22 @@ def test_splits_share_neither_sentences_nor_digits():
     assert len(set.union(*names)) == 2880
     seen = [image.tobytes() for part in ("train", "dev", "test") for image in digits(1)[part][0]]
     assert len({*seen}) == len(seen) == 1797  # no digit occurs twice in the data set itself
+
+
+def test_dev_and_test_have_no_sentence_that_the_shipped_model_knows():
+    known = {*spoken_texts(DataConfig(train=12_000))["train"]}
+    pages = split_pages(DataConfig(dev=300, test=400))
+    assert not known & {page.sentence for split in ("dev", "test") for page in pages[split]}
+    assert known & {page.sentence for page in pages["train"]}
+
+
+def test_pages_are_drawn_by_their_ids_and_another_number_is_another_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("zipper.corpora.pages.synthesize", lambda *_: None)
+    few, more = (pages_corpus(DataConfig(train=60, dev=2, test=n), tmp_path, 1, False) for n in (2, 3))
+    assert [Counter(u.split for u in one)["test"] for one in (few, more)] == [2, 3]
+    read = [Image().read(u.raw("image")) for u in few if u.split == "train"]
+    fields = {tuple((image[:, HEIGHT:] != image[0, HEIGHT]).any(-1).flatten().tolist()) for image in read}
+    assert len(fields) > 40  # animals of a few kinds in fields of their own
 
 
 def test_drawings_differ_enough_to_be_told_apart():

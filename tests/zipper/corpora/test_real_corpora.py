@@ -187,6 +187,12 @@ def test_librilight_speech_may_end_a_rounding_after_its_recording(tmp_path, code
         statistics.write_text(json.dumps({"voice_activity": [[0.1, 1.0], [4.5, 6.025]]}), encoding="utf-8")
     where = ("librilight", tmp_path, "data.dev=1", "data.test=1")
     assert encoded(tmp_path, codec, opened(*where, "data.max_seconds=2"), ["a b"]).info["skipped"] == 0
+    voiced = [[2.25, 3], [0, 1], [1.5, 2], [3.5, 7.5]]  # the second and third are two seconds together
+    for statistics in (tmp_path / "small").rglob("*.json"):
+        statistics.write_text(json.dumps({"voice_activity": voiced}), encoding="utf-8")
+    found = opened(*where, "data.max_seconds=2")
+    own = [(u.start, u.seconds) for u in found if u.audio == found[0].audio]
+    assert own == [(0, 2), (2.25, 0.75), (3.5, 2), (5.5, 2)]
     for wrong in ([[0.1, float("nan")]], [[2, 1]], [[-1, 1]]):
         statistics.write_text(json.dumps({"voice_activity": wrong}), encoding="utf-8")
         with pytest.raises(DataError, match="not an interval"):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from zipper.corpora import spoken
 from zipper.corpora.utterance import Utterance
 from zipper.data.dataset import open_dataset
 from zipper.data.encode import prepare_dataset
+from zipper.data.skipped import Skipped, check_budget
 from zipper.disk import check_writable, disk_failure
 from zipper.errors import DataError
 
@@ -63,6 +65,25 @@ def test_within_the_budget_a_skip_is_counted_and_the_rest_is_kept(
     reasons = "".join(f.read_text(encoding="utf-8") for f in dataset.folder.glob("skipped.jsonl"))
     assert "is silent" in reasons
     assert "has digits" in reasons
+
+
+def test_the_budget_is_used_up_by_one_in_a_hundred_and_no_more(tmp_path):
+    skipped = [Skipped(id=str(i), reason="is silent") for i in range(3)]
+    check_budget(tmp_path, skipped[:2], 200)
+    with pytest.raises(DataError, match="3 of 200 utterances cannot be used, more than 1%"):
+        check_budget(tmp_path, skipped, 200)
+
+
+def test_what_shards_skip_adds_up_and_ends_the_encoding_once_it_is_too_much(
+    tmp_path, utterances, codec, subwords, monkeypatch
+):
+    monkeypatch.setattr("zipper.data.skipped.SKIP_BUDGET", 0.04)  # one of these
+    quiet = said(tmp_path, np.zeros(RATE, np.float32))
+    some = [replace(quiet, id="quiet-0"), *utterances[:20], replace(quiet, id="quiet-1"), *utterances[20:]]
+    with pytest.raises(DataError, match="2 of 38 utterances"):
+        prepare_dataset(tmp_path / "stores", some, units(codec, subwords), 30.0)
+    written = {file.name for file in tmp_path.glob("stores/*/*.arrow")}
+    assert written == {"train-00000.arrow", "train-00001.arrow"}  # each within the budget
 
 
 def test_a_code_out_of_range_is_found_when_the_store_is_opened(tmp_path, utterances, codec, subwords):

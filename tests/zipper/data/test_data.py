@@ -1,6 +1,7 @@
 """Templates, collation, and the order of training."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -307,3 +308,8 @@ def test_rates_are_tokens_over_seconds_of_all_rows(dataset):
     rows = dataset.splits["train"]
     spoken = sum(row["seconds"] for row in rows)
     assert measure_statistics(dataset).rates["text"] == pytest.approx(sum(map(len, rows["ids"])) / spoken)
+    # Sentences without a recording, as of a text corpus beside it, have no rate.
+    lengths = [0.0] * 8 + rows["seconds"][8:]
+    mixed = rows.remove_columns("seconds").add_column("seconds", lengths)
+    found = measure_statistics(replace(dataset, splits={**dataset.splits, "train": mixed}))
+    assert found.rates["text"] == pytest.approx(sum(map(len, rows["ids"][8:])) / sum(lengths))

@@ -11,13 +11,15 @@ from datasets.arrow_dataset import Column
 
 from conftest import config, units
 from zipper import hashes
-from zipper.config import DataConfig
+from zipper.config import DataConfig, RunConfig
 from zipper.corpora.spoken import recipe_hash, spoken_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, write_manifest
+from zipper.data.dataset import listing_hash
 from zipper.data.encode import prepare_dataset
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
+from zipper.evaluation.journal import evaluation_identity
 from zipper.evaluation.significance import different_data
 from zipper.hashes import check_once, file_hashes
 from zipper.models.pretrained import save_tower, tower_hashes
@@ -43,6 +45,20 @@ def test_other_recordings_under_the_same_names_make_another_store(tmp_path, utte
     row, before = other.splits[moved[3].split], first.splits[moved[3].split]
     at = row["id"].index(moved[3].id)
     assert row[at]["codes"] != before[at]["codes"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "b"}, {"split": "dev"}, {"text": "y"}, {"audio": "/here/books/b.wav"},
+        {"audio": "/here/other/a.wav"}, {"audio": ""}, {"speaker": "t"}, {"subset": "manifest/dev"},
+        {"start": 0.5}, {"seconds": 2.5}, {"other": {"music": "c d"}},
+    ],
+)  # fmt: skip
+def test_every_entry_of_a_list_makes_another_store(change):
+    one = Utterance("a", "/here/books/a.wav", "x", "s", "train", "manifest/train", 0.0, 2.0, {"music": "c e"})
+    assert listing_hash([one]) == listing_hash([replace(one, other=dict(one.other))])
+    assert listing_hash([one]) != listing_hash([replace(one, **change)])
 
 
 def test_a_file_is_read_once_and_again_only_when_it_has_changed(tmp_path, monkeypatch):
@@ -104,6 +120,17 @@ def test_a_run_does_not_go_on_from_another_tower_under_the_same_name(in_tmp, pre
     save_tower(in_tmp / "tower", Tower(cfg.model.towers["text"]), statistics)  # other random weights
     with pytest.raises(ConfigError, match=r"started from the text tower .* its weights have changed"):
         run_module.train(config(*words), "x")
+
+
+def test_an_evaluation_goes_on_from_one_of_the_same_checkpoint_settings_and_scorer_alone(tmp_path):
+    file = tmp_path / "best.ckpt"
+    file.write_bytes(b"weights")
+    first = evaluation_identity(file, RunConfig(), "whisper")
+    assert evaluation_identity(file, RunConfig(result="copy.json", export="model"), "whisper") == first
+    assert evaluation_identity(file, RunConfig(seed=1), "whisper") != first
+    assert evaluation_identity(file, RunConfig(), "another") != first
+    file.write_bytes(b"of a longer training")
+    assert evaluation_identity(file, RunConfig(), "whisper") != first
 
 
 def test_results_of_other_data_are_told_apart_by_the_part_that_differs():

@@ -97,6 +97,24 @@ def test_codes_do_not_depend_on_the_batch(codec):
         assert torch.equal(codec.encode([wave])[0], codes)
 
 
+def test_fewer_codebooks_are_the_first_of_all_and_have_a_name_of_their_own():
+    whole, few = load_codec(CodecConfig()), load_codec(CodecConfig(codebooks=2))
+    wave = 0.1 * torch.randn(8000)
+    (all_codes,), (codes,) = whole.encode([wave]), few.encode([wave])
+    assert torch.equal(codes, all_codes[:2])
+    assert torch.equal(few.decode(codes), whole.decode(all_codes[:2]))
+    assert few.fingerprint != whole.fingerprint
+    assert few.kbps == pytest.approx(whole.kbps * 2 / whole.codebooks)
+
+
+def test_a_codec_hears_and_gives_back_a_wave_times_its_gain(codec):
+    plain, wave = Codec(codec.model, 3, 1.0, "embedded"), torch.randn(8000)
+    (codes,) = codec.encode([wave])
+    assert torch.equal(codes, plain.encode([wave * codec.gain])[0])
+    assert not torch.equal(codes, plain.encode([wave])[0])
+    torch.testing.assert_close(codec.decode(codes) * codec.gain, plain.decode(codes))
+
+
 def test_decoding_gives_as_many_samples_as_were_encoded(codec):
     codes = codec.encode([torch.randn(7001) * 0.1])[0]
     assert codec.decode(codes).shape == (11 * 640,)

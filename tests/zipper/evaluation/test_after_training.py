@@ -91,6 +91,14 @@ def test_an_evaluation_leaves_what_the_run_gave_out(prepared, nothing_is_drawn):
     assert read_result(Path("dev.json"))["split"] == "dev"
 
 
+@pytest.mark.parametrize(("wanted", "other"), [("best", "last"), ("last", "best")])
+def test_the_checkpoint_that_is_asked_for_is_evaluated_and_no_other(tmp_path, wanted, other):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"{other}.ckpt").write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=rf"{wanted}\.ckpt does not exist"):
+        evaluate_run(config(f"evaluate.checkpoint={wanted}"), "x", tmp_path)
+
+
 def test_paths_among_words_are_found_from_the_caller(in_tmp, monkeypatch):
     """Those that the run's own config says, from its own place; and what is no path stays a name."""
     file = in_tmp / "made/build/runs/one/config.yaml"

@@ -74,6 +74,7 @@ def test_the_beginning_is_given_and_only_the_rest_is_scored(dataset):
     for words, [document] in zip([r for r in rows if len(r) >= 6], asked["last_word"], strict=True):
         [segment] = document.segments
         assert text.decode(segment.tokens[segment.scored][None]) == words[-1]
+        assert not segment.scored[-1].any()  # EOS
         assert not document.multimodal
     for question in asked["continuation"]:
         assert len(question) == CHOICES

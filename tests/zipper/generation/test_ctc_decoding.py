@@ -1,6 +1,7 @@
 """Decoding with CTC: prefix scores equal a slow sum, and beam search finds the best of all answers."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from zipper.config import SamplingConfig
 from zipper.data.documents import Document, segment
 from zipper.errors import ConfigError
 from zipper.generation.continuous import ContinuousBatch
-from zipper.generation.ctc import CtcScorer, JointScores
+from zipper.generation.ctc import CANDIDATES, CtcScorer, JointScores, _doubt, doubts
 from zipper.generation.generate import generate
 from zipper.models.ctc import CtcHeads
 
@@ -92,6 +93,16 @@ def test_beam_search_finds_the_best_sum_of_both_scores_among_all_answers(scores)
                 expected[tokens] = (1 - weight) * own + weight * known[spelled]
     assert best == max(expected, key=lambda tokens: float(expected[tokens]))
     torch.testing.assert_close(found.max(), torch.as_tensor(max(expected.values())))
+
+
+def test_an_answer_may_end_where_ctc_hears_no_more_though_the_tower_would_not():
+    """EOS is the least likely of more tokens than CTC scores."""
+    silent = torch.tensor([9.0, 0.0, 0.0, 0.0]).log_softmax(0).expand(1, FRAMES, 4)
+    spelled = torch.tensor([[0], *([1 + token % 3] for token in range(2 * CANDIDATES))])
+    joint = JointScores(CtcScorer(silent, torch.tensor([FRAMES]), spelled), 0.9, 1, eos=0)
+    likely = torch.linspace(-2.0, 0.0, len(spelled)).log_softmax(0)[None, None]
+    _, token, _ = joint.choose(torch.zeros(1, 1), likely, torch.zeros(1, 1, dtype=torch.bool))
+    assert token.tolist() == [[0]]
 
 
 @pytest.fixture
@@ -196,6 +207,40 @@ def test_an_answer_to_what_is_no_speech_is_doubted(model, dataset, bias, doubt):
     network.ctc = None
     [[without]] = generate(network, given[:1], ["text"], statistics)
     assert without.doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("letters", "sure", "doubt"),
+    [(0.09, 0.99, "hardly a letter"), (0.11, 0.71, ""), (0.11, 0.69, "letters are recognised with 69%")],
+)
+def test_real_speech_has_a_letter_in_ten_timesteps_and_is_read_with_70_percent(letters, sure, doubt):
+    """Limits that no dev recording of real speech falls below."""
+    found = _doubt(letters, sure, "speech")
+    assert found.startswith(doubt)
+    assert bool(found) == bool(doubt)
+
+
+def test_letters_beyond_the_end_of_a_prompt_do_not_count():
+    """A silent prompt of 20 timesteps, padded with letters to the 40 of another one, and 8 that begin with
+    their only letter."""
+    silent, spoken = torch.tensor([[0.98, 0.01, 0.01], [0.02, 0.96, 0.02]]).log()
+    states = spoken.repeat(3, 40, 1)
+    states[:, ::2] = silent
+    states[0, :20] = states[2, 1:] = silent
+    states[2, 0] = spoken
+    valid = torch.arange(40) < torch.tensor([[20], [40], [8]])
+
+    class Head:
+        prompt = "speech"
+
+        def __call__(self, given):
+            return given
+
+    heads = SimpleNamespace(get=lambda *_: Head())
+    cache = SimpleNamespace(model=SimpleNamespace(ctc=heads), states={"speech": (states, valid)})
+    short, long, first = doubts(cache, "text")
+    assert short.startswith("hardly a letter")
+    assert long == first == ""
 
 
 def test_a_letter_that_is_held_is_one_letter(model, dataset):

@@ -24,8 +24,10 @@ from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError
 from zipper.evaluation import codec as codec_module
 from zipper.evaluation.codec import evaluate_codec, table
+from zipper.evaluation.journal import Journal, open_journal
 from zipper.modalities import asr_scorer as scorer_module
 from zipper.modalities.asr_scorer import AsrScorer, joined_base, load_asr_scorer, whisper
+from zipper.modalities.scoring import WordErrors
 
 
 def deaf_scorer(texts: list[str], calls: list[int]) -> AsrScorer:
@@ -62,6 +64,25 @@ def test_the_codecs_table_adds_up_and_leaves_samples(in_tmp, utterances, codec, 
     assert "make setup-speaker" in table(result)
     with pytest.raises(ConfigError, match="finished evaluation"):
         evaluate_codec(cfg, "x")
+
+
+def test_a_scorer_hears_16_khz_and_nothing_that_is_shorter_than_a_tenth_of_a_second():
+    scorer = AsrScorer(lambda wave: str(len(wave)), str.lower, "length")
+    for rate in (8000, 16_000, 24_000):
+        waves = [torch.zeros(rate), torch.zeros(rate // 2), torch.zeros(rate // 10 - 1)]
+        assert scorer.transcribe_waves(waves, rate, "waves") == ["16000", "8000", ""]
+    assert scorer.errors("One TWO", "oNE three") == WordErrors(1, 2)  # both are normalised
+
+
+def test_a_scorer_goes_on_from_the_transcripts_of_a_journal(tmp_path):
+    waves, what = [torch.zeros(n) for n in (16_000, 8000, 4000)], {"of": "a test"}
+    scorer, deaf = (AsrScorer(hear, str, "x") for hear in (lambda wave: str(len(wave)), lambda wave: ""))
+    cut_off = Journal(tmp_path / "journal", what)
+    assert scorer.transcribe_waves(waves[:2], 16_000, "first", cut_off) == ["16000", "8000"]
+    cut_off.lines.close()
+    with open_journal(tmp_path / "journal", what) as kept:
+        assert deaf.transcribe_waves(waves, 16_000, "first", kept) == ["16000", "8000", ""]
+        assert deaf.transcribe_waves(waves[:1], 16_000, "second", kept) == [""]
 
 
 def test_recordings_without_a_transcript_are_left_out_of_the_codecs_table(

@@ -287,3 +287,11 @@ def test_a_piece_may_end_a_rounding_after_its_file_and_no_more(tmp_path):
     for piece in ((0.5, 0.6), (1.2, 0.1), (2.0, None)):
         with pytest.raises(DataError, match="before the end of the segment that is listed"):
             read_wave(file, RATE, *piece)
+
+
+def test_a_recording_or_a_piece_may_be_as_long_as_the_limit_and_no_longer(tmp_path):
+    file = written(tmp_path / "a.flac", noise(1.0))
+    for start, seconds, length in ((0.0, None, 1.0), (0.5, None, 0.5), (0.25, 0.5, 0.5)):
+        assert len(read_wave(file, RATE, start, seconds, longest=length)) == length * RATE
+        with pytest.raises(DataError, match=r"more than data\.max_seconds"):
+            read_wave(file, RATE, start, seconds, longest=length - 0.01)

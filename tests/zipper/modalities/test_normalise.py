@@ -132,6 +132,13 @@ def test_sentences_of_books_without_one_reading_are_left_out_and_counted(tmp_pat
     assert sum(sentences_of(file)[1].values()) == 4
 
 
+def test_a_sentence_has_40_words_at_most(tmp_path):
+    (tmp_path / "a.txt").write_text(f"{'so ' * 40}.\n\n{'no ' * 41}.", encoding="utf-8")
+    found, skipped = sentences_of(tmp_path / "a.txt")
+    assert found == [" ".join(["so"] * 40)]
+    assert skipped == {"of more than 40 words": 1}
+
+
 def test_round_brackets_of_books_are_asides_and_those_of_tags_and_within_words_are_not(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text(

@@ -23,11 +23,11 @@ from zipper.evaluation.result import by_length
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
 from zipper.generation.generate import GenerationOutput
-from zipper.modalities.asr_scorer import load_asr_scorer
+from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer
 from zipper.modalities.delay import to_timesteps
 from zipper.modalities.scoring import Score, WordErrors, capped_rate, total_errors, word_errors
 from zipper.modalities.speech import PERIODS, Speech, longest_repeats
-from zipper.modalities.speech_scorer import SpeechScore, SpeechScorer
+from zipper.modalities.speech_scorer import SpeechScore, SpeechScorer, recording
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
 
@@ -68,9 +68,23 @@ def test_recordings_are_heard_once_and_a_lost_one_is_named(listening, prepared):
     codec.decoder = "trained further"
     other = SpeechScorer(Speech(codec), deaf, "build").recordings(rows[:2], prepared.fingerprint)
     assert {one.target for one in other} == {"something else"}
+    for scorer, data in ((replace(deaf, name="another"), prepared.fingerprint), (deaf, "another dataset")):
+        other = SpeechScorer(listening.speech, scorer, "build").recordings(rows[:2], data)
+        assert {one.original for one in other} == {"something else"}
     lost = [{**rows[0], "id": "lost", "audio": "nowhere.flac"}]
     with pytest.raises(DataError, match=r"Utterance lost: nowhere\.flac does not exist"):
         listening.recordings(lost, prepared.fingerprint)
+
+
+def test_recordings_and_their_resynthesis_are_told_apart(dataset, in_tmp):
+    """A scorer that knows the recordings alone."""
+    rows = [dataset.splits["test"][i] for i in range(4)]
+    texts = {float(recording(row).square().sum()): row["text"] for row in rows}
+    scorer = AsrScorer(lambda wave: texts.get(float(wave.square().sum()), ""), str, "knows recordings")
+    found = SpeechScorer(dataset.modalities["speech"], scorer, "build").describe(
+        rows, [], dataset.fingerprint
+    )
+    assert (found["original_wer"], found["resynthesis_wer"]) == (0, 1)
 
 
 def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypatch):

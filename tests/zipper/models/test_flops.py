@@ -10,10 +10,12 @@ from test_single_decoder import single_decoder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import as_batch, interleaving, tiny_model
+from conftest import as_batch, interleaving, module_for, tiny_model
 from slow import prompts
 from zipper.config import TowerConfig
 from zipper.data.documents import Document
+from zipper.data.schedule import BatchSchedule
+from zipper.evaluation.cost import flops_per_token
 from zipper.models.flops import document_flops
 from zipper.models.lora import freeze_all_but_lora
 from zipper.models.losses import stream_loss
@@ -88,3 +90,9 @@ def test_a_document_of_one_modality_is_counted(model):
     (document,) = prompts(model, 1, "speech")
     found = document_flops(model, *tokens_of(document), causal=False).forward
     assert found == counted(model, as_batch(model, [document]), False)
+
+
+def test_flops_of_a_token_are_a_mean_whatever_the_share_of_a_task(dataset):
+    model = module_for(dataset).model
+    half, whole = (BatchSchedule(dataset, "train", {"asr": share}, 400, 1, 0, 0.0) for share in (0.5, 1.0))
+    assert flops_per_token(model, half) == flops_per_token(model, whole)

@@ -299,6 +299,25 @@ def test_an_error_of_the_model_goes_to_who_asked_and_the_next_is_answered(model,
     batcher.close()
 
 
+def test_an_error_of_the_model_ends_a_stream_too(model, monkeypatch):
+    batcher, told = Batcher(model), list[Exception]()
+    with batcher.changed:
+        monkeypatch.setattr(batcher.batches["speech"], "step", lambda: 1 / 0)
+        stream = batcher.stream(model.document("0", {"text": TEXT}), "speech")
+
+    def ask() -> None:
+        try:
+            next(stream)
+        except ZeroDivisionError as error:
+            told.append(error)
+
+    waiting = threading.Thread(target=ask, daemon=True)
+    waiting.start()
+    waiting.join(20)
+    assert told
+    batcher.close()
+
+
 def test_a_server_that_cannot_generate_any_more_says_so(model, monkeypatch):
     def end(self: Batcher) -> None:
         """Of the thread, at once."""
