@@ -39,7 +39,6 @@ from zipper.hashes import KEPT
 from zipper.modalities.base import Modality, encode_values
 
 SHARD, LEAST = 512, 16  # utterances per shard, at most and at least
-PROBES = 64  # rows of a split whose files are looked for
 SHARDS = 64  # number of shards of a small corpus, so that every process gets some
 
 
@@ -78,10 +77,9 @@ def _where_files_are(dataset: EncodedDataset, utterances: list[Utterance]) -> En
     for name in (one.column for one in dataset.modalities.values() if one.names_file):
         paths = {u.id: u.raw(name) or "" for u in utterances}
         for split, rows in dataset.splits.items():
-            some = rows.select(range(0, len(rows), max(1, len(rows) // PROBES)))
-            if any(path != paths[id] for id, path in zip(some["id"][:], some[name][:], strict=True)):
-                moved = [paths[id] for id in rows["id"][:]]
-                dataset.splits[split] = rows.remove_columns(name).add_column(name, moved)
+            now = [paths[id] for id in rows["id"][:]]
+            if now != rows[name][:]:
+                dataset.splits[split] = rows.remove_columns(name).add_column(name, now)
     return dataset
 
 

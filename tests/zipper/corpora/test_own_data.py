@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile as sf
 import torch
+from datasets import concatenate_datasets
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -20,7 +21,7 @@ from zipper.corpora.lists import read_list, sentences_of_folder
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import SPLITS, Utterance, hold_out
 from zipper.data.dataset import listing_hash
-from zipper.data.encode import prepare_dataset
+from zipper.data.encode import _where_files_are, prepare_dataset
 from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.text import Text
@@ -177,6 +178,17 @@ def test_an_encoded_dataset_follows_some_of_its_recordings(utterances, dataset, 
     assert found.folder == dataset.folder
     for split, rows in found.splits.items():
         assert rows["audio"][:] == [u.audio for u in moved if u.split == split]
+
+
+def test_an_encoded_dataset_follows_a_single_recording_of_many(dataset):
+    one = dataset.splits["test"].select([0])
+    many = concatenate_datasets([one] * 300).remove_columns("id")
+    many = many.add_column("id", [str(at) for at in range(300)])
+    audio = [*one["audio"][:]] * 300
+    audio[1] = "moved.flac"
+    found = [Utterance(str(at), file, "so", "s", "test") for at, file in enumerate(audio)]
+    followed = _where_files_are(replace(dataset, splits={"test": many}), found)
+    assert followed.splits["test"]["audio"][:] == audio
 
 
 def test_who_is_held_out_depends_on_the_seed_and_three_speakers_are_enough():
