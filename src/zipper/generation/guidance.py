@@ -32,5 +32,6 @@ def next_logits(cache: KVCache, name: str, tokens: Tensor, goes_on: Tensor, scal
     logits = cache.logits(name, states[:, -1])
     if scale == 1:
         return logits[:: cache.rows_each].contiguous()
-    prompted, unprompted = logits.log_softmax(-1).unflatten(0, (-1, 2)).unbind(1)
+    exact = torch.promote_types(logits.dtype, torch.float32)  # the difference of two is small
+    prompted, unprompted = logits.log_softmax(-1, dtype=exact).unflatten(0, (-1, 2)).unbind(1)
     return (unprompted + scale * (prompted - unprompted)).contiguous()
