@@ -18,8 +18,8 @@ from zipper.stop import SignalFlag, Stopped
 
 
 class Save(Checkpoint):
-    """Saves last.ckpt every `every` steps and after each validation, and keeps the previous one. Handles a
-    signal at the next step. A validation that is due or running finishes first."""
+    """Saves last.ckpt every `every` steps, after each validation and at the end, and keeps the previous one.
+    Handles a signal at the next step. A validation that is due or running finishes first."""
 
     def __init__(self, folder: Path, every: int, validate_every: int, log_every: int) -> None:
         """every, validate_every, log_every: in steps."""
@@ -40,7 +40,7 @@ class Save(Checkpoint):
         if (index + 1) % trainer.accumulate_grad_batches or step % self.validate_every == 0:
             return
         signal = self._received_signal()
-        if signal or step % self.every == 0:
+        if signal or step % self.every == 0 or step == trainer.max_steps:
             if step % self.log_every == 0:  # Lightning logs later, and the run may stop here
                 metrics = {k: float(v) for k, v in trainer.logged_metrics.items() if k.startswith("train/")}
                 for logger in trainer.loggers:

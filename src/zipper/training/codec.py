@@ -250,6 +250,7 @@ def _train(cfg: RunConfig, utterances: list[Utterance], command: str) -> Path:
 
 def fit(cfg: RunConfig, crops: Crops) -> CodecModule:
     """Train encoder, decoder and codebooks, from the last checkpoint of an interrupted training."""
+    torch.manual_seed(cfg.seed)  # whether the semantic units were fitted just now or read from a file
     module = CodecModule(cfg.train_codec, crops)
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # it holds config.yaml
     logger = L.pytorch.loggers.CSVLogger(cfg.run_dir.parent, name=cfg.name, version="")
