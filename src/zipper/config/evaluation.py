@@ -56,9 +56,14 @@ class SamplingConfig(Section):
         return not self.searches and self.candidates == 1
 
     @property
+    def guided(self) -> bool:
+        """Whether each prompt has a second row, without it."""
+        return self.guidance != 1
+
+    @property
     def rows(self) -> int:
         """Rows of a batch that one prompt takes."""
-        return max(self.beams, self.candidates) * (1 if self.guidance == 1 else 2)
+        return max(self.beams, self.candidates) * (2 if self.guided else 1)
 
     def check(self, name: str) -> None:
         """Raises ConfigError if the settings of modality `name` contradict each other."""
@@ -73,8 +78,7 @@ class SamplingConfig(Section):
                 f"decode.{name}: beams={self.beams} and ctc={self.ctc:g} search, temperature="
                 f"{self.temperature} samples. Set one, not both."
             )
-
-        if self.searches and self.guidance != 1:
+        if self.searches and self.guided:
             raise ConfigError(
                 f"decode.{name}: beam search (beams={self.beams}, ctc={self.ctc:g}) has no guidance="
                 f"{self.guidance:g}. Set one, not both."
@@ -94,7 +98,7 @@ class SamplingConfig(Section):
         if self.searches:
             with_ctc = f", CTC {self.ctc:g}" if self.ctc else ""
             return f"beam search, {self.beams} beams{with_ctc}"
-        guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        guided = f", guidance {self.guidance:g}" if self.guided else ""
         if self.temperature == 0:
             return f"greedy{guided}"
         best = f", best of {self.candidates}" if self.candidates > 1 else ""

@@ -63,7 +63,7 @@ class ContinuousBatch:
     def add(self, prompts: Sequence[Document]) -> list[Running]:
         """Let prompts join. They must have passed `check_prompts`."""
         name, count = self.name, len(prompts)
-        cache = prefill(self.model, prompts, {name}, guided=self.sampling.guidance != 1)
+        cache = prefill(self.model, prompts, {name}, guided=self.sampling.guided)
         caps = [content_cap(self.model, self.statistics, name, one.segments[-1]) for one in prompts]
         criteria = StoppingCriteria(self.layout, [*range(count)], np.array(caps), self.max_repeats)
         books = self.layout.codebooks

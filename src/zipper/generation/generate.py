@@ -93,7 +93,7 @@ def generate(
         rows = list(hops)
         sources = [Document(prompts[i].id, [hops[i]], prompts[i].multimodal) for i in rows]
         answers = set(model.names) if order == "auto" else {order[turn]}
-        guided = any((decode or {}).get(name, GREEDY).guidance != 1 for name in answers)
+        guided = any((decode or {}).get(name, GREEDY).guided for name in answers)
         cache = prefill(model, sources, answers, guided)
         if order == "auto" and turn == 0:
             chosen = _next_modalities(cache, {i: hops[i].modality for i in rows}, rows)
@@ -124,13 +124,13 @@ def generate(
 
 def _check_auto(decode: dict[str, SamplingConfig]) -> None:
     """Raises ConfigError on settings that need a given order."""
+    guided = [name for name, how in decode.items() if how.guided]
     for name, how in decode.items():
         if how.candidates > 1:
             raise ConfigError(
                 f"decode.{name}.candidates with order=auto: candidates are chosen for a given order. Leave "
                 "it out, or name the modalities."
             )
-        guided = [other for other, its in decode.items() if its.guidance != 1]
         if how.searches and guided:
             raise ConfigError(
                 f"decode.{name}: beam search with order=auto does not go with decode.{guided[0]}.guidance. "

@@ -36,7 +36,7 @@ def stream(
     sampling = (decode or {}).get(name, GREEDY)
     sampling.check_incremental(name)
     source = prompt.segments[-1]
-    cache = prefill(model, [prompt], {name}, guided=sampling.guidance != 1)
+    cache = prefill(model, [prompt], {name}, guided=sampling.guided)
     cache.set_compiled(sampling.compile)
     generator = SegmentGenerator(cache, name, statistics.max_repeats(name))
     caps = np.array([content_cap(model, statistics, name, source)])
