@@ -282,7 +282,7 @@ def _info(
         "fingerprint": parts,
         **entries,
         "rows": {split: len(rows) for split, rows in splits.items()},
-        "hours": {split: round(sum(rows["seconds"]) / 3600, 4) for split, rows in splits.items()},
+        "hours": {split: round(sum(rows["seconds"][:]) / 3600, 4) for split, rows in splits.items()},
         "skipped": skipped,
         "trained_on": sentences_hash(sentences_of(splits["train"], read) if "train" in splits else []),
     }

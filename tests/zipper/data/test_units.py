@@ -157,6 +157,8 @@ def test_store_holds_every_utterance_as_it_was_encoded(dataset, utterances, code
         for row, u in zip(rows, expected, strict=True):
             assert torch.equal(dataset.modalities["speech"].content(row), codec.encode([u.wave(16000)])[0])
             assert row["ids"] == subwords.encode(u.text)
+        seconds = sum(len(u.wave(16000)) / 16000 for u in expected)
+        assert dataset.info["hours"][split] == pytest.approx(seconds / 3600, abs=1e-4)
     assert dataset.info["rows"] == {"train": 24, "dev": 6, "test": 6}
 
 

@@ -10,11 +10,14 @@ from conftest import config
 from zipper.config import TrainConfig
 from zipper.distributed import check_trainer
 from zipper.errors import ConfigError
+from zipper.training import precision
 from zipper.training import run as run_module
 from zipper.training.precision import BFloat16Products
 
 
-def test_a_product_is_that_of_the_rounded_inputs_forward_and_backward():
+@pytest.mark.parametrize("instructions", [True, False])
+def test_a_product_is_that_of_the_rounded_inputs_forward_and_backward(instructions, monkeypatch):
+    monkeypatch.setattr(precision, "MULTIPLIES_BFLOAT16", instructions)
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 48), torch.randn(5, 7, 64, requires_grad=True)
     gradient = torch.randn(5, 7, 48)
@@ -23,6 +26,8 @@ def test_a_product_is_that_of_the_rounded_inputs_forward_and_backward():
         y = linear(x)
     assert y.dtype == torch.float32
     y.backward(gradient)
+    for rounded in (x.grad, linear.weight.grad):
+        assert torch.equal(rounded, rounded.bfloat16().float())
     rounded = x.detach().bfloat16().double()
     weight = slow.weight.detach().bfloat16().double()
     expected = rounded @ weight.T + slow.bias.detach()
@@ -80,10 +85,10 @@ def test_dropout_drops_its_share_keeps_the_mean_and_passes_gradients_through_its
 @pytest.mark.usefixtures("prepared", "nothing_is_drawn")
 def test_a_training_differs_from_float32_by_rounding_alone():
     ends = []
-    for precision in ("32-true", "bf16-products"):
-        words = [f"name={precision}", f"train.precision={precision}", "train.steps=20"]
+    for name in ("32-true", "bf16-products"):
+        words = [f"name={name}", f"train.precision={name}", "train.steps=20"]
         run_module.train(config(*words, "train.validate_every=20"), "x")
-        kept = torch.load(f"build/runs/{precision}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        kept = torch.load(f"build/runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         ends.append(
             torch.cat([weight.flatten() for name, weight in sorted(kept.items()) if "layers" in name])
         )
