@@ -87,7 +87,7 @@ def download(cfg: RunConfig) -> None:
     wanted = [(corpus, subset) for corpus in corpora for subset in subsets(cfg.data.splits)]
     if unknown := [subset for corpus, subset in wanted if subset not in ARCHIVES[corpus]]:
         raise ConfigError(f"data.splits names {unknown[0]}; known are {', '.join(ARCHIVES[corpora[0]])}.")
-    missing = [(c, s) for c, s in wanted if not (folder / PUBLISHED[c] / s).is_dir()]
+    missing = [(c, s) for c, s in wanted if not (_root(folder, c) / s).is_dir()]
     for corpus, subset in wanted:
         known = "missing" if (corpus, subset) in missing else "there"
         print(f"{corpus:<12} {subset:<16} {ARCHIVES[corpus][subset][1]:6.2f} GB  {known}")
@@ -106,6 +106,12 @@ def subsets(splits: dict[str, list[str]]) -> list[str]:
     """Names of the archives that hold these splits; all archives if no splits are given."""
     parts = [part for several in (splits or SUBSETS).values() for part in several]
     return list(dict.fromkeys(part.strip("/").split("/")[0] for part in parts))
+
+
+def _root(folder: Path, corpus: str) -> Path:
+    """Folder of a corpus's subsets: in `folder`, or `folder` itself, as they are read (X/LibriSpeech)."""
+    inside = folder / PUBLISHED[corpus]
+    return folder if folder.name == inside.name and not inside.is_dir() else inside
 
 
 def _fetch(folder: Path, corpus: str, subset: str) -> None:
@@ -138,7 +144,7 @@ def _fetch(folder: Path, corpus: str, subset: str) -> None:
             f"{corpus} {subset} could not be downloaded ({error}). Complete subsets are kept: give the same "
             f"command again, or put the archive at {archive}."
         ) from error
-    target = folder / name / subset
+    target = _root(folder, corpus) / subset
     target.parent.mkdir(parents=True, exist_ok=True)
     (aside / name / subset).rename(target)
     for file in (aside / name).iterdir():  # SPEAKERS.TXT and the like

@@ -15,7 +15,7 @@ import pytest
 from zipper.config import load_config
 from zipper.corpora import download as download_module
 from zipper.corpora.download import ARCHIVES, download, subsets
-from zipper.corpora.librispeech import SUBSETS
+from zipper.corpora.librispeech import SUBSETS, index_librispeech
 from zipper.disk import file_lock
 from zipper.errors import ConfigError, DataError
 
@@ -92,6 +92,17 @@ def test_what_is_missing_is_fetched_once_and_said_before(server, capsys):
     assert not list(Path("data").rglob("*.tar.gz"))  # the disk is not held twice
     download(load_config(None, WORDS))
     assert len(server.asked) == 2
+
+
+def test_a_folder_of_the_corpus_itself_is_completed_and_read(server):
+    words = [*WORDS[:1], "data.folder=data/LibriSpeech", *WORDS[2:]]
+    download(
+        load_config(None, ["data.corpus=librispeech", "data.folder=data", "data.splits={train: [dev-clean]}"])
+    )
+    download(load_config(None, words))
+    assert names(server) == ["dev-clean", "test-clean"]
+    found = index_librispeech("librispeech", Path("data/LibriSpeech"), {"train": ["dev-clean", "test-clean"]})
+    assert {u.subset for u in found} == {"librispeech/dev-clean", "librispeech/test-clean"}
 
 
 def test_two_downloads_into_one_folder_are_refused(server):
