@@ -11,7 +11,8 @@ import asyncio
 import io
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.modalities.resampling import ResamplingStream
 from zipper.modalities.speech import Speech
-from zipper.serving.batcher import LIMIT, LONGEST, Batcher, Busy
+from zipper.serving.batcher import LIMIT, LONGEST, PATIENCE, Batcher, Busy
 from zipper.serving.middleware import LimitBody, Measure, Metrics, TooLarge, TooSlow
 
 PCM_RATE = 24_000  # Hz, of OpenAI's `pcm`
@@ -153,10 +154,11 @@ def create_app(
         if asked.get("speed", 1) not in (None, 1):
             raise Refused(400, "speed: this model speaks at one speed. Leave it out.", "speed")
         if shape == "pcm":
-            prompt = await asyncio.to_thread(_prompt, model, "text", text)
-            pieces = _pcm(_refusing(_spoken, batcher, prompt), model.sample_rate)
-            first = await asyncio.get_running_loop().run_in_executor(starting, _refusing, next, pieces, b"")
-            return StreamingResponse(itertools.chain([first], pieces), media_type="audio/pcm")
+            prompt, gone = await asyncio.to_thread(_prompt, model, "text", text), threading.Event()
+            pieces = _pcm(_refusing(_spoken, batcher, prompt, gone), model.sample_rate)
+            first = asyncio.get_running_loop().run_in_executor(starting, _refusing, next, pieces, b"")
+            start = await _unless_gone(request, first, gone.set)
+            return StreamingResponse(itertools.chain([start], pieces), media_type="audio/pcm")
         wave = await _answer(request, batcher, "text", text, "speech")
         container, subtype, media = FORMATS[shape]
         out = io.BytesIO()
@@ -240,14 +242,19 @@ async def _answer(request: Request, batcher: Batcher, modality: str, raw: Any, t
     prompt = await asyncio.to_thread(_prompt, batcher.model, modality, raw)
     try:
         asked = asyncio.wrap_future(_refusing(batcher.generate, prompt, to))
-        while not (await asyncio.wait({asked}, timeout=0.5))[0]:
-            if await request.is_disconnected():
-                asked.cancel()
-                raise Refused(499, "The client has gone.")
-        segment = asked.result()
+        segment = await _unless_gone(request, asked, asked.cancel)
     except (ConfigError, DataError) as error:
         raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
+
+
+async def _unless_gone(request: Request, asked: "asyncio.Future[Any]", stop: Callable[[], object]) -> Any:
+    """Result of what a client waits for. Calls `stop` and raises Refused if it goes meanwhile."""
+    while not (await asyncio.wait({asked}, timeout=PATIENCE))[0]:
+        if await request.is_disconnected():
+            stop()
+            raise Refused(499, "The client has gone.")
+    return asked.result()
 
 
 async def _long(request: Request, batcher: Batcher, wave: Tensor, times: bool) -> list[Word]:
@@ -272,11 +279,11 @@ async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[Word]:
         raise Refused(400, str(error), "timestamp_granularities") from error
 
 
-def _spoken(batcher: Batcher, prompt: Document) -> Iterator[Tensor]:
-    """Pieces float32 [n] of speech while it is generated."""
+def _spoken(batcher: Batcher, prompt: Document, gone: threading.Event) -> Iterator[Tensor]:
+    """Pieces float32 [n] of speech while it is generated. gone: set once nobody waits for them."""
     speech = batcher.model.modalities["speech"]
     assert isinstance(speech, Speech)
-    return speech.decode_stream(batcher.stream(prompt, "speech"), PIECE)
+    return speech.decode_stream(batcher.stream(prompt, "speech", gone.is_set), PIECE)
 
 
 def _pcm(pieces: Iterator[Tensor], rate: int) -> Iterator[bytes]:

@@ -26,6 +26,7 @@ from zipper.generation.zipper import Zipper
 LONGEST = 1500.0  # seconds of a recording, as OpenAI's endpoint takes
 LIMIT = "the {:g} s that this server accepts"
 END = None  # of a stream's pieces
+PATIENCE = 0.5  # seconds, after which it is asked whether who waits has gone
 
 
 class Busy(ZipperError):
@@ -84,19 +85,27 @@ class Batcher:
             )
         return self._add(Request(prompt, to)).future
 
-    def stream(self, prompt: Document, to: str) -> Iterator[Tensor]:
+    def stream(self, prompt: Document, to: str, gone: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
         """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, and
-        ConfigError on beam search. One that is closed early is not generated further."""
-        return self._pieces(self._add(Request(prompt, to, streams=True)))
+        ConfigError on beam search. One that is closed early, or whose reader has `gone` while it waits, is
+        not generated further."""
+        return self._pieces(self._add(Request(prompt, to, streams=True)), gone)
 
     @staticmethod
-    def _pieces(request: Request) -> Iterator[Tensor]:
+    def _pieces(request: Request, gone: Callable[[], bool]) -> Iterator[Tensor]:
         try:
-            while (piece := request.pieces.get()) is not END:
+            while not gone():
+                try:
+                    piece = request.pieces.get(timeout=PATIENCE)
+                except queue.Empty:
+                    continue
+                if piece is END:
+                    return
                 if isinstance(piece, Exception):
                     raise piece
                 yield piece
         finally:
+            request.future.cancel()  # while it waits for room
             if request.row is not None:
                 request.row.wanted = False
 
