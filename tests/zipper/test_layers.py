@@ -8,10 +8,10 @@ from reproduce import ROOT
 SOURCE = ROOT / "src"
 # A module imports from its own part and those before it.
 PARTS = [
-    "errors", "commit", "clock", "processors", "stop", "streams", "clusters", "config", "disk", "hashes",
-    "weight_files", "checkpoint_files", "sharded", "hub", "distributed", "codecs", "modalities", "corpora",
-    "data", "run_folder", "models", "generation", "evaluation", "serving", "training", "arguments", "cli",
-    "__main__",
+    "errors", "commit", "clock", "processors", "stop", "streams", "clusters", "cpu", "config", "disk",
+    "hashes", "weight_files", "checkpoint_files", "sharded", "hub", "distributed", "codecs",
+    "modalities", "corpora", "data", "run_folder", "models", "generation", "evaluation", "serving",
+    "training", "arguments", "cli", "__main__",
 ]  # fmt: skip
 
 

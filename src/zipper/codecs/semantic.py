@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zipper.clusters import nearest
+from zipper.cpu import MULTIPLIES_BFLOAT16
 from zipper.hashes import digest
 
 SAMPLE_RATE, HOP = 16_000, 640  # Hz, samples of a unit
@@ -19,7 +20,7 @@ WINDOW = 30 * SAMPLE_RATE  # samples that the encoder sees at once; longer audio
 
 class Convolutions(nn.Module):
     """Residual convolutions over time with layer normalisation: [B, F, HEAD] -> [B, F, HEAD]. In training
-    their products are of bfloat16."""
+    their products are of bfloat16, where a CPU has instructions for it."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -31,7 +32,8 @@ class Convolutions(nn.Module):
         """valid bool [B, F]"""
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = F.dropout(x, self.dropout, self.training) * valid[..., None]  # silence beyond the end
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.training):
+            rough = self.training and (x.device.type != "cpu" or MULTIPLIES_BFLOAT16)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=rough):
                 y = convolution(x.transpose(1, 2)).transpose(1, 2)
             x = x + norm(F.gelu(y.float()))
         return x

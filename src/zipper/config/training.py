@@ -65,7 +65,7 @@ class TrainConfig(Section):
     ctc: float = setting(
         0.0,
         "weight of CTC of the answer's letters on the states of its prompt (text on speech, in asr): finds "
-        "the alignment sooner; in training alone",
+        "the alignment sooner, and its head can score beam search (decode.text.ctc)",
         at_least=0,
     )
     guide: float = setting(

@@ -75,12 +75,14 @@ def collate(
     )  # fmt: skip
 
 
+def has_direction(document: Document, query: str, source: str) -> bool:
+    """Whether tokens of the query modality attend to tokens of the source modality in a document."""
+    order = [s.modality for s in document.segments if s.modality in (query, source)]
+    return document.multimodal and source in order and query in order[order.index(source) :]
+
+
 def _attends_to(documents: Sequence[Document], query: str, source: str) -> Tensor:
-    rows = []
-    for row, doc in enumerate(documents):
-        order = [s.modality for s in doc.segments if s.modality in (query, source)]
-        if doc.multimodal and source in order and query in order[order.index(source) :]:
-            rows.append(row)
+    rows = [row for row, doc in enumerate(documents) if has_direction(doc, query, source)]
     return torch.tensor(rows or range(len(documents)))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from zipper.config import RunConfig
 from zipper.data.batches import Batch
-from zipper.data.dataset import EncodedDataset
+from zipper.data.dataset import EncodedDataset, column
 from zipper.data.documents import eligible
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import DatasetStatistics
@@ -72,12 +72,13 @@ def unimodal_scores(
 def unimodal_perplexity(model: MultimodalModel, dataset: EncodedDataset, cfg: RunConfig, name: str) -> float:
     """Perplexity of one modality's documents. Sets the model to eval."""
     model.eval()
-    split = cfg.evaluate.split
+    split, one = cfg.evaluate.split, dataset.modalities[name]
     only = cfg.data.only if split == "train" else None
+    # A modality that no task has may be longer than the steps of the training.
+    longest = int(column(dataset.splits[split], one.length_column).max()) + one.layout.extra_timesteps
+    tokens = max(cfg.train.tokens, longest)
     nats = count = 0.0
-    for batch in _batches(
-        model, BatchSchedule(dataset, split, {name: 1.0}, cfg.train.tokens, 1, 0, 0.0, only)
-    ):
+    for batch in _batches(model, BatchSchedule(dataset, split, {name: 1.0}, tokens, 1, 0, 0.0, only)):
         target, states = batch.streams[name].target, model(batch)[name]
         due = (target != -100).any(-1)
         logits = model.tower(name).logits(states[due])

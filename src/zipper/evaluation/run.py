@@ -14,6 +14,7 @@ from zipper.clock import Clock
 from zipper.codecs.load import load_codec
 from zipper.commit import commit
 from zipper.config import (
+    CodecConfig,
     DataConfig,
     RunConfig,
     TrainConfig,
@@ -73,8 +74,13 @@ def evaluate_run(
     data = replace(trained.config.data, **moved)
     chosen, train = cfg.codec, replace(trained.config.train, **machine)
     cfg = replace(trained.config, **requested, data=data, train=train)
-    if chosen != cfg.codec and load_codec(chosen).fingerprint == load_codec(cfg.codec).fingerprint:
+    if _same_codes(chosen, cfg.codec):
         cfg = replace(cfg, codec=chosen)
+    elif given := sorted(key for key in overridden_keys(overrides) if key.startswith("codec.")):
+        raise ConfigError(
+            f"{given[0]}={asked.get(given[0])}: this codec gives other codes than that of the training, or "
+            "another pattern of them. Leave it out, or name a codec of the same codes."
+        )
     clock, modalities = Clock(), load_modalities(cfg, folder)  # its tokenizer
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities)
@@ -88,6 +94,11 @@ def evaluate_run(
         print(f"{folder} is unfinished: {checkpoint.name} is of step {saved['global_step']}")
     origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     _evaluate(cfg, trained, dataset, checkpoint, origin, scorers, clock, folder)
+
+
+def _same_codes(a: CodecConfig, b: CodecConfig) -> bool:
+    """Whether tokens made with one codec are those made with the other."""
+    return a == b or (a.pattern == b.pattern and load_codec(a).fingerprint == load_codec(b).fingerprint)
 
 
 def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) -> None:
@@ -116,6 +127,8 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     machine = {key: getattr(TrainConfig(), key) for key in MACHINE}
     cfg = replace(trained.config, data=data, train=replace(trained.config.train, **machine))
     cfg = with_overrides(cfg, [f"name={exported.resolve().name}", "result=null", "export=null", *overrides])
+    if (pattern := cfg.codec.pattern) != (known := trained.config.codec.pattern):  # codes: check_units
+        raise ConfigError(f"codec.pattern={pattern}, but {exported} was trained with {known}. Leave it out.")
     if cfg.model != trained.config.model:
         raise ConfigError(
             f"Overrides change the model of {exported}, but its weights are given. Leave them out."

@@ -115,7 +115,7 @@ def generate(args: argparse.Namespace) -> None:
                 bar.update(len(part))
         for prompt in (one for one in long if one.id not in there):
             started = time.monotonic()
-            keep(transcribe_long(model, prompt, args.timestamps), started)
+            keep(transcribe_long(model, prompt, args.timestamps, args.seed), started)
             bar.update()
     if args.batch:
         entries.end()
@@ -192,11 +192,11 @@ def save(model: Zipper, prompt: Prompt, segments: list[GenerationOutput], stem: 
     return {"id": prompt.id, "given": [[prompt.modality, prompt.raw]], "written": entries}
 
 
-def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool) -> dict[str, Any]:
+def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool, seed: int) -> dict[str, Any]:
     """Entry of generated.jsonl of a recording that is cut at its pauses."""
     doubts: dict[str, None] = {}  # in their order
     wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
-    words = model.transcribe_long(wave, timestamps, lambda doubt: doubts.update({doubt: None}))
+    words = model.transcribe_long(wave, timestamps, lambda doubt: doubts.update({doubt: None}), seed)
     entry: dict[str, Any] = {"id": prompt.id, "given": [[prompt.modality, prompt.raw]]}
     if timestamps:
         entry["words"] = later(words, prompt)

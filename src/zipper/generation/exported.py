@@ -33,6 +33,7 @@ from zipper.modalities.base import Modality, load_modalities
 from zipper.models.building import TrainedModel, build_untrained, exported_weights
 from zipper.models.certify import certificate, check_certificate, round_frozen
 from zipper.models.ctc import CtcHeads
+from zipper.models.lora import merged_state
 from zipper.models.multimodal import MultimodalModel, Pair
 from zipper.weight_files import as_kept, load_state, rounded, save_state
 
@@ -210,8 +211,9 @@ def check_units(folder: Path, trained: TrainedModel, modalities: Mapping[str, Mo
 
 
 def kept_weights(config: RunConfig, expected: str | None = None) -> dict[str, Tensor]:
-    """Weights of the model in `model.init`, as far as a model of this config has them. expected: SHA-256 of
-    its file; raises DataError if it has another."""
+    """Weights of the model in `model.init`, LoRA merged, as far as a model of this config has them.
+
+    expected: SHA-256 of its file; raises DataError if it has another."""
     if not config.model.init:
         return {}
     old, info = load_exported(exported_folder("model.init", config.model.init))
@@ -221,7 +223,7 @@ def kept_weights(config: RunConfig, expected: str | None = None) -> dict[str, Te
             "have changed. Restore it."
         )
     own = ("next_modality_heads.", "ctc.")
-    return {n: w for n, w in old.network.state_dict().items() if not n.startswith(own)}
+    return {n: w for n, w in merged_state(old.network).items() if not n.startswith(own)}
 
 
 def load_kept(network: MultimodalModel, config: RunConfig) -> None:

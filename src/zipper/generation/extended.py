@@ -35,6 +35,11 @@ def extended(cfg: RunConfig) -> RunConfig:
             f"model.init={cfg.model.init} has {missing}, but model.modalities={cfg.model.modalities}. Name "
             "its modalities too: they stay as they are."
         )
+    if kinds := {old.kind, cfg.model.kind} - {"zipper"}:
+        raise ConfigError(
+            f"model.init={cfg.model.init} has model.kind={old.kind}, this model {cfg.model.kind}: towers are "
+            f"added to zipped ones alone, and {min(kinds)} has no zips. Train a model.kind=zipper first."
+        )
     if cfg.model.next_modality_head:
         raise ConfigError(
             "model.next_modality_head=true with model.init: the next-modality heads know the old modalities "
@@ -46,11 +51,8 @@ def extended(cfg: RunConfig) -> RunConfig:
                 f"model.zip.{key}={mine}, but the zips of model.init={cfg.model.init} have {known}. Give "
                 f"model.zip.{key}={known}."
             )
-    # A tower that was trained with its zips has other weights than those that it started from.
-    towers = {
-        name: tower if tower.frozen else replace(tower, frozen=True, lora=0, init=None)
-        for name, tower in old.towers.items()
-    }
+    # Their weights are those of the model, whatever they started from.
+    towers = {name: replace(tower, frozen=True, lora=0, init=None) for name, tower in old.towers.items()}
     zips = {
         f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)
     }

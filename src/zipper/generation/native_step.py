@@ -86,7 +86,13 @@ def library() -> ctypes.CDLL:
                 f"decode.NAME.compile=true: {words[0]} cannot compile the decoding step: "
                 f"{error.stderr.strip()[:500] or error}. Name another one in the variable CC, or give false."
             ) from None
-        return ctypes.CDLL(str(out))
+        try:
+            return ctypes.CDLL(str(out))
+        except OSError as error:
+            raise ConfigError(
+                f"decode.NAME.compile=true: the compiled decoding step cannot be loaded from {folder} "
+                f"({error}). Name a folder that may hold programs in the variable TMPDIR, or give false."
+            ) from None
 
 
 class NativeStep(SingleStep):

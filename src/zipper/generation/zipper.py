@@ -119,9 +119,9 @@ class Zipper(Generator):
             _warn(doubt)
         return text
 
-    def _heard(self, wave: Tensor) -> tuple[str, str]:
+    def _heard(self, wave: Tensor, seed: int = 0) -> tuple[str, str]:
         """Transcript of a recording that is no longer than a prompt, and why the model doubts it."""
-        [[text]] = self.generate([{"speech": wave}], ["text"])
+        [[text]] = self.generate([{"speech": wave}], ["text"], seed=seed)
         assert isinstance(text.value, str)
         return text.value, text.doubt
 
@@ -166,21 +166,29 @@ class Zipper(Generator):
         return len(wave) > round(self.longest_recording * self.sample_rate, 3)
 
     def transcribe_long(
-        self, wave: Tensor, times: bool = True, doubted: Callable[[str], None] | None = None
+        self,
+        wave: Tensor,
+        times: bool = True,
+        doubted: Callable[[str], None] | None = None,
+        seed: int = 0,
     ) -> list[Word]:
-        """Words of a recording float32 [n] of any length, cut at its pauses. times, doubted: as of
+        """Words of a recording float32 [n] of any length, cut at its pauses. times, doubted, seed: as of
         `live_transcript`. Raises as `transcribe`, and ConfigError on times if the model has no zips."""
-        live = self.recording_transcript(wave, times, doubted)
+        live = self.recording_transcript(wave, times, doubted, seed)
         return [*live.feed(wave), *live.finish()]
 
     def recording_transcript(
-        self, wave: Tensor, times: bool = True, doubted: Callable[[str], None] | None = None
+        self,
+        wave: Tensor,
+        times: bool = True,
+        doubted: Callable[[str], None] | None = None,
+        seed: int = 0,
     ) -> LiveTranscript:
         """What `transcribe_long` feeds with a recording float32 [n]. Arguments and errors: as there."""
         if times and not isinstance(self.network, ZipperModel):
             raise ConfigError(NO_ZIPS)
         softest = softest_speech(wave, self.sample_rate)
-        return self.live_transcript(self.longest_recording / 2, times, doubted, softest)
+        return self.live_transcript(self.longest_recording / 2, times, doubted, softest, seed)
 
     def transcribe_stream(self, pieces: Iterable[Tensor], *, every: float = 0.5) -> Iterator[Word]:
         """Words of sound while it arrives, once they are certain enough never to change.
@@ -212,15 +220,17 @@ class Zipper(Generator):
         times: bool = True,
         doubted: Callable[[str], None] | None = None,
         softest: float = SOFTEST,
+        seed: int = 0,
     ) -> LiveTranscript:
         """What `transcribe_stream` feeds. times: of words. doubted: told why the model doubts a piece; by
-        default it warns. softest: amplitude (RMS) below which sound is no speech. Raises ConfigError if the
-        model was not trained for speech."""
+        default it warns. softest: amplitude (RMS) below which sound is no speech. seed: of sampling.
+
+        Raises ConfigError if the model was not trained for speech."""
         longest = self.longest_recording
         align = self.transcribe_words if times and isinstance(self.network, ZipperModel) else None
 
         def transcribe(wave: Tensor) -> str:
-            text, doubt = ("", "") if is_silent(wave) else self._heard(wave)
+            text, doubt = ("", "") if is_silent(wave) else self._heard(wave, seed)
             if doubt:
                 (doubted or _warn)(doubt)
             return text

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Self
@@ -64,11 +65,15 @@ class Image(Modality):
 
     def fit(self, raw: Iterable[str]) -> None:
         """Codebooks by k-means on the patches of the first images, each on what those before it leave."""
-        files = [] if self._centres is not None else [*itertools.islice(raw, FITTED)]
-        if not files:
+        if self._centres is not None:
             return
-        residual = torch.cat([_patches(self.read(file)) for file in files])
-        found = []
+        patches = []
+        for file in itertools.islice(raw, FITTED):
+            with suppress(DataError):  # encoding lists what is skipped
+                patches.append(_patches(self.read(file)))
+        if not patches:
+            return
+        residual, found = torch.cat(patches), []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for _ in range(CODEBOOKS):

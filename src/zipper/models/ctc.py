@@ -95,10 +95,13 @@ class CtcHead(nn.Module):
 
     def _letters(self, batch: Batch) -> Tensor:
         """Letters of each token of the answers, 0 for none: int64 [B, S, L]. Only documents that begin with
-        the prompt have any: speech that follows its text has seen the text."""
+        the prompt have any, since speech that follows its text has seen the text, and that end with the
+        answer, whose tokens alone are counted by `Batch.total`."""
         source, target = batch.streams[self.prompt], batch.streams[self.answer]
         first = source.valid[:, 0] & (source.order[:, 0] == 0)
-        written = target.valid & first[:, None]
+        ends = [torch.where(one.valid, one.order, -1).amax(1) for one in batch.streams.values()]
+        last = torch.where(target.valid, target.order, -1).amax(1) == torch.stack(ends).amax(0)
+        written = target.valid & (first & last)[:, None]
         return self.get_buffer("table")[target.tokens[..., 0]].long() * written[..., None]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from zipper.config import ZipConfig
-from zipper.data.batches import collate
+from zipper.data.batches import collate, has_direction
 from zipper.data.documents import Document
 from zipper.data.schedule import BatchSchedule
 from zipper.models.multimodal import MultimodalModel, Pair
@@ -71,7 +71,7 @@ def _record_inputs(
 ) -> list[tuple[ZipBlock, Tensor]]:
     """Inputs of one part of every new zip in use (not of those of `model.init`): states [N, D] of the valid
     tokens of one tower of the pair (side 0: query, 1: source), in the documents that its direction attends
-    in. Leaves the model in eval mode.
+    in, or in all if there are none. Leaves the model in eval mode.
     """
     pairs = [pair for pair in model.used if not {*pair} <= {*model.cfg.kept}]
     model.eval()
@@ -84,11 +84,14 @@ def _record_inputs(
             block = model.zip(stage, *pair)
             kept[block] = []
             hooks.append(part(block).register_forward_pre_hook(partial(_keep, kept[block], valid, pair)))
+    own = {pair: [has_direction(one, *pair) for one in documents] for pair in pairs}
+    own |= {pair: [True] * len(documents) for pair, having in own.items() if not any(having)}
     for start in range(0, len(documents), BATCH):
         batch = collate(documents[start : start + BATCH], model.cfg.codebooks).on(device)
         for pair in pairs:
-            rows = batch.attends_to[pair]
-            valid[pair] = batch.streams[pair[side]].valid[rows] & batch.multimodal[rows, None]
+            rows = batch.attends_to[pair]  # all, if none of the batch has the direction
+            seen = batch.multimodal & torch.tensor(own[pair][start : start + BATCH], device=device)
+            valid[pair] = batch.streams[pair[side]].valid[rows] & seen[rows, None]
         model(batch)
     for hook in hooks:
         hook.remove()

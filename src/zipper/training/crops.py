@@ -39,7 +39,7 @@ class Crops(IterableDataset):
         folder: Path | None = None,
     ) -> None:
         self.cfg, self.seed, self.start = cfg, seed, 0
-        self.length = int(cfg.seconds * cfg.sample_rate)
+        self.length = round(cfg.seconds * cfg.sample_rate)
         found, skipped = list[tuple[str | None, Tensor]](), list[Skipped]()
         for u in tqdm(utterances, desc="read audio", mininterval=1.0):
             try:

@@ -62,9 +62,13 @@ def fine_tuned(cfg: RunConfig) -> RunConfig:
             "data.tokenizer and the section codec out."
         )
     decode = {name: _decoding(cfg.decode.get(name), how) for name, how in saved.decode.items()}
-    if not cfg.train.ctc:
-        decode = {name: replace(how, ctc=0.0) for name, how in decode.items()}
-    return replace(cfg, model=model, codec=codec, decode={**cfg.decode, **decode})
+    tuned = replace(cfg, model=model, codec=codec, decode={**cfg.decode, **decode})
+    return tuned if cfg.train.ctc else without_ctc(tuned)
+
+
+def without_ctc(cfg: RunConfig) -> RunConfig:
+    """Config whose decoding has no scores of CTC."""
+    return replace(cfg, decode={name: replace(how, ctc=0.0) for name, how in cfg.decode.items()})
 
 
 def _decoding(given: SamplingConfig | None, saved: SamplingConfig) -> SamplingConfig:

@@ -25,9 +25,9 @@ from zipper.models.multimodal import MultimodalModel
 from zipper.models.zipper import ZipperModel
 from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers, shard
-from zipper.training.fine_tuning import check_same
+from zipper.training.fine_tuning import check_same, without_ctc
 from zipper.training.optimiser import optimiser_of
-from zipper.training.rounding import RoundedWeights
+from zipper.training.rounding import RoundedWeights, refuse_averages
 
 NAMED = 8  # utterances in an error message
 OWN = (  # settings of `train` that are the module's; the others are of the data or the Trainer
@@ -67,9 +67,11 @@ class ZipperModule(L.LightningModule):
             model.train_on(saved, known)
         overrides = [f"train.{name}={json.dumps(value)}" for name, value in settings.items()]
         self.cfg = with_overrides(model.config, overrides) if settings else model.config
+        self.statistics, self.model = model.statistics, model.network
+        if not self.cfg.train.ctc:  # heads that are not trained would read other states in the end
+            self.model.ctc, self.cfg = None, without_ctc(self.cfg)
         if isinstance(model, Zipper):
             model.config = self.cfg
-        self.statistics, self.model = model.statistics, model.network
         self.lr = self.cfg.train.lr  # Lightning's LearningRateFinder sets it
         self.save_hyperparameters({"cfg": to_dict(self.cfg), "statistics": self.statistics.to_dict()})
         self._set_trainable()
@@ -129,6 +131,7 @@ class ZipperModule(L.LightningModule):
             heads = CtcHeads.of(widths, self.cfg.train.tasks, data.dataset.modalities)
             self.model.ctc = heads.to(next(self.model.parameters()).dtype)  # Lightning casts after loading
         if self.cfg.train.quantise:
+            refuse_averages(self.trainer)
             weights = exported_weights(self.model, self.cfg.model)
             self.rounded = RoundedWeights(weights, self.cfg.export_bits)
 

@@ -19,9 +19,7 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-MULTIPLIES_BFLOAT16: bool = (
-    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
+from zipper.cpu import MULTIPLIES_BFLOAT16
 
 
 class BFloat16Products(Precision):

@@ -2,9 +2,21 @@
 
 from collections.abc import Sequence
 
+import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from zipper.errors import ConfigError
 from zipper.weight_files import as_kept
+
+
+def refuse_averages(trainer: L.Trainer) -> None:
+    """Raise ConfigError if a callback averages weights: it exchanges them while they are rounded."""
+    if any(isinstance(one, WeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ConfigError(
+            "train.quantise=true with a callback that averages weights, which would keep rounded ones. Leave "
+            "out one of them."
+        )
 
 
 class RoundedWeights:

@@ -286,4 +286,9 @@ def pretrain(cfg: RunConfig, command: str) -> Results:
             f"pretrain trains one tower: model.modalities={known} and train.tasks={trained} must "
             "name the same single modality (or several, with model.kind=single_decoder)."
         )
+    if cfg.train.quantise and (few := [name for name in known if cfg.model.towers[name].lora]):
+        raise ConfigError(
+            f"train.quantise=true with model.towers.{few[0]}.lora: the exported tower has LoRA merged, and "
+            "is rounded after that, not as it was trained. Leave one of both out."
+        )
     return train(cfg, command)

@@ -64,3 +64,13 @@ def test_losses_of_the_training_split_are_those_of_what_is_trained_on(dataset):
     assert alone[0] == pytest.approx(alone[1], rel=1e-6)
     fewer = config(*words[:2], "data.only=4")
     assert [len(chosen_rows(dataset, fewer, "asr", split)) for split in ("train", "dev")] == [4, 6]
+
+
+def test_a_modality_alone_may_be_longer_than_the_steps_of_the_training(dataset):
+    """Its perplexity is computed after the training of other tasks, which checked their own lengths."""
+    module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
+    found = []
+    for tokens in (module.cfg.train.tokens, 20):
+        cfg = replace(module.cfg, train=replace(module.cfg.train, tokens=tokens))
+        found.append(unimodal_perplexity(module.model, dataset, cfg, "speech"))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -131,6 +131,10 @@ def test_what_does_not_fit_is_refused(two):
     why = r"model\.init=two has zips after 2 stages of layers, but .*image has 1"
     with pytest.raises(ConfigError, match=why):
         run_module.train(config(*two, f"train.tasks={PAIRS}", sparse, "name=sparse"), "x")
+    with pytest.raises(
+        ConfigError, match=r"has model\.kind=zipper, this model insertion.* insertion has no zips"
+    ):
+        extended(config(*two, "model.kind=insertion", f"train.tasks={PAIRS}"))
     with pytest.raises(ConfigError, match="know the old modalities alone"):
         extended(config(*two, "model.next_modality_head=true", f"train.tasks={PAIRS}"))
 
@@ -145,3 +149,32 @@ def test_a_model_is_extended_on_a_list_without_recordings(two, in_tmp):
     cfg = config(*two, "data.folder=pairs.tsv", tasks, "name=pairs", "train.steps=2")
     for result in run_module.train(cfg, "x").values():
         assert result["alone"].keys() == {"text", "image"}
+
+
+def test_a_base_with_lora_is_extended_with_its_updates_merged(two, in_tmp):
+    base = [word for word in two if not word.startswith(("model.init", "model.modalities", "model.towers"))]
+    lora = ["model.towers.text={frozen: false, lora: 2}", "train.lr=0.05"]
+    run_module.train(config(*base, *lora, "name=tuned", "export=tuned"), "x")
+    cfg = config(*two, "model.init=tuned", f"train.tasks={PAIRS}", "name=three", "export=three")
+    run_module.train(cfg, "x")
+    old, new = zipper.Zipper.from_pretrained("tuned"), zipper.Zipper.from_pretrained("three")
+    assert any(".lora_b" in name and weight.any() for name, weight in old.network.state_dict().items())
+    assert not any(".lora_" in name for name in new.network.state_dict())
+    dataset = prepare(cfg, Clock(), load_modalities(extended(cfg)))
+    documents = [document(dataset, row, "asr", 1.0) for row in dataset.splits["test"]]
+    states = [one.network(collate(documents, one.network.cfg.codebooks))["text"] for one in (old, new)]
+    torch.testing.assert_close(*states)
+
+
+def test_a_base_is_extended_without_the_towers_that_it_started_from(two, in_tmp):
+    """Its frozen towers' weights are its own."""
+    base = [word for word in two if not word.startswith(("model.init", "model.modalities", "model.towers"))]
+    alone = ["model.modalities=[text]", "train.tasks={asr: 0, text: 1}", "name=tower", "export=tower"]
+    run_module.pretrain(config(*base, *alone), "x")
+    started = "model.towers.text={init: tower, frozen: true}"
+    run_module.train(config(*base, started, "name=based", "export=based"), "x")
+    (in_tmp / "tower").rename("elsewhere")
+    run_module.train(
+        config(*two, "model.init=based", f"train.tasks={PAIRS}", "name=three", "export=three"), "x"
+    )
+    zipper.Zipper.from_pretrained("three")

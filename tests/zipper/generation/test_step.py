@@ -170,3 +170,14 @@ def together(model, name, given, how):
             rows += batch.add([rest.pop(0)])
         batch.step()
     return [row.output.tokens.tolist() for row in rows]
+
+
+@needs_compiler
+def test_a_folder_that_may_not_hold_programs_is_named(monkeypatch):
+    def refuse(file: str) -> None:
+        raise OSError(f"{file}: failed to map segment from shared object")
+
+    library.cache_clear()
+    monkeypatch.setattr("zipper.generation.native_step.ctypes.CDLL", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be loaded from .*failed to map segment.*TMPDIR"):
+        library()

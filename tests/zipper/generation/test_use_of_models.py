@@ -188,3 +188,15 @@ def test_streams_refuse_what_generation_refuses(model, wave):
         model.encode("speech", RECORDING, 0.1, seconds=-1.0)
     with pytest.raises(ConfigError, match="start and seconds are of a file"):
         model.encode("speech", wave, 1.0, 0.5)
+
+
+def test_a_recording_that_is_cut_is_sampled_by_the_seed_too(model, monkeypatch):
+    seeds = []
+    heard = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda *given, seed, **how: seeds.append(seed) or heard(*given, **how)
+    )
+    wave = 0.1 * torch.randn(round(2.5 * model.longest_recording * model.sample_rate))
+    model.transcribe_long(wave, times=False, seed=3)
+    assert len(seeds) > 1
+    assert {*seeds} == {3}

@@ -49,3 +49,16 @@ def test_a_write_that_fails_keeps_the_file_that_was_there(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_codebooks_are_those_of_the_images_that_can_be_read(tmp_path):
+    """Encoding skips and lists the others."""
+    files = []
+    for number in range(4):
+        pixels = torch.randint(256, (8, 64, 3), generator=torch.Generator().manual_seed(number))
+        files.append(str(Image().write(pixels.to(torch.uint8), tmp_path / f"{number}")))
+    whole, damaged = Image(), Image()
+    whole.fit([*files[:1], *files[2:]])
+    (tmp_path / "1.png").write_bytes(b"no image")
+    damaged.fit(files)
+    assert torch.equal(damaged.centres, whole.centres)

@@ -18,10 +18,11 @@ from zipper.cli import run as command
 from zipper.config import AsrScorerConfig, load_config
 from zipper.data.statistics import DatasetStatistics, measure_statistics
 from zipper.disk import write_atomic
-from zipper.errors import DataError
+from zipper.errors import ConfigError, DataError
 from zipper.evaluation.result import by_length
 from zipper.evaluation.result_file import read_result
-from zipper.evaluation.run import evaluate_run
+from zipper.evaluation.run import evaluate_exported, evaluate_run
+from zipper.generation.exported import load_trained, save_exported
 from zipper.generation.generate import GenerationOutput
 from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer
 from zipper.modalities.delay import to_timesteps
@@ -171,9 +172,22 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
              "load_modalities": lambda cfg, _: mine.get(cfg.codec.weights, prepared.modalities)}  # fmt: skip
     for name, load in known.items():
         monkeypatch.setattr(f"zipper.evaluation.run.{name}", load)
-    evaluate_run(load_config(cfg.run_dir / "config.yaml", ["codec.weights=mine"]), "z")
+
+    def evaluate_with(word: str) -> None:
+        evaluate_run(load_config(cfg.run_dir / "config.yaml", [word]), "z", overrides=[word])
+
+    evaluate_with("codec.weights=mine")
     other = read_result(cfg.run_dir / "tts-test-2.json")
     assert other["codec"] == f"{again['codec']}, decoder trained further"
+    # Neither other codes nor another pattern of them, which an export refuses, too.
+    with pytest.raises(ConfigError, match=r"codec\.pattern=parallel: this codec gives other codes than"):
+        evaluate_with("codec.pattern=parallel")
+    further.fingerprint = "of other codes"
+    with pytest.raises(ConfigError, match=r"codec\.weights=mine: this codec gives other codes than"):
+        evaluate_with("codec.weights=mine")
+    save_exported(Path("out"), load_trained(cfg.run_dir / "checkpoints/best.ckpt"), prepared.modalities, {})
+    with pytest.raises(ConfigError, match=r"codec\.pattern=parallel, but out was trained with delay"):
+        evaluate_exported(Path("out"), ["codec.pattern=parallel"], "x")
 
 
 def test_errors_by_length_add_up():

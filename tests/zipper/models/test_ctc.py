@@ -180,3 +180,17 @@ def test_attention_to_a_margin_on_both_sides_of_the_letters_is_not_missed(datase
         weights = torch.nn.functional.one_hot(torch.tensor(frame), 12).float().expand(1, 3, 12)
         near.append(float(head.guide(module.model(batch), batch, [weights]).detach()) < 0.01)
     assert near == [5 - ctc.MARGIN <= frame <= 6 + ctc.MARGIN for frame in range(12)]
+
+
+def test_a_text_that_is_not_the_answer_has_no_letters(dataset):
+    """Of a chain, such as speech>text>speech: its text is no answer, and not counted by the batch's total."""
+    module = module_for(dataset, "train.tasks={asr: 1, tts: 1}")
+    head, _ = head_for(module)
+    recognised = short(training_documents(dataset, 3, "asr"))
+    chained = [replace(one, segments=[*one.segments, one.segments[0]]) for one in recognised]
+    losses = []
+    for documents in (recognised, [*chained, *recognised], chained):
+        batch = as_batch(module.model, documents)
+        losses.append(float(head.loss(module.model(batch), batch).detach()) * batch.total["text"])
+    assert losses[0] > 0.2
+    assert losses[2] == 0

@@ -79,3 +79,11 @@ def test_units_alone_are_neither_trained_further_nor_listened_to(monkeypatch, tm
         check_codec_training(cfg)
     with pytest.raises(ConfigError, match="no decoder whose sound could be scored"):
         evaluate_codec(RunConfig(name="x"), "x")
+
+
+def test_a_crop_has_whole_frames_whatever_its_seconds_are_in_binary(tmp_path):
+    """8.04 s at 16 kHz are 128,640 samples; the product of floating-point numbers is one less."""
+    sf.write(tmp_path / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(17 * 16_000), 16_000)
+    one = Utterance("noise", str(tmp_path / "noise.wav"), "", "a", "train")
+    for seconds in (8.04, 8.12, 16.08):
+        assert Crops([one], TrainCodecConfig(seconds=seconds), 0).length == round(seconds * 100) * 160

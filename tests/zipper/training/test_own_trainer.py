@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateFinder
+from lightning.pytorch.callbacks import EMAWeightAveraging, GradientAccumulationScheduler, LearningRateFinder
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DistributedSampler
 
@@ -13,6 +13,7 @@ import zipper
 from conftest import data_of, joined
 from reproduce import ROOT
 from zipper.cli import main
+from zipper.config import SamplingConfig
 from zipper.errors import ConfigError, TrainingError
 
 
@@ -210,3 +211,27 @@ def test_a_model_in_few_bits_is_saved_in_half_precision(tmp_path):
         torch.testing.assert_close(half.network.state_dict()[name], weight, atol=1e-3, rtol=1e-3)
     main(["export", str(tmp_path / "half"), str(tmp_path / "again")])
     assert zipper.Zipper.from_pretrained(tmp_path / "again").config.export_bits == 16
+
+
+def test_quantised_weights_are_not_averaged(manifest, model):
+    data = data_of(manifest, model, {"asr": 1}, "export_bits=4")
+    module = zipper.ZipperModule(model, quantise=True)
+    with pytest.raises(ConfigError, match=r"quantise=true with a callback that averages weights"):
+        fit(model, data, module, callbacks=[EMAWeightAveraging()])
+
+
+def test_a_head_of_ctc_that_is_not_trained_any_more_goes(manifest, model):
+    """It would read states that move without it, and DDP refuses weights that are not used."""
+    data = data_of(manifest, model, {"asr": 1})
+    fit(model, data, zipper.ZipperModule(model, warmup=1, ctc=0.3))
+    model.config.decode["text"] = SamplingConfig(beams=2, ctc=0.3)
+    model.save_pretrained("heard")
+    for ctc in (0.3, 0.0):
+        again = zipper.Zipper.from_pretrained("heard")
+        assert again.network.ctc is not None
+        data = data_of(manifest, again, {"asr": 1})
+        fit(again, data, zipper.ZipperModule(again, warmup=1, ctc=ctc))
+        assert (again.network.ctc is not None) == bool(ctc)
+        assert again.config.decode["text"] == SamplingConfig(beams=2, ctc=ctc)
+        again.save_pretrained(f"again{ctc}")
+        zipper.Zipper.from_pretrained(f"again{ctc}")

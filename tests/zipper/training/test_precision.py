@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from conftest import config
+from zipper.codecs import semantic
 from zipper.config import TrainConfig
 from zipper.distributed import check_trainer
 from zipper.errors import ConfigError
@@ -109,3 +110,14 @@ def test_what_dropout_keeps_makes_up_for_what_it_drops(p):
     with BFloat16Products().forward_context():
         y = dropout(torch.ones(1000))
     assert float(y.max()) * (1 - round(256 * p) / 256) == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_the_letter_head_trains_in_bfloat16_where_the_cpu_multiplies_it(instructions, monkeypatch):
+    monkeypatch.setattr(semantic, "MULTIPLIES_BFLOAT16", instructions)
+    torch.manual_seed(0)
+    body, x = semantic.Convolutions(dropout=0.0), torch.randn(2, 30, semantic.HEAD)
+    valid = torch.ones(2, 30, dtype=torch.bool)
+    exact, trained = body.eval()(x, valid), body.train()(x, valid)
+    assert torch.equal(trained, exact) == (not instructions)
+    torch.testing.assert_close(trained, exact, atol=0.1, rtol=0.1)

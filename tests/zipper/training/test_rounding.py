@@ -80,3 +80,6 @@ def test_settings_that_do_not_work_together_are_refused():
         config("export_bits=16")
     with pytest.raises(ConfigError, match=r"quantise=true with train\.strategy=fsdp2"):
         config("train.strategy=fsdp2")
+    lora = ["model.modalities=[text]", "train.tasks={asr: 0, text: 1}", "model.towers.text.lora=2"]
+    with pytest.raises(ConfigError, match=r"quantise=true with model\.towers\.text\.lora"):
+        run_module.pretrain(config(*lora), "x")

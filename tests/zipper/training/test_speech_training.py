@@ -23,7 +23,7 @@ from zipper.models.losses import mask_history, mask_prompt, next_modality_loss, 
 from zipper.models.pretrained import save_tower
 from zipper.models.resolve import joint_fingerprint, resolve
 from zipper.models.tower import Tower
-from zipper.models.whiten import rescale_zips, whiten_zips
+from zipper.models.whiten import _record_inputs, rescale_zips, whiten_zips
 from zipper.models.zip_block import is_gate
 from zipper.training import run as run_module
 
@@ -234,3 +234,18 @@ def test_a_mask_hides_the_share_that_is_asked_for(prepared, share, span):
         hidden += float(((after == 18).all(-1) & inside).sum())
         count += int(inside.sum())
     assert hidden / count == pytest.approx(share, abs=0.03)
+
+
+def test_zips_are_whitened_on_documents_of_their_own_direction(prepared):
+    """Also if whole batches have none of them, and on all documents if there are none."""
+    model = module_for(prepared, *JOINT).model.double()
+    own, others = training_documents(prepared, 16, "asr"), training_documents(prepared, 24, "tts")
+    whiten_zips(model, others)
+    assert model.zip(0, "text", "speech").projection[0].weight.isfinite().all()
+    counts = [
+        len(states)
+        for documents in (own, [*own, *others])
+        for block, states in _record_inputs(model, documents, lambda block: block.projection[0], 1)
+        if block is model.zip(0, "text", "speech")
+    ]
+    assert counts[0] == counts[1]
