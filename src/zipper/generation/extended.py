@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from zipper.codecs.load import with_copied_codec
-from zipper.config import RunConfig, asset, from_dict, read_json
+from zipper.config import ModelConfig, RunConfig, asset, from_dict, read_json
 from zipper.data.documents import directions
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.errors import ConfigError, DataError, ZipperError
@@ -51,13 +51,25 @@ def extended(cfg: RunConfig) -> RunConfig:
                 f"model.zip.{key}={mine}, but the zips of model.init={cfg.model.init} have {known}. Give "
                 f"model.zip.{key}={known}."
             )
-    # Their weights are those of the model, whatever they started from.
-    towers = {name: replace(tower, frozen=True, lora=0, init=None) for name, tower in old.towers.items()}
+    # A tower that was trained with its zips has other weights than those that it started from.
+    towers = {
+        name: tower if tower.frozen else replace(tower, frozen=True, lora=0, init=None)
+        for name, tower in without_lost_towers(old).towers.items()
+    }
     zips = {
         f"{a}_from_{b}": old.zips.get(f"{a}_from_{b}", old.zip) for a, b in permutations(old.modalities, 2)
     }
     model = replace(cfg.model, towers={**cfg.model.towers, **towers}, zips=zips)
     return with_units_of_init(replace(cfg, model=model))
+
+
+def without_lost_towers(model: ModelConfig) -> ModelConfig:
+    """Config whose towers do not name folders that are gone. A trained model does not need them."""
+    towers = {
+        name: replace(tower, init=None) if tower.init and not asset(tower.init).exists() else tower
+        for name, tower in model.towers.items()
+    }
+    return replace(model, towers=towers)
 
 
 def with_units_of_init(cfg: RunConfig) -> RunConfig:

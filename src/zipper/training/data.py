@@ -19,13 +19,14 @@ from zipper.data.schedule import BatchSchedule, MicroBatches, ResumableSampler
 from zipper.data.shards import identity
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
+from zipper.generation.extended import without_lost_towers
 from zipper.generation.zipper import Zipper
 from zipper.hashes import KEPT
 from zipper.models.pretrained import tower_hashes
 from zipper.models.resolve import resolve
 from zipper.models.whiten import start_zips
 from zipper.stop import ignore_group_signals
-from zipper.training.fine_tuning import continued, for_new_training, without_lost_towers
+from zipper.training.fine_tuning import continued, for_new_training
 
 
 class ZipperData(L.LightningDataModule):

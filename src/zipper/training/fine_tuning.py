@@ -12,7 +12,6 @@ from zipper.config import (
     RunConfig,
     SamplingConfig,
     TrainConfig,
-    asset,
     flat,
     to_dict,
 )
@@ -85,15 +84,6 @@ def for_new_training(cfg: RunConfig) -> RunConfig:
     train = TrainConfig(**{key: getattr(cfg.train, key) for key in OBJECTIVE})
     kept = {key: getattr(cfg, key) for key in ("seed", "model", "codec", "decode")}
     return replace(RunConfig(), **kept, data=cfg.data.of_another_corpus, train=train)
-
-
-def without_lost_towers(model: ModelConfig) -> ModelConfig:
-    """Config whose towers do not name folders that are gone. A trained model does not need them."""
-    towers = {
-        name: replace(tower, init=None) if tower.init and not asset(tower.init).exists() else tower
-        for name, tower in model.towers.items()
-    }
-    return replace(model, towers=towers)
 
 
 def start_folder(cfg: RunConfig) -> Path | None:
