@@ -57,6 +57,8 @@ def train(cfg: RunConfig, command: str) -> Results:
     An unfinished run of the same config is resumed. Any other existing run folder raises ConfigError.
     """
     cfg = extended(fine_tuned(cfg))
+    if not cfg.train.ctc and (asked := [name for name, how in cfg.decode.items() if how.ctc]):
+        raise ConfigError(f"decode.{asked[0]}.ctc scores with the head that train.ctc=0.3 trains. Set both.")
     check_trainer(cfg.train)
     check_output_paths(cfg)
     check_towers(cfg)

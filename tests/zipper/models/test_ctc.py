@@ -141,6 +141,10 @@ def test_a_training_without_letters_is_refused():
         run_module.train(single, "x")
     with pytest.raises(ConfigError, match=r"train\.ctc=0\.3"):
         config("train.guide=1")
+    with pytest.raises(
+        ConfigError, match=r"decode\.text\.ctc scores with the head that train\.ctc=0\.3 trains"
+    ):
+        run_module.train(config("name=scored", "decode.text={beams: 2, ctc: 0.3}"), "x")
 
 
 @pytest.mark.usefixtures("prepared", "nothing_is_drawn")
