@@ -141,7 +141,7 @@ def throughput(
             "seconds": round(seconds, 4),
             "spread": [round(min(ours[WARM:]), 4), round(max(ours[WARM:]), 4)],
             "tokens_per_second": round(batch.tokens / seconds),
-            "tflops": round(work / seconds / 1e12, 2),
+            "tflops": round(work / seconds / 1e12, 4),
             "mfu": round(work / seconds / peak[0], 4) if peak else None,
             "llama_units_per_second": round(int(speech.valid.sum()) / reference),
         }
