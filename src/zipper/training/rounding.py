@@ -12,7 +12,8 @@ from zipper.weight_files import as_kept
 
 def refuse_averages(trainer: L.Trainer) -> None:
     """Raise ConfigError if a callback averages weights: it exchanges them while they are rounded."""
-    if any(isinstance(one, WeightAveraging) for one in trainer.callbacks):  # type: ignore[attr-defined]
+    callbacks: list[L.Callback] = vars(trainer)["callbacks"]  # which Lightning sets without declaring it
+    if any(isinstance(one, WeightAveraging) for one in callbacks):
         raise ConfigError(
             "train.quantise=true with a callback that averages weights, which would keep rounded ones. Leave "
             "out one of them."

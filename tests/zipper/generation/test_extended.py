@@ -177,4 +177,8 @@ def test_a_base_is_extended_without_the_towers_that_it_started_from(two, in_tmp)
     run_module.train(
         config(*two, "model.init=based", f"train.tasks={PAIRS}", "name=three", "export=three"), "x"
     )
-    zipper.Zipper.from_pretrained("three")
+    towers = [
+        zipper.Zipper.from_pretrained(one).network.tower("text").state_dict() for one in ("based", "three")
+    ]
+    assert towers[0].keys() == towers[1].keys()
+    assert all(torch.equal(weight, towers[1][name]) for name, weight in towers[0].items())
