@@ -5,6 +5,7 @@ from zipper.config.fields import modalities_of, task_name
 from zipper.config.loading import (
     ROOT,
     asset,
+    check_list,
     describe,
     expanded,
     flat,

@@ -69,8 +69,15 @@ def _defaults() -> DictConfig:
     return cast(DictConfig, OmegaConf.structured(RunConfig))
 
 
+def check_list(overrides: Sequence[str]) -> None:
+    """Raises ConfigError if overrides are a string, whose letters would each be one."""
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r}: give a list of settings, such as [{overrides!r}].")
+
+
 def _layers(overrides: Sequence[str]) -> list[Any]:
     """Config layers of overrides: section files (`data=NAME`) first, then `key=value`, read by its type."""
+    check_list(overrides)
     sections = {f.name: f.type for f in fields(RunConfig) if is_dataclass(f.type)}
     layers, plain = [], OmegaConf.create()
     for override in overrides:

@@ -74,40 +74,50 @@ class CtcScorer:
 
 
 def ctc_scorer(cache: KVCache, name: str) -> CtcScorer:
-    """Scorer of answers of modality `name` to the prompts in a cache. Raises ConfigError if the prompts are
-    of several modalities, or the model has no head for them."""
-    head = _head(cache, name)
-    if head is None:
+    """Scorer of answers of modality `name` to the prompts in a cache. Raises ConfigError if the model has no
+    head for one of their modalities."""
+    heads = _heads(cache, name)
+    if lacking := [prompt for prompt in cache.states or ["this prompt"] if prompt not in heads]:
         raise ConfigError(
-            f"decode.{name}.ctc: no head of CTC from {' and '.join(cache.states) or 'this prompt'} to {name}."
-            " Leave it out, or train with train.ctc=0.3, which makes one."
+            f"decode.{name}.ctc: no head of CTC from {' and '.join(lacking)} to {name}. Leave it out, or "
+            "train with train.ctc=0.3, which makes one."
         )
-    states, valid = cache.states[head.prompt]
-    table = head.get_buffer("table").long()
-    beyond = cache.model.tower(name).cfg.vocabulary - len(table)  # embeddings may be padded
-    return CtcScorer(head(states), valid.sum(1), F.pad(table, (0, 0, 0, beyond)))
+    parts = [(head, *cache.states[prompt]) for prompt, head in heads.items()]
+    tables = [head.get_buffer("table").long() for head, _, _ in parts]
+    if not all(torch.equal(table, tables[0]) for table in tables):
+        raise ConfigError(
+            f"decode.{name}.ctc: the heads of CTC from {' and '.join(heads)} number letters differently. "
+            "Generate after prompts of one modality at a time."
+        )
+    longest = max(states.shape[1] for _, states, _ in parts)
+    scores = torch.stack([F.pad(head(x), (0, 0, 0, longest - x.shape[1])) for head, x, _ in parts])
+    frames = torch.stack([valid.sum(1) for _, _, valid in parts])  # [heads, N]; a prompt has one modality
+    own = scores[frames.argmax(0), torch.arange(scores.shape[1], device=scores.device)]
+    beyond = cache.model.tower(name).cfg.vocabulary - len(tables[0])  # embeddings may be padded
+    return CtcScorer(own, frames.amax(0), F.pad(tables[0], (0, 0, 0, beyond)))
 
 
-def _head(cache: KVCache, name: str) -> CtcHead | None:
-    """The head of CTC from the prompts in a cache to answers of modality `name`, if they have one in
-    common."""
-    heads, prompts = cache.model.ctc, [*cache.states]
-    return heads.get(name, prompts[0]) if heads and len(prompts) == 1 else None
+def _heads(cache: KVCache, name: str) -> dict[str, CtcHead]:
+    """Heads of CTC for answers of modality `name`, by the modality of the prompts in a cache."""
+    heads = cache.model.ctc
+    found = {prompt: heads.get(name, prompt) if heads else None for prompt in cache.states}
+    return {prompt: head for prompt, head in found.items() if head is not None}
 
 
 def doubts(cache: KVCache, name: str) -> list[str]:
     """Why CTC doubts that the prompt of each row can be transcribed; empty where it does not, or if there is
     no head."""
-    head = _head(cache, name)
-    if head is None:
-        return [""] * len(cache.multimodal)
-    states, valid = cache.states[head.prompt]
-    likely, best = head(states).max(-1)
-    written = valid & (best > 0)
-    begins = written & F.pad(best[:, 1:] != best[:, :-1], (1, 0), value=True)
-    letters = begins.sum(1) / valid.sum(1).clamp(min=1)
-    sure = torch.where(written, likely.exp(), 0.0).sum(1) / written.sum(1).clamp(min=1)
-    return [_doubt(*row, head.prompt) for row in zip(letters.tolist(), sure.tolist(), strict=True)]
+    found = [""] * len(cache.multimodal)
+    for prompt, head in _heads(cache, name).items():
+        states, valid = cache.states[prompt]
+        likely, best = head(states).max(-1)
+        written = valid & (best > 0)
+        begins = written & F.pad(best[:, 1:] != best[:, :-1], (1, 0), value=True)
+        letters = (begins.sum(1) / valid.sum(1).clamp(min=1)).tolist()
+        sure = (torch.where(written, likely.exp(), 0.0).sum(1) / written.sum(1).clamp(min=1)).tolist()
+        for row in valid.any(1).nonzero()[:, 0].tolist():
+            found[row] = _doubt(letters[row], sure[row], prompt)
+    return found
 
 
 def _doubt(letters: float, sure: float, prompt: str) -> str:

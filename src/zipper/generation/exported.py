@@ -70,7 +70,9 @@ def save_exported(
     folder.mkdir(parents=True, exist_ok=True)
     _take_certificate(trained)
     state = trained.network.state_dict()
+    heads = kept_heads(trained.config).items()
     spare = {*kept_names(trained.network)}  # what model.init holds
+    spare |= {name for name, w in heads if name in state and torch.equal(w, state[name].cpu())}
     if trained.network.used:
         spare |= {*untrained_names(trained.network)}
     state = {name: weight for name, weight in state.items() if name not in spare}
@@ -222,13 +224,18 @@ def kept_weights(config: RunConfig, expected: str | None = None) -> dict[str, Te
             f"model.init={config.model.init} is not the model that this one was trained with: its weights "
             "have changed. Restore it."
         )
-    own = ("next_modality_heads.", "ctc.")
-    return {n: w for n, w in merged_state(old.network).items() if not n.startswith(own)}
+    return {n: w for n, w in merged_state(old.network).items() if not n.startswith("next_modality_heads.")}
 
 
 def load_kept(network: MultimodalModel, config: RunConfig) -> None:
-    """Load the weights of the model in `model.init` into a new network."""
-    network.load_state_dict({**network.state_dict(), **kept_weights(config)})
+    """Load the weights of the model in `model.init`, but for heads of CTC, into a new network."""
+    kept, state = kept_weights(config), network.state_dict()
+    network.load_state_dict({name: kept.get(name, weight) for name, weight in state.items()})
+
+
+def kept_heads(config: RunConfig) -> dict[str, Tensor]:
+    """Weights of the heads of CTC of the model in `model.init`, which a training leaves alone."""
+    return {name: weight for name, weight in kept_weights(config).items() if name.startswith("ctc.")}
 
 
 def certify(folder: Path) -> list[str]:
@@ -269,7 +276,8 @@ def load_trained(checkpoint: Path) -> TrainedModel:
         raise DataError(
             f"{checkpoint} is no checkpoint of this package: it has no hyper_parameters. Train it again."
         )
-    weights = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
+    own = {name.removeprefix("model."): w for name, w in saved["state_dict"].items()}
+    weights = {**kept_heads(from_dict(kept["cfg"])), **own}
     why = f"{checkpoint} does not fit this version's model: use the version that wrote it"
     used = trained_directions({"config": kept["cfg"], "directions": saved.get("directions", [])})
     trained = _load_state(from_dict(kept["cfg"]), saved_statistics(kept), weights, why, used)

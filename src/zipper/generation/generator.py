@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
 from torch import Tensor, nn
 
-from zipper.config import RunConfig, with_overrides
+from zipper.config import RunConfig, SamplingConfig, check_list, with_overrides
 from zipper.data.documents import Document, Segment
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
@@ -81,7 +81,7 @@ class Generator(nn.Module):
         >>> text.value
         'every wednesday at five daniel slept with the clever tiger'
         """
-        decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
+        decode = self._decode(overrides)
         with self._evaluating(len(prompts)):
             documents = [self.document(str(at), one) for at, one in enumerate(prompts)]
             found = generate(self.network, documents, order, self.statistics, decode, seed)
@@ -105,10 +105,9 @@ class Generator(nn.Module):
         `synthesize`, and ConfigError on beam search, on candidates, or on no finite, positive `seconds`,
         before the first piece.
         """
-        if not 0 < seconds < math.inf:
-            raise ConfigError(f"seconds={seconds:g} must be a positive number, the length of a piece.")
-        document = self.document("0", {"text": text})
-        decode = with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
+        if not (isinstance(seconds, SupportsFloat) and 0 < seconds < math.inf):
+            raise ConfigError(f"seconds={seconds!r} must be a positive number, the length of a piece.")
+        document, decode = self.document("0", {"text": text}), self._decode(overrides)
         speech = self.modalities["speech"]
         assert isinstance(speech, Speech)
         with self._evaluating():
@@ -140,6 +139,11 @@ class Generator(nn.Module):
         if (start or seconds is not None) and not isinstance(raw, str | Path):
             raise ConfigError("start and seconds are of a file. Give the part of a waveform that is meant.")
         return prompt_segment(self.modalities[name], raw, self.statistics.longest[name], start, seconds)
+
+    def _decode(self, overrides: Sequence[str]) -> dict[str, SamplingConfig]:
+        """Decoding settings by modality. overrides: that differ from the config. Raises ConfigError."""
+        check_list(overrides)
+        return with_overrides(self.config, [f"decode.{one}" for one in overrides]).decode
 
     @contextmanager
     def _evaluating(self, rows: int = 1) -> Iterator[None]:

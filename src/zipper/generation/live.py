@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -48,9 +49,9 @@ class LiveTranscript:
         seconds of sound between two transcripts. align: words of a transcript with their times; without it
         these are NaN. softest: amplitude (RMS, of full scale) below which sound is no speech. Raises
         ConfigError if `every` is not positive, or more than half of `longest`."""
-        if not (every * sample_rate >= 1 and every <= longest / 2):
+        if not (isinstance(every, SupportsFloat) and every * sample_rate >= 1 and every <= longest / 2):
             raise ConfigError(
-                f"every={every:g} must be a positive number of seconds, at most {longest / 2:.3g}, half of "
+                f"every={every!r} must be a positive number of seconds, at most {longest / 2:.3g}, half of "
                 "the longest prompt."
             )
         self.transcribe, self.align, self.rate = transcribe, align, sample_rate
@@ -138,8 +139,13 @@ class LiveTranscript:
         if first >= last or self.align is None:
             return [Word(word, math.nan, math.nan) for word in found[first:last]]
         since = self.start / self.rate
-        words = self.align(wave, " ".join(found))[first:last]
-        return [Word(text, round(since + start, 2), round(since + end, 2)) for text, start, end in words]
+        aligned = self.align(wave, " ".join(found))
+        # As many as were found, unless the text as it is read has other words (25 is twenty five).
+        each = [aligned[at * len(aligned) // len(found)] for at in range(first, last)]
+        return [
+            Word(word, round(since + one.start, 2), round(since + one.end, 2))
+            for word, one in zip(found[first:last], each, strict=True)
+        ]
 
     def _words(self, wave: Tensor) -> list[str]:
         if len(wave) < SHORTEST * self.rate or float(wave.abs().max()) < self.softest:

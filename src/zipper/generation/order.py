@@ -14,6 +14,8 @@ def check_prompts(
 ) -> None:
     """Raise ConfigError on an unknown modality, an empty prompt, an order that the model was not trained
     for, or `auto` without next-modality heads."""
+    if not isinstance(order, Sequence) or not order:
+        raise ConfigError(f"order={order!r}: give a list of modalities, such as ['text'], or 'auto'.")
     if isinstance(order, str) and order != "auto":
         raise ConfigError(f"order={order!r}: give a list of modalities, such as [{order!r}], or 'auto'.")
     if other := [one for one in order if not isinstance(one, str)]:

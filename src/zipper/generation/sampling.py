@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ def sample(logits: Tensor, sampling: SamplingConfig, uniform: Tensor) -> Tensor:
     """
     if sampling.temperature == 0:
         return most_likely(logits)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 cannot add up many shares
     limits = torch.finfo(logits.dtype)  # keeps settings finite and non-zero in this dtype
     temperature = min(max(sampling.temperature, limits.tiny), limits.max)
     below = logits - logits.amax(-1, keepdim=True)  # at most 0, so no temperature overflows
@@ -42,8 +44,8 @@ def most_likely(logits: Tensor) -> Tensor:
 
 def check_seed(seed: int) -> None:
     """Raises ConfigError unless a seed is a whole number of at least 0."""
-    if not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"seed={seed!r} must be a whole number of at least 0.")
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ConfigError(f"seed={seed!r} must be a whole number of at least 0, such as 0.")
 
 
 def uniform_noise(ids: Sequence[str], seed: int, timesteps: int, codebooks: int) -> Tensor:

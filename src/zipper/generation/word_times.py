@@ -22,6 +22,7 @@ BLOCK = 0.02  # seconds whose power is measured
 SILENT = 0.03  # of the loudest block: amplitude of the silence around a sentence
 LEAST = 1e-3  # added to attention weights, so that one of 0 excludes nothing
 DURATION = 3.0  # weight of the squared log ratio of a token's duration to the expected one
+UNTRAINED = "Word times are where zips look, and those of this model were not trained to recognise speech."
 NO_ZIPS = "Word times are where zips look, and this model has none (a Single Decoder)."
 
 
@@ -57,10 +58,12 @@ def word_times(
     the expected durations fit best; together they cover the sound from the end of the silence before it to
     the beginning of the silence after it.
 
-    Raises ConfigError if the model has no zips.
+    Raises ConfigError if the model has no zips, or was not trained to recognise speech.
     """
     if not isinstance(model, ZipperModel):
         raise ConfigError(NO_ZIPS)
+    if ("text", "speech") not in model.used:
+        raise ConfigError(UNTRAINED)
     ids = written.tokens[1:-1, 0].tolist()
     labels = modalities["text"].labels(ids)
     assert labels is not None
@@ -112,9 +115,9 @@ def monotonic(scores: np.ndarray, expected: np.ndarray) -> np.ndarray:
 
 
 def loudness(wave: Tensor, block: int) -> Tensor:
-    """Amplitude (RMS) of each whole block of a waveform float32 [n]: [n // block]"""
+    """Amplitude (RMS beside the mean) of each whole block of a waveform float32 [n]: [n // block]"""
     count = len(wave) // block
-    return wave[: count * block].view(count, block).square().mean(1).sqrt()
+    return wave[: count * block].view(count, block).std(1, correction=0)
 
 
 def _sounding(wave: Tensor, sample_rate: int) -> tuple[float, float]:

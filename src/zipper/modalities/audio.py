@@ -106,8 +106,14 @@ def write_audio(file: Path, wave: Tensor, sample_rate: int) -> None:
     """Write a waveform float32 [n], atomically."""
     out = BytesIO()
     kind = file.suffix.removeprefix(".").upper()
-    sf.write(out, wave.clamp(-1, 1).numpy(), sample_rate, format=kind)
+    sf.write(out, samples(wave), sample_rate, format=kind)
     write_atomic(file, out.getvalue())
+
+
+def samples(wave: Tensor) -> np.ndarray:
+    """Samples to write of a waveform float32 [n], in -1 to 1: one of silence if there is none, for which
+    libsndfile writes MP3 and FLAC files without a byte."""
+    return wave.clamp(-1, 1).numpy() if len(wave) else np.zeros(1, np.float32)
 
 
 def is_silent(wave: Tensor) -> bool:

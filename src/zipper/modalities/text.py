@@ -1,6 +1,7 @@
 """Text: normalised, in subwords, scored by word errors."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from zipper.modalities.tokenizer import Tokenizer
 
 FILE = "tokenizer.json"
 SUBWORDS_PER_SECOND = 4.0  # without recordings
+LETTER = re.compile("[A-Za-z]")
 
 
 class Text(Modality):
@@ -77,6 +79,11 @@ class Text(Modality):
         letters[[self.tokenizer.bos, self.tokenizer.eos]] = 0
         return letters
 
+    @cached_property
+    def _most(self) -> int:
+        """Letters of the longest token."""
+        return int(self.letters.max())
+
     @property
     def layout(self) -> TokenLayout:  # type: ignore[override]  # not before `fit`
         return TokenLayout(self.tokenizer.vocabulary, 1, self.tokenizer.bos, self.tokenizer.eos, None)
@@ -102,9 +109,16 @@ class Text(Modality):
         longest: float = math.inf,
         limit: str = LIMIT,
     ) -> str:
-        """Normalised text. Raises ConfigError if it is empty or has no unique reading."""
+        """Normalised text. Raises ConfigError if it is empty or has no unique reading, or has more letters
+        than `longest` seconds of subwords can have."""
         if not isinstance(raw, str):
             raise ConfigError(f"{raw!r} is no text. Give a string.")
+        # Before it is read, which takes a second a megabyte. Reading loses no letter of these.
+        if math.isfinite(longest) and (count := len(LETTER.findall(raw))) > longest * self.rate * self._most:
+            raise ConfigError(
+                f"{shorten(raw[:100], 60)!r} has {count} letters, but this model accepts at most "
+                f"{longest * self.rate:.0f} subwords of at most {self._most} letters. Cut it into sentences."
+            )
         if reason := unreadable(raw):
             raise ConfigError(f"{shorten(raw, 60)!r} {reason}")
         if not (normal := normalise(raw)):

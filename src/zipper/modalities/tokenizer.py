@@ -88,8 +88,8 @@ class Tokenizer:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
     def piece(self, index: int) -> str:
-        """String of one token, with the marker of a word start."""
-        return self.tokenizer.id_to_token(index) or f"<{index}>"
+        """String of one token; \u2581 is the space before a word, for byte-level tokenizers (\u0120), too."""
+        return (self.tokenizer.id_to_token(index) or f"<{index}>").replace("\u0120", "\u2581")
 
     @cached_property
     def vocabulary(self) -> int:

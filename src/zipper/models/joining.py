@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from zipper.config import RunConfig, with_overrides
+from zipper.config import RunConfig, check_list, with_overrides
 from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
@@ -33,6 +33,7 @@ def join_towers(
         )
     if unknown := sorted({*frozen, *interval} - {*towers}):
         raise ConfigError(f"{unknown[0]!r} has no tower: towers are given for {', '.join(towers)}.")
+    check_list(overrides)
     if empty := [name for name, init in towers.items() if not str(init)]:
         raise ConfigError(f"{empty[0]}='' names no tower. Give a folder, or user/name of the hub.")
     if gone := [init for init in towers.values() if not model_folder(str(init)).is_dir()]:

@@ -68,8 +68,9 @@ class MultimodalModel(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Context in eval mode. After the last of those that overlap (of two streams), every module gets its
-        own mode back: that of a frozen tower in a training is another one."""
+        """Context in eval mode, and without autocast, whose dtype caches do not have. After the last of those
+        that overlap (of two streams), every module gets its own mode back: that of a frozen tower in a
+        training is another one."""
         with LOCK:
             if self not in EVALUATING:
                 EVALUATING[self] = Counter(), {module: module.training for module in self.modules()}
@@ -77,7 +78,8 @@ class MultimodalModel(nn.Module):
             depth["open"] += 1
             self.eval()
         try:
-            yield
+            with torch.autocast(next(self.parameters()).device.type, enabled=False):
+                yield
         finally:
             with LOCK:
                 depth["open"] -= 1

@@ -15,7 +15,6 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,11 @@ from zipper.data.documents import Document
 from zipper.errors import ConfigError, DataError
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
+from zipper.modalities.audio import samples
 from zipper.modalities.resampling import ResamplingStream
 from zipper.modalities.speech import Speech
 from zipper.serving.batcher import LIMIT, LONGEST, PATIENCE, Batcher, Busy
-from zipper.serving.middleware import LimitBody, Measure, Metrics, TooLarge, TooSlow
+from zipper.serving.middleware import LimitBody, Limits, Measure, Metrics, TooLarge, TooSlow
 
 PCM_RATE = 24_000  # Hz, of OpenAI's `pcm`
 FORMATS = {  # of libsndfile: format, subtype, media type
@@ -48,17 +48,6 @@ FORMATS = {  # of libsndfile: format, subtype, media type
 TEXTS = ("json", "text", "verbose_json")
 MODELS = ("whisper-1", "tts-1", "tts-1-hd")  # names that clients send without being told
 PIECE = 0.2  # seconds of a piece of streamed speech
-
-
-@dataclass(frozen=True)
-class Limits:
-    """batch: requests that are generated together. waiting: requests that wait; more are refused with 429.
-    megabytes: of a body. seconds: between its parts."""
-
-    batch: int = 16
-    waiting: int = 64
-    megabytes: float = 25.0
-    seconds: float = 30.0
 
 
 class Refused(Exception):
@@ -109,9 +98,10 @@ def create_app(
             raise Refused(400, f"language={language!r}: this model knows English alone.", "language")
         if str(form.get("stream") or "false").lower() != "false":
             raise Refused(400, "stream: a transcript comes as a whole. Leave it out.", "stream")
-        if form.getlist("include[]"):
+        if any(form.getlist(key) for key in ("include[]", "include")):
             raise Refused(400, "include: no log-probabilities are given. Leave it out.", "include")
-        granularities = form.getlist("timestamp_granularities[]")
+        # As clients send it, and as people write it.
+        granularities = [one for end in ("[]", "") for one in form.getlist(f"timestamp_granularities{end}")]
         if other := [one for one in granularities if one != "word"]:
             reason = f"timestamp_granularities={other[0]!r}: only words have times."
             raise Refused(400, reason, "timestamp_granularities")
@@ -162,15 +152,19 @@ def create_app(
         wave = await _answer(request, batcher, "text", text, "speech")
         container, subtype, media = FORMATS[shape]
         out = io.BytesIO()
-        sf.write(out, wave.clamp(-1, 1).numpy(), model.sample_rate, subtype, format=container)
+        sf.write(out, samples(wave), model.sample_rate, subtype, format=container)
         return Response(out.getvalue(), media_type=media)
+
+    entry = {"id": name, "object": "model", "owned_by": "zipper", "created": 0}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {
-            "object": "list",
-            "data": [{"id": name, "object": "model", "owned_by": "zipper", "created": 0}],
-        }
+        return {"object": "list", "data": [entry]}
+
+    @app.get("/v1/models/{asked:path}")
+    async def model_entry(asked: str) -> dict[str, Any]:
+        _check_model(asked, name)
+        return entry
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
@@ -238,10 +232,11 @@ def _prompt(model: Zipper, modality: str, raw: Any) -> Document:
 
 
 async def _answer(request: Request, batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
-    """Value that a model generates. Raises Refused, also if the client goes while it waits."""
-    prompt = await asyncio.to_thread(_prompt, batcher.model, modality, raw)
+    """Value that a model generates. Raises Refused, also if the client goes meanwhile."""
+    prompt, gone = await asyncio.to_thread(_prompt, batcher.model, modality, raw), threading.Event()
     try:
-        asked = asyncio.wrap_future(_refusing(batcher.generate, prompt, to))
+        asked = asyncio.wrap_future(_refusing(batcher.generate, prompt, to, gone))
+        asked.add_done_callback(lambda _: gone.set())  # also if it is cancelled
         segment = await _unless_gone(request, asked, asked.cancel)
     except (ConfigError, DataError) as error:
         raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
@@ -283,7 +278,7 @@ def _spoken(batcher: Batcher, prompt: Document, gone: threading.Event) -> Iterat
     """Pieces float32 [n] of speech while it is generated. gone: set once nobody waits for them."""
     speech = batcher.model.modalities["speech"]
     assert isinstance(speech, Speech)
-    return speech.decode_stream(batcher.stream(prompt, "speech", gone.is_set), PIECE)
+    return speech.decode_stream(batcher.stream(prompt, "speech", gone), PIECE)
 
 
 def _pcm(pieces: Iterator[Tensor], rate: int) -> Iterator[bytes]:

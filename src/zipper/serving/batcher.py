@@ -41,6 +41,7 @@ class Request:
     to: str
     future: "Future[GenerationOutput]" = field(default_factory=Future)
     pieces: "queue.Queue[Tensor | Exception | None]" = field(default_factory=queue.Queue)
+    gone: threading.Event = field(default_factory=threading.Event)  # set once nobody waits for it
     streams: bool = False
     sent: int = 0  # frames
     row: Running | None = None  # while it is generated
@@ -75,26 +76,28 @@ class Batcher:
         self.thread = threading.Thread(target=self._run, name="zipper-batcher", daemon=True)
         self.thread.start()
 
-    def generate(self, prompt: Document, to: str) -> "Future[GenerationOutput]":
-        """Segment of modality `to` after a prompt. Raises Busy, and ConfigError as `check_prompts`."""
+    def generate(
+        self, prompt: Document, to: str, gone: threading.Event | None = None
+    ) -> "Future[GenerationOutput]":
+        """Segment of modality `to` after a prompt. gone: set once nobody waits for it, it is generated no
+        further, and has no result. Raises Busy, and ConfigError as `check_prompts`."""
         if to not in self.batches:
             model = self.model
             check_prompts(model.network, [prompt], [to])
             return self.run(
                 lambda: generate(model.network, [prompt], [to], model.statistics, model.config.decode)[0][0]
             )
-        return self._add(Request(prompt, to)).future
+        return self._add(Request(prompt, to, gone=gone or threading.Event())).future
 
-    def stream(self, prompt: Document, to: str, gone: Callable[[], bool] = lambda: False) -> Iterator[Tensor]:
-        """Pieces int64 [Q, F] of the content of a segment while it is generated. Raises as `generate`, and
-        ConfigError on beam search. One that is closed early, or whose reader has `gone` while it waits, is
-        not generated further."""
-        return self._pieces(self._add(Request(prompt, to, streams=True)), gone)
+    def stream(self, prompt: Document, to: str, gone: threading.Event | None = None) -> Iterator[Tensor]:
+        """Pieces int64 [Q, F] of the content of a segment while it is generated. gone: as of `generate`; it
+        is set if the pieces are closed early. Raises as `generate`, and ConfigError on beam search."""
+        return self._pieces(self._add(Request(prompt, to, gone=gone or threading.Event(), streams=True)))
 
     @staticmethod
-    def _pieces(request: Request, gone: Callable[[], bool]) -> Iterator[Tensor]:
+    def _pieces(request: Request) -> Iterator[Tensor]:
         try:
-            while not gone():
+            while not request.gone.is_set():
                 try:
                     piece = request.pieces.get(timeout=PATIENCE)
                 except queue.Empty:
@@ -105,9 +108,8 @@ class Batcher:
                     raise piece
                 yield piece
         finally:
+            request.gone.set()
             request.future.cancel()  # while it waits for room
-            if request.row is not None:
-                request.row.wanted = False
 
     def run(self, function: Callable[[], Any], begun: bool = False) -> "Future[Any]":
         """Result of a function that uses the network, between two timesteps. Raises Busy, unless it goes on
@@ -195,6 +197,9 @@ class Batcher:
                 one.row = row
         if not running:
             return
+        for one in running:
+            if one.row is not None and one.gone.is_set():
+                one.row.wanted = False
         self.seen(len(running))
         with few_threads(batch.model, len(running)):
             left = {id(row) for row in batch.step()}

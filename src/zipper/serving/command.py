@@ -17,7 +17,8 @@ def serve(args: argparse.Namespace) -> None:
         raise ConfigError(f"zipper {extra} needs {missing[0]}: pip install -e '.[{extra}]'.")
     import uvicorn
 
-    from zipper.serving.app import Limits, create_app
+    from zipper.serving.app import create_app
+    from zipper.serving.middleware import Limits
 
     limits = Limits(args.batch, args.waiting, args.megabytes, args.seconds)
     name = args.model.resolve().name

@@ -1,9 +1,10 @@
-"""ASGI middleware: limits of a request's body, and what each request took."""
+"""Limits of a server, and ASGI middleware: what a body may be, and what each request took."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import prometheus_client as prometheus
@@ -12,6 +13,17 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """batch: requests that are generated together. waiting: requests that wait; more are refused with 429.
+    megabytes: of a body. seconds: between its parts."""
+
+    batch: int = 16
+    waiting: int = 64
+    megabytes: float = 25.0
+    seconds: float = 30.0
 
 
 class TooLarge(Exception):

@@ -72,7 +72,8 @@ def add_page(app: FastAPI, model: Zipper, batcher: Batcher, name: str, megabytes
 def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
     """The page. Everything that uses the model's network runs in the batcher's thread."""
 
-    zips, speaks = isinstance(model.network, ZipperModel), ("speech", "text") in model.network.used
+    listens, speaks = (pair in model.network.used for pair in (("text", "speech"), ("speech", "text")))
+    zips = listens and isinstance(model.network, ZipperModel)
 
     def ask(run: Callable[[], Any]) -> Any:
         with _shown_errors():
@@ -128,11 +129,12 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
 
     title = f"Zipper: {name}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
+        does = " and ".join(["recognises speech"] * listens + ["speaks"] * speaks)
         gr.Markdown(
-            f"# Zipper\nTwo language models, one of text and one of speech, zipped: `{name}` recognises "
-            f"speech{' and speaks' if speaks else ''}. It runs on this machine alone."
+            f"# Zipper\nTwo language models, one of text and one of speech, zipped: `{name}` {does}. It runs "
+            "on this machine alone."
         )
-        with gr.Tab("Listen"):
+        with gr.Tab("Listen", visible=listens):
             state = gr.State()
             microphone = gr.Audio(
                 sources=["microphone"], streaming=True, label="Microphone", elem_id="microphone"
@@ -148,7 +150,7 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
             inputs = [state, microphone]
             microphone.stream(hear, inputs, shown, stream_every=EVERY, concurrency_limit=None, **quiet)
             microphone.stop_recording(stop, [state], [*shown, last], **quiet)
-        with gr.Tab("Recording"):
+        with gr.Tab("Recording", visible=listens):
             recording = gr.Audio(
                 sources=["upload", "microphone"], type="filepath", label="Recording", elem_id="recording",
                 buttons=["download"],

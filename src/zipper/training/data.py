@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader
 
 from zipper.clock import Clock
-from zipper.config import RunConfig, is_section_file, with_overrides
+from zipper.config import RunConfig, check_list, is_section_file, with_overrides
 from zipper.corpora.utterance import SPLITS
 from zipper.data.batches import Batch
 from zipper.data.dataset import EncodedDataset
@@ -60,8 +60,7 @@ class ZipperData(L.LightningDataModule):
         >>> len(data.dataset.splits["train"])
         3
         """
-        if isinstance(overrides, str):
-            raise ConfigError(f"overrides={overrides!r}: give a list of settings, such as [{overrides!r}].")
+        check_list(overrides)
         if Path(corpus).suffix in (".tsv", ".jsonl"):
             raise ConfigError(
                 f'{corpus} is no corpus. Give "manifest", and overrides=["data.folder={corpus}"].'

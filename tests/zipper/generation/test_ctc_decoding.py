@@ -6,14 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import module_for
+from conftest import module_for, tiny_model
 from zipper.config import SamplingConfig
-from zipper.data.documents import Document, segment
+from zipper.data.documents import Document, Segment, segment
+from zipper.data.statistics import DatasetStatistics
 from zipper.errors import ConfigError
 from zipper.generation.continuous import ContinuousBatch
 from zipper.generation.ctc import CANDIDATES, CtcScorer, JointScores, _doubt, doubts
 from zipper.generation.generate import generate
-from zipper.models.ctc import CtcHeads
+from zipper.modalities.layout import TokenLayout
+from zipper.models.ctc import CtcHead, CtcHeads
 
 FRAMES, LETTERS = 4, 3  # a, b, c after the blank
 SPELLED = [(), (1,), (2,), (1, 1), (2, 3, 1)]  # tokens
@@ -237,7 +239,8 @@ def test_letters_beyond_the_end_of_a_prompt_do_not_count():
             return given
 
     heads = SimpleNamespace(get=lambda *_: Head())
-    cache = SimpleNamespace(model=SimpleNamespace(ctc=heads), states={"speech": (states, valid)})
+    states = {"speech": (states, valid)}
+    cache = SimpleNamespace(model=SimpleNamespace(ctc=heads), states=states, multimodal=torch.ones(3))
     short, long, first = doubts(cache, "text")
     assert short.startswith("hardly a letter")
     assert long == first == ""
@@ -255,3 +258,41 @@ def test_a_letter_that_is_held_is_one_letter(model, dataset):
     assert any(len(prompt.segments[0].tokens) > 10 for prompt in given)
     for prompt, [found] in zip(given, generate(network, given, ["text"], statistics), strict=True):
         assert found.doubt.startswith("hardly a letter") == (len(prompt.segments[0].tokens) > 10)
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_prompts_of_two_modalities_in_a_batch_get_what_they_get_alone(scored):
+    network = tiny_model(("text", "speech", "music"), layers=4).eval()
+    table = torch.zeros(11, 2, dtype=torch.int64)
+    table[2:, 0] = torch.arange(1, 10)
+    heads = {}
+    for at, name in enumerate(("speech", "music")):
+        head = CtcHead(network.tower(name).cfg.width, table, name, "text").double()
+        torch.nn.init.normal_(head.linear.weight, std=0.3, generator=torch.Generator().manual_seed(at))
+        heads[f"text_from_{name}"] = head
+    network.ctc = CtcHeads(heads)
+    statistics = of_prompts(("text", "speech", "music"))
+    given = [noise(network, name, length) for name, length in (("speech", 8), ("music", 6), ("speech", 3))]
+    decode = {"text": SamplingConfig(beams=3, ctc=0.3)} if scored else {}
+    together = generate(network, given, ["text"], statistics, decode)
+    for prompt, [found] in zip(given, together, strict=True):
+        [[alone]] = generate(network, [prompt], ["text"], statistics, decode)
+        assert torch.equal(found.content, alone.content)
+        assert found.doubt == alone.doubt != ""
+    if not scored:
+        rows = ContinuousBatch(network, "text", statistics).add(given)
+        assert [row.doubt for row in rows] == [found.doubt for [found] in together]
+
+
+def of_prompts(names: tuple[str, ...]) -> DatasetStatistics:
+    rates = {"text": 4.0, "speech": 25.0, "music": 10.0}
+    reads, longest = dict.fromkeys(names, ""), dict.fromkeys(names, 20)
+    return DatasetStatistics("", reads, rates, {}, longest, {a: dict.fromkeys(names, 1.0) for a in names}, {})
+
+
+def noise(network, name: str, length: int) -> Document:
+    layout = TokenLayout.of(network.cfg.towers[name])
+    draw = torch.Generator().manual_seed(length)
+    tokens = layout.tokens(torch.randint(layout.codes, (layout.codebooks, length), generator=draw))
+    unscored = torch.zeros_like(tokens, dtype=torch.bool)
+    return Document(str(length), [Segment(name, tokens, unscored, 0.0)], True)

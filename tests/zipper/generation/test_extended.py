@@ -182,3 +182,21 @@ def test_a_base_is_extended_without_the_towers_that_it_started_from(two, in_tmp)
     ]
     assert towers[0].keys() == towers[1].keys()
     assert all(torch.equal(weight, towers[1][name]) for name, weight in towers[0].items())
+
+
+def test_a_base_keeps_its_head_of_ctc(two, in_tmp):
+    """With it, its doubts, and beam search that is scored by it."""
+    base = [word for word in two if not word.startswith(("model.init", "model.modalities", "model.towers"))]
+    run_module.train(config(*base, "train.ctc=0.5", "train.lr=0.05", "name=lettered", "export=lettered"), "x")
+    cfg = config(*two, "model.init=lettered", f"train.tasks={PAIRS}", "name=three", "export=three")
+    run_module.train(cfg, "x")
+    models = [zipper.Zipper.from_pretrained(one) for one in ("lettered", "three")]
+    models[1].save_pretrained("again")
+    models += [zipper.Zipper.from_pretrained(one) for one in ("again", "build/runs/three")]
+    prompts = [{"speech": row["audio"]} for row in prepare(cfg, Clock()).splits["test"]]
+    for overrides in ([], ["text.beams=3", "text.ctc=0.5"]):
+        old, *new = [model.generate(prompts, ["text"], overrides=overrides) for model in models]
+        assert all(found == old for found in new)
+    assert any(text.doubt for [text] in old)
+    for folder in ("three", "again"):
+        assert not any(name.startswith("ctc.") for name in load_state(in_tmp / folder / "zipper.safetensors"))

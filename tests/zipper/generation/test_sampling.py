@@ -84,6 +84,14 @@ def test_drawn_shares_are_those_of_the_softmax():
     assert set(sample(row, SamplingConfig(0.7, top_k=2), uniform).tolist()) == {1, 2}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_every_token_can_be_drawn_in_any_dtype(dtype):
+    """As many as a codebook has."""
+    uniform = (torch.arange(1024) + 0.5) / 1024
+    drawn = sample(torch.zeros(1024, 1024, dtype=dtype), SamplingConfig(1.0), uniform)
+    assert len({*drawn.tolist()}) == 1024
+
+
 def test_a_beam_of_one_is_greedy():
     model = tiny_model()
     given = prompts(model, 6, "speech")

@@ -7,13 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile as sf
 import torch
 
 import zipper
 from reproduce import ROOT
 from zipper.cli import main
 from zipper.errors import ConfigError, DataError
+from zipper.modalities.audio import write_audio
 
 RECORDING = ROOT / "results/samples/test-00000-original.flac"
 SENTENCE = "every wednesday at five daniel slept with the clever tiger"
@@ -168,7 +171,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_speaking(model, in_tmp,
 
 
 def test_streams_refuse_what_generation_refuses(model, wave):
-    for seed in (-1, 0.5):
+    for seed in (-1, 0.5, True):
         for run in (
             lambda seed: next(model.stream("the cat", seed=seed)),
             lambda seed: model.generate([{"text": "the cat"}], ["speech"], seed=seed),
@@ -179,9 +182,18 @@ def test_streams_refuse_what_generation_refuses(model, wave):
     for prompts, order, why in (
         (["a"], ["text"], "A prompt is one segment"),
         ([{"text": "the cat"}], [["speech"]], "holds .'speech'."),
+        ([{"text": "the cat"}], [], "give a list of modalities"),
+        ([{"text": "the cat"}], None, "give a list of modalities"),
     ):
         with pytest.raises(ConfigError, match=why):
             model.generate(prompts, order)
+    for run in (model.stream, lambda text, **how: model.generate([{"text": text}], ["speech"], **how)):
+        with pytest.raises(ConfigError, match=r"such as \['speech\.temperature=0\.7'\]"):
+            next(iter(run("the cat", overrides="speech.temperature=0.7")))
+    with pytest.raises(ConfigError, match=r"such as \['seed=1'\]"):
+        zipper.Zipper.from_towers(text="assets/text-tower", overrides="seed=1")
+    with pytest.raises(ConfigError, match="seconds='1' must be a positive number"):
+        next(model.stream("the cat", seconds="1"))
     with pytest.raises(ConfigError, match="must be the transcript"):
         model.transcribe_words(wave, 5)
     with pytest.raises(ConfigError, match="begins at 0 or later"):
@@ -200,3 +212,33 @@ def test_a_recording_that_is_cut_is_sampled_by_the_seed_too(model, monkeypatch):
     model.transcribe_long(wave, times=False, seed=3)
     assert len(seeds) > 1
     assert {*seeds} == {3}
+
+
+def test_a_seed_of_numpy_is_a_seed(model):
+    drawn = [
+        model.generate([{"text": "the cat"}], ["speech"], seed=seed, overrides=["speech.temperature=0.7"])
+        for seed in (3, np.int64(3))
+    ]
+    assert torch.equal(*(one[0][0].value for one in drawn))
+
+
+def test_generation_within_autocast_is_that_without(model, wave):
+    """Of Lightning's mixed precision, for example."""
+    expected = model.transcribe(wave), model.synthesize("the cat")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.transcribe(wave), model.synthesize("the cat")
+        assert torch.is_autocast_enabled("cpu")
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1])
+
+
+def test_a_text_that_no_prompt_can_hold_is_refused_before_it_is_read(model, monkeypatch):
+    monkeypatch.setattr("zipper.modalities.text.unreadable", None)
+    with pytest.raises(ConfigError, match=r"'word word .* has 800000 letters, but .* Cut it into sentences"):
+        model.synthesize("word " * 200_000)
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.wav", "a.ogg"])
+def test_speech_of_no_frame_is_a_file_that_players_open(in_tmp, name):
+    write_audio(Path(name), torch.zeros(0), 16_000)
+    assert len(sf.read(name)[0]) <= 1200

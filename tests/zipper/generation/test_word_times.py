@@ -1,7 +1,9 @@
 """Word times: the best monotonic path, in order, within the recording, and moved with the sound."""
 
 import itertools
+from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zipper
+from conftest import data_of, joined
 from reproduce import ROOT
 from zipper.cli import run
 from zipper.generation.word_times import DURATION, monotonic, word_times
@@ -110,3 +113,36 @@ def test_silence_after_the_last_word_is_no_part_of_it(model):
     wave = model.modalities["speech"].read(RECORDING)
     longer = torch.cat([wave, torch.zeros(9600)])  # 0.6 s
     assert model.transcribe_words(longer, SAID)[-1].end <= len(wave) / model.sample_rate + 0.04
+
+
+def test_words_of_a_byte_level_tokenizer_are_words(towers, manifest):
+    """As language models of the hub have them."""
+    model = joined(towers)
+    train(model, manifest, {"asr": 1})
+    wave = 0.1 * torch.randn(model.sample_rate)
+    assert any("\u0120" in piece for piece in model.modalities["text"].tokenizer.tokenizer.get_vocab())
+    assert [word.text for word in model.transcribe_words(wave, SAID)] == SAID.split()
+
+
+def test_a_model_that_only_speaks_has_none(towers, manifest):
+    model = joined(towers)
+    train(model, manifest, {"tts": 1})
+    with pytest.raises(zipper.ConfigError, match="not trained to recognise speech"):
+        model.transcribe_words(0.1 * torch.randn(model.sample_rate), SAID)
+
+
+def train(model: zipper.Zipper, manifest: Path, tasks: dict[str, float]) -> None:
+    module, data = zipper.ZipperModule, data_of(manifest, model, tasks)
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module(model, lr=1e-3, warmup=1), data)
+
+
+def test_a_constant_offset_is_no_sound(model):
+    wave = model.modalities["speech"].read(RECORDING)
+    expected = model.transcribe_words(wave, SAID)
+    for offset in (0.005, -0.005):
+        found = model.transcribe_words(wave + offset, SAID)
+        assert (found[0].start, found[-1].end) == (expected[0].start, expected[-1].end)

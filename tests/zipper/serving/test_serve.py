@@ -22,8 +22,9 @@ from served import serving
 import zipper
 from zipper.config import with_overrides
 from zipper.errors import ConfigError
-from zipper.serving.app import Limits, create_app
+from zipper.serving.app import create_app
 from zipper.serving.batcher import Batcher, Busy
+from zipper.serving.middleware import Limits
 
 ROOT = Path(__file__).parents[3]
 RECORDING = ROOT / "results/samples/test-00000-original.flac"
@@ -61,6 +62,9 @@ def test_openais_client_transcribes(client, model):
         answer = client.audio.transcriptions.create(model="zipper", file=file, response_format="text")
     assert answer.strip() == expected
     assert [one.id for one in client.models.list()] == ["zipper"]
+    assert client.models.retrieve("zipper").id == "zipper"
+    with pytest.raises(APIStatusError, match="model='other' is not served here"):
+        client.models.retrieve("other")
 
 
 def test_a_recording_longer_than_a_prompt_is_cut_at_pauses_among_other_requests(client, model):
@@ -371,3 +375,32 @@ def test_more_beam_searches_than_may_wait_are_refused(model):
         held.set()
     assert len({tuple(one.result().content.flatten().tolist()) for one in asked}) == 1
     batcher.close()
+
+
+def test_an_answer_is_generated_no_further_once_its_client_has_gone(model, monkeypatch):
+    made, sizes = list[Batcher](), list[int]()
+
+    def slow(size: int) -> None:
+        sizes.append(size)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(
+        "zipper.serving.app.Batcher", lambda *given: made.append(Batcher(*given[:3], slow)) or made[0]
+    )
+    body = {"model": "zipper", "voice": "alloy", "input": TEXT, "response_format": "wav"}
+    with serving(create_app(model)) as address:
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(f"http://{address}/v1/audio/speech", json=body, timeout=0.5)
+        time.sleep(1.5)  # it is looked for every half second
+        assert not made[0].running["speech"]
+        assert 0 < len(sizes) < 50  # of about 65 timesteps
+
+
+def test_word_times_are_asked_for_with_and_without_brackets(address):
+    for name in ("timestamp_granularities[]", "timestamp_granularities"):
+        asked = {"response_format": "verbose_json", name: "word"}
+        with RECORDING.open("rb") as file:
+            answer = httpx.post(
+                f"http://{address}/v1/audio/transcriptions", files={"file": file}, data=asked, timeout=60
+            )
+        assert len(answer.json()["words"]) == 10
