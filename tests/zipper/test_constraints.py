@@ -91,3 +91,11 @@ def test_a_weakness_with_a_fix_fails_and_an_unreachable_service_does_not(tmp_pat
         command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, encoding="utf-8", check=False
     )
     assert (found.returncode, words in found.stdout) == (status, True), found
+
+
+def test_torch_and_torchaudio_are_of_one_version():
+    """torchaudio is built for one minor version of torch."""
+    bounds = {one.name: str(one.specifier) for one in direct() if one.name in ("torch", "torchaudio")}
+    assert len(bounds) == 2
+    assert len({*bounds.values()}) == 1
+    assert all(re.fullmatch(r"==\d+\.\d+\.\*", one) for one in bounds.values())

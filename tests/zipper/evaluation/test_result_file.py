@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from test_compare import result
 
 from zipper.errors import DataError
+from zipper.evaluation.result import error_rate, finish_reasons
 from zipper.evaluation.result_archive import ARCHIVE, pack, result_files
 from zipper.evaluation.result_file import read_result, utterances_file, write_result
+from zipper.modalities.scoring import WordErrors
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -141,3 +143,11 @@ def test_utterances_that_are_missing_or_damaged_are_told_with_both_files(tmp_pat
     assert str(written) in str(told.value)
     assert str(beside) in str(told.value)
     assert read_result(written, utterances=False)["task"] == "asr"
+
+
+def test_wer_is_the_share_of_all_words_and_what_was_cut_is_a_share_of_utterances():
+    """One word of one is wrong and none of nine: a tenth, not a half."""
+    rate = error_rate([WordErrors(1, 1), WordErrors(0, 9)])
+    assert rate == {"wer": 0.1, "errors": 1, "words": 10, "utterances": 2}
+    found = finish_reasons(["stop", "length", "length", "repetition"])
+    assert (found["share_at_limit"], found["share_repeated"]) == (0.5, 0.25)

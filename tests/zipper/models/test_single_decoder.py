@@ -159,3 +159,15 @@ def test_new_rows_have_the_mean_and_the_spread_of_the_old_ones_in_each_direction
         spread = new[:, column].std() / old[:, column].std()
         assert float(spread.detach()) == pytest.approx(1, abs=0.4)
     assert float(new[:, 0].mean().detach()) == pytest.approx(5, abs=0.02)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_each_codebook_reads_its_own_rows_of_the_head(tied):
+    """11 of text, then those that `slow_states` embeds."""
+    model = single_decoder(tied=tied)
+    states = torch.randn(5, 24, dtype=torch.float64)
+    head = model.decoder.weight
+    assert torch.equal(model.tower("text").logits(states)[:, 0], states @ head[:11].T)
+    for book, start in enumerate((11, 20, 29)):
+        expected = states @ head[start : start + 9].T
+        torch.testing.assert_close(model.tower("speech").logits(states)[:, book], expected)

@@ -246,3 +246,12 @@ def test_in_bfloat16_losses_and_angles_are_those_of_float32():
         *(rotation(position, 8, 1e4, t) for t in (torch.bfloat16, torch.float32)), strict=True
     ):
         assert torch.equal(one, exact)
+
+
+def test_times_are_exact_in_a_model_of_bfloat16():
+    """At 30 s its steps are an eighth of a second."""
+    model = tiny_model().bfloat16()
+    tokens = torch.ones(1, 800, 3, dtype=torch.int64)
+    for at in model.times("speech", tokens, torch.ones(1, 800, dtype=torch.bool))[:2]:
+        assert at.time.dtype == torch.float32
+        assert len({*at.time[0].tolist()}) == 800

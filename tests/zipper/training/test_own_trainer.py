@@ -235,3 +235,16 @@ def test_a_head_of_ctc_that_is_not_trained_any_more_goes(manifest, model):
         assert again.config.decode["text"] == SamplingConfig(beams=2, ctc=ctc)
         again.save_pretrained(f"again{ctc}")
         zipper.Zipper.from_pretrained(f"again{ctc}")
+
+
+def test_the_learning_rate_is_that_of_the_step(manifest, model):
+    data, rates = data_of(manifest, model, {"asr": 1}), []
+    module = zipper.ZipperModule(model, lr=1e-3, warmup=8)
+
+    class Rate(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(model, data, module, max_steps=4, callbacks=[Rate()])
+    assert len({*rates}) == 4
+    assert rates == sorted(rates)

@@ -7,24 +7,27 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 import yaml
 
-from conftest import config, module_for, tiny_model, transcribe
+from conftest import as_batch, config, module_for, tiny_model, transcribe
 from reproduce import ROOT
 from zipper.config import TrainCodecConfig, TrainConfig, load_config, read_json
+from zipper.data.documents import Document, Segment
 from zipper.data.schedule import BatchSchedule
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.tasks import load_scorers
 from zipper.generation.exported import ORIGIN, export
-from zipper.modalities.scoring import total_errors
-from zipper.models.losses import stream_loss
+from zipper.modalities.normalise import NORMALISER, PLAIN
+from zipper.modalities.scoring import Score, total_errors
+from zipper.models.losses import stream_loss, training_loss
 from zipper.models.resolve import resolve
 from zipper.training import run as run_module
-from zipper.training.callbacks import Throughput
+from zipper.training.callbacks import GateMonitor, TaskMonitor, Throughput
 from zipper.training.codec import CodecModule
 from zipper.training.crops import Crops
 from zipper.training.data import ZipperData
@@ -48,9 +51,11 @@ def test_a_run_leaves_everything_that_a_reader_needs(prepared, capsys):
     assert 0 < result["wall_seconds"] <= result["stage_seconds"]["train"] + 0.1  # without building the model
     shown = capsys.readouterr().out
     assert result["per_utterance"][0]["reference"] in shown
+    assert "step 0:" not in shown  # nothing is validated before it is trained
     assert shown.rstrip().splitlines()[-1].startswith("ASR WER")
     assert read_result(cfg.run_dir / "asr.json") == read_result(Path("elsewhere/one.json"))
     assert read_result(cfg.run_dir / "result.json", utterances=False)["test/asr/wer"] == result["wer"]
+    assert result["normaliser"] in (NORMALISER, PLAIN)
     assert result["model"] == "zipper"
     assert result["task"] == "asr"
     assert result["utterances"] == len(result["per_utterance"]) == 6
@@ -138,10 +143,42 @@ def test_two_accumulated_micro_batches_train_like_one_batch(prepared, monkeypatc
 
 def test_a_frozen_tower_trains_without_its_dropout(prepared):
     words = ["model.towers.text.frozen=true", "model.towers.text.dropout=0.2"]
-    module = module_for(prepared, *words).train()
+    module = module_for(prepared, *words).eval()
     module.on_train_start()
     assert module.model.tower("speech").training
+    assert module.model.zip(0, "text", "speech").training
     assert not any(part.training for part in module.model.tower("text").modules())
+
+
+def test_every_trained_weight_has_a_gradient_though_one_modality_alone_is_scored():
+    """DDP waits for all of them."""
+    model = tiny_model().train()
+    parts = {name: torch.ones(5, model.cfg.codebooks[name], dtype=torch.int64) for name in model.names}
+    segments = [
+        Segment(name, parts[name], torch.full_like(parts[name], name == "text", dtype=torch.bool), 1.0)
+        for name in ("speech", "text")
+    ]
+    loss, parts = training_loss(model, as_batch(model, [Document("asr", segments, True)]), TrainConfig(), 1)
+    assert parts.keys() == {"text"}
+    loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
+
+
+def test_the_loss_on_dev_is_the_mean_over_tokens_not_over_batches(prepared):
+    """Of batches of several sizes."""
+    words = ["train.tasks={asr: 1, tts: 1}", "train.tokens=150"]
+    module, data = module_for(prepared, *words), ZipperData.of(resolve(config(*words), prepared), prepared)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    [found] = trainer.validate(module, data, verbose=False)
+    for name in ("text", "speech"):
+        losses, counts = [], []
+        for batch in data.val_dataloader():
+            stream = batch.streams[name]
+            states = module.model(batch)[name].detach()
+            losses.append(float(stream_loss(module.model.tower(name), states, stream)))
+            counts.append(int((stream.weight[..., None] * (stream.target != -100)).sum()))
+        assert len({*counts}) > 1
+        assert found[f"dev/loss_{name}"] == pytest.approx(sum(losses) / sum(counts), rel=1e-5)
 
 
 def test_idle_zips_are_named_and_left_as_they_were(prepared, capsys):
@@ -272,3 +309,27 @@ def test_dropout_is_that_of_the_seed_and_the_micro_batch(prepared):
 
     assert drawn(0, 3) == drawn(0, 3)
     assert len({drawn(seed, index) for seed in (0, 1) for index in (0, 1, 2)}) == 6
+
+
+def test_wer_on_dev_is_the_share_of_all_words_that_are_wrong(prepared, monkeypatch):
+    """One word of one, none of nine: a tenth, not a half."""
+    scores = [Score("a", errors, words, 1.0, "a", "b", "stop") for errors, words in ((1, 1), (0, 9))]
+    answers = [([SimpleNamespace()], score) for score in scores]
+    monkeypatch.setattr("zipper.training.callbacks.answer_rows", lambda *_: answers)
+    monkeypatch.setattr("zipper.training.callbacks.map_over_ranks", lambda rows, run: run(rows))
+    monkeypatch.setattr("zipper.training.callbacks.show_samples", lambda *_: None)
+    module, logged = module_for(prepared), {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: value}))
+    monitor = object.__new__(TaskMonitor)
+    monitor.cfg, monitor.dataset, monitor.task = module.cfg, prepared, "asr"
+    monitor.rows, monitor.scorer = [*prepared.splits["dev"]][:2], None
+    monitor.on_validation_epoch_end(SimpleNamespace(global_step=3, is_global_zero=False, loggers=[]), module)
+    assert logged == {"dev/asr_wer": pytest.approx(0.1)}
+
+
+def test_gates_are_logged_as_they_scale(prepared):
+    module, logged = module_for(prepared, "model.zip.gate_init=0.3", "log.every=1"), {}
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
+    GateMonitor().on_train_batch_end(SimpleNamespace(global_step=2, loggers=[logger]), module)
+    assert len(logged) >= 4  # two of each zip
+    assert {*logged.values()} == {pytest.approx(math.tanh(0.3))}
