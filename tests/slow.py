@@ -15,8 +15,8 @@ STATISTICS = DatasetStatistics("", {}, RATES, seconds={}, longest=LONGEST, ratio
 
 @torch.no_grad()
 def slow_greedy(model, given: Document, name: str, cap: int, guidance: float = 1.0) -> torch.Tensor:
-    """The whole Zipper over the whole document for every new column, by the rules of `units.pattern` alone:
-    columns [S, Q] of one segment. guidance: away from the document of the answer alone."""
+    """The whole Zipper over the whole document for every new timestep, by the rules of the delay pattern
+    alone: timesteps [S, Q] of one segment. guidance: away from the document of the answer alone."""
     tower = model.cfg.towers[name]
     books, text = tower.codebooks, name == "text"
     codes = range(2, tower.vocabulary) if text else range(tower.vocabulary - 3)

@@ -3,7 +3,8 @@
 A sweep file (configs/sweeps/NAME.yaml, configs/ablations/NAME.yaml) has these keys:
 
 title, paper   title of the sweep, and the figure of the paper that it reproduces
-config, words  base config of all runs, and overrides of all runs
+config         base config of all runs
+overrides      of all runs
 grid           axes: a setting with its values, or a name with labelled overrides (also of `config`)
 extra          further points outside the grid: labelled overrides (also of `config`)
 seeds          seeds of every point; []: one run a point, with the seed of its config
@@ -55,7 +56,7 @@ class Sweep:
     config: str
     grid: dict[str, Any]
     paper: str = ""
-    words: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     needs: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +100,7 @@ class Sweep:
 
     def _settings(self, chosen: Iterable[dict[str, Any]]) -> tuple[str, list[str]]:
         """Config and overrides of a point; later settings replace earlier ones."""
-        merged: dict[str, Any] = {"config": self.config, **self.words}
+        merged: dict[str, Any] = {"config": self.config, **self.overrides}
         for settings in chosen:
             merged |= settings
         config = merged.pop("config")
@@ -178,7 +179,7 @@ def _by_type(read: Any) -> Any:
     """Parses overrides and axes by the types of their settings; labels stay strings."""
     values = typed(Sweep, read)
     if isinstance(values, dict):
-        parsers = {"words": _settings, "grid": _axes, "needs": _labelled, "extra": _labelled}
+        parsers = {"overrides": _settings, "grid": _axes, "needs": _labelled, "extra": _labelled}
         values |= {key: of(read[key]) for key, of in parsers.items() if key in values}
     return values
 

@@ -24,7 +24,7 @@ from zipper.evaluation.result_file import read_result, write_result
 
 GRIDS = [one for name in ("ablations", "sweeps") for one in sorted((ROOT / "configs" / name).rglob("*.yaml"))]
 MINE = {
-    "title": "Mine", "config": str(ROOT / "configs" / "faults.yaml"), "words": {"train.steps": 24},
+    "title": "Mine", "config": str(ROOT / "configs" / "faults.yaml"), "overrides": {"train.steps": 24},
     "grid": {
         "model": {"Zipper": {}, "Single Decoder": {"model.kind": "single_decoder", "train.lr": 0.5}},
         "data.only": [10, 20],
@@ -121,7 +121,7 @@ def test_what_is_finished_is_not_run_again_and_a_failure_stops_nothing_else(in_t
     assert all(re.match(finished, line) for line in listed)
     other = r"is finished with train\.steps=24, not 36, unlike the sweep file.*Move"
     with pytest.raises(ConfigError, match=other):
-        run(["sweep", str(write(words={"train.steps": 36}))])
+        run(["sweep", str(write(overrides={"train.steps": 36}))])
     run(["sweep", "mine.yaml", "--dry-run", "--only", "*-20-seed1"])
     listed = capsys.readouterr().out.splitlines()
     assert [line.split(" single")[0].split(" zipper-")[0] for line in listed] == [
@@ -161,10 +161,11 @@ def test_the_layers_of_every_tower_belong_to_a_recipe(in_tmp, ended):
     """A single decoder has those of the first tower alone."""
     dropout = {"model.towers.speech.dropout": 0.2}
     for kind, others in (("insertion", 1), ("single_decoder", 0)):
-        words = {"model.kind": kind, "model.modalities": ["text", "speech"], "train.tasks.tts": 0}
-        write(words=words, grid={"a": {kind: {}}}, seeds=[0], x="")
+        settings = {"model.kind": kind, "model.modalities": ["text", "speech"], "train.tasks.tts": 0}
+        axes = {"grid": {"a": {kind: {}}}, "seeds": [0], "x": ""}
+        write(overrides=settings, **axes)
         run(["sweep", "mine.yaml"])
-        sweep = grid.read_sweep(write(words={**words, **dropout}, grid={"a": {kind: {}}}, seeds=[0], x=""))
+        sweep = grid.read_sweep(write(overrides={**settings, **dropout}, **axes))
         cfg = running.config_of(sweep, sweep.runs()[0], [])
         assert len(running.changed_settings(cfg)) == others
 

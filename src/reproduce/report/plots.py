@@ -49,8 +49,8 @@ def at_a_glance(runs: Runs, figures: Path) -> Path:
         paper = [(_first(said[m]), i) for i, m in enumerate(shown) if m in said]
         panel.plot(*zip(*paper, strict=True), **PAPERS, label="paper (its corpus and sizes)")
         if task == "tts":
-            oracle = 100 * next(iter(shown.values()))[0]["resynthesis_wer"]
-            panel.axvline(oracle, color="0.4", linestyle=":", label="codec resynthesis")
+            topline = 100 * next(iter(shown.values()))[0]["resynthesis_wer"]
+            panel.axvline(topline, color="0.4", linestyle=":", label="codec resynthesis")
         panel.set(title=TASKS[task], xlabel="test WER (%), dots: seeds")
     figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return save(figure, figures / "comparison")

@@ -14,7 +14,7 @@ from reproduce.report.choosing import against, check_equal_terms, difference_tex
 from reproduce.report.claims import PAR, claims
 from reproduce.report.plots import draw
 from reproduce.report.records import SAID, Result, Results, Runs, percent
-from reproduce.three_towers import HEARD
+from reproduce.three_towers import TRANSCRIBED
 from zipper.config import read_json
 from zipper.evaluation.result_archive import pack
 from zipper.evaluation.result_file import UTTERANCES
@@ -41,7 +41,7 @@ ENVIRONMENT.globals |= {
     "mean": statistics.fmean, "spread": tables.spread, "score_text": tables.score_text, "rate": rate,
     "against": against, "paired": paired, "claims": claims, "tables": tables, "said": SAID, "PAR": PAR,
     "bake_off": BakeOff.of, "BAKE_OFFS": SWEEPS, "FLAT": FLAT, "LITTLE": LITTLE,
-    "RESAMPLES": RESAMPLES, "ZEROS": ZEROS, "HEARD": HEARD,
+    "RESAMPLES": RESAMPLES, "ZEROS": ZEROS, "TRANSCRIBED": TRANSCRIBED,
 }  # fmt: skip
 
 

@@ -1,3 +1,3 @@
 """Three towers: scores of pages, the pair that nobody trained, and what more towers cost."""
 
-HEARD = 100  # utterances of generated speech that the ASR scorer transcribes
+TRANSCRIBED = 100  # utterances of generated speech that the ASR scorer transcribes

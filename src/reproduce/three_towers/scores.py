@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reproduce.bench.record import write_record
-from reproduce.three_towers import HEARD
+from reproduce.three_towers import TRANSCRIBED
 from reproduce.three_towers.bridges import BridgedZip, Composed, mean_states, train_bridges, use_zips
 from zipper.clock import Clock
 from zipper.commit import commit
@@ -48,15 +48,15 @@ class Pages:
 
     def read(self, order: Sequence[str], rows: list[Row] | None = None) -> list[str]:
         """Sentence of the last segment of `order`, for each row whose segment of `order[0]` is the prompt."""
-        rows = (rows or self.rows)[: HEARD if order[-1] == "speech" else None]
+        rows = (rows or self.rows)[: TRANSCRIBED if order[-1] == "speech" else None]
         found = [segments[-1] for segments in self.generate(order, rows)]
         if order[-1] == "speech":
-            scores = self.listener.score(rows, found, self.data.fingerprint)
+            scores = self.speech_scorer.score(rows, found, self.data.fingerprint)
             return [in_words(one.hypothesis) for one in scores]
         return [self.sentence(segment) for segment in found]
 
     @cached_property
-    def listener(self) -> Scorer:
+    def speech_scorer(self) -> Scorer:
         """ASR scorer of generated speech."""
         return self.model.modalities["speech"].scorer(self.model.config)
 
@@ -70,7 +70,7 @@ class Pages:
         return value if segment.modality == "text" else self.reader.sentence(value)
 
     def score(self, order: Sequence[str]) -> dict[str, float]:
-        """Shares of test rows (speech: the first HEARD) that are right, and of the mismatched control."""
+        """Shares of test rows (TRANSCRIBED of speech) that are right, and of the mismatched control."""
         answers, others = self.read(order), self.read(order, mismatched_rows(self.rows))
         rows = self.rows[: len(answers)]
         found, control = accuracies(rows, answers), accuracies(rows, others)

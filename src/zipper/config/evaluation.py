@@ -128,7 +128,9 @@ class EvaluateConfig(Section):
         at_least=1,
     )
     samplings: int = setting(1, "syntheses of every test sentence, with consecutive seeds", at_least=1)
-    listened: int = setting(8, "synthesized sentences saved as wav and png, and logged to W&B", at_least=0)
+    audio_samples: int = setting(
+        8, "synthesized sentences saved as wav and png, and logged to W&B", at_least=0
+    )
     mismatched: bool = setting(
         True, "mismatched-audio control: decode again with another utterance's audio for each sentence"
     )

@@ -26,6 +26,7 @@ from zipper.errors import ConfigError, DataError
 # Names of sections and settings in older configs, results and checkpoints.
 RENAMED = {
     "judge": "asr_scorer", "evaluate.shuffled": "evaluate.mismatched",
+    "evaluate.listened": "evaluate.audio_samples",
     "train.hide": "train.history_mask", "train.hide_span": "train.history_mask_span",
     "train.recompute": "train.activation_checkpointing", "model.switch": "model.next_modality_head",
 }  # fmt: skip

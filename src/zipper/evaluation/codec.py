@@ -29,7 +29,7 @@ from zipper.evaluation.speaker import RATE, speaker_encoder
 from zipper.modalities.asr_scorer import AsrScorer, load_asr_scorer
 from zipper.modalities.scoring import WordErrors
 
-LISTENED = 3  # utterances whose resynthesis is written as samples
+AUDIO_SAMPLES = 3  # utterances whose resynthesis is written as samples
 
 
 def evaluate_codec(cfg: RunConfig, command: str) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def write_samples(
 ) -> None:
     """Writes the first utterances, original and with every number of codebooks, as FLAC and spectrograms."""
     folder.mkdir(parents=True, exist_ok=True)
-    for u, wave, code in list(zip(utterances, waves, codes, strict=True))[:LISTENED]:
+    for u, wave, code in list(zip(utterances, waves, codes, strict=True))[:AUDIO_SAMPLES]:
         waves_of = {"original": wave} | {
             f"{q}-codebooks": codec.decode(code[:q], len(wave))
             for q in range(codec.codebooks, codec.silent, -1)

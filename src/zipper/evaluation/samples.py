@@ -42,7 +42,7 @@ def show_samples(
     kind, shown = "recognised", ["audio"]
     if modality.sample_rate:
         kind, shown = "spoken", ["audio", "spectrogram"]
-        files = write_samples(folder, cfg.evaluate.listened, modality, rows, entries, segments)
+        files = write_samples(folder, cfg.evaluate.audio_samples, modality, rows, entries, segments)
     elif modality.suffix == ".png":
         kind, shown = "drawn", ["image", "target image"]
         files = write_samples(folder, TABLE, modality, rows, entries, segments)

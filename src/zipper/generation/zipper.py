@@ -26,6 +26,9 @@ from zipper.models.building import TrainedModel
 from zipper.models.joining import join_towers
 from zipper.models.zipper import ZipperModel
 
+# Why a transcript is doubtful that did not end by itself.
+CUT = {"stop": "", "length": "it is cut at its greatest length.", "repetition": "it repeats itself."}
+
 
 class Zipper(Generator):
     """Pre-trained towers joined by zips: speech recognition, text-to-speech, and any other modalities.
@@ -105,7 +108,7 @@ class Zipper(Generator):
         One that is longer than `longest_recording` is cut at its pauses.
 
         Raises DataError on unusable audio, ConfigError if the model was not trained for speech recognition.
-        Warns if a head of CTC doubts the transcript.
+        Warns if a head of CTC doubts the transcript, or it was cut off.
 
         >>> model = zipper.Zipper.from_pretrained("assets/zipped")
         >>> model.transcribe("recording.flac")
@@ -114,16 +117,16 @@ class Zipper(Generator):
         wave, long = self._recording(audio)
         if long:
             return " ".join(word.text for word in self.transcribe_long(wave, times=False))
-        text, doubt = self._heard(wave)
+        text, doubt = self._transcript(wave)
         if doubt:
             _warn(doubt)
         return text
 
-    def _heard(self, wave: Tensor, seed: int = 0) -> tuple[str, str]:
+    def _transcript(self, wave: Tensor, seed: int = 0) -> tuple[str, str]:
         """Transcript of a recording that is no longer than a prompt, and why the model doubts it."""
         [[text]] = self.generate([{"speech": wave}], ["text"], seed=seed)
         assert isinstance(text.value, str)
-        return text.value, text.doubt
+        return text.value, text.doubt or CUT[text.finish_reason]
 
     def transcribe_words(
         self, audio: str | Path | Tensor | np.ndarray, text: str | None = None
@@ -230,7 +233,7 @@ class Zipper(Generator):
         align = self.transcribe_words if times and isinstance(self.network, ZipperModel) else None
 
         def transcribe(wave: Tensor) -> str:
-            text, doubt = ("", "") if is_silent(wave) else self._heard(wave, seed)
+            text, doubt = ("", "") if is_silent(wave) else self._transcript(wave, seed)
             if doubt:
                 (doubted or _warn)(doubt)
             return text

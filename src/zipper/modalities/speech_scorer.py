@@ -42,7 +42,7 @@ class SpeechScore(Score):
 
 
 class SpeechScorer(Scorer):
-    """Modality of waveforms, and ASR model. build: folder of cached transcripts (build/heard/HASH.json)."""
+    """Modality of waveforms, and ASR model. build: has the cached transcripts, in transcripts/HASH.json."""
 
     costly = True
 
@@ -106,8 +106,8 @@ class SpeechScorer(Scorer):
     def recordings(self, rows: Rows, dataset: str) -> list[Transcripts]:
         """Transcripts of every row, in order, cached. Raises DataError if a recording is missing."""
         identity = f"{dataset} {self.speech.description} {self.asr_scorer.name}"
-        file = Path(self.build) / "heard" / f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
-        known = read_json(file)["heard"] if file.exists() else {}
+        file = Path(self.build) / "transcripts" / f"{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+        known = read_json(file)["transcripts"] if file.exists() else {}
         missing = [row for row in rows if row["id"] not in known]
         for start in range(0, len(missing), PART):
             part = missing[start : start + PART]
@@ -121,8 +121,9 @@ class SpeechScorer(Scorer):
             file.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(file.with_name(f".{file.name}.lock"), str(file), wait=True):
                 if file.exists():  # another process may have added some
-                    known = {**read_json(file)["heard"], **known}
-                content = {"asr_scorer": self.asr_scorer.name, "store": dataset, "heard": known}
+                    known = {**read_json(file)["transcripts"], **known}
+                about = {"asr_scorer": self.asr_scorer.name, "data_fingerprint": dataset}
+                content = {**about, "transcripts": known}
                 write_atomic(file, json.dumps(content, indent=0).encode())
         return [Transcripts(**known[row["id"]]) for row in rows]
 

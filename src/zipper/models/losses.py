@@ -19,7 +19,8 @@ def training_loss(
     model: MultimodalModel, batch: Batch, train: TrainConfig, slices: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of one of the `slices` of a step, whose mean over slices is the loss of the step: [], and its
-    parts before `train.ctc` and `train.guide` weigh them: the modalities of the batch, ctc, guide, switch."""
+    parts before `train.ctc` and `train.guide` weigh them: the modalities of the batch, ctc, guide,
+    next_modality."""
     guided, attention = model.ctc if train.guide else None, []
     with ExitStack() as recording:
         if guided is not None and isinstance(model, ZipperModel):
@@ -41,8 +42,8 @@ def training_loss(
             parts["guide"] = guided.guide(states, batch, attention) * slices
             loss = loss + train.guide * parts["guide"]
     if model.next_modality_heads:
-        parts["switch"] = next_modality_loss(model, states, batch) * slices / max(batch.segment_ends, 1)
-        loss = loss + parts["switch"]
+        part = next_modality_loss(model, states, batch) * slices / max(batch.segment_ends, 1)
+        parts["next_modality"], loss = part, loss + part
     return loss, parts
 
 

@@ -35,7 +35,7 @@ from zipper.generation.zipper import Zipper
 from zipper.modalities.audio import samples
 from zipper.modalities.resampling import ResamplingStream
 from zipper.modalities.speech import Speech
-from zipper.serving.batcher import LIMIT, LONGEST, PATIENCE, Batcher, Busy
+from zipper.serving.batcher import GONE_EVERY, LIMIT, LONGEST, Batcher, Busy
 from zipper.serving.middleware import LimitBody, Limits, Measure, Metrics, TooLarge, TooSlow
 
 PCM_RATE = 24_000  # Hz, of OpenAI's `pcm`
@@ -245,7 +245,7 @@ async def _answer(request: Request, batcher: Batcher, modality: str, raw: Any, t
 
 async def _unless_gone(request: Request, asked: "asyncio.Future[Any]", stop: Callable[[], object]) -> Any:
     """Result of what a client waits for. Calls `stop` and raises Refused if it goes meanwhile."""
-    while not (await asyncio.wait({asked}, timeout=PATIENCE))[0]:
+    while not (await asyncio.wait({asked}, timeout=GONE_EVERY))[0]:
         if await request.is_disconnected():
             stop()
             raise Refused(499, "The client has gone.")

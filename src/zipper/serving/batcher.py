@@ -26,7 +26,7 @@ from zipper.generation.zipper import Zipper
 LONGEST = 1500.0  # seconds of a recording, as OpenAI's endpoint takes
 LIMIT = "the {:g} s that this server accepts"
 END = None  # of a stream's pieces
-PATIENCE = 0.5  # seconds, after which it is asked whether who waits has gone
+GONE_EVERY = 0.5  # seconds between two looks at whether who waits has gone
 
 
 class Busy(ZipperError):
@@ -99,7 +99,7 @@ class Batcher:
         try:
             while not request.gone.is_set():
                 try:
-                    piece = request.pieces.get(timeout=PATIENCE)
+                    piece = request.pieces.get(timeout=GONE_EVERY)
                 except queue.Empty:
                     continue
                 if piece is END:

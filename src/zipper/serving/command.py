@@ -24,11 +24,9 @@ def serve(args: argparse.Namespace) -> None:
     name = args.model.resolve().name
     app = create_app(Zipper.from_pretrained(args.model), name, limits, page=bool(page))
     print(f"{name}: http://{args.host}:{args.port}{'' if page else '/v1'}")
-    patience = 5 if page else 60  # seconds; an open page always waits for news
+    grace = 5 if page else 60  # seconds; an open page always waits for news
     try:
-        uvicorn.run(
-            app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=patience
-        )
+        uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=grace)
     except Stopped as stop:
         print(f"{stop}: stopped")
     except SystemExit as error:  # uvicorn logs the reason

@@ -88,7 +88,7 @@ def test_nothing_is_put_in_the_place_of_a_dollar_sign(tmp_path):
 def test_a_sweep_takes_text_as_it_stands(text, tmp_path):
     lines = [f"title: {text}", "config: configs/asr.yaml", "grid:", f"  data.folder: [{text}]"]
     lines.append(f"  what: {{{text}: {{model.towers.text.init: {text}}}, b: {{data.only: 3}}}}")
-    lines.append(f"words: {{log.project: {text}, train.lr: 1.0e-3}}")
+    lines.append(f"overrides: {{log.project: {text}, train.lr: 1.0e-3}}")
     (tmp_path / "mine.yaml").write_text("\n".join(lines), encoding="utf-8")
     found = read_sweep(tmp_path / "mine.yaml")
     assert found.title == text

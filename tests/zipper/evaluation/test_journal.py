@@ -33,7 +33,7 @@ def dies_at(monkeypatch, owner, name: str, times: int) -> list[int]:
 
 WORDS = [
     *JOINT, "evaluate.batch=2", "evaluate.dev_utterances=2", "evaluate.dev_spoken=1", "train.steps=3",
-    "evaluate.samplings=2", "decode.speech.temperature=0.8", "evaluate.listened=1",
+    "evaluate.samplings=2", "decode.speech.temperature=0.8", "evaluate.audio_samples=1",
 ]  # fmt: skip
 
 

@@ -242,3 +242,14 @@ def test_a_text_that_no_prompt_can_hold_is_refused_before_it_is_read(model, monk
 def test_speech_of_no_frame_is_a_file_that_players_open(in_tmp, name):
     write_audio(Path(name), torch.zeros(0), 16_000)
     assert len(sf.read(name)[0]) <= 1200
+
+
+@pytest.mark.parametrize(
+    ("reason", "doubt"), [("length", "greatest length"), ("repetition", "repeats itself")]
+)
+def test_a_transcript_that_is_cut_off_is_doubtful(model, wave, monkeypatch, reason, doubt):
+    [[text]] = model.generate([{"speech": wave}], ["text"])
+    cut = text._replace(finish_reason=reason)
+    monkeypatch.setattr(model, "generate", lambda *_, **how: [[cut]])
+    with pytest.warns(UserWarning, match=f"doubtful: .*{doubt}"):
+        assert model.transcribe(wave) == SENTENCE

@@ -116,7 +116,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
 def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", "")
     words = [*JOINT, "result=results/joint.json", "export=shipped", "decode.speech.temperature=1.0"]
-    cfg = config(*words, "evaluate.samplings=2", "evaluate.listened=2", "log.wandb=offline")
+    cfg = config(*words, "evaluate.samplings=2", "evaluate.audio_samples=2", "log.wandb=offline")
     results = run_module.train(cfg, "x")
     assert set(results) == {"asr", "tts"}
     tts = results["tts"]
@@ -137,7 +137,7 @@ def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys
     for part in ("vs reference", "vs resynthesis", "recordings 0.0 %", "codec resynthesis 0.0 %"):
         assert part in lines[-1]
     header = (cfg.run_dir / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
-    for metric in ("train/loss_switch", "dev/asr_wer", "dev/tts_wer", "dev/wer", "train/loss_speech"):
+    for metric in ("train/loss_next_modality", "dev/asr_wer", "dev/tts_wer", "dev/wer", "train/loss_speech"):
         assert metric in header
     monkeypatch.setattr("wandb.login", lambda **_: False)
     command(["dashboard"])  # all of its panels draw what such a run logs
