@@ -229,8 +229,8 @@ def kept_weights(config: RunConfig, expected: str | None = None) -> dict[str, Te
 
 def load_kept(network: MultimodalModel, config: RunConfig) -> None:
     """Load the weights of the model in `model.init`, but for heads of CTC, into a new network."""
-    kept, state = kept_weights(config), network.state_dict()
-    network.load_state_dict({name: kept.get(name, weight) for name, weight in state.items()})
+    kept = {name: weight for name, weight in kept_weights(config).items() if not name.startswith("ctc.")}
+    network.load_state_dict({**network.state_dict(), **kept})
 
 
 def kept_heads(config: RunConfig) -> dict[str, Tensor]:
