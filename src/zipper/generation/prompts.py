@@ -15,7 +15,9 @@ def read_prompt(
     modality: Modality, raw: Any, trained_on: int, start: float = 0.0, seconds: float | None = None
 ) -> Any:
     """Value of a raw input, as `prompt_segment` reads it: a recording that is too long is not decoded."""
-    longest = int(LENGTH_MARGIN * trained_on) / modality.rate
+    most = int(LENGTH_MARGIN * trained_on)
+    modality.check_size(raw, most)
+    longest = most / modality.rate
     return modality.read(raw, start, seconds, longest, "the {:g} s that this model accepts")
 
 

@@ -130,6 +130,9 @@ class Modality(ABC):
         its length in seconds, which messages call `limit`. Raises DataError."""
         return raw
 
+    def check_size(self, raw: Any, most: int) -> None:  # noqa: B027  # most are known once they are read
+        """Raises ConfigError if a raw prompt has certainly more than `most` timesteps, before it is read."""
+
     @abstractmethod
     def encode(self, values: list[Any]) -> list[Tensor]:
         """Content int64 [Q, F] of each value. It does not depend on the other values."""

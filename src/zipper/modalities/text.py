@@ -79,11 +79,6 @@ class Text(Modality):
         letters[[self.tokenizer.bos, self.tokenizer.eos]] = 0
         return letters
 
-    @cached_property
-    def _most(self) -> int:
-        """Letters of the longest token."""
-        return int(self.letters.max())
-
     @property
     def layout(self) -> TokenLayout:  # type: ignore[override]  # not before `fit`
         return TokenLayout(self.tokenizer.vocabulary, 1, self.tokenizer.bos, self.tokenizer.eos, None)
@@ -109,21 +104,23 @@ class Text(Modality):
         longest: float = math.inf,
         limit: str = LIMIT,
     ) -> str:
-        """Normalised text. Raises ConfigError if it is empty or has no unique reading, or has more letters
-        than `longest` seconds of subwords can have."""
+        """Normalised text. Raises ConfigError if it is empty or has no unique reading."""
         if not isinstance(raw, str):
             raise ConfigError(f"{raw!r} is no text. Give a string.")
-        # Before it is read, which takes a second a megabyte. Reading loses no letter of these.
-        if math.isfinite(longest) and (count := len(LETTER.findall(raw))) > longest * self.rate * self._most:
-            raise ConfigError(
-                f"{shorten(raw[:100], 60)!r} has {count} letters, but this model accepts at most "
-                f"{longest * self.rate:.0f} subwords of at most {self._most} letters. Cut it into sentences."
-            )
         if reason := unreadable(raw):
             raise ConfigError(f"{shorten(raw, 60)!r} {reason}")
         if not (normal := normalise(raw)):
             raise ConfigError(f"{raw!r} holds no letter of a to z. Give text to synthesize.")
         return normal
+
+    def check_size(self, raw: Any, most: int) -> None:
+        """By its letters, of which reading loses none: reading takes a second a megabyte."""
+        longest = int(self.letters.max())
+        if isinstance(raw, str) and (count := len(LETTER.findall(raw))) > most * longest:
+            raise ConfigError(
+                f"{shorten(raw[:100], 60)!r} has {count} letters, but this model accepts at most {most} "
+                f"subwords of at most {longest} letters. Cut it into sentences."
+            )
 
     def encode(self, values: list[str]) -> list[Tensor]:
         return [torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)[None] for text in values]

