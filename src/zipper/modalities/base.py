@@ -130,7 +130,7 @@ class Modality(ABC):
         its length in seconds, which messages call `limit`. Raises DataError."""
         return raw
 
-    def check_size(self, raw: Any, most: int) -> None:  # noqa: B027  # most are known once they are read
+    def check_size(self, raw: Any, most: int) -> None:  # noqa: B027  # optional: most sizes show once read
         """Raises ConfigError if a raw prompt has certainly more than `most` timesteps, before it is read."""
 
     @abstractmethod

@@ -95,7 +95,7 @@ def kept_parts(model: MultimodalModel) -> list[nn.Module]:
         model.zip(stage, *pair) for stage in range(model.stages) for pair in itertools.permutations(kept, 2)
     ]
     projections = [model.projections[name] for name in kept if name in model.projections]
-    pairs = itertools.permutations(kept, 2) if model.ctc else ()
+    pairs = itertools.permutations(kept, 2)
     heads = [head for pair in pairs if model.ctc and (head := model.ctc.get(*pair)) is not None]
     return [*zips, *projections, *heads, *(model.tower(name) for name in kept)]
 
