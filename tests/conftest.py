@@ -14,6 +14,8 @@ import pytest
 import soundfile as sf
 import torch
 from hypothesis import settings
+from matplotlib.figure import Figure
+from PIL import Image as Picture
 
 import broken_runs
 import zipper
@@ -27,6 +29,7 @@ from zipper.data.dataset import EncodedDataset
 from zipper.data.documents import Document, Segment, document
 from zipper.data.encode import prepare_dataset
 from zipper.data.statistics import measure_statistics
+from zipper.evaluation import figures
 from zipper.evaluation import run as evaluation_module
 from zipper.evaluation.result import versions
 from zipper.evaluation.result_file import write_result
@@ -53,6 +56,18 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile("fixed")
 torch.set_num_threads(1)  # tiny tensors gain nothing from threads, and lose much where cores are shared
+
+
+@pytest.fixture(autouse=True)
+def unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of a run are made, but rendered as one pixel: that takes a third of a tiny training."""
+
+    def save(figure: Figure, file: Path, dpi: int = 120) -> Path:
+        Picture.new("RGB", (1, 1)).save(file)
+        return file
+
+    if not request.node.get_closest_marker("rendered"):
+        monkeypatch.setattr(figures, "_save", save)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -315,10 +330,12 @@ def model_hub(tmp_path, monkeypatch) -> Path:
     there = tmp_path / "hub"
 
     def create(self, name, private, exist_ok):
-        (there / name).mkdir(parents=True)
+        (there / name).mkdir(parents=True, exist_ok=exist_ok)
         (there / name).with_name("private" if private else "public").touch()
 
-    def upload(self, repo_id, folder_path, allow_patterns, commit_message):
+    def upload(self, repo_id, folder_path, allow_patterns, delete_patterns, commit_message):
+        for file in (file for pattern in delete_patterns for file in (there / repo_id).glob(pattern)):
+            file.unlink()
         for file in (file for pattern in allow_patterns for file in Path(folder_path).glob(pattern)):
             shutil.copy(file, there / repo_id)
 
@@ -330,9 +347,3 @@ def model_hub(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_file", upload_one)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: str(there / name))
     return there
-
-
-@pytest.fixture
-def nothing_is_drawn(monkeypatch):
-    """It takes as long as all the rest."""
-    monkeypatch.setattr(run_module, "draw_run", lambda *_: [])

@@ -207,6 +207,7 @@ def test_a_single_decoder_trains_and_tells_its_cost(listening):
         assert result["curves"]["dev/asr_wer"]
 
 
+@pytest.mark.slow
 def test_frozen_towers_keep_their_perplexity_to_the_last_bit_and_a_decoder_does_not(listening, prepared):
     for name in ("text", "speech"):
         cfg = resolve(config(*JOINT), prepared)

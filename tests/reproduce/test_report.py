@@ -41,6 +41,7 @@ def test_metrics_of_a_resumed_run_are_one_series(tmp_path):
     assert read_metrics(tmp_path) == {"a": [(1, 1.0), (3, 3.5), (10, 4.0), (12, 5.0)]}
 
 
+@pytest.mark.rendered
 def test_a_title_may_hold_dollars(tmp_path):
     title = "it cost $20% of $5"
     assert spectrograms({"model": torch.randn(4000)}, 16000, title, tmp_path / "x.png").is_file()

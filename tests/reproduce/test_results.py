@@ -197,6 +197,7 @@ def test_all_results_of_a_grid_are_its_runs(grid):
     assert files or grid.name == "aligned-librispeech"  # not run yet
 
 
+@pytest.mark.slow
 def test_results_are_of_the_runs_that_their_sweeps_describe_now():
     RESULTS.check_sweeps()
     others = Results(ROOT / "results")

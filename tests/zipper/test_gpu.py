@@ -56,7 +56,7 @@ def test_what_is_generated_equals_that_of_the_cpu():
     assert found[0] == found[1]
 
 
-@pytest.mark.usefixtures("listening", "nothing_is_drawn")
+@pytest.mark.usefixtures("listening")
 @pytest.mark.parametrize(
     "more", [[], ["train.compile=true"], ["train.activation_checkpointing=true"]], ids=str
 )

@@ -40,6 +40,7 @@ def test_a_recording_is_recognised_at_its_own_rate_and_at_others(model, tmp_path
         assert errors(model.transcribe(file)) <= 9
 
 
+@pytest.mark.slow
 def test_half_a_minute_is_one_prompt_and_more_is_cut_at_pauses(model):
     wave = read_wave(RECORDING, 16_000)
     long = torch.cat([wave] * 4)[: 29 * 16_000]

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -132,7 +132,12 @@ def _read(path: Path, cls: Any = RunConfig) -> Any:
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Config from a dict; inverse of `to_dict`. Accepts those of older checkpoints and exports."""
-    values = upgraded(values)
+    return copy.deepcopy(_from_json(json.dumps(values)))
+
+
+@lru_cache(maxsize=64)  # reading a model reads its config several times, and merging takes up to 0.08 s
+def _from_json(text: str) -> RunConfig:
+    values = upgraded(json.loads(text))
     merged = OmegaConf.merge(_defaults(), values)
     if towers := values.get("model", {}).get("towers"):
         for name in {*merged.model.towers} - {*towers}:
@@ -234,8 +239,9 @@ def _names(folder: Path) -> str:
     return ", ".join(sorted({f.stem for at in (folder, ROOT / folder) for f in at.glob("*.yaml")})) or "none"
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """JSON description of an asset or an encoded dataset. Raises DataError if it is damaged."""
+def read_json(file: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """JSON description of an asset or an encoded dataset. needed: its keys. Raises DataError if it is
+    damaged."""
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # includes UnicodeDecodeError
@@ -244,4 +250,6 @@ def read_json(file: Path) -> dict[str, Any]:
         raise DataError(
             f"{file} is damaged: it holds no JSON object. Restore it, or create its folder again."
         )
+    if lacking := [key for key in needed if key not in info]:
+        raise DataError(f"{file} is damaged: it lacks {', '.join(lacking)}. Restore it.")
     return info

@@ -51,7 +51,7 @@ def test_evaluate_reads_the_run_again_and_gives_the_same(prepared):
     assert again["perplexity"] == pytest.approx(result["perplexity"])
 
 
-def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in_tmp, monkeypatch, capsys):
+def test_a_renamed_run_is_evaluated_where_it_lies(prepared, in_tmp, monkeypatch, capsys):
     """Another one has its old name by now; from any working directory; and moved out of its build folder."""
     words = ["name=one", "train.steps=3", "evaluate.mismatched=false"]
     run_module.train(config(*words), "x")
@@ -80,7 +80,7 @@ def test_a_renamed_run_is_evaluated_where_it_lies(prepared, nothing_is_drawn, in
     assert not list(one.glob("*-test*"))
 
 
-def test_an_evaluation_leaves_what_the_run_gave_out(prepared, nothing_is_drawn):
+def test_an_evaluation_leaves_what_the_run_gave_out(prepared):
     """Only a word names a file that its result is copied to."""
     words = ["name=one", "train.steps=3", "evaluate.mismatched=false", "result=given.json", "export=model"]
     run_module.train(config(*words), "x")

@@ -233,6 +233,7 @@ def test_turns_are_taken_and_the_median_counts(monkeypatch):
     assert order[:4] == ["a", "b", "a", "b"]
 
 
+@pytest.mark.slow
 def test_the_bench_measures_a_store(dataset, in_tmp, monkeypatch, capsys):
     pytest.importorskip("transformers", reason="extra `bench` is not installed")
     monkeypatch.setattr(speed_module, "prepare", lambda cfg, clock: dataset)

@@ -113,6 +113,7 @@ def test_of_two_that_hear_at_once_nothing_is_lost(listening, prepared, monkeypat
     assert [one.original for one in transcribe_wave(rows, deaf)] == [row["text"] for row in rows]
 
 
+@pytest.mark.rendered
 def test_a_joint_run_leaves_both_results_and_samples(listening, prepared, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_DATA_DIR", "")
     words = [*JOINT, "result=results/joint.json", "export=shipped", "decode.speech.temperature=1.0"]

@@ -20,8 +20,6 @@ from zipper.errors import DataError
 from zipper.generation.exported import load_trained
 from zipper.run_folder import newest
 
-pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
-
 
 @pytest.mark.parametrize(
     ("file", "harm"),

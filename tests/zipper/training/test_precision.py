@@ -83,7 +83,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_passes_gradients_through_its
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prepared", "nothing_is_drawn")
+@pytest.mark.usefixtures("prepared")
 def test_a_training_differs_from_float32_by_rounding_alone():
     ends = []
     for name in ("32-true", "bf16-products"):

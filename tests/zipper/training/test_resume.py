@@ -22,7 +22,6 @@ from conftest import JOINT, config
 from zipper.config import load_config
 from zipper.disk import file_lock
 from zipper.errors import ConfigError, TrainingError
-from zipper.evaluation.figures import draw_run
 from zipper.evaluation.metrics import read_metrics
 from zipper.evaluation.result_file import read_result
 from zipper.evaluation.run import evaluate_run
@@ -30,7 +29,7 @@ from zipper.training import run as run_module
 from zipper.training.callbacks import TaskMonitor
 from zipper.training.module import ZipperModule
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_is_drawn")]
+pytestmark = pytest.mark.slow
 
 
 SINGLE = ["model.kind=single_decoder", "model.towers.speech={width: 16, dropout: 0.2}"]
@@ -195,7 +194,6 @@ def test_a_run_killed_after_its_last_step_is_finished_by_the_same_command(prepar
     with pytest.raises(Killed):
         run_module.train(config("name=late"), "x")
     monkeypatch.setattr(run_module, "evaluate_tasks", evaluate)
-    monkeypatch.setattr(run_module, "draw_run", draw_run)
     last = Path("build/runs/late/checkpoints/last.ckpt")
     state = saved("late")
     assert 0 < state["train_seconds"] < 1000

@@ -17,8 +17,6 @@ from zipper.arguments import config_command
 from zipper.stop import SignalFlag, Stopped, stop_on_signal
 from zipper.training.callbacks import TaskMonitor
 
-pytestmark = pytest.mark.usefixtures("nothing_is_drawn")
-
 
 @pytest.fixture(autouse=True)
 def hang_up_ends_a_command():
