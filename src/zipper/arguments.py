@@ -180,7 +180,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add_number(parser, "--port", 8000, "port", least=0, most=65535)
     add_number(parser, "--batch", 16, "requests generated together")
     add_number(parser, "--waiting", 64, "requests that wait; more are refused with 429")
-    add_number(parser, "--megabytes", 25.0, "largest body of a request", least=0)
+    add_number(parser, "--megabytes", 25.0, "largest body of a request", least=0, most=100_000)
     add_number(parser, "--seconds", 30.0, "longest pause within a body", least=0)
 
 

@@ -1,6 +1,7 @@
 """zipper-codec: a small EnCodec (arXiv 2210.13438), with a semantic first codebook or without."""
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -149,16 +150,26 @@ class Codec:
         return next(self.network.parameters()).device
 
 
+_switch, _decoding = threading.Lock(), 0  # threads in `_without_onednn`
+
+
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     """oneDNN compiles a transposed convolution for each new length, which takes longer than computing it.
 
-    The switch is of the whole process: another thread that turns it on again costs time, and nothing else."""
-    mkldnn.set_flags(False, _fp32_precision=None)
+    The switch is of the whole process, so it is off until the last thread has decoded: oneDNN rounds in
+    another way."""
+    global _decoding
+    with _switch:
+        _decoding += 1
+        mkldnn.set_flags(False, _fp32_precision=None)
     try:
         yield
     finally:
-        mkldnn.set_flags(ONEDNN, _fp32_precision=None)
+        with _switch:
+            _decoding -= 1
+            if not _decoding:
+                mkldnn.set_flags(ONEDNN, _fp32_precision=None)
 
 
 class SemanticUnits(Codec):
@@ -192,7 +203,7 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
         raise DataError(
             f"{folder} is no codec: it holds no {WEIGHTS} and {SETTINGS}. Run `make train-codec`."
         )
-    settings = read_json(folder / SETTINGS)
+    settings = read_json(folder / SETTINGS, needed=("sha256", "shape", "gain"))
     if sha256(folder / WEIGHTS) != settings["sha256"]:
         raise DataError(
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."

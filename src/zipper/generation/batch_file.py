@@ -44,11 +44,11 @@ class Entries:
         except (OSError, ValueError):
             return False
 
-    def begin(self, anew: bool) -> set[str]:
-        """Ids of the entries that are there already. anew: none."""
-        kept = [] if anew or not self.resumes() or not self.file.is_file() else self._whole()
-        write_atomic(self.marker, json.dumps(self.asked).encode())
+    def begin(self) -> set[str]:
+        """Ids of the entries that are there already."""
+        kept = self._whole() if self.resumes() and self.file.is_file() else []
         write_atomic(self.file, "".join(f"{line}\n" for line in kept).encode())
+        write_atomic(self.marker, json.dumps(self.asked).encode())  # after entries of another request
         return {json.loads(line)["id"] for line in kept}
 
     def add(self, entry: Mapping[str, Any]) -> None:

@@ -85,7 +85,7 @@ def generate(args: argparse.Namespace) -> None:
     target = out if args.batch else out.parent
     if writes:
         check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
-    there = entries.begin(anew=args.overwrite) if args.batch else set()
+    there = entries.begin() if args.batch else set()
 
     def keep(entry: dict[str, Any], started: float) -> None:
         if args.batch:

@@ -26,6 +26,7 @@ LOUDEST = 10.0  # larger floating-point samples do not have the scale -1 to 1
 CANCELLED = 0.01  # minimum power of the channels' mean, relative to the channels
 RATES = (4_000, 768_000)  # Hz
 CHANNELS = 64
+MOST = 150_000_000  # samples of all channels: 26 minutes of stereo at 48 kHz, 0.6 GB
 SPEED = re.compile(r"@(0\.\d+|1\.\d+|2)$")  # ends the id of a copy at another speed (data.speeds)
 SUFFIXES = {
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf", ".sph",
@@ -164,6 +165,11 @@ def _read(path: Path, start: float, seconds: float | None, longest: float, limit
                 f"{', or raise the limit' if '=' in limit else ''}."
             )
         count = max(frames - first, 0) if piece is None else round(piece * rate)
+        if count * file.channels > MOST:
+            raise DataError(
+                f"{path} has {count:,} samples of {file.channels} channels, more than {MOST:,} in all, which "
+                "are read at once. Convert it to one channel of 16 kHz, or cut it."
+            )
         file.seek(min(first, frames))
         samples = file.read(count, dtype="float32", always_2d=True)
         missing = (count - len(samples)) / rate

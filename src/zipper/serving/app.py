@@ -33,7 +33,7 @@ from zipper.errors import ConfigError, DataError
 from zipper.generation.word_times import Word
 from zipper.generation.zipper import Zipper
 from zipper.modalities.audio import samples
-from zipper.modalities.resampling import ResamplingStream
+from zipper.modalities.resampling import ResamplingStream, resample
 from zipper.modalities.speech import Speech
 from zipper.serving.batcher import GONE_EVERY, LIMIT, LONGEST, Batcher, Busy
 from zipper.serving.middleware import LimitBody, Limits, Measure, Metrics, TooLarge, TooSlow
@@ -45,6 +45,7 @@ FORMATS = {  # of libsndfile: format, subtype, media type
     "mp3": ("MP3", "MPEG_LAYER_III", "audio/mpeg"),
     "opus": ("OGG", "OPUS", "audio/ogg"),
 }
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)  # Hz
 TEXTS = ("json", "text", "verbose_json")
 MODELS = ("whisper-1", "tts-1", "tts-1-hd")  # names that clients send without being told
 PIECE = 0.2  # seconds of a piece of streamed speech
@@ -83,7 +84,9 @@ def create_app(
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> JSONResponse:
         reason = f"{request.method} {request.url.path} is not served here ({error.detail})."
-        return await refused(request, Refused(error.status_code, reason))
+        answer = await refused(request, Refused(error.status_code, reason))
+        answer.headers.update(error.headers or {})  # Allow
+        return answer
 
     @app.post("/v1/audio/transcriptions")
     async def transcriptions(request: Request) -> Response:
@@ -113,7 +116,7 @@ def create_app(
             raise Refused(400, "file is missing: send a recording as multipart/form-data.", "file")
         wave = await asyncio.to_thread(_wave, model, await file.read())
         words: list[Word] = []
-        if model.is_long(wave):
+        if _refusing(model.is_long, wave, parameter="file"):
             words = await _long(request, batcher, wave, "word" in granularities)
             text = " ".join(word.text for word in words)
         else:
@@ -150,10 +153,9 @@ def create_app(
             start = await _unless_gone(request, first, gone.set)
             return StreamingResponse(itertools.chain([start], pieces), media_type="audio/pcm")
         wave = await _answer(request, batcher, "text", text, "speech")
-        container, subtype, media = FORMATS[shape]
-        out = io.BytesIO()
-        sf.write(out, samples(wave), model.sample_rate, subtype, format=container)
-        return Response(out.getvalue(), media_type=media)
+        return Response(
+            await asyncio.to_thread(_written, wave, model.sample_rate, shape), media_type=FORMATS[shape][2]
+        )
 
     entry = {"id": name, "object": "model", "owned_by": "zipper", "created": 0}
 
@@ -171,7 +173,7 @@ def create_app(
     async def health() -> dict[str, Any]:
         if not batcher.thread.is_alive():
             raise Refused(503, "The thread that generates has ended. Start the server again.")
-        return {"status": "ok", "waiting": len(batcher.waiting)}
+        return {"status": "ok", "waiting": batcher.queued}
 
     @app.get("/metrics")
     async def counters() -> Response:
@@ -234,12 +236,13 @@ def _prompt(model: Zipper, modality: str, raw: Any) -> Document:
 async def _answer(request: Request, batcher: Batcher, modality: str, raw: Any, to: str) -> Any:
     """Value that a model generates. Raises Refused, also if the client goes meanwhile."""
     prompt, gone = await asyncio.to_thread(_prompt, batcher.model, modality, raw), threading.Event()
+    named = "file" if modality == "speech" else "input"
     try:
-        asked = asyncio.wrap_future(_refusing(batcher.generate, prompt, to, gone))
+        asked = asyncio.wrap_future(_refusing(batcher.generate, prompt, to, gone, parameter=named))
         asked.add_done_callback(lambda _: gone.set())  # also if it is cancelled
         segment = await _unless_gone(request, asked, asked.cancel)
     except (ConfigError, DataError) as error:
-        raise Refused(400, str(error), "file" if modality == "speech" else "input") from error
+        raise Refused(400, str(error), named) from error
     return await asyncio.to_thread(batcher.model.modalities[to].decode, segment.content)
 
 
@@ -258,7 +261,10 @@ async def _long(request: Request, batcher: Batcher, wave: Tensor, times: bool) -
     words: list[Word] = []
     pieces = batcher.transcribe_long(wave, times)
     while asked := _refusing(next, pieces, None, parameter="file"):
-        words += await asyncio.wrap_future(asked)
+        try:
+            words += await asyncio.wrap_future(asked)
+        except (ConfigError, DataError) as error:
+            raise Refused(400, str(error), "file") from error
         if await request.is_disconnected():
             break
     return words
@@ -272,6 +278,17 @@ async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[Word]:
         )
     except ConfigError as error:
         raise Refused(400, str(error), "timestamp_granularities") from error
+
+
+def _written(wave: Tensor, rate: int, shape: str) -> bytes:
+    """File of a waveform float32 [n] at `rate` (Hz) in one of FORMATS; Opus has few rates, others become
+    PCM_RATE."""
+    container, subtype, _ = FORMATS[shape]
+    if shape == "opus" and rate not in OPUS_RATES:
+        wave, rate = resample(wave, rate, PCM_RATE), PCM_RATE
+    out = io.BytesIO()
+    sf.write(out, samples(wave), rate, subtype, format=container)
+    return out.getvalue()
 
 
 def _spoken(batcher: Batcher, prompt: Document, gone: threading.Event) -> Iterator[Tensor]:

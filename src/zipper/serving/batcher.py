@@ -4,6 +4,7 @@ they have ended."""
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -71,6 +72,7 @@ class Batcher:
         self.running: dict[str, list[Request]] = {name: [] for name in self.batches}
         self.waiting: deque[Request] = deque()
         self.calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self.next_call = 0.0  # on the clock of time.monotonic; timesteps come first until then
         self.changed = threading.Condition()
         self.closed = False
         self.thread = threading.Thread(target=self._run, name="zipper-batcher", daemon=True)
@@ -112,10 +114,11 @@ class Batcher:
             request.future.cancel()  # while it waits for room
 
     def run(self, function: Callable[[], Any], begun: bool = False) -> "Future[Any]":
-        """Result of a function that uses the network, between two timesteps. Raises Busy, unless it goes on
-        with what has begun."""
+        """Result of a function that uses the network, between two timesteps, which have it for as long as the
+        function before took. Raises Busy, unless it goes on with what has begun."""
         future: Future[Any] = Future()
         with self.changed:
+            self.calls = deque(one for one in self.calls if not one[1].cancelled())
             if not begun or self.closed:
                 self._check_room(len(self.calls))
             self.calls.append((function, future))
@@ -131,6 +134,11 @@ class Batcher:
             yield self.run(partial(live.feed, piece), begun=at > 0)
         yield self.run(live.finish, begun=True)
 
+    @property
+    def queued(self) -> int:
+        """Number of requests that wait, of every kind."""
+        return len(self.waiting) + len(self.calls)
+
     def close(self) -> None:
         """Finish what waits, then stop."""
         with self.changed:
@@ -141,10 +149,14 @@ class Batcher:
     def _add(self, request: Request) -> Request:
         check_prompts(self.model.network, [request.prompt], [request.to])
         if request.to not in self.batches:
+            how = self.model.config.decode[request.to]
+            why = f"{how.candidates} candidates, of which the best is kept" if how.candidates > 1 else "beams"
             raise ConfigError(
-                f"Beam search of {request.to} cannot be streamed: its end decides its beginning."
+                f"Speech or text that is chosen at its end cannot be streamed ({request.to}: {why}). Ask for "
+                "the whole of it, or set decode to one candidate without beams."
             )
         with self.changed:
+            self.waiting = deque(one for one in self.waiting if not one.future.cancelled())
             self._check_room(len(self.waiting))
             self.waiting.append(request)
             self.changed.notify()
@@ -163,19 +175,26 @@ class Batcher:
                     self.changed.wait()
                 if not (self.waiting or self.calls or any(self.running.values())):
                     return
-                calls, joining = [*self.calls], self._joining()
-                self.calls.clear()
-            for function, future in calls:
-                if future.set_running_or_notify_cancel():
-                    try:
-                        future.set_result(function())
-                    except Exception as error:  # whoever asked gets it
-                        future.set_exception(error)
+                joining = self._joining()
+                due = time.monotonic() >= self.next_call or not (joining or any(self.running.values()))
+                call = self.calls.popleft() if self.calls and due else None
+            if call:
+                begun = time.monotonic()
+                self._call(*call)
+                self.next_call = 2 * time.monotonic() - begun
             for name in self.batches:
                 try:
                     self._step(name, [one for one in joining if one.to == name])
                 except Exception as error:  # whoever asked gets it, and the thread goes on
                     self._fail(name, error)
+
+    @staticmethod
+    def _call(function: Callable[[], Any], future: "Future[Any]") -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except Exception as error:  # whoever asked gets it
+                future.set_exception(error)
 
     def _joining(self) -> list[Request]:
         """Requests that have room in their batch, in the order in which they came."""

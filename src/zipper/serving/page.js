@@ -10,6 +10,8 @@ if (navigator.mediaDevices) {  // only there on https and on localhost
 // Returns [message, seconds to the first sound]; what was spoken can be played again in #spoken.
 window.zipperSpeak = async (text) => {
   const rate = 24000, player = document.querySelector("#spoken audio");
+  window.zipperSpeaking?.abort();  // one text at a time
+  const speaking = window.zipperSpeaking = new AbortController();
   window.zipperSound?.close();
   player.removeAttribute("src");
   const sound = window.zipperSound = new AudioContext({ sampleRate: rate });
@@ -17,13 +19,21 @@ window.zipperSpeak = async (text) => {
   let first = null, until = 0, rest = new Uint8Array(0);
   const answer = await fetch("v1/audio/speech", {
     method: "POST",
+    signal: speaking.signal,
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ model: "tts-1", voice: "alloy", input: text, response_format: "pcm" }),
-  });
-  if (!answer.ok) return "⚠️ " + (await answer.json()).error.message;
+  }).catch((error) => error);
+  if (speaking.signal.aborted) return "⚠️ another text is spoken";
+  if (answer instanceof Error) return `⚠️ the server cannot be reached (${answer.message})`;
+  if (!answer.ok) return "⚠️ " + ((await answer.json().catch(() => null))?.error.message ?? `error ${answer.status}`);
   const reader = answer.body.getReader();
+  let broken = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      broken = `⚠️ cut off (${error.message}): `;  // what was heard is kept
+      return { done: true };
+    });
+    if (speaking.signal.aborted) return "⚠️ another text is spoken";
     if (done) break;
     const bytes = new Uint8Array(rest.length + value.length);
     bytes.set(rest);
@@ -53,5 +63,5 @@ window.zipperSpeak = async (text) => {
   let at = 44;
   for (const part of parts) for (const sample of part) { file.setInt16(at, sample, true); at += 2; }
   player.src = URL.createObjectURL(new Blob([file.buffer], { type: "audio/wav" }));
-  return `${(count / rate).toFixed(1)} s of speech; first sound after ${Math.round(first)} ms`;
+  return `${broken}${(count / rate).toFixed(1)} s of speech; first sound after ${Math.round(first ?? 0)} ms`;
 };

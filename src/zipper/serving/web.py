@@ -1,7 +1,7 @@
 """The page of `zipper web`: a microphone with a live transcript, recordings, and a sentence to speak."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,7 +125,9 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
             return None  # the reason is shown already
 
     def drawn(wave: Tensor, text: str) -> Figure | None:
-        return listening_picture(model, wave, text) if text and zips else None
+        with suppress(ConfigError, DataError):  # a transcript may be longer than a prompt
+            return listening_picture(model, wave, text) if text and zips else None
+        return None
 
     title = f"Zipper: {name}"
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:

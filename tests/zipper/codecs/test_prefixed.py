@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import zipper
 from conftest import units
-from zipper.codecs.codec import Codec, build_zipper_codec
+from reproduce import ROOT
+from zipper.codecs.codec import Codec, build_zipper_codec, load_zipper_codec
 from zipper.codecs.load import load_codec
 from zipper.codecs.prefixed import SemanticPrefix
 from zipper.codecs.semantic import SemanticEncoder
@@ -224,3 +225,13 @@ def test_a_codec_without_units_and_other_settings_that_do_not_fit_are_refused(fo
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(DataError, match=r"semantic/codec\.safetensors.*hash differs.*Restore both"):
         official(folder)
+
+
+@pytest.mark.parametrize("key", ["sha256", "shape", "gain"])
+def test_a_description_of_a_codec_that_lacks_something_is_damaged(in_tmp, key):
+    shutil.copytree(ROOT / "assets/codec", "codec")
+    settings = json.loads(Path("codec/codec.json").read_text(encoding="utf-8"))
+    del settings[key]
+    Path("codec/codec.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(DataError, match=f"codec.json is damaged: it lacks {key}"):
+        load_zipper_codec(Path("codec"))

@@ -7,7 +7,7 @@ import torch
 from encodec.modules import SEANetDecoder
 
 import zipper
-from zipper.codecs.codec import REACH, Codec, build_zipper_codec
+from zipper.codecs.codec import REACH, Codec, _without_onednn, build_zipper_codec
 from zipper.codecs.streaming import DecoderStream
 from zipper.config import TrainCodecConfig
 from zipper.modalities.layout import TokenLayout
@@ -76,3 +76,13 @@ def test_streamed_speech_is_the_synthesized_speech():
     torch.testing.assert_close(torch.cat(again), sampled[0][0].value, rtol=0, atol=1e-5)
     with pytest.raises(zipper.ConfigError, match="has digits"):
         next(model.stream("1!"))
+
+
+def test_onednn_stays_off_until_the_last_thread_has_decoded():
+    enabled = torch._C._get_mkldnn_enabled
+    before = enabled()
+    with _without_onednn():
+        with _without_onednn():
+            assert not enabled()
+        assert not enabled()
+    assert enabled() == before

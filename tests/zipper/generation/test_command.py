@@ -235,3 +235,25 @@ def test_the_shipped_model_speaks_and_recognises(in_tmp, capsys):
     main(["generate", "assets/zipped", "--audio", "spoken.wav"])
     transcript = capsys.readouterr().out.splitlines()[0].removeprefix("text    ")
     assert word_errors(text, transcript).errors <= 3
+
+
+def test_a_batch_that_replaces_another_one_goes_on_after_a_stop(in_tmp, monkeypatch):
+    """By the same command, which says --overwrite."""
+    model = str(ROOT / "assets/zipped")
+    Path("many.txt").write_text("\n".join(["the singer waited"] * 4), encoding="utf-8")
+    words = ["generate", model, "--batch", "many.txt", "--at-a-time", "1", "-o", "out"]
+    main(words)
+    real, saved = command_module.save, []
+
+    def stopping(model, prompt, *rest):
+        if len(saved) == 2 and prompt.id == "3":
+            raise KeyboardInterrupt
+        saved.append(prompt.id)
+        return real(model, prompt, *rest)
+
+    monkeypatch.setattr(command_module, "save", stopping)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        main([*words, "--overwrite"])
+    saved.append("stopped")
+    main([*words, "--overwrite"])
+    assert saved == ["1", "2", "stopped", "3", "4"]

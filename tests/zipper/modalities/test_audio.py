@@ -12,7 +12,7 @@ import torchaudio.functional as AF
 
 from zipper.corpora.utterance import Utterance
 from zipper.errors import DataError
-from zipper.modalities import mpeg
+from zipper.modalities import audio, mpeg
 from zipper.modalities.audio import TOLERANCE, read_wave
 from zipper.modalities.resampling import KERNEL, ResamplingStream, resample
 
@@ -295,3 +295,10 @@ def test_a_recording_or_a_piece_may_be_as_long_as_the_limit_and_no_longer(tmp_pa
         assert len(read_wave(file, RATE, start, seconds, longest=length)) == length * RATE
         with pytest.raises(DataError, match=r"more than data\.max_seconds"):
             read_wave(file, RATE, start, seconds, longest=length - 0.01)
+
+
+def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MOST", 100_000)
+    sf.write(tmp_path / "a.flac", np.zeros((20_000, 8)), 48_000)
+    with pytest.raises(DataError, match=r"20,000 samples of 8 channels, more than 100,000 in all"):
+        read_wave(tmp_path / "a.flac", 16_000)

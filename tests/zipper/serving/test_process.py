@@ -9,6 +9,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import soundfile as sf
 from fastapi.testclient import TestClient
 from openai import OpenAI
@@ -21,7 +22,8 @@ RECORDING = ROOT / "results/samples/test-00000-original.flac"
 TEXT = "why did helen give the blue wallet to the quiet singer"
 
 
-def test_sigterm_ends_the_server_after_what_was_asked_is_answered():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_server_after_what_was_asked_is_answered(number):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,13 +47,13 @@ def test_sigterm_ends_the_server_after_what_was_asked_is_answered():
         with ThreadPoolExecutor(4) as pool:
             alone, asked = speak(), [pool.submit(speak) for _ in range(4)]
             time.sleep(0.1)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             assert [one.result() for one in asked] == [alone] * 4
         out, error = process.communicate(timeout=30)
     finally:
         process.kill()
     assert process.returncode == 0
-    assert "SIGTERM: stopped" in out
+    assert f"{number.name}: stopped" in out
     assert not error
     assert health() is None
 

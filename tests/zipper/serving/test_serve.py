@@ -22,7 +22,7 @@ from served import serving
 import zipper
 from zipper.config import with_overrides
 from zipper.errors import ConfigError
-from zipper.serving.app import create_app
+from zipper.serving.app import FORMATS, _written, create_app
 from zipper.serving.batcher import Batcher, Busy
 from zipper.serving.middleware import Limits
 
@@ -404,3 +404,72 @@ def test_word_times_are_asked_for_with_and_without_brackets(address):
                 f"http://{address}/v1/audio/transcriptions", files={"file": file}, data=asked, timeout=60
             )
         assert len(answer.json()["words"]) == 10
+
+
+def test_streams_have_the_network_as_long_as_what_else_is_asked(model):
+    """A function that takes 0.3 s does not come after every timestep of 0.01 s."""
+    order: list[str] = []
+    batcher = Batcher(model, seen=lambda size: order.append("step"))
+
+    def call() -> None:
+        order.append("call")
+        time.sleep(0.3)
+
+    calls = [batcher.run(call) for _ in range(3)]
+    pieces = batcher.stream(model.document("0", {"text": TEXT}), "speech")
+    assert len([*pieces]) > 10
+    for one in calls:
+        one.result()
+    batcher.close()
+    first, *between, _ = "".join("c" if one == "call" else "s" for one in order).split("c")
+    assert not first
+    assert sum(len(steps) > 3 for steps in between) >= 1
+
+
+def test_clients_that_have_gone_do_not_wait(model):
+    held, begun = threading.Event(), threading.Event()
+    batcher = Batcher(model, batch=1, waiting=2)
+    busy = batcher.run(lambda: (begun.set(), held.wait()))
+    begun.wait()
+    prompt = model.document("0", {"text": TEXT})
+    for ask in (lambda: batcher.generate(prompt, "speech"), lambda: batcher.run(lambda: None)):
+        gone = [ask() for _ in range(2)]
+        with pytest.raises(Busy, match="2 requests wait already"):
+            ask()
+        assert all(one.cancel() for one in gone)
+        ask()
+    assert batcher.queued == 2
+    held.set()
+    busy.result()
+    batcher.close()
+
+
+def test_a_recording_of_any_length_is_refused_by_a_model_that_does_not_recognise():
+    speaker = zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+    speaker.network.used = [("speech", "text")]
+    with TestClient(create_app(speaker), raise_server_exceptions=False) as client:
+        for seconds in (2, 20):
+            sound = np.random.default_rng(0).normal(0, 0.1, 16_000 * seconds)
+            answer = client.post("/v1/audio/transcriptions", files={"file": ("a.wav", bytes_of(sound))})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "file"
+        assert client.get("/v1/audio/speech").headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100])
+@pytest.mark.parametrize("shape", [*FORMATS])
+def test_speech_of_any_rate_is_written_in_every_format(rate, shape):
+    wave = torch.sin(torch.arange(rate) / rate * 2 * torch.pi * 200) / 2
+    found, written = sf.read(io.BytesIO(_written(wave, rate, shape)))
+    assert len(found) / written == pytest.approx(1, abs=0.1)
+
+
+def test_candidates_are_named_where_they_cannot_be_streamed():
+    model = zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+    model.config = with_overrides(
+        model.config, ["decode.speech.candidates=2", "decode.speech.temperature=0.7"]
+    )
+    batcher = Batcher(model)
+    with pytest.raises(ConfigError, match="speech: 2 candidates, of which the best is kept"):
+        batcher.stream(model.document("0", {"text": TEXT}), "speech")
+    batcher.close()
