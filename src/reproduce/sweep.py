@@ -165,7 +165,7 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
     from zipper.distributed import check_trainer
     from zipper.modalities.base import load_modalities
     from zipper.models.resolve import check_towers
-    from zipper.training.fine_tuning import start_folder
+    from zipper.training.fine_tuning import units_folder
 
     known: list[Any] = []
     configs = [load_config(asset(point.config), [*point.overrides, *settings]) for point in points]
@@ -179,7 +179,7 @@ def _prepare(points: list[Point], settings: Sequence[str]) -> None:
         cfg.data.only = None
         if (key := (cfg.data, cfg.codec, text.init if text else None, cfg.train.init)) not in known:
             known.append(key)
-            prepare(cfg, Clock(), load_modalities(cfg, start_folder(cfg)))
+            prepare(cfg, Clock(), load_modalities(cfg, units_folder(cfg)))
 
 
 def _run_all(

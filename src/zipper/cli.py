@@ -42,12 +42,12 @@ def prepare(cfg: RunConfig, command: str) -> None:
     from zipper.distributed import check_trainer, encoding_settings
     from zipper.generation.extended import extended
     from zipper.modalities.base import load_modalities
-    from zipper.training.fine_tuning import fine_tuned, start_folder
+    from zipper.training.fine_tuning import fine_tuned, units_folder
 
     check_trainer(encoding_settings(cfg.train))
     cfg = extended(fine_tuned(cfg))  # whose codec and tokenizer a training from a model takes
     clock = Clock()
-    dataset = prepare_dataset(cfg, clock, load_modalities(cfg, start_folder(cfg)))
+    dataset = prepare_dataset(cfg, clock, load_modalities(cfg, units_folder(cfg)))
     print(json.dumps({**dataset.info, "stage_seconds": clock.rounded()}, indent=2))
     print(f"encoded dataset -> {dataset.folder}")
 

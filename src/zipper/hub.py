@@ -56,7 +56,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
     info = folder / "zipper.json"
     init = read_json(info)["config"]["model"].get("init") if info.is_file() else None
     shipped = init and not Path(init).is_absolute() and (ROOT / init).exists()
-    if init and Path(init).exists() and not shipped:
+    if init and not shipped and (asset(init).exists() or not re.fullmatch(REPOSITORY, init)):
         raise ConfigError(
             f"{folder} holds a part of its model alone: the rest is model.init={init}, a folder of this "
             "machine, which nobody else has. Push that first, and train with model.init=user/name."
@@ -70,7 +70,10 @@ def push(folder: Path, repository: str, private: bool) -> str:
     api = huggingface_hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=sent, commit_message=MESSAGE)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=sent, commit_message=MESSAGE,
+            delete_patterns=WANTED,  # a codec, say, of another model that was there
+        )  # fmt: skip
         if card:
             api.upload_file(
                 path_or_fileobj=card, path_in_repo=CARD, repo_id=repository, commit_message=MESSAGE
@@ -91,8 +94,10 @@ def model_card(folder: Path, repository: str) -> str:
     config = info.get("config", {})
     inits = {one.get("init") for one in config.get("model", {}).get("towers", {}).values()}
     theirs = sorted(init for init in inits if init and not init.startswith("assets/"))
-    bases = ", ".join(init for init in theirs if re.fullmatch(REPOSITORY, init))
-    front = [f"base_model: [{bases}]" if bases else "", "" if theirs else "license: apache-2.0"]
+    found = [init for init in theirs if re.fullmatch(REPOSITORY, init) and not asset(init).exists()]
+    bases = ", ".join(init.partition("@")[0] for init in found)
+    ours = not theirs and "architectures" not in info  # a language model has a licence of its own
+    front = [f"base_model: [{bases}]" if bases else "", "license: apache-2.0" if ours else ""]
     shares = config.get("train", {}).get("tasks", {})
     tasks = [TASK_NAMES.get(task, task) for task, share in shares.items() if share]
     tasks = tasks or [

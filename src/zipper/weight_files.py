@@ -23,7 +23,8 @@ def save_state(file: Path, state: Mapping[str, Tensor], small: Collection[str] =
     for name, weight in state.items():
         weight = weight.detach().cpu()
         if name in small and _is_large(weight) and bits < 16:
-            out[name], out[name + SCALE] = quantise(weight, bits)
+            out[name], scale = quantise(weight.contiguous(), bits)
+            out[name + SCALE] = _finite(name, weight, scale)
         else:
             out[name] = _halved(name, weight).contiguous()
     write_atomic(file, save(out))
@@ -32,8 +33,12 @@ def save_state(file: Path, state: Mapping[str, Tensor], small: Collection[str] =
 def _halved(name: str, weight: Tensor) -> Tensor:
     if not weight.is_floating_point():
         return weight
-    half = weight.half()
-    if bool((half.isinf() & weight.isfinite()).any()):
+    return _finite(name, weight, weight.half())
+
+
+def _finite(name: str, weight: Tensor, half: Tensor) -> Tensor:
+    """What is written of a weight in half precision. Raises DataError if that does not reach it."""
+    if bool(half.isinf().any() and not weight.isinf().any()):
         raise DataError(
             f"{name} has weights up to {float(weight.abs().max()):.3g}, but files hold half precision, up "
             f"to {torch.finfo(torch.half).max:g}. Take another tower, or train with a lower train.lr."

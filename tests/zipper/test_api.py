@@ -1,5 +1,7 @@
 """`import zipper`: towers joined in Python, trained by a Trainer of one's own, saved, loaded, used."""
 
+import json
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -367,3 +369,26 @@ def test_all_public_names_are_there_and_have_a_docstring():
     with pytest.raises(AttributeError, match="has no attribute 'Zippper'"):
         zipper.Zippper  # noqa: B018
     assert Path(zipper.__file__).name == "__init__.py"
+
+
+def test_an_untrained_model_that_was_saved_is_started_as_one_that_was_not(towers, manifest):
+    """Whitened, when it meets its first data."""
+    settings = ["model.zip={heads: 2, whiten: true, rescale: true}"]
+    model = zipper.Zipper.from_towers(**towers, interval={"text": 1, "speech": 1}, overrides=settings)
+    model.save_pretrained("untrained")
+    found = []
+    for one in (model, zipper.Zipper.from_pretrained("untrained")):
+        before = {name: weight.clone() for name, weight in one.network.state_dict().items()}
+        data_of(manifest, one, {"asr": 1})
+        found.append({n for n, w in one.network.state_dict().items() if not torch.equal(w, before[n])})
+    assert found[0] == found[1] != set()
+
+
+def test_a_part_of_a_model_whose_rest_nobody_has_is_not_pushed(model_hub, in_tmp):
+    shutil.copytree(ROOT / "assets/three-towers", "three")
+    info = read_json(Path("three/zipper.json"))
+    for init in ("two", "~/two", "/elsewhere/two"):  # there or not
+        info["config"]["model"]["init"] = init
+        Path("three/zipper.json").write_text(json.dumps(info), encoding="utf-8")
+        with pytest.raises(zipper.ConfigError, match="a part of its model alone"):
+            push(Path("three"), "me/three", private=True)

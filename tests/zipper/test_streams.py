@@ -107,7 +107,7 @@ def test_a_command_whose_output_nobody_reads_ends_as_ever(tmp_path, words, statu
     assert (found.returncode, (tmp_path / "err").read_text(encoding="utf-8")) == (status, "")
 
 
-def test_a_training_outlives_its_output(prepared, nothing_is_drawn):
+def test_a_training_outlives_its_output(prepared):
     """In the callbacks' own prints, with the streams as `main` has them."""
     broken = os.fdopen(a_pipe(), "w", buffering=1, encoding="utf-8")
     before, sys.stdout = sys.stdout, broken

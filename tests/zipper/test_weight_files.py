@@ -73,3 +73,14 @@ def test_a_file_of_weights_may_be_read_by_whom_other_files_may(tmp_path):
     (tmp_path / "other").touch()
     assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
     assert len([*tmp_path.iterdir()]) == 2
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_weights_that_half_precision_does_not_reach_are_refused_in_any_bits(tmp_path, bits):
+    weight = torch.randn(128, 64)
+    weight[3, 7] = 3e7
+    with pytest.raises(DataError, match=r"big has weights up to 3e\+07"):
+        save_state(tmp_path / "a", {"big": weight}, ["big"], bits)
+    turned = torch.randn(64, 128).T  # not contiguous
+    save_state(tmp_path / "a", {"turned": turned}, ["turned"], bits)
+    assert torch.equal(load_state(tmp_path / "a")["turned"], rounded(turned.contiguous(), bits))

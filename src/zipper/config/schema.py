@@ -242,11 +242,12 @@ class RunConfig(Section):
                 f"evaluate.samplings={self.evaluate.samplings}, but every decode.NAME.temperature=0 is "
                 "greedy: all samples would be equal. Give a temperature."
             )
-        towers = [*self.model.towers, *DEFAULT_MODALITIES]
-        check_modalities("decode", self.decode, towers)
-        for key, tasks in (("train.tasks", self.train.tasks), ("data.tasks", self.data.tasks)):
-            for task in tasks:
-                check_modalities(f"{key}.{task}", modalities_of(task), towers)
+        if self.train.init is None or self.model != ModelConfig():  # otherwise that brings the modalities
+            towers = [*self.model.towers, *DEFAULT_MODALITIES]
+            check_modalities("decode", self.decode, towers)
+            for key, tasks in (("train.tasks", self.train.tasks), ("data.tasks", self.data.tasks)):
+                for task in tasks:
+                    check_modalities(f"{key}.{task}", modalities_of(task), towers)
         if twice := [task for task in self.train.tasks if len({*modalities_of(task)}) < task.count(">") + 1]:
             raise ConfigError(
                 f"train.tasks.{twice[0]} names a modality twice. Train its pairs, such as speech>text and "

@@ -142,7 +142,7 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     clock, modalities = Clock(), load_modalities(cfg, exported)
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities, cfg.evaluate.split if other else None)
-    check_units(exported, trained, dataset.modalities)
+    check_units(exported, trained.config.model, trained.statistics, dataset.modalities)
     steps, seconds = saved.get("steps", 0), 60 * saved.get("minutes", 0.0)
     origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     cfg.run_dir.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zipper.checkpoint_files import read_checkpoint
-from zipper.config import RunConfig, from_dict, read_json, to_dict, with_overrides
+from zipper.config import ModelConfig, RunConfig, from_dict, read_json, to_dict, with_overrides
 from zipper.data.statistics import DatasetStatistics, saved_statistics
 from zipper.disk import check_folder, write_atomic
 from zipper.errors import ConfigError, DataError, torch_message
@@ -67,24 +67,24 @@ def save_exported(
             ) from error
     init, config = trained.config.model.init, without_places_of_init(trained.config)
     base = {"init_sha256": read_json(exported_folder("model.init", init) / INFO)["sha256"]} if init else {}
-    folder.mkdir(parents=True, exist_ok=True)
     _take_certificate(trained)
-    state = trained.network.state_dict()
+    certified = certificate(trained.network)  # before a file is replaced: towers may be gone
+    state = {name: weight.cpu() for name, weight in trained.network.state_dict().items()}
     heads = kept_heads(trained.config).items()
     spare = {*kept_names(trained.network)}  # what model.init holds
-    spare |= {name for name, w in heads if name in state and torch.equal(w, state[name].cpu())}
+    spare |= {name for name, w in heads if name in state and torch.equal(w, state[name])}
     if trained.network.used:
         spare |= {*untrained_names(trained.network)}
     state = {name: weight for name, weight in state.items() if name not in spare}
+    folder.mkdir(parents=True, exist_ok=True)
     save_state(folder / WEIGHTS, state, _small_names(trained, state), trained.config.export_bits)
     for name in trained.network.names:
-        if name not in trained.config.model.kept:
-            modalities[name].export(folder)
+        modalities[name].export(folder)
     info = {
         **figures,
         **base,
         "sha256": sha256(folder / WEIGHTS),
-        "certificate": certificate(trained.network),
+        "certificate": certified,
         "statistics": trained.statistics.to_dict(),
         "directions": [*trained.network.used] if trained.statistics.longest else [],
         "config": to_dict(config),
@@ -140,11 +140,19 @@ def figures_of(folder: Path) -> dict[str, Any]:
 
 
 def _take_certificate(trained: TrainedModel) -> None:
-    """Give a fine-tuned network the certificate of the model that it started from, unless it has one."""
-    init = trained.config.train.init
-    if init and not trained.network.certificate:
-        info = read_json(exported_folder("train.init", init) / INFO)
-        trained.network.certificate = info.get("certificate", {})
+    """Give a network the certificate of the model that it was fine-tuned from or extends, unless it has
+    one."""
+    if trained.network.certificate:
+        return
+    model = trained.config.model
+    if init := trained.config.train.init:
+        folder, names = exported_folder("train.init", init), model.modalities
+    elif model.init:
+        folder, names = exported_folder("model.init", model.init), model.kept
+    else:
+        return
+    known = read_json(folder / INFO).get("certificate", {})
+    trained.network.certificate = {name: known[name] for name in names if name in known}
 
 
 def _small_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str]:
@@ -154,8 +162,7 @@ def _small_names(trained: TrainedModel, state: Mapping[str, Tensor]) -> list[str
     return [
         name
         for name, weight in state.items()
-        if not name.startswith(frozen)
-        or (weight.ndim > 1 and torch.equal(rounded(weight, bits), weight.cpu()))
+        if not name.startswith(frozen) or (weight.ndim > 1 and torch.equal(rounded(weight, bits), weight))
     ]
 
 
@@ -201,10 +208,12 @@ def load_exported(folder: Path) -> tuple[TrainedModel, dict[str, Any]]:
     return trained, saved
 
 
-def check_units(folder: Path, trained: TrainedModel, modalities: Mapping[str, Modality]) -> None:
+def check_units(
+    folder: Path, model: ModelConfig, statistics: DatasetStatistics, modalities: Mapping[str, Modality]
+) -> None:
     """Raise DataError if a codec or tokenizer is another one than the model in a folder was trained with."""
-    for name in trained.network.names:
-        reads = trained.statistics.reads[name]
+    for name in model.modalities:
+        reads = statistics.reads[name]
         if reads != modalities[name].fingerprint:
             raise DataError(
                 f"{folder} was trained on {name} units {reads!r}, but its codec or tokenizer has "

@@ -79,7 +79,11 @@ def with_units_of_init(cfg: RunConfig) -> RunConfig:
         return cfg
     folder = exported_folder("model.init", cfg.model.init)
     own = cfg.data.tokenizer
-    tokenizer = own if own and asset(own).is_file() else str(folder / TOKENIZER)
+    tokenizer: str | None = str(folder / TOKENIZER)
+    if own and asset(own).is_file():
+        tokenizer = own
+    elif not (folder / TOKENIZER).is_file():  # of an extended model of an earlier version: its base has it
+        tokenizer = read_exported(folder)[0].data.tokenizer
     data = replace(cfg.data, tokenizer=tokenizer)
     return replace(cfg, data=data, codec=with_copied_codec(read_exported(folder)[0].codec, folder))
 

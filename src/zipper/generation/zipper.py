@@ -82,10 +82,12 @@ class Zipper(Generator):
         trained = load_model(folder)
         network, statistics, config = trained
         modalities = load_modalities(config, folder)
-        check_units(folder, trained, modalities)
+        check_units(folder, config.model, statistics, modalities)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = cls(network.to(device), statistics, config, modalities).eval()
         model.figures = figures_of(folder)
+        if not statistics.longest and not config.model.init:  # written as `from_towers` made it
+            model.joined = config
         return model
 
     def save_pretrained(self, folder: str | Path, *, bits: Literal[16, 8, 4] = 16, **figures: Any) -> None:

@@ -33,7 +33,7 @@ CODES, CODEBOOKS = 256, 4
 FILE = "patches.safetensors"  # the codebooks of a model
 FITTED, ROUNDS = 4000, 30  # images that codebooks are fitted to, rounds of k-means
 PATCHES_PER_SECOND = 2.5  # 8 patches last as long as a sentence, for the time positions of zips
-FAULTS = (OSError, ValueError, SyntaxError, Picture.DecompressionBombError)  # what Pillow raises
+FAULTS = (OSError, ValueError, LookupError, RuntimeError, SyntaxError, Picture.DecompressionBombError)
 SCALE = 16  # pixels of a written file for one of the image
 
 
@@ -108,7 +108,7 @@ class Image(Modality):
         """Pixels of a file, or pixels uint8 [HEIGHT, W, 3]. An enlarged image (`write`) is reduced. Raises
         DataError if it cannot be read, or is not HEIGHT pixels high and whole patches wide."""
         if isinstance(raw, Tensor | np.ndarray):
-            return _checked(torch.as_tensor(raw))
+            return _checked(raw)
         if not isinstance(raw, str | Path):
             raise DataError(
                 f"{raw!r} is no image. Give the path of a file, or pixels uint8 [{HEIGHT}, W, 3]."
@@ -167,15 +167,16 @@ class Image(Modality):
         return TextScorer(lambda row: row["text"], lambda content: reader.sentence(self.decode(content)))
 
 
-def _checked(pixels: Tensor) -> Tensor:
+def _checked(pixels: Tensor | np.ndarray) -> Tensor:
     """Pixels in memory. Raises DataError on another shape or type."""
     high, wide, colours = pixels.shape if pixels.ndim == 3 else (0, 0, 0)
-    if pixels.dtype != torch.uint8 or (high, colours) != (HEIGHT, 3) or not wide or wide % SIDE:
+    kind = str(pixels.dtype).removeprefix("torch.")
+    if kind != "uint8" or (high, colours) != (HEIGHT, 3) or not wide or wide % SIDE:
         raise DataError(
-            f"The image is {str(pixels.dtype).removeprefix('torch.')} {[*pixels.shape]}, but must be uint8 "
+            f"The image is {kind} {[*pixels.shape]}, but must be uint8 "
             f"[{HEIGHT}, W, 3] with W a multiple of {SIDE}: pixels of 0 to 255, row by row."
         )
-    return pixels
+    return pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def _patches(value: Tensor) -> Tensor:

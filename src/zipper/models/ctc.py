@@ -18,7 +18,7 @@ from zipper.modalities.base import Modality
 
 MARGIN = 2  # timesteps on either side of a token's letters that its attention may go to
 LEAST = 1e-4  # added to attention weights before the logarithm
-SAVED = re.compile(r"ctc\.heads\.(\w+)_from_(\w+)\.table")  # in the state dict of a model
+SAVED = re.compile(r"ctc\.heads\.([\w-]+)_from_([\w-]+)\.table")  # in the state dict of a model
 
 
 class CtcHead(nn.Module):

@@ -38,8 +38,10 @@ def import_gguf(file: Path, folder: Path) -> None:
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
         raise DataError(
             f"{file} cannot be read as GGUF ({str(error).splitlines()[0]}). Fetch it again, or another one."
         ) from error
@@ -50,6 +52,7 @@ def import_gguf(file: Path, folder: Path) -> None:
         )
     _check_rope(file, model.config.to_dict())
     tied = bool(model.config.tie_word_embeddings)
+    _check_weights(file, report, tied)
     weights = {
         name: w.contiguous()
         for name, w in model.state_dict().items()
@@ -79,4 +82,15 @@ def _check_rope(file: Path, config: dict[str, Any]) -> None:
         raise DataError(
             f"{file} scales its rotary positions ({scaled[0]}), which transformers does not read from GGUF: "
             "the model would be another one. Take its safetensors."
+        )
+
+
+def _check_weights(file: Path, report: dict[str, Any], tied: bool) -> None:
+    """Raise DataError if a file lacks weights, which transformers then makes up. report: of its loading."""
+    derived = {"lm_head.weight"} if tied else set()
+    found = {*report["missing_keys"], *map(str, report["mismatched_keys"])} - derived
+    if lacking := sorted(found):
+        raise DataError(
+            f"{file} does not hold {lacking[0]} (or not in its shape), nor {len(lacking) - 1} more. Join the "
+            "parts of a file that is split, or fetch it again."
         )

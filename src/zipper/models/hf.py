@@ -33,6 +33,7 @@ SCALINGS: dict[str, tuple[str, ...]] = {  # of rotary positions, with their numb
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+HELD = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # of weights; not those of 8 bits
 WINDOW = 2048  # tokens; a longer sliding window never truncates utterances
 OURS = {
     "model.embed_tokens.weight": "embedding.weight",
@@ -91,7 +92,13 @@ def _shape(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     _refuse_foreign_parts(folder, config, architecture)
     heads, width = config["num_attention_heads"], config["hidden_size"]
     size = config.get("head_dim") or width // heads
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if rope and older and _without_base(rope) != _without_base(older):
+        raise DataError(
+            f"{folder / CONFIG}: rope_parameters={rope} and rope_scaling={older} differ, and readers "
+            "differ in which of them counts. Leave the wrong one out."
+        )
+    rope = rope or older
     return {
         "layers": config["num_hidden_layers"],
         "width": width,
@@ -123,6 +130,13 @@ def _refuse_foreign_parts(folder: Path, config: dict[str, Any], architecture: st
             f"{folder / CONFIG}: sliding_window={window} is too short: towers attend to all tokens, which is "
             f"equivalent only from {WINDOW} on."
         )
+
+
+def _without_base(rope: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a scaling under their present names, without the base, which has two places."""
+    return {
+        "rope_type" if key == "type" else key: value for key, value in rope.items() if key != "rope_theta"
+    }
 
 
 def _scaling(folder: Path, rope: dict[str, Any]) -> list[float]:
@@ -161,7 +175,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
             "model.embed_tokens.weight. Set tie_word_embeddings=false if the model has a head of its own."
         )
     for name in theirs.keys() - derived:
-        if not (theirs[name].is_floating_point() and theirs[name].isfinite().all()):
+        if theirs[name].dtype not in HELD or not theirs[name].isfinite().all():
             raise DataError(
                 f"{folder}: {name} ({theirs[name].dtype}) does not hold finite floating-point numbers. Fetch "
                 "the model again, in half precision if it was quantised."

@@ -28,13 +28,24 @@ SHAPE = (
 
 def save_tower(folder: Path, tower: Tower, info: dict[str, Any], bits: int = 16) -> None:
     """Write weights in half precision, or matrices in fewer bits, with LoRA merged, and shape. info: further
-    entries of tower.json: training data, command, metrics; `reads`: id of its units."""
+    entries of tower.json: training data, command, metrics; `reads`: id of its units. Raises ConfigError as
+    `check_no_language_model`."""
+    check_no_language_model(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = merged_state(tower)
     save_state(folder / WEIGHTS, state, state, bits)
     shape = {name: getattr(tower.cfg, name) for name in SHAPE}
     written = {"shape": shape, "sha256": sha256(folder / WEIGHTS), **info}
     (folder / INFO).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+
+def check_no_language_model(folder: Path) -> None:
+    """Raise ConfigError if a folder to write holds a language model, which would be read in its place."""
+    if is_llama(folder):
+        raise ConfigError(
+            f"{folder} holds a pre-trained language model (config.json), which would be read in place of "
+            "what is written there. Name another folder."
+        )
 
 
 def tower_info(folder: Path) -> dict[str, Any]:
@@ -51,7 +62,8 @@ def tower_info(folder: Path) -> dict[str, Any]:
                 f"has {shape['vocabulary']} rows. Restore the tokenizer that belongs to the model."
             )
         return {"shape": shape, "reads": subwords.fingerprint, "trained_on": None}
-    info = read_json(folder / INFO) if (folder / INFO).is_file() else {}
+    described = (folder / INFO).is_file()
+    info = read_json(folder / INFO, needed=("sha256", "shape", "reads")) if described else {}
     file = _weights_file(folder, info)
     if "weights" in info and not file.is_file():
         raise DataError(f"{folder / INFO} refers to the weights in {file}, which do not exist. Restore them.")

@@ -3,31 +3,41 @@ towers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 from zipper.config import RunConfig, TowerConfig, modalities_of
 from zipper.config.fields import check_modalities
 from zipper.corpora.utterance import FIRST, sentences_hash
 from zipper.data.dataset import EncodedDataset, sentences_of
+from zipper.data.documents import directions
 from zipper.errors import ConfigError, DataError
 from zipper.hub import model_folder
 from zipper.modalities.base import Modality
-from zipper.models.pretrained import tower_info, with_shape_of
+from zipper.models.pretrained import check_no_language_model, tower_info, with_shape_of
 
 PER_MODALITY = ("vocabulary", "codebooks", "pattern", "specials", "init")  # not shared by a single decoder
 
 
 def check_towers(cfg: RunConfig) -> None:
-    """Check towers and tasks before the data is encoded.
+    """Check towers, tasks and `export` before the data is encoded.
 
-    Raises ConfigError if a task needs a modality without a tower or a shape does not fit, DataError if a
-    pre-trained tower is damaged.
+    Raises ConfigError if a task needs a modality without a tower, a shape does not fit, nothing would be
+    trained, or what is trained could not be exported; DataError if a pre-trained tower is damaged.
     """
     _check_tasks(cfg)
+    if cfg.export:
+        _check_export(cfg, Path(cfg.export))
     towers = dict(cfg.model.towers)
     for name in cfg.model.modalities:
         if init := towers[name].init:
             towers[name] = with_shape_of(towers[name], model_folder(init))
             towers[name].check_interval()
+    joins = cfg.model.kind != "mixture" and directions(cfg.train.tasks)
+    if not joins and all(towers[name].frozen and not towers[name].lora for name in cfg.model.modalities):
+        raise ConfigError(
+            f"Every tower of model.modalities={cfg.model.modalities} is frozen, and nothing else would be "
+            "trained. Leave out a model.towers.NAME.frozen."
+        )
     if cfg.model.kind == "zipper":
         replace(cfg.model, towers=towers).check_widths()
     stages = {name: towers[name].layers // towers[name].interval for name in cfg.model.modalities}
@@ -36,6 +46,19 @@ def check_towers(cfg: RunConfig) -> None:
         raise ConfigError(
             f"model.init={cfg.model.init} has zips after {known} stages of layers, but model.towers.{few[0]} "
             f"has {stages[few[0]]}. Give it more layers, or a smaller interval."
+        )
+
+
+def _check_export(cfg: RunConfig, folder: Path) -> None:
+    """Raises ConfigError if no task joins several towers, or the folder holds a language model."""
+    check_no_language_model(folder)
+    model, tasks = cfg.model, cfg.train.tasks
+    alone = not directions(tasks) and not model.init and not cfg.train.init
+    if alone and len(model.modalities) > 1 and model.kind != "single_decoder":
+        raise ConfigError(
+            f"export={folder}: train.tasks={[*tasks]} join none of the towers of model.modalities="
+            f"{model.modalities}, and an export holds one tower or joined ones. Pre-train each alone (zipper "
+            "pretrain), or train a task that joins them, such as asr."
         )
 
 

@@ -87,8 +87,15 @@ def for_new_training(cfg: RunConfig) -> RunConfig:
 
 
 def start_folder(cfg: RunConfig) -> Path | None:
-    """Folder of `train.init`, whose tokenizer and codec `load_modalities` reads; None without one."""
+    """Folder of `train.init`; None without one."""
     return exported_folder("train.init", cfg.train.init) if cfg.train.init else None
+
+
+def units_folder(cfg: RunConfig) -> Path | None:
+    """Folder of `train.init` or `model.init`, whose tokenizer, codec and codebooks `load_modalities` reads;
+    None without one."""
+    init = cfg.model.init
+    return start_folder(cfg) or (exported_folder("model.init", init) if init else None)
 
 
 def continued(old: DatasetStatistics, new: DatasetStatistics) -> DatasetStatistics:
@@ -115,13 +122,17 @@ def continued(old: DatasetStatistics, new: DatasetStatistics) -> DatasetStatisti
 
 
 def started_from(cfg: RunConfig, modalities: Mapping[str, Modality]) -> TrainedModel | None:
-    """The model of `train.init`, if there is one. Raises DataError if it is damaged, or was trained with
-    another codec or tokenizer than these modalities have."""
+    """The model of `train.init`, if there is one. Raises DataError if it, or that of `model.init`, is
+    damaged, or was trained with another codec, tokenizer or codebooks than these modalities have."""
+    if cfg.model.init:
+        base = exported_folder("model.init", cfg.model.init)
+        saved, statistics, _ = read_exported(base)
+        check_units(base, saved.model, statistics, modalities)
     folder = start_folder(cfg)
     if folder is None:
         return None
     model, _ = load_exported(folder)
-    check_units(folder, model, modalities)
+    check_units(folder, model.config.model, model.statistics, modalities)
     return model
 
 

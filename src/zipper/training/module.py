@@ -27,7 +27,7 @@ from zipper.training.data import ZipperData
 from zipper.training.engine import prepare_layers, shard
 from zipper.training.fine_tuning import check_same, without_ctc
 from zipper.training.optimiser import optimiser_of
-from zipper.training.rounding import RoundedWeights, refuse_averages
+from zipper.training.rounding import RestoreWeights, RoundedWeights, refuse_averages
 
 NAMED = 8  # utterances in an error message
 OWN = (  # settings of `train` that are the module's; the others are of the data or the Trainer
@@ -134,6 +134,10 @@ class ZipperModule(L.LightningModule):
             refuse_averages(self.trainer)
             weights = exported_weights(self.model, self.cfg.model)
             self.rounded = RoundedWeights(weights, self.cfg.export_bits)
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Lightning hook."""
+        return [RestoreWeights()] if self.cfg.train.quantise else []
 
     def configure_model(self) -> None:
         """Lightning hook: shard the model if the strategy does."""

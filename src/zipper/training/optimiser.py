@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from zipper.config import TrainConfig
+from zipper.errors import ConfigError
 from zipper.models.zip_block import is_gate
 
 
@@ -15,8 +16,10 @@ def optimiser_of(
     model: nn.Module, train: TrainConfig, steps: int, fused: bool
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimiser of what is trained, and its schedule: a linear warm-up, then constant, or a cosine that ends
-    at 0 after `steps` steps. fused: one kernel for all parameters."""
+    at 0 after `steps` steps. fused: one kernel for all parameters. Raises ConfigError if all are frozen."""
     groups = parameter_groups(model, train.lr, train.gate_lr, train.weight_decay)
+    if not groups:
+        raise ConfigError("Every weight is frozen, nothing would be trained. Leave out a `frozen`.")
     optimiser: torch.optim.Optimizer
     if train.optimiser == "adafactor":
         optimiser = torch.optim.Adafactor(groups, lr=train.lr)

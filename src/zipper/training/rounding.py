@@ -1,6 +1,7 @@
 """Quantisation-aware training: the loss is that of the weights which an export in few bits holds."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
@@ -40,3 +41,11 @@ class RoundedWeights:
         for weight, exact in zip(self.weights, self.exact, strict=False):
             weight.data = exact
         self.exact = []
+
+
+class RestoreWeights(L.Callback):
+    """Restores the exact weights after a step that an error or Ctrl-C has cut off."""
+
+    def on_exception(self, trainer: L.Trainer, module: Any, error: BaseException) -> None:
+        """module: the ZipperModule that brought this callback."""
+        module.rounded.restore()

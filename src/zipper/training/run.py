@@ -45,7 +45,7 @@ from zipper.run_folder import check_dataset, claim_run_dir, hold_run_dir, result
 from zipper.training.callbacks import GateMonitor, MeanWer, Patience, Spikes, TaskMonitor, Throughput
 from zipper.training.checkpoints import Best, Save
 from zipper.training.data import ZipperData
-from zipper.training.fine_tuning import continued, fine_tuned, start_folder, started_from
+from zipper.training.fine_tuning import continued, fine_tuned, started_from, units_folder
 from zipper.training.module import ZipperModule
 from zipper.training.precision import BFloat16Products
 
@@ -68,7 +68,7 @@ def train(cfg: RunConfig, command: str) -> Results:
 
 def _train(cfg: RunConfig, command: str) -> Results:
     code = commit()  # at the start; the checkout may change during the run
-    modalities = load_modalities(cfg, start_folder(cfg))
+    modalities = load_modalities(cfg, units_folder(cfg))
     old = started_from(cfg, modalities)
     scorers = load_scorers(cfg, modalities)
     clock = Clock()

@@ -1,18 +1,22 @@
 """An image tower for a model that is zipped already: pairs alone, and the old pair stays bit for bit."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 import zipper
-from conftest import config
+from conftest import WORDS, config
 from zipper.cli import main
 from zipper.clock import Clock
-from zipper.config import read_json
+from zipper.config import load_config, read_json
 from zipper.data.batches import collate
 from zipper.data.documents import document
 from zipper.data.prepare import prepare
 from zipper.errors import ConfigError, DataError
-from zipper.generation.extended import extended
+from zipper.generation.exported import certify
+from zipper.generation.extended import extended, with_units_of_init
 from zipper.hub import push
 from zipper.modalities import speech as speech_module
 from zipper.modalities.base import load_modalities
@@ -22,14 +26,23 @@ from zipper.training import run as run_module
 from zipper.training.data import ZipperData
 from zipper.weight_files import load_state
 
+pytestmark = pytest.mark.slow
+
 TOWER = "{layers: 2, width: 16, heads: 2, kv_heads: 2, hidden: 16, interval: 1}"
 PAIRS = "{image>text: 1, text>image: 1}"
+LEFT = [word for word in WORDS if not word.startswith("model.")]
 
 
 @pytest.fixture
-def two(utterances, codec, monkeypatch, in_tmp):
-    """A trained model of text and speech, and a manifest with images."""
+def two(utterances, codec, monkeypatch, in_tmp, tmp_path_factory):
+    """A model of text and speech, trained once, and a manifest with images."""
     monkeypatch.setattr(speech_module, "load_codec", lambda cfg: codec)
+    data = ["data={corpus: manifest, folder: list.tsv, subwords: 64}", "evaluate.mismatched=false"]
+    words = [*data, "model.init=two", "model.modalities=[text, speech, image]", f"model.towers.image={TOWER}"]
+    kept = tmp_path_factory.getbasetemp() / "two"
+    if kept.exists():
+        shutil.copytree(kept, in_tmp, dirs_exist_ok=True)
+        return words
     draw, image = torch.Generator().manual_seed(0), Image()
     lines = ["id\taudio\ttext\tsplit\timage"]
     for u in utterances:
@@ -37,11 +50,12 @@ def two(utterances, codec, monkeypatch, in_tmp):
         file = image.write(value, in_tmp / u.id, scale=1)
         lines.append(f"{u.id}\t{u.audio}\t{u.text}\t{u.split}\t{file.name}")
     (in_tmp / "list.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    data = ["data={corpus: manifest, folder: list.tsv, subwords: 64}", "evaluate.mismatched=false"]
     run_module.train(config(*data, "name=two", "export=two"), "x")
-    return [*data, "model.init=two", "model.modalities=[text, speech, image]", f"model.towers.image={TOWER}"]
+    shutil.copytree(in_tmp, kept)
+    return words
 
 
+@pytest.mark.rendered
 def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(two, in_tmp, capsys):
     cfg = config(*two, f"train.tasks={PAIRS}", "train.lr=0.01", "name=three", "export=three", "train.steps=6")
     run_module.train(cfg, "x")
@@ -51,6 +65,12 @@ def test_a_tower_is_added_from_pairs_alone_and_the_old_pair_stays_bit_identical(
     assert all(torch.equal(before[name], after[name]) for name in kept)
     assert len(kept) < len(after)
     assert not {*kept} & {*load_state(in_tmp / "three" / "zipper.safetensors")}
+    (in_tmp / "three" / "tokenizer.json").unlink()  # as in exports of earlier versions
+    assert with_units_of_init(config(*two, "model.init=three")).data.tokenizer == "two/tokenizer.json"
+    data = [word for word in two if not word.startswith("model.")]
+    tuned = ["train.init=three", "train.tasks={asr: 0, image>text: 1}", "name=tuned", "train.steps=2"]
+    run_module.train(load_config(None, [*LEFT, *data, *tuned]), "x")
+    assert zipper.Zipper.from_pretrained("build/runs/tuned").network.names == ["text", "speech", "image"]
     dataset = prepare(cfg, Clock(), load_modalities(extended(cfg)))
     rows = [*dataset.splits["test"]]
     for task in ("asr", "tts"):
@@ -166,7 +186,7 @@ def test_a_base_with_lora_is_extended_with_its_updates_merged(two, in_tmp):
     torch.testing.assert_close(*states)
 
 
-def test_a_base_is_extended_without_the_towers_that_it_started_from(two, in_tmp):
+def test_a_base_is_extended_without_the_towers_that_it_started_from(two, in_tmp, monkeypatch):
     """Its frozen towers' weights are its own."""
     base = [word for word in two if not word.startswith(("model.init", "model.modalities", "model.towers"))]
     alone = ["model.modalities=[text]", "train.tasks={asr: 0, text: 1}", "name=tower", "export=tower"]
@@ -182,6 +202,14 @@ def test_a_base_is_extended_without_the_towers_that_it_started_from(two, in_tmp)
     ]
     assert towers[0].keys() == towers[1].keys()
     assert all(torch.equal(weight, towers[1][name]) for name, weight in towers[0].items())
+    Path("elsewhere").rename("tower")
+    monkeypatch.setattr("zipper.weight_files.SMALLEST", 64)
+    main(["export", "based", "small", "--bits", "4", "--frozen-too"])
+    cfg = config(
+        *two, "model.init=small", f"train.tasks={PAIRS}", "name=rounded", "export=more", "train.steps=2"
+    )
+    run_module.train(cfg, "x")
+    assert certify(Path("more")) == ["text"]  # of the rounded weights
 
 
 def test_a_base_keeps_its_head_of_ctc(two, in_tmp):
@@ -200,3 +228,15 @@ def test_a_base_keeps_its_head_of_ctc(two, in_tmp):
     assert any(text.doubt for [text] in old)
     for folder in ("three", "again"):
         assert not any(name.startswith("ctc.") for name in load_state(in_tmp / folder / "zipper.safetensors"))
+
+
+def test_an_image_tower_keeps_its_codebooks_whatever_the_images_of_the_next_training(two, in_tmp):
+    data = [word for word in two if not word.startswith(("model.init", "model.modalities"))]
+    base = ["model.modalities=[text, image]", "train.tasks={asr: 0, image>text: 1, text>image: 1}"]
+    run_module.train(config(*data, *base, "name=seen", "export=seen", "train.steps=2"), "x")
+    for file in in_tmp.glob("*.png"):
+        Image().write(Image().read(file) // 3, file.with_suffix(""), scale=1)
+    more = ["model.init=seen", "model.modalities=[text, image, speech]", "train.tasks={asr: 1}", "name=heard"]
+    run_module.train(config(*data, *more, "export=heard", "train.steps=2"), "x")
+    models = [zipper.Zipper.from_pretrained(one) for one in ("seen", "heard", "build/runs/heard")]
+    assert len({one.modalities["image"].fingerprint for one in models}) == 1

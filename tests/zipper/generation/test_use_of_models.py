@@ -253,3 +253,25 @@ def test_a_transcript_that_is_cut_off_is_doubtful(model, wave, monkeypatch, reas
     monkeypatch.setattr(model, "generate", lambda *_, **how: [[cut]])
     with pytest.warns(UserWarning, match=f"doubtful: .*{doubt}"):
         assert model.transcribe(wave) == SENTENCE
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor of another device, which `torch.equal` does not compare with one of the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.equal and len({isinstance(one, cls) for one in args}) > 1:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        out = super().__torch_function__(function, types, args, kwargs or {})
+        return out.as_subclass(torch.Tensor) if function is torch.Tensor.cpu else out
+
+
+def test_a_model_on_another_device_is_exported_as_from_the_cpu(in_tmp):
+    model = zipper.Zipper.from_pretrained(ROOT / "assets/zipped")
+    model.save_pretrained("here", bits=8)
+    state = model.network.state_dict
+    model.network.state_dict = lambda **how: {n: w.as_subclass(Elsewhere) for n, w in state(**how).items()}
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.equal(model.network.state_dict()["towers.text.embedding.weight"], torch.zeros(1))
+    model.save_pretrained("there", bits=8)
+    assert Path("here/zipper.safetensors").read_bytes() == Path("there/zipper.safetensors").read_bytes()

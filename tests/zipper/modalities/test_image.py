@@ -62,3 +62,15 @@ def test_codebooks_are_those_of_the_images_that_can_be_read(tmp_path):
     (tmp_path / "1.png").write_bytes(b"no image")
     damaged.fit(files)
     assert torch.equal(damaged.centres, whole.centres)
+
+
+def test_damaged_files_of_any_kind_and_odd_arrays_are_read_or_refused(tmp_path, monkeypatch):
+    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    assert torch.equal(Image().read(pixels[:, ::-1]), torch.from_numpy(pixels[:, ::-1].copy()))
+    with pytest.raises(DataError, match="The image is object"):
+        Image().read(pixels.astype(object))
+    (tmp_path / "a.png").write_bytes(b"x")
+    for error in (IndexError("end"), RuntimeError("decoder"), NotImplementedError("format")):
+        monkeypatch.setattr("PIL.Image.open", lambda _, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            Image().read(tmp_path / "a.png")

@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused(dataset):
     ],
     ids=KINDS,
 )
-@pytest.mark.usefixtures("prepared", "nothing_is_drawn", "listening")
+@pytest.mark.usefixtures("prepared", "listening")
 def test_it_is_trained_exported_and_writes_the_same_again(words, dataset):
     cfg = config("name=arm", "export=out", *words)
     run_module.train(cfg, "x")

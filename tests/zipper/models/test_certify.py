@@ -167,3 +167,13 @@ def test_an_export_whose_frozen_tower_is_gone_is_exported_again_with_its_certifi
     assert certify(Path("again")) == ["text"]
     saved = [json.loads((folder / "zipper.json").read_text("utf-8")) for folder in (exported, Path("again"))]
     assert saved[0]["certificate"] == saved[1]["certificate"]
+
+
+def test_an_export_that_fails_leaves_the_one_before(exported, towers):
+    model = joined(towers)
+    torch.nn.init.normal_(model.network.tower("speech").embedding.weight)
+    model.network.certificate = {}  # as of a run
+    towers["text"].rename("gone")
+    with pytest.raises(DataError):
+        model.save_pretrained(exported)
+    assert certify(exported) == ["text"]

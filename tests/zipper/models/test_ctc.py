@@ -147,7 +147,7 @@ def test_a_training_without_letters_is_refused():
         run_module.train(config("name=scored", "decode.text={beams: 2, ctc: 0.3}"), "x")
 
 
-@pytest.mark.usefixtures("prepared", "nothing_is_drawn")
+@pytest.mark.usefixtures("prepared")
 def test_it_is_trained_and_exported(dataset):
     words = ("name=aligned", "train.steps=4", "train.validate_every=2", "train.ctc=0.5", "train.guide=0.3")
     run_module.train(config(*words), "x")
@@ -198,3 +198,10 @@ def test_a_text_that_is_not_the_answer_has_no_letters(dataset):
         losses.append(float(head.loss(module.model(batch), batch).detach()) * batch.total["text"])
     assert losses[0] > 0.2
     assert losses[2] == 0
+
+
+def test_a_head_of_a_modality_with_a_dash_in_its_name_comes_back():
+    heads = CtcHeads({"text_from_my-speech": CtcHead(8, letter_table(["a", "b"]), "my-speech", "text")})
+    again = CtcHeads.from_state({f"ctc.{name}": weight for name, weight in heads.state_dict().items()})
+    assert again is not None
+    assert [(head.prompt, head.answer) for head in again.own()] == [("my-speech", "text")]

@@ -1,10 +1,12 @@
 """Language models in GGUF files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from zipper.errors import DataError
-from zipper.models.gguf import _check_rope
+from zipper.models.gguf import _check_rope, _check_weights
 
 
 @pytest.mark.parametrize("kind", ["plain", "none", "linear", "factors"])
@@ -28,3 +30,21 @@ def test_scaled_positions_that_transformers_does_not_read_are_refused(tmp_path, 
         return
     with pytest.raises(DataError, match=r"rotary positions \((rope_freqs|llama\.rope)"):
         _check_rope(file, config)
+
+
+@pytest.mark.parametrize(
+    ("report", "tied", "lacking"),
+    [
+        ({"missing_keys": {"model.norm.weight", "lm_head.weight"}}, True, "model.norm.weight .*nor 0 more"),
+        ({"missing_keys": {"lm_head.weight"}}, False, "lm_head.weight"),
+        ({"missing_keys": set(), "mismatched_keys": [("a", (1,), (2,))]}, True, "'a'"),
+        ({"missing_keys": {"lm_head.weight"}}, True, None),
+    ],
+)
+def test_a_file_that_lacks_weights_is_refused(report, tied, lacking):
+    """transformers makes them up: a part of a file that is split would be another model."""
+    if lacking is None:
+        _check_weights(Path("a.gguf"), {"mismatched_keys": [], **report}, tied)
+        return
+    with pytest.raises(DataError, match=f"a.gguf does not hold .*{lacking}"):
+        _check_weights(Path("a.gguf"), {"mismatched_keys": [], **report}, tied)

@@ -71,7 +71,9 @@ def test_one_file_or_many_older_names_and_a_tower_of_our_own_give_the_same_weigh
     whole, shards = saved(tmp_path / "whole"), saved(tmp_path / "shards", shards="20KB")
     assert len([*shards.glob("*.safetensors")]) > 2
     one, many = read_tower(whole), read_tower(shards)
-    configured(rope_parameters=None, rope_theta=one.cfg.rope_base)(whole)  # as before v5
+    configured(rope_scaling={"type": "default"})(whole)  # as some keep it for older readers
+    assert read_tower(whole).cfg == one.cfg
+    configured(rope_scaling=None, rope_parameters=None, rope_theta=one.cfg.rope_base)(whole)  # as before v5
     older = read_tower(whole)
     save_tower(tmp_path / "ours", one, {"reads": "x", "trained_on": None})
     ours = read_tower(tmp_path / "ours")
@@ -135,6 +137,9 @@ BROKEN = {
     "index": (lambda f: (f / "model.safetensors").rename(f / "model.safetensors.index.json").write_text("{}"),
               "no weight_map"),
     "head": (weighted("lm_head.weight", torch.ones(300, 32)), "lm_head.weight is another matrix"),
+    "fp8": (weighted("model.norm.weight", torch.zeros(32).to(torch.float8_e4m3fn)), "float8.*does not hold"),
+    "two rotaries": (configured(rope_scaling={"rope_type": "linear", "factor": 2.0}),
+                     "and rope_scaling=.*differ"),
     "damaged": (lambda f: (f / "config.json").write_text("{", encoding="utf-8"), "is damaged"),
 }  # fmt: skip
 
@@ -259,6 +264,25 @@ def test_pretraining_goes_on_from_a_model_and_exports_what_can_be_zipped(own):
     assert resolve(cfg, dataset).model.towers["text"].layers == 3
 
 
+def test_a_tower_is_not_written_where_a_language_model_would_be_read_in_its_place(own):
+    own()
+    words = ["model.modalities=[text]", "model.towers.text.init=model", "train.tasks={asr: 0, text: 1}"]
+    with pytest.raises(ConfigError, match=r"model holds a pre-trained language model .*Name another folder"):
+        pretrain(load_config(None, [*words, "export=model", "train.accelerator=cpu"]), "test")
+    with pytest.raises(ConfigError, match="would be read in place"):
+        save_tower(Path("model"), read_tower(Path("model")), {"reads": "x"})
+
+
+@pytest.mark.parametrize("key", ["sha256", "shape", "reads"])
+def test_a_description_of_a_tower_that_lacks_something_is_damaged(tmp_path, key):
+    save_tower(tmp_path / "ours", read_tower(saved(tmp_path / "whole")), {"reads": "x", "trained_on": None})
+    info = json.loads((tmp_path / "ours/tower.json").read_text(encoding="utf-8"))
+    del info[key]
+    (tmp_path / "ours/tower.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(DataError, match=f"tower.json is damaged: it lacks {key}"):
+        read_tower(tmp_path / "ours")
+
+
 def test_a_hub_that_cannot_be_reached_says_where_the_model_would_be(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
@@ -321,3 +345,25 @@ def test_a_zipped_model_that_was_pushed_is_what_comes_back(model_hub):
         assert part in card, part
     for task in ("text>image", "image>text"):
         assert task in model_card(ROOT / "assets" / "three-towers", "me/three")
+
+
+def test_a_model_that_is_pushed_over_another_one_is_what_comes_back(model_hub):
+    """Also in a repository with the codec of the one before."""
+    push(ROOT / "assets" / "real", "me/mine", private=True)
+    assert (model_hub / "me/mine/codec.json").is_file()
+    push(ROOT / "assets" / "zipped", "me/mine", private=True)
+    recording = ROOT / "results/samples/test-00000-original.flac"
+    assert Zipper.from_pretrained("me/mine").transcribe(recording).startswith("every wednesday")
+
+
+def test_a_card_names_models_of_the_hub_alone_and_no_licence_of_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "towers/text")
+    assert "license:" not in model_card(tmp_path / "towers/text", "me/lm")
+    towers = {"text": {"init": "towers/text"}, "speech": {"init": "me/other@v1"}}
+    (tmp_path / "zipper.json").write_text(
+        json.dumps({"config": {"model": {"towers": towers}}}), encoding="utf-8"
+    )
+    card = model_card(tmp_path, "me/mine")
+    assert "base_model: [me/other]" in card
+    assert "license:" not in card

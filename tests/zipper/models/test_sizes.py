@@ -45,16 +45,20 @@ def model_of(name: str) -> tuple[ModelConfig, int]:
 
 
 @pytest.mark.parametrize(("name", "stages", "speech"), [("tiny-128m", 4, 128e6), ("gecko-128m", 8, 125e6)])
-def test_parameters_are_as_expected_and_a_step_in_bfloat16_is_finite(name, stages, speech):
+def test_parameters_are_as_expected(name, stages, speech):
     cfg, count = model_of(name)
     with torch.device("meta"):
         shapes = ZipperModel(cfg, {"text": 4.0, "speech": 75.0})
     assert shapes.stages == stages
     assert sum(p.numel() for p in shapes.tower("text").parameters()) == count
     assert sum(p.numel() for p in shapes.tower("speech").parameters()) == pytest.approx(speech, rel=0.01)
+
+
+def test_a_step_in_bfloat16_lowers_the_loss():
+    cfg, _ = model_of("tiny-128m")
     torch.manual_seed(0)
     model = ZipperModel(cfg, {"text": 4.0, "speech": 75.0})
-    train = load_config(ROOT / "configs" / f"{name}.yaml").train
+    train = load_config(ROOT / "configs" / "tiny-128m.yaml").train
     prepare_layers(model, replace(train, compile=False))  # which takes a minute, and changes no figure
     model.tower("text").requires_grad_(False)
     model.train()

@@ -48,7 +48,7 @@ def test_the_gradient_is_that_of_rounded_weights_and_the_update_goes_to_exact_on
     assert all(torch.equal(weight.grad, one.grad) for weight, one in zip(layer.parameters(), at, strict=True))
 
 
-@pytest.mark.usefixtures("prepared", "nothing_is_drawn")
+@pytest.mark.usefixtures("prepared")
 def test_what_is_scored_is_what_is_exported_and_checkpoints_are_exact(monkeypatch):
     monkeypatch.setattr("zipper.weight_files.SMALLEST", 64)  # the matrices of these models are small
     in_steps = []
@@ -83,3 +83,22 @@ def test_settings_that_do_not_work_together_are_refused():
     lora = ["model.modalities=[text]", "train.tasks={asr: 0, text: 1}", "model.towers.text.lora=2"]
     with pytest.raises(ConfigError, match=r"quantise=true with model\.towers\.text\.lora"):
         run_module.pretrain(config(*lora), "x")
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_step_that_is_cut_off_leaves_exact_weights(monkeypatch, error):
+    monkeypatch.setattr("zipper.weight_files.SMALLEST", 64)
+    kept = []
+
+    def cut_off(module, *_):
+        kept.append(module)
+        assert module.rounded.exact
+        raise error
+
+    monkeypatch.setattr(ZipperModule, "training_step", cut_off)
+    with pytest.raises((error, SystemExit)):
+        run_module.train(config("name=cut"), "x")
+    (module,) = kept
+    assert module.rounded.exact == []
+    assert not torch.equal(module.rounded.weights[0], as_kept(module.rounded.weights[0].data, 4))

@@ -39,6 +39,7 @@ def state(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.rendered
 def test_a_run_leaves_everything_that_a_reader_needs(prepared, capsys):
     cfg = config("name=one", "result=elsewhere/one.json")
     result = run_module.train(cfg, "python -m zipper train x.yaml")["asr"]
@@ -333,3 +334,21 @@ def test_gates_are_logged_as_they_scale(prepared):
     GateMonitor().on_train_batch_end(SimpleNamespace(global_step=2, loggers=[logger]), module)
     assert len(logged) >= 4  # two of each zip
     assert max(logged.values()) == pytest.approx(math.tanh(0.3))
+
+
+def test_towers_that_no_task_joins_are_no_model_to_export(prepared):
+    with pytest.raises(ConfigError, match=r"export=u: train.tasks=\['speech', 'text'\] join none"):
+        run_module.train(config("train.tasks={asr: 0, text: 1, speech: 1}", "export=u"), "x")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.modalities=[text]", "train.tasks={asr: 0, text: 1}"],
+        ["train.tasks={asr: 0, text: 1, speech: 1}"],
+    ],
+)
+def test_a_training_of_frozen_towers_alone_is_refused(prepared, words):
+    frozen = [f"model.towers.{name}.frozen=true" for name in ("text", "speech")]
+    with pytest.raises(ConfigError, match=r"Every tower of model.modalities=.* is frozen"):
+        run_module.train(config(*words, *frozen), "x")
