@@ -13,7 +13,7 @@ import yaml
 
 from zipper.checkpoint_files import BEST, LAST, PREVIOUS, find_damage, read_checkpoint
 from zipper.config import RunConfig, flat, from_dict, save_config, to_dict
-from zipper.data.dataset import EncodedDataset
+from zipper.data.dataset import EncodedDataset, has_synthetic_speech
 from zipper.data.statistics import saved_statistics
 from zipper.disk import file_lock
 from zipper.distributed import first_process
@@ -94,11 +94,11 @@ def check_dataset(
     """Raises ConfigError if a checkpoint was trained on another encoded dataset or from other towers.
 
     towers: `tower_hashes` of the current pre-trained towers; None skips that check. allow_other_audio: accept
-    a synthetic corpus that was made again on a CPU with other rounding, which is enough for an evaluation.
+    synthetic speech that was made again on a CPU with other rounding, which is enough for an evaluation.
     """
     statistics = saved_statistics(read_checkpoint(checkpoint, whole=False)["hyper_parameters"])
     known = {statistics.fingerprint}
-    if allow_other_audio and dataset.info["fingerprint"].get("corpus_folder", "").startswith("spoken-"):
+    if allow_other_audio and has_synthetic_speech(dataset.info["fingerprint"]):
         known.add(statistics.fingerprint_without_audio)
     if not known & {dataset.fingerprint, dataset.fingerprint_without_audio}:
         raise ConfigError(

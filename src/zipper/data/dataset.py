@@ -156,6 +156,13 @@ def _corpora(utterances: list[Utterance]) -> str:
     return "+".join(sorted({u.subset.partition("/")[0] for u in utterances}))
 
 
+def has_synthetic_speech(fingerprint: Mapping[str, str]) -> bool:
+    """Whether a corpus, or one of those that it joins, is synthesized: its recordings are then others, by
+    rounding, on another kind of CPU."""
+    folder = fingerprint.get("corpus_folder", "")
+    return folder.startswith("spoken-") or "spoken" in folder.split("+")
+
+
 def listing_hash(utterances: list[Utterance]) -> str:
     """Hash of ids, splits, texts and file names. For corpora of recordings, the parent folders of a file,
     speaker, subset, start and length are included, which distinguish takes of one sentence. The location

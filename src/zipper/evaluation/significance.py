@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import PermutationMethod, rankdata, t, wilcoxon
 
+from zipper.data.dataset import has_synthetic_speech
 from zipper.errors import DataError
 from zipper.evaluation.result_archive import result_files
 from zipper.evaluation.result_file import Result, read_result
@@ -133,15 +134,15 @@ def _signed_rank(apart: np.ndarray) -> float:
 def different_data(a: Result, b: Result) -> Iterator[tuple[str, Any, Any]]:
     """Yields the differing parts of the data fingerprints of two results: (part, value of a, value of b).
 
-    Skips parts that an older result lacks, and the audio hash of the synthetic corpus, which depends on the
-    CPU.
+    Skips parts that an older result lacks, and the audio hash of a corpus with synthetic speech, which
+    depends on the CPU.
     """
     if not (a.get("data") and b.get("data")):
         if a.get("data_fingerprint") != b.get("data_fingerprint"):
             yield "data_fingerprint", a.get("data_fingerprint"), b.get("data_fingerprint")
         return
-    synthetic = a["data"].get("corpus_folder", "").startswith("spoken-")
-    for part in sorted({*a["data"]} & {*b["data"]} - ({"audio"} if synthetic else set())):
+    skipped = {"audio"} if has_synthetic_speech(a["data"]) else set()
+    for part in sorted({*a["data"]} & {*b["data"]} - skipped):
         if a["data"][part] != b["data"][part]:
             yield f"data.{part}", a["data"][part], b["data"][part]
 

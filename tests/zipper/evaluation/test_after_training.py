@@ -150,10 +150,13 @@ def test_a_run_of_before_recordings_were_hashed_is_still_evaluated(prepared, mon
 
 def test_a_corpus_that_was_spoken_anew_is_good_enough_for_an_evaluation(prepared, monkeypatch):
     """Another CPU rounds its audio otherwise. Not for a training that goes on, and not of recordings."""
+    joined = with_parts(prepared, corpus_folder="manifest+spoken")
+    saved = {"hyper_parameters": {"statistics": measure_statistics(joined).to_dict()}}
+    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda *_, **__: saved)
+    run_module.check_dataset(Path("x"), with_parts(joined, audio="another"), allow_other_audio=True)
     here = with_parts(prepared, corpus_folder="spoken-1")
     there = with_parts(here, audio="another")
-    saved = {"hyper_parameters": {"statistics": measure_statistics(here).to_dict()}}
-    monkeypatch.setattr("zipper.run_folder.read_checkpoint", lambda *_, **__: saved)
+    saved["hyper_parameters"]["statistics"] = measure_statistics(here).to_dict()
     run_module.check_dataset(Path("x"), there, allow_other_audio=True)
     recorded = with_parts(prepared, corpus_folder="librispeech")
     for before, dataset, anew in (
