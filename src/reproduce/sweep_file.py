@@ -24,6 +24,7 @@ from types import GenericAlias
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from reproduce import ROOT
 from zipper.config import RunConfig, asset, load_config, setting_type, to_dict, upgraded
@@ -99,10 +100,12 @@ class Sweep:
         return self.points.get(labels[0]) if labels else None
 
     def _settings(self, chosen: Iterable[dict[str, Any]]) -> tuple[str, list[str]]:
-        """Config and overrides of a point; later settings replace earlier ones."""
-        merged: dict[str, Any] = {"config": self.config, **self.overrides}
-        for settings in chosen:
-            merged |= settings
+        """Config and overrides of a point; later settings replace earlier ones, of a mapping its entries."""
+        merged: dict[str, Any] = {"config": self.config}
+        for key, value in (item for settings in (self.overrides, *chosen) for item in settings.items()):
+            earlier = merged.pop(key, None)  # the last of `train.lr` and `train: {lr: ...}` counts
+            nested = isinstance(earlier, dict) and isinstance(value, dict)
+            merged[key] = OmegaConf.to_container(OmegaConf.merge(earlier, value)) if nested else value
         config = merged.pop("config")
         return config, [f"{key}={_yaml(value)}" for key, value in merged.items()]
 

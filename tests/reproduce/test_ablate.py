@@ -62,6 +62,20 @@ def test_a_grid_is_the_product_of_its_axes_and_seeds(in_tmp):
     )  # fmt: skip
 
 
+def test_mappings_of_two_axes_are_joined_and_the_last_setting_counts(in_tmp):
+    """`train: {...}` of a second axis replaced that of the first, and a dotted key kept its early place."""
+    axes = {
+        "rate": {"high": {"train": {"lr": 0.25, "warmup": 3}}},
+        "loss": {"ctc": {"train": {"ctc": 0.5, "warmup": 5}}},
+        "length": {"short": {"train.steps": 7}},
+    }
+    (point,) = grid.read_sweep(
+        write(overrides={"train.steps": 9, "train": {"steps": 8}}, grid=axes, seeds=[], x="")
+    ).runs()
+    train = load_config(Path(point.config), point.overrides).train
+    assert (train.lr, train.ctc, train.warmup, train.steps) == (0.25, 0.5, 5, 7)
+
+
 class Ended:
     """A training that writes what a real one would."""
 
