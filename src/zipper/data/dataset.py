@@ -8,7 +8,7 @@ interrupted preparation resumes at the next shard.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -124,6 +124,20 @@ def sentences_of(rows: "datasets.Dataset", column: str) -> list[str]:
     for one, text in zip(spoken_once(rows), rows[column][:], strict=True):
         first.setdefault(one, one[0] if column == "id" else text)
     return [*first.values()]
+
+
+def repeated(splits: Mapping[str, "datasets.Dataset"], column: str, known: Iterable[str]) -> dict[str, int]:
+    """Number of recordings of each split but train whose sentence is one of `known`: a model may know it by
+    heart."""
+    sentences = {*known} if column != "id" else set()
+    return {
+        split: sum(
+            bool(text) and text in sentences and seconds > 0
+            for text, seconds in zip(rows[column][:], rows["seconds"][:], strict=True)
+        )
+        for split, rows in splits.items()
+        if split != "train"
+    }
 
 
 def fingerprint(

@@ -28,6 +28,7 @@ from zipper.data.dataset import (
     fingerprint_hash,
     open_dataset,
     open_split,
+    repeated,
     sentences_of,
 )
 from zipper.data.shards import LoadedUtterance, Shard, ShardReader, write_shard
@@ -271,18 +272,21 @@ def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modali
 def _info(
     folder: Path, parts: dict[str, str], modalities: Mapping[str, Modality], skipped: int
 ) -> dict[str, Any]:
-    """Contents of store.json: counts of all splits, and the hash of the training sentences."""
+    """Contents of store.json: counts of all splits, the hash of the training sentences, and how many
+    utterances of the other splits repeat one of them."""
     found = [split for split in SPLITS if any(folder.glob(f"{split}-*.arrow"))]
     splits = {split: open_split(folder, split) for split in found}
     entries: dict[str, Any] = {}
     for one in modalities.values():
         entries |= one.info()
     read = next((one.column for one in modalities.values() if not one.names_file), "id")
+    known = sentences_of(splits["train"], read) if "train" in splits else []
     return {
         "fingerprint": parts,
         **entries,
         "rows": {split: len(rows) for split, rows in splits.items()},
         "hours": {split: round(sum(rows["seconds"][:]) / 3600, 4) for split, rows in splits.items()},
         "skipped": skipped,
-        "trained_on": sentences_hash(sentences_of(splits["train"], read) if "train" in splits else []),
+        "trained_on": sentences_hash(known),
+        "repeated": repeated(splits, read, known),
     }

@@ -38,6 +38,12 @@ def prepare(
             f"{dataset.info['skipped']} utterances were skipped: {dataset.folder}/skipped.jsonl lists "
             "them with the reasons"
         )
+    for name, count in dataset.info.get("repeated", {}).items():  # older datasets do not say
+        if count:
+            print(
+                f"{count} of {len(dataset.splits[name])} utterances of {name} have a sentence of train: "
+                "their WER is not that of new sentences"
+            )
     if lost := {u.split for u in utterances} - {*dataset.splits}:
         raise DataError(
             f"{dataset.folder}: all utterances of split {min(lost)} were skipped, for the reasons in "

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from datasets import Dataset, concatenate_datasets
 
 from conftest import as_batch, interleaving, tiny_model
+from zipper.clock import Clock
 from zipper.config import load_config
 from zipper.corpora.open import open_corpus
 from zipper.corpora.utterance import sentences_hash
@@ -18,6 +20,7 @@ from zipper.data.batches import collate
 from zipper.data.dataset import limit_rows, sentences_of
 from zipper.data.documents import document, scored_weight
 from zipper.data.encode import prepare_dataset
+from zipper.data.prepare import prepare
 from zipper.data.schedule import BatchSchedule, _cut
 from zipper.data.statistics import measure_statistics
 from zipper.errors import ConfigError, DataError
@@ -256,6 +259,22 @@ def test_utterances_of_train_are_encoded_at_each_speed_and_stay_together_in_subs
     file.write_text("\n".join(["id\taudio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"@0\.8 ends as that of a copy at another speed"):
         open_corpus(load_config(None, words))
+
+
+def test_sentences_of_train_that_dev_or_test_repeat_are_counted(utterances, dataset, in_tmp, capsys):
+    """Once for an utterance, whatever the copies at other speeds; not the empty text of speech alone."""
+    said, lines = utterances[0].text, ["id\taudio\ttext\tsplit"]
+    for u in utterances:
+        text = said if u.id in ("test-1", "test-4") else "" if u.id in ("train-2", "dev-0") else u.text
+        lines.append(f"{u.id}\t{u.audio}\t{text}\t{u.split}")
+    Path("all.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = ["data.corpus=manifest", "data.folder=all.tsv", "data.speeds=[1,1.25]"]
+    cfg = load_config(None, [*words, "train.tasks={asr: 1, speech: 1}"])
+    found = prepare(cfg, Clock(), dataset.modalities).info
+    assert found["repeated"] == {"dev": 0, "test": 2}
+    out = capsys.readouterr().out
+    assert "2 of 6 utterances of test have a sentence of train" in out
+    assert "utterances of dev have" not in out
 
 
 def test_the_first_documents_are_of_every_task(dataset):
