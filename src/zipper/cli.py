@@ -15,6 +15,10 @@ from pathlib import Path
 # Set before the imports that read them: tokenizers warns about forks, and W&B prints a lot.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("WANDB_SILENT", "true")
+# OpenMP's threads wait for each other awake, for milliseconds. Where another program has one of their cores,
+# each operator then takes a time slice of the scheduler, and a step 30 times as long.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from zipper.arguments import (
     Command,

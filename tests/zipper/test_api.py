@@ -1,6 +1,7 @@
 """`import zipper`: towers joined in Python, trained by a Trainer of one's own, saved, loaded, used."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -361,6 +362,23 @@ def test_inference_loads_no_package_of_training(tmp_path):
         check=True,
     )
     assert out.stdout.strip() == "every wednesday at five daniel slept with the clever tiger"
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_that_wait_leave_their_core_to_other_programs_unless_told_otherwise(given, spins):
+    """Set before PyTorch is loaded, whose OpenMP reads it once."""
+    code = "import os, sys, zipper.cli; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    clean = {
+        key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **given}, capture_output=True, text=True,
+        encoding="utf-8", check=True,
+    )  # fmt: skip
+    assert out.stdout.split() == [spins, "False"]
 
 
 def test_all_public_names_are_there_and_have_a_docstring():
