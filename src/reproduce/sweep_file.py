@@ -120,7 +120,7 @@ def _values(axis: str, of: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def slug(label: str) -> str:
     """Label as part of a file name."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+    return re.sub(r"([^\w.]|_)+", "-", label.lower()).strip("-")
 
 
 def _yaml(value: Any) -> str:

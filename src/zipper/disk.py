@@ -75,10 +75,13 @@ def write_atomic(file: Path, content: bytes) -> None:
 
 
 @contextmanager
-def file_lock(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
+def file_lock(
+    lock: Path, what: str, wait: bool = False, other: str = "another name (name=...)"
+) -> Iterator[None]:
     """Holds a lock file; the lock of a process that dies is released.
 
-    If another process holds it, waits for it (`wait`) or raises ConfigError. what: named in the message.
+    If another process holds it, waits for it (`wait`) or raises ConfigError, which names what is in use and
+    the other choice.
     """
     while True:
         handle = lock.open("a+", encoding="utf-8")
@@ -88,9 +91,7 @@ def file_lock(lock: Path, what: str, wait: bool = False) -> Iterator[None]:
             handle.seek(0)
             owner = f"{what} is in use by process {handle.read().strip()}"
             if not wait:
-                raise ConfigError(
-                    f"{owner}. Wait for it, stop it, or choose another name (name=...)."
-                ) from None
+                raise ConfigError(f"{owner}. Wait for it, stop it, or choose {other}.") from None
             print(f"{owner}: waiting for it", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a file system without locks

@@ -62,6 +62,12 @@ def test_a_grid_is_the_product_of_its_axes_and_seeds(in_tmp):
     )  # fmt: skip
 
 
+def test_labels_of_any_script_are_names_of_runs(in_tmp):
+    write(grid={"model": {"Größe": {}, "拉链_2": {"model.kind": "single_decoder"}}}, x="")
+    points = grid.read_checked_sweep(Path("mine.yaml")).runs()
+    assert [point.name for point in points[:2]] == ["größe-seed0", "拉链-2-seed0"]
+
+
 def test_mappings_of_two_axes_are_joined_and_the_last_setting_counts(in_tmp):
     """`train: {...}` of a second axis replaced that of the first, and a dotted key kept its early place."""
     axes = {

@@ -97,7 +97,7 @@ def download(cfg: RunConfig) -> None:
     needed = UNPACKED * sum(sizes) + max(sizes)  # one archive at a time is stored next to its unpacked files
     print(f"to fetch: {sum(sizes):.1f} GB; disk needed: {needed:.1f} GB in {folder.resolve()}")
     check_writable(folder, int(needed * 1e9), f"data.folder={cfg.data.folder}", "data.folder=FOLDER")
-    with file_lock(folder / ".incoming.lock", f"data.folder={cfg.data.folder}"):
+    with file_lock(folder / ".incoming.lock", f"data.folder={cfg.data.folder}", other="another data.folder"):
         for corpus, subset in missing:
             _fetch(folder, corpus, subset)
 

@@ -4,15 +4,18 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from zipper.corpora.table import read_table
-from zipper.disk import LONGEST_NAME, file_name, write_atomic
+from zipper.disk import LONGEST_NAME, file_lock, file_name, write_atomic
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.audio import recordings
+
+LOCK = ".generating.lock"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Entries:
         """asked: what the entries depend on."""
         self.file, self.marker = folder / "generated.jsonl", folder / ".unfinished.json"
         self.asked = json.loads(json.dumps(asked))
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keeps other processes out. Raises ConfigError if one is at work in the folder."""
+        return file_lock(self.file.with_name(LOCK), f"-o {self.file.parent}", other="another -o")
 
     def resumes(self) -> bool:
         """Whether the folder holds the beginning of what is asked."""

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from zipper.config import with_overrides
 from zipper.data.documents import Segment
 from zipper.disk import check_file_name, check_writable
 from zipper.errors import ConfigError, DataError
-from zipper.generation.batch_file import Entries, Prompt, read_batch
+from zipper.generation.batch_file import LOCK, Entries, Prompt, read_batch
 from zipper.generation.exported import weights_written
 from zipper.generation.generate import MAX_SEGMENTS, GenerationOutput
 from zipper.generation.generate import generate as generate_segments
@@ -85,41 +86,46 @@ def generate(args: argparse.Namespace) -> None:
     target = out if args.batch else out.parent
     if writes:
         check_writable(target, 0, f"-o {out}", "-o ELSEWHERE")  # creates the folder
-    there = entries.begin() if args.batch else set()
+    with entries.lock() if args.batch else nullcontext():
+        if args.batch:  # another process may have written them since
+            check_free(out, True, kinds, args.overwrite or entries.resumes())
+        there = entries.begin() if args.batch else set()
 
-    def keep(entry: dict[str, Any], started: float) -> None:
-        if args.batch:
-            entries.add(entry)
-        else:
-            show(entry, time.monotonic() - started)
+        def keep(entry: dict[str, Any], started: float) -> None:
+            if args.batch:
+                entries.add(entry)
+            else:
+                show(entry, time.monotonic() - started)
 
-    alone = len(requests) == 1
-    with tqdm(total=len(requests), initial=len(there), desc="generate", unit="prompt", disable=alone) as bar:
-        for name, group in groups.items():
-            group = [(prompt, segment) for prompt, segment in group if prompt.id not in there]
-            for start in range(0, len(group), args.at_a_time):
-                part = group[start : start + args.at_a_time]
+        alone = len(requests) == 1
+        with tqdm(
+            total=len(requests), initial=len(there), desc="generate", unit="prompt", disable=alone
+        ) as bar:
+            for name, group in groups.items():
+                group = [(prompt, segment) for prompt, segment in group if prompt.id not in there]
+                for start in range(0, len(group), args.at_a_time):
+                    part = group[start : start + args.at_a_time]
+                    started = time.monotonic()
+                    prompts = [prompt_of(prompt.id, segment) for prompt, segment in part]
+                    with few_threads(model.network, len(part)):
+                        outputs = generate_segments(
+                            model.network, prompts, _order(name), model.statistics, decode, args.seed
+                        )
+                    for (prompt, _), segments in zip(part, outputs, strict=True):
+                        stem = target / prompt.id if args.batch else out.with_suffix("")
+                        words = {}  # before `save`, which may replace the recording
+                        if args.timestamps and prompt.modality == "speech" and segments[0].modality == "text":
+                            text = model.modalities["text"].decode(segments[0].content)
+                            words = {"words": transcribe_words(model, prompt, text)}
+                        keep({**save(model, prompt, segments, stem), **words}, started)
+                    bar.update(len(part))
+            for prompt in (one for one in long if one.id not in there):
                 started = time.monotonic()
-                prompts = [prompt_of(prompt.id, segment) for prompt, segment in part]
-                with few_threads(model.network, len(part)):
-                    outputs = generate_segments(
-                        model.network, prompts, _order(name), model.statistics, decode, args.seed
-                    )
-                for (prompt, _), segments in zip(part, outputs, strict=True):
-                    stem = target / prompt.id if args.batch else out.with_suffix("")
-                    words = {}  # before `save`, which may replace the recording
-                    if args.timestamps and prompt.modality == "speech" and segments[0].modality == "text":
-                        text = model.modalities["text"].decode(segments[0].content)
-                        words = {"words": transcribe_words(model, prompt, text)}
-                    keep({**save(model, prompt, segments, stem), **words}, started)
-                bar.update(len(part))
-        for prompt in (one for one in long if one.id not in there):
-            started = time.monotonic()
-            keep(transcribe_long(model, prompt, args.timestamps, args.seed), started)
-            bar.update()
-    if args.batch:
-        entries.end()
-        print(f"{len(requests)} prompts -> {entries.file}")
+                keep(transcribe_long(model, prompt, args.timestamps, args.seed), started)
+                bar.update()
+        if args.batch:
+            entries.end()
+            print(f"{len(requests)} prompts -> {entries.file}")
 
 
 def suffixes(*orders: list[str]) -> list[str]:
@@ -132,7 +138,8 @@ def suffixes(*orders: list[str]) -> list[str]:
 def check_free(out: Path, batch: bool, kinds: list[str], overwrite: bool) -> None:
     """Raise ConfigError if an output file or folder already exists."""
     if batch:
-        taken = [out] if out.is_file() or (out.is_dir() and any(out.iterdir()) and not overwrite) else []
+        filled = out.is_dir() and any(file.name != LOCK for file in out.iterdir())
+        taken = [out] if out.is_file() or (filled and not overwrite) else []
     else:
         if out.suffix not in kinds or out.is_dir():
             what = "speech is saved as .wav" if ".wav" in kinds else f"the output is saved as {kinds[0]}"

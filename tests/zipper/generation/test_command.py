@@ -1,6 +1,8 @@
 """`zipper generate` and exported models."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +163,30 @@ def test_a_batch_that_was_stopped_goes_on_where_it_was(in_tmp, monkeypatch, caps
     with pytest.raises(SystemExit):
         main([*words, "-o", "stopped"])
     assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+def test_two_processes_cannot_be_at_one_batch(in_tmp, monkeypatch, capsys):
+    """Also not one that read its prompts while the other one finished."""
+    model, real = str(ROOT / "assets/zipped"), command_module.save
+    Path("many.txt").write_text("the singer waited", encoding="utf-8")
+    words = ["generate", model, "--batch", "many.txt", "-o", "out"]
+    monkeypatch.setattr(command_module, "save", lambda *_: main(words))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert re.search(rf"-o out is in use by process {os.getpid()} on .*another -o", capsys.readouterr().err)
+    monkeypatch.setattr(command_module, "save", real)
+    written = command_module.check_writable
+
+    def meanwhile(*asked):
+        monkeypatch.setattr(command_module, "check_writable", written)
+        main(words)
+        written(*asked)
+
+    monkeypatch.setattr(command_module, "check_writable", meanwhile)
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert {one.name for one in Path("out").iterdir()} == {"1.wav", "generated.jsonl"}
 
 
 def test_recordings_of_a_folder_may_have_any_names(tmp_path):
