@@ -182,6 +182,11 @@ def create_app(
     if page:
         from zipper.serving.web import add_page  # its package is another extra
 
+        @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+        async def no_page(rest: str) -> None:
+            """The page answers all that nothing else does."""
+            raise HTTPException(404, "Not Found")
+
         add_page(app, model, batcher, name, limits.megabytes)
     app.add_middleware(Measure, seen=metrics.answered)
     app.add_middleware(LimitBody, most=int(limits.megabytes * 1e6), seconds=limits.seconds)

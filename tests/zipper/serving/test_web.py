@@ -56,6 +56,18 @@ def test_a_recording_is_read_without_the_page(address, model, tmp_path):
     assert client.predict(handle_file(RECORDING), api_name="/read")[0] == text
 
 
+def test_unknown_addresses_of_the_interface_are_not_answered_by_the_page(address):
+    for method, path in (
+        ("GET", "v1/realtime"),
+        ("POST", "v1/audio/translations"),
+        ("GET", "v1/audio/speech"),
+    ):
+        answer = httpx.request(method, address + path)
+        assert answer.status_code == 404
+        assert "not served here" in answer.json()["error"]["message"]
+    assert "text/html" in httpx.get(address).headers["content-type"]
+
+
 def test_a_recogniser_without_speech_says_what_it_doubts(tmp_path):
     model = zipper.Zipper.from_pretrained(ROOT / "assets/real")
     noise = np.random.default_rng(0).normal(0, 0.1, 32_000)
