@@ -45,7 +45,7 @@ def run_sweep(
     ("*-seed0"). settings: overrides for all runs. prepare_only: no runs. The log of each run is in FOLDER. A
     failed run does not stop the others; raises TrainingError at the end if a run failed.
     """
-    sweep = read_checked_sweep(file)
+    sweep = read_checked_sweep(file, settings)
     chosen = chosen_runs(sweep, only)
     todo = [one for one in chosen if not is_finished(sweep, one, settings)]
     print(f"{sweep.title}: {len(chosen)} runs, {len(todo)} to do")
@@ -73,7 +73,7 @@ def chosen_runs(sweep: Sweep, only: str | None) -> list[Point]:
 def list_runs(file: Path, only: str | None, settings: Sequence[str]) -> None:
     """Prints state (finished, finished with other settings, unfinished, to do), name and command of runs, and
     of towers."""
-    sweep = read_checked_sweep(file)
+    sweep = read_checked_sweep(file, settings)
     towers, points = sweep.pretrainings(), chosen_runs(sweep, only)
     wide = max(len(point.name) for point in (*towers, *points))
     rows = [(one, _tower_config(one), has_tower(one), pretrain_command(one)) for one in towers]
@@ -241,7 +241,7 @@ def _reason(log: Path, start: int, code: int) -> str:
 
 def write_slurm(file: Path, only: str | None = None, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME.sbatch, a SLURM array with one task per run."""
-    sweep = read_checked_sweep(file)
+    sweep = read_checked_sweep(file, settings)
     runs, script = [point.name for point in chosen_runs(sweep, only)], FOLDER / f"{sweep.name}.sbatch"
     return _write(script, SLURM.format(
         count=len(runs), file=shlex.quote(str(file)), script=shlex.quote(str(script)),
@@ -252,7 +252,7 @@ def write_slurm(file: Path, only: str | None = None, settings: Sequence[str] = (
 
 def write_wandb_sweep(file: Path, only: str | None = None, settings: Sequence[str] = ()) -> Path:
     """Writes build/ablations/NAME-sweep.yaml, a W&B sweep over the runs, which are logged online."""
-    sweep = read_checked_sweep(file)
+    sweep = read_checked_sweep(file, settings)
     settings = ["log.wandb=online", *settings]
     content = {
         "name": sweep.title, "method": "grid",

@@ -28,13 +28,18 @@ from omegaconf import OmegaConf
 
 from reproduce import ROOT
 from zipper.config import RunConfig, asset, load_config, setting_type, to_dict, upgraded
-from zipper.config.yaml_types import bare_scalar_loader, typed
+from zipper.config.yaml_types import Scalar, bare_scalar_loader, typed
 from zipper.errors import ConfigError
 
 SECTIONS = ("data", "codec", "model", "train", "decode", "evaluate", "asr_scorer")  # sections of a recipe
 # Tower settings that still apply if a pre-trained tower sets the shape.
 WITH_INIT = {"init", "frozen", "lora", "interval", "input_projection", "dropout"}
 DERIVED = {"vocabulary", "codebooks", "specials", "pattern"}  # tower settings derived from the data
+# Types of keys that are no text.
+KINDS: dict[str, tuple[type, str]] = dict.fromkeys(
+    ("overrides", "grid", "extra", "needs", "points"), (dict, "a mapping")
+)
+KINDS["seeds"] = (list, "a list of seeds")
 
 
 @dataclass(frozen=True)
@@ -134,15 +139,22 @@ def read_sweep(file: Path) -> Sweep:
         known = ", ".join(sorted(one.stem for folder in folders for one in folder.rglob("*.yaml")))
         raise ConfigError(f"{file}: no such sweep. Available: {known}.")
     try:
-        values = _by_type(yaml.load(file.read_text(encoding="utf-8"), bare_scalar_loader(yaml.SafeLoader)))
+        read = yaml.load(file.read_text(encoding="utf-8"), bare_scalar_loader(yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid YAML ({str(error).splitlines()[0]}). Correct it.") from error
+    if isinstance(read, dict):  # null: the default
+        read = {key: one for key, one in read.items() if not (isinstance(one, Scalar) and one.value is None)}
+    values = _by_type(read)
     keys = {f.name for f in fields(Sweep)} - {"name", "file"}
     if not isinstance(values, dict) or {"title", "config", "grid"} - {*values} or {*values} - keys:
         raise ConfigError(
             f"{file} is not a sweep file: it needs title, config and grid, and may have "
             f"{', '.join(sorted(keys - {'title', 'config', 'grid'}))}; it has {list(values or [])}."
         )
+    for key, one in values.items():
+        kind, name = KINDS.get(key, (str, "text"))
+        if not isinstance(one, kind):
+            raise ConfigError(f"{file}: {key}={one} must be {name}.")
     inside = file.resolve().is_relative_to(ROOT)
     where = str(file.resolve().relative_to(ROOT) if inside else file)
     sweep = Sweep(file.stem, where, **values)
@@ -152,12 +164,12 @@ def read_sweep(file: Path) -> Sweep:
 
 def _check(file: Path, sweep: Sweep) -> None:
     grid = sweep.grid
-    if not isinstance(grid, dict) or not all(isinstance(of, dict | list) and of for of in grid.values()):
+    if not all(isinstance(of, dict | list) and of for of in grid.values()):
         raise ConfigError(
             f"{file}: grid={grid} must hold axes, each with a list of values or labelled overrides."
         )
     for key, labelled in (("needs", sweep.needs), ("extra", sweep.extra)):
-        if not isinstance(labelled, dict) or not all(isinstance(one, dict) for one in labelled.values()):
+        if not all(isinstance(one, dict) for one in labelled.values()):
             raise ConfigError(f"{file}: {key}={labelled} must hold labels, each with overrides.")
     for label, settings in sweep.needs.items():
         if "config" not in settings:
@@ -211,9 +223,18 @@ def _axes(read: Any) -> Any:
     }
 
 
-def read_checked_sweep(file: Path) -> Sweep:
-    """Reads a sweep file and loads the config of every run. Raises ConfigError if one is invalid."""
+def read_checked_sweep(file: Path, settings: Sequence[str] = ()) -> Sweep:
+    """Reads a sweep file and loads the config of every run. settings: overrides for all runs.
+
+    Raises ConfigError if a config is invalid, or a setting would replace what tells the runs apart.
+    """
     sweep = read_sweep(file)
+    own = {"name", "result", *sweep.grid, *(["seed"] if sweep.seeds else [])}
+    for one in settings:
+        if (key := one.partition("=")[0]) in own:
+            raise ConfigError(
+                f"{one}: {sweep.file} gives each run its own {key}. Leave it out; --only chooses runs."
+            )
     for point in (*sweep.pretrainings(), *sweep.runs()):
         try:
             load_config(asset(point.config), point.overrides)

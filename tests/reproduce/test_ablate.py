@@ -296,7 +296,10 @@ def test_an_array_takes_any_file_and_any_python(in_tmp, monkeypatch):
         ({"extra": {"zipper-10": {}}}, "two points are named zipper-10-seed0"),
         ({"needs": {"tower": {"train.steps": 3}}}, r"needs\.tower has no config"),
         ({"needs": {"a": {"config": "configs/pretrain-text.yaml", "train.stops": 3}}}, "a: Key 'stops'"),
-        ({"needs": ["tower"]}, r"needs=\['tower'\] must hold labels"),
+        ({"needs": ["tower"]}, r"needs=\['tower'\] must be a mapping"),
+        ({"seeds": 3}, "seeds=3 must be a list of seeds"),
+        ({"grid": "train.lr"}, "grid=train.lr must be a mapping"),
+        ({"config": ["configs/asr.yaml"]}, "config=.* must be text"),
         ({"result": "results/mine.json"}, r"lacks \{point\}, so all runs would write one file"),
     ],
 )
@@ -305,6 +308,14 @@ def test_a_grid_that_cannot_be_run_is_refused_before_the_first_run(in_tmp, chang
         run(["sweep", str(write(**changes))])
     with pytest.raises(ConfigError, match=r"--only nothing: .*Available: zipper-10-seed0"):
         run(["sweep", str(write()), "--only", "nothing"])
+
+
+def test_what_tells_runs_apart_is_not_overridden(in_tmp):
+    for setting in ("name=a", "result=a.json", "seed=5", "data.only=3"):
+        for words in ([], ["--dry-run"], ["--slurm"], ["--wandb-sweep"]):
+            with pytest.raises(ConfigError, match=f"{setting}: mine.yaml gives each run its own"):
+                run(["sweep", str(write()), setting, *words])
+    run(["sweep", str(write(seeds=[], x=None)), "--dry-run", "seed=5"])  # a null is a default
 
 
 def test_results_become_a_table_and_figures(in_tmp, ended):
