@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from conftest import config
+from reproduce import ROOT
 from zipper.streams import SafeStream, safe_output
 from zipper.training import run as run_module
 
@@ -120,3 +121,17 @@ def test_a_training_outlives_its_output(prepared):
         sys.stdout = before
         broken.close()
     assert "wer" in result["asr"]
+
+
+def test_speech_that_is_left_at_the_end_of_a_program_ends_without_a_word():
+    code = f"""
+import zipper
+model = zipper.Zipper.from_pretrained({str(ROOT / "assets/zipped")!r})
+pieces = model.stream("julia carried thirty five green buttons")
+for piece in pieces:
+    print(len(piece) > 0)
+    break
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "True"
+    assert "ignored" not in out.stderr

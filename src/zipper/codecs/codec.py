@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -207,6 +208,10 @@ def load_zipper_codec(folder: Path, codebooks: int | None = None) -> Codec:
     if sha256(folder / WEIGHTS) != settings["sha256"]:
         raise DataError(
             f"{folder / WEIGHTS} is not the file that {SETTINGS} describes (its hash differs). Restore both."
+        )
+    if newer := {*settings["shape"]} - {f.name for f in fields(TrainCodecConfig)}:
+        raise DataError(
+            f"{folder / SETTINGS}: shape.{min(newer)} is unknown: another version wrote it. Update zipper."
         )
     cfg = TrainCodecConfig(**settings["shape"])
     if codebooks is not None and not 1 <= codebooks <= cfg.codebooks:

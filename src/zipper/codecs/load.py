@@ -9,7 +9,7 @@ from zipper.codecs.mimi import Mimi
 from zipper.codecs.official import load_official
 from zipper.codecs.prefixed import SemanticPrefix
 from zipper.codecs.semantic import SemanticEncoder
-from zipper.config import ROOT, CodecConfig, asset
+from zipper.config import ROOT, CodecConfig, asset, expanded
 from zipper.errors import ConfigError
 from zipper.hub import model_folder
 
@@ -22,7 +22,7 @@ def load_codec(cfg: CodecConfig) -> Codec:
     if cfg.name == "mimi":
         assert cfg.bandwidth_kbps is not None
         return Mimi(model_folder(cfg.weights or "kyutai/mimi"), cfg.bandwidth_kbps)
-    weights = Path(cfg.weights) if cfg.weights else None
+    weights = expanded(cfg.weights) if cfg.weights else None
     if cfg.semantic is None:
         return load_official(cfg.bandwidth_kbps, weights)
     folder = asset(cfg.semantic)

@@ -60,9 +60,16 @@ def _merged(base: Any, overrides: Sequence[str], source: str = "") -> RunConfig:
         merged = OmegaConf.merge(_defaults(), base, *_layers(overrides))
         values = OmegaConf.to_container(merged, throw_on_missing=True)
         check_settings(RunConfig, cast(dict[str, Any], values))  # knows the names of the towers
-        return cast(RunConfig, OmegaConf.to_object(merged))
+        return _written_at(cast(RunConfig, OmegaConf.to_object(merged)))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a dict for a tuple
         raise ConfigError(f"{str(error).splitlines()[0]} (in {source}{' '.join(overrides)})") from error
+
+
+def _written_at(cfg: RunConfig) -> RunConfig:
+    """Config whose paths to write have no leading ~. Those to read are expanded where they are read."""
+    home = {one: one and str(expanded(one)) for one in (cfg.result, cfg.export)}
+    build, codec = str(expanded(cfg.build)), replace(cfg.train_codec, out=str(expanded(cfg.train_codec.out)))
+    return replace(cfg, build=build, result=home[cfg.result], export=home[cfg.export], train_codec=codec)
 
 
 @cache

@@ -115,8 +115,8 @@ def _runs(info: Path, longest: float) -> Iterator[tuple[float, float]]:
         ) from error
     begun: tuple[float, float] | None = None
     for start, end in stretches:
-        if begun and end - begun[0] <= longest:
-            begun = (begun[0], end)
+        if begun and max(end, begun[1]) - begun[0] <= longest:
+            begun = (begun[0], max(end, begun[1]))  # an interval may lie within another one
             continue
         if begun:
             yield begun

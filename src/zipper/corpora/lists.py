@@ -137,15 +137,30 @@ def sentences_of_folder(folder: Path, setting: str, longest: int | None = MAX_WO
     setting: `key=value` that names the folder. longest: words. Raises DataError if it holds no .txt file.
     """
     found, left_out = dict[str, list[str]](), Counter[str]()
-    for file in sorted(one for one in folder.rglob("*") if one.suffix.lower() == ".txt" and one.is_file()):
+    for file in sorted(_text_files(folder)):
         texts, skipped = sentences_of(file, longest)
-        found[file.relative_to(folder).with_suffix("").as_posix()] = texts
+        name = file.relative_to(folder)
+        stem = name.with_suffix("").as_posix()
+        found[name.as_posix() if stem in found else stem] = texts  # a.TXT beside a.txt
         left_out += skipped
     if not found:
         raise DataError(f"{setting} holds no .txt file. Name a folder of plain text (UTF-8).")
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(left_out.items())) or "no sentence"
     print(f"{folder}: {sum(map(len, found.values()))} sentences; skipped {reasons}")
     return found
+
+
+def _text_files(folder: Path) -> Iterator[Path]:
+    """The .txt files of a folder, also of linked ones, each of which is entered once."""
+    entered = set[str]()
+    for place, below, names in os.walk(folder, followlinks=True):
+        below.sort()
+        if (real := os.path.realpath(place)) in entered:
+            below.clear()
+            continue
+        entered.add(real)
+        files = (Path(place, name) for name in names)
+        yield from (file for file in files if file.suffix.lower() == ".txt" and file.is_file())
 
 
 def sentences_of(file: Path, longest: int | None = MAX_WORDS) -> tuple[list[str], Counter[str]]:

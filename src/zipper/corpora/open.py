@@ -10,7 +10,7 @@ from zipper.corpora.librispeech import PUBLISHED, SUBSETS, index_librilight, ind
 from zipper.corpora.lists import read_list, read_text
 from zipper.corpora.pages import pages_corpus
 from zipper.corpora.spoken import spoken_corpus
-from zipper.corpora.utterance import SPLITS, Utterance, check_ids, hold_out
+from zipper.corpora.utterance import SPLITS, Utterance, check_ids, check_names, hold_out
 from zipper.errors import ConfigError, DataError
 from zipper.modalities.audio import id_at
 from zipper.modalities.base import modality_class
@@ -34,6 +34,7 @@ def open_corpus(cfg: RunConfig, split: str | None = None) -> list[Utterance]:
     for corpus in cfg.data.corpora:
         found += _open(corpus, cfg.data, Path(cfg.build), other, split)
     check_ids(found, f"data.corpus={cfg.data.corpus}")
+    check_names(found)
     found = [u for u in found if split in (None, u.split)]
     needed = [split] if split else SPLITS
     if empty := [name for name in needed if not any(u.split == name for u in found)]:
@@ -85,7 +86,8 @@ def _open(
     if not folder.exists():
         what = "the file of the manifest" if corpus == "manifest" else f"the folder that holds {corpus}"
         raise DataError(f"data.folder={data.folder} does not exist. Name {what}.")
-    folder = folder.resolve()
+    # The link to a manifest, and not what it leads to, has the suffix, and the recordings beside it.
+    folder = folder.parent.resolve() / folder.name if folder.is_file() else folder.resolve()
     if corpus in PUBLISHED:
         return index_librispeech(corpus, folder, data.splits or SUBSETS)
     if corpus == "librilight":

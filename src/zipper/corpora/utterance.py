@@ -89,6 +89,14 @@ def check_ids(utterances: list[Utterance], where: str) -> None:
         seen[u.id] = u
 
 
+def check_names(utterances: list[Utterance]) -> None:
+    """Raises DataError if the name of a file or a speaker is not UTF-8."""
+    for u in utterances:
+        for name in filter(None, (u.audio, u.speaker, u.id, *u.other.values())):
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise DataError(f"{name!r}: the name of a file or folder is not UTF-8. Rename it.")
+
+
 def hold_out(
     utterances: list[Utterance], dev: int, test: int, seed: int, only: str | None = None
 ) -> list[Utterance]:
@@ -107,7 +115,7 @@ def hold_out(
         groups = {u.id: [u] for u in utterances}
     left = {"test": test, "dev": dev}
     chosen: dict[str, str] = {}
-    for name in sorted(groups, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()):
+    for name in sorted(groups, key=lambda name: _hash(f"{seed} {name}")):
         split = next((split for split, count in left.items() if count > 0), "train")
         left[split] = left.get(split, 0) - len(groups[name])
         chosen |= {u.id: split for u in groups[name]}
@@ -117,3 +125,7 @@ def hold_out(
             f"data.dev={dev}. Reduce them, or add data."
         )
     return [replace(u, split=chosen[u.id]) for u in utterances]
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()

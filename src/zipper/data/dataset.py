@@ -8,6 +8,7 @@ interrupted preparation resumes at the next shard.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -189,7 +190,8 @@ def listing_hash(utterances: list[Utterance]) -> str:
         if u.subset.partition("/")[0] not in ("", "spoken"):
             folders = "/".join(Path(u.audio or "").parts[-4:-1])
             line += f"\t{folders}\t{u.speaker}\t{u.subset}\t{u.start}\t{u.seconds}"
-        lines.append(line + "".join(f"\t{column}={raw}" for column, raw in sorted(u.other.items())))
+        other = {key: "/".join(Path(x).parts[-4:]) if os.path.isabs(x) else x for key, x in u.other.items()}
+        lines.append(line + "".join(f"\t{column}={raw}" for column, raw in sorted(other.items())))
     listing = "\n".join(lines)
     return hashlib.sha256(listing.encode()).hexdigest()[:16]
 

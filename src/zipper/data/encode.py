@@ -265,7 +265,7 @@ def _finish(folder: Path, parts: dict[str, str], modalities: Mapping[str, Modali
             "usable: another version has started it. Delete the folder, and prepare it again."
         )
     write_atomic(folder / "store.json", (json.dumps(info, indent=2) + "\n").encode())
-    for file in lists:
+    for file in [*lists, *folder.glob("*.part")]:  # and what killed processes left
         file.unlink()
 
 

@@ -44,7 +44,7 @@ def prepare(
                 f"{count} of {len(dataset.splits[name])} utterances of {name} have a sentence of train: "
                 "their WER is not that of new sentences"
             )
-    if lost := {u.split for u in utterances} - {*dataset.splits}:
+    if lost := {u.split for u in utterances} - {name for name, rows in dataset.splits.items() if len(rows)}:
         raise DataError(
             f"{dataset.folder}: all utterances of split {min(lost)} were skipped, for the reasons in "
             "skipped.jsonl. Correct them, or give that split others."

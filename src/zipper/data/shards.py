@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import lightning as L
+import pyarrow as pa
 import torch
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader, Dataset
@@ -108,14 +109,18 @@ def is_complete(shard: Shard) -> bool:
 def write_shard(file: Path, columns: datasets.Features, rows: list[Row], skipped: list[Skipped]) -> None:
     """Write a shard in corpus order, atomically, with the list of its skipped utterances."""
     temporary = file.with_suffix(f".{os.getpid()}.part")  # two commands may prepare the same dataset
-    writer = ArrowWriter(features=columns, path=str(temporary))
-    for row in rows:
-        writer.write(row)
-    writer.finalize()
-    writer.close()
-    # The list comes first, so that an interruption never leaves a shard without it.
-    if skipped:
-        list_skipped(file.with_suffix(".skipped"), skipped)
-    temporary.rename(file)
+    try:
+        with pa.OSFile(str(temporary), "wb") as out:  # of a path, the writer takes ~ and :: for its own
+            writer = ArrowWriter(features=columns, stream=out)
+            for row in rows:
+                writer.write(row)
+            writer.finalize()
+            writer.close()
+        # The list comes first, so that an interruption never leaves a shard without it.
+        if skipped:
+            list_skipped(file.with_suffix(".skipped"), skipped)
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     if not skipped:
         file.with_suffix(".skipped").unlink(missing_ok=True)

@@ -143,6 +143,14 @@ def evaluate_exported(exported: Path, overrides: Sequence[str], command: str) ->
     scorers = load_scorers(cfg, modalities)
     dataset = prepare(cfg, clock, modalities, cfg.evaluate.split if other else None)
     check_units(exported, trained.config.model, trained.statistics, dataset.modalities)
+    before = {trained.statistics.fingerprint, trained.statistics.fingerprint_without_audio}
+    held_out = {*data.corpora} & {"manifest", "text", "librilight"} and not other
+    if held_out and not before & {dataset.fingerprint, dataset.fingerprint_without_audio}:
+        print(
+            f"{dataset.folder} is not the encoded dataset that {exported} was trained on (data.folder, the "
+            "codec, the tokenizer or versions of packages have changed): what is held out may be what it "
+            "has learned"
+        )
     steps, seconds = saved.get("steps", 0), 60 * saved.get("minutes", 0.0)
     origin = Origin(command, commit(), steps, seconds, trained.config.seed)
     cfg.run_dir.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from zipper.config import expanded
 from zipper.corpora.table import read_table
 from zipper.disk import LONGEST_NAME, file_lock, file_name, write_atomic
 from zipper.errors import ConfigError, DataError
@@ -121,7 +122,7 @@ def _table_prompts(file: Path) -> list[tuple[str, Prompt]]:
         for line in read_table(file):
             audio, text = line.path("audio"), line.text("text")
             given = [("text", text)] if text else []
-            given += [("speech", os.path.realpath(file.parent / audio))] if audio else []
+            given += [("speech", os.path.realpath(file.parent / expanded(audio)))] if audio else []
             name = line.name("id")
             if len(given) != 1 or not name:
                 raise DataError(

@@ -215,7 +215,7 @@ def transcribe_long(model: Zipper, prompt: Prompt, timestamps: bool, seed: int) 
 def transcribe_words(model: Zipper, prompt: Prompt, text: str) -> list[Word]:
     """Words of a recording's transcript, in seconds from the start of its file."""
     wave = model.modalities["speech"].read(prompt.raw, *prompt.piece)
-    return later(model.transcribe_words(wave, text), prompt)
+    return later(model.transcript_words(wave, text), prompt)
 
 
 def later(words: list[Word], prompt: Prompt) -> list[Word]:

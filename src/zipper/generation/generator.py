@@ -1,6 +1,9 @@
 """A trained network with its modalities, which generates segments after prompts (paper 3.2)."""
 
+import atexit
+import collections.abc
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,15 @@ from zipper.modalities.base import Modality
 from zipper.modalities.speech import Speech
 from zipper.models.multimodal import MultimodalModel
 
+# Of streams that are left open: they are closed while what they use is still there.
+STREAMS = weakref.WeakSet[collections.abc.Generator[Tensor, None, None]]()
 Prompt = Mapping[str, Any]  # {"text": "hello"} or {"speech": a path, or a waveform float32 [n]}
+
+
+@atexit.register
+def _close_streams() -> None:
+    for pieces in [*STREAMS]:
+        pieces.close()
 
 
 class GeneratedSegment(NamedTuple):
@@ -105,6 +116,13 @@ class Generator(nn.Module):
         `synthesize`, and ConfigError on beam search, on candidates, or on no finite, positive `seconds`,
         before the first piece.
         """
+        pieces = self._stream(text, seconds, seed, overrides)
+        STREAMS.add(pieces)
+        return pieces
+
+    def _stream(
+        self, text: str, seconds: float, seed: int, overrides: Sequence[str]
+    ) -> collections.abc.Generator[Tensor, None, None]:
         if not (isinstance(seconds, SupportsFloat) and 0 < seconds < math.inf):
             raise ConfigError(f"seconds={seconds!r} must be a positive number, the length of a piece.")
         document, decode = self.document("0", {"text": text}), self._decode(overrides)

@@ -140,7 +140,7 @@ class LiveTranscript:
             return [Word(word, math.nan, math.nan) for word in found[first:last]]
         since = self.start / self.rate
         aligned = self.align(wave, " ".join(found))
-        # As many as were found, unless the text as it is read has other words (25 is twenty five).
+        # As many as were found, unless the tokenizer has other spaces.
         each = [aligned[at * len(aligned) // len(found)] for at in range(first, last)]
         return [
             Word(word, round(since + one.start, 2), round(since + one.end, 2))

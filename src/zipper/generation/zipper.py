@@ -28,6 +28,7 @@ from zipper.models.zipper import ZipperModel
 
 # Why a transcript is doubtful that did not end by itself.
 CUT = {"stop": "", "length": "it is cut at its greatest length.", "repetition": "it repeats itself."}
+WORD = re.compile(r"\w")
 
 
 class Zipper(Generator):
@@ -149,14 +150,22 @@ class Zipper(Generator):
             raise ConfigError(NO_ZIPS)
         if text is None and long:
             return self.transcribe_long(wave)
-        text = self.transcribe(wave) if text is None else text
+        if text is None:
+            return self.transcript_words(wave, self.transcribe(wave))
         if not isinstance(text, str):
             raise ConfigError(f"text={text!r} must be the transcript of the recording.")
-        if not re.search(r"\w", text):
+        return self.transcript_words(wave, self.modalities["text"].read(text) if WORD.search(text) else "")
+
+    def transcript_words(self, wave: Tensor, text: str) -> list[Word]:
+        """As `transcribe_words`, of a waveform float32 [n] and the model's own transcript: it may be longer
+        than a prompt, and hold digits and signs that no prompt may."""
+        if not isinstance(self.network, ZipperModel):
+            raise ConfigError(NO_ZIPS)
+        if not WORD.search(text):
             return []
         with self._evaluating():
             written = self.modalities["text"]
-            (content,) = written.encode([written.read(text)])  # a transcript may be longer than a prompt
+            (content,) = written.encode([text])
             segments = self.encode("speech", wave), segment(written, content)
             return word_times(self.network, self.modalities, self.statistics, wave, *segments)
 
@@ -232,7 +241,7 @@ class Zipper(Generator):
 
         Raises ConfigError if the model was not trained for speech."""
         longest = self.longest_recording
-        align = self.transcribe_words if times and isinstance(self.network, ZipperModel) else None
+        align = self.transcript_words if times and isinstance(self.network, ZipperModel) else None
 
         def transcribe(wave: Tensor) -> str:
             text, doubt = ("", "") if is_silent(wave) else self._transcript(wave, seed)

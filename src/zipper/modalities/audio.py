@@ -170,7 +170,8 @@ def _read(path: Path, start: float, seconds: float | None, longest: float, limit
                 f"{path} has {count:,} samples of {file.channels} channels, more than {MOST:,} in all, which "
                 "are read at once. Convert it to one channel of 16 kHz, or cut it."
             )
-        file.seek(min(first, frames))
+        if first:  # of some telephone codecs, libsndfile finds no place but the first
+            file.seek(min(first, frames))
         samples = file.read(count, dtype="float32", always_2d=True)
         missing = (count - len(samples)) / rate
         if piece is None:
@@ -233,12 +234,15 @@ def _ends(path: Path) -> bool:
     two pages looks the same.
     """
     with path.open("rb") as raw:
+        first = raw.read(18)
         raw.seek(-min(2 * OGG_PAGE, path.stat().st_size), 2)
         tail = raw.read()
     at = tail.rfind(b"OggS\0")
     head, sizes = tail[at : at + 27], tail[at + 27 :]
     if at < 0 or len(head) < 27 or len(sizes) < head[26]:
         return False
+    if head[14:18] != first[14:18]:  # serial numbers
+        raise DataError(f"{path} holds several streams; the first alone would be read. Convert it to FLAC.")
     beyond = len(sizes) - head[26] - sum(sizes[: head[26]])
     if head[5] & 4:
         return beyond >= 0
@@ -287,7 +291,8 @@ def _whole_header(path: Path) -> BytesIO | None:
         if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
             return None
         while head[at : at + 4] not in (b"data", b""):
-            at += 8 + int.from_bytes(head[at + 4 : at + 8], "little")
+            size = int.from_bytes(head[at + 4 : at + 8], "little")
+            at += 8 + size + size % 2  # chunks begin at even places
         ends = int.from_bytes(head[4:8], "little")
         # at: the declared size ends where the samples begin.
         filled_in = ends not in (0, at) and ends < STREAM

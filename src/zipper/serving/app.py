@@ -279,7 +279,7 @@ async def _word_times(batcher: Batcher, wave: Tensor, text: str) -> list[Word]:
     """Words of a transcript with their start and end in seconds. Raises Refused."""
     try:
         return await asyncio.wrap_future(
-            _refusing(batcher.run, lambda: batcher.model.transcribe_words(wave, text))
+            _refusing(batcher.run, lambda: batcher.model.transcript_words(wave, text))
         )
     except ConfigError as error:
         raise Refused(400, str(error), "timestamp_granularities") from error

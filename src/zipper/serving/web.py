@@ -110,7 +110,7 @@ def create_page(model: Zipper, batcher: Batcher, name: str) -> gr.Blocks:
         def transcribed() -> tuple[str, list[Word], Figure | None]:
             [[found]] = model.generate([{"speech": wave}], ["text"])
             text = found.value
-            words = model.transcribe_words(wave, text) if text and zips else []
+            words = model.transcript_words(wave, text) if zips else []
             shown = f"{text or '(no words)'}{f' [doubtful: {found.doubt}]' if found.doubt else ''}"
             return shown, words, drawn(wave, text)
 

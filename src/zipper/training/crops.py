@@ -1,5 +1,6 @@
 """Crops of recordings that a codec is trained on, with their semantic units."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -14,11 +15,14 @@ from zipper.codecs.semantic import SemanticEncoder
 from zipper.config import TrainCodecConfig
 from zipper.corpora.utterance import Utterance
 from zipper.data.skipped import Skipped, check_budget, list_skipped
+from zipper.disk import write_atomic
 from zipper.errors import DataError
 from zipper.modalities.normalise import unreadable
 from zipper.training.semantic import semantic_units, step_seed
 
 GAIN = 10.0  # input scale: speech has an RMS near 0.05, the model's input near 0.5
+
+RECORDINGS = "recordings.sha256"
 
 Crop = tuple[Tensor, Tensor | None]  # waves float32 [B, n], multiplied by GAIN; semantic units int64 [B, F]
 
@@ -49,7 +53,7 @@ class Crops(IterableDataset):
             except DataError as error:
                 skipped.append(Skipped(id=u.id, reason=str(error)))
             else:
-                if len(wave) > self.length:
+                if len(wave) >= self.length:
                     found.append((u.text, (wave.clamp(-1, 1) * 32767).round().to(torch.int16)))
         if skipped:
             folder = folder or Path()
@@ -58,7 +62,11 @@ class Crops(IterableDataset):
             print(f"{len(skipped)} recordings were skipped: {folder}/recordings.skipped has the reasons")
         self.waves = [wave for _, wave in found]
         if not self.waves:
-            raise DataError(f"No utterance is longer than train_codec.seconds={cfg.seconds}.")
+            raise DataError(f"All utterances are shorter than train_codec.seconds={cfg.seconds}.")
+        if short := len(utterances) - len(skipped) - len(found):
+            print(f"{short} recordings are shorter than train_codec.seconds={cfg.seconds}, and left out")
+        if folder is not None:
+            _check_same(folder / RECORDINGS, found, texts=bool(cfg.semantic_ctc))
         self.units: list[Tensor] = []
         if semantic is not None:
             texts = [text or "" for text, _ in found]
@@ -75,8 +83,24 @@ class Crops(IterableDataset):
             rows, units = [], []
             for index in torch.randint(len(self.waves), (self.cfg.batch,), generator=draw).tolist():
                 wave = self.waves[index]
-                first = int(torch.randint(len(wave) - self.length, (1,), generator=draw)) // hop * hop
+                first = int(torch.randint(len(wave) - self.length + 1, (1,), generator=draw)) // hop * hop
                 rows.append(wave[first : first + self.length])
                 if self.units:
                     units.append(self.units[index][first // hop :][: self.length // hop])
             yield torch.stack(rows).float() * (GAIN / 32767), torch.stack(units) if units else None
+
+
+def _check_same(file: Path, found: list[tuple[str | None, Tensor]], texts: bool) -> None:
+    """Keeps the hash of the recordings (and texts) of a training, which goes on with the same alone."""
+    content = hashlib.sha256()
+    for text, wave in found:
+        content.update(f"{len(wave)} {text if texts else ''}\n".encode())
+        content.update(wave.numpy().tobytes())
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content.hexdigest().encode())
+    elif file.read_text(encoding="utf-8") != content.hexdigest():
+        raise DataError(
+            f"{file.parent} holds the beginning of a training on other recordings or texts, or in another "
+            "order. Restore them, choose another name (name=...), or delete that folder."
+        )

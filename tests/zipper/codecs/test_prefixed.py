@@ -235,3 +235,19 @@ def test_a_description_of_a_codec_that_lacks_something_is_damaged(in_tmp, key):
     Path("codec/codec.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(DataError, match=f"codec.json is damaged: it lacks {key}"):
         load_zipper_codec(Path("codec"))
+
+
+def test_a_codec_of_a_newer_version_says_so(in_tmp):
+    shutil.copytree(ROOT / "assets/codec", "codec")
+    settings = json.loads(Path("codec/codec.json").read_text(encoding="utf-8"))
+    settings["shape"]["later"] = 1
+    Path("codec/codec.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(DataError, match=r"codec\.json: shape\.later is unknown: another version wrote it"):
+        load_zipper_codec(Path("codec"))
+
+
+def test_weights_of_encodec_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.th").write_bytes(b"no weights")
+    with pytest.raises(DataError, match=f"{tmp_path}/own.th"):
+        load_codec(CodecConfig(name="encodec_24khz", bandwidth_kbps=1.5, weights="~/own.th"))

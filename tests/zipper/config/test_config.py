@@ -240,3 +240,11 @@ def test_settings_that_contradict_each_other_are_refused_and_others_are_not(word
     with pytest.raises(ConfigError, match=re.escape(reason)):
         load_config(None, words)
     load_config(None, [*words, instead])
+
+
+def test_what_is_written_may_be_named_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("build: ~/b\nexport: ~/e\ntrain_codec: {out: ~/c}\n", encoding="utf-8")
+    cfg = load_config(tmp_path / "own.yaml", ["result=~/r.json"])
+    home = [cfg.build, cfg.export, cfg.train_codec.out, cfg.result]
+    assert home == [str(tmp_path / name) for name in ("b", "e", "c", "r.json")]

@@ -1,6 +1,8 @@
 """Lists, folders of text and tokenizers of users that do not quite fit are refused, or read rightly."""
 
+import errno
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -113,6 +115,13 @@ def test_folders_of_text_may_hold_other_things_but_no_other_encoding(tmp_path):
     (folder / "gone.txt").symlink_to(folder / "nowhere")
     written(folder / "A.TXT", "So it is.")
     assert sentences_of_folder(folder, "x") == {"A": ["so it is"]}
+    (tmp_path / "more").mkdir()
+    written(tmp_path / "more" / "c.txt", "The cat.")
+    (folder / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "again").symlink_to(folder)  # in a circle
+    written(folder / "A.txt", "It rains.")
+    found = sentences_of_folder(folder, "x")
+    assert sorted(map(tuple, found.values())) == [("it rains",), ("so it is",), ("the cat",)]
     (folder / "b.txt").write_bytes("Un café.".encode("latin-1"))
     with pytest.raises(DataError, match=r"b\.txt cannot be read as UTF-8 text"):
         sentences_of_folder(folder, "x")
@@ -238,9 +247,11 @@ def test_a_codec_is_trained_on_recordings_at_their_speeds_without_the_broken_one
     assert "1 recordings were skipped" in capsys.readouterr().out
     assert "gone" in (tmp_path / "recordings.skipped").read_text(encoding="utf-8")
     texts = [replace(u, text="page 5" if i == 7 else "page five") for i, u in enumerate(found)]
-    crops = Crops(texts, replace(cfg, semantic="whisper", semantic_ctc=1), 0, folder=tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    crops = Crops(texts, replace(cfg, semantic="whisper", semantic_ctc=1), 0, folder=other)
     assert len(crops.waves) == 120  # no letters are learnt from what has no reading
-    assert "its text has digits" in (tmp_path / "recordings.skipped").read_text(encoding="utf-8")
+    assert "its text has digits" in (other / "recordings.skipped").read_text(encoding="utf-8")
     with pytest.raises(DataError, match="2 of 123 utterances cannot be used, more than 1%"):
         Crops([*found, broken, broken], cfg, 0, folder=tmp_path)
 
@@ -263,3 +274,72 @@ def test_python_says_how_a_list_and_a_setting_are_given(manifest, towers):
         zipper.ZipperData("mine.tsv", model, tasks={"asr": 1})
     with pytest.raises(ConfigError, match="give a list of settings"):
         zipper.ZipperData("manifest", model, tasks={"asr": 1}, overrides=f"data.folder={manifest}")
+
+
+def test_a_training_of_a_codec_goes_on_with_the_same_recordings_alone(tmp_path, capsys):
+    cfg, found = TrainCodecConfig(seconds=0.48), []
+    length = round(cfg.seconds * cfg.sample_rate)
+    for i, count in enumerate((length, length + 1, length - 1, 2 * length)):
+        wave = 0.1 * torch.randn(count, generator=torch.Generator().manual_seed(i)).numpy()
+        sf.write(tmp_path / f"{i}.wav", wave, cfg.sample_rate)
+        found.append(Utterance(str(i), str(tmp_path / f"{i}.wav"), "so", "s", "train"))
+    crops = Crops(found, cfg, 0, folder=tmp_path)
+    assert [len(wave) for wave in crops.waves] == [length, length + 1, 2 * length]
+    assert "1 recordings are shorter than train_codec.seconds=0.48, and left out" in capsys.readouterr().out
+    batch, _ = next(crops.crops(0))
+    assert batch.shape[1] == length
+    Crops([replace(u, text="it is") for u in found], cfg, 0, folder=tmp_path)  # texts without a letter head
+    with pytest.raises(DataError, match="the beginning of a training on other recordings or texts"):
+        Crops(found[::-1], cfg, 0, folder=tmp_path)
+
+
+def test_names_that_are_not_utf8_are_named(tmp_path):
+    (tmp_path / "t").mkdir()
+    for name in (b"a.txt", b"b.txt", b"caf\xe9.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "t") + b"/" + name)).write_text("So it is.", encoding="utf-8")
+    with pytest.raises(DataError, match="the name of a file or folder is not UTF-8"):
+        open_corpus(corpus("data.corpus=text", f"data.folder={tmp_path / 't'}", "data.dev=1", "data.test=1"))
+
+
+def test_a_link_to_a_list_has_the_suffix_and_the_recordings_beside_it(tmp_path):
+    (tmp_path / "cache").mkdir()
+    lines = [json.dumps({"id": s, "audio": "x.wav", "text": "so", "split": s}) for s in SPLITS]
+    written(tmp_path / "cache" / "0123", *lines)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "m.jsonl").symlink_to("../cache/0123")
+    found = open_corpus(corpus("data.corpus=manifest", f"data.folder={tmp_path / 'lists' / 'm.jsonl'}"))
+    assert {u.audio for u in found} == {str(tmp_path / "lists" / "x.wav")}
+
+
+def test_a_split_without_a_usable_recording_is_refused(in_tmp, towers, codec):
+    lines = ["id\taudio\ttext\tsplit"]
+    sound = torch.randn(16_000, generator=torch.Generator().manual_seed(0)).numpy()
+    for i in range(202):
+        name = f"{'silent' if i == 200 else 'a'}.wav"
+        lines.append(f"{i}\t{name}\tso it is\t{'test' if i == 200 else 'dev' if i == 201 else 'train'}")
+    sf.write("a.wav", 0.1 * sound, 16_000)
+    sf.write("silent.wav", 0 * sound, 16_000)
+    cfg = corpus("data.corpus=manifest", f"data.folder={written(Path('m.tsv'), *lines)}")
+    with pytest.raises(DataError, match="all utterances of split test were skipped"):
+        prepare(cfg, Clock(), units(codec, Tokenizer.train(["so it is"], 30)))
+
+
+def test_datasets_are_made_in_folders_of_any_name(in_tmp, utterances, codec, subwords):
+    for name in ("~", "a::b", "~/x"):
+        dataset = prepare_dataset(Path(name) / "stores", utterances, units(codec, subwords), 30.0)
+        assert dataset.folder.is_relative_to(name)
+
+
+def test_what_killed_processes_left_of_shards_goes(in_tmp, utterances, codec, subwords, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("zipper.data.shards.ArrowWriter.finalize", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare_dataset(Path("s"), utterances, units(codec, subwords), 30.0)
+    (folder,) = [one for one in Path("s").iterdir() if one.is_dir()]
+    assert not [*folder.glob("*.part")]
+    (folder / "train-00000.1.part").write_bytes(b"x")
+    prepare_dataset(Path("s"), utterances, units(codec, subwords), 30.0)
+    assert not [*folder.glob("*.part")]

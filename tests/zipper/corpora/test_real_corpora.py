@@ -300,3 +300,12 @@ def test_holding_out_takes_whole_speakers_and_leaves_something_to_train_on():
     assert Counter(u.split for u in hold_out(alone, 5, 10, seed=1)) == {"train": 85, "dev": 5, "test": 10}
     with pytest.raises(DataError, match="all go to"):
         hold_out(found[:10], 5, 20, seed=1)
+
+
+def test_no_speech_of_librilight_is_lost_where_intervals_overlap(tmp_path):
+    librilight(tmp_path)
+    for statistics in tmp_path.rglob("*.json"):
+        voiced = [[0.0, 4.0], [1.0, 1.5], [4.5, 5.0]]
+        statistics.write_text(json.dumps({"voice_activity": voiced}), encoding="utf-8")
+    found = opened("librilight", tmp_path, "data.dev=1", "data.test=1", "data.max_seconds=4")
+    assert {(u.start, u.seconds) for u in found} == {(0.0, 4.0), (4.5, 0.5)}

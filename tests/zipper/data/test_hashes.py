@@ -171,3 +171,14 @@ def test_a_project_that_was_moved_keeps_its_synthetic_corpus(tmp_path):
     write_manifest(folder / "manifest.jsonl", made)
     found = spoken_corpus(cfg, tmp_path / "there", 1)
     assert [u.audio for u in found] == [str(folder / s / f"{s}-0.flac") for s in SPLITS]
+
+
+def test_files_that_have_moved_are_the_same_list():
+    def at(folder: str) -> list[Utterance]:
+        files = {"image": f"{folder}/a/b/c/x.png"}
+        return [Utterance("a", f"{folder}/a/b/c/x.wav", "x", "s", "train", "manifest/train", other=files)]
+
+    assert listing_hash(at("/here")) == listing_hash(at("/there"))
+    assert listing_hash(at("/here")) != listing_hash(
+        [replace(at("/here")[0], other={"image": "/here/y.png"})]
+    )

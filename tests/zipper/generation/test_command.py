@@ -165,6 +165,12 @@ def test_a_batch_that_was_stopped_goes_on_where_it_was(in_tmp, monkeypatch, caps
     assert "exists and is not overwritten" in capsys.readouterr().err
 
 
+def test_recordings_of_a_table_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "m.tsv").write_text("id\taudio\na\t~/a.wav\n", encoding="utf-8")
+    assert [one.raw for one in read_batch(tmp_path / "m.tsv")] == [str(tmp_path / "home" / "a.wav")]
+
+
 def test_two_processes_cannot_be_at_one_batch(in_tmp, monkeypatch, capsys):
     """Also not one that read its prompts while the other one finished."""
     model, real = str(ROOT / "assets/zipped"), command_module.save

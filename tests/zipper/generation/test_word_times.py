@@ -1,6 +1,7 @@
 """Word times: the best monotonic path, in order, within the recording, and moved with the sound."""
 
 import itertools
+import re
 from pathlib import Path
 
 import lightning as L
@@ -14,6 +15,7 @@ import zipper
 from conftest import data_of, joined
 from reproduce import ROOT
 from zipper.cli import run
+from zipper.errors import ConfigError
 from zipper.generation.word_times import DURATION, monotonic, word_times
 from zipper.models.single_decoder import SharedTower
 
@@ -146,3 +148,16 @@ def test_a_constant_offset_is_no_sound(model):
     for offset in (0.005, -0.005):
         found = model.transcribe_words(wave + offset, SAID)
         assert (found[0].start, found[-1].end) == (expected[0].start, expected[-1].end)
+
+
+@pytest.mark.parametrize("said", ["helen's 2 wallets", "tom & jerry met \ufffd"])
+def test_whatever_a_model_writes_has_times(model, monkeypatch, said):
+    """Also what no prompt may hold."""
+    wave = model.modalities["speech"].read(RECORDING)
+    monkeypatch.setattr(type(model.modalities["text"]), "decode", lambda *_: said)
+    assert [word.text for word in model.transcribe_stream(wave.split(1600))] == [
+        word for word in said.split() if re.search(r"\w", word)
+    ]
+    assert all(0 <= word.start <= word.end for word in model.transcribe_words(wave))
+    with pytest.raises(ConfigError):
+        model.transcribe_words(wave, said)  # of someone else

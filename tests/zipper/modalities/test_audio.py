@@ -302,3 +302,30 @@ def test_a_small_file_that_would_fill_the_memory_is_refused(tmp_path, monkeypatc
     sf.write(tmp_path / "a.flac", np.zeros((20_000, 8)), 48_000)
     with pytest.raises(DataError, match=r"20,000 samples of 8 channels, more than 100,000 in all"):
         read_wave(tmp_path / "a.flac", 16_000)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_behind_another_one_is_not_left_out_in_silence(tmp_path, subtype):
+    one, two = (written(tmp_path / f"{n}.ogg", noise(n), format="OGG", subtype=subtype) for n in (1, 2))
+    assert len(read_wave(two, RATE)) == 2 * RATE
+    two.write_bytes(one.read_bytes() + two.read_bytes())
+    with pytest.raises(DataError, match="holds several streams"):
+        read_wave(two, RATE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "GSM610"), ("AIFF", "GSM610"), ("AU", "G721_32"), ("AU", "G723_24"), ("WAV", "NMS_ADPCM_16")],
+)
+def test_telephone_files_without_places_to_seek_are_read(tmp_path, kind, subtype):
+    file = written(tmp_path / "a", 0.1 * noise(2.0, 8000), 8000, format=kind, subtype=subtype)
+    assert torch.equal(read_wave(file, 8000), torch.from_numpy(sf.read(file, dtype="float32")[0]))
+
+
+def test_a_wav_from_a_pipe_may_have_a_chunk_of_odd_length(tmp_path):
+    file = written(tmp_path / "a.wav", noise(), subtype="PCM_16")
+    data = file.read_bytes()
+    at, whole = data.index(b"data"), read_wave(file, RATE)
+    odd = b"LIST" + struct.pack("<I", 5) + b"INFO\0" + b"\0"
+    file.write_bytes(data[:4] + bytes(4) + data[8:at] + odd + b"data" + bytes(4) + data[at + 8 :])
+    assert torch.equal(read_wave(file, RATE), whole)

@@ -180,7 +180,18 @@ def test_an_exported_model_is_evaluated_on_any_list(data, utterances, capsys):
         main(["evaluate", "first", f"name=own-{i}", *words])  # not on what it was trained on
         found = read_result(Path(f"build/runs/own-{i}/asr-test.json"))
         assert found["per_utterance"] == held_out["per_utterance"]
-    capsys.readouterr()
+    assert "what is held out" not in capsys.readouterr().out
+    changed, given = Path("changed.tsv"), Path(trained_on["folder"]).read_text(encoding="utf-8").splitlines()
+    changed.write_text("\n".join([*given[:3], *given[6:]]) + "\n", encoding="utf-8")
+    model, saved = (
+        Path("moved/zipper.json"),
+        json.loads(Path("first/zipper.json").read_text(encoding="utf-8")),
+    )
+    shutil.copytree("first", "moved")
+    saved["config"]["data"]["folder"] = str(changed.resolve())
+    model.write_text(json.dumps(saved), encoding="utf-8")
+    main(["evaluate", "moved"])
+    assert "what is held out may be what it has learned" in capsys.readouterr().out
     lines = [f"{u.audio}\t{u.text}\ttest" for u in utterances[5:6]]
     Path("one.tsv").write_text("\n".join(["audio\ttext\tsplit", *lines]) + "\n", encoding="utf-8")
     main([*evaluate, "data.folder=one.tsv"])
