@@ -50,8 +50,8 @@ def semantic_units(
 ) -> list[Tensor]:
     """Units int64 [F] of each wave int16 [n]. Unless the encoder is fitted, fits it first.
 
-    texts: their transcripts, and steps of the letter head. folder: an interrupted training reads what it
-    wrote there. Raises DataError if that is of other recordings, or no transcript has letters.
+    texts: their transcripts, and steps of the letter head. folder: an interrupted training on the same waves
+    reads what it wrote there. Raises DataError if that is of another encoder, or no transcript has letters.
     """
     file = None if folder is None else folder / KEPT
     if file is not None and file.exists():
@@ -66,11 +66,6 @@ def semantic_units(
 def _read_units(semantic: SemanticEncoder, waves: Sequence[Tensor], file: Path) -> list[Tensor]:
     kept, lengths = load_file(file), [math.ceil(len(wave) / HOP) for wave in waves]
     units = kept.pop("units")
-    if len(units) != sum(lengths):
-        raise DataError(
-            f"{file} holds {len(units)} units, but these recordings have {sum(lengths)}: it is "
-            "of other training data. Choose another name (name=...), or delete that folder."
-        )
     if kept.keys() != semantic.fitted().keys():
         raise DataError(
             f"{file} is of another semantic encoder: it has {', '.join(sorted(kept))}, not "

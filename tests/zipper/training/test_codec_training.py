@@ -164,7 +164,7 @@ def test_a_codec_in_8_bits_has_the_units_and_codes_that_it_was_trained_with(
     train_codec(cfg, utterances, "x")
     assert load_codec(CodecConfig(weights="again")).fingerprint == codec.fingerprint
     (cfg.run_dir / "finished").unlink()
-    with pytest.raises(DataError, match="of other training data"):
+    with pytest.raises(DataError, match="the beginning of a training on other recordings or texts"):
         train_codec(cfg, [u for u in utterances if u.split != "train" or u.id != utterances[0].id], "x")
     save_file({name: kept[name] for name in ("centroids", "units")}, cfg.run_dir / "semantic.safetensors")
     with pytest.raises(DataError, match=r"of another semantic encoder: it has centroids, not centroids, dev"):
